@@ -1,0 +1,332 @@
+"""The rooms of `vlm_edit` and the arrows between them: the table of docs/architecture.md, held."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = ROOT / "vlm_edit"
+ADAPTERS = ROOT / "adapters" / "vlm_edit_adapters"
+
+# A room is a module or a package right below vlm_edit; each may import the rooms in its set.
+# docs/architecture.md says the same in words: change both together.
+ARROWS: dict[str, set[str]] = {
+    "errors": set(),
+    "sites": {"errors"},
+    "pairs": {"errors"},
+    "dictionaries": {"errors"},
+    "dominance": {"errors"},
+    "interpretability": {"errors"},
+    "hooks": {"errors", "sites"},
+    "edits": {"errors", "dictionaries"},
+    "patches": {"errors", "sites", "hooks", "edits", "dictionaries", "dominance"},
+    "measure": {
+        *("errors", "sites", "hooks", "dictionaries", "dominance", "interpretability", "pairs"),
+    },
+    "tracing": {"errors", "patches", "sites", "hooks", "edits", "dictionaries"},
+    "zoo": {"errors", "pairs", "dictionaries"},
+    "report": {
+        *("errors", "dominance", "interpretability", "measure", "dictionaries", "edits"),
+        *("patches", "pairs"),
+    },
+}
+ARROWS["demo"] = set(ARROWS)
+ARROWS["cli"] = set(ARROWS)
+ARROWS["__main__"] = {"cli"}
+
+# Rows of the table whose room is still to be built.
+PLANNED = {"interpretability", "__main__"}
+
+# The package's face re-exports: it may import any room, and no room imports it but for its version.
+FACE = "__init__"
+FROM_THE_FACE = {"__version__"}
+
+HOOK_CALL = re.compile(r"^register_(module_)?forward(_pre)?_hook$")
+
+
+def room_of(path: Path, core: Path) -> str:
+    return path.relative_to(core).parts[0].removesuffix(".py")
+
+
+def modules(folder: Path) -> list[Path]:
+    found = sorted(folder.rglob("*.py"))
+    assert found, f"no modules below {folder}"
+    return found
+
+
+def imports(path: Path, package: tuple[str, ...]) -> Iterator[tuple[int, str, str | None]]:
+    """Each import of a module: its line, the module named, and the name taken from it.
+
+    Imports inside functions, under TYPE_CHECKING and by import_module("...") count too.
+    """
+    for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, None
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, module, alias.name
+        elif isinstance(node, ast.Call) and node.args:
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            first = node.args[0]
+            if (
+                called in ("import_module", "__import__")
+                and isinstance(first, ast.Constant)
+                and isinstance(first.value, str)
+            ):
+                yield node.lineno, first.value, None
+
+
+def package_of(path: Path, top: Path) -> tuple[str, ...]:
+    return (top.name, *path.relative_to(top).parts[:-1])
+
+
+def room_arrows(core: Path) -> Iterator[tuple[str, str, str]]:
+    """Each import of one room by another: (where, room, imported room)."""
+    for path in modules(core):
+        room = room_of(path, core)
+        for line, module, name in imports(path, package_of(path, core)):
+            parts = module.split(".")
+            if parts[0] != "vlm_edit":
+                continue
+            where = f"{path.relative_to(core.parent)}:{line}"
+            if len(parts) > 1:
+                target = parts[1]
+            elif name in FROM_THE_FACE:
+                continue
+            elif name is not None and is_room(core, name):
+                target = name
+            else:
+                target = FACE
+            if target != room:
+                yield where, room, target
+
+
+def is_room(core: Path, name: str) -> bool:
+    return (core / f"{name}.py").is_file() or (core / name).is_dir()
+
+
+def rooms(core: Path) -> set[str]:
+    return {room_of(path, core) for path in modules(core)} - {FACE}
+
+
+def forbidden_arrows(core: Path) -> list[str]:
+    return [
+        f"{where}: {room} may not import {'the face of vlm_edit' if target == FACE else target}"
+        for where, room, target in room_arrows(core)
+        if room != FACE and target not in ARROWS.get(room, set())
+    ]
+
+
+def cycle(core: Path) -> list[str] | None:
+    graph: dict[str, set[str]] = {}
+    for _, room, target in room_arrows(core):
+        if room != FACE:
+            graph.setdefault(room, set()).add(target)
+    return cycle_in(graph)
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str] | None:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return None
+
+
+def importers_of(package: str, core: Path) -> set[str]:
+    return {
+        room_of(path, core)
+        for path in modules(core)
+        for _, module, _ in imports(path, package_of(path, core))
+        if module.split(".")[0] == package
+    }
+
+
+def forward_hook_calls(folder: Path) -> list[str]:
+    """Where a forward hook is registered, by attribute or by its name in a string."""
+    return [
+        f"{path.relative_to(folder.parent)}:{node.lineno}"
+        for path in modules(folder)
+        for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path)))
+        if (isinstance(node, ast.Attribute) and HOOK_CALL.match(node.attr))
+        or (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and HOOK_CALL.match(node.value)
+        )
+        or (isinstance(node, ast.Name) and HOOK_CALL.match(node.id))
+    ]
+
+
+def test_every_room_is_in_the_table_and_every_row_has_a_room() -> None:
+    built = rooms(CORE)
+    assert not built - set(ARROWS), "a new room: add it to ARROWS and to docs/architecture.md"
+    assert not set(ARROWS) - built - PLANNED, "a row of ARROWS without a room"
+    assert not PLANNED & built, "built by now: take it out of PLANNED"
+
+
+def test_the_document_of_the_architecture_names_every_room() -> None:
+    words = set(re.findall(r"\w+", (ROOT / "docs" / "architecture.md").read_text("utf-8")))
+    assert not rooms(CORE) - words
+
+
+def test_each_room_imports_only_rooms_below_it() -> None:
+    assert not forbidden_arrows(CORE)
+
+
+def test_the_table_has_no_circle() -> None:
+    assert cycle_in(ARROWS) is None
+
+
+def test_the_rooms_import_each_other_in_no_circle() -> None:
+    assert cycle(CORE) is None
+
+
+def test_only_tracing_imports_nnsight() -> None:
+    assert importers_of("nnsight", CORE) == {"tracing"}
+    assert importers_of("nnsight", ADAPTERS) == set()
+
+
+def test_only_hooks_registers_forward_hooks() -> None:
+    elsewhere = [
+        where
+        for where in forward_hook_calls(CORE)
+        if not where.startswith(("vlm_edit/hooks.py", "vlm_edit/hooks/"))
+    ]
+    assert not elsewhere
+    assert not forward_hook_calls(ADAPTERS)
+
+
+def test_adapters_import_nothing_of_the_core_but_sites() -> None:
+    others = [
+        f"{path.name}:{line}: {module} {name or ''}"
+        for path in modules(ADAPTERS)
+        for line, module, name in imports(path, package_of(path, ADAPTERS))
+        if module.split(".")[0] == "vlm_edit"
+        and module != "vlm_edit.sites"
+        and (module, name) != ("vlm_edit", "sites")
+    ]
+    assert not others
+
+
+def test_the_core_imports_no_adapter() -> None:
+    assert importers_of("vlm_edit_adapters", CORE) == set()
+
+
+def test_importing_the_library_loads_nothing_heavy_but_torch() -> None:
+    code = (
+        "import json, sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import vlm_edit\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    brought = json.loads(done.stdout)
+    assert "vlm_edit" in brought
+    heavy = ("nnsight", "matplotlib", "scipy", "sklearn", "pandas", "resvg_py", "vlm_edit_adapters")
+    modelling = ("transformers.models", "transformers.modeling_utils", "transformers.generation")
+    assert not [
+        name
+        for name in brought
+        if name.split(".")[0] in heavy
+        or any(name == part or name.startswith(f"{part}.") for part in modelling)
+    ]
+
+
+# The checks themselves, on small trees that break one rule each.
+
+
+def tree(folder: Path, files: dict[str, str]) -> Path:
+    core = folder / "vlm_edit"
+    for name, text in {"__init__.py": "", **files}.items():
+        (core / name).parent.mkdir(parents=True, exist_ok=True)
+        (core / name).write_text(text, "utf-8")
+    return core
+
+
+def test_an_arrow_that_points_up_is_found(tmp_path: Path) -> None:
+    core = tree(tmp_path, {"sites.py": "x = 1\n\nfrom vlm_edit.hooks import attach\n"})
+    assert forbidden_arrows(core) == ["vlm_edit/sites.py:3: sites may not import hooks"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import vlm_edit.cli",
+        "import vlm_edit.cli as c",
+        "from vlm_edit import cli",
+        "from vlm_edit.cli import main",
+        "from .. import cli",
+        "from ..cli import main",
+        "import importlib; importlib.import_module('vlm_edit.cli')",
+        "def f():\n    from vlm_edit import cli",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from vlm_edit.cli import main",
+    ],
+)
+def test_every_way_to_import_a_room_is_seen(line: str, tmp_path: Path) -> None:
+    core = tree(tmp_path, {"cli.py": "", "zoo/__init__.py": "", "zoo/recipes.py": line})
+    (message,) = forbidden_arrows(core)
+    assert message.endswith("zoo may not import cli")
+
+
+def test_an_arrow_to_the_face_is_found_unless_it_asks_for_the_version(tmp_path: Path) -> None:
+    core = tree(
+        tmp_path,
+        {
+            "patches.py": "from vlm_edit import __version__",
+            "edits.py": "from vlm_edit import Patch",
+            "hooks.py": "import vlm_edit",
+        },
+    )
+    assert forbidden_arrows(core) == [
+        "vlm_edit/edits.py:1: edits may not import the face of vlm_edit",
+        "vlm_edit/hooks.py:1: hooks may not import the face of vlm_edit",
+    ]
+
+
+def test_a_room_that_is_not_in_the_table_is_found(tmp_path: Path) -> None:
+    core = tree(tmp_path, {"cellar/__init__.py": "", "attic.py": "from vlm_edit import sites"})
+    assert rooms(core) - set(ARROWS) == {"attic", "cellar"}
+    assert forbidden_arrows(core)
+
+
+def test_a_circle_between_rooms_is_found_but_none_inside_a_room(tmp_path: Path) -> None:
+    inside = {"a/__init__.py": "from vlm_edit.a.b import x", "a/b.py": "from vlm_edit import a"}
+    assert cycle(tree(tmp_path / "one", inside)) is None
+    across = {"a/__init__.py": "", "a/b.py": "import vlm_edit.c", "c.py": "import vlm_edit.a.b"}
+    assert set(cycle(tree(tmp_path / "two", across)) or ()) == {"a", "c"}
+
+
+def test_every_way_to_register_a_forward_hook_is_found(tmp_path: Path) -> None:
+    core = tree(
+        tmp_path,
+        {
+            "one.py": "m.register_forward_hook(f)",
+            "two.py": "m.register_forward_pre_hook(f)",
+            "three.py": "getattr(m, 'register_forward_hook')(f)",
+            "four.py": "torch.nn.modules.module.register_module_forward_hook(f)",
+            "five.py": "m.register_buffer('x', y)",
+        },
+    )
+    assert [where.split("/")[1] for where in forward_hook_calls(core)] == [
+        *("four.py:1", "one.py:1", "three.py:1", "two.py:1")
+    ]
+
+
+def test_an_import_of_nnsight_inside_a_function_is_found(tmp_path: Path) -> None:
+    core = tree(tmp_path, {"tracing.py": "", "edits.py": "def f():\n    import nnsight.tracing"})
+    assert importers_of("nnsight", core) == {"edits"}

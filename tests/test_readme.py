@@ -1,0 +1,192 @@
+"""Every ```python block of README.md and docs/*.md runs, in order, each page in one namespace."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+FENCE = re.compile(r"^(?P<indent>\s*)(?P<ticks>`{3,}|~{3,})\s*(?P<language>[\w+-]*)")
+NO_RUN = re.compile(r"^\s*<!--\s*no-run\b\s*:?\s*(?P<reason>.*?)\s*-->\s*$")
+SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Block:
+    line: int  # of its first line of code, counted from 1
+    code: str
+    no_run: str | None  # the reason it is not run, None for one that is
+
+
+def python_blocks(text: str) -> list[Block]:
+    """The ```python blocks of a page, in order."""
+    blocks = []
+    lines = text.splitlines()
+    opening: re.Match[str] | None = None
+    start = 0
+    for number, line in enumerate(lines):
+        fence = FENCE.match(line)
+        if opening is None:
+            if fence:
+                opening, start = fence, number + 1
+        elif line.strip().startswith(opening["ticks"]) and not line.strip().strip(line.strip()[0]):
+            if opening["language"] in ("python", "py"):
+                before = [text for text in lines[: start - 1] if text.strip()][-1:]
+                comment = NO_RUN.match(before[0]) if before else None
+                code = textwrap.dedent("\n".join(lines[start:number]))
+                blocks.append(Block(start + 1, code, comment["reason"] if comment else None))
+            opening = None
+    if opening is not None:
+        raise AssertionError(f"the code block opened on line {start} is never closed")
+    return blocks
+
+
+def blocks_of(page: Path) -> list[Block]:
+    try:
+        return python_blocks(page.read_text("utf-8"))
+    except AssertionError as error:
+        raise AssertionError(f"{page}: {error}") from None
+
+
+def script_of(blocks: list[Block]) -> str:
+    """The blocks that run as one script in which each line keeps its number on the page."""
+    lines: list[str] = []
+    for block in blocks:
+        if block.no_run is None:
+            lines += [""] * (block.line - 1 - len(lines)) + block.code.splitlines()
+    return "\n".join(lines) + "\n"
+
+
+def run_page(page: Path, folder: Path) -> None:
+    """Run the blocks of a page in a process of its own, in `folder`.
+
+    Raises:
+        AssertionError: A block fails; the message opens with the page and the line.
+    """
+    # A file rather than exec: tracebacks, inspect and nnsight all read the source of what runs.
+    script = folder / f"{page.stem}_blocks.py"
+    script.write_text(script_of(blocks_of(page)), "utf-8")
+    work = folder / "work"
+    work.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=work,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        lines = re.findall(rf'File "{re.escape(str(script))}", line (\d+)', done.stderr)
+        line = lines[-1] if lines else "?"
+        error = done.stderr.replace(str(script), str(page))
+        raise AssertionError(f"{page}:{line}: this code fails\n{done.stdout}\n{error}")
+
+
+def describe(page: Path) -> str:
+    blocks = blocks_of(page)
+    skipped = sum(block.no_run is not None for block in blocks)
+    return f"{page.relative_to(ROOT)}: {len(blocks) - skipped} run, {skipped} not run"
+
+
+def pages_with_code() -> list[Path]:
+    return [page for page in PAGES if blocks_of(page)]
+
+
+@pytest.mark.parametrize("page", pages_with_code(), ids=describe)
+def test_the_code_on_a_page_runs(page: Path, tmp_path: Path) -> None:
+    run_page(page, tmp_path)
+
+
+def test_readme_shows_code_that_runs() -> None:
+    readme = blocks_of(ROOT / "README.md")
+    assert any(block.no_run is None for block in readme), "README.md has no ```python block"
+
+
+def test_a_block_that_is_not_run_says_why() -> None:
+    silent = [
+        f"{page.relative_to(ROOT)}:{block.line}"
+        for page in PAGES
+        for block in blocks_of(page)
+        if block.no_run == ""
+    ]
+    assert not silent, f"write the reason in <!-- no-run: reason --> before {silent}"
+
+
+def test_readme_holds_the_two_commands_each_on_one_line() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    marked = dict(re.findall(r"^<!-- ci: (\w+) -->\n```\w*\n(.*)\n```$", text, re.MULTILINE))
+    assert set(marked) == {"demo", "tests"}
+    assert marked["demo"].endswith("&& .venv/bin/vlm-edit demo")
+    assert marked["tests"].endswith("&& .venv/bin/python -m pytest")
+
+
+PAGE = """\
+# A page
+
+```bash
+not python
+```
+
+```python
+x = 1
+```
+
+1. In a list:
+
+   ```python
+   y = x + 1
+   assert y == 2
+   ```
+
+<!-- no-run: needs a model of 14 GB -->
+
+```python
+raise RuntimeError
+```
+
+```python
+assert y == 3, "wrong"
+```
+"""
+
+
+def test_blocks_are_found_with_their_lines_and_reasons() -> None:
+    found = [(block.line, block.no_run) for block in python_blocks(PAGE)]
+    assert found == [(8, None), (14, None), (21, "needs a model of 14 GB"), (25, None)]
+
+
+def test_a_failing_block_is_named_by_page_and_line(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE, "utf-8")
+    with pytest.raises(AssertionError, match=r"page\.md:25: this code fails(?s:.*)wrong"):
+        run_page(page, tmp_path)
+
+
+def test_a_syntax_error_is_named_by_page_and_line(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("text\n\n```python\nx = 1\ny = = 2\n```\n", "utf-8")
+    with pytest.raises(AssertionError, match=r"page\.md:5: this code fails"):
+        run_page(page, tmp_path)
+
+
+@pytest.mark.parametrize("comment", ["<!-- no-run: -->", "<!-- no-run -->"])
+def test_a_missing_reason_reads_as_empty(comment: str) -> None:
+    (block,) = python_blocks(f"{comment}\n```python\nx\n```\n")
+    assert block.no_run == ""
+
+
+def test_an_unclosed_block_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="opened on line 3 is never closed"):
+        python_blocks("a\n\n```python\nx = 1\n")
