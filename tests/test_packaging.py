@@ -56,21 +56,9 @@ class Environment:
     """A virtual environment with vlm-edit in it."""
 
     kind: str
-    folder: Path  # of the environment
+    python: Path
     empty: Path  # an empty folder to run in
-
-    @property
-    def scripts(self) -> Path:
-        return self.folder / ("Scripts" if os.name == "nt" else "bin")
-
-    @property
-    def python(self) -> Path:
-        return self.scripts / ("python.exe" if os.name == "nt" else "python")
-
-    @property
-    def packages(self) -> Path:
-        variables = {"base": str(self.folder), "platbase": str(self.folder)}
-        return Path(sysconfig.get_path("purelib", "venv", variables))
+    packages: Path  # its site-packages
 
     def ask(self, code: str) -> Any:
         """What `code` leaves in `answer`, run in the environment alone."""
@@ -81,25 +69,18 @@ class Environment:
 
 def make_environment(kind: str, folder: Path, *install: str | Path) -> Environment:
     venv.create(folder / "venv", with_pip=False, symlinks=os.name != "nt")
+    python = Path(venv.EnvBuilder().ensure_directories(folder / "venv").env_exe)
     empty = folder / "empty"
     empty.mkdir()
-    made = Environment(kind, folder / "venv", empty)
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = Path(run(python, "-I", "-c", where, cwd=empty).strip())
     paths = sysconfig.get_paths()
     host = dict.fromkeys([paths["purelib"], paths["platlib"], *site.getsitepackages()])
-    (made.packages / "zz_host_packages.pth").write_text("\n".join(host) + "\n", "utf-8")
-    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--ignore-installed", "--quiet"]
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        made.python,
-        "install",
-        *offline,
-        *install,
-        cwd=empty,
-    )
-    return made
+    (packages / "zz_host_packages.pth").write_text("\n".join(host) + "\n", "utf-8")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--ignore-installed"]
+    run(*pip, *offline, *install, cwd=empty)
+    return Environment(kind, python, empty, packages)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +178,7 @@ def test_both_packages_are_marked_as_typed() -> None:
 
 
 def test_the_command_prints_its_help(installed: Environment) -> None:
-    command = installed.scripts / ("vlm-edit.exe" if os.name == "nt" else "vlm-edit")
+    command = installed.python.with_name("vlm-edit")
     assert "usage: vlm-edit" in run(command, "--help", cwd=installed.empty)
 
 
