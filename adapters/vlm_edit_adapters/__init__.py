@@ -1,0 +1,1 @@
+"""Adapters: what each family of hosts calls its sites. Declarations only."""
