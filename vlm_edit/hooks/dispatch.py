@@ -1,0 +1,132 @@
+"""One hook per module, and callbacks behind it in the order they came."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks.mask import ModalityTracker, Where
+from vlm_edit.sites import Adapter, Site, Tap, find_adapter, unwrap
+
+Callback = Callable[[Tensor, Where], Tensor]
+
+
+class Handle:
+    """Undoes an attachment; calling ``remove`` twice does nothing."""
+
+    def __init__(self, undo: list[Callable[[], None]]) -> None:
+        self._undo = undo
+
+    def remove(self) -> None:
+        """Take the callbacks off the host."""
+        while self._undo:
+            self._undo.pop()()
+
+
+class _Dispatcher:
+    """The hook on one module.
+
+    It is prepended, since hosts of transformers 5 read hidden states through hooks of their own
+    and would not see what a later hook changes.
+    """
+
+    installed: weakref.WeakKeyDictionary[nn.Module, _Dispatcher] = weakref.WeakKeyDictionary()
+
+    def __init__(self, module: nn.Module) -> None:
+        self.callbacks: dict[int, Callable[[Tensor], Tensor]] = {}
+        self.handle = module.register_forward_hook(self, prepend=True)
+
+    def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden = hidden_of(output, module)
+        for callback in tuple(self.callbacks.values()):
+            hidden = callback(hidden)
+        return replace_hidden(output, hidden)
+
+
+_keys = itertools.count()
+
+
+def attach(
+    model: nn.Module, site: Site, callback: Callback, adapter: Adapter | None = None
+) -> Handle:
+    """Run a callback on the output of a site's modules at every forward.
+
+    Args:
+        model: The host.
+        site: One of its sites.
+        callback: From the output, [B, S, D] or [B, D], and what is known of its tokens, to the
+            output that the host goes on with. Must not change its input in place.
+        adapter: The host's adapter; by default found.
+
+    Returns:
+        A handle; ``handle.remove()`` leaves the host as it was.
+
+    Raises:
+        VlmEditError: No adapter for the host.
+    """
+    root = unwrap(model)
+    adapter = adapter or find_adapter(root)
+    undo: list[Callable[[], None]] = []
+    handle = Handle(undo)
+    try:
+        for tap in site.taps:
+            undo.append(_attach_tap(root, tap, callback, adapter))
+    except BaseException:
+        handle.remove()
+        raise
+    return handle
+
+
+def hidden_of(output: Any, module: nn.Module) -> Tensor:
+    """The hidden state in a module's output: the tensor itself, or the first of a tuple.
+
+    Raises:
+        VlmEditError: Neither of both.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise VlmEditError(
+        f"{type(module).__name__} returns a {type(output).__name__}; a site's module must return "
+        "a tensor or a tuple that begins with one. Name a submodule that does in the adapter"
+    )
+
+
+def replace_hidden(output: Any, hidden: Tensor) -> Any:
+    """The same output with another hidden state."""
+    if isinstance(output, Tensor):
+        return hidden
+    rest = output[1:]
+    return type(output)(hidden, *rest) if hasattr(output, "_fields") else (hidden, *rest)
+
+
+def _attach_tap(
+    root: nn.Module, tap: Tap, callback: Callback, adapter: Adapter
+) -> Callable[[], None]:
+    key = next(_keys)
+    tracker = ModalityTracker.acquire(root, adapter) if tap.stream != "image" else None
+    if tracker is None:
+        where = Where(tap.stream)
+        run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
+    else:
+        run = lambda hidden: callback(hidden, tracker.where(tap.stream))  # noqa: E731
+    dispatcher = _Dispatcher.installed.get(tap.module)
+    if dispatcher is None:
+        dispatcher = _Dispatcher.installed[tap.module] = _Dispatcher(tap.module)
+    dispatcher.callbacks[key] = run
+
+    def undo() -> None:
+        dispatcher.callbacks.pop(key)
+        if not dispatcher.callbacks:
+            dispatcher.handle.remove()
+            _Dispatcher.installed.pop(tap.module, None)
+        if tracker is not None:
+            tracker.release(root)
+
+    return undo

@@ -1,0 +1,95 @@
+"""Record what flows through sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks.dispatch import Handle, attach
+from vlm_edit.hooks.mask import Where
+from vlm_edit.sites import Adapter, Stream
+from vlm_edit.sites import site as find_site
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """The output of one module in one call.
+
+    Attributes:
+        site: The site's name.
+        hidden: [B, S, D] or [B, D], as it left the module, on its device, with its graph.
+        where: What is known of its tokens.
+    """
+
+    site: str
+    hidden: Tensor
+    where: Where
+
+
+@dataclass(eq=False)
+class Recording:
+    """What was recorded, in the order of the calls."""
+
+    captures: list[Capture] = field(default_factory=list)
+
+    def last(self, site: str, stream: Stream) -> Capture:
+        """The newest capture of a stream at a site.
+
+        Raises:
+            VlmEditError: The host's forward did not run that module.
+        """
+        for capture in reversed(self.captures):
+            if capture.site == site and capture.where.stream == stream:
+                return capture
+        raise VlmEditError(
+            f"nothing recorded of stream {stream!r} at site {site!r}: the host's forward did not "
+            "run that module; call the host inside the with-block, with the inputs it needs"
+        )
+
+
+@contextmanager
+def record(model: nn.Module, *names: str, adapter: Adapter | None = None) -> Iterator[Recording]:
+    """Record the outputs of sites while the block runs.
+
+    Patches attached before the block show in the recording, patches attached inside do not.
+
+    Args:
+        model: The host.
+        *names: Sites.
+        adapter: The host's adapter; by default found.
+
+    Yields:
+        A Recording that grows with every call of the host.
+
+    Raises:
+        VlmEditError: An unknown site, or no adapter.
+
+    Example:
+        >>> import torch
+        >>> from vlm_edit import zoo
+        >>> host, processor = zoo.load_host()
+        >>> inputs = processor(text=["a cat", "a dog"], return_tensors="pt", padding=True)
+        >>> with record(host, "joint") as recording, torch.no_grad():
+        ...     _ = host.get_text_features(**inputs)
+        >>> recording.last("joint", "text").hidden.shape[0]
+        2
+    """
+    sites = [find_site(model, name, adapter) for name in names]
+    recording = Recording()
+    handles: list[Handle] = []
+    try:
+        for site in sites:
+
+            def keep(hidden: Tensor, where: Where, name: str = site.name) -> Tensor:
+                recording.captures.append(Capture(name, hidden, where))
+                return hidden
+
+            handles.append(attach(model, site, keep, adapter))
+        yield recording
+    finally:
+        for handle in handles:
+            handle.remove()
