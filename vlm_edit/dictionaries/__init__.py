@@ -1,0 +1,15 @@
+"""Dictionaries: sparse autoencoders and raw neurons, and their formats on disk."""
+
+from vlm_edit.dictionaries.dictionary import Activation, Dictionary, Encoder, Norm, Slice
+from vlm_edit.dictionaries.formats import load_dictionary
+from vlm_edit.dictionaries.saelens import save_saelens
+
+__all__ = [
+    "Activation",
+    "Dictionary",
+    "Encoder",
+    "Norm",
+    "Slice",
+    "load_dictionary",
+    "save_saelens",
+]
