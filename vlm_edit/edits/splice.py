@@ -1,0 +1,118 @@
+"""The one splice: bring rules on codes into a hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from vlm_edit.dictionaries import Dictionary, Slice
+from vlm_edit.edits.rules import Rule
+from vlm_edit.errors import VlmEditError
+
+Tokens = Literal["all", "image", "text"]
+
+
+@dataclass(frozen=True, eq=False)
+class Splice:
+    """``hidden' = hidden + mask * (rules(code) - code) @ decoder[touched]``.
+
+    The decoder's bias cancels and the reconstruction error stays. Encode once, apply every rule
+    on the code in order, splice once, out of place and differentiable. The arithmetic is float32
+    and autocast is off; the host's dtype stays. Tokens outside the mask keep their bits.
+
+    Attributes:
+        slice: What the touched features need of the dictionary.
+        rules: At least one.
+
+    Example:
+        >>> import torch
+        >>> from vlm_edit import Ablate, Dictionary
+        >>> splice = Splice.of(Dictionary.identity(3), [Ablate([1])])
+        >>> splice(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[1., 0., 3.]])
+    """
+
+    slice: Slice
+    rules: tuple[Rule, ...]
+    _columns: tuple[Tensor | None, ...] = field(init=False, repr=False)
+    _devices: dict[torch.device, _Placed] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Find where each rule's features stand among the touched ones."""
+        if not self.rules:
+            raise VlmEditError("an edit needs at least one rule, such as Ablate([3])")
+        columns = tuple(_columns(self.slice.features, tuple(rule.features)) for rule in self.rules)
+        object.__setattr__(self, "_columns", columns)
+        object.__setattr__(self, "_devices", {})
+
+    @classmethod
+    def of(cls, dictionary: Dictionary, rules: Sequence[Rule]) -> Splice:
+        """The splice of rules on a dictionary's features.
+
+        Raises:
+            VlmEditError: No rule, or a feature that the dictionary does not have.
+        """
+        touched = sorted({feature for rule in rules for feature in rule.features})
+        return cls(dictionary.slice(touched), tuple(rules))
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        stream: str | None = None,
+        image: Tensor | None = None,
+    ) -> Tensor:
+        """The hidden state with the rules applied.
+
+        Args:
+            hidden: [..., D], any float dtype.
+            mask: [...] bool, tokens to edit; None for all.
+            stream: For dictionaries that centre each stream apart.
+            image: [...] bool, image tokens of a mixed stream, likewise.
+
+        Returns:
+            A new tensor of the same shape and dtype.
+        """
+        part, columns = self._on(hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            codes, scale = part.codes(hidden, stream, image)
+            delta = (self._apply(codes, columns) - codes) @ part.decoder * scale
+            edited = (hidden.float() + delta).to(hidden.dtype)
+        return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
+
+    def _apply(self, codes: Tensor, columns: tuple[Tensor | None, ...]) -> Tensor:
+        for rule, index in zip(self.rules, columns, strict=True):
+            if index is None:
+                codes = rule(codes)
+            else:
+                codes = codes.index_copy(-1, index, rule(codes[..., index]))
+        return codes
+
+    def _on(self, device: torch.device) -> _Placed:
+        if device not in self._devices:
+            # A tensor made under inference_mode could not serve a later forward with gradients.
+            with torch.inference_mode(False):
+                columns = tuple(None if c is None else c.to(device) for c in self._columns)
+                self._devices[device] = (self.slice.to(device), columns)
+        return self._devices[device]
+
+
+_Placed = tuple[Slice, tuple[Tensor | None, ...]]
+
+
+def _columns(touched: tuple[int, ...], features: tuple[int, ...]) -> Tensor | None:
+    """Where a rule's features stand among the touched ones; None for all of them in order."""
+    if features == touched:
+        return None
+    position = {feature: i for i, feature in enumerate(touched)}
+    return torch.tensor([position[feature] for feature in features])
+
+
+def expect_tokens(tokens: str) -> None:
+    """Refuse anything but ``all``, ``image`` and ``text``."""
+    if tokens not in get_args(Tokens):
+        raise VlmEditError(f"tokens is {tokens!r}; use {', '.join(map(repr, get_args(Tokens)))}")
