@@ -1,0 +1,80 @@
+"""What a patch remembers of the host it was made for, so that another is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.sites import Site, unwrap
+
+_SAMPLES = 16
+
+
+def fingerprint(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
+    """Architecture, and a few weights of each of the sites' modules, as JSON-able values.
+
+    Args:
+        model: The host.
+        sites: Sites of the host that a patch edits.
+    """
+    host = unwrap(model)
+    return {
+        "architecture": type(host).__name__,
+        "model_type": getattr(getattr(host, "config", None), "model_type", None),
+        "sites": {
+            site.name: {
+                "width": site.width,
+                "weights": {tap.path: _sample(tap.module) for tap in site.taps},
+            }
+            for site in sites
+        },
+    }
+
+
+def expect_host(expected: dict[str, Any], actual: dict[str, Any]) -> None:
+    """Refuse a host that is not the one a patch was made for.
+
+    Weights are compared to 2 % of their scale, so that a host in half precision passes; weights
+    that cannot be read (quantised, offloaded) are passed over.
+
+    Raises:
+        VlmEditError: Another architecture, width or other weights.
+    """
+    mend = "attach it to the host it was made for, or pass check_host=False"
+    for key in ("architecture", "model_type"):
+        if expected[key] != actual[key]:
+            raise VlmEditError(
+                f"the patch was made for a host with {key} {expected[key]!r}, this one has "
+                f"{actual[key]!r}: {mend}"
+            )
+    for name, site in expected["sites"].items():
+        found = actual["sites"][name]
+        if site["width"] != found["width"]:
+            raise VlmEditError(
+                f"site {name!r} is {site['width']} wide in the patch's host, {found['width']} in "
+                f"this one: {mend}"
+            )
+        pairs = zip(site["weights"].items(), found["weights"].values(), strict=True)
+        for (path, weights), here in pairs:
+            if weights is None or here is None:
+                continue
+            a, b = torch.tensor(weights), torch.tensor(here)
+            if a.shape != b.shape or bool(((a - b).abs() > 0.02 * a.abs().max()).any()):
+                raise VlmEditError(
+                    f"the weights at {path} differ from those of the host this patch was made "
+                    f"for: {mend}"
+                )
+
+
+def _sample(module: nn.Module) -> list[float] | None:
+    """Evenly spaced entries of a module's largest floating-point parameter."""
+    floating = [p for p in module.parameters() if p.is_floating_point() and not p.is_meta]
+    if not floating:
+        return None
+    flat: Tensor = max(floating, key=Tensor.numel).detach().flatten()
+    index = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel())).long()
+    return [round(float(v), 6) for v in flat[index.to(flat.device)].float().cpu()]
