@@ -1,0 +1,169 @@
+"""Intervals and scores that tables need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm_edit.errors import VlmEditError
+
+_Z = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval and the number of cases it rests on.
+
+    Example:
+        >>> print(Estimate(0.5, 0.4, 0.6, 100))
+        .500 [.400, .600]
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        """Three decimals, without leading zeros."""
+        value, low, high = (_short(v) for v in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
+
+
+def proportion(successes: int, n: int) -> Estimate:
+    """A share with its Wilson score interval (Wilson 1927).
+
+    Args:
+        successes: Between 0 and n.
+        n: Cases, at least one.
+
+    Example:
+        >>> print(proportion(53, 100))
+        .530 [.433, .625]
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise VlmEditError(f"{successes} successes of {n} cases: a share needs 0 <= successes <= n")
+    p, z2 = successes / n, _Z**2 / n
+    centre = (p + z2 / 2) / (1 + z2)
+    half = _Z / (1 + z2) * math.sqrt(p * (1 - p) / n + z2 / (4 * n))
+    return Estimate(p, centre - half, centre + half, n)
+
+
+def auc(scores: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve: how often a positive scores above a negative, ties as half.
+
+    Args:
+        scores: [n].
+        positive: [n] bool.
+
+    Returns:
+        NaN where one of the two groups is empty.
+
+    Example:
+        >>> import torch
+        >>> auc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True]))
+        0.75
+    """
+    yes, no = scores[positive].double(), scores[~positive].double()
+    if not len(yes) or not len(no):
+        return math.nan
+    below = torch.searchsorted(no.sort().values, yes)
+    up_to = torch.searchsorted(no.sort().values, yes, right=True)
+    return float((below + up_to).double().sum() / 2 / (len(yes) * len(no)))
+
+
+def auc_estimate(scores: Tensor, positive: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
+    """``auc`` with a percentile bootstrap interval, positives and negatives drawn apart.
+
+    Args:
+        scores: [n].
+        positive: [n] bool.
+        draws: Bootstrap samples.
+        seed: Of the draws.
+
+    Returns:
+        The estimate; ``n`` counts the positives.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    groups = [positive.nonzero().flatten(), (~positive).nonzero().flatten()]
+
+    def draw() -> float:
+        index = torch.cat([_resample(group, generator) for group in groups])
+        return auc(scores[index], positive[index])
+
+    low, high = _percentiles(draw, draws) if all(map(len, groups)) else (math.nan, math.nan)
+    return Estimate(auc(scores, positive), low, high, len(groups[0]))
+
+
+def mean_estimate(values: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
+    """A mean with its percentile bootstrap interval.
+
+    Args:
+        values: [n], at least one.
+        draws: Bootstrap samples.
+        seed: Of the draws.
+    """
+    if not len(values):
+        raise VlmEditError("the mean of no values: there is nothing to estimate")
+    generator = torch.Generator().manual_seed(seed)
+    values = values.double()
+    low, high = _percentiles(lambda: float(_resample(values, generator).mean()), draws)
+    return Estimate(float(values.mean()), low, high, len(values))
+
+
+def ratio_estimate(above: Tensor, below: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
+    """Ratio of two means over the same cases, with its percentile bootstrap interval.
+
+    Args:
+        above: [n].
+        below: [n], of the same cases.
+        draws: Bootstrap samples.
+        seed: Of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    both = torch.stack([above, below], dim=1).double()
+
+    def ratio(cases: Tensor) -> float:
+        means = cases.mean(0)
+        return float(means[0] / means[1])
+
+    low, high = _percentiles(lambda: ratio(_resample(both, generator)), draws)
+    return Estimate(ratio(both), low, high, len(both))
+
+
+def hits(similarity: Tensor, k: int = 1) -> Tensor:
+    """Whether row i's own column i is among its k most similar; ties count against it.
+
+    Args:
+        similarity: [n, n], rows are queries.
+        k: Ranks that count.
+
+    Returns:
+        [n] bool.
+
+    Example:
+        >>> import torch
+        >>> hits(torch.tensor([[0.9, 0.1], [0.8, 0.7]]))
+        tensor([ True, False])
+    """
+    own = similarity.diagonal().unsqueeze(1)
+    return (similarity >= own).sum(1) <= k
+
+
+def _resample(values: Tensor, generator: torch.Generator) -> Tensor:
+    return values[torch.randint(len(values), (len(values),), generator=generator)]
+
+
+def _percentiles(draw: Callable[[], float], draws: int) -> tuple[float, float]:
+    drawn = torch.tensor([draw() for _ in range(draws)], dtype=torch.float64)
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _short(value: float) -> str:
+    text = f"{value:.3f}"
+    return text[1:] if text.startswith("0.") else text.replace("-0.", "-.")
