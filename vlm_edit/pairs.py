@@ -1,0 +1,180 @@
+"""Image-text pairs: the user's CSV file or folder."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from vlm_edit.errors import VlmEditError
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_COLUMNS = ("image", "file_name", "filename", "filepath", "path")
+TEXT_COLUMNS = ("text", "caption", "title")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images with a text each, and what else is known of them.
+
+    Attributes:
+        images: PIL images, or paths that are opened when needed.
+        texts: One per image.
+        columns: Further facts by name, one value per pair.
+        name: Where they come from.
+
+    Example:
+        >>> from PIL import Image
+        >>> pairs = Pairs([Image.new("RGB", (8, 8), "red")], ("a red square",))
+        >>> len(pairs)
+        1
+    """
+
+    images: Sequence[Image.Image | Path]
+    texts: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    name: str = "pairs"
+
+    def __post_init__(self) -> None:
+        """Check that all have the same length and every text says something."""
+        lengths = {"texts": len(self.texts)} | {k: len(v) for k, v in self.columns.items()}
+        for what, length in lengths.items():
+            if length != len(self.images):
+                raise VlmEditError(f"{self.name}: {len(self.images)} images but {length} {what}")
+        empty = [i for i, text in enumerate(self.texts) if not text.strip()]
+        if empty:
+            raise VlmEditError(
+                f"{self.name}: {len(empty)} of {len(self.texts)} pairs have no text, the first is "
+                f"number {empty[0]} ({self.describe(empty[0])}): give it one or take it out"
+            )
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.images)
+
+    def describe(self, i: int) -> str:
+        """Name of an image for messages: its path, or its number."""
+        image = self.images[i]
+        return str(image) if isinstance(image, Path) else f"image {i}"
+
+    def open(self, i: int) -> Image.Image:
+        """The image of a pair, RGB.
+
+        Raises:
+            VlmEditError: It is missing or cannot be read.
+        """
+        image = self.images[i]
+        try:
+            if isinstance(image, Path):
+                with Image.open(image) as opened:
+                    return opened.convert("RGB")
+            return image.convert("RGB")
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+            raise VlmEditError(f"{self.describe(i)}: {error}") from error
+
+    def select(self, indices: Sequence[int]) -> Pairs:
+        """Some of the pairs, in the order given."""
+        return Pairs(
+            [self.images[i] for i in indices],
+            tuple(self.texts[i] for i in indices),
+            {name: tuple(values[i] for i in indices) for name, values in self.columns.items()},
+            self.name,
+        )
+
+    def batches(self, size: int) -> Iterator[range]:
+        """Numbers of the pairs, ``size`` at a time."""
+        if size < 1:
+            raise VlmEditError(f"batch size is {size}; it must be at least 1")
+        for start in range(0, len(self), size):
+            yield range(start, min(start + size, len(self)))
+
+
+def read_pairs(path: str | os.PathLike[str]) -> Pairs:
+    """Read pairs from disk. Images are opened only when they are needed.
+
+    Args:
+        path: A CSV file with a header, a column of image paths (``image``, ``file_name``, ...;
+            relative to the file) and one of texts (``text`` or ``caption``), other columns are
+            kept; or a folder that holds one called ``metadata.csv`` or ``pairs.csv``; or a
+            folder of images, each with its text in a ``.txt`` file of the same name.
+
+    Returns:
+        The pairs in the file's order, a folder's by name.
+
+    Raises:
+        VlmEditError: The path is missing, a column is missing, there are no pairs, or some have
+            no text; the message names the first.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (8, 8), "red").save(pathlib.Path(folder, "a.png"))
+        ...     _ = pathlib.Path(folder, "a.txt").write_text("a red square")
+        ...     read_pairs(folder).texts
+        ('a red square',)
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in ("metadata.csv", "pairs.csv"):
+            if (path / name).is_file():
+                return _read_csv(path / name)
+        return _read_folder(path)
+    if not path.is_file():
+        raise VlmEditError(f"no pairs at {str(path)!r}: the path does not exist")
+    return _read_csv(path)
+
+
+def _read_csv(path: Path) -> Pairs:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            header = [name for name in reader.fieldnames or () if name]
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise VlmEditError(f"{path} is not a readable UTF-8 CSV file: {error}") from error
+    image = _column(path, header, IMAGE_COLUMNS, "images")
+    text = _column(path, header, TEXT_COLUMNS, "texts")
+    if not rows:
+        raise VlmEditError(f"{path} holds a header but no pairs")
+    for line, row in enumerate(rows, start=2):
+        if None in row or any(row[name] is None for name in header):
+            raise VlmEditError(
+                f"{path}: row {line} does not have {len(header)} fields; quote texts with commas"
+            )
+        if not row[image].strip():
+            raise VlmEditError(f"{path}: row {line} names no image in column {image!r}")
+    return Pairs(
+        [path.parent / row[image] for row in rows],
+        tuple(row[text] for row in rows),
+        {n: tuple(row[n] for row in rows) for n in header if n not in (image, text)},
+        str(path),
+    )
+
+
+def _column(path: Path, header: list[str], names: tuple[str, ...], what: str) -> str:
+    for name in names:
+        if name in header:
+            return name
+    raise VlmEditError(
+        f"{path} has no column of {what}: it has {', '.join(header) or 'none'}; "
+        f"call one {' or '.join(names)}"
+    )
+
+
+def _read_folder(path: Path) -> Pairs:
+    images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+    if not images:
+        raise VlmEditError(f"{str(path)!r} holds no images ({', '.join(IMAGE_ENDINGS)})")
+    texts = []
+    for image in images:
+        file = image.with_suffix(".txt")
+        try:
+            texts.append(file.read_text(encoding="utf-8").strip() if file.is_file() else "")
+        except UnicodeDecodeError as error:
+            raise VlmEditError(f"{file} is not UTF-8 text: {error}") from error
+    return Pairs(images, tuple(texts), name=str(path))
