@@ -1,0 +1,145 @@
+"""Hosts that every test can have: tiny, random, seeded."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from vlm_edit import Dictionary
+from vlm_edit.dictionaries import Activation, Encoder
+
+IMAGE_TOKEN = 60
+
+
+def make_clip() -> CLIPModel:
+    """A random CLIP: widths 24 (vision), 16 (text), 12 (joint), three layers each."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    text = CLIPTextConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=1,
+        eos_token_id=63,
+        pad_token_id=0,
+    )
+    config = CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12
+    )
+    return CLIPModel(config).eval()
+
+
+def make_llava() -> LlavaForConditionalGeneration:
+    """A random LLaVA: widths 24 (vision) and 32 (language), three layers each, 4 image tokens."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        projection_dim=12,
+    )
+    text = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE_TOKEN,
+        vision_feature_layer=-2,
+        eos_token_id=None,
+    )
+    return LlavaForConditionalGeneration(config).eval()
+
+
+def random_dictionary(
+    width: int, n_features: int = 40, activation: Activation = "relu", seed: int = 0
+) -> Dictionary:
+    """A random dictionary whose features are active about half of the time."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(width, n_features, generator=generator) / width**0.5
+    decoder = torch.randn(n_features, width, generator=generator) / width**0.5
+    bias = torch.randn(n_features, generator=generator) * 0.1
+    encoder = Encoder(
+        weight,
+        bias,
+        activation,
+        threshold=torch.full((n_features,), 0.2) if activation == "jumprelu" else None,
+        k=8 if activation == "topk" else None,
+        subtract=torch.randn(width, generator=generator) * 0.1,
+    )
+    return Dictionary(encoder, decoder, torch.randn(width, generator=generator) * 0.1)
+
+
+@pytest.fixture
+def clip() -> CLIPModel:
+    """A fresh random CLIP."""
+    return make_clip()
+
+
+@pytest.fixture
+def llava() -> LlavaForConditionalGeneration:
+    """A fresh random LLaVA."""
+    return make_llava()
+
+
+@pytest.fixture
+def clip_inputs() -> dict[str, torch.Tensor]:
+    """Three images and three texts, the last two shorter and right-padded."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.tensor([[1, 5, 6, 7, 63], [1, 8, 9, 63, 0], [1, 10, 63, 0, 0]])
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != 0).long(),
+        "pixel_values": torch.randn(3, 3, 16, 16, generator=generator),
+    }
+
+
+@pytest.fixture
+def llava_inputs() -> dict[str, torch.Tensor]:
+    """Two prompts with an image each, the second shorter and left-padded."""
+    generator = torch.Generator().manual_seed(1)
+    image = [IMAGE_TOKEN] * 4
+    ids = torch.tensor([[1, 5, *image, 6, 7, 8], [0, 0, 1, *image, 9, 10]])
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != 0).long(),
+        "pixel_values": torch.randn(2, 3, 16, 16, generator=generator),
+    }
+
+
+@pytest.fixture
+def dictionary() -> Callable[..., Dictionary]:
+    """Makes random dictionaries."""
+    return random_dictionary

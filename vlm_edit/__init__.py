@@ -1,0 +1,37 @@
+"""Measure which features of a vision-language model belong to which modality, and edit them."""
+
+from vlm_edit.dictionaries import Dictionary, load_dictionary
+from vlm_edit.dominance import Dominance, modality_dominance, modality_gap
+from vlm_edit.edits import Ablate, Clamp, Scale, Steer
+from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks import record
+from vlm_edit.measure import Measurement, measure
+from vlm_edit.pairs import Pairs, read_pairs
+from vlm_edit.patches import Patch, load_patch
+from vlm_edit.sites import Adapter, SiteRule, TapRule, sites
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Ablate",
+    "Adapter",
+    "Clamp",
+    "Dictionary",
+    "Dominance",
+    "Measurement",
+    "Pairs",
+    "Patch",
+    "Scale",
+    "SiteRule",
+    "Steer",
+    "TapRule",
+    "VlmEditError",
+    "load_dictionary",
+    "load_patch",
+    "measure",
+    "modality_dominance",
+    "modality_gap",
+    "read_pairs",
+    "record",
+    "sites",
+]
