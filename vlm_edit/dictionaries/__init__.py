@@ -3,6 +3,7 @@
 from vlm_edit.dictionaries.dictionary import Activation, Dictionary, Encoder, Norm, Slice
 from vlm_edit.dictionaries.formats import load_dictionary
 from vlm_edit.dictionaries.saelens import save_saelens
+from vlm_edit.dictionaries.train import TrainConfig, train_dictionary
 
 __all__ = [
     "Activation",
@@ -10,6 +11,8 @@ __all__ = [
     "Encoder",
     "Norm",
     "Slice",
+    "TrainConfig",
     "load_dictionary",
     "save_saelens",
+    "train_dictionary",
 ]

@@ -100,7 +100,7 @@ class Encoder:
                 f"{self.weight.shape[0]}: is it another layer's or another host's?"
             )
         with torch.autocast(x.device.type, enabled=False):
-            normed, scale = self._normalise(x.float())
+            normed, scale = self.normalise(x.float())
             offset = self._offset(stream, image)
             if offset is None:
                 bias = self.bias
@@ -111,7 +111,8 @@ class Encoder:
             hidden = F.linear(normed, self.weight.mT, bias)
             return self._activate(hidden), scale
 
-    def _normalise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def normalise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normed activations [..., d], and the scale [..., 1] that was divided out."""
         if self.norm == "layer_norm":
             centred = x - x.mean(dim=-1, keepdim=True)
             scale = centred.std(dim=-1, keepdim=True)
@@ -125,12 +126,17 @@ class Encoder:
         """What is subtracted from a normed activation: [d], or [..., d] if it differs by token."""
         center: Tensor | None = None
         if self.centers:
-            center = self._center(stream, image)
+            center = self.center(stream, image)
         if self.subtract is None or center is None:
             return self.subtract if center is None else center
         return center + self.subtract
 
-    def _center(self, stream: str | None, image: Tensor | None) -> Tensor:
+    def center(self, stream: str | None, image: Tensor | None = None) -> Tensor:
+        """What is subtracted after the norm: [d], or [..., d] for a mixed stream.
+
+        Raises:
+            VlmEditError: No center for this stream, or no mask for a mixed one.
+        """
         needed = ("image", "text") if stream == "mixed" else (stream,)
         if any(name not in self.centers for name in needed):
             raise VlmEditError(
@@ -299,9 +305,9 @@ class Dictionary:
         Returns:
             1 minus the squared error over the variance about the mean; at most 1.
         """
-        normed, _ = self.encoder._normalise(x.float())
+        normed, _ = self.encoder.normalise(x.float())
         if self.encoder.centers:
-            normed = normed - self.encoder._center(stream, None)
+            normed = normed - self.encoder.center(stream)
         error = (normed - self.decode(self.encode(x, stream))).square().sum()
         return float(1 - error / (normed - normed.mean(0)).square().sum())
 
