@@ -135,25 +135,6 @@ def ratio_estimate(above: Tensor, below: Tensor, draws: int = 2000, seed: int = 
     return Estimate(ratio(both), low, high, len(both))
 
 
-def hits(similarity: Tensor, k: int = 1) -> Tensor:
-    """Whether row i's own column i is among its k most similar; ties count against it.
-
-    Args:
-        similarity: [n, n], rows are queries.
-        k: Ranks that count.
-
-    Returns:
-        [n] bool.
-
-    Example:
-        >>> import torch
-        >>> hits(torch.tensor([[0.9, 0.1], [0.8, 0.7]]))
-        tensor([ True, False])
-    """
-    own = similarity.diagonal().unsqueeze(1)
-    return (similarity >= own).sum(1) <= k
-
-
 def _resample(values: Tensor, generator: torch.Generator) -> Tensor:
     return values[torch.randint(len(values), (len(values),), generator=generator)]
 

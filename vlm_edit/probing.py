@@ -1,0 +1,124 @@
+"""What can be read off a representation: linear probes, retrieval, zero-shot classification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlm_edit.errors import VlmEditError
+
+
+def probe(
+    values: Tensor, labels: Sequence[str], folds: int = 5, ridge: float = 1e-2, seed: int = 0
+) -> Tensor:
+    """Whether a linear probe that has not seen a case names its label, for every case.
+
+    A ridge classifier, one label against the rest, on standardised values, cross-validated.
+
+    Args:
+        values: [n, m] float.
+        labels: n of them, at least two different.
+        folds: Parts; each is predicted from the others.
+        ridge: Penalty, as a share of the number of training cases.
+        seed: Of the folds.
+
+    Returns:
+        [n] bool.
+
+    Raises:
+        VlmEditError: Fewer cases than folds, or one label only.
+
+    Example:
+        >>> import torch
+        >>> values = torch.tensor([[0.0], [1.0]] * 10)
+        >>> bool(probe(values, ["no", "yes"] * 10).all())
+        True
+    """
+    names = sorted(set(labels))
+    if len(values) != len(labels) or len(values) < folds or len(names) < 2:
+        raise VlmEditError(
+            f"a probe needs a label per case, two different ones and {folds} cases: got "
+            f"{len(values)} cases, {len(labels)} labels, {len(names)} different"
+        )
+    index = {name: i for i, name in enumerate(names)}
+    truth = torch.tensor([index[label] for label in labels])
+    target = F.one_hot(truth, len(names)).double()
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    right = torch.zeros(len(values), dtype=torch.bool)
+    for test in order.chunk(folds):
+        train = torch.ones(len(values), dtype=torch.bool)
+        train[test] = False
+        scores = _ridge(values[train].double(), target[train], values[test].double(), ridge)
+        right[test] = scores.argmax(1) == truth[test]
+    return right
+
+
+def _ridge(train: Tensor, target: Tensor, test: Tensor, ridge: float) -> Tensor:
+    mean, sd = train.mean(0), train.std(0).clamp_min(1e-9)
+    x, offset = (train - mean) / sd, target.mean(0)
+    gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    weights = torch.linalg.solve(gram, x.T @ (target - offset))
+    return (test - mean) / sd @ weights + offset
+
+
+def hits(queries: Tensor, keys: Tensor, relevant: Tensor, k: int = 1) -> Tensor:
+    """Whether one of a query's k nearest keys by cosine is relevant to it.
+
+    Args:
+        queries: [n, d].
+        keys: [c, d].
+        relevant: [n, c] bool.
+        k: Keys that count.
+
+    Returns:
+        [n] bool.
+
+    Example:
+        >>> import torch
+        >>> keys = torch.eye(3)
+        >>> hits(torch.tensor([[2.0, 1.0, 0.0]]), keys, torch.tensor([[False, True, False]]))
+        tensor([False])
+    """
+    similarity = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).mT
+    nearest = similarity.topk(min(k, len(keys)), dim=1).indices
+    return relevant.gather(1, nearest).any(1)
+
+
+def same(left: Sequence[str], right: Sequence[str]) -> Tensor:
+    """Where two lists of labels agree, [len(left), len(right)] bool.
+
+    Example:
+        >>> same(["a", "b"], ["b"])
+        tensor([[False],
+                [ True]])
+    """
+    index = {name: i for i, name in enumerate({*left, *right})}
+    a, b = (torch.tensor([index[name] for name in names]) for names in (left, right))
+    return a[:, None] == b[None, :]
+
+
+def variance_explained(values: Tensor, labels: Sequence[str]) -> Tensor:
+    """Share of each column's variance that lies between the groups of a label (eta squared).
+
+    Args:
+        values: [n, m].
+        labels: n of them.
+
+    Returns:
+        [m] float64; 0 for a column without variance.
+
+    Example:
+        >>> import torch
+        >>> variance_explained(torch.tensor([[1.0, 0.0], [1.0, 1.0], [3.0, 0.0]]), ["a", "a", "b"])
+        tensor([1.0000, 0.2500], dtype=torch.float64)
+    """
+    names = sorted(set(labels))
+    member = torch.tensor([[label == name for name in names] for label in labels]).double()
+    centred = values.double() - values.double().mean(0)
+    means = member.T @ centred / member.sum(0)[:, None]
+    between = (member.sum(0)[:, None] * means.square()).sum(0)
+    total = centred.square().sum(0)
+    return torch.where(total > 1e-12, between / total.clamp_min(1e-12), 0.0)
