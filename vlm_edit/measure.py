@@ -252,6 +252,40 @@ class Reader:
         return _mean(hidden, mask), _mean(codes, mask)
 
 
+class MeasurementAccumulator:
+    """A measurement over batches of pairs, for those who read them on their own.
+
+    Args:
+        n_features: Size of the dictionary.
+        zeros: As in ``modality_dominance``.
+        keep: Top examples per feature.
+    """
+
+    def __init__(self, n_features: int, zeros: Zeros = "skip", keep: int = 9) -> None:
+        self.dominance = DominanceAccumulator(n_features, zeros)
+        self.gap = GapAccumulator()
+        self.examples = {stream: TopExamples(n_features, keep) for stream in STREAMS}
+
+    def update(self, batch: Batch) -> None:
+        """Add a batch of a site with both streams."""
+        self.dominance.update(batch.codes["image"], batch.codes["text"])
+        self.gap.update(batch.hidden["image"], batch.hidden["text"])
+        for stream, top in self.examples.items():
+            top.update(batch.codes[stream], batch.numbers)
+
+    def compute(self, reader: Reader) -> Measurement:
+        """The measurement of all batches so far, which this reader gave."""
+        return Measurement(
+            self.dominance.compute(),
+            self.gap.compute(),
+            self.examples,
+            reader.site,
+            self.dominance.n_pairs,
+            tuple(reader.skipped),
+            reader.truncated,
+        )
+
+
 def measure(
     model: nn.Module,
     processor: Any,
@@ -305,23 +339,10 @@ def measure(
             "choose a site that both pass, such as 'joint'"
         )
     reader = Reader(model, processor, dictionary, site, adapter, prepare, batch_size, progress)
-    dominance = DominanceAccumulator(dictionary.n_features, zeros)
-    gap = GapAccumulator()
-    examples = {stream: TopExamples(dictionary.n_features, keep) for stream in STREAMS}
+    accumulator = MeasurementAccumulator(dictionary.n_features, zeros, keep)
     for batch in reader.read(pairs):
-        dominance.update(batch.codes["image"], batch.codes["text"])
-        gap.update(batch.hidden["image"], batch.hidden["text"])
-        for stream, top in examples.items():
-            top.update(batch.codes[stream], batch.numbers)
-    return Measurement(
-        dominance.compute(),
-        gap.compute(),
-        examples,
-        site,
-        dominance.n_pairs,
-        tuple(reader.skipped),
-        reader.truncated,
-    )
+        accumulator.update(batch)
+    return accumulator.compute(reader)
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
