@@ -7,6 +7,7 @@ After the definition in "The Multi-Faceted Monosemanticity in Multimodal Represe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -63,8 +64,9 @@ class Dominance:
 
     @property
     def sd(self) -> float:
-        """Standard deviation of the scores over live features."""
-        return float(self.scores[~self.dead].std())
+        """Standard deviation of the scores over live features, NaN for fewer than two."""
+        live = self.scores[~self.dead]
+        return float(live.std()) if len(live) > 1 else math.nan
 
     def cuts(self, rule: Cut = "sd", low: float = 0.4, high: float = 0.6) -> tuple[float, float]:
         """Scores below the first are language-dominant, above the second vision-dominant.
@@ -119,14 +121,14 @@ class Dominance:
 
         The score does not see the pairing: a feature can be called cross-modal and fire on
         unrelated images and texts. Matched far above shuffled says that it does not. Shuffled is
-        the expectation over all ways to pair an image with another pair's text, in closed form.
+        the share among all n * (n - 1) ways to put an image beside another pair's text.
 
         Returns:
-            Two [m] float64, NaN for dead features.
+            Two [m] float64, NaN for dead features; shuffled also where there is one pair only.
         """
         image, text = self.image_active.double(), self.text_active.double()
         both = self.both_active.double()
-        chance = (image * text - both) / max(self.n_pairs - 1, 1)
+        chance = (image * text - both) / (self.n_pairs - 1)
         return both / (image + text - both), chance / (image + text - chance)
 
 
@@ -172,8 +174,7 @@ class DominanceAccumulator:
                 f"codes of pairs must both be [n, {expected[1]}], got "
                 f"{tuple(image_codes.shape)} and {tuple(text_codes.shape)}"
             )
-        if self.n_pairs + len(image_codes) > _MOST_PAIRS:
-            raise VlmEditError(f"more than {_MOST_PAIRS} pairs: accumulate in parts and compare")
+        self._expect_room(len(image_codes))
         image, text = image_codes.double().abs(), text_codes.double().abs()
         total = image + text
         if not bool(total.isfinite().all()):
@@ -191,13 +192,18 @@ class DominanceAccumulator:
         """Add the pairs of another accumulator.
 
         Raises:
-            VlmEditError: Another number of features or another convention.
+            VlmEditError: Another number of features or another convention, or too many pairs.
         """
         if other._ratios.shape != self._ratios.shape or other.zeros != self.zeros:
             raise VlmEditError("accumulators differ in their features or in zeros=")
+        self._expect_room(other.n_pairs)
         self._ratios += other._ratios
         self._counts += other._counts
         self.n_pairs += other.n_pairs
+
+    def _expect_room(self, more: int) -> None:
+        if self.n_pairs + more > _MOST_PAIRS:
+            raise VlmEditError(f"more than {_MOST_PAIRS} pairs: accumulate in parts and compare")
 
     def compute(self) -> Dominance:
         """The scores of all pairs so far.
@@ -259,7 +265,16 @@ class GapAccumulator:
         self._count = 0
 
     def update(self, image: Tensor, text: Tensor) -> None:
-        """Add embeddings [n, d] of the images and of the texts of some pairs."""
+        """Add embeddings [n, d] of the images and of the texts of some pairs.
+
+        Raises:
+            VlmEditError: Shapes that differ.
+        """
+        if image.shape != text.shape or image.ndim != 2:
+            raise VlmEditError(
+                f"embeddings of pairs must both be [n, d], got {tuple(image.shape)} and "
+                f"{tuple(text.shape)}"
+            )
         for name, batch in (("image", image), ("text", text)):
             total = F.normalize(batch.double(), dim=-1).sum(0).cpu()
             self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
