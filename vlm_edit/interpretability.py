@@ -50,10 +50,20 @@ class TopExamples:
                 f"got {tuple(codes.shape)}"
             )
         values = codes.detach().abs().float().cpu().mT
-        self._merge(values, torch.tensor(numbers).expand(len(values), -1))
+        self._merge(values, torch.tensor(numbers, dtype=torch.int64).expand(len(values), -1))
 
     def merge(self, other: TopExamples) -> None:
-        """Add the examples of another accumulator."""
+        """Add the examples of another accumulator.
+
+        Raises:
+            VlmEditError: Another number of features, or another ``keep``.
+        """
+        if other.values.shape != self.values.shape:
+            (m, keep), (n, kept) = self.values.shape, other.values.shape
+            raise VlmEditError(
+                f"accumulators of {m} features that keep {keep} and of {n} that keep {kept} "
+                "do not merge"
+            )
         self._merge(other.values, other.numbers)
 
     def of(self, feature: int) -> list[tuple[int, float]]:

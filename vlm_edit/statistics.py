@@ -30,7 +30,11 @@ class Estimate:
 
     def __str__(self) -> str:
         """Three decimals, without leading zeros."""
-        value, low, high = (_short(v) for v in (self.value, self.low, self.high))
+        return self.text(3)
+
+    def text(self, digits: int) -> str:
+        """So many decimals, without leading zeros."""
+        value, low, high = (_short(v, digits) for v in (self.value, self.low, self.high))
         return f"{value} [{low}, {high}]"
 
 
@@ -50,7 +54,9 @@ def proportion(successes: int, n: int) -> Estimate:
     p, z2 = successes / n, _Z**2 / n
     centre = (p + z2 / 2) / (1 + z2)
     half = _Z / (1 + z2) * math.sqrt(p * (1 - p) / n + z2 / (4 * n))
-    return Estimate(p, centre - half, centre + half, n)
+    low = centre - half if successes else 0.0
+    high = centre + half if successes < n else 1.0
+    return Estimate(p, low, high, n)
 
 
 def auc(scores: Tensor, positive: Tensor) -> float:
@@ -63,11 +69,22 @@ def auc(scores: Tensor, positive: Tensor) -> float:
     Returns:
         NaN where one of the two groups is empty.
 
+    Raises:
+        VlmEditError: Scores that are NaN, as those of dead features, or a mask of other cases.
+
     Example:
         >>> import torch
         >>> auc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True]))
         0.75
     """
+    if positive.dtype != torch.bool or positive.shape != scores.shape:
+        raise VlmEditError(
+            f"positive must be [{len(scores)}] bool like the scores, got "
+            f"{tuple(positive.shape)} {positive.dtype}"
+        )
+    unranked = int(scores.isnan().sum())
+    if unranked:
+        raise VlmEditError(f"{unranked} of {len(scores)} scores are NaN: take those cases out")
     yes, no = scores[positive].double(), scores[~positive].double()
     if not len(yes) or not len(no):
         return math.nan
@@ -88,6 +105,7 @@ def auc_estimate(scores: Tensor, positive: Tensor, draws: int = 2000, seed: int 
     Returns:
         The estimate; ``n`` counts the positives.
     """
+    area = auc(scores, positive)
     generator = torch.Generator().manual_seed(seed)
     groups = [positive.nonzero().flatten(), (~positive).nonzero().flatten()]
 
@@ -96,7 +114,7 @@ def auc_estimate(scores: Tensor, positive: Tensor, draws: int = 2000, seed: int 
         return auc(scores[index], positive[index])
 
     low, high = _percentiles(draw, draws) if all(map(len, groups)) else (math.nan, math.nan)
-    return Estimate(auc(scores, positive), low, high, len(groups[0]))
+    return Estimate(area, low, high, len(groups[0]))
 
 
 def mean_estimate(values: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
@@ -124,6 +142,10 @@ def ratio_estimate(above: Tensor, below: Tensor, draws: int = 2000, seed: int = 
         draws: Bootstrap samples.
         seed: Of the draws.
     """
+    if above.shape != below.shape or not len(above):
+        raise VlmEditError(
+            f"a ratio needs two figures of each case, got {len(above)} and {len(below)} cases"
+        )
     generator = torch.Generator().manual_seed(seed)
     both = torch.stack([above, below], dim=1).double()
 
@@ -145,6 +167,6 @@ def _percentiles(draw: Callable[[], float], draws: int) -> tuple[float, float]:
     return low, high
 
 
-def _short(value: float) -> str:
-    text = f"{value:.3f}"
+def _short(value: float, digits: int) -> str:
+    text = f"{round(value, digits) + 0.0:.{digits}f}"
     return text[1:] if text.startswith("0.") else text.replace("-0.", "-.")

@@ -1,0 +1,186 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, bootstrap
+from sklearn.metrics import roc_auc_score
+
+from vlm_edit import VlmEditError
+from vlm_edit.statistics import (
+    Estimate,
+    auc,
+    auc_estimate,
+    mean_estimate,
+    proportion,
+    ratio_estimate,
+)
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+# Shares
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5000), st.floats(0, 1))
+def test_the_interval_of_a_share_is_wilsons(n: int, share: float) -> None:
+    successes = round(share * n)
+    found = proportion(successes, n)
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    assert (found.value, found.n) == (successes / n, n)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+@pytest.mark.parametrize("n", range(1, 60))
+def test_the_interval_of_none_and_of_all_ends_exactly_at_zero_and_one(n: int) -> None:
+    assert proportion(0, n).low == 0.0
+    assert proportion(n, n).high == 1.0
+    assert str(proportion(0, n)).startswith(".000 [.000, ")
+
+
+@pytest.mark.parametrize(("successes", "n"), [(3, 2), (-1, 2), (0, 0)])
+def test_a_share_of_nothing_is_refused(successes: int, n: int) -> None:
+    with pytest.raises(VlmEditError, match=f"{successes} successes of {n} cases"):
+        proportion(successes, n)
+
+
+# The area under the curve
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.integers(2, 40), st.integers(1, 8))
+def test_the_area_under_the_curve_is_sklearns_with_ties_too(seed, n, levels) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(levels, (n,), generator=generator) / 7
+    positive = torch.rand(n, generator=generator) < 0.5
+    positive[0], positive[1] = True, False
+    expected = roc_auc_score(positive.numpy(), scores.numpy())
+    assert auc(scores, positive) == pytest.approx(expected, abs=1e-12)
+
+
+def test_float32_scores_that_differ_in_the_last_bit_are_no_tie() -> None:
+    scores = torch.tensor([1.0, 1.0 + 2**-23])
+    assert auc(scores, torch.tensor([False, True])) == 1.0
+
+
+@pytest.mark.parametrize("positive", [[True, True], [False, False]])
+def test_the_area_without_positives_or_without_negatives_is_nan(positive: list[bool]) -> None:
+    scores = torch.tensor([0.1, 0.2])
+    assert math.isnan(auc(scores, torch.tensor(positive)))
+    estimate = auc_estimate(scores, torch.tensor(positive), draws=10)
+    assert all(math.isnan(v) for v in (estimate.value, estimate.low, estimate.high))
+    assert estimate.n == sum(positive)
+
+
+def test_scores_that_are_nan_are_refused_since_they_have_no_rank() -> None:
+    with pytest.raises(VlmEditError, match="1 of 3 scores are NaN"):
+        auc(torch.tensor([0.1, math.nan, 0.3]), torch.tensor([True, True, False]))
+
+
+@pytest.mark.parametrize("positive", [torch.tensor([0, 1, 1]), torch.tensor([True, False])])
+def test_a_mask_that_is_not_one_of_the_scores_is_refused(positive: torch.Tensor) -> None:
+    with pytest.raises(VlmEditError, match=r"must be \[3\] bool"):
+        auc(torch.tensor([0.1, 0.2, 0.3]), positive)
+    with pytest.raises(VlmEditError, match=r"must be \[3\] bool"):
+        auc_estimate(torch.tensor([0.1, 0.2, 0.3]), positive, draws=2)
+
+
+def test_the_interval_of_the_area_is_the_stratified_percentile_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(1.0, 1, 40), rng.normal(0, 1, 60)])
+    positive = np.arange(100) < 40
+    found = auc_estimate(torch.tensor(scores), torch.tensor(positive), draws=1500)
+    drawn = []
+    for _ in range(1500):
+        index = np.concatenate([rng.integers(0, 40, 40), rng.integers(40, 100, 60)])
+        drawn.append(roc_auc_score(positive[index], scores[index]))
+    assert found.value == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
+    expected = np.quantile(drawn, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.012)
+    assert found.n == 40
+
+
+# Means and ratios
+
+
+def test_the_interval_of_a_mean_is_scipys_percentile_bootstrap() -> None:
+    values = np.random.default_rng(1).exponential(size=200)
+    found = mean_estimate(torch.tensor(values), draws=4000)
+    expected = bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=0)
+    interval = expected.confidence_interval
+    assert found.value == pytest.approx(values.mean(), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.02)
+    assert found.n == 200
+
+
+def test_the_mean_of_hits_is_taken_of_booleans_too() -> None:
+    found = mean_estimate(torch.tensor([True, False, True, True]), draws=50)
+    assert (found.value, found.n) == (0.75, 4)
+
+
+def test_the_mean_of_nothing_is_refused() -> None:
+    with pytest.raises(VlmEditError, match="mean of no values"):
+        mean_estimate(torch.zeros(0))
+
+
+def test_the_interval_of_a_ratio_draws_both_halves_of_a_case_together() -> None:
+    rng = np.random.default_rng(2)
+    below = rng.uniform(0.1, 5, 150)
+    above = 3 * below + rng.normal(0, 0.1, 150)
+    found = ratio_estimate(torch.tensor(above), torch.tensor(below), draws=2000)
+    expected = bootstrap(
+        (above, below),
+        lambda a, b, axis: a.mean(axis) / b.mean(axis),
+        paired=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=0,
+    ).confidence_interval
+    assert found.value == pytest.approx(above.mean() / below.mean(), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.003)
+    assert found.n == 150
+
+
+@pytest.mark.parametrize(("above", "below"), [(3, 2), (0, 0)])
+def test_a_ratio_over_other_cases_or_none_is_refused(above: int, below: int) -> None:
+    with pytest.raises(VlmEditError, match=f"{above} and {below} cases"):
+        ratio_estimate(torch.ones(above), torch.ones(below), draws=2)
+
+
+def test_a_seed_gives_the_same_interval_and_another_seed_another() -> None:
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    one = mean_estimate(values, draws=100)
+    torch.manual_seed(2)
+    assert one == mean_estimate(values, draws=100)
+    assert one != mean_estimate(values, draws=100, seed=1)
+
+
+# How figures read
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.5, ".500"),
+        (-0.25, "-.250"),
+        (1.0, "1.000"),
+        (12.3456, "12.346"),
+        (10.05, "10.050"),
+        (-10.0, "-10.000"),
+        (-1e-9, ".000"),
+        (0.9996, "1.000"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+    ],
+)
+def test_a_figure_has_three_decimals_and_no_leading_zero(value: float, text: str) -> None:
+    assert str(Estimate(value, value, value, 1)) == f"{text} [{text}, {text}]"
+
+
+def test_a_figure_has_as_many_decimals_as_asked() -> None:
+    assert Estimate(0.5, -0.04, 1.0, 1).text(1) == ".5 [.0, 1.0]"
