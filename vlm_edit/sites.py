@@ -218,33 +218,37 @@ def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:
     width = _width(model, rule)
     numbered = "{i}" in rule.name
     columns = [_taps(model, rule, tap, numbered) for tap in rule.taps]
-    count = min(len(column) for column in columns)
-    last = _last_read(model, rule, count) if numbered else count - 1
+    layers = max(columns[0]) + 1
+    last = _last_read(model, rule, layers) if numbered else 0
     found = {}
-    for i in range(count):
+    for i in columns[0]:
+        if any(i not in column for column in columns):
+            continue
         name = rule.name.replace("{i}", str(i))
         dead = None
         if i > last:
             value = _attribute(model.config, rule.consumed or "")
+            latest = "none of them" if last < 0 else rule.name.replace("{i}", str(last))
             dead = (
-                f"the host reads {rule.consumed}={value} of {count + 1} hidden states, "
-                f"that is, {rule.name.replace('{i}', str(last))} at the latest"
+                f"the host reads {rule.consumed}={value} of {layers + 1} hidden states, "
+                f"that is, {latest} at the latest"
             )
         found[name] = Site(name, tuple(column[i] for column in columns), width, dead)
     return found
 
 
-def _taps(model: nn.Module, rule: SiteRule, tap: TapRule, numbered: bool) -> list[Tap]:
+def _taps(model: nn.Module, rule: SiteRule, tap: TapRule, numbered: bool) -> dict[int, Tap]:
+    """The modules of the first candidate path that the host has, by layer; 0 where there is one."""
     for path in tap.paths:
-        stem = path.split(".{i}")[0] if numbered else path
-        module = _module(model, stem)
-        if module is None:
-            continue
-        if not numbered:
-            return [Tap(path, module, tap.stream)]
-        paths = [path.replace("{i}", str(i)) for i in range(len(list(module.children())))]
-        layers = [(p, _module(model, p)) for p in paths]
-        return [Tap(p, layer, tap.stream) for p, layer in layers if layer is not None]
+        layers = range(1)
+        if numbered:
+            stem = _module(model, path.split(".{i}")[0])
+            layers = range(0 if stem is None else len(list(stem.children())))
+        paths = {i: path.replace("{i}", str(i)) for i in layers}
+        modules = {i: _module(model, p) for i, p in paths.items()}
+        found = {i: Tap(paths[i], m, tap.stream) for i, m in modules.items() if m is not None}
+        if found:
+            return found
     raise VlmEditError(
         f"site {rule.name!r} of {type(model).__name__}: no module at {' or '.join(tap.paths)}. "
         "The host's layout differs from the adapter's: pass adapter= with the paths that "
