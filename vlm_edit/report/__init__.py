@@ -1,0 +1,7 @@
+"""What people read: tables for the screen, and pages with pictures."""
+
+from vlm_edit.report.page import Examples, write_page
+from vlm_edit.report.table import Table
+from vlm_edit.report.tables import class_table, feature_table
+
+__all__ = ["Examples", "Table", "class_table", "feature_table", "write_page"]
