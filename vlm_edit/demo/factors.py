@@ -1,0 +1,209 @@
+"""What each class of features tells of the known factors of the bundled pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm_edit.dominance import Dominance
+from vlm_edit.pairs import Pairs
+from vlm_edit.probing import hits, probe, same, variance_explained
+from vlm_edit.report import Table
+from vlm_edit.statistics import (
+    Estimate,
+    auc_estimate,
+    proportion,
+    ratio_estimate,
+)
+
+VISION_ONLY = ("background", "vendor")
+TEXT_ONLY = ("language", "phrasing")
+PROBED = (
+    ("background", "image"),
+    ("vendor", "image"),
+    ("language", "text"),
+    ("phrasing", "text"),
+    ("group", "image"),
+)
+QUANTITIES = (*(factor for factor, _ in PROBED), "retrieval R@1")
+CARRIES = 0.1
+DRAWS = 5
+
+Codes = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that must hold if the scores recover what is known.
+
+    Attributes:
+        claim: What is claimed.
+        holds: Whether it does.
+        evidence: The figures.
+    """
+
+    claim: str
+    holds: bool
+    evidence: str
+
+
+@dataclass(eq=False)
+class Reading:
+    """What can be read off codes, or off embeddings, of the two streams.
+
+    Args:
+        pairs: With the factors as columns.
+    """
+
+    pairs: Pairs
+
+    def __post_init__(self) -> None:
+        labels = self.pairs.columns["label"]
+        self.relevant = same(labels, labels)
+
+    def read(self, streams: Codes, embed: Callable[[Tensor], Tensor] = lambda x: x) -> list[Tensor]:
+        """Per quantity, whether each pair is read right, [n] bool.
+
+        Args:
+            streams: [n, m] for ``image`` and ``text``: what the probes see.
+            embed: From those to the space in which images and texts are compared.
+        """
+        right = []
+        for factor, stream in PROBED:
+            right.append(probe(streams[stream], self.pairs.columns[factor]))
+        found = hits(embed(streams["image"]), embed(streams["text"]), self.relevant)
+        return [*right, found]
+
+
+def factor_table(
+    reading: Reading, codes: Codes, decoder: Tensor, classes: Mapping[str, list[int]]
+) -> tuple[Table, dict[tuple[str, str], Estimate]]:
+    """What remains to be read when only one class of features is kept.
+
+    Args:
+        reading: Reads off codes.
+        codes: [n, m] per stream.
+        decoder: [m, d], for the comparison of images and texts.
+        classes: Features of each class.
+
+    Returns:
+        The table with random features of the same number beside each class, and its estimates by
+        row and column.
+    """
+    live = sorted({k for name in ("vision", "language", "cross") for k in classes[name]})
+    generator = torch.Generator().manual_seed(0)
+    rows: list[tuple[str, list[Estimate]]] = []
+
+    def keep(features: Sequence[int]) -> list[Tensor]:
+        index = torch.as_tensor(features)
+        kept = {stream: code[:, index] for stream, code in codes.items()}
+        return reading.read(kept, lambda code: code @ decoder[index])
+
+    for name in ("vision", "language", "cross"):
+        features = classes[name]
+        if not features:
+            continue
+        rows.append((f"{name} ({len(features)})", estimates(keep(features))))
+        draws = []
+        for _ in range(DRAWS):
+            order = torch.randperm(len(live), generator=generator)[: len(features)]
+            draws.append(keep([live[i] for i in order.tolist()]))
+        rows.append((f"{len(features)} random", over_draws(draws)))
+    rows.append((f"all live ({len(live)})", estimates(keep(live))))
+    table = Table(
+        "Keep one class of features: what can still be read",
+        ("kept features", *QUANTITIES),
+        [(name, *(e.text(2) for e in found)) for name, found in rows],
+        note(len(reading.pairs)),
+    )
+    figures = {
+        (row.split(" (")[0], column): estimate
+        for row, found in rows
+        for column, estimate in zip(QUANTITIES, found, strict=True)
+    }
+    return table, figures
+
+
+def checks(
+    found: Dominance, codes: Codes, pairs: Pairs, figures: Mapping[tuple[str, str], Estimate]
+) -> list[Check]:
+    """Whether the classes recover what is known of the pairs."""
+    return [
+        _beats(figures, "vision", "background"),
+        _beats(figures, "language", "phrasing"),
+        _beats(figures, "language", "language"),
+        _beats(figures, "cross", "group"),
+        _beats(figures, "cross", "retrieval R@1"),
+        _recovers(found, codes["image"], pairs, VISION_ONLY, "vision-only", found.scores),
+        _recovers(found, codes["text"], pairs, TEXT_ONLY, "text-only", 1 - found.scores),
+        _fires_together(found),
+    ]
+
+
+def _beats(figures: Mapping[tuple[str, str], Estimate], name: str, column: str) -> Check:
+    """The class's own interval lies above every other class's."""
+    others = [other for other in ("vision", "language", "cross") if other != name]
+    own = figures[name, column]
+    rest = {other: figures[other, column] for other in others if (other, column) in figures}
+    beside = ", ".join(f"{other} {estimate}" for other, estimate in rest.items())
+    return Check(
+        f"{column} is read best from {name} features",
+        all(own.low > estimate.high for estimate in rest.values()),
+        f"{name} {own}; {beside}",
+    )
+
+
+def _recovers(
+    found: Dominance,
+    codes: Tensor,
+    pairs: Pairs,
+    factors: Sequence[str],
+    kind: str,
+    scores: Tensor,
+) -> Check:
+    live = ~found.dead
+    shares = torch.stack([variance_explained(codes, pairs.columns[f]) for f in factors])
+    carries = (shares.amax(0) > CARRIES)[live]
+    area = auc_estimate(scores[live], carries)
+    return Check(
+        f"MDS finds the features of {kind} factors ({', '.join(factors)}): AUC at least .90",
+        area.value >= 0.90,
+        f"AUC {area}, {area.n} of {int(live.sum())} live features carry one (eta^2 > {CARRIES})",
+    )
+
+
+def _fires_together(found: Dominance) -> Check:
+    matched, shuffled = found.cofiring()
+    cross = torch.as_tensor(found.classes("sd")["cross"])
+    ratio = ratio_estimate(matched[cross], shuffled[cross])
+    return Check(
+        "cross-modal features fire on both sides of matched pairs at least 8 times as often as "
+        "of shuffled ones",
+        ratio.value >= 8,
+        f"{float(matched[cross].mean()):.3f} against {float(shuffled[cross].mean()):.3f}: "
+        f"{ratio.value:.1f} times [{ratio.low:.1f}, {ratio.high:.1f}], {len(cross)} features",
+    )
+
+
+def estimates(right: Sequence[Tensor]) -> list[Estimate]:
+    """Shares with their intervals."""
+    return [proportion(int(column.sum()), len(column)) for column in right]
+
+
+def over_draws(draws: Sequence[Sequence[Tensor]]) -> list[Estimate]:
+    """Mean share over random draws, with the lowest and the highest in place of an interval."""
+    columns = zip(*draws, strict=True)
+    shares = [[float(right.double().mean()) for right in column] for column in columns]
+    return [Estimate(sum(s) / len(s), min(s), max(s), len(draws[0][0])) for s in shares]
+
+
+def note(n: int) -> str:
+    """How to read a table of shares."""
+    return (
+        f"Shares of {n} pairs, with 95 % Wilson intervals: 5-fold linear probes (group: of the "
+        "concept), and retrieval of a text of the image's label.\n"
+        f"Random rows: mean of {DRAWS} draws of as many live features, [lowest, highest]."
+    )
