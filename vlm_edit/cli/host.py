@@ -1,0 +1,42 @@
+"""Load a user's model and its processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vlm_edit.errors import VlmEditError
+
+
+def load_host(path: str) -> tuple[nn.Module, Any]:
+    """The model of a folder, of the class its config names, in eval mode, and its processor.
+
+    Raises:
+        VlmEditError: No such folder, or transformers cannot read it.
+    """
+    import transformers
+
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise VlmEditError(
+            f"no model at {path!r}: it must be a folder with a config.json, as "
+            "model.save_pretrained(folder) writes it"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        name = (config.architectures or [None])[0]
+        kind = getattr(transformers, name or "", None)
+        if kind is None:
+            raise VlmEditError(
+                f"{path}: config.json names the architecture {name!r}, which transformers "
+                f"{transformers.__version__} does not have"
+            )
+        return kind.from_pretrained(folder).eval(), transformers.AutoProcessor.from_pretrained(
+            folder
+        )
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, VlmEditError):
+            raise
+        raise VlmEditError(f"{path}: transformers cannot load it: {error}") from error
