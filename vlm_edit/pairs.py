@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vlm_edit.errors import VlmEditError
 
@@ -40,12 +40,20 @@ class Pairs:
     name: str = "pairs"
 
     def __post_init__(self) -> None:
-        """Check that all have the same length and every text says something."""
+        """Check kinds and lengths, and that every text says something."""
+        for i, image in enumerate(self.images):
+            if not isinstance(image, Image.Image | Path):
+                raise VlmEditError(
+                    f"{self.name}: image {i} is a {type(image).__name__}: pass PIL images or "
+                    "pathlib paths"
+                )
         lengths = {"texts": len(self.texts)} | {k: len(v) for k, v in self.columns.items()}
         for what, length in lengths.items():
             if length != len(self.images):
                 raise VlmEditError(f"{self.name}: {len(self.images)} images but {length} {what}")
-        empty = [i for i, text in enumerate(self.texts) if not text.strip()]
+        empty = [
+            i for i, text in enumerate(self.texts) if not (isinstance(text, str) and text.strip())
+        ]
         if empty:
             raise VlmEditError(
                 f"{self.name}: {len(empty)} of {len(self.texts)} pairs have no text, the first is "
@@ -73,8 +81,9 @@ class Pairs:
                 with Image.open(image) as opened:
                     return opened.convert("RGB")
             return image.convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-            raise VlmEditError(f"{self.describe(i)}: {error}") from error
+        except Exception as error:  # decoders fail in many ways: a broken PNG is a SyntaxError
+            reason = str(error) or type(error).__name__
+            raise VlmEditError(f"{self.describe(i)}: {reason}") from error
 
     def select(self, indices: Sequence[int]) -> Pairs:
         """Some of the pairs, in the order given."""
@@ -167,14 +176,16 @@ def _column(path: Path, header: list[str], names: tuple[str, ...], what: str) ->
 
 
 def _read_folder(path: Path) -> Pairs:
-    images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+    images = sorted(
+        p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and not p.is_dir()
+    )
     if not images:
         raise VlmEditError(f"{str(path)!r} holds no images ({', '.join(IMAGE_ENDINGS)})")
     texts = []
     for image in images:
         file = image.with_suffix(".txt")
         try:
-            texts.append(file.read_text(encoding="utf-8").strip() if file.is_file() else "")
+            texts.append(file.read_text(encoding="utf-8-sig").strip() if file.is_file() else "")
         except UnicodeDecodeError as error:
             raise VlmEditError(f"{file} is not UTF-8 text: {error}") from error
     return Pairs(images, tuple(texts), name=str(path))
