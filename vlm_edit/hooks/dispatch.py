@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +41,13 @@ class _Dispatcher:
     def __init__(self, module: nn.Module) -> None:
         self.callbacks: dict[int, Callable[[Tensor], Tensor]] = {}
         self.handle = module.register_forward_hook(self, prepend=True)
+        self.installed[module] = self
+
+    def discard(self, module: nn.Module) -> None:
+        """Take the hook off the module if no callback is left."""
+        if not self.callbacks:
+            self.handle.remove()
+            self.installed.pop(module, None)
 
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = hidden_of(output, module)
@@ -49,6 +57,7 @@ class _Dispatcher:
 
 
 _keys = itertools.count()
+_lock = threading.RLock()
 
 
 def attach(
@@ -110,23 +119,27 @@ def _attach_tap(
     root: nn.Module, tap: Tap, callback: Callback, adapter: Adapter
 ) -> Callable[[], None]:
     key = next(_keys)
-    tracker = ModalityTracker.acquire(root, adapter) if tap.stream != "image" else None
-    if tracker is None:
-        where = Where(tap.stream)
-        run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
-    else:
-        run = lambda hidden: callback(hidden, tracker.where(tap.stream))  # noqa: E731
-    dispatcher = _Dispatcher.installed.get(tap.module)
-    if dispatcher is None:
-        dispatcher = _Dispatcher.installed[tap.module] = _Dispatcher(tap.module)
-    dispatcher.callbacks[key] = run
+    # The callback must not hold the module: a host that is dropped while patched would stay.
+    module, stream = tap.module, tap.stream
+    with _lock:
+        dispatcher = _Dispatcher.installed.get(module) or _Dispatcher(module)
+        try:
+            tracker = ModalityTracker.acquire(root, adapter) if stream != "image" else None
+        except BaseException:
+            dispatcher.discard(module)
+            raise
+        if tracker is None:
+            where = Where(stream)
+            run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
+        else:
+            run = lambda hidden: callback(hidden, tracker.where(stream))  # noqa: E731
+        dispatcher.callbacks[key] = run
 
     def undo() -> None:
-        dispatcher.callbacks.pop(key)
-        if not dispatcher.callbacks:
-            dispatcher.handle.remove()
-            _Dispatcher.installed.pop(tap.module, None)
-        if tracker is not None:
-            tracker.release(root)
+        with _lock:
+            dispatcher.callbacks.pop(key)
+            dispatcher.discard(module)
+            if tracker is not None:
+                tracker.release(root)
 
     return undo

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 from vlm_edit.errors import VlmEditError
@@ -43,8 +44,8 @@ class Where:
             if image is None:
                 raise VlmEditError(
                     f"tokens={tokens!r}: this call of the host shows neither input_ids nor image "
-                    "inputs, so nobody can tell image tokens from text. Pass input_ids to the "
-                    "host, or use tokens='all'"
+                    "inputs, so nobody can tell image tokens from text. Call the whole host with "
+                    "input_ids, or use tokens='all'"
                 )
             chosen = image if tokens == "image" else ~image
             mask = chosen if mask is None else chosen & mask
@@ -59,15 +60,18 @@ class ModalityTracker:
     """Keeps the modality of the tokens of a host's current forward.
 
     Computed anew from every call's own ids, as the host does when it scatters image features.
-    One per host, shared by all who need it, gone with the last; state is per thread.
+    One per host and adapter, shared by all who need it, gone with the last; state is per thread.
     """
 
-    _trackers: weakref.WeakKeyDictionary[nn.Module, ModalityTracker] = weakref.WeakKeyDictionary()
+    _trackers: weakref.WeakKeyDictionary[nn.Module, list[ModalityTracker]] = (
+        weakref.WeakKeyDictionary()
+    )
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, adapter: Adapter) -> None:
+        self._adapter = adapter
         self._signature = inspect.signature(root.forward)
         self._state = threading.local()
-        self._users: list[Adapter] = []
+        self._users = 0
         self._handles = [
             root.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
             root.register_forward_hook(self._leave, always_call=True),
@@ -76,19 +80,21 @@ class ModalityTracker:
     @classmethod
     def acquire(cls, root: nn.Module, adapter: Adapter) -> ModalityTracker:
         """The tracker of this host, made if it is the first."""
-        tracker = cls._trackers.get(root)
+        trackers = cls._trackers.setdefault(root, [])
+        tracker = next((t for t in trackers if t._adapter == adapter), None)
         if tracker is None:
-            tracker = cls._trackers[root] = cls(root)
-        tracker._users.append(adapter)
+            tracker = cls(root, adapter)
+            trackers.append(tracker)
+        tracker._users += 1
         return tracker
 
     def release(self, root: nn.Module) -> None:
         """Give the tracker back; the last one out removes its hooks."""
-        self._users.pop()
+        self._users -= 1
         if not self._users:
             for handle in self._handles:
                 handle.remove()
-            self._trackers.pop(root, None)
+            self._trackers[root].remove(self)
 
     def where(self, stream: Stream) -> Where:
         """What the forward under way tells of a tap's tokens; nothing outside a root forward."""
@@ -99,8 +105,8 @@ class ModalityTracker:
         return Where(stream, image if stream == "mixed" else None, real)
 
     def _enter(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = self._signature.bind_partial(*args, **kwargs).arguments if args else kwargs
-        self._state.now = modality(root, self._users[0], named)
+        positional = self._signature.bind_partial(*args).arguments if args else {}
+        self._state.now = modality(root, self._adapter, {**positional, **kwargs})
 
     def _leave(self, *_: Any) -> None:
         self._state.now = None
@@ -131,7 +137,12 @@ def modality(
         real = attention[:, -length:].bool()
     if adapter.image_token is None:
         return None, real
-    token = getattr(root.config, adapter.image_token)
+    token = getattr(root.config, adapter.image_token, None)
+    if token is None:
+        raise VlmEditError(
+            f"the config of {type(root).__name__} has no {adapter.image_token!r}: name the "
+            "attribute with the id of its image placeholder in Adapter.image_token"
+        )
     visual = any(_carried(inputs.get(name)) for name in adapter.visual_inputs)
     if ids is not None:
         return (ids == token) & visual, real
@@ -159,4 +170,4 @@ def _fit(mask: Tensor | None, hidden: Tensor) -> Tensor | None:
             f"is {tuple(hidden.shape)}: its tokens cannot be told apart"
         )
     mask = mask.to(hidden.device)
-    return mask if rows == mask.shape[0] else mask.repeat_interleave(rows // mask.shape[0], dim=0)
+    return repeat(mask, "batch tokens -> (batch beams) tokens", beams=rows // mask.shape[0])

@@ -1,0 +1,186 @@
+"""The modality mask of one call: from its own ids, embeddings and attention mask."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from vlm_edit import Adapter, VlmEditError
+from vlm_edit.hooks import ModalityTracker, Where, modality, record
+from vlm_edit.sites import find_adapter
+
+ADAPTER = Adapter((), image_token="image_token_id")
+IMAGE = 60
+
+
+def masks(llava, *args, **kwargs):
+    with record(llava, "language.0") as recording, torch.no_grad():
+        llava(*args, **kwargs)
+    return recording.captures[-1].where
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    ids=st.lists(st.lists(st.sampled_from([5, IMAGE]), min_size=4, max_size=4), min_size=1),
+    visual=st.sampled_from([None, "pixel_values", "image_embeds", "mm_encoder_outputs"]),
+    padded=st.integers(0, 3),
+)
+def test_ids_count_as_image_only_in_calls_that_carry_images(ids, visual, padded):
+    host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
+    inputs = {"input_ids": torch.tensor(ids), "pixel_values": None, "mm_encoder_outputs": {}}
+    if visual:
+        inputs[visual] = {"image": 1} if visual == "mm_encoder_outputs" else torch.zeros(1)
+    attention = torch.ones(len(ids), 4, dtype=torch.long)
+    attention[:, :padded] = 0
+    image, real = modality(host, ADAPTER, inputs | {"attention_mask": attention})
+    expected = [[visual is not None and i == IMAGE for i in row] for row in ids]
+    assert image.tolist() == expected
+    assert real.tolist() == [[j >= padded for j in range(4)] for _ in ids]
+
+
+def test_encoder_outputs_without_images_carry_none():
+    host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
+    ids = torch.tensor([[IMAGE]])
+    outputs = {"image": None, "video": None}
+    assert not modality(host, ADAPTER, {"input_ids": ids, "mm_encoder_outputs": outputs})[0].any()
+
+
+def test_only_the_end_of_a_longer_attention_mask_belongs_to_a_call_with_a_cache():
+    host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
+    attention = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1]])
+    inputs = {"input_ids": torch.tensor([[5], [6]]), "attention_mask": attention}
+    assert modality(host, ADAPTER, inputs)[1].tolist() == [[False], [True]]
+
+
+@pytest.mark.parametrize("attention", [torch.ones(2, 1, 4, 4), torch.ones(2, 3), {"full": 1}])
+def test_an_attention_mask_of_another_form_says_nothing_of_padding(attention):
+    host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
+    inputs = {"input_ids": torch.full((2, 4), 5), "attention_mask": attention}
+    assert modality(host, ADAPTER, inputs)[1] is None
+
+
+def test_a_host_without_a_mixed_sequence_has_no_image_mask():
+    image, real = modality(nn.Linear(1, 1), Adapter(()), {"input_ids": torch.ones(1, 2)})
+    assert image is None
+    assert real is None
+    assert modality(nn.Linear(1, 1), Adapter(()), {}) == (None, None)
+
+
+def test_a_config_without_the_placeholder_is_named():
+    host = SimpleNamespace(config=SimpleNamespace())
+    with pytest.raises(VlmEditError, match=r"config of SimpleNamespace has no 'image_token_id'"):
+        modality(host, ADAPTER, {"input_ids": torch.ones(1, 2)})
+
+
+def test_inputs_may_come_by_position(llava, llava_inputs):
+    expected = llava_inputs["input_ids"] == IMAGE
+    ids, pixels, attention = (
+        llava_inputs[k] for k in ("input_ids", "pixel_values", "attention_mask")
+    )
+    where = masks(llava, ids, pixels, attention)
+    assert torch.equal(where.image, expected)
+    assert torch.equal(where.real, attention.bool())
+
+
+def test_images_in_the_rest_of_the_keywords_count_beside_ids_by_position():
+    class Host(nn.Module):
+        config = SimpleNamespace(image_token_id=IMAGE)
+
+        def forward(self, input_ids, **_):
+            return input_ids
+
+    host = Host()
+    seen = []
+    host.register_forward_hook(lambda *_: seen.append(tracker.where("mixed").image))
+    tracker = ModalityTracker.acquire(host, ADAPTER)  # its hooks come last and see the end
+    ids = torch.tensor([[5, IMAGE]])
+    host(ids, image_embeds=torch.zeros(1))
+    tracker.release(host)
+    assert torch.equal(seen[0], ids == IMAGE)
+
+
+def test_embeddings_are_compared_with_the_placeholders(llava, llava_inputs):
+    embeds = llava.get_input_embeddings()(llava_inputs["input_ids"]).detach()
+    rest = {k: v for k, v in llava_inputs.items() if k != "input_ids"}
+    where = masks(llava, inputs_embeds=embeds, **rest)
+    assert torch.equal(where.image, llava_inputs["input_ids"] == IMAGE)
+
+
+def test_merged_embeddings_alone_tell_nothing_and_an_edit_of_one_stream_is_refused(llava):
+    where = masks(llava, inputs_embeds=torch.randn(2, 4, 32))
+    assert where.image is None
+    hidden = torch.randn(2, 4, 32)
+    assert where.select("all", hidden) is None
+    for tokens in ("image", "text"):
+        with pytest.raises(VlmEditError, match=rf"tokens='{tokens}': .*Call the whole host with"):
+            where.select(tokens, hidden)
+
+
+def test_an_image_token_that_the_model_emits_is_text(llava):
+    ids = torch.tensor([[1, 5, IMAGE, 7]])
+    assert not masks(llava, input_ids=ids).image.any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_a_selection_is_the_stream_without_padding(data):
+    rows, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
+    bits = st.lists(st.booleans(), min_size=rows * length, max_size=rows * length)
+    image = torch.tensor(data.draw(bits)).view(rows, length)
+    real = torch.tensor(data.draw(bits)).view(rows, length) if data.draw(st.booleans()) else None
+    beams = data.draw(st.integers(1, 3))
+    where = Where("mixed", image, real)
+    hidden = torch.zeros(rows * beams, length, 5)
+    here = torch.ones_like(image) if real is None else real
+    for tokens, chosen in (("image", image & here), ("text", ~image & here)):
+        expected = torch.stack([row for row in chosen for _ in range(beams)])
+        assert torch.equal(where.select(tokens, hidden), expected)
+    every = where.select("all", hidden)
+    assert every is None if real is None else every.sum() == real.sum() * beams
+
+
+def test_at_a_tap_of_one_stream_its_own_name_means_all():
+    hidden, real = torch.zeros(1, 2, 3), torch.tensor([[True, False]])
+    assert Where("image").select("image", hidden) is None
+    assert torch.equal(Where("text", None, real).select("text", hidden), real)
+
+
+def test_a_pooled_output_has_no_tokens_to_mask():
+    assert (
+        Where("text", None, torch.tensor([[True, False]])).select("all", torch.zeros(1, 3)) is None
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (3, 4, 3)])
+def test_an_output_whose_tokens_are_not_those_of_the_call_is_refused(shape):
+    where = Where("mixed", torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(VlmEditError, match=r"token ids of shape \(2, 4\) but this site's output"):
+        where.select("image", torch.zeros(shape))
+
+
+def test_two_adapters_on_one_host_keep_their_own_placeholders(llava, llava_inputs):
+    llava.config.other_id = 5
+    own = find_adapter(llava)
+    other = Adapter(own.sites, image_token="other_id")
+    with (
+        record(llava, "language.0") as first,
+        record(llava, "language.0", adapter=other) as second,
+        torch.no_grad(),
+    ):
+        llava(**llava_inputs)
+    assert torch.equal(first.captures[0].where.image, llava_inputs["input_ids"] == IMAGE)
+    assert torch.equal(second.captures[0].where.image, llava_inputs["input_ids"] == 5)
+    assert not llava._forward_pre_hooks
+
+
+def test_the_tracker_stays_until_its_last_user_leaves(llava):
+    first = ModalityTracker.acquire(llava, ADAPTER)
+    assert ModalityTracker.acquire(llava, Adapter((), image_token="image_token_id")) is first
+    first.release(llava)
+    assert len(llava._forward_pre_hooks) == 1
+    first.release(llava)
+    assert not llava._forward_pre_hooks
+    assert not llava._forward_hooks
