@@ -60,7 +60,7 @@ def _ridge(train: Tensor, target: Tensor, test: Tensor, ridge: float) -> Tensor:
     mean, sd = train.mean(0), train.std(0).clamp_min(1e-9)
     x, offset = (train - mean) / sd, target.mean(0)
     gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-    weights = torch.linalg.solve(gram, x.T @ (target - offset))
+    weights: Tensor = torch.linalg.solve(gram, x.T @ (target - offset))
     return (test - mean) / sd @ weights + offset
 
 
