@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vlm_edit.dictionaries import Dictionary
+from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.dominance import (
     CLASSES,
     Dominance,
@@ -102,8 +103,8 @@ class Measurement:
             "skipped": [{"pair": n, "reason": why} for n, why in self.skipped],
             "truncated_texts": self.truncated,
             "zeros": found.zeros,
-            "mds_mean": found.mean,
-            "mds_sd": found.sd,
+            "mds_mean": _number(found.mean),
+            "mds_sd": _number(found.sd),
             "modality_gap": self.gap,
             "classes": {
                 rule: {name: len(members) for name, members in found.classes(rule).items()}
@@ -154,13 +155,14 @@ class Reader:
     progress: bool = True
     skipped: list[tuple[int, str]] = field(default_factory=list)
     truncated: int = 0
+    _placed: dict[torch.device, Encoder] = field(default_factory=dict, init=False, repr=False)
 
     def read(self, pairs: Pairs) -> Iterator[Batch]:
         """What the pairs look like, batch by batch.
 
         Raises:
-            VlmEditError: An unknown site, another width than the dictionary's, or not one image
-                that can be read.
+            VlmEditError: An unknown site, another width than the dictionary's, no pairs, or not
+                one image that can be read.
         """
         site = find_site(self.model, self.site, self.adapter)
         if site.width != self.dictionary.width:
@@ -169,6 +171,8 @@ class Reader:
                 f"{type(unwrap(self.model)).__name__} is {site.width}: it belongs to another "
                 "site or host"
             )
+        if not len(pairs):
+            raise VlmEditError(f"{pairs.name}: no pairs, there is nothing to measure")
         seen = 0
         bar = tqdm(total=len(pairs), desc=f"measure {self.site}", disable=not self.progress)
         with bar:
@@ -199,7 +203,7 @@ class Reader:
     ) -> Batch:
         inputs = self._inputs(images, texts)
         with (
-            torch.inference_mode(),
+            torch.no_grad(),  # not inference_mode: what it yields must serve training too
             record(self.model, site.name, adapter=self.adapter) as recording,
         ):
             self.model(**inputs)
@@ -223,8 +227,7 @@ class Reader:
             inputs = self.processor(text=texts, images=images, return_tensors="pt", padding=True)
             limit = _text_limit(self.model)
             if limit and inputs["input_ids"].shape[1] > limit:
-                tokenizer = self.processor.tokenizer
-                self.truncated += sum(len(ids) > limit for ids in tokenizer(texts)["input_ids"])
+                self.truncated += sum(length > limit for length in self._lengths(inputs, texts))
                 inputs = self.processor(
                     text=texts,
                     images=images,
@@ -233,23 +236,40 @@ class Reader:
                     truncation=True,
                     max_length=limit,
                 )
-        weight = next(self.model.parameters())
-        return {
-            name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-            if isinstance(value, Tensor)
-        }
+        weight = next(p for p in self.model.parameters() if p.is_floating_point())
+
+        def place(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+
+        return {name: place(value) for name, value in inputs.items()}
+
+    def _lengths(self, inputs: Mapping[str, Any], texts: list[str]) -> list[int]:
+        """Tokens of each text, an image's included where it takes any."""
+        if "attention_mask" in inputs:
+            return list(inputs["attention_mask"].sum(1).tolist())
+        return [len(ids) for ids in self.processor.tokenizer(texts)["input_ids"]]
 
     def _pool(self, recording: Recording, site: Site, stream: str) -> tuple[Tensor, Tensor]:
         tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
         capture = recording.last(site.name, tap.stream)
         hidden, where = capture.hidden.float(), capture.where
-        image = where.image_at(hidden)
-        codes = self.dictionary.encode(hidden, where.stream, image)
+        codes, _ = self._encoder(hidden.device)(hidden, where.stream, where.image_at(hidden))
         if hidden.ndim == 2:
             return hidden, codes
         mask = where.select(stream, hidden)
+        if mask is not None and not bool(mask.any(1).all()):
+            raise VlmEditError(
+                f"a pair has no {stream} tokens at site {site.name!r}: the host's inputs must "
+                "hold image and text of every pair"
+            )
         return _mean(hidden, mask), _mean(codes, mask)
+
+    def _encoder(self, device: torch.device) -> Encoder:
+        if device not in self._placed:
+            self._placed[device] = self.dictionary.encoder.to(device)
+        return self._placed[device]
 
 
 class MeasurementAccumulator:
@@ -349,7 +369,7 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean(1)
     weight = mask.unsqueeze(-1).to(values.dtype)
-    return (values * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+    return (values * weight).sum(1) / weight.sum(1)
 
 
 def _text_limit(model: nn.Module) -> int | None:
@@ -357,6 +377,11 @@ def _text_limit(model: nn.Module) -> int | None:
     text = getattr(config, "text_config", config)
     limit = getattr(text, "max_position_embeddings", None)
     return limit if isinstance(limit, int) else None
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(value) else value
 
 
 def _class_of(members: Mapping[str, list[int]]) -> dict[int, str]:
