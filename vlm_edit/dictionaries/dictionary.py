@@ -102,13 +102,9 @@ class Encoder:
         with torch.autocast(x.device.type, enabled=False):
             normed, scale = self.normalise(x.float())
             offset = self._offset(stream, image)
-            if offset is None:
-                bias = self.bias
-            elif offset.ndim == 1:
-                bias = self.bias - offset @ self.weight
-            else:
-                normed, bias = normed - offset, self.bias
-            hidden = F.linear(normed, self.weight.mT, bias)
+            # Not folded into the bias: that costs a pass over the weight and loses digits.
+            centred = normed if offset is None else normed - offset
+            hidden = F.linear(centred, self.weight.mT, self.bias)
             return self._activate(hidden), scale
 
     def normalise(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,7 +289,8 @@ class Dictionary:
         Returns:
             [..., d] float32.
         """
-        return codes.float() @ self.decoder + self.decoder_bias
+        with torch.autocast(codes.device.type, enabled=False):
+            return codes.float() @ self.decoder + self.decoder_bias
 
     def explained_variance(self, x: Tensor, stream: str | None = None) -> float:
         """Share of the variance of activations that the reconstruction explains.

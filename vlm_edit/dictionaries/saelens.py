@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,8 @@ def read(path: Path) -> Dictionary:
     """
     config = _read_config(path / CONFIG)
     tensors = _read_tensors(path / WEIGHTS)
-    architecture = config.get("architecture")
-    if architecture not in _ACTIVATIONS:
-        raise VlmEditError(
-            f"{path}: architecture {architecture!r} is not supported; supported: "
-            f"{', '.join(_ACTIVATIONS)}"
-        )
-    activation = _ACTIVATIONS[architecture]
+    _expect_version_6(path, config)
+    activation = _ACTIVATIONS[_choice(path, config, "architecture", None, _ACTIVATIONS)]
     names = {"W_enc", "b_enc", "W_dec", "b_dec"}
     if activation == "jumprelu":
         names.add("threshold")
@@ -62,7 +58,7 @@ def read(path: Path) -> Dictionary:
         activation=activation,
         threshold=tensors.get("threshold"),
         k=_read_k(path, config) if activation == "topk" else None,
-        subtract=tensors["b_dec"] if config.get("apply_b_dec_to_input", True) else None,
+        subtract=tensors["b_dec"] if _flag(path, config, "apply_b_dec_to_input", True) else None,
         norm=_read_norm(path, config),
         centers=_read_centers(path),
     )
@@ -70,7 +66,7 @@ def read(path: Path) -> Dictionary:
     known = metadata if isinstance(metadata, dict) else {}
     info = {key: str(known[key]) for key in _INFO if known.get(key) is not None}
     dictionary = Dictionary(encoder, tensors["W_dec"], tensors["b_dec"], info)
-    if config.get("rescale_acts_by_decoder_norm"):
+    if activation == "topk" and _flag(path, config, "rescale_acts_by_decoder_norm", False):
         dictionary = _fold_decoder_norm(dictionary)
     stated = (config.get("d_in"), config.get("d_sae"))
     if stated != (dictionary.width, dictionary.n_features):
@@ -113,7 +109,7 @@ def save_saelens(
         "apply_b_dec_to_input": subtracts,
         "normalize_activations": encoder.norm,
         "reshape_activations": "none",
-        "metadata": dict(dictionary.info),
+        "metadata": {"sae_lens_version": "6.0.0", **dictionary.info},
     }
     tensors = {
         "W_enc": encoder.weight,
@@ -127,18 +123,31 @@ def save_saelens(
         config |= {"k": encoder.k, "rescale_acts_by_decoder_norm": False}
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.to(dtype).contiguous() for k, v in tensors.items()}, folder / WEIGHTS)
+    _write_tensors(tensors, folder / WEIGHTS, dtype)
+    (folder / CENTERS).unlink(missing_ok=True)  # of a dictionary saved here before
     if encoder.centers:
-        save_file({k: v.contiguous() for k, v in encoder.centers.items()}, folder / CENTERS)
+        _write_tensors(encoder.centers, folder / CENTERS, torch.float32)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    copies = {k: v.detach().to("cpu", dtype, copy=True).contiguous() for k, v in tensors.items()}
+    save_file(copies, path)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > 1 << 20:
-        raise VlmEditError(f"{path} is larger than 1 MiB: not the config of a dictionary")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        if path.stat().st_size > 1 << 20:
+            raise VlmEditError(f"{path} is larger than 1 MiB: not the config of a dictionary")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise VlmEditError(f"{path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise VlmEditError(f"{path} is not valid JSON: {error}") from error
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise VlmEditError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise VlmEditError(f"{path} holds a {type(config).__name__}, expected an object")
@@ -150,6 +159,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise VlmEditError(f"{path} is not a readable safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise VlmEditError(f"{path}: {name} is {tensor.dtype}, expected floating-point numbers")
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
@@ -164,13 +176,37 @@ def _expect_names(path: Path, tensors: dict[str, Tensor], names: set[str]) -> No
         )
 
 
-def _read_norm(path: Path, config: dict[str, Any]) -> Norm:
-    norm = config.get("normalize_activations", "none")
-    if norm not in _NORMS:
+def _expect_version_6(path: Path, config: dict[str, Any]) -> None:
+    """Refuse what older versions wrote beside the fields read here and that changes the code."""
+    name = config.get("activation_fn", config.get("activation_fn_str", "relu"))
+    if name != "relu" or config.get("finetuning_scaling_factor"):
         raise VlmEditError(
-            f"{path}: normalize_activations {norm!r} is not supported; supported: "
-            f"{', '.join(_NORMS)}. Fold it into the weights before saving"
+            f"{path}: written by SAELens before version 6 with activation_fn {name!r} and "
+            f"finetuning_scaling_factor {config.get('finetuning_scaling_factor')!r}: load it with "
+            "SAELens 6, save it there and read that"
         )
+
+
+def _choice(
+    path: Path, config: dict[str, Any], key: str, default: str | None, known: Mapping[str, str]
+) -> str:
+    value = config.get(key, default)
+    if not isinstance(value, str) or value not in known:
+        raise VlmEditError(
+            f"{path}: {key} {value!r} is not supported; supported: {', '.join(known)}"
+        )
+    return value
+
+
+def _flag(path: Path, config: dict[str, Any], key: str, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise VlmEditError(f"{path}: {key} must be true or false, got {value!r}")
+    return value
+
+
+def _read_norm(path: Path, config: dict[str, Any]) -> Norm:
+    norm = _choice(path, config, "normalize_activations", "none", _NORMS)
     if config.get("reshape_activations", "none") not in ("none", None):
         raise VlmEditError(
             f"{path}: reshape_activations {config['reshape_activations']!r} is not supported"
@@ -192,7 +228,7 @@ def _read_centers(path: Path) -> dict[str, Tensor]:
 
 def _fold_decoder_norm(dictionary: Dictionary) -> Dictionary:
     """Features compete by their pre-activation times their decoder row's norm: fold it in."""
-    norm = dictionary.decoder.norm(dim=-1)
+    norm = dictionary.decoder.norm(dim=-1).clamp_min(1e-8)  # as SAELens folds
     encoder = replace(
         dictionary.encoder,
         weight=dictionary.encoder.weight * norm,

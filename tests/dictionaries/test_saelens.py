@@ -1,0 +1,262 @@
+"""SAELens v6 folders, with its formulas written here by hand.
+
+Checked once by hand against sae-lens 6.54.12: folders written by either are read by the other
+with equal codes.
+"""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from vlm_edit import Dictionary, VlmEditError, load_dictionary
+from vlm_edit.dictionaries import Encoder, save_saelens
+
+D, M = 6, 16
+
+
+def write(folder, seed=0, dtype=torch.float32, tensors=None, **config):
+    """A folder as SAE.save_model of sae-lens 6.54.12 writes it."""
+    g = torch.Generator().manual_seed(seed)
+    weights = {
+        "W_enc": torch.randn(D, M, generator=g),
+        "b_enc": torch.randn(M, generator=g),
+        "W_dec": torch.randn(M, D, generator=g),
+        "b_dec": torch.randn(D, generator=g),
+    }
+    if config.get("architecture") == "jumprelu":
+        weights["threshold"] = torch.randn(M, generator=g)
+    weights = {k: v.to(dtype) for k, v in (weights | (tensors or {})).items() if v is not None}
+    defaults = {
+        "d_in": D,
+        "d_sae": M,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": "6.54.12", "model_name": "host", "hook_name": "joint"},
+        "architecture": "standard",
+    }
+    folder.mkdir(exist_ok=True)
+    config = {k: v for k, v in (defaults | config).items() if v is not ...}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    save_file(weights, folder / "sae_weights.safetensors")
+    return folder
+
+
+def sae_lens(folder, x):
+    """Codes and reconstruction as sae-lens computes them, in float64."""
+    config = json.loads((folder / "cfg.json").read_text())
+    w = {k: v.double() for k, v in load_file(folder / "sae_weights.safetensors").items()}
+    x, out = x.double(), lambda y: y
+    if config["normalize_activations"] == "layer_norm":
+        mu = x.mean(dim=-1, keepdim=True)
+        x = x - mu
+        std = x.std(dim=-1, keepdim=True)
+        x, out = x / (std + 1e-5), lambda y: y * std + mu
+    if config["normalize_activations"] == "constant_norm_rescale":
+        coefficient = config["d_in"] ** 0.5 / x.norm(dim=-1, keepdim=True)
+        x, out = x * coefficient, lambda y: y / coefficient
+    hidden = (x - w["b_dec"] * config["apply_b_dec_to_input"]) @ w["W_enc"] + w["b_enc"]
+    norms = torch.ones(M).double()
+    if config["architecture"] == "topk":
+        if config["rescale_acts_by_decoder_norm"]:
+            norms = w["W_dec"].norm(dim=-1)
+        hidden = hidden * norms
+        values, indices = hidden.topk(config["k"], dim=-1)
+        codes = torch.zeros_like(hidden).scatter(-1, indices, values.relu())
+    elif config["architecture"] == "jumprelu":
+        codes = hidden.relu() * (hidden > w["threshold"])
+    else:
+        codes = hidden.relu()
+    return codes, out((codes / norms) @ w["W_dec"] + w["b_dec"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    architecture=st.sampled_from(["standard", "jumprelu", "topk"]),
+    norm=st.sampled_from(["none", "layer_norm", "constant_norm_rescale"]),
+    apply=st.booleans(),
+    rescale=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_codes_and_reconstruction_are_those_of_sae_lens(
+    tmp_path_factory, architecture, norm, apply, rescale, dtype, seed
+):
+    extra = {"k": 4, "rescale_acts_by_decoder_norm": rescale} if architecture == "topk" else {}
+    folder = write(
+        tmp_path_factory.mktemp("sae"),
+        seed,
+        dtype,
+        architecture=architecture,
+        normalize_activations=norm,
+        apply_b_dec_to_input=apply,
+        **extra,
+    )
+    x = torch.randn(11, D, generator=torch.Generator().manual_seed(seed)) * 3 + 1
+    dictionary = load_dictionary(folder)
+    codes, reconstruction = sae_lens(folder, x)
+    torch.testing.assert_close(dictionary.encode(x), codes.float(), rtol=1e-4, atol=1e-4)
+    mean = x.mean(-1, keepdim=True) if norm == "layer_norm" else 0.0
+    ours = dictionary.decode(dictionary.encode(x)) * dictionary.encoder(x)[1] + mean
+    torch.testing.assert_close(ours, reconstruction.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_fields_that_sae_lens_leaves_out_have_its_defaults(tmp_path):
+    folder = write(tmp_path, normalize_activations=..., apply_b_dec_to_input=..., metadata=...)
+    dictionary = load_dictionary(folder)
+    assert dictionary.encoder.norm == "none"
+    assert torch.equal(dictionary.encoder.subtract, dictionary.decoder_bias)
+    topk = load_dictionary(write(tmp_path, architecture="topk", k=2))
+    assert torch.equal(topk.decoder, load_file(tmp_path / "sae_weights.safetensors")["W_dec"])
+
+
+def test_a_decoder_row_of_zeros_stays_finite_when_its_norm_is_folded(tmp_path):
+    rows = torch.randn(M, D)
+    rows[3] = 0
+    folder = write(
+        tmp_path,
+        tensors={"W_dec": rows},
+        architecture="topk",
+        k=M,
+        rescale_acts_by_decoder_norm=True,
+    )
+    dictionary = load_dictionary(folder)
+    assert dictionary.decoder.isfinite().all()
+    assert (dictionary.decode(dictionary.encode(torch.randn(5, D)))).isfinite().all()
+
+
+def test_only_topk_rescales_by_the_decoders_norm_as_in_sae_lens(tmp_path):
+    folder = write(tmp_path, architecture="jumprelu", rescale_acts_by_decoder_norm=True)
+    x = torch.randn(9, D)
+    torch.testing.assert_close(load_dictionary(folder).encode(x), sae_lens(folder, x)[0].float())
+
+
+def test_what_the_file_says_of_its_training_is_kept(tmp_path):
+    assert load_dictionary(write(tmp_path)).info == {"model_name": "host", "hook_name": "joint"}
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("subtracts", [True, False])
+def test_a_saved_dictionary_comes_back_bit_for_bit(tmp_path, activation, norm, subtracts):
+    g = torch.Generator().manual_seed(0)
+    bias = torch.randn(D, generator=g)
+    dictionary = Dictionary(
+        Encoder(
+            torch.randn(D, M, generator=g),
+            torch.randn(M, generator=g),
+            activation,
+            threshold=torch.rand(M, generator=g) if activation == "jumprelu" else None,
+            k=3 if activation == "topk" else None,
+            subtract=bias if subtracts else None,
+            norm=norm,
+            centers={"image": torch.randn(D, generator=g), "text": torch.randn(D, generator=g)},
+        ),
+        torch.randn(M, D, generator=g),
+        bias,
+        {"model_name": "host"},
+    )
+    save_saelens(dictionary, tmp_path / "new" / "folder")
+    back = load_dictionary(tmp_path / "new" / "folder")
+    x = torch.randn(7, D, generator=g)
+    for stream in ("image", "text"):
+        assert torch.equal(back.encode(x, stream), dictionary.encode(x, stream))
+    assert torch.equal(back.decoder, dictionary.decoder)
+    assert torch.equal(back.decoder_bias, bias)
+    assert back.info == {"model_name": "host"}
+    x = x[:, None]
+    bare = tmp_path / "new" / "folder"
+    (bare / "centers.safetensors").unlink()
+    torch.testing.assert_close(load_dictionary(bare).encode(x), sae_lens(bare, x)[0].float())
+
+
+def test_a_saved_config_says_that_it_is_of_version_6(tmp_path):
+    save_saelens(
+        Dictionary(Encoder(torch.eye(D), torch.ones(D)), torch.eye(D), torch.ones(D)), tmp_path
+    )
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    assert config["metadata"]["sae_lens_version"].startswith("6.")
+
+
+def test_saving_over_a_centred_dictionary_leaves_no_center_behind(tmp_path):
+    weight = torch.randn(D, M)
+    for centers in ({"image": torch.ones(D)}, {}):
+        encoder = Encoder(weight, torch.zeros(M), centers=centers)
+        save_saelens(Dictionary(encoder, weight.T, torch.zeros(D)), tmp_path)
+        assert set(load_dictionary(tmp_path).encoder.centers) == set(centers)
+
+
+def test_tied_parameters_in_half_precision_can_be_saved(tmp_path):
+    shared = torch.nn.Parameter(torch.randn(D, D))
+    zeros = torch.zeros(D)
+    save_saelens(Dictionary(Encoder(shared, zeros), shared, zeros), tmp_path, torch.float16)
+    assert load_file(tmp_path / "sae_weights.safetensors")["W_enc"].dtype == torch.float16
+    assert torch.equal(load_dictionary(tmp_path).decoder, shared.half().float())
+
+
+def test_what_sae_lens_cannot_hold_is_not_saved(tmp_path):
+    with pytest.raises(VlmEditError, match="no architecture for activation 'identity'"):
+        save_saelens(Dictionary.identity(D), tmp_path)
+    encoder = Encoder(torch.zeros(D, M), torch.zeros(M), subtract=torch.ones(D))
+    with pytest.raises(VlmEditError, match="subtracts the decoder's bias or nothing"):
+        save_saelens(Dictionary(encoder, torch.zeros(M, D), torch.zeros(D)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "gated"}, "architecture 'gated' is not supported; supported: standard"),
+        ({"architecture": ["standard"]}, r"architecture \['standard'\] is not supported"),
+        ({"architecture": ...}, "architecture None is not supported"),
+        ({"architecture": "batchtopk"}, "architecture 'batchtopk'"),
+        ({"normalize_activations": "expected_average_only_in"}, "Fold it|not supported"),
+        ({"normalize_activations": {}}, "normalize_activations {} is not supported"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations 'hook_z' is not supported"),
+        ({"apply_b_dec_to_input": "false"}, "must be true or false, got 'false'"),
+        ({"architecture": "topk"}, "needs a whole number k, got None"),
+        ({"architecture": "topk", "k": True}, "needs a whole number k, got True"),
+        ({"architecture": "topk", "k": M + 1}, "k is 17"),
+        ({"architecture": "topk", "k": 2, "rescale_acts_by_decoder_norm": 1}, "true or false"),
+        ({"d_in": D + 1}, r"states d_in, d_sae = \(7, 16\), but W_enc is \(6, 16\)"),
+        ({"activation_fn_str": "topk", "metadata": ...}, "before version 6 .* 'topk'"),
+        ({"activation_fn": "tanh-relu"}, "before version 6 .* 'tanh-relu'"),
+        ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor True"),
+    ],
+)
+def test_a_config_that_cannot_be_followed_exactly_is_refused(tmp_path, config, message):
+    with pytest.raises(VlmEditError, match=message):
+        load_dictionary(write(tmp_path, **config))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"b_enc": None}, "tensors missing: b_enc"),
+        ({"scaling_factor": torch.ones(M)}, "does not have: scaling_factor"),
+        ({"W_enc": torch.zeros(M, D)}, "shape"),
+        ({"W_dec": torch.zeros(M)}, "decoder has shape"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tmp_path, tensors, message):
+    with pytest.raises(VlmEditError, match=message):
+        load_dictionary(write(tmp_path, tensors=tensors))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_weights_that_are_not_floating_point_are_refused(tmp_path, dtype):
+    with pytest.raises(VlmEditError, match=r"is torch\.\w+, expected floating-point"):
+        load_dictionary(write(tmp_path, dtype=dtype))
+
+
+@pytest.mark.parametrize("centers", [{"audio": torch.zeros(D)}, {"image": torch.zeros(M)}])
+def test_centers_that_do_not_fit_are_refused(tmp_path, centers):
+    save_file(centers, write(tmp_path) / "centers.safetensors")
+    with pytest.raises(VlmEditError, match="center of"):
+        load_dictionary(tmp_path)
