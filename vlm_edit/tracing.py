@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Where, modality
+from vlm_edit.hooks import Where, modality, replace_hidden
+from vlm_edit.hooks.dispatch import hidden_of
 from vlm_edit.patches import Binding, Patch
 from vlm_edit.sites import Adapter, Tap, find_adapter
 
@@ -75,5 +76,7 @@ def _store(model: Any, root: nn.Module, binding: Binding, tap: Tap, adapter: Ada
             named = signature.bind_partial(*args, **kwargs).arguments
             where = Where(tap.stream, *modality(root, adapter, named))
         envoy = copy.get(tap.path)
-        envoy.output = binding(envoy.output, where)
+        output = envoy.output
+        hidden = hidden_of(output, tap.module)
+        envoy.output = replace_hidden(output, binding(hidden, where))
     return cast("NNsight", copy)
