@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import f_oneway
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.probing import hits, probe, same, variance_explained
+
+
+def test_a_probe_agrees_with_sklearn_on_the_same_folds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(120, 7, generator=generator)
+    truth = (values[:, 0] + 0.8 * torch.randn(120, generator=generator) > 0).long()
+    truth += 2 * (values[:, 1] > 0.5).long()
+    found = probe(values, [f"label {t}" for t in truth.tolist()], folds=4, ridge=0.05, seed=3)
+    expected = np.zeros(120, dtype=bool)
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(3))
+    for test in order.chunk(4):
+        train = np.setdiff1d(np.arange(120), test.numpy())
+        scaler = StandardScaler().fit(values[train].numpy())
+        # The probe divides by the unbiased deviation.
+        shrink = np.sqrt((len(train) - 1) / len(train))
+        x = scaler.transform(values[train].numpy()) * shrink
+        target = np.eye(4)[truth[train].numpy()]
+        model = Ridge(alpha=0.05 * len(train)).fit(x, target)
+        scores = model.predict(scaler.transform(values[test].numpy()) * shrink)
+        expected[test.numpy()] = scores.argmax(1) == truth[test].numpy()
+    assert found.tolist() == expected.tolist()
+
+
+def test_a_probe_reads_nothing_from_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(600, 20, generator=generator)
+    labels = [str(n) for n in torch.randint(4, (600,), generator=generator).tolist()]
+    assert 0.18 < float(probe(values, labels).double().mean()) < 0.32
+
+
+def test_a_constant_column_does_not_disturb_a_probe() -> None:
+    values = torch.tensor([[0.0, 5.0], [1.0, 5.0]] * 10)
+    assert bool(probe(values, ["a", "b"] * 10).all())
+
+
+@pytest.mark.parametrize(
+    ("count", "labels"), [(10, ["a"] * 10), (3, ["a", "b", "a"]), (10, ["a", "b"])]
+)
+def test_a_probe_without_enough_to_go_on_is_refused(count: int, labels: list[str]) -> None:
+    with pytest.raises(VlmEditError, match="a probe needs a label per case"):
+        probe(torch.randn(count, 2), labels)
+
+
+def test_hits_equal_a_search_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(30, 6, generator=generator)
+    keys = torch.randn(40, 6, generator=generator)
+    relevant = torch.rand(30, 40, generator=generator) < 0.1
+    for k in (1, 5, 100):
+        found = hits(queries, keys, relevant, k)
+        for i in range(30):
+            cosines = [
+                float(q @ key / (q.norm() * key.norm()))
+                for q, key in ((queries[i], key) for key in keys)
+            ]
+            nearest = np.argsort(cosines)[::-1][:k]
+            assert bool(found[i]) == any(bool(relevant[i, j]) for j in nearest)
+
+
+def test_same_marks_where_two_lists_agree() -> None:
+    assert same(["a", "b", "a"], ["a", "c"]).tolist() == [
+        [True, False],
+        [False, False],
+        [True, False],
+    ]
+
+
+def test_variance_explained_is_eta_squared_of_an_analysis_of_variance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(90, 3, generator=generator)
+    labels = ["x"] * 20 + ["y"] * 30 + ["z"] * 40
+    values[:20, 1] += 2
+    found = variance_explained(values, labels)
+    for column in range(3):
+        groups = [values[:20, column], values[20:50, column], values[50:, column]]
+        f = f_oneway(*(group.double().numpy() for group in groups)).statistic
+        eta = f * 2 / (f * 2 + 87)
+        assert float(found[column]) == pytest.approx(eta, rel=1e-9)
+
+
+def test_a_silent_column_has_no_variance_to_explain() -> None:
+    assert variance_explained(torch.zeros(4, 1), ["a", "a", "b", "b"]).tolist() == [0.0]
