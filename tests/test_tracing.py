@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -247,6 +248,47 @@ def test_a_patch_of_both_sides_of_a_generative_host_acts_whole(
         expected = hooked(llava, patch, llava_inputs)
         found = traced(tracing.edited(nnsight.NNsight(llava), patch), llava_inputs)
         assert torch.equal(found.logits, expected.logits)
+
+
+@pytest.mark.parametrize(
+    ("site", "tokens"),
+    [("language.0", "text"), ("language.1", "all"), ("language.0", "image"), ("projector", "all")],
+)
+def test_every_step_of_a_generation_is_edited_as_by_hooks_and_without_warnings(
+    nnsight, llava, llava_inputs, dictionary, site, tokens
+) -> None:
+    patch = Patch.at(site, dictionary(32), Clamp([1, 2, 3, 4], value=6.0), tokens=tokens)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    before = llava.generate(**llava_inputs, **options)
+    with patch.attach(llava):
+        expected = llava.generate(**llava_inputs, **options)
+    assert not torch.equal(before, expected)
+    model = tracing.edited(nnsight.NNsight(llava), patch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = model.interleave(lambda: llava.generate(**llava_inputs, **options))
+        with torch.no_grad(), model.trace(**llava_inputs, fn="generate", **options) as tracer:
+            result = tracer.result.save()
+    assert torch.equal(found, expected)
+    assert torch.equal(result, expected)
+    assert torch.equal(llava.generate(**llava_inputs, **options), before)
+
+
+def test_a_patch_of_a_module_that_the_call_does_not_run_is_an_error_and_not_silent(
+    nnsight, llava, dictionary
+) -> None:
+    patch = Patch.at("projector", dictionary(32), Steer([1, 2], amount=5.0))
+    model = tracing.edited(nnsight.NNsight(llava), patch)
+    with pytest.raises(Exception, match="multi_modal_projector"):
+        traced(model, {"input_ids": torch.tensor([[1, 5, 6]])})
+
+
+def test_an_error_of_an_edit_surfaces(nnsight, llava, llava_inputs, dictionary) -> None:
+    patch = Patch.at("language.0", dictionary(32), Ablate([1]), tokens="image")
+    model = tracing.edited(nnsight.NNsight(llava), patch)
+    embeds = llava.get_input_embeddings()(llava_inputs["input_ids"])
+    with pytest.raises(VlmEditError, match="nobody can tell image tokens"):
+        traced(model, {"inputs_embeds": embeds.detach()})
 
 
 # Hosts of the user's own

@@ -33,7 +33,8 @@ def edited(model: NNsight, patch: Patch, adapter: Adapter | None = None) -> NNsi
         adapter: The host's adapter; by default found.
 
     Returns:
-        The edited model: use its ``trace`` and read its modules' outputs.
+        The edited model. Its ``trace`` and ``interleave`` run with the patch, at every step of
+        ``generate`` too; calls of the host outside them do not.
 
     Raises:
         VlmEditError: Not an nnsight model, or the patch does not fit the host.
@@ -68,15 +69,21 @@ def edited(model: NNsight, patch: Patch, adapter: Adapter | None = None) -> NNsi
 def _store(model: Any, root: nn.Module, binding: Binding, tap: Tap, adapter: Adapter) -> NNsight:
     """One stored edit per module: each may then wait for its own, whatever the host's order."""
     signature = inspect.signature(root.forward)
-    with model.edit() as (_, copy):
-        if tap.stream == "image":
-            where = Where("image")
-        else:
-            args, kwargs = copy.inputs
-            named = signature.bind_partial(*args, **kwargs).arguments
-            where = Where(tap.stream, *modality(root, adapter, named))
-        envoy = copy.get(tap.path)
-        output = envoy.output
-        hidden = hidden_of(output, tap.module)
-        envoy.output = replace_hidden(output, binding(hidden, where))
+    with model.edit() as (tracer, copy):
+        step = 0
+        try:
+            for step in tracer.iter[:]:  # noqa: B007
+                where = Where(tap.stream)
+                if tap.stream != "image":
+                    args, kwargs = copy.inputs
+                    named = signature.bind_partial(*args, **kwargs).arguments
+                    where = Where(tap.stream, *modality(root, adapter, named))
+                envoy = copy.get(tap.path)
+                output = envoy.output
+                hidden = hidden_of(output, tap.module)
+                envoy.output = replace_hidden(output, binding(hidden, where))
+        except Exception as error:
+            # An open loop ends by this error, when the host makes no further step.
+            if step == 0 or type(error).__name__ != "OutOfOrderError":
+                raise
     return cast("NNsight", copy)
