@@ -168,5 +168,5 @@ def _percentiles(draw: Callable[[], float], draws: int) -> tuple[float, float]:
 
 
 def _short(value: float, digits: int) -> str:
-    text = f"{value:.{digits}f}"
+    text = f"{round(value, digits) + 0.0:.{digits}f}"  # no -.000
     return text[1:] if text.startswith("0.") else text.replace("-0.", "-.")
