@@ -171,9 +171,9 @@ class Encoder:
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
-                moved[item.name] = value.to(device)
+                moved[item.name] = move(value, device)
             elif item.name == "centers":
-                moved[item.name] = {k: v.to(device) for k, v in value.items()}
+                moved[item.name] = {k: move(v, device) for k, v in value.items()}
         return replace(self, **moved)
 
 
@@ -207,8 +207,8 @@ class Slice:
         return replace(
             self,
             encoder=self.encoder.to(device),
-            decoder=self.decoder.to(device),
-            columns=None if self.columns is None else self.columns.to(device),
+            decoder=move(self.decoder, device),
+            columns=None if self.columns is None else move(self.columns, device),
         )
 
 
@@ -325,6 +325,12 @@ class Dictionary:
         if self.encoder.competes:
             return Slice(tuple(features), self.encoder, rows, self.n_features, index)
         return Slice(tuple(features), self.encoder.select(features), rows, self.n_features)
+
+
+def move(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device, fit for a forward with gradients even if made without."""
+    moved = tensor.to(device)
+    return moved.clone() if moved.is_inference() else moved
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from operator import index
 from typing import Any, ClassVar, cast
 
@@ -27,22 +27,27 @@ class Rule:
     kind: ClassVar[str] = ""
 
     features: Sequence[int]
-    strength: float = 1.0
+    strength: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check and normalise the features."""
         name = type(self).__name__
         listed = getattr(self.features, "tolist", lambda: self.features)()
         try:
+            listed = tuple(listed)
             features = tuple(index(f) for f in listed)
         except TypeError as error:
             raise VlmEditError(
                 f"{name}: features must be whole numbers, got {self.features!r}"
             ) from error
+        if any(isinstance(f, bool) for f in listed):
+            raise VlmEditError(
+                f"{name}: features is a mask; give the numbers, such as mask.nonzero()[:, 0]"
+            )
         if not features:
             raise VlmEditError(f"{name} needs at least one feature: features is empty")
         if len(set(features)) < len(features):
-            twice = next(f for f in features if features.count(f) > 1)
+            twice = Counter(features).most_common(1)[0][0]
             raise VlmEditError(f"{name}: feature {twice} is listed more than once")
         if min(features) < 0:
             raise VlmEditError(f"{name}: feature {min(features)} is negative; they count from 0")
@@ -97,7 +102,7 @@ class Scale(Rule):
 
     kind: ClassVar[str] = "scale"
 
-    factor: float = 1.0
+    factor: float
 
     def target(self, code: Tensor) -> Tensor:
         """The code times the factor."""
@@ -119,7 +124,7 @@ class Clamp(Rule):
 
     kind: ClassVar[str] = "clamp"
 
-    value: float = 0.0
+    value: float
 
     def target(self, code: Tensor) -> Tensor:
         """The value everywhere."""
@@ -142,7 +147,7 @@ class Steer(Rule):
 
     kind: ClassVar[str] = "steer"
 
-    amount: float = 0.0
+    amount: float
 
     def target(self, code: Tensor) -> Tensor:
         """The code plus the amount."""
@@ -163,7 +168,7 @@ def rule_from_dict(values: Mapping[str, Any]) -> Rule:
         Scale(features=(4,), strength=1.0, factor=0.5)
     """
     kind = values.get("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise VlmEditError(f"unknown rule {kind!r}; known rules: {', '.join(_KINDS)}")
     rest = {key: value for key, value in values.items() if key != "kind"}
     known = {item.name for item in fields(_KINDS[kind])}
@@ -176,5 +181,5 @@ def rule_from_dict(values: Mapping[str, Any]) -> Rule:
 
 def _expect_finite(rule: str, name: str, value: object) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(cast("float", value)):
+    if not number or not abs(cast("float", value)) <= torch.finfo(torch.float32).max:
         raise VlmEditError(f"{rule}: {name} must be a finite number, got {value!r}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, Slice
+from vlm_edit.dictionaries.dictionary import move
 from vlm_edit.edits.rules import Rule
 from vlm_edit.errors import VlmEditError
 
@@ -81,7 +82,7 @@ class Splice:
         with torch.autocast(hidden.device.type, enabled=False):
             codes, scale = part.codes(hidden, stream, image)
             delta = (self._apply(codes, columns) - codes) @ part.decoder * scale
-            edited = (hidden.float() + delta).to(hidden.dtype)
+            edited = (hidden + delta).to(hidden.dtype)  # the sum is float32 or wider
         return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
 
     def _apply(self, codes: Tensor, columns: tuple[Tensor | None, ...]) -> Tensor:
@@ -96,7 +97,7 @@ class Splice:
         if device not in self._devices:
             # A tensor made under inference_mode could not serve a later forward with gradients.
             with torch.inference_mode(False):
-                columns = tuple(None if c is None else c.to(device) for c in self._columns)
+                columns = tuple(None if c is None else move(c, device) for c in self._columns)
                 self._devices[device] = (self.slice.to(device), columns)
         return self._devices[device]
 

@@ -1,0 +1,131 @@
+"""Rules on codes: what they make of a code, and what they refuse to be."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlm_edit import Ablate, Clamp, Scale, Steer, VlmEditError
+from vlm_edit.edits import Rule, rule_from_dict
+
+number = st.floats(-5, 5, width=32)
+features = st.lists(st.integers(0, 50), min_size=1, max_size=4, unique=True)
+strengths = st.one_of(st.just(0.0), st.just(1.0), number)
+
+
+@st.composite
+def rules(draw):
+    chosen, strength = draw(features), draw(strengths)
+    kind = draw(st.sampled_from([Ablate, Scale, Clamp, Steer]))
+    rest = () if kind is Ablate else (draw(number),)
+    return kind(chosen, *rest, strength=strength)
+
+
+def expected(rule, code):
+    """Each rule in float64, from its docstring's formula."""
+    code = code.double()
+    target = {
+        Ablate: lambda: code * 0,
+        Scale: lambda: rule.factor * code,
+        Clamp: lambda: torch.zeros_like(code) + rule.value,
+        Steer: lambda: code + rule.amount,
+    }[type(rule)]()
+    return (1 - rule.strength) * code + rule.strength * target
+
+
+@settings(max_examples=80, deadline=None)
+@given(rules(), st.integers(0, 99))
+def test_a_rule_does_what_its_formula_says(rule, seed):
+    code = torch.randn(3, len(rule.features), generator=torch.Generator().manual_seed(seed))
+    kept = code.clone()
+    torch.testing.assert_close(rule(code), expected(rule, code).float(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(code, kept)
+    if rule.strength == 0:
+        assert torch.equal(rule(code), code)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rules())
+def test_a_rule_survives_json(rule):
+    back = rule_from_dict(json.loads(json.dumps(rule.to_dict())))
+    assert back == rule
+    assert type(back) is type(rule)
+
+
+def test_the_number_of_a_rule_comes_second_and_its_strength_by_name_only():
+    assert Scale([1], 0.5) == Scale([1], factor=0.5, strength=1.0)
+    assert Clamp([1], 4.0).value == 4.0
+    assert Steer([1], -2.0, strength=0.5).amount == -2.0
+    for rule in (Scale, Clamp, Steer):
+        with pytest.raises(TypeError):
+            rule([1])  # a rule that would do nothing
+        with pytest.raises(TypeError):
+            rule([1], 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        [3, 1],
+        (3, 1),
+        np.array([3, 1]),
+        torch.tensor([3, 1]),
+        iter([3, 1]),
+        [np.int64(3), torch.tensor(1)],
+    ],
+)
+def test_features_may_come_as_any_sequence_of_whole_numbers(listed):
+    assert Ablate(listed).features == (3, 1)
+    assert Ablate(range(2)).features == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ([], "at least one feature: features is empty"),
+        ([1, 2, 1], "feature 1 is listed more than once"),
+        ([4, -2], "feature -2 is negative"),
+        ([1.0], r"must be whole numbers, got \[1.0\]"),
+        (["1"], "must be whole numbers"),
+        (3, "must be whole numbers, got 3"),
+        (None, "must be whole numbers, got None"),
+        (torch.tensor(3), "must be whole numbers"),
+        ([True, False], "is a mask; give the numbers"),
+        (torch.tensor([True, False]), "is a mask; give the numbers"),
+        (np.array([False, True]), "is a mask; give the numbers"),
+    ],
+)
+def test_features_that_are_not_numbers_of_features_are_refused(listed, message):
+    with pytest.raises(VlmEditError, match=f"Ablate.*{message}"):
+        Ablate(listed)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, 10**400, "1", None, True])
+def test_numbers_that_are_not_finite_in_float32_are_refused(value):
+    for make in (lambda: Scale([0], value), lambda: Ablate([0], strength=value)):
+        with pytest.raises(VlmEditError, match=r"(factor|strength) must be a finite number, got"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "unknown rule None; known rules: ablate, scale, clamp, steer"),
+        ({"kind": "delete"}, "unknown rule 'delete'"),
+        ({"kind": ["ablate"]}, r"unknown rule \['ablate'\]"),
+        ({"kind": "ablate", "features": [1]}, r"has the fields \['features', 'strength'\]"),
+        ({"kind": "ablate", "features": [1], "strength": 1.0, "x": 1}, "the file has .*'x'"),
+        ({"kind": "ablate", "features": [True], "strength": 1.0}, "is a mask"),
+    ],
+)
+def test_a_stored_rule_that_is_not_exactly_one_of_ours_is_refused(values, message):
+    with pytest.raises(VlmEditError, match=message):
+        rule_from_dict(values)
+
+
+def test_a_rule_without_a_target_has_none():
+    with pytest.raises(NotImplementedError):
+        Rule([0])(torch.ones(1))

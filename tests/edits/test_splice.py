@@ -1,0 +1,188 @@
+"""The splice against the naive way: decode everything, twice, and add the reconstruction error."""
+
+import pytest
+import torch
+from conftest import random_dictionary
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlm_edit import Ablate, Clamp, Dictionary, Scale, Steer, VlmEditError
+from vlm_edit.dictionaries import Encoder
+from vlm_edit.edits import Splice
+
+D, M = 6, 24
+
+
+def make(activation, norm, centers, seed):
+    g = torch.Generator().manual_seed(seed)
+    encoder = Encoder(
+        torch.randn(D, M, generator=g),
+        torch.randn(M, generator=g),
+        activation,
+        threshold=torch.rand(M, generator=g) if activation == "jumprelu" else None,
+        k=6 if activation == "topk" else None,
+        subtract=torch.randn(D, generator=g),
+        norm=norm,
+        centers={s: torch.randn(D, generator=g) for s in ("image", "text")} if centers else {},
+    )
+    return Dictionary(encoder, torch.randn(M, D, generator=g), torch.randn(D, generator=g))
+
+
+def naive(dictionary, rules, hidden, mask=None, stream=None, image=None):
+    """Full encode, full decode before and after, error kept; one token at a time for the mask."""
+    x = hidden.float()
+    codes, scale = dictionary.encoder(x, stream, image)
+    after = codes.clone()
+    for rule in rules:
+        index = list(rule.features)
+        after[..., index] = rule(after[..., index])
+    mean = x.mean(-1, keepdim=True) if dictionary.encoder.norm == "layer_norm" else 0.0
+    back = lambda z: (z @ dictionary.decoder + dictionary.decoder_bias) * scale + mean  # noqa: E731
+    edited = (back(after) + (x - back(codes))).to(hidden.dtype)
+    if mask is None:
+        return edited
+    result = hidden.clone()
+    for at in mask.nonzero().tolist():
+        result[tuple(at)] = edited[tuple(at)]
+    return result
+
+
+number = st.floats(-3, 3, width=32)
+some = st.lists(st.integers(0, M - 1), min_size=1, max_size=5, unique=True)
+rule = st.one_of(
+    st.builds(Ablate, some, strength=number),
+    st.builds(Scale, some, number, strength=number),
+    st.builds(Clamp, some, number),
+    st.builds(Steer, some, number),
+)
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-1}
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    activation=st.sampled_from(["relu", "jumprelu", "topk", "identity"]),
+    norm=st.sampled_from(["none", "layer_norm", "constant_norm_rescale"]),
+    stream=st.sampled_from([None, "image", "text", "mixed"]),
+    rules=st.lists(rule, min_size=1, max_size=3),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    masked=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_the_splice_equals_the_naive_way(activation, norm, stream, rules, dtype, masked, seed):
+    g = torch.Generator().manual_seed(seed)
+    dictionary = make(activation, norm, stream is not None, seed)
+    hidden = (torch.randn(2, 5, D, generator=g) * 2).to(dtype)
+    image = torch.rand(2, 5, generator=g) > 0.5 if stream == "mixed" else None
+    mask = torch.rand(2, 5, generator=g) > 0.5 if masked else None
+    kept = hidden.clone()
+    edited = Splice.of(dictionary, rules)(hidden, mask, stream, image)
+    expected = naive(dictionary, rules, hidden, mask, stream, image)
+    assert edited.dtype == dtype
+    assert torch.equal(hidden, kept)
+    if mask is not None:
+        assert torch.equal(edited[~mask], hidden[~mask])
+    tolerance = TOLERANCE[dtype] * max(1.0, float(expected.abs().max()) / 10)
+    torch.testing.assert_close(edited, expected, rtol=1e-3, atol=tolerance)
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "identity"])
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
+def test_gradients_equal_those_of_the_naive_way(activation, norm):
+    dictionary = make(activation, norm, False, 0)
+    rules = [Scale([1, 2, 3], 0.25), Steer([3, 7], 1.5), Ablate([4, 5])]
+    splice = Splice.of(dictionary, rules)
+    weight = torch.randn(3, 4, D)
+    gradients = []
+    for way in (splice, lambda x: naive(dictionary, rules, x)):
+        x = torch.randn(3, 4, D, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        (way(x) * weight).sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(gradients[0], weight)
+
+
+def test_gradients_of_tokens_outside_the_mask_pass_untouched():
+    splice = Splice.of(make("relu", "layer_norm", False, 0), [Ablate(range(M))])
+    x = torch.randn(1, 2, D, requires_grad=True)
+    splice(x, torch.tensor([[True, False]])).sum().backward()
+    assert torch.equal(x.grad[0, 1], torch.ones(D))
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_strength_zero_changes_no_bit(activation, dtype):
+    dictionary = random_dictionary(D, M, activation)
+    hidden = torch.randn(3, 4, D, dtype=torch.float64).to(dtype)
+    rules = [Ablate([1, 2], strength=0.0), Scale([2, 5], 9.0, strength=0.0)]
+    assert torch.equal(Splice.of(dictionary, rules)(hidden), hidden)
+
+
+def test_a_wider_host_keeps_its_digits():
+    hidden = torch.randn(5, D, dtype=torch.float64)
+    splice = Splice.of(make("relu", "none", False, 0), [Scale([0], 1.5)])
+    change = splice(hidden) - hidden
+    codes = make("relu", "none", False, 0).encode(hidden)
+    expected = 0.5 * codes[:, :1].double() * make("relu", "none", False, 0).decoder[0].double()
+    torch.testing.assert_close(change, expected, rtol=1e-5, atol=1e-6)
+    untouched = codes[:, 0] == 0
+    assert torch.equal(splice(hidden)[untouched], hidden[untouched])
+
+
+def test_ablating_twice_is_ablating_both_at_once():
+    dictionary = make("relu", "none", False, 3)
+    hidden = torch.randn(7, D)
+    both = Splice.of(dictionary, [Ablate([1, 4, 9])])(hidden)
+    torch.testing.assert_close(
+        Splice.of(dictionary, [Ablate([1, 4]), Ablate([4, 9])])(hidden), both
+    )
+    assert torch.equal(Splice.of(dictionary, [Ablate([1, 4, 9]), Ablate([4])])(hidden), both)
+
+
+def test_rules_act_in_their_order():
+    neurons = Dictionary.identity(2)
+    one = torch.ones(1, 2)
+    assert Splice.of(neurons, [Clamp([0], 2.0), Scale([0], 3.0)])(one).tolist() == [[6.0, 1.0]]
+    assert Splice.of(neurons, [Scale([0], 3.0), Clamp([0], 2.0)])(one).tolist() == [[2.0, 1.0]]
+    assert Splice.of(neurons, [Steer([1, 0], 1.0), Clamp([1], 5.0)])(one).tolist() == [[2.0, 5.0]]
+
+
+def test_a_feature_keeps_its_number_whatever_the_order_it_is_named_in():
+    dictionary = make("topk", "none", False, 0)
+    hidden = torch.randn(4, D)
+    rules = ([Ablate([9, 2, 17])], [Ablate([2, 9, 17])])
+    assert torch.equal(*(Splice.of(dictionary, r)(hidden) for r in rules))
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_autocast_does_not_change_the_arithmetic(activation):
+    splice = Splice.of(make(activation, "none", False, 0), [Scale(range(8), 3.0)])
+    hidden = torch.randn(4, D)
+    plain = splice(hidden)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(splice(hidden), plain)
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_inference_mode_first_then_gradients(activation):
+    with torch.inference_mode():
+        dictionary = make(activation, "none", True, 0)
+        splice = Splice.of(dictionary, [Ablate([1, 2]), Scale([2], 3.0)])
+        splice(torch.randn(2, D), stream="text")
+    x = torch.randn(2, D, requires_grad=True)
+    splice(x, stream="text").sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_only_what_the_touched_features_need_is_kept(activation):
+    part = Splice.of(make(activation, "none", False, 0), [Ablate([5]), Scale([2], 2.0)]).slice
+    assert part.features == (2, 5)
+    assert part.decoder.shape == (2, D)
+    assert part.encoder.weight.shape == (D, 2 if activation == "relu" else M)
+
+
+def test_an_edit_without_rules_or_of_a_missing_feature_is_refused():
+    with pytest.raises(VlmEditError, match="at least one rule"):
+        Splice.of(make("relu", "none", False, 0), [])
+    with pytest.raises(VlmEditError, match=f"feature {M} is not in this dictionary"):
+        Splice.of(make("relu", "none", False, 0), [Ablate([0, M])])
