@@ -186,6 +186,7 @@ def test_centers_need_to_know_the_stream():
     ("change", "message"),
     [
         ({"weight": torch.zeros(D)}, r"encoder weight must be \[d, m\], got \(6,\)"),
+        ({"weight": torch.zeros(D, M).int()}, r"encoder weight is torch.int32; dictionaries are"),
         ({"bias": torch.zeros(M + 1)}, r"encoder bias has shape \(21,\), expected \(20,\)"),
         ({"bias": torch.zeros(M).half()}, r"bias is torch.float16; dictionaries are float32"),
         ({"subtract": torch.zeros(M)}, r"subtract has shape \(20,\), expected \(6,\)"),

@@ -49,6 +49,7 @@ class Encoder:
         if self.weight.ndim != 2:
             raise VlmEditError(f"encoder weight must be [d, m], got {tuple(self.weight.shape)}")
         d, m = self.weight.shape
+        _expect("encoder weight", self.weight, (d, m))
         _expect("encoder bias", self.bias, (m,))
         for name, center in self.centers.items():
             if name not in ("image", "text"):

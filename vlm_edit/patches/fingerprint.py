@@ -58,23 +58,31 @@ def expect_host(expected: dict[str, Any], actual: dict[str, Any]) -> None:
                 f"site {name!r} is {site['width']} wide in the patch's host, {found['width']} in "
                 f"this one: {mend}"
             )
+        if len(site["weights"]) != len(found["weights"]):
+            raise VlmEditError(
+                f"site {name!r} is {len(site['weights'])} modules in the patch's host, "
+                f"{len(found['weights'])} in this one: {mend}"
+            )
         pairs = zip(site["weights"].items(), found["weights"].values(), strict=True)
         for (path, weights), here in pairs:
-            if weights is None or here is None:
-                continue
-            a, b = torch.tensor(weights), torch.tensor(here)
-            if a.shape != b.shape or bool(((a - b).abs() > 0.02 * a.abs().max()).any()):
+            if weights and here and not _same(weights, here):
                 raise VlmEditError(
                     f"the weights at {path} differ from those of the host this patch was made "
                     f"for: {mend}"
                 )
 
 
+def _same(expected: list[float], actual: list[float]) -> bool:
+    a, b = torch.tensor(expected), torch.tensor(actual)
+    return a.shape == b.shape and bool(((a - b).abs() <= 0.02 * a.abs().max()).all())
+
+
 def _sample(module: nn.Module) -> list[float] | None:
-    """Evenly spaced entries of a module's largest floating-point parameter."""
-    floating = [p for p in module.parameters() if p.is_floating_point() and not p.is_meta]
-    if not floating:
+    """Evenly spaced entries of a module's largest parameter; None where it cannot be read."""
+    largest: Tensor | None = max(module.parameters(), key=Tensor.numel, default=None)
+    if largest is None or largest.is_meta or not largest.is_floating_point():
         return None
-    flat: Tensor = max(floating, key=Tensor.numel).detach().flatten()
-    index = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel())).long()
-    return [round(float(v), 6) for v in flat[index.to(flat.device)].float().cpu()]
+    flat, count = largest.detach().flatten(), min(_SAMPLES, largest.numel())
+    # Whole numbers: a float32 linspace runs past the end of a large parameter.
+    index = [i * (flat.numel() - 1) // max(count - 1, 1) for i in range(count)]
+    return [round(float(v), 6) for v in flat[index].float().cpu()]

@@ -71,6 +71,11 @@ class Patch:
     host: Mapping[str, Any] | None = None
     info: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse a patch that would do nothing."""
+        if not self.bindings:
+            raise VlmEditError("a patch needs at least one binding: make it with Patch.at")
+
     @classmethod
     def at(
         cls,
@@ -103,8 +108,9 @@ class Patch:
         """
         host = self.host or other.host
         if self.host and other.host:
+            shared = {k: v for k, v in self.host["sites"].items() if k in other.host["sites"]}
             try:
-                expect_host({**self.host, "sites": {}}, {**other.host, "sites": {}})
+                expect_host({**self.host, "sites": shared}, dict(other.host))
             except VlmEditError as error:
                 raise VlmEditError(f"these patches do not belong to one host: {error}") from error
             host = {**self.host, "sites": {**self.host["sites"], **other.host["sites"]}}
@@ -177,9 +183,11 @@ class Patch:
                 _target(model, binding, adapter)
             sites = [find_site(model, binding.site, adapter) for binding in self.bindings]
             host = fingerprint(model, sites)
-        if host is None:
+        missing = [b.site for b in self.bindings if host is None or b.site not in host["sites"]]
+        if host is None or missing:
             raise VlmEditError(
-                "a patch file names the host it is for: call patch.save(path, model)"
+                f"a patch file names the host it is for, and none is known for {missing}: call "
+                "patch.save(path, model)"
             )
         storage.write(path, self.bindings, host, self.info)
 
@@ -232,8 +240,10 @@ def _target(model: nn.Module, binding: Binding, adapter: Adapter | None) -> Site
     centers = binding.splice.slice.encoder.centers
     missing = [s for s in site.streams if centers and s not in centers]
     if missing:
+        mixed = any(tap.stream == "mixed" for tap in site.taps)
+        mend = "add the center" if mixed else "pass tokens= to edit those alone"
         raise VlmEditError(
             f"the dictionary has no center for the {missing[0]} stream of site {site.name!r}, "
-            f"only for {', '.join(centers)}: pass tokens= to edit those alone"
+            f"only for {', '.join(centers)}: {mend}"
         )
     return site

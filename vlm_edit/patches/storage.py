@@ -42,7 +42,8 @@ def write(
             "subtract": encoder.subtract,
         } | {f"center.{stream}": center for stream, center in encoder.centers.items()}
         tensors |= {
-            f"{number}.{name}": t.detach().cpu().contiguous()
+            # A copy: safetensors refuses tensors that share memory, as those of two edits may.
+            f"{number}.{name}": t.detach().to("cpu", copy=True).contiguous()
             for name, t in stored.items()
             if t is not None
         }
@@ -64,6 +65,8 @@ def write(
     try:
         save_file(tensors, partial, metadata={HEADER: json.dumps(header)})
         partial.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise VlmEditError(f"cannot write the patch to {str(path)!r}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -83,11 +86,11 @@ def read(
             rules = tuple(rule_from_dict(values) for values in entry["rules"])
             part = _slice(entry, _take(tensors, f"{number}."))
             bindings.append(Binding(str(entry["site"]), Splice(part, rules), entry["tokens"]))
-        host = _expect_fingerprint(header["host"])
+        host = _expect_fingerprint(header["host"], {binding.site for binding in bindings})
         info = {str(key): str(value) for key, value in header["info"].items()}
     except VlmEditError as error:
         raise VlmEditError(f"{path}: {error}") from error
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
         raise VlmEditError(
             f"{path}: the header is damaged ({type(error).__name__}: {error}); fetch the file anew"
         ) from error
@@ -101,13 +104,15 @@ def read(
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise VlmEditError(f"no patch at {str(path)!r}: the file does not exist")
-    data = path.read_bytes()
     try:
+        data = path.read_bytes()
         tensors = load(data)
         length = struct.unpack("<Q", data[:8])[0]
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-        header = json.loads(metadata[HEADER]) if HEADER in metadata else None
-    except (SafetensorError, ValueError, RecursionError, struct.error) as error:
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        header = (
+            json.loads(metadata[HEADER], parse_constant=_refuse) if HEADER in metadata else None
+        )
+    except (SafetensorError, OSError, LookupError, ValueError, RecursionError) as error:
         raise VlmEditError(f"{path} is not a readable safetensors file: {error}") from error
     if not isinstance(header, dict):
         raise VlmEditError(
@@ -119,6 +124,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "update vlm-edit"
         )
     return header, tensors
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number")
 
 
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -141,10 +150,11 @@ def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Slice:
     )
     if tensors:
         raise VlmEditError(f"tensors of unknown use: {', '.join(sorted(tensors))}")
-    features, total = tuple(int(f) for f in entry["features"]), int(entry["n_features"])
+    features, total = tuple(entry["features"]), entry["n_features"]
+    if not all(type(n) is int for n in (*features, total)):
+        raise VlmEditError("features and their number must be whole numbers")
     if list(features) != sorted(set(features)) or not 0 <= features[0] <= features[-1] < total:
         raise VlmEditError(f"features {features[:3]}... are not rising numbers below {total}")
-    columns = torch.tensor(features) if encoder.competes else None
     expected = (len(features), encoder.weight.shape[0])
     coded = total if encoder.competes else len(features)
     if tuple(decoder.shape) != expected or encoder.weight.shape[1] != coded:
@@ -152,10 +162,18 @@ def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Slice:
             f"shapes do not fit {len(features)} features: encoder {tuple(encoder.weight.shape)}, "
             f"decoder {tuple(decoder.shape)}"
         )
+    if decoder.dtype != torch.float32:
+        raise VlmEditError(f"the decoder is {decoder.dtype}, expected torch.float32")
+    columns = torch.tensor(features) if encoder.competes else None
     return Slice(features, encoder, decoder, total, columns)
 
 
-def _expect_fingerprint(host: Any) -> dict[str, Any]:
+def _expect_fingerprint(host: Any, sites: set[str]) -> dict[str, Any]:
+    if not sites or not sites <= set(host["sites"]):
+        raise VlmEditError(
+            f"the patch edits the sites {sorted(sites)}, its host has {sorted(host['sites'])}: "
+            "the file is damaged"
+        )
     for site in host["sites"].values():
         if not isinstance(site["width"], int):
             raise VlmEditError(f"the host's width is {site['width']!r}, expected a whole number")
