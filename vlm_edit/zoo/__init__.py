@@ -1,0 +1,124 @@
+"""A small real host and real pairs that come with the package: no download, no network.
+
+The host is `emoji-clip`, a transformers `CLIPModel` trained on emoji of seven vendors. The pairs
+show emoji that it has never seen drawn by that vendor, with captions in three languages. Recipes
+that rebuild both are in `vlm_edit.zoo.recipes`.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+from vlm_edit.dictionaries import Dictionary
+from vlm_edit.dictionaries import load_dictionary as read_dictionary
+from vlm_edit.errors import VlmEditError
+from vlm_edit.pairs import Pairs
+
+HOST = Path(__file__).parent / "emoji-clip"
+PAIRS = Path(__file__).parent / "pairs"
+DICTIONARIES = Path(__file__).parent / "dictionaries"
+TILE = 64
+
+
+def load_host(dtype: torch.dtype = torch.float32) -> tuple[CLIPModel, CLIPProcessor]:
+    """Load the bundled host.
+
+    Args:
+        dtype: Type of the weights; they are stored in half precision.
+
+    Returns:
+        The model in evaluation mode, and its processor.
+
+    Raises:
+        OSError: The package was installed without its data files.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> model, processor = zoo.load_host()
+        >>> inputs = processor(text=["a picture of dog face"], return_tensors="pt", padding=True)
+        >>> model.get_text_features(**inputs).pooler_output.shape
+        torch.Size([1, 192])
+    """
+    model = CLIPModel.from_pretrained(HOST, dtype=dtype, local_files_only=True).eval()
+    return model, CLIPProcessor.from_pretrained(HOST, local_files_only=True)
+
+
+def load_pairs() -> Pairs:
+    """Load the bundled pairs: 1,024 emoji, each with a caption and its known factors.
+
+    The columns `vendor`, `background` and `tone` are visible in the image alone, `language` and
+    `phrasing` in the caption alone, `concept`, `label`, `group` and `gender` in both.
+
+    Returns:
+        The pairs, images as 64x64 RGB.
+
+    Raises:
+        OSError: The package was installed without its data files.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> pairs = zoo.load_pairs()
+        >>> len(pairs), pairs.images[0].size
+        (1024, (64, 64))
+        >>> sorted(pairs.columns)[:3]
+        ['background', 'concept', 'gender']
+    """
+    with (PAIRS / "pairs.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with Image.open(PAIRS / "sheet.webp") as sheet:
+        tiles = _tiles(sheet.convert("RGB"), len(rows))
+    names = [n for n in rows[0] if n not in ("index", "caption")]
+    columns = {name: tuple(row[name] for row in rows) for name in names}
+    return Pairs(tiles, tuple(row["caption"] for row in rows), columns, name="emoji")
+
+
+def load_dictionary(site: str = "joint") -> Dictionary:
+    """Load a bundled dictionary.
+
+    Args:
+        site: The site of `emoji-clip` it was trained on.
+
+    Returns:
+        The dictionary, a BatchTopK SAE.
+
+    Raises:
+        VlmEditError: None is bundled for this site.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> zoo.load_dictionary("joint").width
+        192
+    """
+    known = sorted(folder.name for folder in DICTIONARIES.iterdir() if folder.is_dir())
+    if site not in known:
+        raise VlmEditError(f"no bundled dictionary for site {site!r}; there are {known}")
+    return read_dictionary(DICTIONARIES / site)
+
+
+def load_labels() -> tuple[str, ...]:
+    """Load the labels that zero-shot classification chooses among, the shipped pairs' and others.
+
+    Returns:
+        English names without skin tone, sorted.
+
+    Raises:
+        OSError: The package was installed without its data files.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> labels = zoo.load_labels()
+        >>> len(labels), set(zoo.load_pairs().columns["label"]) <= set(labels)
+        (1617, True)
+    """
+    return tuple((PAIRS / "labels.txt").read_text("utf-8").splitlines())
+
+
+def _tiles(sheet: Image.Image, count: int) -> list[Image.Image]:
+    across = sheet.width // TILE
+    corners = [(TILE * (i % across), TILE * (i // across)) for i in range(count)]
+    return [sheet.crop((x, y, x + TILE, y + TILE)) for x, y in corners]
