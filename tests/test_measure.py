@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlm_edit import Dictionary, Pairs, VlmEditError, measure, modality_dominance, modality_gap
+from vlm_edit import Dictionary, Pairs, VlmEditError, measure, modality_dominance, modality_gap, zoo
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.measure import Batch, MeasurementAccumulator, Reader
 
@@ -254,6 +254,38 @@ def test_the_dictionary_goes_once_to_the_device_of_the_host(
     read_all(reader, pairs)
     assert places == [clip.device]
     assert reader._encoder(torch.device("meta")).weight.device.type == "meta"
+
+
+# The bundled host
+
+
+def test_the_bundled_host_is_measured_as_by_hand_whatever_the_batches() -> None:
+    host, processor = zoo.load_host()
+    sae, pairs = zoo.load_dictionary("joint"), zoo.load_pairs().select(range(0, 1000, 60))
+    image, text = joint_by_hand(host, processor, pairs)
+    expected = modality_dominance(sae.encode(image, "image"), sae.encode(text, "text"))
+    # A code next to its threshold may fall on either side when the batch changes the last bits.
+    sure = torch.ones(sae.n_features, dtype=torch.bool)
+    for rows, stream in ((image, "image"), (text, "text")):
+        for nudge in (0.9999, 1.0001):
+            moved = sae.encode(rows * nudge, stream) > 0
+            sure &= (moved == (sae.encode(rows, stream) > 0)).all(0)
+    assert int(sure.sum()) > 0.8 * sae.n_features
+    for batch_size in (5, 64):
+        found = measure(host, processor, pairs, sae, batch_size=batch_size, progress=False)
+        scores = found.dominance.scores
+        torch.testing.assert_close(
+            scores[sure], expected.scores[sure], rtol=0, atol=1e-3, equal_nan=True
+        )
+        assert found.gap == pytest.approx(modality_gap(image, text), abs=1e-5)
+
+
+def test_the_bundled_host_cuts_long_captions_and_counts_them() -> None:
+    host, processor = zoo.load_host()
+    pairs = zoo.load_pairs().select(range(4))
+    long = replace(pairs, texts=(*pairs.texts[:3], "a very long story of a cat " * 20))
+    found = measure(host, processor, long, zoo.load_dictionary("joint"), progress=False)
+    assert (found.n_pairs, found.truncated) == (4, 1)
 
 
 # Layers
