@@ -174,7 +174,9 @@ class Reader:
         if not len(pairs):
             raise VlmEditError(f"{pairs.name}: no pairs, there is nothing to measure")
         seen = 0
-        bar = tqdm(total=len(pairs), desc=f"measure {self.site}", disable=not self.progress)
+        bar = tqdm(
+            total=len(pairs), desc=f"measure {self.site}", disable=None if self.progress else True
+        )
         with bar:
             for numbers in pairs.batches(self.batch_size):
                 images, readable = self._open(pairs, numbers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,33 @@ def probe(
         >>> bool(probe(values, ["no", "yes"] * 10).all())
         True
     """
+    return probe_each(values, {"": labels}, folds, ridge, seed)[""]
+
+
+def probe_each(
+    values: Tensor,
+    labels: Mapping[str, Sequence[str]],
+    folds: int = 5,
+    ridge: float = 1e-2,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """``probe`` for several sets of labels of the same cases, at the price of one."""
+    truths = {name: _numbered(values, found, folds) for name, found in labels.items()}
+    sizes = [int(truth.max()) + 1 for truth in truths.values()]
+    pairs = zip(truths.values(), sizes, strict=True)
+    target = torch.cat([F.one_hot(truth, size) for truth, size in pairs], dim=1).double()
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    right = {name: torch.zeros(len(values), dtype=torch.bool) for name in truths}
+    for test in order.chunk(folds):
+        train = torch.ones(len(values), dtype=torch.bool)
+        train[test] = False
+        scores = _ridge(values[train].double(), target[train], values[test].double(), ridge)
+        for (name, truth), part in zip(truths.items(), scores.split(sizes, dim=1), strict=True):
+            right[name][test] = part.argmax(1) == truth[test]
+    return right
+
+
+def _numbered(values: Tensor, labels: Sequence[str], folds: int) -> Tensor:
     names = sorted(set(labels))
     if len(values) != len(labels) or len(values) < folds or len(names) < 2:
         raise VlmEditError(
@@ -44,16 +71,7 @@ def probe(
             f"{len(values)} cases, {len(labels)} labels, {len(names)} different"
         )
     index = {name: i for i, name in enumerate(names)}
-    truth = torch.tensor([index[label] for label in labels])
-    target = F.one_hot(truth, len(names)).double()
-    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
-    right = torch.zeros(len(values), dtype=torch.bool)
-    for test in order.chunk(folds):
-        train = torch.ones(len(values), dtype=torch.bool)
-        train[test] = False
-        scores = _ridge(values[train].double(), target[train], values[test].double(), ridge)
-        right[test] = scores.argmax(1) == truth[test]
-    return right
+    return torch.tensor([index[label] for label in labels])
 
 
 def _ridge(train: Tensor, target: Tensor, test: Tensor, ridge: float) -> Tensor:

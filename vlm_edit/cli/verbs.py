@@ -193,8 +193,8 @@ def _rule(options: argparse.Namespace, features: Sequence[int]) -> Rule:
     if given != ({needed} if needed else set()):
         mend = f"--{needed} and nothing else" if needed else "none of --factor, --value, --amount"
         raise VlmEditError(f"--rule {options.rule} takes {mend}")
-    extra = {needed: getattr(options, needed)} if needed else {}
-    return kind(features, options.strength, **extra)
+    values = {needed: getattr(options, needed)} if needed else {}
+    return kind(features, **values, strength=options.strength)
 
 
 def _numbers(text: str) -> list[int]:

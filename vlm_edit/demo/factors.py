@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_edit.dominance import Dominance
 from vlm_edit.pairs import Pairs
-from vlm_edit.probing import hits, probe, same, variance_explained
+from vlm_edit.probing import hits, probe_each, same, variance_explained
 from vlm_edit.report import Table
 from vlm_edit.statistics import (
     Estimate,
@@ -23,7 +23,6 @@ VISION_ONLY = ("background", "vendor")
 TEXT_ONLY = ("language", "phrasing")
 PROBED = (
     ("background", "image"),
-    ("vendor", "image"),
     ("language", "text"),
     ("phrasing", "text"),
     ("group", "image"),
@@ -71,11 +70,12 @@ class Reading:
             streams: [n, m] for ``image`` and ``text``: what the probes see.
             embed: From those to the space in which images and texts are compared.
         """
-        right = []
-        for factor, stream in PROBED:
-            right.append(probe(streams[stream], self.pairs.columns[factor]))
+        read: dict[str, Tensor] = {}
+        for stream, values in streams.items():
+            asked = {name: self.pairs.columns[name] for name, where in PROBED if where == stream}
+            read |= probe_each(values, asked)
         found = hits(embed(streams["image"]), embed(streams["text"]), self.relevant)
-        return [*right, found]
+        return [*(read[name] for name, _ in PROBED), found]
 
 
 def factor_table(
@@ -145,12 +145,15 @@ def checks(
 
 def _beats(figures: Mapping[tuple[str, str], Estimate], name: str, column: str) -> Check:
     """The class's own interval lies above every other class's."""
+    claim = f"{column} is read best from {name} features"
+    if (name, column) not in figures:
+        return Check(claim, False, f"no feature is {name} by mean -+ sd")
     others = [other for other in ("vision", "language", "cross") if other != name]
     own = figures[name, column]
     rest = {other: figures[other, column] for other in others if (other, column) in figures}
     beside = ", ".join(f"{other} {estimate}" for other, estimate in rest.items())
     return Check(
-        f"{column} is read best from {name} features",
+        claim,
         all(own.low > estimate.high for estimate in rest.values()),
         f"{name} {own}; {beside}",
     )

@@ -89,7 +89,7 @@ def train_dictionary(
     centers = {name: data.mean(0) for name, data in normed.items()} if config.center else {}
     data = {name: x - centers[name] if config.center else x for name, x in normed.items()}
     trainer = _Trainer(data, config)
-    bar = trange(config.steps, desc="train dictionary", disable=not progress)
+    bar = trange(config.steps, desc="train dictionary", disable=None if progress else True)
     for step in bar:
         figures = trainer.step(step)
         if step % 100 == 99:

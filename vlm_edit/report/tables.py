@@ -31,13 +31,18 @@ def class_table(found: Measurement) -> Table:
         sizes = [str(len(features)) for features in found.dominance.classes(rule).values()]
         rows.append((name, f"{low:.2f}, {high:.2f}", *sizes))
     names = [CLASS_NAMES[name] for name in found.dominance.classes("sd")]
-    return Table(
-        "Modality Dominance Score: classes of features",
-        ("rule", "cuts", *names),
-        rows,
+    note = (
         f"MDS over live features: mean {found.dominance.mean:.3f}, sd {found.dominance.sd:.3f}. "
         f"Modality gap {found.gap:.3f}.\nmean -+ sd calls about a third of the features dominant "
-        "on any data, also without an effect of modality; the fixed cuts do not.",
+        "on any data, also without an effect of modality; the fixed cuts do not."
+    )
+    low, high = found.dominance.cuts("sd")
+    if low < 0 or high > 1:
+        below = ("language", "mean - sd is below 0")
+        name, bound = below if low < 0 else ("vision", "mean + sd is above 1")
+        note += f"\nWARNING: {bound}: no feature can be {name}-dominant; use the fixed cuts."
+    return Table(
+        "Modality Dominance Score: classes of features", ("rule", "cuts", *names), rows, note
     )
 
 

@@ -1,0 +1,129 @@
+"""Load, measure, check, edit, save, reload and show: the whole way in one run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_edit import zoo
+from vlm_edit.demo.edits import SITE, Edits
+from vlm_edit.demo.factors import (
+    Check,
+    Reading,
+    checks,
+    factor_table,
+)
+from vlm_edit.dictionaries import Dictionary
+from vlm_edit.edits import Ablate
+from vlm_edit.measure import Measurement, MeasurementAccumulator, Reader
+from vlm_edit.pairs import Pairs
+from vlm_edit.patches import Patch
+from vlm_edit.report import Table, class_table, feature_table, write_page
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a demonstration found.
+
+    Attributes:
+        found: The measurement.
+        tables: As printed.
+        checks: As printed.
+        patch: Where the patch was saved.
+        page: Where the page was written.
+        seconds: Wall time.
+    """
+
+    found: Measurement
+    tables: tuple[Table, ...]
+    checks: tuple[Check, ...]
+    patch: Path
+    page: Path
+    seconds: float
+
+
+def run(folder: str | os.PathLike[str], say: Callable[[str], None] = print) -> Run:
+    """Run the demonstration.
+
+    Args:
+        folder: Where the patch, the table of features and the page go; made if need be.
+        say: Receives what a person reads, part by part.
+
+    Returns:
+        What was found.
+    """
+    start = time.perf_counter()
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    model, processor = zoo.load_host()
+    pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary(SITE)
+    say(f"host: emoji-clip, a CLIPModel of {_millions(model)} parameters\npairs: {len(pairs)}, "
+        f"drawn by vendors whose drawing of the concept was not trained on\ndictionary: "
+        f"{dictionary.n_features} features at site {SITE!r}\n")  # fmt: skip
+    found, hidden = _measure(model, processor, pairs, dictionary)
+    codes = {stream: dictionary.encode(h, stream) for stream, h in hidden.items()}
+    classes = found.dominance.classes("sd")
+    tables = [class_table(found), feature_table(found, pairs)]
+    for table in tables:
+        say(f"{table}\n")
+    reading = Reading(pairs)
+    kept, figures = factor_table(reading, codes, dictionary.decoder, classes)
+    say(f"{kept}\n")
+    verdicts = checks(found.dominance, codes, pairs, figures)
+    patch = _save_patch(out / "no-vision-dominant.safetensors", model, dictionary, classes)
+    edits = Edits(model, processor, pairs, dictionary, hidden, reading)
+    verdicts.append(edits.attached_equals_spliced(patch))
+    say("\n".join(f"{'holds' if c.holds else 'DOES NOT HOLD'}: {c.claim}\n    {c.evidence}"
+                  for c in verdicts) + "\n")  # fmt: skip
+    ablated = edits.table(classes)
+    say(f"{ablated}\n")
+    tables += [kept, ablated, _check_table(verdicts)]
+    found.save(out)
+    page = out / "index.html"
+    write_page(page, found, pairs, "Vision, language or both: the features of emoji-clip", tables,
+               [edits.changed(patch)])  # fmt: skip
+    seconds = time.perf_counter() - start
+    say(f"patch:  {patch}\ntable:  {out / 'features.csv'}\npage:   {page}\ntook {seconds:.0f} s")
+    return Run(found, tuple(tables), tuple(verdicts), patch, page, seconds)
+
+
+def _measure(
+    model: nn.Module, processor: Any, pairs: Pairs, dictionary: Dictionary
+) -> tuple[Measurement, dict[str, Tensor]]:
+    reader = Reader(model, processor, dictionary, SITE)
+    accumulator = MeasurementAccumulator(dictionary.n_features)
+    hidden: dict[str, list[Tensor]] = {"image": [], "text": []}
+    for batch in reader.read(pairs):
+        accumulator.update(batch)
+        for stream, parts in hidden.items():
+            parts.append(batch.hidden[stream])
+    return accumulator.compute(reader), {name: torch.cat(parts) for name, parts in hidden.items()}
+
+
+def _save_patch(
+    path: Path, model: nn.Module, dictionary: Dictionary, classes: Mapping[str, list[int]]
+) -> Path:
+    patch = Patch.at(
+        SITE,
+        dictionary,
+        Ablate(classes["vision"]),
+        info={"what": "ablates the vision-dominant features of the zoo's joint dictionary"},
+    )
+    patch.save(path, model)
+    return path
+
+
+def _check_table(verdicts: Sequence[Check]) -> Table:
+    rows = [("holds" if c.holds else "does not hold", c.claim, c.evidence) for c in verdicts]
+    return Table("Checked against the known factors", ("", "claim", "evidence"), rows)
+
+
+def _millions(model: nn.Module) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million"
