@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def load_host(path: str) -> tuple[nn.Module, Any]:
     """
     import transformers
 
+    quiet_when_piped()
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise VlmEditError(
@@ -40,3 +42,11 @@ def load_host(path: str) -> tuple[nn.Module, Any]:
         if isinstance(error, VlmEditError):
             raise
         raise VlmEditError(f"{path}: transformers cannot load it: {error}") from error
+
+
+def quiet_when_piped() -> None:
+    """Spare logs the progress bars that transformers draws whatever standard error is."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.cli.host import load_host
+from vlm_edit.cli.host import load_host, quiet_when_piped
 from vlm_edit.dictionaries import Dictionary, load_dictionary
 from vlm_edit.edits import Ablate, Clamp, Rule, Scale, Steer
 from vlm_edit.errors import VlmEditError
@@ -31,6 +31,7 @@ def demo(options: argparse.Namespace) -> int:
     """``vlm-edit demo``."""
     from vlm_edit.demo import run
 
+    quiet_when_piped()
     done = run(options.out)
     return 0 if all(check.holds for check in done.checks) else 1
 
@@ -68,6 +69,8 @@ def edit(options: argparse.Namespace) -> int:
         named = {"the patch": load_patch(options.patch)}
     else:
         named = _make_patches(options, subject)
+    for patch in named.values():
+        patch.check(subject.model)
     rows = [("nothing", *subject.retrieval(None))]
     rows += [(name, *subject.retrieval(patch)) for name, patch in named.items()]
     print(
