@@ -20,7 +20,7 @@ def make(activation="relu", norm="none", centers=(), subtract=True, seed=0, scal
         torch.randn(M, generator=g),
         activation,
         threshold=torch.randn(M, generator=g) if activation == "jumprelu" else None,
-        k=4 if activation == "topk" else None,
+        k=14 if activation == "topk" else None,
         subtract=torch.randn(D, generator=g) * scale if subtract else None,
         norm=norm,
         centers={stream: torch.randn(D, generator=g) * scale for stream in centers},

@@ -88,7 +88,7 @@ def sae_lens(folder, x):
 def test_codes_and_reconstruction_are_those_of_sae_lens(
     tmp_path_factory, architecture, norm, apply, rescale, dtype, seed
 ):
-    extra = {"k": 4, "rescale_acts_by_decoder_norm": rescale} if architecture == "topk" else {}
+    extra = {"k": 11, "rescale_acts_by_decoder_norm": rescale} if architecture == "topk" else {}
     folder = write(
         tmp_path_factory.mktemp("sae"),
         seed,

@@ -50,7 +50,7 @@ def test_encoder_outputs_without_images_carry_none():
 
 def test_only_the_end_of_a_longer_attention_mask_belongs_to_a_call_with_a_cache():
     host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
-    attention = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1]])
+    attention = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
     inputs = {"input_ids": torch.tensor([[5], [6]]), "attention_mask": attention}
     assert modality(host, ADAPTER, inputs)[1].tolist() == [[False], [True]]
 
@@ -104,6 +104,16 @@ def test_images_in_the_rest_of_the_keywords_count_beside_ids_by_position():
 
 def test_embeddings_are_compared_with_the_placeholders(llava, llava_inputs):
     embeds = llava.get_input_embeddings()(llava_inputs["input_ids"]).detach()
+    rest = {k: v for k, v in llava_inputs.items() if k != "input_ids"}
+    where = masks(llava, inputs_embeds=embeds, **rest)
+    assert torch.equal(where.image, llava_inputs["input_ids"] == IMAGE)
+
+
+@torch.no_grad()
+def test_an_embedding_that_agrees_with_the_placeholder_in_part_is_text(llava, llava_inputs):
+    table = llava.get_input_embeddings().weight
+    table[5, :31] = table[IMAGE, :31]
+    embeds = llava.get_input_embeddings()(llava_inputs["input_ids"])
     rest = {k: v for k, v in llava_inputs.items() if k != "input_ids"}
     where = masks(llava, inputs_embeds=embeds, **rest)
     assert torch.equal(where.image, llava_inputs["input_ids"] == IMAGE)
