@@ -171,7 +171,8 @@ def test_what_the_user_can_mend_is_one_line_on_standard_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     known = {"MODEL": model, "PAIRS": pairs, "DICT": dictionary}
-    assert main([known.get(argument, argument) for argument in arguments]) == 2
+    typed = [known.get(a, a).replace("=DICT", f"={dictionary}") for a in arguments]
+    assert main(typed) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("vlm-edit: ") and message in printed.err
     assert "Traceback" not in printed.err
