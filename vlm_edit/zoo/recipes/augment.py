@@ -14,6 +14,8 @@ from torch import Tensor
 class Strength:
     """How strongly drawings are changed before each step.
 
+    Besides, every drawing is stretched by up to a tenth.
+
     Attributes:
         rotate: Largest rotation in radians.
         scale: Smallest and largest scale.

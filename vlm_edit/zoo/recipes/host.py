@@ -48,7 +48,11 @@ def export(checkpoint: Path, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """
     model = load_average(checkpoint, tokenizer).half()
     model.save_pretrained(folder)
-    make_processor(tokenizer).save_pretrained(folder)
+    processor = make_processor(tokenizer)
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)  # where transformers 4 looks for it
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def _work(rank: int, world: int, recipe: Recipe, folder: Path, out: Path) -> None:
@@ -92,8 +96,9 @@ def report(folder: Path, host: Path, splits: tuple[str, ...]) -> str:
     if "hv-test" in splits:
         scores["shipped"] = evaluate.score_shipped(model, processor)
     ours = evaluate.table(scores)
-    pixels = evaluate.table(evaluate.score_pixels(folder, splits))
-    return f"{ours}\n\nNearest neighbour on whitened pixels:\n\n{pixels}"
+    pixels = evaluate.table(evaluate.score_pixels(folder, [s for s in splits if s != "hc"]))
+    probes = evaluate.factors(model, processor)
+    return f"{ours}\n\nNearest neighbour on whitened pixels:\n\n{pixels}\n\n{probes}"
 
 
 def main() -> None:

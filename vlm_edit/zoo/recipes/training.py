@@ -118,7 +118,7 @@ class Trainer:
         self.pairs = TrainingPairs(folder, tokenizer, recipe.strength, recipe.seed)
         self.model = build(tokenizer, shape)
         self.model.set_attn_implementation("eager")  # faster than fused on CPU at this length
-        start_vision(self.model, self.pairs.batch(1024).pixels)
+        start_vision(self.model, self.pairs.batch(min(1024, len(self.pairs.labels))).pixels)
         self.average = copy.deepcopy(self.model).eval()
         labels = len(self.pairs.label_names)
         self.proxies = nn.Parameter(F.normalize(torch.randn(labels, shape.dim), dim=1))
