@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlm_edit import VlmEditError, modality_dominance, modality_gap
@@ -20,6 +20,9 @@ from vlm_edit.dominance import (
 CONVENTIONS: tuple[Zeros, ...] = ("skip", "half", "epsilon")
 
 seeds = st.integers(0, 2**32 - 1)
+
+# Tests run beside other work: how long an example takes says nothing.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def sparse(n: int, m: int, seed: int, density: float = 0.3) -> torch.Tensor:
@@ -69,7 +72,8 @@ def test_the_score_is_the_definition(zeros: Zeros, dtype: torch.dtype) -> None:
     image[:, 4] = 0
     text[:, 5] = 0
     found = modality_dominance(image, text, zeros)
-    np.testing.assert_allclose(found.scores, by_hand(image, text, zeros), rtol=0, atol=1e-12)
+    # Each ratio is off by 2**-42 at most.
+    np.testing.assert_allclose(found.scores, by_hand(image, text, zeros), rtol=0, atol=2.4e-13)
     assert found.scores.dtype == torch.float64
 
 
@@ -123,7 +127,7 @@ def cut_points(draw: st.DrawFn, n: int = 40) -> list[int]:
     return [0, *sorted(inner), n]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(UNHURRIED, max_examples=40)
 @given(seeds, cut_points(), st.sampled_from(CONVENTIONS), st.randoms(use_true_random=False))
 def test_any_cut_and_any_merge_order_gives_equal_bits(seed, cuts, zeros, random) -> None:
     image, text = sparse(40, 6, seed), sparse(40, 6, seed ^ 1)
@@ -139,7 +143,7 @@ def test_any_cut_and_any_merge_order_gives_equal_bits(seed, cuts, zeros, random)
     assert identical(first.compute(), modality_dominance(image, text, zeros))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(UNHURRIED, max_examples=25)
 @given(seeds, st.sampled_from(CONVENTIONS))
 def test_the_order_of_pairs_changes_no_bit(seed, zeros) -> None:
     image, text = sparse(30, 5, seed), sparse(30, 5, seed ^ 1)
@@ -150,7 +154,7 @@ def test_the_order_of_pairs_changes_no_bit(seed, zeros) -> None:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(UNHURRIED, max_examples=25)
 @given(seeds, st.sampled_from(("skip", "half")))
 def test_swapping_image_and_text_gives_one_minus_the_score(seed, zeros) -> None:
     image, text = sparse(30, 5, seed), sparse(30, 5, seed ^ 1)
@@ -159,7 +163,7 @@ def test_swapping_image_and_text_gives_one_minus_the_score(seed, zeros) -> None:
     assert torch.equal(one.image_active, other.text_active)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(UNHURRIED, max_examples=25)
 @given(seeds, st.floats(1e-6, 1e6), st.sampled_from(("skip", "half")))
 def test_the_scale_and_the_sign_of_codes_change_nothing(seed, factor, zeros) -> None:
     image, text = sparse(30, 5, seed).double(), sparse(30, 5, seed ^ 1).double()
@@ -168,7 +172,7 @@ def test_the_scale_and_the_sign_of_codes_change_nothing(seed, factor, zeros) -> 
     np.testing.assert_allclose(scaled.scores, plain.scores, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(UNHURRIED, max_examples=25)
 @given(seeds)
 def test_scores_lie_between_zero_and_one(seed) -> None:
     image, text = sparse(9, 6, seed, 0.7), sparse(9, 6, seed ^ 1, 0.1)
@@ -377,7 +381,7 @@ def test_the_gap_is_the_distance_of_the_centroids_of_normalised_embeddings() -> 
     assert modality_gap(image, text) == pytest.approx(np.linalg.norm(means[0] - means[1]), abs=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(UNHURRIED, max_examples=20)
 @given(seeds, cut_points(), st.randoms(use_true_random=False))
 def test_the_gap_does_not_depend_on_the_cut(seed, cuts, random) -> None:
     image, text = sparse(40, 6, seed, 1.0), sparse(40, 6, seed ^ 1, 1.0)

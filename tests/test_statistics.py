@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import roc_auc_score
@@ -20,11 +20,14 @@ from vlm_edit.statistics import (
 
 seeds = st.integers(0, 2**32 - 1)
 
+# Tests run beside other work: how long an example takes says nothing.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 
 # Shares
 
 
-@settings(max_examples=60, deadline=None)
+@settings(UNHURRIED, max_examples=60)
 @given(st.integers(1, 5000), st.floats(0, 1))
 def test_the_interval_of_a_share_is_wilsons(n: int, share: float) -> None:
     successes = round(share * n)
@@ -51,7 +54,7 @@ def test_a_share_of_nothing_is_refused(successes: int, n: int) -> None:
 # The area under the curve
 
 
-@settings(max_examples=60, deadline=None)
+@settings(UNHURRIED, max_examples=60)
 @given(seeds, st.integers(2, 40), st.integers(1, 8))
 def test_the_area_under_the_curve_is_sklearns_with_ties_too(seed, n, levels) -> None:
     generator = torch.Generator().manual_seed(seed)
