@@ -77,6 +77,13 @@ def test_the_score_is_the_definition(zeros: Zeros, dtype: torch.dtype) -> None:
     assert found.scores.dtype == torch.float64
 
 
+def test_a_ratio_is_rounded_to_the_nearest_step_of_the_sum() -> None:
+    image, text = torch.arange(1.0, 30.0)[None], torch.ones(1, 29)
+    exact = [a / (a + 1) for a in range(1, 30)]
+    found = modality_dominance(image, text).scores
+    np.testing.assert_allclose(found, exact, rtol=0, atol=2**-42 + 1e-15)
+
+
 def test_the_counts_are_of_pairs_not_of_streams() -> None:
     image, text = sparse(80, 5, 3), sparse(80, 5, 4)
     found = modality_dominance(image, text)

@@ -26,6 +26,7 @@ from vlm_edit import (
     VlmEditError,
     tracing,
 )
+from vlm_edit.patches import Binding
 
 Inputs = dict[str, Tensor]
 
@@ -289,6 +290,23 @@ def test_an_error_of_an_edit_surfaces(nnsight, llava, llava_inputs, dictionary) 
     embeds = llava.get_input_embeddings()(llava_inputs["input_ids"])
     with pytest.raises(VlmEditError, match="nobody can tell image tokens"):
         traced(model, {"inputs_embeds": embeds.detach()})
+
+
+def test_an_error_of_an_edit_in_a_later_step_surfaces(
+    nnsight, llava, llava_inputs, dictionary, monkeypatch
+) -> None:
+    plain_call = Binding.__call__
+
+    def fail_late(binding: Binding, hidden: Tensor, where: Any) -> Tensor:
+        if hidden.shape[1] == 1:
+            raise VlmEditError("too late")
+        return plain_call(binding, hidden, where)
+
+    monkeypatch.setattr(Binding, "__call__", fail_late)
+    patch = Patch.at("language.0", dictionary(32), Ablate([1]))
+    model = tracing.edited(nnsight.NNsight(llava), patch)
+    with pytest.raises(VlmEditError, match="too late"):
+        model.interleave(lambda: llava.generate(**llava_inputs, max_new_tokens=3))
 
 
 # Hosts of the user's own
