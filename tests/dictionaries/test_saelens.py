@@ -192,12 +192,13 @@ def test_saving_over_a_centred_dictionary_leaves_no_center_behind(tmp_path):
         assert set(load_dictionary(tmp_path).encoder.centers) == set(centers)
 
 
-def test_tied_parameters_in_half_precision_can_be_saved(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_tied_parameters_can_be_saved_in_either_precision(tmp_path, dtype):
     shared = torch.nn.Parameter(torch.randn(D, D))
     zeros = torch.zeros(D)
-    save_saelens(Dictionary(Encoder(shared, zeros), shared, zeros), tmp_path, torch.float16)
-    assert load_file(tmp_path / "sae_weights.safetensors")["W_enc"].dtype == torch.float16
-    assert torch.equal(load_dictionary(tmp_path).decoder, shared.half().float())
+    save_saelens(Dictionary(Encoder(shared, zeros), shared, zeros), tmp_path, dtype)
+    assert load_file(tmp_path / "sae_weights.safetensors")["W_enc"].dtype == dtype
+    assert torch.equal(load_dictionary(tmp_path).decoder, shared.to(dtype).float())
 
 
 def test_what_sae_lens_cannot_hold_is_not_saved(tmp_path):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from vlm_edit import Ablate, Clamp, Scale, Steer, VlmEditError
 from vlm_edit.edits import Rule, rule_from_dict
 
-number = st.floats(-5, 5, width=32)
+number = st.sampled_from([-2.5, -1.0, 0.0, 0.75, 3.0])  # not floats: most of those are tiny
 features = st.lists(st.integers(0, 50), min_size=1, max_size=4, unique=True)
-strengths = st.one_of(st.just(0.0), st.just(1.0), number)
+strengths = st.sampled_from([0.0, 1.0, 0.5, -1.0, 2.0])
 
 
 @st.composite

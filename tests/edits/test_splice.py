@@ -1,5 +1,7 @@
 """The splice against the naive way: decode everything, twice, and add the reconstruction error."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from conftest import random_dictionary
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from vlm_edit import Ablate, Clamp, Dictionary, Scale, Steer, VlmEditError
 from vlm_edit.dictionaries import Encoder
-from vlm_edit.edits import Splice
+from vlm_edit.edits import Rule, Splice
 
 D, M = 6, 24
 
@@ -47,7 +49,7 @@ def naive(dictionary, rules, hidden, mask=None, stream=None, image=None):
     return result
 
 
-number = st.floats(-3, 3, width=32)
+number = st.sampled_from([-2.5, -1.0, 0.0, 0.5, 1.0, 3.0])
 some = st.lists(st.integers(0, M - 1), min_size=1, max_size=5, unique=True)
 rule = st.one_of(
     st.builds(Ablate, some, strength=number),
@@ -151,6 +153,24 @@ def test_a_feature_keeps_its_number_whatever_the_order_it_is_named_in():
     hidden = torch.randn(4, D)
     rules = ([Ablate([9, 2, 17])], [Ablate([2, 9, 17])])
     assert torch.equal(*(Splice.of(dictionary, r)(hidden) for r in rules))
+
+
+@dataclass(frozen=True)
+class Each(Rule):
+    """A rule of a user's own, with a value for each feature in the order they are named."""
+
+    values: tuple[float, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        pass
+
+    def target(self, code):
+        return code + torch.tensor(self.values)
+
+
+def test_a_rule_sees_its_features_in_the_order_it_names_them():
+    splice = Splice.of(Dictionary.identity(3), [Each((2, 0), values=(20.0, 10.0))])
+    assert splice(torch.zeros(1, 3)).tolist() == [[10.0, 0.0, 20.0]]
 
 
 @pytest.mark.parametrize("activation", ["relu", "topk"])
