@@ -31,12 +31,12 @@ ARROWS: dict[str, set[str]] = {
     "hooks": {"errors", "sites"},
     "edits": {"errors", "dictionaries"},
     "patches": {"errors", "sites", "hooks", "edits", "dictionaries"},
-    "measure": {
+    "measurement": {
         *("errors", "sites", "hooks", "dictionaries", "dominance", "interpretability", "pairs"),
     },
     "tracing": {"errors", "patches", "sites", "hooks"},
     "zoo": {"errors", "pairs", "dictionaries", "hooks"},
-    "report": {"errors", "measure", "dominance", "interpretability", "pairs"},
+    "report": {"errors", "measurement", "dominance", "interpretability", "pairs"},
 }
 ARROWS["demo"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)

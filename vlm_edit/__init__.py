@@ -5,7 +5,7 @@ from vlm_edit.dominance import Dominance, modality_dominance, modality_gap
 from vlm_edit.edits import Ablate, Clamp, Scale, Steer
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import record
-from vlm_edit.measure import Measurement, measure
+from vlm_edit.measurement import Measurement, measure
 from vlm_edit.pairs import Pairs, read_pairs
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.sites import Adapter, SiteRule, TapRule, sites

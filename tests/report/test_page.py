@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_edit.measure import Batch, Measurement, MeasurementAccumulator, Reader
+from vlm_edit.measurement import Batch, Measurement, MeasurementAccumulator
 from vlm_edit.pairs import Pairs
 from vlm_edit.report import Examples, Table, class_table, feature_table, write_page
 from vlm_edit.report.tables import strongest
@@ -50,9 +50,7 @@ def found() -> Measurement:
     codes["image"][:, 29] = codes["text"][:, 29] = 0
     accumulator = MeasurementAccumulator(30)
     accumulator.update(Batch(list(range(20)), codes, codes))
-    reader = Reader(torch.nn.Identity(), None, None)  # type: ignore[arg-type]
-    reader.skipped.append((7, "broken.png: cannot identify image file"))
-    return accumulator.compute(reader)
+    return accumulator.compute("joint", [(7, "broken.png: cannot identify image file")])
 
 
 @pytest.fixture

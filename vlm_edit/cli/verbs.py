@@ -16,8 +16,8 @@ from vlm_edit.cli.host import load_host, quiet_when_piped
 from vlm_edit.dictionaries import Dictionary, load_dictionary
 from vlm_edit.edits import Ablate, Clamp, Rule, Scale, Steer
 from vlm_edit.errors import VlmEditError
-from vlm_edit.measure import Measurement, Reader
-from vlm_edit.measure import measure as measure_pairs
+from vlm_edit.measurement import Measurement, Reader
+from vlm_edit.measurement import measure as measure_pairs
 from vlm_edit.pairs import Pairs, read_pairs
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.probing import hits, same

@@ -15,7 +15,7 @@ from vlm_edit.demo.factors import DRAWS, QUANTITIES, Check, Reading, estimates, 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate, Splice
 from vlm_edit.hooks import record
-from vlm_edit.measure import STREAMS, Reader
+from vlm_edit.measurement import STREAMS, Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import load_patch
 from vlm_edit.probing import hits, same

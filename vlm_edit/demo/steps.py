@@ -22,7 +22,7 @@ from vlm_edit.demo.factors import (
 )
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
-from vlm_edit.measure import Measurement, MeasurementAccumulator, Reader
+from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table, class_table, feature_table, write_page
@@ -104,7 +104,8 @@ def _measure(
         accumulator.update(batch)
         for stream, parts in hidden.items():
             parts.append(batch.hidden[stream])
-    return accumulator.compute(reader), {name: torch.cat(parts) for name, parts in hidden.items()}
+    found = accumulator.compute(SITE, reader.skipped, reader.truncated)
+    return found, {name: torch.cat(parts) for name, parts in hidden.items()}
 
 
 def _save_patch(

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from vlm_edit.dominance import CLASSES
-from vlm_edit.measure import Measurement
+from vlm_edit.measurement import Measurement
 from vlm_edit.pairs import Pairs
 from vlm_edit.report.table import Table
 from vlm_edit.report.tables import CLASS_NAMES, strongest

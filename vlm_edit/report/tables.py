@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vlm_edit.dominance import Cut
-from vlm_edit.measure import STREAMS, Measurement
+from vlm_edit.measurement import STREAMS, Measurement
 from vlm_edit.pairs import Pairs
 from vlm_edit.report.table import Table
 

@@ -1,14 +1,9 @@
-"""Measure: a host, a dictionary and pairs, to dominance and examples of every feature."""
+"""Run a host over pairs and tell what they look like at a site."""
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,16 +12,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vlm_edit.dictionaries import Dictionary, Encoder
-from vlm_edit.dominance import (
-    CLASSES,
-    Dominance,
-    DominanceAccumulator,
-    GapAccumulator,
-    Zeros,
-)
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Recording, record
-from vlm_edit.interpretability import TopExamples
 from vlm_edit.pairs import Pairs
 from vlm_edit.sites import Adapter, Site, unwrap
 from vlm_edit.sites import site as find_site
@@ -49,80 +36,6 @@ class Batch:
     numbers: list[int]
     hidden: Mapping[str, Tensor]
     codes: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Measurement:
-    """What was measured of a dictionary's features.
-
-    Attributes:
-        dominance: Scores, counts and classes.
-        gap: Distance of the streams' centroids at the site (``modality_gap``).
-        examples: Most activating pairs per feature, for ``image`` and ``text``.
-        site: Where.
-        n_pairs: Pairs measured.
-        skipped: Pairs left out because their image could not be read: number and reason.
-        truncated: Texts longer than the host takes, cut at its limit.
-    """
-
-    dominance: Dominance
-    gap: float
-    examples: Mapping[str, TopExamples]
-    site: str
-    n_pairs: int
-    skipped: tuple[tuple[int, str], ...] = ()
-    truncated: int = 0
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per feature: score, classes by both rules, counts, co-firing, top examples."""
-        found, (matched, shuffled) = self.dominance, self.dominance.cofiring()
-        names = {rule: _class_of(found.classes(rule)) for rule in ("sd", "fixed")}
-        return [
-            {
-                "feature": k,
-                "mds": float(found.scores[k]),
-                "class": names["sd"][k],
-                "class_fixed": names["fixed"][k],
-                "active_pairs": int(found.active[k]),
-                "image_active": int(found.image_active[k]),
-                "text_active": int(found.text_active[k]),
-                "cofiring_matched": float(matched[k]),
-                "cofiring_shuffled": float(shuffled[k]),
-                "top_images": " ".join(str(n) for n, _ in self.examples["image"].of(k)),
-                "top_texts": " ".join(str(n) for n, _ in self.examples["text"].of(k)),
-            }
-            for k in range(len(found.scores))
-        ]
-
-    def summary(self) -> dict[str, Any]:
-        """The figures of the whole, as JSON-able values."""
-        found = self.dominance
-        return {
-            "site": self.site,
-            "pairs": self.n_pairs,
-            "skipped": [{"pair": n, "reason": why} for n, why in self.skipped],
-            "truncated_texts": self.truncated,
-            "zeros": found.zeros,
-            "mds_mean": _number(found.mean),
-            "mds_sd": _number(found.sd),
-            "modality_gap": self.gap,
-            "classes": {
-                rule: {name: len(members) for name, members in found.classes(rule).items()}
-                for rule in ("sd", "fixed")
-            },
-        }
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``features.csv`` and ``summary.json`` into a folder, made if need be."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        rows = self.rows()
-        with (target / "features.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
-        (target / "summary.json").write_text(text + "\n", encoding="utf-8")
 
 
 @dataclass(eq=False)
@@ -170,6 +83,11 @@ class Reader:
                 f"the dictionary is {self.dictionary.width} wide, site {site.name!r} of "
                 f"{type(unwrap(self.model)).__name__} is {site.width}: it belongs to another "
                 "site or host"
+            )
+        if unwrap(self.model).training:
+            raise VlmEditError(
+                f"{type(unwrap(self.model)).__name__} is in train mode, where dropout makes "
+                "what is measured random: call model.eval()"
             )
         if not len(pairs):
             raise VlmEditError(f"{pairs.name}: no pairs, there is nothing to measure")
@@ -257,16 +175,21 @@ class Reader:
         tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
         capture = recording.last(site.name, tap.stream)
         hidden, where = capture.hidden.float(), capture.where
-        codes, _ = self._encoder(hidden.device)(hidden, where.stream, where.image_at(hidden))
+        encode = self._encoder(hidden.device)
         if hidden.ndim == 2:
-            return hidden, codes
+            return hidden, encode(hidden, stream)[0]
         mask = where.select(stream, hidden)
-        if mask is not None and not bool(mask.any(1).all()):
+        if mask is None:
+            mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
+        if not bool(mask.any(1).all()):
             raise VlmEditError(
                 f"a pair has no {stream} tokens at site {site.name!r}: the host's inputs must "
                 "hold image and text of every pair"
             )
-        return _mean(hidden, mask), _mean(codes, mask)
+        row, tokens = mask.nonzero()[:, 0], hidden[mask]
+        return _mean_by(tokens, row, len(hidden)), _mean_by(
+            encode(tokens, stream)[0], row, len(hidden)
+        )
 
     def _encoder(self, device: torch.device) -> Encoder:
         if device not in self._placed:
@@ -274,104 +197,10 @@ class Reader:
         return self._placed[device]
 
 
-class MeasurementAccumulator:
-    """A measurement over batches of pairs, for those who read them on their own.
-
-    Args:
-        n_features: Size of the dictionary.
-        zeros: As in ``modality_dominance``.
-        keep: Top examples per feature.
-    """
-
-    def __init__(self, n_features: int, zeros: Zeros = "skip", keep: int = 9) -> None:
-        self.dominance = DominanceAccumulator(n_features, zeros)
-        self.gap = GapAccumulator()
-        self.examples = {stream: TopExamples(n_features, keep) for stream in STREAMS}
-
-    def update(self, batch: Batch) -> None:
-        """Add a batch of a site with both streams."""
-        self.dominance.update(batch.codes["image"], batch.codes["text"])
-        self.gap.update(batch.hidden["image"], batch.hidden["text"])
-        for stream, top in self.examples.items():
-            top.update(batch.codes[stream], batch.numbers)
-
-    def compute(self, reader: Reader) -> Measurement:
-        """The measurement of all batches so far, which this reader gave."""
-        return Measurement(
-            self.dominance.compute(),
-            self.gap.compute(),
-            self.examples,
-            reader.site,
-            self.dominance.n_pairs,
-            tuple(reader.skipped),
-            reader.truncated,
-        )
-
-
-def measure(
-    model: nn.Module,
-    processor: Any,
-    pairs: Pairs,
-    dictionary: Dictionary,
-    site: str = "joint",
-    *,
-    zeros: Zeros = "skip",
-    keep: int = 9,
-    batch_size: int = 64,
-    adapter: Adapter | None = None,
-    prepare: Prepare | None = None,
-    progress: bool = True,
-) -> Measurement:
-    """Measure how much each feature of a dictionary belongs to image or text.
-
-    Args:
-        model: The host, in eval mode, wherever its weights are.
-        processor: Its processor.
-        pairs: Image-text pairs.
-        dictionary: Of the site's width.
-        site: A site with both streams, e.g. ``joint``, or a LLaVA's ``language.16``, where codes
-            are averaged over a pair's image tokens and over its text tokens.
-        zeros: As in ``modality_dominance``.
-        keep: Top examples per feature.
-        batch_size: Pairs per forward.
-        adapter: The host's adapter; by default found.
-        prepare: Makes the host's inputs; by default the processor does.
-        progress: Whether to show a bar.
-
-    Returns:
-        The measurement; pairs whose image could not be read are listed in ``skipped``.
-
-    Raises:
-        VlmEditError: A site with one stream only, another width than the dictionary's, or not
-            one image that can be read.
-
-    Example:
-        >>> from vlm_edit import measure, zoo
-        >>> host, processor = zoo.load_host()
-        >>> pairs = zoo.load_pairs().select(range(64))
-        >>> dictionary = zoo.load_dictionary("joint")
-        >>> found = measure(host, processor, pairs, dictionary, progress=False)
-        >>> found.n_pairs
-        64
-    """
-    streams = find_site(model, site, adapter).streams
-    if streams != STREAMS:
-        raise VlmEditError(
-            f"site {site!r} has the {streams[0]} stream only; dominance compares image and text: "
-            "choose a site that both pass, such as 'joint'"
-        )
-    reader = Reader(model, processor, dictionary, site, adapter, prepare, batch_size, progress)
-    accumulator = MeasurementAccumulator(dictionary.n_features, zeros, keep)
-    for batch in reader.read(pairs):
-        accumulator.update(batch)
-    return accumulator.compute(reader)
-
-
-def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return values.mean(1)
-    weight = mask.unsqueeze(-1).to(values.dtype)
-    return (values * weight).sum(1) / weight.sum(1)
+def _mean_by(values: Tensor, row: Tensor, n: int) -> Tensor:
+    """Mean of the values of each row: [t, d] and [t] to [n, d]."""
+    total = values.new_zeros(n, values.shape[1]).index_add_(0, row, values)
+    return total / row.bincount(minlength=n).unsqueeze(1)
 
 
 def _text_limit(model: nn.Module) -> int | None:
@@ -379,12 +208,3 @@ def _text_limit(model: nn.Module) -> int | None:
     text = getattr(config, "text_config", config)
     limit = getattr(text, "max_position_embeddings", None)
     return limit if isinstance(limit, int) else None
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return None if math.isnan(value) else value
-
-
-def _class_of(members: Mapping[str, list[int]]) -> dict[int, str]:
-    return {feature: name for name in CLASSES for feature in members[name]}

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from transformers import (
 
 from vlm_edit import Dictionary, Pairs, VlmEditError, measure, modality_dominance, modality_gap, zoo
 from vlm_edit.dictionaries import Encoder
-from vlm_edit.measure import Batch, MeasurementAccumulator, Reader
+from vlm_edit.measurement import Batch, MeasurementAccumulator, Reader
 
 TEXTS = ("w5 w6", "w7", "w8 w9 w10 w11", "w5 w5", "w12 w6 w7", "w13")
 LIMIT = 12  # positions of the tiny CLIP's text tower
@@ -513,9 +514,12 @@ def test_options_reach_the_scores_and_the_examples(clip, clip_processor, pairs, 
     assert found.examples["image"].values.shape == (40, 2)
 
 
-def test_a_bar_is_shown_unless_it_is_not_wanted(
-    clip, clip_processor, pairs, dictionary, capsys
+def test_a_bar_is_shown_on_a_terminal_unless_it_is_not_wanted(
+    clip, clip_processor, pairs, dictionary, capsys, monkeypatch
 ) -> None:
+    measure(clip, clip_processor, pairs, dictionary(12))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     measure(clip, clip_processor, pairs, dictionary(12), progress=False)
     assert capsys.readouterr().err == ""
     measure(clip, clip_processor, pairs, dictionary(12), batch_size=4)
@@ -528,10 +532,11 @@ def test_batches_read_on_ones_own_accumulate_to_the_same_measurement(
     clip, clip_processor, pairs, dictionary
 ) -> None:
     reader = Reader(clip, clip_processor, dictionary(12), batch_size=4, progress=False)
-    accumulator = MeasurementAccumulator(40)
-    for batch in reader.read(pairs):
-        accumulator.update(batch)
-    own = accumulator.compute(reader)
+    accumulator, other = MeasurementAccumulator(40), MeasurementAccumulator(40)
+    for i, batch in enumerate(reader.read(pairs)):
+        (other if i else accumulator).update(batch)
+    accumulator.merge(other)
+    own = accumulator.compute("joint", reader.skipped, reader.truncated)
     found = measure(clip, clip_processor, pairs, dictionary(12), batch_size=4, progress=False)
     assert str(own.rows()) == str(found.rows())
     assert own.summary() == found.summary()
@@ -594,3 +599,8 @@ def test_a_summary_is_json_even_where_nothing_is_alive(
     summary = json.loads(text, parse_constant=refuse)
     assert summary["mds_mean"] is None
     assert summary["classes"]["fixed"] == {"vision": 0, "language": 0, "cross": 0, "dead": 3}
+
+
+def test_a_host_in_train_mode_is_refused(clip, clip_processor, pairs, dictionary) -> None:
+    with pytest.raises(VlmEditError, match=r"train mode.*model.eval\(\)"):
+        measure(clip.train(), clip_processor, pairs, dictionary(12), progress=False)
