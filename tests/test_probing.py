@@ -66,6 +66,17 @@ def test_hits_equal_a_search_by_hand() -> None:
             assert bool(found[i]) == any(bool(relevant[i, j]) for j in nearest)
 
 
+def test_collapsed_or_broken_embeddings_hit_nothing() -> None:
+    relevant = torch.eye(4, dtype=torch.bool)
+    assert not bool(hits(torch.ones(4, 3), torch.ones(4, 3), relevant).any())
+    assert not bool(hits(torch.zeros(4, 3), torch.ones(4, 3), relevant, k=3).any())
+    assert not bool(hits(torch.full((4, 3), torch.nan), torch.ones(4, 3), relevant).any())
+
+
+def test_a_query_without_a_relevant_key_hits_nothing() -> None:
+    assert not bool(hits(torch.ones(1, 2), torch.ones(3, 2), torch.zeros(1, 3, dtype=torch.bool)))
+
+
 def test_same_marks_where_two_lists_agree() -> None:
     assert same(["a", "b", "a"], ["a", "c"]).tolist() == [
         [True, False],

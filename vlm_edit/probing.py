@@ -83,7 +83,7 @@ def _ridge(train: Tensor, target: Tensor, test: Tensor, ridge: float) -> Tensor:
 
 
 def hits(queries: Tensor, keys: Tensor, relevant: Tensor, k: int = 1) -> Tensor:
-    """Whether one of a query's k nearest keys by cosine is relevant to it.
+    """Whether one of a query's k nearest keys by cosine is relevant to it; ties count against it.
 
     Args:
         queries: [n, d].
@@ -101,8 +101,9 @@ def hits(queries: Tensor, keys: Tensor, relevant: Tensor, k: int = 1) -> Tensor:
         tensor([False])
     """
     similarity = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).mT
-    nearest = similarity.topk(min(k, len(keys)), dim=1).indices
-    return relevant.gather(1, nearest).any(1)
+    best = similarity.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
+    ahead = ((similarity >= best) & ~relevant).sum(1)
+    return (ahead < k) & best.squeeze(1).isfinite()
 
 
 def same(left: Sequence[str], right: Sequence[str]) -> Tensor:
