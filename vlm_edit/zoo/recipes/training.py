@@ -170,14 +170,15 @@ class Trainer:
             for name, value in self._one_step().items():
                 sums[name] = sums.get(name, 0.0) + value / self.recipe.checkpoint
             self.step += 1
-            if self.step % self.recipe.checkpoint == 0 and self.rank == 0:
+            if self.step % self.recipe.checkpoint and self.step < self.recipe.steps:
+                continue
+            if self.rank == 0:
                 seconds = time.monotonic() - began
                 rate = (self.step - first) * self.recipe.batch * self.world / seconds
                 told = "  ".join(f"{k} {v:.3f}" for k, v in sums.items())
                 print(f"{self.step:6} {seconds:6.0f} s {rate:5.0f} pairs/s  {told}", flush=True)
                 self.save(checkpoint)
-            if self.step % self.recipe.checkpoint == 0:
-                sums = {}
+            sums = {}
 
     def _reseed(self) -> None:
         seed = self.recipe.seed + 1_000_003 * self.step + self.rank
