@@ -137,6 +137,19 @@ def test_a_patch_that_does_not_fit_is_refused_whole(clip, patch, message):
     assert not hooks_of(clip)
 
 
+def test_a_patch_whose_second_part_fails_to_attach_takes_the_first_off_again(clip, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no")
+
+    patch = Patch.at("vision.0", random_dictionary(24), Ablate([1]))
+    patch += Patch.at("vision.1", random_dictionary(24), Ablate([1]))
+    layer = clip.vision_model.encoder.layers[1]
+    monkeypatch.setattr(layer, "register_forward_hook", refuse)
+    with pytest.raises(RuntimeError, match="no"):
+        patch.attach(clip)
+    assert not hooks_of(clip)
+
+
 def test_a_center_for_one_stream_serves_that_stream(clip):
     Patch.at("joint", centred(12, "image"), Ablate([1]), "image").check(clip)
 
