@@ -4,9 +4,9 @@ import gc
 
 import pytest
 import torch
-from conftest import make_clip, make_llava, random_dictionary
+from conftest import IMAGE_TOKEN, make_clip, make_llava, random_dictionary
 
-from vlm_edit import Ablate, Clamp, Patch, Scale, Steer, VlmEditError, load_patch
+from vlm_edit import Ablate, Clamp, Patch, Scale, Steer, VlmEditError, load_patch, record
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.dictionaries.dictionary import Dictionary
 
@@ -164,6 +164,21 @@ def test_a_mixed_site_needs_both_centers(llava):
     patch = Patch.at("language.0", centred(32, "image"), Ablate([1]), "image")
     with pytest.raises(VlmEditError, match="no center for the text stream .* add the center"):
         patch.attach(llava)
+
+
+@torch.no_grad()
+def test_at_a_mixed_site_each_token_is_centred_by_its_own_stream(llava, llava_inputs):
+    patch = Patch.at("language.1", centred(32, "image", "text"), Scale(range(20), 3.0))
+    with record(llava, "language.1") as plain:
+        llava(**llava_inputs)
+    with patch.attach(llava), record(llava, "language.1") as edited:
+        llava(**llava_inputs)
+    hidden, after = plain.captures[0].hidden, edited.captures[0].hidden
+    real = llava_inputs["attention_mask"].bool()
+    image = llava_inputs["input_ids"] == IMAGE_TOKEN
+    splice = patch.bindings[0].splice
+    for stream, chosen in (("image", image & real), ("text", ~image & real)):
+        torch.testing.assert_close(after[chosen], splice(hidden[chosen], stream=stream))
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,12 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     file = tmp_path / "p"
     make().save(file, CLIP)
     old = file.read_bytes()
-    monkeypatch.setattr(
-        "vlm_edit.patches.storage.save_file",
-        lambda *_, **__: (_ for _ in ()).throw(OSError("full")),
-    )
+
+    def full(_tensors, path, **__):
+        path.write_bytes(b"half of it")
+        raise OSError("full")
+
+    monkeypatch.setattr("vlm_edit.patches.storage.save_file", full)
     with pytest.raises(VlmEditError, match="cannot write the patch to .*full"):
         make(seed=1).save(file, CLIP)
     assert file.read_bytes() == old
