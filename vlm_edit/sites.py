@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, cast
 
 from torch import nn
@@ -123,7 +123,7 @@ class Adapter:
     visual_inputs: tuple[str, ...] = VISUAL_INPUTS
 
 
-def sites(model: nn.Module, adapter: Adapter | None = None) -> dict[str, Site]:
+def find_sites(model: nn.Module, adapter: Adapter | None = None) -> dict[str, Site]:
     """Every site of a host, by name.
 
     Args:
@@ -139,7 +139,7 @@ def sites(model: nn.Module, adapter: Adapter | None = None) -> dict[str, Site]:
     Example:
         >>> from vlm_edit import zoo
         >>> host, _ = zoo.load_host()
-        >>> list(sites(host))[:2]
+        >>> list(find_sites(host))[:2]
         ['joint', 'vision.0']
     """
     model = unwrap(model)
@@ -150,13 +150,13 @@ def sites(model: nn.Module, adapter: Adapter | None = None) -> dict[str, Site]:
     return found
 
 
-def site(model: nn.Module, name: str, adapter: Adapter | None = None) -> Site:
+def find_site(model: nn.Module, name: str, adapter: Adapter | None = None) -> Site:
     """One site of a host.
 
     Raises:
         VlmEditError: The host has no such site; the message lists those it has.
     """
-    found = sites(model, adapter)
+    found = find_sites(model, adapter)
     if name not in found:
         host = type(unwrap(model)).__name__
         raise VlmEditError(f"{host} has no site {name!r}; its sites are {_abridge(list(found))}")
@@ -172,13 +172,7 @@ def find_adapter(model: nn.Module) -> Adapter:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = _registered()
     if isinstance(model_type, str) and model_type in known:
-        adapter = known[model_type].load()
-        if not isinstance(adapter, Adapter):
-            raise VlmEditError(
-                f"the entry point {model_type!r} of {ENTRY_POINTS} gives a "
-                f"{type(adapter).__name__}, not an Adapter: it must name an Adapter instance"
-            )
-        return adapter
+        return _load(model_type, known[model_type])
     names = ", ".join(sorted(known)) or "none: is vlm-edit installed?"
     raise VlmEditError(
         f"no adapter for {type(model).__name__} (config.model_type is {model_type!r}; known: "
@@ -210,8 +204,32 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @functools.cache
-def _registered() -> Mapping[str, Any]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+def _registered() -> Mapping[str, list[EntryPoint]]:
+    points: dict[str, dict[str, EntryPoint]] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        points.setdefault(point.name, {})[point.value] = point
+    return {name: list(found.values()) for name, found in points.items()}
+
+
+def _load(model_type: str, points: list[EntryPoint]) -> Adapter:
+    if len(points) > 1:
+        names = " and ".join(point.value for point in points)
+        raise VlmEditError(
+            f"two adapters are registered for {model_type!r}: {names}; uninstall one, or say "
+            "which with adapter="
+        )
+    try:
+        adapter = points[0].load()
+    except (ImportError, AttributeError) as error:
+        raise VlmEditError(
+            f"the adapter for {model_type!r} ({points[0].value}) cannot be imported: {error}"
+        ) from error
+    if not isinstance(adapter, Adapter):
+        raise VlmEditError(
+            f"the entry point {model_type!r} of {ENTRY_POINTS} gives a "
+            f"{type(adapter).__name__}, not an Adapter: it must name an Adapter instance"
+        )
+    return adapter
 
 
 def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:

@@ -47,7 +47,7 @@ def test_a_named_format_whose_file_is_missing_names_the_file(folder, name):
 
 
 def test_a_folder_in_two_formats_must_be_named(folder, monkeypatch):
-    other = formats.Format("other", lambda _: True, lambda _: Dictionary.identity(2))
+    other = formats.Format("other", "anything", lambda _: True, lambda _: Dictionary.identity(2))
     monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, other))
     with pytest.raises(VlmEditError, match="could be saelens, other: say which with format="):
         load_dictionary(folder)

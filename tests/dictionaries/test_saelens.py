@@ -103,7 +103,8 @@ def test_codes_and_reconstruction_are_those_of_sae_lens(
     codes, reconstruction = sae_lens(folder, x)
     torch.testing.assert_close(dictionary.encode(x), codes.float(), rtol=1e-4, atol=1e-4)
     mean = x.mean(-1, keepdim=True) if norm == "layer_norm" else 0.0
-    ours = dictionary.decode(dictionary.encode(x)) * dictionary.encoder(x)[1] + mean
+    scale = dictionary.encoder(x)[1]
+    ours = dictionary.decode(dictionary.encode(x)) * (1.0 if scale is None else scale) + mean
     torch.testing.assert_close(ours, reconstruction.float(), rtol=1e-3, atol=1e-3)
 
 

@@ -34,6 +34,7 @@ def naive(dictionary, rules, hidden, mask=None, stream=None, image=None):
     """Full encode, full decode before and after, error kept; one token at a time for the mask."""
     x = hidden.float()
     codes, scale = dictionary.encoder(x, stream, image)
+    scale = 1.0 if scale is None else scale
     after = codes.clone()
     for rule in rules:
         index = list(rule.features)

@@ -8,12 +8,12 @@ import torch
 from conftest import make_clip, make_llava
 from torch import nn
 
-from vlm_edit import VlmEditError, sites
+from vlm_edit import VlmEditError, find_sites
 from vlm_edit.patches.fingerprint import _sample, expect_host, fingerprint
 
 
 def of(model, *names):
-    found = sites(model)
+    found = find_sites(model)
     return fingerprint(model, [found[name] for name in names])
 
 

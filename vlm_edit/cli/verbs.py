@@ -22,8 +22,7 @@ from vlm_edit.pairs import Pairs, read_pairs
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.probing import hits, same
 from vlm_edit.report import Table, class_table, feature_table, write_page
-from vlm_edit.sites import site as find_site
-from vlm_edit.sites import sites as list_sites
+from vlm_edit.sites import find_site, find_sites
 from vlm_edit.statistics import proportion
 
 
@@ -41,7 +40,7 @@ def sites(options: argparse.Namespace) -> int:
     model, _ = load_host(options.model)
     rows = [
         (site.name, str(site.width), ", ".join(site.streams), site.dead or "")
-        for site in list_sites(model).values()
+        for site in find_sites(model).values()
     ]
     print(Table(f"Sites of {type(model).__name__}", ("site", "width", "streams", "dead"), rows))
     return 0

@@ -81,7 +81,7 @@ class Encoder:
 
     def __call__(
         self, x: Tensor, stream: str | None = None, image: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Codes of activations, and the factor that brings a change in them back.
 
         Args:
@@ -90,7 +90,7 @@ class Encoder:
             image: [...] bool, True at image tokens; needed for ``mixed`` with centers.
 
         Returns:
-            Codes [..., m] float32, and the norm's scale, broadcastable to [..., 1].
+            Codes [..., m] float32, and the norm's scale [..., 1], None without a norm.
 
         Raises:
             VlmEditError: Wrong width, or a stream without a center.
@@ -108,8 +108,8 @@ class Encoder:
             hidden = F.linear(centred, self.weight.mT, self.bias)
             return self._activate(hidden), scale
 
-    def normalise(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normed activations [..., d], and the scale [..., 1] that was divided out."""
+    def normalise(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Normed activations [..., d], and the scale [..., 1] that was divided out, if any."""
         if self.norm == "layer_norm":
             centred = x - x.mean(dim=-1, keepdim=True)
             scale = centred.std(dim=-1, keepdim=True)
@@ -117,7 +117,7 @@ class Encoder:
         if self.norm == "constant_norm_rescale":
             scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
             return x / scale.clamp_min(1e-12), scale
-        return x, x.new_ones(1)
+        return x, None
 
     def _offset(self, stream: str | None, image: Tensor | None) -> Tensor | None:
         """What is subtracted from a normed activation: [d], or [..., d] if it differs by token."""
@@ -198,7 +198,7 @@ class Slice:
 
     def codes(
         self, x: Tensor, stream: str | None = None, image: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Codes [..., t] of the features, and the norm's scale."""
         codes, scale = self.encoder(x, stream, image)
         return codes if self.columns is None else codes[..., self.columns], scale

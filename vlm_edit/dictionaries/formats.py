@@ -18,16 +18,20 @@ class Format:
 
     Attributes:
         name: As users name it.
+        files: What lies there, for messages.
         recognises: Whether a path is in this format, by its content.
         read: Reads it, or raises a VlmEditError.
     """
 
     name: str
+    files: str
     recognises: Callable[[Path], bool]
     read: Callable[[Path], Dictionary]
 
 
-FORMATS = (Format("saelens", saelens.recognises, saelens.read),)
+FORMATS = (
+    Format("saelens", f"{saelens.CONFIG} and {saelens.WEIGHTS}", saelens.recognises, saelens.read),
+)
 
 
 def load_dictionary(path: str | os.PathLike[str], format: str | None = None) -> Dictionary:
@@ -64,7 +68,8 @@ def load_dictionary(path: str | os.PathLike[str], format: str | None = None) -> 
     names = ", ".join(f.name for f in FORMATS)
     if not named:
         what = f"format {format!r}" if format else f"the format of {str(path)!r}"
-        raise VlmEditError(f"{what} is not known; known formats: {names}")
+        expected = "; ".join(f"{f.name} has {f.files}" for f in FORMATS)
+        raise VlmEditError(f"{what} is not known; known formats: {names} ({expected})")
     if len(named) > 1:
         fits = ", ".join(f.name for f in named)
         raise VlmEditError(f"{str(path)!r} could be {fits}: say which with format=")

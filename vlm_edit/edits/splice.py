@@ -81,7 +81,9 @@ class Splice:
         part, columns = self._on(hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             codes, scale = part.codes(hidden, stream, image)
-            delta = (self._apply(codes, columns) - codes) @ part.decoder * scale
+            delta = (self._apply(codes, columns) - codes) @ part.decoder
+            if scale is not None:
+                delta = delta * scale
             edited = (hidden + delta).to(hidden.dtype)  # the sum is float32 or wider
         return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
 

@@ -43,6 +43,10 @@ class _Dispatcher:
         self.handle = module.register_forward_hook(self, prepend=True)
         self.installed[module] = self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Dispatcher:
+        """A copy of a patched host follows the original: its hook acts while this one does."""
+        return self
+
     def discard(self, module: nn.Module) -> None:
         """Take the hook off the module if no callback is left."""
         if not self.callbacks:

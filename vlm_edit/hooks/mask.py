@@ -37,7 +37,12 @@ class Where:
         Args:
             tokens: ``image``, ``text`` or ``all``. At a tap of one stream its own name is all.
             hidden: [B, S, D] or [B, D], the tap's output.
+
+        Raises:
+            VlmEditError: The other stream's tokens, or a call of the host that does not tell.
         """
+        if tokens not in ("all", self.stream) and self.stream != "mixed":
+            raise VlmEditError(f"no {tokens} tokens pass here, only {self.stream}")
         mask = _fit(self.real, hidden)
         if self.stream == "mixed" and tokens != "all":
             image = self.image_at(hidden)
@@ -73,9 +78,13 @@ class ModalityTracker:
         self._state = threading.local()
         self._users = 0
         self._handles = [
-            root.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
+            root.register_forward_pre_hook(self._enter, with_kwargs=True),
             root.register_forward_hook(self._leave, always_call=True),
         ]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModalityTracker:
+        """A copy of a patched host shares the tracker: its hooks are the original's."""
+        return self
 
     @classmethod
     def acquire(cls, root: nn.Module, adapter: Adapter) -> ModalityTracker:

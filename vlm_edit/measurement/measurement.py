@@ -25,8 +25,7 @@ from vlm_edit.errors import VlmEditError
 from vlm_edit.interpretability import TopExamples
 from vlm_edit.measurement.reader import STREAMS, Batch, Prepare, Reader
 from vlm_edit.pairs import Pairs
-from vlm_edit.sites import Adapter
-from vlm_edit.sites import site as find_site
+from vlm_edit.sites import Adapter, find_site
 
 
 @dataclass(frozen=True, eq=False)

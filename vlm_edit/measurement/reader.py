@@ -15,8 +15,7 @@ from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Recording, record
 from vlm_edit.pairs import Pairs
-from vlm_edit.sites import Adapter, Site, unwrap
-from vlm_edit.sites import site as find_site
+from vlm_edit.sites import Adapter, Site, find_site, unwrap
 
 Prepare = Callable[[Any, Sequence[Image.Image], Sequence[str]], Mapping[str, Any]]
 

@@ -17,8 +17,7 @@ from vlm_edit.hooks import Handle, attach
 from vlm_edit.patches import storage
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.fingerprint import expect_host, fingerprint
-from vlm_edit.sites import Adapter, Site
-from vlm_edit.sites import site as find_site
+from vlm_edit.sites import Adapter, Site, find_site
 
 
 class Attachment:
