@@ -96,7 +96,9 @@ def report(folder: Path, host: Path, splits: tuple[str, ...]) -> str:
     if "hv-test" in splits:
         scores["shipped"] = evaluate.score_shipped(model, processor)
     ours = evaluate.table(scores)
-    pixels = evaluate.table(evaluate.score_pixels(folder, [s for s in splits if s != "hc"]))
+    pixels = evaluate.table(
+        evaluate.score_pixels(folder, [s for s in splits if s not in ("hc", "train")])
+    )
     probes = evaluate.factors(model, processor)
     return f"{ours}\n\nNearest neighbour on whitened pixels:\n\n{pixels}\n\n{probes}"
 
