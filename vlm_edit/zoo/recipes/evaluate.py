@@ -199,8 +199,8 @@ def score_pixels(folder: Path, splits: Sequence[str]) -> dict[str, Scores]:
     known = [i for i, r in enumerate(rows) if r["split"] == "train"]
     gallery = _pixels(drawings, known)
     mean = gallery.mean(0)
-    _, values, basis = torch.pca_lowrank(gallery - mean, q=_COMPONENTS, niter=4)
-    basis = basis / values
+    values, vectors = torch.linalg.eigh((gallery - mean).T @ (gallery - mean))
+    basis = vectors[:, -_COMPONENTS:] / values[-_COMPONENTS:].sqrt()
     gallery = F.normalize((gallery - mean) @ basis, dim=1)
     owner = torch.tensor([labels.index(rows[i]["label"]) for i in known])
     scores = {}
