@@ -74,9 +74,9 @@ def run(folder: str | os.PathLike[str], say: Callable[[str], None] = print) -> R
     for table in tables:
         say(f"{table}\n")
     reading = Reading(pairs)
-    kept, figures = factor_table(reading, codes, dictionary.decoder, classes)
+    kept, right = factor_table(reading, codes, dictionary.decoder, classes)
     say(f"{kept}\n")
-    verdicts = checks(found.dominance, codes, pairs, figures)
+    verdicts = checks(found.dominance, codes, pairs, right)
     patch = _save_patch(out / "no-vision-dominant.safetensors", model, dictionary, classes)
     edits = Edits(model, processor, pairs, dictionary, hidden, reading)
     verdicts.append(edits.attached_equals_spliced(patch))
