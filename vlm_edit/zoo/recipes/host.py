@@ -22,7 +22,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTo
 from vlm_edit.zoo.recipes import evaluate
 from vlm_edit.zoo.recipes.batches import IMAGE_SIZE, PIXEL_MEAN, PIXEL_STD
 from vlm_edit.zoo.recipes.pairs import load_names
-from vlm_edit.zoo.recipes.training import Recipe, Trainer, load_average
+from vlm_edit.zoo.recipes.training import SETTLE, Recipe, Trainer, load_average
 from vlm_edit.zoo.recipes.words import every_caption, train_tokenizer
 
 VOCABULARY = 4096
@@ -55,20 +55,26 @@ def export(checkpoint: Path, tokenizer: CLIPTokenizer, folder: Path) -> None:
         file.chmod(0o644)
 
 
-def _work(rank: int, world: int, recipe: Recipe, folder: Path, out: Path) -> None:
+def _work(
+    rank: int, world: int, recipe: Recipe, folder: Path, checkpoint: Path, start: Path | None
+) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     if world > 1:
-        store = f"file://{(out / f'meeting-{os.getppid()}').resolve()}"
+        meeting = checkpoint.with_name(f"meeting-{checkpoint.stem}-{os.getppid()}")
+        store = f"file://{meeting.resolve()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     tokenizer = train_tokenizer(every_caption(load_names(folder)), VOCABULARY)
-    Trainer(recipe, folder, tokenizer, rank, world).run(out / "checkpoint.safetensors")
+    trainer = Trainer(recipe, folder, tokenizer, rank, world)
+    if start and not checkpoint.is_file():
+        trainer.start_from(start)
+    trainer.run(checkpoint)
     if world > 1:
         dist.destroy_process_group()
 
 
 def train(folder: Path, out: Path, recipe: Recipe, processes: int) -> None:
-    """Train a host, going on from an earlier run in the same folder.
+    """Train a host and settle it, going on from an earlier run in the same folder.
 
     Args:
         folder: What the pairs recipe rendered.
@@ -77,9 +83,11 @@ def train(folder: Path, out: Path, recipe: Recipe, processes: int) -> None:
         processes: Processes of one thread each; part of what decides the result.
     """
     out.mkdir(parents=True, exist_ok=True)
-    spawn(_work, (processes, recipe, folder, out), nprocs=processes)
+    trained, settled = out / "checkpoint.safetensors", out / "settled.safetensors"
+    for args in ((recipe, folder, trained, None), (SETTLE, folder, settled, trained)):
+        spawn(_work, (processes, *args), nprocs=processes)
     tokenizer = train_tokenizer(every_caption(load_names(folder)), VOCABULARY)
-    export(out / "checkpoint.safetensors", tokenizer, out / "emoji-clip")
+    export(settled, tokenizer, out / "emoji-clip")
 
 
 def report(folder: Path, host: Path, splits: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -48,7 +48,9 @@ class Recipe:
         proxies_end: What it falls to during the decay.
         proxy_scale: Inverse temperature of the class proxies.
         smoothing: Label smoothing of the class-proxy loss.
-        heads: Weight of the linear heads that keep single-modality factors.
+        heads: Weight of the heads that keep single-modality factors.
+        head_scale: Inverse temperature of heads that compare by cosine, which the embedding can
+            only satisfy by giving the factors room; None for linear heads, content with a trace.
         logit_cap: Largest inverse temperature of the contrastive loss.
         average: Decay of the moving average of the weights that ships.
         gentle: Share of augmentation at the very start and at the very end.
@@ -71,6 +73,7 @@ class Recipe:
     proxy_scale: float = 20.0
     smoothing: float = 0.1
     heads: float = 0.15
+    head_scale: float | None = None
     logit_cap: float = 50.0
     average: float = 0.998
     gentle: float = 0.4
@@ -95,6 +98,22 @@ class Recipe:
         """Augmentation at a step: it grows at first and falls in the last third of the decay."""
         share = min(1.0, step / self.strengthen, 3 * self.left(step))
         return self.strength.scaled(self.gentle + (1 - self.gentle) * share)
+
+
+SETTLE = Recipe(
+    steps=300,
+    learning_rate=5e-4,
+    muon_rate=5e-4,
+    warm_up=30,
+    decay=0.6,
+    proxies=0.3,
+    heads=0.3,
+    head_scale=10.0,
+    average=0.99,
+    strengthen=1,
+    checkpoint=50,
+    seed=7,
+)
 
 
 class Trainer:
@@ -217,14 +236,19 @@ class Trainer:
         image = F.cross_entropy(v @ directions, batch.labels, label_smoothing=smooth)
         text = F.cross_entropy(t @ directions, batch.labels[:texts], label_smoothing=smooth)
         pair = contrastive(v[:texts], t, batch.labels[:texts], self.model.logit_scale.exp())
-        scale = math.sqrt(v.shape[1])
         factors = torch.zeros(())
         for names, embeddings in ((IMAGE_FACTORS, v), (TEXT_FACTORS, t)):
             for name in names:
-                guess = self.heads[name](scale * embeddings)
+                guess = self._guess(name, embeddings)
                 factors = factors + F.cross_entropy(guess, batch.factors[name][: len(guess)])
         loss = recipe.proxy_weight(self.step) * (image + text) + pair + recipe.heads * factors
         return {"loss": loss, "image": image, "text": text, "pair": pair, "factors": factors}
+
+    def _guess(self, factor: str, embeddings: Tensor) -> Tensor:
+        head = cast("nn.Linear", self.heads[factor])
+        if self.recipe.head_scale is None:
+            return cast("Tensor", head(math.sqrt(embeddings.shape[1]) * embeddings))
+        return self.recipe.head_scale * embeddings @ F.normalize(head.weight, dim=1).T
 
     def _share_gradients(self) -> None:
         """Average the gradients over the processes."""
@@ -259,6 +283,19 @@ class Trainer:
     def _told(self) -> str:
         told = {k: v for k, v in asdict(self.recipe).items() if k != "steps"}
         return json.dumps(told | {"processes": self.world})
+
+    def start_from(self, checkpoint: Path) -> None:
+        """Start from the averaged weights of another run.
+
+        Args:
+            checkpoint: File that its `save` wrote.
+        """
+        tensors = load_file(checkpoint)
+        for model in (self.model, self.average):
+            model.load_state_dict(_below(tensors, "average."))
+        self.heads.load_state_dict(_below(tensors, "heads."))
+        with torch.no_grad():
+            self.proxies.copy_(tensors["proxies"])
 
     def load(self, checkpoint: Path) -> None:
         """Go on from a checkpoint of the same recipe.
