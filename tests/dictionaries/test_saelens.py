@@ -262,3 +262,11 @@ def test_centers_that_do_not_fit_are_refused(tmp_path, centers):
     save_file(centers, write(tmp_path) / "centers.safetensors")
     with pytest.raises(VlmEditError, match="center of"):
         load_dictionary(tmp_path)
+
+
+def test_others_may_read_a_dictionary_as_they_may_any_file_made_here(tmp_path):
+    (tmp_path / "plain").touch()
+    save_saelens(Dictionary(Encoder(torch.eye(4), torch.zeros(4)), torch.eye(4), torch.zeros(4)),
+                 tmp_path / "saved")  # fmt: skip
+    modes = {file.stat().st_mode for file in (tmp_path / "saved").iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}

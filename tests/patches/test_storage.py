@@ -5,6 +5,7 @@ import pickle
 import random
 import struct
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,11 +79,13 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     make().save(file, CLIP)
     old = file.read_bytes()
 
-    def full(_tensors, path, **__):
-        path.write_bytes(b"half of it")
+    written = Path.write_bytes
+
+    def full(path, data):
+        written(path, data[: len(data) // 2])
         raise OSError("full")
 
-    monkeypatch.setattr("vlm_edit.patches.storage.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(VlmEditError, match="cannot write the patch to .*full"):
         make(seed=1).save(file, CLIP)
     assert file.read_bytes() == old
@@ -270,3 +273,9 @@ def test_damaged_files_raise_nothing_but_our_error_and_allocate_little(tmp_path)
     tracemalloc.stop()
     assert 250 < refused <= 500
     assert peak < 20 << 20
+
+
+def test_others_may_read_a_patch_as_they_may_any_file_made_here(clip, dictionary, tmp_path):
+    (tmp_path / "plain").touch()
+    Patch.at("joint", dictionary(12), Ablate([1])).save(tmp_path / "p.safetensors", clip)
+    assert (tmp_path / "p.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -133,7 +133,10 @@ def save_saelens(
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     copies = {k: v.detach().to("cpu", dtype, copy=True).contiguous() for k, v in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode
     save_file(copies, path)
+    path.chmod(mode)  # safetensors writes files that only their owner may read
 
 
 def _read_config(path: Path) -> dict[str, Any]:

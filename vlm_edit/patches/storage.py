@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from vlm_edit.dictionaries import Encoder, Slice
@@ -63,7 +63,8 @@ def write(
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        save_file(tensors, partial, metadata={HEADER: json.dumps(header)})
+        # Not save_file: it writes files that only their owner may read.
+        partial.write_bytes(save(tensors, metadata={HEADER: json.dumps(header)}))
         partial.replace(target)
     except (OSError, SafetensorError) as error:
         raise VlmEditError(f"cannot write the patch to {str(path)!r}: {error}") from error
