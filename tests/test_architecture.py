@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
         *("errors", "sites", "hooks", "dictionaries", "dominance", "interpretability", "pairs"),
     },
     "tracing": {"errors", "patches", "sites", "hooks"},
-    "zoo": {"errors", "pairs", "dictionaries", "hooks"},
+    "zoo": {"errors", "pairs", "dictionaries", "hooks", "probing"},
     "report": {"errors", "measurement", "dominance", "interpretability", "pairs"},
 }
 ARROWS["demo"] = set(ARROWS)

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import AutoProcessor, CLIPModel, CLIPProcessor
 
 from vlm_edit import zoo
+from vlm_edit.probing import probe
 from vlm_edit.zoo.recipes import evaluate, training
 from vlm_edit.zoo.recipes.architecture import sine_positions
 from vlm_edit.zoo.recipes.augment import Augmenter, Strength, premultiply
@@ -106,8 +107,21 @@ def test_a_factor_of_one_modality_can_be_read_there_alone(
     values = shipped.columns[factor]
     chance = max(values.count(v) for v in set(values)) / len(values)
     other = {"image": "text", "text": "image"}[stream]
-    assert evaluate.probe(embeddings[stream], values) > at_least
-    assert evaluate.probe(embeddings[other], values) < chance + 0.05
+    assert float(probe(embeddings[stream], values).double().mean()) > at_least
+    assert float(probe(embeddings[other], values).double().mean()) < chance + 0.05
+
+
+@pytest.mark.parametrize(
+    ("stream", "factor"), [("image", "background"), ("text", "language"), ("text", "phrasing")]
+)
+def test_a_factor_of_one_modality_takes_room_in_the_embedding(embeddings, shipped, stream, factor):
+    share = evaluate.share_of_variance(embeddings[stream], shipped.columns[factor])
+    assert 0.05 < share < 0.3
+
+
+def test_the_share_of_variance_is_that_of_the_group_means():
+    x = torch.tensor([[0.0, 1.0], [0.0, 3.0], [4.0, 1.0], [4.0, 3.0]])
+    assert evaluate.share_of_variance(x, "aabb") == pytest.approx(16 / (16 + 4))
 
 
 def test_the_interval_holds_the_rate_and_is_wider_when_cells_agree():

@@ -19,7 +19,13 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
 from vlm_edit import zoo
-from vlm_edit.dictionaries import Dictionary, TrainConfig, save_saelens, train_dictionary
+from vlm_edit.dictionaries import (
+    Dictionary,
+    TrainConfig,
+    load_dictionary,
+    save_saelens,
+    train_dictionary,
+)
 from vlm_edit.hooks import record
 from vlm_edit.pairs import Pairs
 from vlm_edit.zoo.recipes.augment import Strength
@@ -112,7 +118,7 @@ def main() -> None:
         info = {"model_name": "emoji-clip", "hook_name": site}
         dictionary = train_dictionary(streams[site], config, info)
         save_saelens(dictionary, options.out / site, dtype=torch.float16)
-        print("\n".join(report(site, dictionary, shipped[site])))
+        print("\n".join(report(site, load_dictionary(options.out / site), shipped[site])))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
 from vlm_edit import zoo
+from vlm_edit.probing import probe_each, variance_explained
 from vlm_edit.zoo.recipes.pairs import BACKGROUNDS, composite, load_drawings, thin
 from vlm_edit.zoo.recipes.splits import SEED, draw
 
@@ -143,26 +144,6 @@ def score_shipped(model: CLIPModel, processor: CLIPProcessor) -> Scores:
     return Scores((rank < 1).numpy(), (rank < 5).numpy(), tuple(map("|".join, columns)))
 
 
-def probe(features: Tensor, values: Sequence[str], folds: int = 4) -> float:
-    """Give the accuracy with which a linear probe reads a factor, cross-validated.
-
-    Args:
-        features: One row per pair.
-        values: The factor's value of each pair.
-        folds: Parts that are left out in turn.
-    """
-    names = sorted(set(values))
-    truth = torch.tensor([names.index(v) for v in values])
-    fold = torch.arange(len(truth)) % folds
-    x = torch.cat([features - features.mean(0), torch.ones(len(features), 1)], 1)
-    right = 0
-    for k in range(folds):
-        a, y = x[fold != k], F.one_hot(truth[fold != k], len(names)).float()
-        weights = torch.linalg.solve(a.T @ a + 0.1 * torch.eye(a.shape[1]), a.T @ y)
-        right += int(((x[fold == k] @ weights).argmax(1) == truth[fold == k]).sum())
-    return right / len(truth)
-
-
 def factors(model: CLIPModel, processor: CLIPProcessor) -> str:
     """Tell what the embeddings of the shipped pairs keep of each factor, as Markdown.
 
@@ -175,14 +156,35 @@ def factors(model: CLIPModel, processor: CLIPProcessor) -> str:
     t = embed_texts(model, processor, pairs.texts)
     gap = float((v.mean(0) - t.mean(0)).norm())
     hits = [float((s.argmax(1) == torch.arange(len(s))).float().mean()) for s in (v @ t.T, t @ v.T)]
-    lines = ["| factor | from the image | from the caption | chance |", "|---|---|---|---|"]
-    for name in FACTORS:
-        values = pairs.columns[name]
+    columns = {name: pairs.columns[name] for name in FACTORS}
+    read = [probe_each(embeddings, columns) for embeddings in (v, t)]
+    lines = [
+        "| factor | from the image | from the caption | chance | of the images' variance "
+        "| of the captions' |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, values in columns.items():
         chance = max(values.count(value) for value in set(values)) / len(values)
-        lines.append(f"| {name} | {probe(v, values):.2f} | {probe(t, values):.2f} | {chance:.2f} |")
+        right = [float(found[name].double().mean()) for found in read]
+        shares = [share_of_variance(embeddings, values) for embeddings in (v, t)]
+        lines.append(
+            f"| {name} | {right[0]:.2f} | {right[1]:.2f} | {chance:.2f} | {shares[0]:.3f} "
+            f"| {shares[1]:.3f} |"
+        )
     lines += ["", f"Retrieval among the 1,024, R@1: {hits[0]:.3f} image to caption, "]
     lines[-1] += f"{hits[1]:.3f} caption to image. Modality gap: {gap:.2f}."
     return "\n".join(lines)
+
+
+def share_of_variance(embeddings: Tensor, values: Sequence[str]) -> float:
+    """Share of the embeddings' variance that lies between the values of a factor.
+
+    Args:
+        embeddings: One row per pair.
+        values: The factor's value of each pair.
+    """
+    spread = embeddings.var(0)
+    return float((variance_explained(embeddings, values) * spread).sum() / spread.sum())
 
 
 def score_pixels(folder: Path, splits: Sequence[str]) -> dict[str, Scores]:

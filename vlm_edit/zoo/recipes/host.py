@@ -26,6 +26,7 @@ from vlm_edit.zoo.recipes.training import SETTLE, Recipe, Trainer, load_average
 from vlm_edit.zoo.recipes.words import every_caption, train_tokenizer
 
 VOCABULARY = 4096
+TOKENIZER = "tokenizer"
 
 
 def make_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
@@ -64,7 +65,7 @@ def _work(
         meeting = checkpoint.with_name(f"meeting-{checkpoint.stem}-{os.getppid()}")
         store = f"file://{meeting.resolve()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    tokenizer = train_tokenizer(every_caption(load_names(folder)), VOCABULARY)
+    tokenizer = CLIPTokenizer.from_pretrained(checkpoint.parent / TOKENIZER)
     trainer = Trainer(recipe, folder, tokenizer, rank, world)
     if start and not checkpoint.is_file():
         trainer.start_from(start)
@@ -83,10 +84,13 @@ def train(folder: Path, out: Path, recipe: Recipe, processes: int) -> None:
         processes: Processes of one thread each; part of what decides the result.
     """
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / TOKENIZER).is_dir():  # once: merges that tie come in another order next time
+        captions = every_caption(load_names(folder))
+        train_tokenizer(captions, VOCABULARY).save_pretrained(out / TOKENIZER)
     trained, settled = out / "checkpoint.safetensors", out / "settled.safetensors"
     for args in ((recipe, folder, trained, None), (SETTLE, folder, settled, trained)):
         spawn(_work, (processes, *args), nprocs=processes)
-    tokenizer = train_tokenizer(every_caption(load_names(folder)), VOCABULARY)
+    tokenizer = CLIPTokenizer.from_pretrained(out / TOKENIZER)
     export(settled, tokenizer, out / "emoji-clip")
 
 
