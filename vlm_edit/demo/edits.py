@@ -81,7 +81,7 @@ class Edits:
             "Ablate a class of features in the host: before and after",
             ("ablated", "zero-shot R@1", *QUANTITIES),
             [(name, *(e.text(2) for e in found)) for name, found in rows],
-            f"Zero-shot: {len(self.labels)} labels, prompt {PROMPT.format('...')!r}. "
+            f"Zero-shot: {len(self.labels)} labels, prompt {PROMPT.format('...')!r}.\n"
             f"{note(len(self.pairs))}",
         )
 

@@ -206,6 +206,6 @@ def note(n: int) -> str:
     """How to read a table of shares."""
     return (
         f"Shares of {n} pairs, with 95 % Wilson intervals: 5-fold linear probes (group: of the "
-        "concept), and retrieval of a text of the image's label.\n"
+        "concept),\nand retrieval of a text of the image's label. "
         f"Random rows: mean of {DRAWS} draws of as many live features, [lowest, highest]."
     )

@@ -34,7 +34,7 @@ def class_table(found: Measurement) -> Table:
     note = (
         f"MDS over live features: mean {found.dominance.mean:.3f}, sd {found.dominance.sd:.3f}. "
         f"Modality gap {found.gap:.3f}.\nmean -+ sd calls about a third of the features dominant "
-        "on any data, also without an effect of modality; the fixed cuts do not."
+        "on any data,\nalso without an effect of modality; the fixed cuts do not."
     )
     low, high = found.dominance.cuts("sd")
     if low < 0 or high > 1:
