@@ -160,6 +160,12 @@ def test_edit_of_raw_neurons_moves_the_embeddings(
             "--rule ablate takes none",
         ),
         (["edit", "MODEL", "PAIRS", "--patch", "nowhere.safetensors"], "no patch at"),
+        (
+            ["edit", "MODEL", "PAIRS", "--patch", "p.safetensors", "--tokens", "image"],
+            "leave --tokens out",
+        ),
+        (["edit", "MODEL", "PAIRS", "--dictionary", "DICT", "--features", ""], "numbers"),
+        (["measure", "MODEL", "PAIRS", "--dictionary", "DICT", "--out", "PAIRS"], "exists"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_on_standard_error(
@@ -198,3 +204,14 @@ def test_a_folder_that_is_no_model_is_refused(
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}', encoding="utf-8")
     assert main(["sites", str(tmp_path)]) == 2
     assert "transformers" in capsys.readouterr().err
+
+
+def test_weights_that_are_cut_off_are_one_line(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in Path(model).iterdir():
+        data = file.read_bytes()
+        cut = data[: len(data) // 2] if file.suffix == ".safetensors" else data
+        (tmp_path / file.name).write_bytes(cut)
+    assert main(["sites", str(tmp_path)]) == 2
+    assert "transformers cannot load it" in capsys.readouterr().err

@@ -25,7 +25,9 @@ from transformers import (
 
 from vlm_edit import Dictionary, Pairs, VlmEditError, measure, modality_dominance, modality_gap, zoo
 from vlm_edit.dictionaries import Encoder
+from vlm_edit.hooks import Capture, Recording, Where
 from vlm_edit.measurement import Batch, MeasurementAccumulator, Reader
+from vlm_edit.sites import Site, Tap
 
 TEXTS = ("w5 w6", "w7", "w8 w9 w10 w11", "w5 w5", "w12 w6 w7", "w13")
 LIMIT = 12  # positions of the tiny CLIP's text tower
@@ -604,3 +606,65 @@ def test_a_summary_is_json_even_where_nothing_is_alive(
 def test_a_host_in_train_mode_is_refused(clip, clip_processor, pairs, dictionary) -> None:
     with pytest.raises(VlmEditError, match=r"train mode.*model.eval\(\)"):
         measure(clip.train(), clip_processor, pairs, dictionary(12), progress=False)
+
+
+def test_a_measurement_does_not_change_when_its_accumulator_goes_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    accumulator = MeasurementAccumulator(5)
+
+    def batch(numbers: list[int]) -> Batch:
+        codes = {s: torch.rand(len(numbers), 5, generator=generator) for s in ("image", "text")}
+        return Batch(numbers, codes, codes)
+
+    accumulator.update(batch([0, 1]))
+    found = accumulator.compute("joint")
+    before = str(found.rows())
+    accumulator.update(batch([2, 3, 4]))
+    assert str(found.rows()) == before
+
+
+def test_activations_that_are_not_finite_are_refused(clip, clip_processor, pairs, dictionary):
+    with torch.no_grad():
+        clip.visual_projection.weight.fill_(float("nan"))
+    with pytest.raises(VlmEditError, match="'joint' hold NaN or infinity.*float32"):
+        measure(clip, clip_processor, pairs, dictionary(12, activation="jumprelu"), progress=False)
+
+
+def test_what_is_left_out_is_counted_anew_in_every_reading(
+    clip, clip_processor, dictionary, tmp_path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"garbage")
+    good = Image.new("RGB", (16, 16), "red")
+    broken = Pairs([good, tmp_path / "bad.png"], ("a", "b"))
+    reader = Reader(clip, clip_processor, dictionary(12), progress=False)
+    for _ in range(2):
+        list(reader.read(broken))
+        assert len(reader.skipped) == 1
+
+
+def test_neurons_of_a_joint_embedding_do_not_depend_on_its_length(
+    clip, clip_processor, pairs
+) -> None:
+    neurons = Dictionary.identity(12, norm="constant_norm_rescale")
+    before = measure(clip, clip_processor, pairs, neurons, progress=False)
+    with torch.no_grad():
+        clip.visual_projection.weight.mul_(4.0)
+    after = measure(clip, clip_processor, pairs, neurons, progress=False)
+    assert torch.allclose(before.dominance.scores, after.dominance.scores, atol=1e-5)
+
+
+def test_pooling_in_parts_changes_nothing(monkeypatch, llava, dictionary) -> None:
+    from vlm_edit.measurement import reader as room
+
+    hidden = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(0))
+    capture = Capture("language.1", hidden, Where("image"))
+    recording = Recording([capture])
+    reader = Reader(llava, None, dictionary(32), "language.1", progress=False)
+    site = Site("language.1", (Tap("", llava, "image"),), 32)
+    whole = reader._pool(recording, site, "image")
+    monkeypatch.setattr(room, "_MOST_CODES", 40 * 4)
+    parts = reader._pool(recording, site, "image")
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    expected = dictionary(32).encode(hidden).abs().mean(1)
+    assert torch.allclose(whole[1], expected, atol=1e-6)

@@ -6,7 +6,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.probing import hits, probe, same, variance_explained
+from vlm_edit.probing import hits, probe, variance_explained
 
 
 def test_a_probe_agrees_with_sklearn_on_the_same_folds() -> None:
@@ -50,39 +50,36 @@ def test_a_probe_without_enough_to_go_on_is_refused(count: int, labels: list[str
         probe(torch.randn(count, 2), labels)
 
 
-def test_hits_equal_a_search_by_hand() -> None:
+@pytest.mark.parametrize("chunk", [1024, 7])
+def test_hits_equal_a_search_by_hand(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlm_edit.probing._CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(30, 6, generator=generator)
     keys = torch.randn(40, 6, generator=generator)
-    relevant = torch.rand(30, 40, generator=generator) < 0.1
+    ours, theirs = ([str(n) for n in torch.randint(12, (size,), generator=generator).tolist()]
+                    for size in (30, 40))  # fmt: skip
     for k in (1, 5, 100):
-        found = hits(queries, keys, relevant, k)
+        found = hits(queries, keys, ours, theirs, k)
         for i in range(30):
-            cosines = [
-                float(q @ key / (q.norm() * key.norm()))
-                for q, key in ((queries[i], key) for key in keys)
-            ]
+            cosines = [float(queries[i] @ key / (queries[i].norm() * key.norm())) for key in keys]
             nearest = np.argsort(cosines)[::-1][:k]
-            assert bool(found[i]) == any(bool(relevant[i, j]) for j in nearest)
+            assert bool(found[i]) == any(theirs[j] == ours[i] for j in nearest)
 
 
 def test_collapsed_or_broken_embeddings_hit_nothing() -> None:
-    relevant = torch.eye(4, dtype=torch.bool)
-    assert not bool(hits(torch.ones(4, 3), torch.ones(4, 3), relevant).any())
-    assert not bool(hits(torch.zeros(4, 3), torch.ones(4, 3), relevant, k=3).any())
-    assert not bool(hits(torch.full((4, 3), torch.nan), torch.ones(4, 3), relevant).any())
+    names = list("abcd")
+    assert not bool(hits(torch.ones(4, 3), torch.ones(4, 3), names, names).any())
+    assert not bool(hits(torch.zeros(4, 3), torch.ones(4, 3), names, names, k=3).any())
+    assert not bool(hits(torch.full((4, 3), torch.nan), torch.ones(4, 3), names, names).any())
 
 
-def test_a_query_without_a_relevant_key_hits_nothing() -> None:
-    assert not bool(hits(torch.ones(1, 2), torch.ones(3, 2), torch.zeros(1, 3, dtype=torch.bool)))
+def test_a_query_without_a_key_of_its_label_hits_nothing() -> None:
+    assert not bool(hits(torch.ones(1, 2), torch.ones(3, 2), ["a"], ["b", "c", "d"], k=3))
 
 
-def test_same_marks_where_two_lists_agree() -> None:
-    assert same(["a", "b", "a"], ["a", "c"]).tolist() == [
-        [True, False],
-        [False, False],
-        [True, False],
-    ]
+def test_labels_that_do_not_match_their_embeddings_in_number_are_refused() -> None:
+    with pytest.raises(VlmEditError, match="3 queries and 2 keys need a label each, got 3 and 1"):
+        hits(torch.ones(3, 2), torch.ones(2, 2), ["a"] * 3, ["a"])
 
 
 def test_variance_explained_is_eta_squared_of_an_analysis_of_variance() -> None:

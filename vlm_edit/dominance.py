@@ -175,17 +175,19 @@ class DominanceAccumulator:
                 f"{tuple(image_codes.shape)} and {tuple(text_codes.shape)}"
             )
         self._expect_room(len(image_codes))
-        image, text = image_codes.double().abs(), text_codes.double().abs()
-        total = image + text
-        if not bool(total.isfinite().all()):
+        if not bool(image_codes.isfinite().all() and text_codes.isfinite().all()):
             raise VlmEditError(
                 "codes hold NaN or infinity: a host in float16 may overflow; use float32"
             )
-        divisor = total + _EPSILON if self.zeros == "epsilon" else total
-        ratios = torch.where(total > 0, image / divisor, 0.0)
-        self._ratios += (ratios * _ONE).round().long().sum(0).cpu()
-        seen = torch.stack([image > 0, text > 0, (image > 0) & (text > 0)])
-        self._counts += seen.sum(1).cpu()
+        pair, feature = ((image_codes != 0) | (text_codes != 0)).nonzero(as_tuple=True)
+        image, text = (codes[pair, feature].double().abs() for codes in (image_codes, text_codes))
+        total = image + text + (_EPSILON if self.zeros == "epsilon" else 0.0)
+        feature = feature.cpu()
+        self._ratios.index_add_(0, feature, (image / total * _ONE).round().long().cpu())
+        for count, seen in zip(
+            self._counts, (image > 0, text > 0, (image > 0) & (text > 0)), strict=True
+        ):
+            count.index_add_(0, feature, seen.long().cpu())
         self.n_pairs += len(image_codes)
 
     def merge(self, other: DominanceAccumulator) -> None:

@@ -72,11 +72,15 @@ class TopExamples:
         return [(number, value) for number, value in pairs if number >= 0]
 
     def _merge(self, values: Tensor, numbers: Tensor) -> None:
-        keep = self.values.shape[1]
-        values = torch.cat([self.values, values], dim=1)
-        numbers = torch.cat([self.numbers, numbers], dim=1)
+        if not values.shape[1]:
+            return
+        best, keep = values.amax(1), self.values.shape[1]
+        touched = ((best > 0) & (best >= self.values[:, -1])).nonzero().flatten()
+        values = torch.cat([self.values[touched], values[touched]], dim=1)
+        numbers = torch.cat([self.numbers[touched], numbers[touched]], dim=1)
         order = numbers.argsort(dim=1, stable=True)
         values, numbers = values.gather(1, order), numbers.gather(1, order)
         order = values.argsort(dim=1, stable=True, descending=True)[:, :keep]
-        self.values = values.gather(1, order)
-        self.numbers = numbers.gather(1, order).masked_fill(self.values == 0, -1)
+        values = values.gather(1, order)
+        self.values[touched] = values
+        self.numbers[touched] = numbers.gather(1, order).masked_fill(values == 0, -1)

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from vlm_edit.errors import VlmEditError
 
+_CHUNK = 1024
+
 
 def probe(
     values: Tensor, labels: Sequence[str], folds: int = 5, ridge: float = 1e-2, seed: int = 0
@@ -82,13 +84,22 @@ def _ridge(train: Tensor, target: Tensor, test: Tensor, ridge: float) -> Tensor:
     return (test - mean) / sd @ weights + offset
 
 
-def hits(queries: Tensor, keys: Tensor, relevant: Tensor, k: int = 1) -> Tensor:
-    """Whether one of a query's k nearest keys by cosine is relevant to it; ties count against it.
+def hits(
+    queries: Tensor,
+    keys: Tensor,
+    query_labels: Sequence[str],
+    key_labels: Sequence[str],
+    k: int = 1,
+) -> Tensor:
+    """Whether a query has a key of its own label among its k nearest by cosine.
+
+    Ties with keys of other labels count against it.
 
     Args:
         queries: [n, d].
         keys: [c, d].
-        relevant: [n, c] bool.
+        query_labels: n of them.
+        key_labels: c of them.
         k: Keys that count.
 
     Returns:
@@ -96,27 +107,25 @@ def hits(queries: Tensor, keys: Tensor, relevant: Tensor, k: int = 1) -> Tensor:
 
     Example:
         >>> import torch
-        >>> keys = torch.eye(3)
-        >>> hits(torch.tensor([[2.0, 1.0, 0.0]]), keys, torch.tensor([[False, True, False]]))
+        >>> hits(torch.tensor([[2.0, 1.0]]), torch.eye(2), ["cat"], ["dog", "cat"])
         tensor([False])
     """
-    similarity = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).mT
-    best = similarity.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
-    ahead = ((similarity >= best) & ~relevant).sum(1)
-    return (ahead < k) & best.squeeze(1).isfinite()
-
-
-def same(left: Sequence[str], right: Sequence[str]) -> Tensor:
-    """Where two lists of labels agree, [len(left), len(right)] bool.
-
-    Example:
-        >>> same(["a", "b"], ["b"])
-        tensor([[False],
-                [ True]])
-    """
-    index = {name: i for i, name in enumerate({*left, *right})}
-    a, b = (torch.tensor([index[name] for name in names]) for names in (left, right))
-    return a[:, None] == b[None, :]
+    if len(queries) != len(query_labels) or len(keys) != len(key_labels):
+        raise VlmEditError(
+            f"{len(queries)} queries and {len(keys)} keys need a label each, got "
+            f"{len(query_labels)} and {len(key_labels)}"
+        )
+    index = {name: i for i, name in enumerate(dict.fromkeys([*query_labels, *key_labels]))}
+    own, other = (torch.tensor([index[name] for name in names]) for names in
+                  (query_labels, key_labels))  # fmt: skip
+    queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
+    found = []
+    for some, labels in zip(queries.split(_CHUNK), own.split(_CHUNK), strict=True):
+        similarity, relevant = some @ keys.mT, labels[:, None] == other[None, :]
+        best = similarity.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
+        ahead = ((similarity >= best) & ~relevant).sum(1)
+        found.append((ahead < k) & best.squeeze(1).isfinite())
+    return torch.cat(found)
 
 
 def variance_explained(values: Tensor, labels: Sequence[str]) -> Tensor:

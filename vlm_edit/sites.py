@@ -163,6 +163,19 @@ def find_site(model: nn.Module, name: str, adapter: Adapter | None = None) -> Si
     return found[name]
 
 
+def expect_width(model: nn.Module, site: Site, width: int) -> None:
+    """Refuse a dictionary of another width than the site's.
+
+    Raises:
+        VlmEditError: The widths differ.
+    """
+    if width != site.width:
+        raise VlmEditError(
+            f"the dictionary is {width} wide, site {site.name!r} of "
+            f"{type(unwrap(model)).__name__} is {site.width}: it belongs to another site or host"
+        )
+
+
 def find_adapter(model: nn.Module) -> Adapter:
     """The adapter registered for ``model.config.model_type``.
 

@@ -16,7 +16,7 @@ _Z = 1.959963984540054
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval and the number of cases it rests on.
+    """A figure with its interval, 95 % where nothing else is said, and its number of cases.
 
     Example:
         >>> print(Estimate(0.5, 0.4, 0.6, 100))

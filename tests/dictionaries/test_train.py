@@ -79,6 +79,7 @@ def test_a_trained_dictionary_survives_the_disk(tmp_path: Path) -> None:
         ({}, "train on"),
         ({"image": torch.zeros(4, 3), "text": torch.zeros(4, 2)}, "one width"),
         ({"audio": torch.zeros(4, 3)}, "'image' or 'text'"),
+        ({"image": torch.zeros(4, 3), "text": torch.zeros(0, 3)}, "activations of each stream"),
     ],
 )
 def test_streams_that_do_not_fit_are_refused(streams: dict[str, Tensor], message: str) -> None:

@@ -241,3 +241,15 @@ def test_a_copy_of_a_patched_host_follows_the_original(clip, clip_inputs) -> Non
     assert torch.equal(twin(**clip_inputs).logits_per_image, edited)
     handle.remove()
     assert torch.equal(twin(**clip_inputs).logits_per_image, plain)
+
+
+@torch.no_grad()
+def test_a_patch_acts_on_a_host_that_was_compiled_and_run_before(clip, clip_inputs):
+    compiled = torch.compile(clip, backend="eager")
+    plain = compiled(**clip_inputs).logits_per_image
+    handle = attach(compiled, find_site(compiled, "vision.1"), add_noise)
+    edited = compiled(**clip_inputs).logits_per_image
+    assert torch.equal(edited, clip(**clip_inputs).logits_per_image)
+    assert not torch.allclose(edited, plain)
+    handle.remove()
+    assert torch.equal(compiled(**clip_inputs).logits_per_image, plain)

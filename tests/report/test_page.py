@@ -111,3 +111,25 @@ def test_the_features_of_a_class_come_strongest_first(found: Measurement, pairs:
 def test_the_class_table_counts_every_feature_once_per_rule(found: Measurement) -> None:
     for row in class_table(found).rows:
         assert sum(int(cell) for cell in row[2:]) == 30
+
+
+def test_a_dictionary_that_never_fires_still_gives_a_page_and_a_warning(
+    tmp_path: Path, pairs: Pairs
+) -> None:
+    codes = {s: torch.zeros(20, 5) for s in ("image", "text")}
+    hidden = {s: torch.ones(20, 3) for s in ("image", "text")}
+    accumulator = MeasurementAccumulator(5)
+    accumulator.update(Batch(list(range(20)), hidden, codes))
+    silent = accumulator.compute("joint")
+    write_page(tmp_path / "p.html", silent, pairs, "A page", [class_table(silent)])
+    assert "no feature is ever active" in (tmp_path / "p.html").read_text(encoding="utf-8")
+
+
+def test_both_bounds_are_warned_of_where_no_feature_can_lie_beyond() -> None:
+    codes = torch.eye(20)[:, :10]
+    split = {"image": torch.cat([codes, torch.zeros(20, 10)], 1),
+             "text": torch.cat([torch.zeros(20, 10), codes], 1)}  # fmt: skip
+    accumulator = MeasurementAccumulator(20)
+    accumulator.update(Batch(list(range(20)), split, split))
+    table = class_table(accumulator.compute("joint"))
+    assert "language-dominant; use" in table.note and "vision-dominant; use" in table.note

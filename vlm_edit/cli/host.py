@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from vlm_edit.errors import VlmEditError
@@ -38,7 +39,7 @@ def load_host(path: str) -> tuple[nn.Module, Any]:
         return kind.from_pretrained(folder).eval(), transformers.AutoProcessor.from_pretrained(
             folder
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, VlmEditError):
             raise
         raise VlmEditError(f"{path}: transformers cannot load it: {error}") from error

@@ -29,6 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        print(f"vlm-edit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vlm-edit: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,13 +84,13 @@ def _add_edit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     what.add_argument("--patch", help="apply this saved patch")
     what.add_argument("--class", dest="name", choices=("vision", "language", "cross"))
     what.add_argument("--features", help="numbers, such as 3,17,40")
-    edit.add_argument("--cuts", choices=("sd", "fixed"), default="sd", help="rule for --class")
-    edit.add_argument("--rule", choices=("ablate", "scale", "clamp", "steer"), default="ablate")
+    edit.add_argument("--cuts", choices=("sd", "fixed"), help="rule for --class (sd)")
+    edit.add_argument("--rule", choices=("ablate", "scale", "clamp", "steer"), help="(ablate)")
     edit.add_argument("--factor", type=float, help="for scale")
     edit.add_argument("--value", type=float, help="for clamp")
     edit.add_argument("--amount", type=float, help="for steer")
-    edit.add_argument("--strength", type=float, default=1.0, help="of the rule (%(default)s)")
-    edit.add_argument("--tokens", choices=("all", "image", "text"), default="all")
+    edit.add_argument("--strength", type=float, help="of the rule (1)")
+    edit.add_argument("--tokens", choices=("all", "image", "text"), help="(all)")
     edit.add_argument("--save", metavar="FILE", help="write the patch here")
     edit.set_defaults(run=verbs.edit)
 

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.cli.host import load_host, quiet_when_piped
-from vlm_edit.dictionaries import Dictionary, load_dictionary
+from vlm_edit.dictionaries import Dictionary, Norm, load_dictionary
+from vlm_edit.dominance import Cut
 from vlm_edit.edits import Ablate, Clamp, Rule, Scale, Steer
 from vlm_edit.errors import VlmEditError
 from vlm_edit.measurement import Measurement, Reader
 from vlm_edit.measurement import measure as measure_pairs
 from vlm_edit.pairs import Pairs, read_pairs
 from vlm_edit.patches import Patch, load_patch
-from vlm_edit.probing import hits, same
+from vlm_edit.probing import hits
 from vlm_edit.report import Table, class_table, feature_table, write_page
 from vlm_edit.sites import find_site, find_sites
 from vlm_edit.statistics import proportion
@@ -48,9 +49,10 @@ def sites(options: argparse.Namespace) -> int:
 
 def measure(options: argparse.Namespace) -> int:
     """``vlm-edit measure``."""
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
     subject = _Subject.load(options)
     found = subject.measure()
-    out = Path(options.out)
     found.save(out)
     tables = [class_table(found), feature_table(found, subject.pairs)]
     write_page(out / "index.html", found, subject.pairs, f"Features at {options.site}", tables)
@@ -63,6 +65,7 @@ def measure(options: argparse.Namespace) -> int:
 
 def edit(options: argparse.Namespace) -> int:
     """``vlm-edit edit``."""
+    _expect_one_way(options)
     subject = _Subject.load(options)
     if options.patch:
         named = {"the patch": load_patch(options.patch)}
@@ -108,7 +111,8 @@ class _Subject:
         model, processor = load_host(options.model)
         site = find_site(model, options.site)
         if named == "neurons":
-            dictionary = Dictionary.identity(site.width)
+            norm: Norm = "constant_norm_rescale" if site.name == "joint" else "none"
+            dictionary = Dictionary.identity(site.width, norm)
         return cls(model, processor, pairs, dictionary, site.name, options.batch_size)
 
     def measure(self) -> Measurement:
@@ -137,8 +141,7 @@ class _Subject:
             self._before = torch.cat([image, text])
         moved = (torch.cat([image, text]) - self._before).norm(dim=1) / self._before.norm(dim=1)
         texts = [self.pairs.texts[i] for i in numbers]
-        relevant = same(texts, texts)
-        recalls = [hits(image, text, relevant, k) for k in (1, 5)]
+        recalls = [hits(image, text, texts, texts, k) for k in (1, 5)]
         at_1, at_5 = (proportion(int(r.sum()), len(r)).text(3) for r in recalls)
         return at_1, at_5, f"{float(moved.mean()):.1%}"
 
@@ -158,29 +161,41 @@ class _Subject:
 def _make_patches(options: argparse.Namespace, subject: _Subject) -> dict[str, Patch]:
     """The patch asked for, and one on as many random features for comparison."""
     dictionary = subject.expect_dictionary()
+    rule = options.rule or "ablate"
+    cuts: Cut = options.cuts or "sd"
     live: Sequence[int] = range(dictionary.n_features)
-    if options.features:
+    if options.features is not None:
         features = _numbers(options.features)
-        title = f"{options.rule} {len(features)} features"
+        title = f"{rule} {len(features)} features"
     else:
         found = subject.measure()
         _tell_left_out(found)
-        classes = found.dominance.classes(options.cuts)
+        classes = found.dominance.classes(cuts)
         features = classes[options.name]
         live = (~found.dominance.dead).nonzero().flatten().tolist()
-        title = f"{options.rule} {options.name} ({len(features)})"
+        title = f"{rule} {options.name} ({len(features)})"
         if not features:
             raise VlmEditError(
                 f"no feature is {options.name}-dominant by the cuts "
-                f"{found.dominance.cuts(options.cuts)}: try --cuts "
-                f"{'fixed' if options.cuts == 'sd' else 'sd'}"
+                f"{found.dominance.cuts(cuts)}: try --cuts "
+                f"{'fixed' if cuts == 'sd' else 'sd'}"
             )
     order = torch.randperm(len(live), generator=torch.Generator().manual_seed(0))
     control = [live[i] for i in order[: len(features)].tolist()]
     return {
-        name: Patch.at(subject.site, dictionary, _rule(options, chosen), options.tokens)
-        for name, chosen in ((title, features), (f"{options.rule} {len(control)} random", control))
+        name: Patch.at(subject.site, dictionary, _rule(options, chosen), options.tokens or "all")
+        for name, chosen in ((title, features), (f"{rule} {len(control)} random", control))
     }
+
+
+def _expect_one_way(options: argparse.Namespace) -> None:
+    """A saved patch says all of it; what else is asked for would be ignored."""
+    if not options.patch:
+        return
+    making = ("dictionary", "cuts", "rule", "factor", "value", "amount", "strength", "tokens")
+    given = [name for name in making if getattr(options, name) is not None]
+    if given:
+        raise VlmEditError(f"--patch applies a patch as it was saved: leave --{given[0]} out")
 
 
 def _rule(options: argparse.Namespace, features: Sequence[int]) -> Rule:
@@ -190,13 +205,14 @@ def _rule(options: argparse.Namespace, features: Sequence[int]) -> Rule:
         "clamp": (Clamp, "value"),
         "steer": (Steer, "amount"),
     }
-    kind, needed = rules[options.rule]
+    kind, needed = rules[options.rule or "ablate"]
     given = {name for name in ("factor", "value", "amount") if getattr(options, name) is not None}
     if given != ({needed} if needed else set()):
         mend = f"--{needed} and nothing else" if needed else "none of --factor, --value, --amount"
-        raise VlmEditError(f"--rule {options.rule} takes {mend}")
+        raise VlmEditError(f"--rule {options.rule or 'ablate'} takes {mend}")
     values = {needed: getattr(options, needed)} if needed else {}
-    return kind(features, **values, strength=options.strength)
+    strength = 1.0 if options.strength is None else options.strength
+    return kind(features, **values, strength=strength)
 
 
 def _numbers(text: str) -> list[int]:

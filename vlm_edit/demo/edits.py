@@ -18,7 +18,7 @@ from vlm_edit.hooks import record
 from vlm_edit.measurement import STREAMS, Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import load_patch
-from vlm_edit.probing import hits, same
+from vlm_edit.probing import hits
 from vlm_edit.report import Examples, Table
 
 SITE = "joint"
@@ -39,7 +39,6 @@ class Edits:
 
     def __post_init__(self) -> None:
         self.labels = zoo.load_labels()
-        self.truth = same(self.pairs.columns["label"], self.labels)
         self.prompts = self._embed_prompts()
 
     def attached_equals_spliced(self, file: Path) -> Check:
@@ -92,7 +91,7 @@ class Edits:
             splice = Splice.of(self.dictionary, [Ablate(ablated)])
             streams = {stream: splice(h, stream=stream) for stream, h in streams.items()}
             prompts = splice(prompts, stream="text")
-        zero_shot = hits(streams["image"], prompts, self.truth)
+        zero_shot = hits(streams["image"], prompts, self.pairs.columns["label"], self.labels)
         return [zero_shot, *self.reading.read(streams)]
 
     def changed(self, file: Path, shown: int = 8, seed: int = 0) -> Examples:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_edit.dominance import Dominance
 from vlm_edit.pairs import Pairs
-from vlm_edit.probing import hits, probe_each, same, variance_explained
+from vlm_edit.probing import hits, probe_each, variance_explained
 from vlm_edit.report import Table
 from vlm_edit.statistics import (
     Estimate,
@@ -60,10 +60,6 @@ class Reading:
 
     pairs: Pairs
 
-    def __post_init__(self) -> None:
-        labels = self.pairs.columns["label"]
-        self.relevant = same(labels, labels)
-
     def read(self, streams: Codes, embed: Callable[[Tensor], Tensor] = lambda x: x) -> list[Tensor]:
         """Per quantity, whether each pair is read right, [n] bool.
 
@@ -75,7 +71,8 @@ class Reading:
         for stream, values in streams.items():
             asked = {name: self.pairs.columns[name] for name, where in PROBED if where == stream}
             read |= probe_each(values, asked)
-        found = hits(embed(streams["image"]), embed(streams["text"]), self.relevant)
+        labels = self.pairs.columns["label"]
+        found = hits(embed(streams["image"]), embed(streams["text"]), labels, labels)
         return [*(read[name] for name, _ in PROBED), found]
 
 

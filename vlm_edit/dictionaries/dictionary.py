@@ -223,7 +223,7 @@ class Dictionary:
         encoder: From activations to codes.
         decoder: [m, d].
         decoder_bias: [d].
-        info: What it was trained on, where the file says: host, site, and the like.
+        info: What the file says it was trained on, such as ``model_name`` and ``hook_name``.
 
     Example:
         >>> import torch
@@ -245,15 +245,27 @@ class Dictionary:
         _expect("decoder bias", self.decoder_bias, (d,))
 
     @classmethod
-    def identity(cls, width: int) -> Dictionary:
+    def identity(cls, width: int, norm: Norm = "none") -> Dictionary:
         """Raw neurons: one feature per dimension, signed.
 
         Args:
             width: Size of the site's last axis.
+            norm: As in ``Encoder``. For dominance at a joint embedding use
+                ``constant_norm_rescale``: the host ignores the embeddings' lengths, which may
+                differ between streams by any factor.
         """
         eye = torch.eye(width)
-        encoder = Encoder(eye, torch.zeros(width), "identity")
+        encoder = Encoder(eye, torch.zeros(width), "identity", norm=norm)
         return cls(encoder, eye, torch.zeros(width))
+
+    def to(self, device: torch.device | str) -> Dictionary:
+        """The same dictionary on another device."""
+        return replace(
+            self,
+            encoder=self.encoder.to(device),
+            decoder=self.decoder.to(device),
+            decoder_bias=self.decoder_bias.to(device),
+        )
 
     @property
     def width(self) -> int:

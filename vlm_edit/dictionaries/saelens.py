@@ -29,7 +29,7 @@ _NORMS: dict[str, Norm] = {
     "layer_norm": "layer_norm",
     "constant_norm_rescale": "constant_norm_rescale",
 }
-_INFO = ("model_name", "hook_name", "dataset_path")
+_VERSION = "sae_lens_version"
 
 
 def recognises(path: Path) -> bool:
@@ -64,7 +64,7 @@ def read(path: Path) -> Dictionary:
     )
     metadata = config.get("metadata")
     known = metadata if isinstance(metadata, dict) else {}
-    info = {key: str(known[key]) for key in _INFO if known.get(key) is not None}
+    info = {k: v for k, v in known.items() if isinstance(v, str) and k != _VERSION}
     dictionary = Dictionary(encoder, tensors["W_dec"], tensors["b_dec"], info)
     if activation == "topk" and _flag(path, config, "rescale_acts_by_decoder_norm", False):
         dictionary = _fold_decoder_norm(dictionary)
@@ -109,7 +109,7 @@ def save_saelens(
         "apply_b_dec_to_input": subtracts,
         "normalize_activations": encoder.norm,
         "reshape_activations": "none",
-        "metadata": {"sae_lens_version": "6.0.0", **dictionary.info},
+        "metadata": {_VERSION: "6.0.0", **dictionary.info},
     }
     tensors = {
         "W_enc": encoder.weight,

@@ -63,7 +63,7 @@ def train_dictionary(
         progress: Whether to show a bar with explained variance and dead features.
 
     Returns:
-        The dictionary, with decoder rows of norm 1.
+        The dictionary, with decoder rows of norm 1, trained on the CPU.
 
     Raises:
         VlmEditError: No streams, widths that differ, or k beyond the number of features.
@@ -82,10 +82,15 @@ def train_dictionary(
             "train on [n, d] activations of one width, by stream 'image' or 'text'; got "
             f"{ {name: tuple(data.shape) for name, data in streams.items()} }"
         )
+    if config.batch_size < len(streams) or not all(len(data) for data in streams.values()):
+        raise VlmEditError(
+            f"every batch takes activations of each stream: batch_size is {config.batch_size}, the "
+            f"streams have {[len(data) for data in streams.values()]}"
+        )
     if not 1 <= config.k <= config.n_features:
         raise VlmEditError(f"k is {config.k}; it must lie between 1 and {config.n_features}")
     blank = Encoder(torch.zeros(widths.pop(), 1), torch.zeros(1), norm=config.norm)
-    normed = {name: blank.normalise(data.float())[0] for name, data in streams.items()}
+    normed = {name: blank.normalise(data.float().cpu())[0] for name, data in streams.items()}
     centers = {name: data.mean(0) for name, data in normed.items()} if config.center else {}
     data = {name: x - centers[name] if config.center else x for name, x in normed.items()}
     trainer = _Trainer(data, config)

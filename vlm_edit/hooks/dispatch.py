@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vlm_edit.errors import VlmEditError
@@ -41,6 +43,8 @@ class _Dispatcher:
     def __init__(self, module: nn.Module) -> None:
         self.callbacks: dict[int, Callable[[Tensor], Tensor]] = {}
         self.handle = module.register_forward_hook(self, prepend=True)
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # code compiled before this hook would never call it
         self.installed[module] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Dispatcher:

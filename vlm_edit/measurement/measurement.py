@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -82,7 +83,7 @@ class Measurement:
             "zeros": found.zeros,
             "mds_mean": _number(found.mean),
             "mds_sd": _number(found.sd),
-            "modality_gap": self.gap,
+            "modality_gap": _number(self.gap),
             "classes": {
                 rule: {name: len(members) for name, members in found.classes(rule).items()}
                 for rule in ("sd", "fixed")
@@ -143,7 +144,7 @@ class MeasurementAccumulator:
         return Measurement(
             self.dominance.compute(),
             self.gap.compute(),
-            self.examples,
+            {stream: copy.deepcopy(top) for stream, top in self.examples.items()},
             site,
             self.dominance.n_pairs,
             tuple(skipped),

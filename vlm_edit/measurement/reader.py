@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +16,13 @@ from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Recording, record
 from vlm_edit.pairs import Pairs
-from vlm_edit.sites import Adapter, Site, find_site, unwrap
+from vlm_edit.sites import Adapter, Site, expect_width, find_site, unwrap
 
 Prepare = Callable[[Any, Sequence[Image.Image], Sequence[str]], Mapping[str, Any]]
 
 STREAMS = ("image", "text")
+
+_MOST_CODES = 1 << 26  # codes held at once while tokens are pooled: 256 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class Batch:
     Attributes:
         numbers: The pairs' numbers.
         hidden: [n, d] float32 per stream, at the site; over tokens, their mean.
-        codes: [n, m] float32 per stream; over tokens, the mean of their codes.
+        codes: [n, m] float32 per stream; over tokens, the mean of their codes' absolute values.
     """
 
     numbers: list[int]
@@ -77,12 +80,7 @@ class Reader:
                 one image that can be read.
         """
         site = find_site(self.model, self.site, self.adapter)
-        if site.width != self.dictionary.width:
-            raise VlmEditError(
-                f"the dictionary is {self.dictionary.width} wide, site {site.name!r} of "
-                f"{type(unwrap(self.model)).__name__} is {site.width}: it belongs to another "
-                "site or host"
-            )
+        expect_width(self.model, site, self.dictionary.width)
         if unwrap(self.model).training:
             raise VlmEditError(
                 f"{type(unwrap(self.model)).__name__} is in train mode, where dropout makes "
@@ -90,7 +88,8 @@ class Reader:
             )
         if not len(pairs):
             raise VlmEditError(f"{pairs.name}: no pairs, there is nothing to measure")
-        seen = 0
+        seen, self.truncated = 0, 0
+        self.skipped.clear()
         bar = tqdm(
             total=len(pairs), desc=f"measure {self.site}", disable=None if self.progress else True
         )
@@ -125,7 +124,7 @@ class Reader:
             torch.no_grad(),  # not inference_mode: what it yields must serve training too
             record(self.model, site.name, adapter=self.adapter) as recording,
         ):
-            self.model(**inputs)
+            self.model(**inputs, **self._no_cache)
             hidden, codes = {}, {}
             for stream in site.streams:
                 hidden[stream], codes[stream] = self._pool(recording, site, stream)
@@ -176,6 +175,7 @@ class Reader:
         hidden, where = capture.hidden.float(), capture.where
         encode = self._encoder(hidden.device)
         if hidden.ndim == 2:
+            _expect_finite(hidden, site)
             return hidden, encode(hidden, stream)[0]
         mask = where.select(stream, hidden)
         if mask is None:
@@ -186,9 +186,21 @@ class Reader:
                 "hold image and text of every pair"
             )
         row, tokens = mask.nonzero()[:, 0], hidden[mask]
-        return _mean_by(tokens, row, len(hidden)), _mean_by(
-            encode(tokens, stream)[0], row, len(hidden)
-        )
+        _expect_finite(tokens, site)
+        sizes = row.bincount(minlength=len(hidden)).unsqueeze(1)
+        mean = tokens.new_zeros(len(hidden), site.width).index_add_(0, row, tokens) / sizes
+        codes = tokens.new_zeros(len(hidden), self.dictionary.n_features)
+        chunk = max(1, _MOST_CODES // self.dictionary.n_features)
+        for some, rows in zip(tokens.split(chunk), row.split(chunk), strict=True):
+            codes.index_add_(0, rows, encode(some, stream)[0].abs())
+        return mean, codes / sizes
+
+    @property
+    def _no_cache(self) -> dict[str, bool]:
+        """A generative host's forward keeps every layer's keys and values unless told not to."""
+        takes = inspect.signature(unwrap(self.model).forward).parameters
+        generates = hasattr(unwrap(self.model), "generate")
+        return {"use_cache": False} if generates or "use_cache" in takes else {}
 
     def _encoder(self, device: torch.device) -> Encoder:
         if device not in self._placed:
@@ -196,10 +208,12 @@ class Reader:
         return self._placed[device]
 
 
-def _mean_by(values: Tensor, row: Tensor, n: int) -> Tensor:
-    """Mean of the values of each row: [t, d] and [t] to [n, d]."""
-    total = values.new_zeros(n, values.shape[1]).index_add_(0, row, values)
-    return total / row.bincount(minlength=n).unsqueeze(1)
+def _expect_finite(hidden: Tensor, site: Site) -> None:
+    if not bool(hidden.isfinite().all()):
+        raise VlmEditError(
+            f"the activations at site {site.name!r} hold NaN or infinity: a host in float16 may "
+            "overflow; load it in float32 or bfloat16"
+        )
 
 
 def _text_limit(model: nn.Module) -> int | None:

@@ -17,7 +17,7 @@ from vlm_edit.hooks import Handle, attach
 from vlm_edit.patches import storage
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.fingerprint import expect_host, fingerprint
-from vlm_edit.sites import Adapter, Site, find_site
+from vlm_edit.sites import Adapter, Site, expect_width, find_site
 
 
 class Attachment:
@@ -222,12 +222,7 @@ def _target(model: nn.Module, binding: Binding, adapter: Adapter | None) -> Site
     site = find_site(model, binding.site, adapter)
     if site.dead:
         raise VlmEditError(f"an edit at {site.name!r} would change nothing: {site.dead}")
-    width = binding.splice.slice.decoder.shape[1]
-    if width != site.width:
-        raise VlmEditError(
-            f"the dictionary is {width} wide, site {site.name!r} of {type(model).__name__} is "
-            f"{site.width}: it belongs to another site or host"
-        )
+    expect_width(model, site, binding.splice.slice.decoder.shape[1])
     if binding.tokens != "all":
         taps = tuple(tap for tap in site.taps if tap.stream in (binding.tokens, "mixed"))
         if not taps:

@@ -96,12 +96,13 @@ class _Page:
         scores = found.scores[~found.dead]
         counts = torch.histc(scores.float(), _BINS, 0.0, 1.0).int().tolist()
         low, high = found.cuts("sd")
+        most = max(1, *counts)
         return {
             "bars": [
                 {
                     "x": i / _BINS,
                     "count": count,
-                    "height": count / max(counts),
+                    "height": count / most,
                     "class": _class_at((i + 0.5) / _BINS, low, high),
                     "range": f"{i / _BINS:.3f} to {(i + 1) / _BINS:.3f}",
                 }
@@ -110,7 +111,7 @@ class _Page:
             "width": 1 / _BINS,
             "low": low,
             "high": high,
-            "most": max(counts),
+            "most": most,
         }
 
 

@@ -37,10 +37,14 @@ def class_table(found: Measurement) -> Table:
         "on any data,\nalso without an effect of modality; the fixed cuts do not."
     )
     low, high = found.dominance.cuts("sd")
-    if low < 0 or high > 1:
-        below = ("language", "mean - sd is below 0")
-        name, bound = below if low < 0 else ("vision", "mean + sd is above 1")
-        note += f"\nWARNING: {bound}: no feature can be {name}-dominant; use the fixed cuts."
+    if low < 0:
+        note += "\nWARNING: mean - sd is below 0: no feature can be language-dominant; "
+        note += "use the fixed cuts."
+    if high > 1:
+        note += "\nWARNING: mean + sd is above 1: no feature can be vision-dominant; "
+        note += "use the fixed cuts."
+    if bool(found.dominance.dead.all()):
+        note += "\nWARNING: no feature is ever active: is the dictionary of this host and site?"
     return Table(
         "Modality Dominance Score: classes of features", ("rule", "cuts", *names), rows, note
     )
