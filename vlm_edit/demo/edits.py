@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit import zoo
-from vlm_edit.demo.factors import DRAWS, QUANTITIES, Check, Reading, estimates, note, over_draws
+from vlm_edit.demo.factors import QUANTITIES, Check, Reading, class_rows, estimates, note
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate, Splice
 from vlm_edit.hooks import record
@@ -63,19 +63,8 @@ class Edits:
 
     def table(self, classes: Mapping[str, list[int]]) -> Table:
         """What each class's ablation takes, beside as many random features."""
-        live = [k for name in ("vision", "language", "cross") for k in classes[name]]
-        generator = torch.Generator().manual_seed(1)
-        rows = [("nothing", estimates(self.read(None)))]
-        for name in ("vision", "language", "cross"):
-            features = classes[name]
-            if not features:
-                continue
-            rows.append((f"{name} ({len(features)})", estimates(self.read(features))))
-            draws = []
-            for _ in range(DRAWS):
-                order = torch.randperm(len(live), generator=generator)[: len(features)]
-                draws.append(self.read([live[i] for i in order.tolist()]))
-            rows.append((f"{len(features)} random", over_draws(draws)))
+        rows, _ = class_rows(classes, self.read, seed=1)
+        rows.insert(0, ("nothing", estimates(self.read(None))))
         return Table(
             "Ablate a class of features in the host: before and after",
             ("ablated", "zero-shot R@1", *QUANTITIES),

@@ -29,6 +29,7 @@ PROBED = (
     ("group", "image"),
 )
 QUANTITIES = (*(factor for factor, _ in PROBED), "retrieval R@1")
+SHOWN = ("vision", "language", "cross")
 CARRIES = 0.1
 DRAWS = 5
 
@@ -91,29 +92,20 @@ def factor_table(
         The table with random features of the same number beside each class, and by class and
         quantity whether each pair is read right, [n] bool.
     """
-    live = sorted({k for name in ("vision", "language", "cross") for k in classes[name]})
-    generator = torch.Generator().manual_seed(0)
-    rows: list[tuple[str, list[Estimate]]] = []
-    right: dict[tuple[str, str], Tensor] = {}
 
     def keep(features: Sequence[int]) -> list[Tensor]:
         index = torch.as_tensor(features)
         kept = {stream: code[:, index] for stream, code in codes.items()}
         return reading.read(kept, lambda code: code @ decoder[index])
 
-    for name in ("vision", "language", "cross"):
-        features = classes[name]
-        if not features:
-            continue
-        kept = keep(features)
-        right |= {(name, column): r for column, r in zip(QUANTITIES, kept, strict=True)}
-        rows.append((f"{name} ({len(features)})", estimates(kept)))
-        draws = []
-        for _ in range(DRAWS):
-            order = torch.randperm(len(live), generator=generator)[: len(features)]
-            draws.append(keep([live[i] for i in order.tolist()]))
-        rows.append((f"{len(features)} random", over_draws(draws)))
+    rows, read = class_rows(classes, keep, seed=0)
+    live = [k for name in SHOWN for k in classes[name]]
     rows.append((f"all live ({len(live)})", estimates(keep(live))))
+    right = {
+        (name, column): hit
+        for name, kept in read.items()
+        for column, hit in zip(QUANTITIES, kept, strict=True)
+    }
     table = Table(
         "Keep one class of features: what can still be read",
         ("kept features", *QUANTITIES),
@@ -121,6 +113,36 @@ def factor_table(
         note(len(reading.pairs)),
     )
     return table, right
+
+
+def class_rows(
+    classes: Mapping[str, list[int]], read: Callable[[list[int]], list[Tensor]], seed: int
+) -> tuple[list[tuple[str, list[Estimate]]], dict[str, list[Tensor]]]:
+    """What each class of features gives, and beside it as many random live ones.
+
+    Args:
+        classes: Features of each class.
+        read: From features to whether each pair is read right, per quantity.
+        seed: Of the random features.
+
+    Returns:
+        Rows of estimates, and what was read by class.
+    """
+    live = sorted(k for name in SHOWN for k in classes[name])
+    generator = torch.Generator().manual_seed(seed)
+    rows, found = [], {}
+    for name in SHOWN:
+        size = len(classes[name])
+        if not size:
+            continue
+        found[name] = read(classes[name])
+        rows.append((f"{name} ({size})", estimates(found[name])))
+        draws = [
+            read([live[i] for i in torch.randperm(len(live), generator=generator)[:size].tolist()])
+            for _ in range(DRAWS)
+        ]
+        rows.append((f"{size} random", over_draws(draws)))
+    return rows, found
 
 
 def checks(
@@ -147,7 +169,7 @@ def _beats(right: Mapping[tuple[str, str], Tensor], name: str, column: str) -> C
     own = right[name, column].double()
     ahead = {
         other: mean_estimate(own - right[other, column].double())
-        for other in ("vision", "language", "cross")
+        for other in SHOWN
         if other != name and (other, column) in right
     }
     (share,) = estimates([right[name, column]])
