@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def dictionary(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("dictionary")
-    save_saelens(zoo.load_dictionary("joint"), folder)
+    save_saelens(replace(zoo.load_dictionary("joint"), info={}), folder)
     return str(folder)
 
 
@@ -82,6 +83,10 @@ def test_measure_reports_an_unreadable_image_and_goes_on(
     assert "1 pairs left out" in printed and "4.png" in printed
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["pairs"] == 9 and summary["skipped"][0]["pair"] == 4
+    edit = ["edit", model, str(folder), "--dictionary", dictionary, "--features", "3"]
+    assert main(edit) == 0
+    printed = capsys.readouterr().out
+    assert "9 pairs" in printed and "1 pairs left out" in printed and "4.png" in printed
 
 
 def test_edit_by_class_shows_before_after_and_random_and_saves_a_patch(
@@ -166,6 +171,10 @@ def test_edit_of_raw_neurons_moves_the_embeddings(
         ),
         (["edit", "MODEL", "PAIRS", "--dictionary", "DICT", "--features", ""], "numbers"),
         (["measure", "MODEL", "PAIRS", "--dictionary", "DICT", "--out", "PAIRS"], "exists"),
+        (
+            ["edit", "MODEL", "PAIRS", "--dictionary=DICT", "--features=1", "--save=no/where.s"],
+            "--save no/where.s: its folder does not exist",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_on_standard_error(

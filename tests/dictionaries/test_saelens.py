@@ -270,3 +270,11 @@ def test_others_may_read_a_dictionary_as_they_may_any_file_made_here(tmp_path):
                  tmp_path / "saved")  # fmt: skip
     modes = {file.stat().st_mode for file in (tmp_path / "saved").iterdir()}
     assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
+def test_a_dictionary_with_nan_in_it_is_refused(tmp_path):
+    weights = torch.randn(D, M)
+    weights[1, 2] = float("nan")
+    folder = write(tmp_path, tensors={"W_enc": weights})
+    with pytest.raises(VlmEditError, match="W_enc holds NaN or infinity"):
+        load_dictionary(folder)

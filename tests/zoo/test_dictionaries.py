@@ -1,9 +1,10 @@
+import dataclasses
 import re
 
 import pytest
 import torch
 
-from vlm_edit import Ablate, Patch, VlmEditError, record, zoo
+from vlm_edit import Ablate, Patch, VlmEditError, measure, record, zoo
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +62,13 @@ def test_a_patch_of_many_features_moves_the_logits_more_than_one_of_few(site):
 def test_a_site_without_a_dictionary_is_refused_by_name():
     with pytest.raises(VlmEditError, match=r"'attic'; there are \['joint', 'vision.2'\]"):
         zoo.load_dictionary("attic")
+
+
+def test_a_dictionary_of_another_site_of_the_same_width_is_refused():
+    host, processor = zoo.load_host()
+    dictionary = zoo.load_dictionary("vision.2")
+    with pytest.raises(VlmEditError, match="trained at site 'vision.2', not at 'joint'"):
+        Patch.at("joint", dictionary, Ablate([3]))
+    with pytest.raises(VlmEditError, match="trained at site 'vision.2', not at 'joint'"):
+        measure(host, processor, zoo.load_pairs().select(range(4)), dictionary, progress=False)
+    Patch.at("joint", dataclasses.replace(dictionary, info={}), Ablate([3])).check(host)

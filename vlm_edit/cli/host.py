@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from torch import nn
@@ -20,6 +22,19 @@ def load_host(path: str) -> tuple[nn.Module, Any]:
     """
     import transformers
 
+    model = load_model(path)
+    with _one_line(path):
+        return model, transformers.AutoProcessor.from_pretrained(Path(path))
+
+
+def load_model(path: str) -> nn.Module:
+    """The model alone.
+
+    Raises:
+        VlmEditError: No such folder, or transformers cannot read it.
+    """
+    import transformers
+
     quiet_when_piped()
     folder = Path(path)
     if not (folder / "config.json").is_file():
@@ -27,22 +42,28 @@ def load_host(path: str) -> tuple[nn.Module, Any]:
             f"no model at {path!r}: it must be a folder with a config.json, as "
             "model.save_pretrained(folder) writes it"
         )
-    try:
+    with _one_line(path):
         config = transformers.AutoConfig.from_pretrained(folder)
         name = (config.architectures or [None])[0]
         kind = getattr(transformers, name or "", None)
         if kind is None:
             raise VlmEditError(
-                f"{path}: config.json names the architecture {name!r}, which transformers "
+                f"config.json names the architecture {name!r}, which transformers "
                 f"{transformers.__version__} does not have"
             )
-        return kind.from_pretrained(folder).eval(), transformers.AutoProcessor.from_pretrained(
-            folder
-        )
+        return cast("nn.Module", kind.from_pretrained(folder).eval())
+
+
+@contextmanager
+def _one_line(path: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        if isinstance(error, VlmEditError):
-            raise
-        raise VlmEditError(f"{path}: transformers cannot load it: {error}") from error
+        first = str(error).strip().split("\n")[0]
+        raise VlmEditError(
+            f"{path}: transformers cannot load it: {first}. A model of a kind it does not know can "
+            "be loaded in Python and given an adapter: docs/writing-an-adapter.md"
+        ) from error
 
 
 def quiet_when_piped() -> None:

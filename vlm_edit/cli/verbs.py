@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.cli.host import load_host, quiet_when_piped
+from vlm_edit.cli.host import load_host, load_model, quiet_when_piped
 from vlm_edit.dictionaries import Dictionary, Norm, load_dictionary
 from vlm_edit.dominance import Cut
 from vlm_edit.edits import Ablate, Clamp, Rule, Scale, Steer
@@ -38,7 +38,7 @@ def demo(options: argparse.Namespace) -> int:
 
 def sites(options: argparse.Namespace) -> int:
     """``vlm-edit sites``."""
-    model, _ = load_host(options.model)
+    model = load_model(options.model)
     rows = [
         (site.name, str(site.width), ", ".join(site.streams), site.dead or "")
         for site in find_sites(model).values()
@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace) -> int:
     write_page(out / "index.html", found, subject.pairs, f"Features at {options.site}", tables)
     for table in tables:
         print(f"{table}\n")
-    _tell_left_out(found)
+    _tell_left_out(found.skipped, found.truncated)
     print(f"table:  {out / 'features.csv'}\npage:   {out / 'index.html'}")
     return 0
 
@@ -73,6 +73,8 @@ def edit(options: argparse.Namespace) -> int:
         named = _make_patches(options, subject)
     for patch in named.values():
         patch.check(subject.model)
+    if options.save and not Path(options.save).absolute().parent.is_dir():
+        raise VlmEditError(f"--save {options.save}: its folder does not exist; make it first")
     rows = [("nothing", *subject.retrieval(None))]
     rows += [(name, *subject.retrieval(patch)) for name, patch in named.items()]
     print(
@@ -84,6 +86,7 @@ def edit(options: argparse.Namespace) -> int:
             "counts. Moved: mean of |after - before| / |before|.",
         )
     )
+    _tell_left_out(subject.skipped, subject.truncated)
     if options.save:
         next(iter(named.values())).save(options.save, subject.model)
         print(f"\npatch:  {options.save}")
@@ -101,6 +104,8 @@ class _Subject:
     site: str
     batch_size: int
     read: int = 0
+    skipped: tuple[tuple[int, str], ...] = ()
+    truncated: int = 0
 
     @classmethod
     def load(cls, options: argparse.Namespace) -> _Subject:
@@ -154,6 +159,7 @@ class _Subject:
             batch_size=self.batch_size,
         )
         batches = list(reader.read(self.pairs))
+        self.skipped, self.truncated = tuple(reader.skipped), reader.truncated
         image, text = (torch.cat([b.hidden[s] for b in batches]) for s in ("image", "text"))
         return image, text, [number for batch in batches for number in batch.numbers]
 
@@ -169,7 +175,6 @@ def _make_patches(options: argparse.Namespace, subject: _Subject) -> dict[str, P
         title = f"{rule} {len(features)} features"
     else:
         found = subject.measure()
-        _tell_left_out(found)
         classes = found.dominance.classes(cuts)
         features = classes[options.name]
         live = (~found.dominance.dead).nonzero().flatten().tolist()
@@ -222,12 +227,12 @@ def _numbers(text: str) -> list[int]:
         raise VlmEditError(f"--features takes numbers such as 3,17,40, got {text!r}") from error
 
 
-def _tell_left_out(found: Measurement) -> None:
-    if found.skipped:
-        print(f"{len(found.skipped)} pairs left out because their image could not be read:")
-        for number, why in found.skipped[:5]:
-            print(f"    pair {number}: {why}")
-        if len(found.skipped) > 5:
-            print(f"    and {len(found.skipped) - 5} more: see summary.json")
-    if found.truncated:
-        print(f"{found.truncated} texts are longer than the model takes and were cut")
+def _tell_left_out(skipped: Sequence[tuple[int, str]], truncated: int) -> None:
+    if skipped:
+        print(f"{len(skipped)} pairs left out because their image could not be read:")
+        for number, why in skipped[:5]:
+            print(f"    pair {number} (from 0): {why}")
+        if len(skipped) > 5:
+            print(f"    and {len(skipped) - 5} more: vlm-edit measure lists them in summary.json")
+    if truncated:
+        print(f"{truncated} texts are longer than the model takes and were cut")

@@ -59,8 +59,16 @@ def run(folder: str | os.PathLike[str], say: Callable[[str], None] = print) -> R
     Returns:
         What was found.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small that threads would wait for each other, on a busy machine
+    try:
+        return _run(Path(folder), say)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(out: Path, say: Callable[[str], None]) -> Run:
     start = time.perf_counter()
-    out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     model, processor = zoo.load_host()
     pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary(SITE)

@@ -223,7 +223,8 @@ class Dictionary:
         encoder: From activations to codes.
         decoder: [m, d].
         decoder_bias: [d].
-        info: What the file says it was trained on, such as ``model_name`` and ``hook_name``.
+        info: What the file says it was trained on, such as ``model_name`` and ``hook_name``;
+            ``site`` is compared with the site it is used at.
 
     Example:
         >>> import torch
@@ -257,6 +258,19 @@ class Dictionary:
         eye = torch.eye(width)
         encoder = Encoder(eye, torch.zeros(width), "identity", norm=norm)
         return cls(encoder, eye, torch.zeros(width))
+
+    def expect_site(self, site: str) -> None:
+        """Refuse another site than the one the dictionary's file says it was trained at.
+
+        Raises:
+            VlmEditError: ``info["site"]`` is there and differs.
+        """
+        trained = self.info.get("site", site)
+        if trained != site:
+            raise VlmEditError(
+                f"the dictionary was trained at site {trained!r}, not at {site!r}, where its "
+                "features mean nothing; dataclasses.replace(dictionary, info={}) lets it through"
+            )
 
     def to(self, device: torch.device | str) -> Dictionary:
         """The same dictionary on another device."""

@@ -81,6 +81,7 @@ class Reader:
         """
         site = find_site(self.model, self.site, self.adapter)
         expect_width(self.model, site, self.dictionary.width)
+        self.dictionary.expect_site(self.site)
         if unwrap(self.model).training:
             raise VlmEditError(
                 f"{type(unwrap(self.model)).__name__} is in train mode, where dropout makes "

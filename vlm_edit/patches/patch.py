@@ -94,8 +94,10 @@ class Patch:
             info: What to say of the patch, free text by key.
 
         Raises:
-            VlmEditError: No rule, a feature that the dictionary does not have, or unknown tokens.
+            VlmEditError: No rule, a feature that the dictionary does not have, unknown tokens, or
+                another site than the dictionary was trained at.
         """
+        dictionary.expect_site(site)
         listed = [rules] if isinstance(rules, Rule) else list(rules)
         return cls((Binding(site, Splice.of(dictionary, listed), tokens),), info=info or {})
 

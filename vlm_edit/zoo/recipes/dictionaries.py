@@ -115,7 +115,7 @@ def main() -> None:
     streams = collect(model, pairs, options.batches)
     shipped = collect_shipped(model, processor, zoo.load_pairs())
     for site, config in CONFIGS.items():
-        info = {"model_name": "emoji-clip", "hook_name": site}
+        info = {"model_name": "emoji-clip", "hook_name": site, "site": site}
         dictionary = train_dictionary(streams[site], config, info)
         save_saelens(dictionary, options.out / site, dtype=torch.float16)
         print("\n".join(report(site, load_dictionary(options.out / site), shipped[site])))
