@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vlm_edit.cli.host import load_host, load_model, quiet_when_piped
 from vlm_edit.dictionaries import Dictionary, Norm, load_dictionary
 from vlm_edit.dominance import Cut
-from vlm_edit.edits import Ablate, Clamp, Rule, Scale, Steer
+from vlm_edit.edits import Rule, rule_from_dict
 from vlm_edit.errors import VlmEditError
 from vlm_edit.measurement import Measurement, Reader
 from vlm_edit.measurement import measure as measure_pairs
@@ -66,6 +66,8 @@ def measure(options: argparse.Namespace) -> int:
 def edit(options: argparse.Namespace) -> int:
     """``vlm-edit edit``."""
     _expect_one_way(options)
+    if options.save and not Path(options.save).absolute().parent.is_dir():
+        raise VlmEditError(f"--save {options.save}: its folder does not exist; make it first")
     subject = _Subject.load(options)
     if options.patch:
         named = {"the patch": load_patch(options.patch)}
@@ -73,8 +75,6 @@ def edit(options: argparse.Namespace) -> int:
         named = _make_patches(options, subject)
     for patch in named.values():
         patch.check(subject.model)
-    if options.save and not Path(options.save).absolute().parent.is_dir():
-        raise VlmEditError(f"--save {options.save}: its folder does not exist; make it first")
     rows = [("nothing", *subject.retrieval(None))]
     rows += [(name, *subject.retrieval(patch)) for name, patch in named.items()]
     print(
@@ -204,20 +204,15 @@ def _expect_one_way(options: argparse.Namespace) -> None:
 
 
 def _rule(options: argparse.Namespace, features: Sequence[int]) -> Rule:
-    rules: dict[str, tuple[type[Rule], str | None]] = {
-        "ablate": (Ablate, None),
-        "scale": (Scale, "factor"),
-        "clamp": (Clamp, "value"),
-        "steer": (Steer, "amount"),
-    }
-    kind, needed = rules[options.rule or "ablate"]
+    kind = options.rule or "ablate"
+    needed = {"scale": "factor", "clamp": "value", "steer": "amount"}.get(kind)
     given = {name for name in ("factor", "value", "amount") if getattr(options, name) is not None}
     if given != ({needed} if needed else set()):
         mend = f"--{needed} and nothing else" if needed else "none of --factor, --value, --amount"
-        raise VlmEditError(f"--rule {options.rule or 'ablate'} takes {mend}")
+        raise VlmEditError(f"--rule {kind} takes {mend}")
     values = {needed: getattr(options, needed)} if needed else {}
     strength = 1.0 if options.strength is None else options.strength
-    return kind(features, **values, strength=strength)
+    return rule_from_dict({"kind": kind, "features": features, "strength": strength, **values})
 
 
 def _numbers(text: str) -> list[int]:

@@ -165,7 +165,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise VlmEditError(f"{path}: {name} is {tensor.dtype}, expected floating-point numbers")
-    for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise VlmEditError(f"{path}: {name} holds NaN or infinity: the file is damaged")
     return {name: tensor.float() for name, tensor in tensors.items()}

@@ -180,8 +180,7 @@ class Patch:
         """
         host = self.host
         if model is not None:
-            for binding in self.bindings:
-                _target(model, binding, adapter)
+            self.check(model, adapter, check_host=False)
             sites = [find_site(model, binding.site, adapter) for binding in self.bindings]
             host = fingerprint(model, sites)
         missing = [b.site for b in self.bindings if host is None or b.site not in host["sites"]]
