@@ -20,17 +20,22 @@ from vlm_edit.dictionaries import Activation, Encoder
 IMAGE_TOKEN = 60
 
 
-def make_clip() -> CLIPModel:
-    """A random CLIP: widths 24 (vision), 16 (text), 12 (joint), three layers each."""
-    torch.manual_seed(0)
-    vision = CLIPVisionConfig(
+def make_vision() -> CLIPVisionConfig:
+    """The tower that both hosts have."""
+    return CLIPVisionConfig(
         hidden_size=24,
         intermediate_size=32,
         num_hidden_layers=3,
         num_attention_heads=2,
         image_size=16,
         patch_size=8,
+        projection_dim=12,
     )
+
+
+def make_clip() -> CLIPModel:
+    """A random CLIP: widths 24 (vision), 16 (text), 12 (joint), three layers each."""
+    torch.manual_seed(0)
     text = CLIPTextConfig(
         vocab_size=64,
         hidden_size=16,
@@ -43,7 +48,7 @@ def make_clip() -> CLIPModel:
         pad_token_id=0,
     )
     config = CLIPConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12
+        text_config=text.to_dict(), vision_config=make_vision().to_dict(), projection_dim=12
     )
     return CLIPModel(config).eval()
 
@@ -51,15 +56,6 @@ def make_clip() -> CLIPModel:
 def make_llava() -> LlavaForConditionalGeneration:
     """A random LLaVA: widths 24 (vision) and 32 (language), three layers each, 4 image tokens."""
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-        projection_dim=12,
-    )
     text = LlamaConfig(
         vocab_size=64,
         hidden_size=32,
@@ -74,7 +70,7 @@ def make_llava() -> LlavaForConditionalGeneration:
         initializer_range=0.2,
     )
     config = LlavaConfig(
-        vision_config=vision,
+        vision_config=make_vision(),
         text_config=text,
         image_token_id=IMAGE_TOKEN,
         vision_feature_layer=-2,
