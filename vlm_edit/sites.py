@@ -34,11 +34,21 @@ VISUAL_INPUTS = (
 
 @dataclass(frozen=True, eq=False)
 class Tap:
-    """One module of a site, resolved in a host, and the stream that flows through it."""
+    """One module of a site, resolved in a host, and the stream that flows through it.
+
+    Attributes:
+        path: Where it is: a module's path, with ``.name()`` at the end for a method of it.
+        module: That module.
+        stream: Whose tokens pass.
+        axis: Which axis of the output is the width.
+        method: The method whose result is the site; None for the module's own output.
+    """
 
     path: str
     module: nn.Module
     stream: Stream
+    axis: int = -1
+    method: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +80,16 @@ class TapRule:
 
     Attributes:
         paths: Candidate module paths, tried in order (they move between releases of a host's
-            library); ``{i}`` stands for a layer's number.
+            library); ``{i}`` stands for a layer's number. A path that ends in ``()`` names a
+            method, where a host has no module: ``encode_text()``. If the method takes
+            ``normalize``, the site is what it gives before that.
         stream: ``image``, ``text``, or ``mixed`` where both share one sequence.
+        axis: Which axis of the output is the width: 1 for images [B, D, H, W].
     """
 
     paths: tuple[str, ...]
     stream: Stream
+    axis: int = -1
 
 
 @dataclass(frozen=True)
@@ -88,12 +102,14 @@ class SiteRule:
         width: Candidate dotted attributes of ``model.config`` that hold the width.
         consumed: Dotted attribute of the config that holds the index (or indices) into
             ``hidden_states`` the host reads from these layers; later layers are dead.
+        optional: Whether hosts of the family may lack the site without being refused.
     """
 
     name: str
     taps: tuple[TapRule, ...]
     width: tuple[str, ...]
     consumed: str | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,12 @@ class Adapter:
             replaces by image features; None for hosts without a mixed sequence.
         visual_inputs: Arguments of the host's forward that carry images. Placeholder ids count
             as image tokens only in calls that carry one of them.
+        calls: Paths of modules inside the host that the host's code also calls on their own,
+            with a sequence of their own: a decoder that ``generate`` runs without the host's
+            forward, a text tower behind ``get_text_features``. What a call's arguments do not
+            tell is taken from the call around it. Paths the host lacks are passed over.
+        grid: Argument of such a call, [images, 3], whose rows multiply to the number of patches
+            that each image has in a packed sequence [patches, D]; None for batched images.
 
     Example:
         >>> from vlm_edit.sites import Adapter, SiteRule, TapRule
@@ -121,6 +143,8 @@ class Adapter:
     sites: tuple[SiteRule, ...]
     image_token: str | None = None
     visual_inputs: tuple[str, ...] = VISUAL_INPUTS
+    calls: tuple[str, ...] = ()
+    grid: str | None = None
 
 
 def find_sites(model: nn.Module, adapter: Adapter | None = None) -> dict[str, Site]:
@@ -146,7 +170,11 @@ def find_sites(model: nn.Module, adapter: Adapter | None = None) -> dict[str, Si
     adapter = adapter or find_adapter(model)
     found: dict[str, Site] = {}
     for rule in adapter.sites:
-        found.update(_resolve(model, rule))
+        try:
+            found.update(_resolve(model, rule))
+        except VlmEditError:
+            if not rule.optional:
+                raise
     return found
 
 
@@ -277,7 +305,9 @@ def _taps(model: nn.Module, rule: SiteRule, tap: TapRule, numbered: bool) -> dic
             layers = range(0 if stem is None else len(list(stem.children())))
         paths = {i: path.replace("{i}", str(i)) for i in layers}
         modules = {i: _module(model, p) for i, p in paths.items()}
-        found = {i: Tap(paths[i], m, tap.stream) for i, m in modules.items() if m is not None}
+        found = {
+            i: Tap(paths[i], m, tap.stream, tap.axis) for i, m in modules.items() if m is not None
+        }
         if found:
             return found
     raise VlmEditError(
