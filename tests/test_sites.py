@@ -11,7 +11,7 @@ from torch import nn
 from vlm_edit import Adapter, SiteRule, TapRule, VlmEditError, find_sites
 from vlm_edit.sites import find_adapter, find_site, unwrap
 
-sites_room = importlib.import_module("vlm_edit.sites")
+registry = importlib.import_module("vlm_edit.sites.registry")
 
 
 class Host(nn.Module):
@@ -72,9 +72,15 @@ def test_an_unknown_site_is_refused_with_the_list_of_sites(clip):
 
 
 def test_an_unknown_type_of_host_is_refused_with_the_way_to_write_an_adapter():
-    with pytest.raises(VlmEditError, match=r"'martian'; known: .*clip.*docs/writing-an-adapter"):
+    with pytest.raises(
+        VlmEditError,
+        match=r"'martian', the class 'test_sites.Host'; known: .*clip.*docs/writing-an-adapter",
+    ):
         find_sites(Host())
-    with pytest.raises(VlmEditError, match=r"no adapter for Linear \(config.model_type is None"):
+    with pytest.raises(
+        VlmEditError,
+        match=r"no adapter for Linear \(config.model_type is None, the class 'torch.Linear'",
+    ):
         find_adapter(nn.Linear(2, 2))
 
 
@@ -105,7 +111,9 @@ def test_a_layout_that_no_path_fits_is_refused_with_the_paths_tried(paths):
 
 
 def test_a_width_that_is_not_in_the_config_is_refused_with_the_attributes_tried():
-    with pytest.raises(VlmEditError, match=r"not in the config under hidden_size; name the attr"):
+    with pytest.raises(
+        VlmEditError, match=r"not in the config under hidden_size, nor on the model; name the attr"
+    ):
         find_sites(Host(), adapter("blocks.{i}", width="hidden_size"))
 
 
@@ -142,20 +150,165 @@ def points(*values: str) -> list[EntryPoint]:
     ],
 )
 def test_a_registration_that_cannot_serve_says_why(clip, monkeypatch, found, message):
-    monkeypatch.setattr(sites_room, "entry_points", lambda **_: found)
-    sites_room._registered.cache_clear()
+    monkeypatch.setattr(registry, "entry_points", lambda **_: found)
+    registry._registered.cache_clear()
     try:
         with pytest.raises(VlmEditError, match=message):
             find_adapter(clip)
     finally:
-        sites_room._registered.cache_clear()
+        registry._registered.cache_clear()
 
 
 def test_a_package_on_the_path_twice_registers_once(clip, monkeypatch):
     twice = points("vlm_edit_adapters.clip:adapter", "vlm_edit_adapters.clip:adapter")
-    monkeypatch.setattr(sites_room, "entry_points", lambda **_: twice)
-    sites_room._registered.cache_clear()
+    monkeypatch.setattr(registry, "entry_points", lambda **_: twice)
+    registry._registered.cache_clear()
     try:
         assert list(find_sites(clip))[0] == "joint"
     finally:
-        sites_room._registered.cache_clear()
+        registry._registered.cache_clear()
+
+
+class Stages(nn.Module):
+    """Layers in stages of different widths, a method that embeds text, and no config."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths = [4, 6]
+        self.stages = nn.ModuleList(
+            nn.ModuleList(nn.Linear(width, width) for _ in range(n))
+            for n, width in zip((1, 2), self.widths, strict=True)
+        )
+        self.text = nn.Linear(3, 5)
+
+    def encode_text(self, x: torch.Tensor) -> torch.Tensor:
+        return self.text(x)
+
+
+def test_layers_in_stages_have_two_numbers_and_a_width_per_stage():
+    rule = SiteRule("vision.{i}.{j}", (TapRule(("stages.{i}.{j}",), "image", axis=1),), ("widths",))
+    host = Stages()
+    found = find_sites(host, Adapter((rule,)))
+    assert {name: site.width for name, site in found.items()} == {
+        "vision.0.0": 4,
+        "vision.1.0": 6,
+        "vision.1.1": 6,
+    }
+    assert found["vision.1.1"].taps[0].module is host.stages[1][1]
+    assert found["vision.1.1"].taps[0].axis == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "parent", "method"),
+    [("encode_text()", "", "encode_text"), ("text.forward()", "text", "forward")],
+)
+def test_a_path_with_parentheses_names_a_method(path, parent, method):
+    host = Stages()
+    rule = SiteRule("joint", (TapRule((path,), "text"),), ("text.out_features",))
+    site = find_site(host, "joint", Adapter((rule,)))
+    assert site.width == 5
+    (tap,) = site.taps
+    assert (tap.path, tap.method) == (path, method)
+    assert tap.module is host.get_submodule(parent)
+
+
+@pytest.mark.parametrize("path", ["encode_image()", "text.bias()", "nowhere.forward()"])
+def test_a_method_that_the_host_lacks_is_refused(path):
+    rule = SiteRule("joint", (TapRule((path,), "text"),), (5,))
+    with pytest.raises(VlmEditError, match=r"no module at " + path.replace("()", r"\(\)")):
+        find_sites(Stages(), Adapter((rule,)))
+
+
+def test_an_optional_site_may_be_missing_but_not_half_declared():
+    absent, present = TapRule(("nowhere",), "image"), TapRule(("text",), "text")
+    widthless = SiteRule("joint", (present,), ("size",), optional=True)
+    assert find_sites(Stages(), Adapter((SiteRule("joint", (absent,), (5,), optional=True),))) == {}
+    with pytest.raises(VlmEditError, match="its width is not in the config under size"):
+        find_sites(Stages(), Adapter((widthless,)))
+
+
+def test_an_optional_site_is_passed_over_where_one_of_its_modules_is_missing():
+    taps = (TapRule(("nowhere",), "image"), TapRule(("text",), "text"))
+    assert find_sites(Stages(), Adapter((SiteRule("joint", taps, (5,), optional=True),))) == {}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SiteRule("a.{i}", (TapRule(("b",), "image"),), (1,)), r"'a.{i}' lies at 'b'"),
+        (lambda: SiteRule("a", (TapRule(("b.{i}",), "image"),), (1,)), r"'a' lies at 'b.{i}'"),
+        (
+            lambda: SiteRule("a", (TapRule(("b",), "image"),), (1,), consumed="layer"),
+            r"consumed='layer', an index into layers",
+        ),
+        (lambda: TapRule("b", "image"), r"a tuple of candidates, not 'b'"),
+        (lambda: TapRule((), "image"), r"a tuple of candidates, not \(\)"),
+        (lambda: TapRule(("b",), "sound"), r"no stream 'sound' \(at b\): it is one of image, text"),
+        (lambda: Adapter.of({"a": ("b", "sound", 3)}), r"no stream 'sound'"),
+        (lambda: Adapter.of({"a": ("b", "image")}), r"'a': \('b', 'image'\) is not a place"),
+        (lambda: Adapter.of({"a": ["b"]}), r"'a': 'b' is not a place"),
+        (lambda: Adapter.of({"a": []}), r"'a': it has no place"),
+        (
+            lambda: Adapter.of({"a": [("b", "image", 3), ("c", "text", 4)]}),
+            r"'a': its modules are 3 and 4 wide",
+        ),
+    ],
+)
+def test_a_declaration_that_fits_no_host_is_refused_where_it_is_written(make, message):
+    with pytest.raises(VlmEditError, match=message):
+        make()
+
+
+def test_an_adapter_of_ones_own_paths_serves_any_module():
+    own = Adapter.of(
+        {
+            "vision.{i}.{j}": ("stages.{i}.{j}", "image", "widths", 1),
+            "joint": [("text", "text", 5), ("stages.1.1", "image", 5)],
+        }
+    )
+    found = find_sites(Stages(), own)
+    assert [(name, site.width) for name, site in found.items()] == [
+        *(("vision.0.0", 4), ("vision.1.0", 6), ("vision.1.1", 6), ("joint", 5)),
+    ]
+    assert found["vision.0.0"].taps[0].axis == 1
+    assert found["joint"].streams == ("image", "text")
+
+
+def test_a_host_that_is_a_list_of_layers_has_them_at_no_path():
+    found = find_sites(
+        nn.Sequential(nn.Linear(2, 2)), Adapter.of({"layer.{i}": ("{i}", "text", 2)})
+    )
+    assert found["layer.0"].taps[0].path == "0"
+
+
+def register(monkeypatch, **adapters: str) -> None:
+    found = [
+        EntryPoint(name.replace("__", "."), value, registry.ENTRY_POINTS)
+        for name, value in adapters.items()
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda **_: found)
+    monkeypatch.setattr(registry, "_registered", registry._registered.__wrapped__)
+
+
+STAGES = Adapter.of({"joint": ("text", "text", 5)})
+
+
+def test_a_host_without_a_model_type_is_found_by_its_class_or_a_base_of_it(monkeypatch):
+    register(monkeypatch, test_sites__Stages="test_sites:STAGES")
+
+    class Derived(Stages):
+        pass
+
+    assert find_adapter(Stages()) is find_adapter(Derived()) is STAGES
+    with pytest.raises(VlmEditError, match=r"the class 'test_sites.Host'"):
+        find_adapter(Host())
+
+
+def test_the_model_type_goes_before_the_class(monkeypatch, clip):
+    register(
+        monkeypatch,
+        clip="vlm_edit_adapters.clip:adapter",
+        transformers__CLIPModel="test_sites:STAGES",
+    )
+    assert find_adapter(clip).sites[0].name == "joint"
+    assert find_adapter(clip) is not STAGES

@@ -1,0 +1,34 @@
+"""Sites: named places in a host, and the adapters that name them.
+
+A host is any model of the user's. An adapter declares, for one family of hosts, which module
+paths are sites and whose tokens flow there. This room knows no model: adapters are found through
+the entry point group ``vlm_edit.adapters``, keyed by ``model.config.model_type`` or by the
+host's class.
+"""
+
+from vlm_edit.sites.declare import VISUAL_INPUTS, Adapter, SiteRule, Stream, TapRule
+from vlm_edit.sites.registry import ENTRY_POINTS, find_adapter
+from vlm_edit.sites.resolve import (
+    Site,
+    Tap,
+    expect_width,
+    find_site,
+    find_sites,
+)
+from vlm_edit.sites.wrappers import unwrap
+
+__all__ = [
+    "ENTRY_POINTS",
+    "VISUAL_INPUTS",
+    "Adapter",
+    "Site",
+    "SiteRule",
+    "Stream",
+    "Tap",
+    "TapRule",
+    "expect_width",
+    "find_adapter",
+    "find_site",
+    "find_sites",
+    "unwrap",
+]

@@ -1,0 +1,73 @@
+"""Adapters that are registered as entry points, by what they are for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+
+from torch import nn
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.sites.declare import Adapter
+from vlm_edit.sites.wrappers import unwrap
+
+ENTRY_POINTS = "vlm_edit.adapters"
+
+
+def find_adapter(model: nn.Module) -> Adapter:
+    """The adapter registered for a host.
+
+    Looked up by ``model.config.model_type``; failing that by the host's class or one it inherits
+    from, named with its top-level package: ``open_clip.CLIP``.
+
+    Raises:
+        VlmEditError: No adapter is registered for either.
+    """
+    host = unwrap(model)
+    model_type = getattr(getattr(host, "config", None), "model_type", None)
+    known = _registered()
+    classes = [_key(kind) for kind in type(host).__mro__]
+    for key in (model_type, *classes):
+        if isinstance(key, str) and key in known:
+            return _load(key, known[key])
+    names = ", ".join(sorted(known)) or "none: is vlm-edit installed?"
+    raise VlmEditError(
+        f"no adapter for {type(host).__name__} (config.model_type is {model_type!r}, the class "
+        f"{classes[0]!r}; known: {names}). Pass adapter=Adapter.of({{...}}) with the paths of its "
+        f"modules, or register one as an entry point of the group {ENTRY_POINTS!r}: "
+        "docs/writing-an-adapter.md shows both"
+    )
+
+
+def _key(kind: type) -> str:
+    return f"{kind.__module__.split('.')[0]}.{kind.__name__}"
+
+
+@functools.cache
+def _registered() -> Mapping[str, list[EntryPoint]]:
+    points: dict[str, dict[str, EntryPoint]] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        points.setdefault(point.name, {})[point.value] = point
+    return {name: list(found.values()) for name, found in points.items()}
+
+
+def _load(key: str, points: list[EntryPoint]) -> Adapter:
+    if len(points) > 1:
+        names = " and ".join(point.value for point in points)
+        raise VlmEditError(
+            f"two adapters are registered for {key!r}: {names}; uninstall one, or say which with "
+            "adapter="
+        )
+    try:
+        adapter = points[0].load()
+    except (ImportError, AttributeError) as error:
+        raise VlmEditError(
+            f"the adapter for {key!r} ({points[0].value}) cannot be imported: {error}"
+        ) from error
+    if not isinstance(adapter, Adapter):
+        raise VlmEditError(
+            f"the entry point {key!r} of {ENTRY_POINTS} gives a {type(adapter).__name__}, not an "
+            "Adapter: it must name an Adapter instance"
+        )
+    return adapter

@@ -1,0 +1,237 @@
+"""From what an adapter declares to the modules of one host."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.sites.declare import MARKS, Adapter, SiteRule, Stream, TapRule
+from vlm_edit.sites.registry import find_adapter
+from vlm_edit.sites.wrappers import unwrap
+
+Numbers = tuple[int, ...]  # of a layer: none, {i}, or {i} and {j}
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """One module of a site, resolved in a host, and the stream that flows through it.
+
+    Attributes:
+        path: Where it is: a module's path, with ``.name()`` at the end for a method of it.
+        module: That module.
+        stream: Whose tokens pass.
+        axis: Which axis of the output is the width.
+        method: The method whose result is the site; None for the module's own output.
+    """
+
+    path: str
+    module: nn.Module
+    stream: Stream
+    axis: int = -1
+    method: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A named place in a host.
+
+    Attributes:
+        name: As the adapter declares it, e.g. ``joint`` or ``vision.2``.
+        taps: The modules whose output is the site. A joint embedding has one per stream.
+        width: Size of the last axis there.
+        dead: Why an edit here can never reach the host's output; None where it can.
+    """
+
+    name: str
+    taps: tuple[Tap, ...]
+    width: int
+    dead: str | None = None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that can be told apart here, of ``image`` and ``text``."""
+        found = {tap.stream for tap in self.taps}
+        return ("image", "text") if "mixed" in found else tuple(sorted(found))
+
+
+def find_sites(model: nn.Module, adapter: Adapter | None = None) -> dict[str, Site]:
+    """Every site of a host, by name.
+
+    Args:
+        model: The host.
+        adapter: Declares the sites; by default found through ``model.config.model_type`` or the
+            host's class.
+
+    Returns:
+        Sites in the adapter's order, layers in theirs.
+
+    Raises:
+        VlmEditError: No adapter for this type of host, none of a site's module paths exists, or
+            its width is not known.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> host, _ = zoo.load_host()
+        >>> list(find_sites(host))[:2]
+        ['joint', 'vision.0']
+    """
+    model = unwrap(model)
+    adapter = adapter or find_adapter(model)
+    found: dict[str, Site] = {}
+    for rule in adapter.sites:
+        found.update(_resolve(model, rule))
+    return found
+
+
+def find_site(model: nn.Module, name: str, adapter: Adapter | None = None) -> Site:
+    """One site of a host.
+
+    Raises:
+        VlmEditError: The host has no such site; the message lists those it has.
+    """
+    found = find_sites(model, adapter)
+    if name not in found:
+        host = type(unwrap(model)).__name__
+        raise VlmEditError(f"{host} has no site {name!r}; its sites are {_abridge(list(found))}")
+    return found[name]
+
+
+def expect_width(model: nn.Module, site: Site, width: int) -> None:
+    """Refuse a dictionary of another width than the site's.
+
+    Raises:
+        VlmEditError: The widths differ.
+    """
+    if width != site.width:
+        raise VlmEditError(
+            f"the dictionary is {width} wide, site {site.name!r} of "
+            f"{type(unwrap(model)).__name__} is {site.width}: it belongs to another site or host"
+        )
+
+
+def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:
+    columns = [_taps(model, tap) for tap in rule.taps]
+    for tap, column in zip(rule.taps, columns, strict=True):
+        if column:
+            continue
+        if rule.optional:
+            return {}
+        raise VlmEditError(
+            f"site {rule.name!r} of {type(model).__name__}: no module at "
+            f"{' or '.join(tap.paths)}. The host's layout differs from the adapter's: pass "
+            "adapter= with the paths that model.named_modules() shows"
+        )
+    layers = max((numbers[0] for numbers in columns[0] if numbers), default=0) + 1
+    last = _last_read(model, rule, layers)
+    found = {}
+    for numbers in columns[0]:
+        if any(numbers not in column for column in columns):
+            continue
+        dead = None
+        if rule.consumed is not None and numbers[0] > last:
+            value = _attribute(model.config, rule.consumed)
+            latest = "none of them" if last < 0 else _fill(rule.name, (last,))
+            dead = (
+                f"the host reads {rule.consumed}={value} of {layers + 1} hidden states, "
+                f"that is, {latest} at the latest"
+            )
+        name = _fill(rule.name, numbers)
+        width = _width(model, rule, numbers)
+        found[name] = Site(name, tuple(column[numbers] for column in columns), width, dead)
+    return found
+
+
+def _taps(model: nn.Module, rule: TapRule) -> dict[Numbers, Tap]:
+    """What lies at the first candidate path that the host has, by layer."""
+    for path in rule.paths:
+        taps = {n: _tap(model, rule, _fill(path, n)) for n in _layers(model, path)}
+        found = {numbers: tap for numbers, tap in taps.items() if tap is not None}
+        if found:
+            return found
+    return {}
+
+
+def _layers(model: nn.Module, path: str) -> list[Numbers]:
+    """Every number that a path's marks can stand for."""
+    found: list[Numbers] = [()]
+    for mark in MARKS:
+        if mark in path:
+            stem = path.split(mark)[0].rstrip(".")
+            stems = {numbers: _module(model, _fill(stem, numbers)) for numbers in found}
+            counts = {n: len(list(m.children())) for n, m in stems.items() if m is not None}
+            found = [(*numbers, i) for numbers, n in counts.items() for i in range(n)]
+    return found
+
+
+def _tap(model: nn.Module, rule: TapRule, path: str) -> Tap | None:
+    if not path.endswith("()"):
+        module = _module(model, path)
+        return None if module is None else Tap(path, module, rule.stream, rule.axis)
+    parent, _, method = path.removesuffix("()").rpartition(".")
+    module = _module(model, parent)
+    if module is None or not callable(getattr(module, method, None)):
+        return None
+    return Tap(path, module, rule.stream, rule.axis, method)
+
+
+def _fill(text: str, numbers: Numbers) -> str:
+    for mark, number in zip(MARKS, numbers, strict=False):
+        text = text.replace(mark, str(number))
+    return text
+
+
+def _module(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _width(model: nn.Module, rule: SiteRule, numbers: Numbers) -> int:
+    for candidate in rule.width:
+        value = candidate if isinstance(candidate, int) else _attributes(model, candidate)
+        if isinstance(value, list | tuple) and numbers and numbers[0] < len(value):
+            value = value[numbers[0]]
+        if isinstance(value, int):
+            return value
+    raise VlmEditError(
+        f"site {rule.name!r} of {type(model).__name__}: its width is not in the config under "
+        f"{' or '.join(map(str, rule.width))}, nor on the model; name the attribute, or write "
+        "the number, in the adapter's SiteRule.width"
+    )
+
+
+def _last_read(model: nn.Module, rule: SiteRule, layers: int) -> int:
+    """Number of the last layer whose output the host reads: hidden_states[k] is layer k - 1."""
+    if rule.consumed is None:
+        return layers - 1
+    index = _attribute(model.config, rule.consumed)
+    if index is None:
+        return layers - 1
+    indices = [index] if isinstance(index, int) else list(index)
+    return max(i % (layers + 1) for i in indices) - 1
+
+
+def _attributes(model: nn.Module, dotted: str) -> Any:
+    """An attribute of the model's config, or else of the model."""
+    value = _attribute(getattr(model, "config", None), dotted)
+    return _attribute(model, dotted) if value is None else value
+
+
+def _attribute(thing: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        thing = getattr(thing, name, None)
+    return thing
+
+
+def _abridge(names: list[str]) -> str:
+    """``vision.0, vision.1, vision.2`` as ``vision.0 ... vision.2``."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"[\d.]+$", "", name), []).append(name)
+    parts = [g[0] if len(g) == 1 else f"{g[0]} ... {g[-1]}" for g in groups.values()]
+    return ", ".join(parts)

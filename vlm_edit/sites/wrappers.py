@@ -1,0 +1,30 @@
+"""The host inside what others wrap around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from torch import nn
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The host inside torch.compile, DataParallel, DistributedDataParallel and peft wrappers.
+
+    Example:
+        >>> import torch
+        >>> linear = torch.nn.Linear(2, 2)
+        >>> unwrap(torch.nn.DataParallel(linear)) is linear
+        True
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel
+        ):
+            inner = model.module
+        if inner is None and hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+            inner = cast(Callable[[], nn.Module], model.get_base_model)()
+        if not isinstance(inner, nn.Module) or inner is model:
+            return model
+        model = inner
