@@ -1,4 +1,9 @@
-"""LLaVA: a vision tower, a projector, and language layers where both streams share a sequence."""
+"""LLaVA, LLaVA-NeXT, LLaVA-OneVision: a vision tower, a projector, and a language model.
+
+The config says which of the tower's hidden states goes on; layers behind it are dead. LLaVA-NeXT
+and OneVision cut an image into tiles, which are rows of the vision layers' batch, and put a learned
+embedding between rows of patches: it is no site, but it stands at an image token.
+"""
 
 from vlm_edit.sites import Adapter, SiteRule, TapRule
 
@@ -11,6 +16,8 @@ adapter = Adapter(
                     (
                         "model.vision_tower.encoder.layers.{i}",
                         "model.vision_tower.vision_model.encoder.layers.{i}",
+                        "vision_tower.encoder.layers.{i}",
+                        "vision_tower.vision_model.encoder.layers.{i}",
                     ),
                     "image",
                 ),
@@ -20,12 +27,12 @@ adapter = Adapter(
         ),
         SiteRule(
             "projector",
-            (TapRule(("model.multi_modal_projector",), "image"),),
+            (TapRule(("model.multi_modal_projector", "multi_modal_projector"), "image"),),
             width=("text_config.hidden_size",),
         ),
         SiteRule(
             "language.{i}",
-            (TapRule(("model.language_model.layers.{i}",), "mixed"),),
+            (TapRule(("model.language_model.layers.{i}", "language_model.layers.{i}"), "mixed"),),
             width=("text_config.hidden_size",),
         ),
     ),

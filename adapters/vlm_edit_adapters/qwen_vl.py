@@ -1,0 +1,41 @@
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: the patches of all images in one packed sequence.
+
+Qwen3-VL also adds features of early vision layers to the first language layers, each through a
+merger of its own: `deepstack.{i}`.
+"""
+
+from vlm_edit.sites import Adapter, SiteRule, TapRule
+
+adapter = Adapter(
+    sites=(
+        SiteRule(
+            "vision.{i}",
+            (TapRule(("model.visual.blocks.{i}", "visual.blocks.{i}"), "image"),),
+            width=("vision_config.embed_dim", "vision_config.hidden_size"),
+        ),
+        SiteRule(
+            "deepstack.{i}",
+            (
+                TapRule(
+                    ("model.visual.deepstack_merger_list.{i}", "visual.deepstack_merger_list.{i}"),
+                    "image",
+                ),
+            ),
+            width=("text_config.hidden_size",),
+            optional=True,
+        ),
+        SiteRule(
+            "projector",
+            (TapRule(("model.visual.merger", "visual.merger"), "image"),),
+            width=("text_config.hidden_size",),
+        ),
+        SiteRule(
+            "language.{i}",
+            (TapRule(("model.language_model.layers.{i}", "language_model.layers.{i}"), "mixed"),),
+            width=("text_config.hidden_size",),
+        ),
+    ),
+    image_token="image_token_id",
+    calls=("model.visual", "visual"),
+    grid="grid_thw",
+)
