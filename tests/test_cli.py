@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,3 +226,13 @@ def test_weights_that_are_cut_off_are_one_line(
         (tmp_path / file.name).write_bytes(cut)
     assert main(["sites", str(tmp_path)]) == 2
     assert "transformers cannot load it" in capsys.readouterr().err
+
+
+def test_the_command_works_in_a_process_where_nnsight_gave_every_object_a_save(model, pairs):
+    code = "import sys, nnsight; from vlm_edit.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["edit", model, pairs, "--patch", "nowhere.safetensors"]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2, run.stderr
+    assert "no patch at 'nowhere.safetensors'" in run.stderr

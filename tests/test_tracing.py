@@ -26,7 +26,7 @@ from vlm_edit import (
     VlmEditError,
     tracing,
 )
-from vlm_edit.patches import Binding
+from vlm_edit.patches.active import Active
 
 Inputs = dict[str, Tensor]
 
@@ -295,14 +295,14 @@ def test_an_error_of_an_edit_surfaces(nnsight, llava, llava_inputs, dictionary) 
 def test_an_error_of_an_edit_in_a_later_step_surfaces(
     nnsight, llava, llava_inputs, dictionary, monkeypatch
 ) -> None:
-    plain_call = Binding.__call__
+    plain_call = Active.__call__
 
-    def fail_late(binding: Binding, hidden: Tensor, where: Any) -> Tensor:
+    def fail_late(active: Active, hidden: Tensor, where: Any) -> Tensor:
         if hidden.shape[1] == 1:
             raise VlmEditError("too late")
-        return plain_call(binding, hidden, where)
+        return plain_call(active, hidden, where)
 
-    monkeypatch.setattr(Binding, "__call__", fail_late)
+    monkeypatch.setattr(Active, "__call__", fail_late)
     patch = Patch.at("language.0", dictionary(32), Ablate([1]))
     model = tracing.edited(nnsight.NNsight(llava), patch)
     with pytest.raises(VlmEditError, match="too late"):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Where, modality, replace_hidden
-from vlm_edit.hooks.dispatch import hidden_of
+from vlm_edit.hooks import Where, hidden_of, read_call, replace_hidden
 from vlm_edit.patches import Binding, Patch
+from vlm_edit.patches.active import Active, Run
+from vlm_edit.patches.report import Tally
 from vlm_edit.sites import Adapter, Tap, find_adapter
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def edited(model: NNsight, patch: Patch, adapter: Adapter | None = None) -> NNsi
 def _store(model: Any, root: nn.Module, binding: Binding, tap: Tap, adapter: Adapter) -> NNsight:
     """One stored edit per module: each may then wait for its own, whatever the host's order."""
     signature = inspect.signature(root.forward)
+    active = Active(binding, Run.of(), Tally(binding.site, torch.device("cpu")))
     with model.edit() as (tracer, copy):
         step = 0
         try:
@@ -77,11 +80,11 @@ def _store(model: Any, root: nn.Module, binding: Binding, tap: Tap, adapter: Ada
                 if tap.stream != "image":
                     args, kwargs = copy.inputs
                     named = signature.bind_partial(*args, **kwargs).arguments
-                    where = Where(tap.stream, *modality(root, adapter, named))
+                    where = Where(tap.stream, read_call(root, adapter, named))
                 envoy = copy.get(tap.path)
                 output = envoy.output
                 hidden = hidden_of(output, tap.module)
-                envoy.output = replace_hidden(output, binding(hidden, where))
+                envoy.output = replace_hidden(output, active(hidden, where))
         except Exception as error:
             # An open loop ends by this error, when the host makes no further step.
             if step == 0 or type(error).__name__ != "OutOfOrderError":

@@ -54,7 +54,7 @@ def test_a_patch_comes_back_bit_for_bit(tmp_path_factory, activation, norm, cent
     back = load_patch(file)
     hidden = torch.randn(5, 12, generator=torch.Generator().manual_seed(9))
     for a, b in zip(patch.bindings, back.bindings, strict=True):
-        assert (a.site, a.tokens, a.splice.rules) == (b.site, b.tokens, b.splice.rules)
+        assert (a.site, a.selection, a.splice.rules) == (b.site, b.selection, b.splice.rules)
         assert torch.equal(a.splice(hidden, stream="text"), b.splice(hidden, stream="text"))
     assert back.info == patch.info
     first = file.read_bytes()

@@ -91,7 +91,7 @@ def _add_edit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     edit.add_argument("--amount", type=float, help="for steer")
     edit.add_argument("--strength", type=float, help="of the rule (1)")
     edit.add_argument("--tokens", choices=("all", "image", "text"), help="(all)")
-    edit.add_argument("--save", metavar="FILE", help="write the patch here")
+    edit.add_argument("--save", dest="save_to", metavar="FILE", help="write the patch here")
     edit.set_defaults(run=verbs.edit)
 
 

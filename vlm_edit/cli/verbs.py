@@ -66,8 +66,8 @@ def measure(options: argparse.Namespace) -> int:
 def edit(options: argparse.Namespace) -> int:
     """``vlm-edit edit``."""
     _expect_one_way(options)
-    if options.save and not Path(options.save).absolute().parent.is_dir():
-        raise VlmEditError(f"--save {options.save}: its folder does not exist; make it first")
+    if options.save_to and not Path(options.save_to).absolute().parent.is_dir():
+        raise VlmEditError(f"--save {options.save_to}: its folder does not exist; make it first")
     subject = _Subject.load(options)
     if options.patch:
         named = {"the patch": load_patch(options.patch)}
@@ -87,9 +87,9 @@ def edit(options: argparse.Namespace) -> int:
         )
     )
     _tell_left_out(subject.skipped, subject.truncated)
-    if options.save:
-        next(iter(named.values())).save(options.save, subject.model)
-        print(f"\npatch:  {options.save}")
+    if options.save_to:
+        next(iter(named.values())).save(options.save_to, subject.model)
+        print(f"\npatch:  {options.save_to}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Edits: rules on codes, and the one splice that brings them into a hidden state."""
 
 from vlm_edit.edits.rules import Ablate, Clamp, Rule, Scale, Steer, rule_from_dict
-from vlm_edit.edits.splice import Splice, Tokens
+from vlm_edit.edits.splice import Splice
 
 __all__ = [
     "Ablate",
@@ -10,6 +10,5 @@ __all__ = [
     "Scale",
     "Splice",
     "Steer",
-    "Tokens",
     "rule_from_dict",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from vlm_edit.dictionaries import Dictionary, Slice
 from vlm_edit.dictionaries.dictionary import move
 from vlm_edit.edits.rules import Rule
 from vlm_edit.errors import VlmEditError
-
-Tokens = Literal["all", "image", "text"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +63,7 @@ class Splice:
         mask: Tensor | None = None,
         stream: str | None = None,
         image: Tensor | None = None,
+        strength: Tensor | None = None,
     ) -> Tensor:
         """The hidden state with the rules applied.
 
@@ -74,6 +72,7 @@ class Splice:
             mask: [...] bool, tokens to edit; None for all.
             stream: For dictionaries that centre each stream apart.
             image: [...] bool, image tokens of a mixed stream, likewise.
+            strength: Multiplies the change; broadcasts against [...]. None for 1.
 
         Returns:
             A new tensor of the same shape and dtype.
@@ -84,6 +83,8 @@ class Splice:
             delta = (self._apply(codes, columns) - codes) @ part.decoder
             if scale is not None:
                 delta = delta * scale
+            if strength is not None:
+                delta = delta * strength.unsqueeze(-1)
             edited = (hidden + delta).to(hidden.dtype)  # the sum is float32 or wider
         return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
 
@@ -113,9 +114,3 @@ def _columns(touched: tuple[int, ...], features: tuple[int, ...]) -> Tensor | No
         return None
     position = {feature: i for i, feature in enumerate(touched)}
     return torch.tensor([position[feature] for feature in features])
-
-
-def expect_tokens(tokens: str) -> None:
-    """Refuse anything but ``all``, ``image`` and ``text``."""
-    if tokens not in get_args(Tokens):
-        raise VlmEditError(f"tokens is {tokens!r}; use {', '.join(map(repr, get_args(Tokens)))}")

@@ -14,19 +14,29 @@ Example:
     True
 """
 
-from vlm_edit.hooks.dispatch import Callback, Handle, attach, replace_hidden
-from vlm_edit.hooks.mask import ModalityTracker, Where, modality
+from vlm_edit.hooks.calls import Call, CallTracker, Generation, read_call, read_prompt
+from vlm_edit.hooks.dispatch import Callback, Handle, attach, hidden_of, replace_hidden
+from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.record import Capture, Recording, record
+from vlm_edit.hooks.where import Phase, Selection, Tokens, Where
 
 __all__ = [
+    "Call",
+    "CallTracker",
     "Callback",
     "Capture",
+    "Generation",
     "Handle",
-    "ModalityTracker",
+    "Phase",
     "Recording",
+    "Selection",
+    "StandIn",
+    "Tokens",
     "Where",
     "attach",
-    "modality",
+    "hidden_of",
+    "read_call",
+    "read_prompt",
     "record",
     "replace_hidden",
 ]

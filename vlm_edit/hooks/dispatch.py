@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 import threading
@@ -11,10 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks.mask import ModalityTracker, Where
-from vlm_edit.sites import Adapter, Site, Tap, find_adapter, unwrap
+from vlm_edit.hooks.calls import Call, CallTracker
+from vlm_edit.hooks.methods import StandIn
+from vlm_edit.hooks.where import Where
+from vlm_edit.sites import Adapter, Site, Stream, Tap, find_adapter, unwrap
 
 Callback = Callable[[Tensor, Where], Tensor]
 
@@ -32,20 +36,32 @@ class Handle:
 
 
 class _Dispatcher:
-    """The hook on one module.
+    """The hook on one module, or the stand-in for one of its methods.
 
-    It is prepended, since hosts of transformers 5 read hidden states through hooks of their own
-    and would not see what a later hook changes.
+    A hook is prepended, since hosts of transformers 5 read hidden states through hooks of their
+    own and would not see what a later hook changes.
     """
 
-    installed: weakref.WeakKeyDictionary[nn.Module, _Dispatcher] = weakref.WeakKeyDictionary()
+    installed: weakref.WeakKeyDictionary[nn.Module, dict[str | None, _Dispatcher]] = (
+        weakref.WeakKeyDictionary()
+    )
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, tap: Tap) -> None:
         self.callbacks: dict[int, Callable[[Tensor], Tensor]] = {}
-        self.handle = module.register_forward_hook(self, prepend=True)
+        self.axis = tap.axis
+        self._method = tap.method
+        if tap.method is None:
+            self._handle: Any = tap.module.register_forward_hook(self, prepend=True)
+        else:
+            self._handle = StandIn(tap.module, tap.method, self.call_method)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # code compiled before this hook would never call it
-        self.installed[module] = self
+        self.installed.setdefault(tap.module, {})[tap.method] = self
+
+    @classmethod
+    def of(cls, tap: Tap) -> _Dispatcher:
+        """The one that is there, or a new one."""
+        return cls.installed.get(tap.module, {}).get(tap.method) or cls(tap)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Dispatcher:
         """A copy of a patched host follows the original: its hook acts while this one does."""
@@ -54,14 +70,32 @@ class _Dispatcher:
     def discard(self, module: nn.Module) -> None:
         """Take the hook off the module if no callback is left."""
         if not self.callbacks:
-            self.handle.remove()
-            self.installed.pop(module, None)
+            self._handle.remove()
+            self.installed.get(module, {}).pop(self._method, None)
 
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = hidden_of(output, module)
+        return replace_hidden(output, self._run(hidden))
+
+    def call_method(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a method whose result is the site, before it is normalised if it offers that."""
+        normalize = False
+        parameters = inspect.signature(original).parameters
+        if "normalize" in parameters:
+            bound = inspect.signature(original).bind(*args, **kwargs)
+            normalize = bound.arguments.pop("normalize", parameters["normalize"].default)
+            args, kwargs = bound.args, {**bound.kwargs, "normalize": False}
+        hidden = self._run(original(*args, **kwargs))
+        return F.normalize(hidden, dim=-1) if normalize else hidden
+
+    def _run(self, hidden: Tensor) -> Tensor:
+        if self.axis != -1:
+            hidden = hidden.movedim(self.axis, -1)
         for callback in tuple(self.callbacks.values()):
             hidden = callback(hidden)
-        return replace_hidden(output, hidden)
+        return hidden if self.axis == -1 else hidden.movedim(-1, self.axis)
 
 
 _keys = itertools.count()
@@ -130,24 +164,28 @@ def _attach_tap(
     # The callback must not hold the module: a host that is dropped while patched would stay.
     module, stream = tap.module, tap.stream
     with _lock:
-        dispatcher = _Dispatcher.installed.get(module) or _Dispatcher(module)
+        dispatcher = _Dispatcher.of(tap)
         try:
-            tracker = ModalityTracker.acquire(root, adapter) if stream != "image" else None
+            tracker = CallTracker.acquire(root, adapter)
         except BaseException:
             dispatcher.discard(module)
             raise
-        if tracker is None:
+        path = tracker.path_of(tap.path)
+        if stream == "image" and adapter.grid is None:
             where = Where(stream)
             run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
         else:
-            run = lambda hidden: callback(hidden, tracker.where(stream))  # noqa: E731
+            run = lambda hidden: callback(hidden, _where(tracker.now(path), stream))  # noqa: E731
         dispatcher.callbacks[key] = run
 
     def undo() -> None:
         with _lock:
             dispatcher.callbacks.pop(key)
             dispatcher.discard(module)
-            if tracker is not None:
-                tracker.release(root)
+            tracker.release(root)
 
     return undo
+
+
+def _where(call: Call | None, stream: Stream) -> Where:
+    return Where(stream) if call is None else Where(stream, call)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks.dispatch import Handle, attach
-from vlm_edit.hooks.mask import Where
+from vlm_edit.hooks.where import Where
 from vlm_edit.sites import Adapter, Stream, find_site
 
 

@@ -5,43 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.edits import Rule, Splice, Tokens
+from vlm_edit.edits import Rule, Splice
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Handle, attach
+from vlm_edit.hooks import Handle, Phase, Selection, Tokens, attach
 from vlm_edit.patches import storage
+from vlm_edit.patches.active import Active, Run
+from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.fingerprint import expect_host, fingerprint
-from vlm_edit.sites import Adapter, Site, expect_width, find_site
-
-
-class Attachment:
-    """A patch on a host, until ``remove`` or the end of a with-block."""
-
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-
-    def remove(self) -> None:
-        """Leave the host bit for bit as it was; calling it twice does nothing."""
-        self._handle.remove()
-
-    def __enter__(self) -> Attachment:
-        """The attachment itself: it is in force already."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Remove the patch, also after an exception."""
-        self.remove()
+from vlm_edit.patches.report import Tally
+from vlm_edit.sites import Adapter, Site, expect_width, find_site, unwrap
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +62,10 @@ class Patch:
         rules: Sequence[Rule] | Rule,
         tokens: Tokens = "all",
         info: Mapping[str, str] | None = None,
+        *,
+        phase: Phase = "both",
+        steps: tuple[int, int | None] | None = None,
+        positions: Sequence[int] | None = None,
     ) -> Patch:
         """A patch of one site.
 
@@ -92,14 +75,21 @@ class Patch:
             rules: Applied in order on one code.
             tokens: ``image`` or ``text`` for one stream's tokens only.
             info: What to say of the patch, free text by key.
+            phase: ``prompt`` for the prompt's tokens only, ``decode`` for generated ones.
+            steps: First and one past the last decode step; None for all. Step 0 is the one whose
+                input is the first token generated. With ``phase="both"`` the prompt is edited too.
+            positions: Places in the prompt, padding not counted, negative from its end (-1 is the
+                last token); then no other token is edited.
 
         Raises:
-            VlmEditError: No rule, a feature that the dictionary does not have, unknown tokens, or
-                another site than the dictionary was trained at.
+            VlmEditError: No rule, a feature that the dictionary does not have, an unknown or
+                contradictory choice of tokens, or another site than the dictionary was trained at.
         """
         dictionary.expect_site(site)
         listed = [rules] if isinstance(rules, Rule) else list(rules)
-        return cls((Binding(site, Splice.of(dictionary, listed), tokens),), info=info or {})
+        places = None if positions is None else tuple(positions)
+        selection = Selection(tokens, phase, steps, places)
+        return cls((Binding(site, Splice.of(dictionary, listed), selection),), info=info or {})
 
     def __add__(self, other: Patch) -> Patch:
         """Both patches in one, this one's edits first.
@@ -118,7 +108,14 @@ class Patch:
         return Patch(self.bindings + other.bindings, host, {**self.info, **other.info})
 
     def attach(
-        self, model: nn.Module, adapter: Adapter | None = None, check_host: bool = True
+        self,
+        model: nn.Module,
+        adapter: Adapter | None = None,
+        check_host: bool = True,
+        *,
+        strength: float | Sequence[float] | Tensor = 1.0,
+        mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
     ) -> Attachment:
         """Put the patch on a host: in force from now on, whole or not at all.
 
@@ -126,23 +123,34 @@ class Patch:
             model: The host. Neither its code nor its weights change.
             adapter: The host's adapter; by default found.
             check_host: Whether to compare the host with the one the patch was saved for.
+            strength: Multiplies what the patch changes; one number, or one per row of the batch
+                (0 leaves a row bit for bit as it is). Beams of a row share its strength.
+            mask: [B, P] bool, the tokens of the prompt to edit instead of those the patch chooses
+                by modality, padding included in P. Generated tokens are chosen as without it.
+            image_mask: [B, P] bool, which tokens of the prompt are image, for calls that do not
+                tell because image features are merged into ``inputs_embeds`` already.
 
         Returns:
-            A handle with ``remove``, and a context manager that removes the patch at the end.
+            A handle with ``remove`` and ``report``, and a context manager that removes the patch
+            at the end.
 
         Raises:
             VlmEditError: A site the host lacks, a dead site, another width, a stream that does
                 not pass there, or another host than the patch was saved for.
         """
         targets = self.check(model, adapter, check_host)
+        run = Run.of(strength, mask, image_mask)
         undo: list[Callable[[], None]] = []
+        tallies = []
         try:
             for binding, site in targets:
-                undo.append(attach(model, site, binding, adapter).remove)
+                tallies.append(Tally(site.name, _device(site, model)))
+                active = Active(binding, run, tallies[-1])
+                undo.append(attach(model, site, active, adapter).remove)
         except BaseException:
             Handle(undo).remove()
             raise
-        return Attachment(Handle(undo))
+        return Attachment(undo, tallies)
 
     def check(
         self, model: nn.Module, adapter: Adapter | None = None, check_host: bool = True
@@ -224,14 +232,20 @@ def _target(model: nn.Module, binding: Binding, adapter: Adapter | None) -> Site
     if site.dead:
         raise VlmEditError(f"an edit at {site.name!r} would change nothing: {site.dead}")
     expect_width(model, site, binding.splice.slice.decoder.shape[1])
-    if binding.tokens != "all":
-        taps = tuple(tap for tap in site.taps if tap.stream in (binding.tokens, "mixed"))
+    tokens = binding.selection.tokens
+    if tokens != "all":
+        taps = tuple(tap for tap in site.taps if tap.stream in (tokens, "mixed"))
         if not taps:
             raise VlmEditError(
-                f"no {binding.tokens} tokens pass site {site.name!r} (only "
+                f"no {tokens} tokens pass site {site.name!r} (only "
                 f"{', '.join(site.streams)}): an edit of them there would change nothing"
             )
         site = replace(site, taps=taps)
+    if binding.selection.phase == "decode" and site.streams == ("image",):
+        raise VlmEditError(
+            f"phase='decode' at site {site.name!r} would change nothing: images are encoded with "
+            "the prompt. Use phase='prompt', or a language site"
+        )
     centers = binding.splice.slice.encoder.centers
     missing = [s for s in site.streams if centers and s not in centers]
     if missing:
@@ -242,3 +256,12 @@ def _target(model: nn.Module, binding: Binding, adapter: Adapter | None) -> Site
             f"only for {', '.join(centers)}: {mend}"
         )
     return site
+
+
+def _device(site: Site, model: nn.Module) -> torch.device:
+    """Where a site's output will most likely be."""
+    for module in (site.taps[0].module, unwrap(model)):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.device.type != "meta":
+                return tensor.device
+    return torch.device("cpu")

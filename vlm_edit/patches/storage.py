@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from vlm_edit.dictionaries import Encoder, Slice
 from vlm_edit.edits import Splice, rule_from_dict
 from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks import Selection
 from vlm_edit.patches.binding import Binding
 
 VERSION = 1
@@ -50,7 +52,7 @@ def write(
         entries.append(
             {
                 "site": binding.site,
-                "tokens": binding.tokens,
+                **_told(binding.selection),
                 "rules": [rule.to_dict() for rule in binding.splice.rules],
                 "features": list(part.features),
                 "n_features": part.n_features,
@@ -86,7 +88,10 @@ def read(
         for number, entry in enumerate(header["bindings"]):
             rules = tuple(rule_from_dict(values) for values in entry["rules"])
             part = _slice(entry, _take(tensors, f"{number}."))
-            bindings.append(Binding(str(entry["site"]), Splice(part, rules), entry["tokens"]))
+            selection = Selection(
+                entry["tokens"], entry["phase"], entry["steps"], entry["positions"]
+            )
+            bindings.append(Binding(str(entry["site"]), Splice(part, rules), selection))
         host = _expect_fingerprint(header["host"], {binding.site for binding in bindings})
         info = {str(key): str(value) for key, value in header["info"].items()}
     except VlmEditError as error:
@@ -100,6 +105,10 @@ def read(
             f"{path}: tensors that no edit uses: {', '.join(sorted(tensors))}; the file is damaged"
         )
     return tuple(bindings), host, info
+
+
+def _told(selection: Selection) -> dict[str, Any]:
+    return {item.name: getattr(selection, item.name) for item in fields(selection)}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

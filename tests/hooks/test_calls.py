@@ -1,4 +1,4 @@
-"""The modality mask of one call: from its own ids, embeddings and attention mask."""
+"""What one call tells of its tokens: from its own ids, embeddings and attention mask."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vlm_edit import Adapter, VlmEditError
-from vlm_edit.hooks import ModalityTracker, Where, modality, record
+from vlm_edit.hooks import Call, CallTracker, Where, read_call, record
 from vlm_edit.sites import find_adapter
 
 ADAPTER = Adapter((), image_token="image_token_id")
@@ -35,44 +35,50 @@ def test_ids_count_as_image_only_in_calls_that_carry_images(ids, visual, padded)
         inputs[visual] = {"image": 1} if visual == "mm_encoder_outputs" else torch.zeros(1)
     attention = torch.ones(len(ids), 4, dtype=torch.long)
     attention[:, :padded] = 0
-    image, real = modality(host, ADAPTER, inputs | {"attention_mask": attention})
-    expected = [[visual is not None and i == IMAGE for i in row] for row in ids]
-    assert image.tolist() == expected
-    assert real.tolist() == [[j >= padded for j in range(4)] for _ in ids]
+    call = read_call(host, ADAPTER, inputs | {"attention_mask": attention})
+    if visual:
+        assert call.image.tolist() == [[i == IMAGE for i in row] for row in ids]
+    else:
+        assert call.image is False
+    assert call.real.tolist() == [[j >= padded for j in range(4)] for _ in ids]
 
 
 def test_encoder_outputs_without_images_carry_none():
     host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
     ids = torch.tensor([[IMAGE]])
     outputs = {"image": None, "video": None}
-    assert not modality(host, ADAPTER, {"input_ids": ids, "mm_encoder_outputs": outputs})[0].any()
+    assert (
+        read_call(host, ADAPTER, {"input_ids": ids, "mm_encoder_outputs": outputs}).image is False
+    )
 
 
 def test_only_the_end_of_a_longer_attention_mask_belongs_to_a_call_with_a_cache():
     host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
     attention = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
     inputs = {"input_ids": torch.tensor([[5], [6]]), "attention_mask": attention}
-    assert modality(host, ADAPTER, inputs)[1].tolist() == [[False], [True]]
+    cache = SimpleNamespace(get_seq_length=lambda: 3)
+    call = read_call(host, ADAPTER, inputs | {"past_key_values": cache})
+    assert call.real.tolist() == [[False], [True]]
 
 
 @pytest.mark.parametrize("attention", [torch.ones(2, 1, 4, 4), torch.ones(2, 3), {"full": 1}])
 def test_an_attention_mask_of_another_form_says_nothing_of_padding(attention):
     host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
     inputs = {"input_ids": torch.full((2, 4), 5), "attention_mask": attention}
-    assert modality(host, ADAPTER, inputs)[1] is None
+    assert read_call(host, ADAPTER, inputs).real is None
 
 
 def test_a_host_without_a_mixed_sequence_has_no_image_mask():
-    image, real = modality(nn.Linear(1, 1), Adapter(()), {"input_ids": torch.ones(1, 2)})
-    assert image is None
-    assert real is None
-    assert modality(nn.Linear(1, 1), Adapter(()), {}) == (None, None)
+    call = read_call(nn.Linear(1, 1), Adapter(()), {"input_ids": torch.ones(1, 2)})
+    assert call.image is None
+    assert call.real is None
+    assert read_call(nn.Linear(1, 1), Adapter(()), {}).shape is None
 
 
 def test_a_config_without_the_placeholder_is_named():
     host = SimpleNamespace(config=SimpleNamespace())
     with pytest.raises(VlmEditError, match=r"config of SimpleNamespace has no 'image_token_id'"):
-        modality(host, ADAPTER, {"input_ids": torch.ones(1, 2)})
+        read_call(host, ADAPTER, {"input_ids": torch.ones(1, 2), "pixel_values": torch.ones(1)})
 
 
 def test_inputs_may_come_by_position(llava, llava_inputs):
@@ -94,8 +100,8 @@ def test_images_in_the_rest_of_the_keywords_count_beside_ids_by_position():
 
     host = Host()
     seen = []
-    host.register_forward_hook(lambda *_: seen.append(tracker.where("mixed").image))
-    tracker = ModalityTracker.acquire(host, ADAPTER)  # its hooks come last and see the end
+    host.register_forward_hook(lambda *_: seen.append(tracker.now("").image))
+    tracker = CallTracker.acquire(host, ADAPTER)  # its hooks come last and see the end
     ids = torch.tensor([[5, IMAGE]])
     host(ids, image_embeds=torch.zeros(1))
     tracker.release(host)
@@ -131,7 +137,7 @@ def test_merged_embeddings_alone_tell_nothing_and_an_edit_of_one_stream_is_refus
 
 def test_an_image_token_that_the_model_emits_is_text(llava):
     ids = torch.tensor([[1, 5, IMAGE, 7]])
-    assert not masks(llava, input_ids=ids).image.any()
+    assert masks(llava, input_ids=ids).image is False
 
 
 @settings(max_examples=30, deadline=None)
@@ -142,7 +148,7 @@ def test_a_selection_is_the_stream_without_padding(data):
     image = torch.tensor(data.draw(bits)).view(rows, length)
     real = torch.tensor(data.draw(bits)).view(rows, length) if data.draw(st.booleans()) else None
     beams = data.draw(st.integers(1, 3))
-    where = Where("mixed", image, real)
+    where = Where("mixed", Call((rows, length), image, real))
     hidden = torch.zeros(rows * beams, length, 5)
     here = torch.ones_like(image) if real is None else real
     for tokens, chosen in (("image", image & here), ("text", ~image & here)):
@@ -155,18 +161,17 @@ def test_a_selection_is_the_stream_without_padding(data):
 def test_at_a_tap_of_one_stream_its_own_name_means_all():
     hidden, real = torch.zeros(1, 2, 3), torch.tensor([[True, False]])
     assert Where("image").select("image", hidden) is None
-    assert torch.equal(Where("text", None, real).select("text", hidden), real)
+    assert torch.equal(Where("text", Call((1, 2), None, real)).select("text", hidden), real)
 
 
 def test_a_pooled_output_has_no_tokens_to_mask():
-    assert (
-        Where("text", None, torch.tensor([[True, False]])).select("all", torch.zeros(1, 3)) is None
-    )
+    call = Call((1, 2), None, torch.tensor([[True, False]]))
+    assert Where("text", call).select("all", torch.zeros(1, 3)) is None
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3), (3, 4, 3)])
 def test_an_output_whose_tokens_are_not_those_of_the_call_is_refused(shape):
-    where = Where("mixed", torch.ones(2, 4, dtype=torch.bool))
+    where = Where("mixed", Call((2, 4), torch.ones(2, 4, dtype=torch.bool)))
     with pytest.raises(VlmEditError, match=r"token ids of shape \(2, 4\) but this site's output"):
         where.select("image", torch.zeros(shape))
 
@@ -187,8 +192,8 @@ def test_two_adapters_on_one_host_keep_their_own_placeholders(llava, llava_input
 
 
 def test_the_tracker_stays_until_its_last_user_leaves(llava):
-    first = ModalityTracker.acquire(llava, ADAPTER)
-    assert ModalityTracker.acquire(llava, Adapter((), image_token="image_token_id")) is first
+    first = CallTracker.acquire(llava, ADAPTER)
+    assert CallTracker.acquire(llava, Adapter((), image_token="image_token_id")) is first
     first.release(llava)
     assert len(llava._forward_pre_hooks) == 1
     first.release(llava)

@@ -1,0 +1,368 @@
+"""Which tokens of an output are chosen: by modality, by phase, by position, by the user's mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks.calls import Call, take_columns
+from vlm_edit.sites import Stream
+
+Tokens = Literal["all", "image", "text"]
+Phase = Literal["both", "prompt", "decode"]
+
+
+@dataclass(frozen=True, eq=False)
+class Where:
+    """What is known of the tokens at a tap.
+
+    Attributes:
+        stream: The tap's stream.
+        call: What the call under way tells; empty outside one.
+        image_mask: [B, P] bool, the prompt's image tokens as the user says; None if unsaid.
+    """
+
+    stream: Stream
+    call: Call = field(default_factory=lambda: Call())
+    image_mask: Tensor | None = None
+
+    @property
+    def image(self) -> Tensor | bool | None:
+        """[B, S] bool, True at image tokens; False where none is; None where it is not known."""
+        if self.stream != "mixed":
+            return None
+        if self.image_mask is None:
+            return self.call.image
+        return given_in(self.image_mask, self.call, self.call.image, "image_mask")
+
+    @property
+    def real(self) -> Tensor | None:
+        """[B, S] bool, False at padding; None where every token is real or nothing is known."""
+        return None if self.stream == "image" else self.call.real
+
+    @property
+    def images(self) -> Tensor | None:
+        """[N], the image that each row of a packed output [N, D] belongs to; None if batched.
+
+        Counted for the host's own patches: an output of fewer rows, as a merger's, has every
+        n-th of them.
+        """
+        grid = self.call.grid
+        if grid is None:
+            return None
+        sizes = grid.prod(-1)
+        return torch.arange(len(sizes), device=grid.device).repeat_interleave(sizes)
+
+    def images_at(self, hidden: Tensor) -> Tensor | None:
+        """[N], the image of each row of this packed output; None if images are batched.
+
+        Raises:
+            VlmEditError: The output's rows are no whole part of the patches.
+        """
+        images = self.images
+        if images is None or hidden.ndim != 2:
+            return None
+        if len(images) % len(hidden):
+            raise VlmEditError(
+                f"the images have {len(images)} patches in all, this site's output is "
+                f"{tuple(hidden.shape)}: its rows cannot be told apart"
+            )
+        return images[:: len(images) // len(hidden)].to(hidden.device)
+
+    def image_at(self, hidden: Tensor) -> Tensor | None:
+        """Mask [B, S] of the image tokens in this output, None where it is not known."""
+        image = self.image
+        if image is False or image is True:
+            return torch.full(hidden.shape[:-1], image, dtype=torch.bool, device=hidden.device)
+        return fit(image, hidden)
+
+    def select(self, tokens: str, hidden: Tensor) -> Tensor | None:
+        """Mask [B, S] of a stream's real tokens, or None for all of them.
+
+        Args:
+            tokens: ``image``, ``text`` or ``all``. At a tap of one stream its own name is all.
+            hidden: [B, S, D] or [B, D], the tap's output.
+
+        Raises:
+            VlmEditError: The other stream's tokens, or a call of the host that does not tell.
+        """
+        chosen = Selection(cast("Tokens", tokens)).choose(self, hidden)
+        if isinstance(chosen, Tensor):
+            return chosen
+        return None if chosen else hidden.new_zeros(hidden.shape[:-1], dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tokens that an edit is made to; padding never is.
+
+    Attributes:
+        tokens: ``image``, ``text`` or ``all``.
+        phase: ``prompt``, ``decode`` (what was generated) or ``both``.
+        steps: First and one past the last decode step, counted from 0, the step whose input is
+            the first token generated; None for all. The last may be None for no end.
+        positions: Places in the prompt, padding not counted, negative from its end; then no
+            other token. None for all.
+
+    Raises:
+        VlmEditError: An unknown word, or choices that contradict each other.
+    """
+
+    tokens: Tokens = "all"
+    phase: Phase = "both"
+    steps: tuple[int, int | None] | None = None
+    positions: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check and normalise."""
+        for name, value, known in (
+            ("tokens", self.tokens, get_args(Tokens)),
+            ("phase", self.phase, get_args(Phase)),
+        ):
+            if value not in known:
+                raise VlmEditError(f"{name} is {value!r}; use {', '.join(map(repr, known))}")
+        if self.steps is not None:
+            object.__setattr__(self, "steps", _window(self.steps))
+            if self.phase == "prompt":
+                raise VlmEditError("steps are of decoding, phase='prompt' leaves none: drop one")
+        if self.positions is not None:
+            object.__setattr__(self, "positions", _whole(self.positions))
+            if self.phase == "decode" or self.steps is not None:
+                raise VlmEditError("positions are of the prompt: they go with phase='prompt'")
+
+    @property
+    def only_decode(self) -> bool:
+        """Whether no token of a prompt can be chosen."""
+        return self.phase == "decode"
+
+    def choose(self, where: Where, hidden: Tensor, mask: Tensor | None = None) -> Tensor | bool:
+        """Mask of the chosen tokens of an output, or one answer for all of them.
+
+        Args:
+            where: What is known of them.
+            hidden: [B, S, D]; or pooled [B, D], or packed [N, D], whose rows are all one.
+            mask: [B, P] bool, chosen by the user among the prompt's tokens, in place of
+                ``tokens``. What is generated after the prompt is chosen as without it.
+
+        Raises:
+            VlmEditError: A stream that does not pass, a call that does not tell what is asked,
+                or a mask of another shape.
+        """
+        if self.tokens not in ("all", where.stream) and where.stream != "mixed":
+            raise VlmEditError(f"no {self.tokens} tokens pass here, only {where.stream}")
+        if hidden.ndim != 3:
+            return self._choose_whole(where, hidden, mask)
+        call = _call_of(where, hidden)
+        parts = [self._in_window(call), self._at_positions(call)]
+        parts.append(self._of_stream(where, call, mask))
+        if any(part is False for part in parts):
+            return False
+        found = [fit(p, hidden) for p in (*parts, where.real) if isinstance(p, Tensor)]
+        return _all_of(cast("list[Tensor]", found))
+
+    def _choose_whole(self, where: Where, hidden: Tensor, mask: Tensor | None) -> Tensor | bool:
+        """Outputs without a sequence: embeddings, packed patches, maps of features."""
+        if self.positions is not None:
+            raise VlmEditError(
+                f"positions={self.positions}: this site's output is {tuple(hidden.shape)}, which "
+                "has no sequence of tokens per row; use mask= or leave positions out"
+            )
+        if self.phase == "decode":
+            return False
+        if mask is None:
+            return True
+        if mask.shape != hidden.shape[:-1]:
+            raise VlmEditError(
+                f"mask is {tuple(mask.shape)}, this site's output ({where.stream}) is "
+                f"{tuple(hidden.shape)}: it needs a mask of {tuple(hidden.shape[:-1])}"
+            )
+        return mask.to(hidden.device)
+
+    def _in_window(self, call: Call) -> Tensor | bool:
+        if self.phase == "both" and self.steps is None:
+            return True
+        if call.prompt is None or call.start is None:
+            raise VlmEditError(
+                f"phase={self.phase!r}, steps={self.steps}: this call goes on with a cache whose "
+                "prompt was not seen in one call, so nobody can tell prompt from answer. Use the "
+                "host's generate, give the whole prompt to one call, or use phase='both'"
+            )
+        first, last = self.steps or (0, None)
+        spans: list[tuple[int, int | None]] = [(call.prompt + first, None)]
+        if last is not None:
+            spans = [(call.prompt + first, call.prompt + last)]
+        if self.phase == "prompt":
+            spans = [(0, call.prompt)]
+        elif self.phase == "both":
+            spans.insert(0, (0, call.prompt))
+        return _within(spans, call)
+
+    def _at_positions(self, call: Call) -> Tensor | bool:
+        if self.positions is None:
+            return True
+        if call.decodes:
+            return False
+        if call.prompt is None or call.start is None:
+            raise VlmEditError(
+                f"positions={self.positions}: this call goes on with a cache whose prompt was not "
+                "seen in one call. Use the host's generate, or give the whole prompt to one call"
+            )
+        chosen = _placed(self.positions, call)
+        if isinstance(call.start, int) and call.shape is not None:
+            return take_columns(chosen, call.start, call.shape[1], False)
+        padded = take_columns(chosen, 0, chosen.shape[1] + 1, False)
+        columns = cast("Tensor", call.columns).clamp(max=call.prompt)
+        return padded.to(columns.device)[:, columns]
+
+    def _of_stream(self, where: Where, call: Call, mask: Tensor | None) -> Tensor | bool:
+        chosen: Tensor | bool | None = True
+        if where.stream == "mixed" and self.tokens != "all":
+            image = where.image
+            if image is None:
+                chosen = None
+            elif isinstance(image, Tensor):
+                chosen = image if self.tokens == "image" else ~image
+            else:
+                chosen = image == (self.tokens == "image")
+        if mask is not None:
+            chosen = given_in(mask, call, chosen, "mask")
+        if chosen is None:
+            raise VlmEditError(
+                f"tokens={self.tokens!r}: this call of the host shows neither input_ids nor image "
+                "inputs, so nobody can tell image tokens from text. Call the whole host with "
+                "input_ids, say which are image with attach(..., image_mask=), or use tokens='all'"
+            )
+        return chosen
+
+
+def given_in(
+    given: Tensor, call: Call, otherwise: Tensor | bool | None, name: str
+) -> Tensor | bool | None:
+    """The part of a user's mask of the prompt that falls into a call, then what is otherwise known.
+
+    Raises:
+        VlmEditError: The mask's length is not the prompt's, or the call's place is not known.
+    """
+    if call.shape is None or call.start is None:
+        raise VlmEditError(
+            f"{name} is given, but this call of the host does not show which tokens it holds: "
+            "call the whole host with input_ids or inputs_embeds"
+        )
+    width = given.shape[1]
+    if call.prompt is not None and call.prompt != width:
+        raise VlmEditError(
+            f"{name} is {tuple(given.shape)}, the prompt has {call.prompt} tokens: give one value "
+            "per token of the prompt, padding included"
+        )
+    length = call.shape[1]
+    if isinstance(call.start, int):
+        if call.start >= width:
+            return otherwise
+        if call.start + length <= width:
+            return given[:, call.start : call.start + length]
+    if otherwise is None:
+        otherwise = False
+    device = otherwise.device if isinstance(otherwise, Tensor) else given.device
+    columns = call.columns
+    if columns is None:
+        columns = torch.arange(length, device=device) + cast("int", call.start)
+    known = given.to(columns.device)[:, columns.clamp(max=width - 1)]
+    if isinstance(otherwise, Tensor) and len(otherwise) != len(known):
+        known = repeat(known, "b s -> (b k) s", k=len(otherwise) // len(known))
+    rest = otherwise if isinstance(otherwise, Tensor) else torch.tensor(otherwise, device=device)
+    return torch.where(columns < width, known, rest)
+
+
+def fit(mask: Tensor | None, hidden: Tensor) -> Tensor | None:
+    """The mask for this output: beams repeat rows; pooled outputs have no tokens to mask.
+
+    Raises:
+        VlmEditError: Another length, or no whole number of rows per row.
+    """
+    if mask is None or hidden.ndim < 3:
+        return None
+    rows, length = hidden.shape[:2]
+    if mask.shape[1] != length or rows % mask.shape[0]:
+        raise VlmEditError(
+            f"the host's call has token ids of shape {tuple(mask.shape)} but this site's output "
+            f"is {tuple(hidden.shape)}: its tokens cannot be told apart"
+        )
+    mask = mask.to(hidden.device)
+    if mask.shape[0] == rows:
+        return mask
+    return repeat(mask, "batch tokens -> (batch beams) tokens", beams=rows // mask.shape[0])
+
+
+def _call_of(where: Where, hidden: Tensor) -> Call:
+    """At taps of images alone the prompt is the image's own tokens."""
+    if where.stream != "image" and where.call.shape is not None:
+        return where.call
+    rows, length = hidden.shape[:2]
+    if where.stream == "mixed":
+        return Call((rows, length), start=None)
+    return Call((rows, length), start=0, prompt=length)
+
+
+def _within(spans: list[tuple[int, int | None]], call: Call) -> Tensor | bool:
+    if isinstance(call.start, int) and call.shape is not None:
+        low, high = call.start, call.start + call.shape[1]
+        inside = [a <= low and (b is None or high <= b) for a, b in spans]
+        outside = [high <= a or (b is not None and b <= low) for a, b in spans]
+        if any(inside) or all(outside):
+            return any(inside)
+    columns = call.columns
+    if columns is None:
+        columns = torch.arange(cast("int", call.start), cast("int", call.start) + call.shape[1])  # type: ignore[index]
+    found = torch.zeros_like(columns, dtype=torch.bool)
+    for a, b in spans:
+        found = found | ((columns >= a) if b is None else (columns >= a) & (columns < b))
+    return found.unsqueeze(0)
+
+
+def _placed(positions: Sequence[int], call: Call) -> Tensor:
+    """[B, P] or [1, P] bool, the places among the real tokens of the whole prompt."""
+    real = call.prompt_real if call.prompt_real is not None else call.real
+    prompt = cast("int", call.prompt)
+    if real is None or real.shape[1] < prompt:
+        real = torch.ones(1, prompt, dtype=torch.bool)
+    real = real[:, :prompt]
+    place = real.cumsum(1) - 1
+    count = real.sum(1, keepdim=True)
+    wanted = torch.tensor(positions, device=real.device)
+    wanted = torch.where(wanted < 0, count + wanted, wanted)
+    return (place.unsqueeze(-1) == wanted.unsqueeze(1)).any(-1) & real
+
+
+def _all_of(masks: list[Tensor]) -> Tensor | bool:
+    if not masks:
+        return True
+    found = masks[0]
+    for mask in masks[1:]:
+        found = found & mask
+    return found
+
+
+def _window(steps: Any) -> tuple[int, int | None]:
+    try:
+        first, last = steps
+    except (TypeError, ValueError) as error:
+        raise VlmEditError(f"steps is {steps!r}; give (first, one past the last)") from error
+    numbers = [n for n in (first, last) if n is not None]
+    if not all(type(n) is int and n >= 0 for n in numbers) or first is None:
+        raise VlmEditError(f"steps is {steps!r}; decode steps are whole numbers from 0 on")
+    if last is not None and last <= first:
+        raise VlmEditError(f"steps is {steps!r}: it holds no step")
+    return first, last
+
+
+def _whole(positions: Any) -> tuple[int, ...]:
+    listed = (positions,) if isinstance(positions, int) else tuple(positions)
+    if not listed or not all(type(p) is int for p in listed):
+        raise VlmEditError(f"positions is {positions!r}; give whole numbers, at least one")
+    return listed

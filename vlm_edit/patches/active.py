@@ -1,0 +1,136 @@
+"""An edit in force: a binding with what the user says of this run, and a count of what it edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from vlm_edit.dictionaries.dictionary import move
+from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks import Where
+from vlm_edit.patches.binding import Binding
+from vlm_edit.patches.report import Tally
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What is said at ``attach`` of the inputs to come; not part of a patch.
+
+    Attributes:
+        strength: [B] float, one per row of the batch; None for 1 everywhere.
+        mask: [B, P] bool, the tokens of the prompt to edit; None to go by the patch.
+        image_mask: [B, P] bool, the image tokens of the prompt; None to go by the host's call.
+    """
+
+    strength: Tensor | None = None
+    mask: Tensor | None = None
+    image_mask: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        strength: float | Sequence[float] | Tensor = 1.0,
+        mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+    ) -> Run:
+        """Check and normalise.
+
+        Raises:
+            VlmEditError: Not finite, of another shape, or a mask that is not bool.
+        """
+        try:
+            rows = torch.as_tensor(strength, dtype=torch.float32).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise VlmEditError(
+                f"strength is {strength!r}; give a number, or one per row of the batch"
+            ) from error
+        if rows.ndim > 1 or not rows.numel() or not bool(rows.isfinite().all()):
+            raise VlmEditError(
+                f"strength is {strength!r}; give a finite number, or one per row of the batch"
+            )
+        for name, given in (("mask", mask), ("image_mask", image_mask)):
+            if given is None:
+                continue
+            if not isinstance(given, Tensor) or given.dtype != torch.bool or not given.ndim:
+                kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+                raise VlmEditError(f"{name} must be a tensor of bool, [B, tokens], got {kind}")
+        plain = rows.ndim == 0 and float(rows) == 1.0
+        return cls(None if plain else rows.reshape(-1), mask, image_mask)
+
+
+@dataclass(eq=False)
+class Active:
+    """A binding in force at one site.
+
+    Attributes:
+        binding: What is done.
+        run: What the user says of the inputs.
+        tally: What was done so far.
+    """
+
+    binding: Binding
+    run: Run
+    tally: Tally
+    _devices: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, hidden: Tensor, where: Where) -> Tensor:
+        """The output of one of the site's modules, edited."""
+        if self.run.image_mask is not None and where.stream == "mixed":
+            where = Where(where.stream, where.call, self.run.image_mask)
+        chosen = self.binding.selection.choose(where, hidden, self.run.mask)
+        strength = None
+        if self.run.strength is not None and chosen is not False:
+            strength = self._strength(self.run.strength, hidden, where)
+            moved = strength != 0
+            chosen = moved.expand(hidden.shape[:-1]) if chosen is True else moved & chosen
+        self.tally.add(self.binding.selection, where, hidden, chosen)
+        if chosen is False:
+            return hidden
+        stream: str = where.stream
+        image = None
+        if stream == "mixed" and self.binding.splice.slice.encoder.centers:
+            stream, image = _centred(where, hidden)
+        mask = chosen if isinstance(chosen, Tensor) else None
+        return self.binding.splice(hidden, mask, stream, image, strength)
+
+    def _strength(self, rows: Tensor, hidden: Tensor, where: Where) -> Tensor:
+        """The strength of each row of an output: [B, 1] for [B, S, D], [N] for packed [N, D]."""
+        if hidden.device not in self._devices:
+            with torch.inference_mode(False):
+                self._devices[hidden.device] = move(rows, hidden.device)
+        rows = self._devices[hidden.device]
+        images = where.images_at(hidden)
+        if len(rows) > 1 and images is not None:
+            if where.call.grid is not None and len(rows) != len(where.call.grid):
+                raise _other_rows(rows, len(where.call.grid), "images")
+            return rows[images]
+        count = len(hidden)
+        if len(rows) > 1 and count != len(rows):
+            # Beams repeat each row in a language model. Images may come as any number of tiles.
+            if where.stream == "image" or count % len(rows):
+                raise _other_rows(rows, count, "rows")
+            rows = repeat(rows, "b -> (b k)", k=count // len(rows))
+        return rows.reshape(-1, *[1] * (hidden.ndim - 2))
+
+
+def _other_rows(rows: Tensor, count: int, what: str) -> VlmEditError:
+    return VlmEditError(
+        f"strength has {len(rows)} values, this site's output has {count} {what}: give one value "
+        "per row of the batch there, or one for all"
+    )
+
+
+def _centred(where: Where, hidden: Tensor) -> tuple[str, Tensor | None]:
+    image = where.image
+    if image is None:
+        raise VlmEditError(
+            "the dictionary centres image and text tokens apart, and this call of the host shows "
+            "neither input_ids nor image inputs: say which are image with attach(..., image_mask=)"
+        )
+    if isinstance(image, Tensor):
+        return "mixed", where.image_at(hidden)
+    return ("image" if image else "text"), None

@@ -1,0 +1,67 @@
+"""Attachment: a patch on a host."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from vlm_edit.hooks import Handle
+from vlm_edit.patches.report import Report, Tally
+
+
+class Attachment(Handle):
+    """A patch on a host, until ``remove`` or the end of a with-block.
+
+    Example:
+        >>> from vlm_edit import Ablate, Patch, zoo
+        >>> host, processor = zoo.load_host()
+        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7]), tokens="text")
+        >>> with patch.attach(host) as attached:
+        ...     _ = host.get_text_features(**processor(text=["a cat"], return_tensors="pt"))
+        >>> print(attached.report())
+        joint: 1 tokens edited in 1 calls (1 text; 1 prompt)
+    """
+
+    def __init__(self, undo: list[Callable[[], None]], tallies: Sequence[Tally]) -> None:
+        super().__init__(undo)
+        self._tallies = tuple(tallies)
+
+    def report(self) -> Report:
+        """What was really edited since the patch was attached; may be asked at any time."""
+        return Report(tuple(tally.report for tally in self._tallies))
+
+    def remove(self) -> None:
+        """Leave the host bit for bit as it was; calling it twice does nothing.
+
+        Warns where the host ran and not one token was edited.
+        """
+        attached = bool(self._undo)
+        super().remove()
+        if attached:
+            self._warn_of_nothing()
+
+    def __enter__(self) -> Attachment:
+        """The attachment itself: it is in force already."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the patch, also after an exception."""
+        if error is not None:
+            super().remove()
+        self.remove()
+
+    def _warn_of_nothing(self) -> None:
+        report = self.report()
+        ran = [site.site for site in report.sites if site.calls]
+        if ran and not report.edited_tokens:
+            warnings.warn(
+                f"the patch edited no token, though the host ran {', '.join(ran)}: none was of "
+                "the stream, phase and positions it names, or every strength was 0",
+                stacklevel=3,
+            )

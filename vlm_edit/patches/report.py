@@ -1,0 +1,215 @@
+"""What an attached patch has really edited."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from vlm_edit.hooks import Selection, Where
+
+STREAMS = ("image", "text", "unknown")
+PHASES = ("prompt", "decode", "unknown")
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What was edited at a site by one binding.
+
+    Attributes:
+        site: Its name.
+        calls: How often the host ran it.
+        tokens: Tokens edited, all in all; outputs without tokens count as one per row.
+        streams: Of those, by stream; ``unknown`` where an edit of all tokens did not need to know.
+        phases: Of those, by phase; ``unknown`` in calls that do not tell.
+        steps: First and last decode step that were edited; None if none was.
+    """
+
+    site: str
+    calls: int
+    tokens: int
+    streams: dict[str, int]
+    phases: dict[str, int]
+    steps: tuple[int, int] | None
+
+    def __str__(self) -> str:
+        """One line."""
+        told = [f"{n:,} {name}" for name, n in self.streams.items() if n] or ["none"]
+        when = [f"{n:,} {name}" for name, n in self.phases.items() if n]
+        line = f"{self.site}: {self.tokens:,} tokens edited in {self.calls} calls"
+        if self.tokens:
+            line += f" ({', '.join(told)}; {', '.join(when)})"
+        if self.steps is not None:
+            line += f", decode steps {self.steps[0]} to {self.steps[1]}"
+        return line
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a patch has edited since it was attached, binding by binding.
+
+    Attributes:
+        sites: One entry per binding, in the patch's order.
+    """
+
+    sites: tuple[SiteReport, ...]
+
+    @property
+    def edited_tokens(self) -> int:
+        """Tokens edited at all sites together."""
+        return sum(site.tokens for site in self.sites)
+
+    def __str__(self) -> str:
+        """One line per binding."""
+        return "\n".join(map(str, self.sites))
+
+
+class Tally:
+    """Counts what one binding edits, without waiting for the device.
+
+    What is known without looking at a tensor is counted in Python; the rest in small tensors on
+    the device, which compiled code can do too.
+    """
+
+    def __init__(self, site: str, device: torch.device) -> None:
+        self._site = site
+        self._calls = 0
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._steps: list[int] = []
+        self._held = {device: _Held.on(device)}
+
+    def add(
+        self, selection: Selection, where: Where, hidden: Tensor, chosen: Tensor | bool
+    ) -> None:
+        """Count one output.
+
+        Args:
+            selection: What was asked for.
+            where: What is known of the tokens.
+            hidden: The output, [B, S, D] or without a sequence.
+            chosen: Mask of the tokens edited, or one answer for all.
+        """
+        phase = _phase(where, hidden)
+        if torch.compiler.is_compiling() or phase is None:
+            self._on(hidden.device).add(where, hidden, chosen)
+            return
+        self._calls += 1
+        if chosen is False:
+            return
+        image = where.image if where.stream == "mixed" else where.stream == "image"
+        if isinstance(chosen, bool) and not isinstance(image, Tensor):
+            self._counts[_STREAM[image], phase] += hidden.shape[:-1].numel()
+        else:
+            held = self._on(hidden.device).counts[:, PHASES.index(phase)]
+            held += _by_stream(image, where, hidden, chosen)
+        if phase == "decode":
+            first = cast("int", where.call.start) - cast("int", where.call.prompt)
+            last = first + hidden.shape[1] - 1
+            if selection.steps is not None:
+                first = max(first, selection.steps[0])
+                last = min(last, last if selection.steps[1] is None else selection.steps[1] - 1)
+            self._steps = [min([*self._steps[:1], first]), max([*self._steps[1:], last])]
+
+    @property
+    def report(self) -> SiteReport:
+        """The count so far; waits for the device."""
+        calls, steps, counts = self._calls, list(self._steps), Counter(self._counts)
+        for held in self._held.values():
+            calls += int(held.calls)
+            first, last = held.steps.tolist()
+            steps += [first, last] if last >= 0 else []
+            for i, row in enumerate(held.counts.tolist()):
+                counts.update({(STREAMS[i], PHASES[j]): n for j, n in enumerate(row)})
+        return SiteReport(
+            self._site,
+            calls,
+            sum(counts.values()),
+            {s: sum(counts[s, p] for p in PHASES) for s in STREAMS},
+            {p: sum(counts[s, p] for s in STREAMS) for p in PHASES},
+            (min(steps), max(steps)) if steps else None,
+        )
+
+    def _on(self, device: torch.device) -> _Held:
+        if device not in self._held:
+            self._held[device] = _Held.on(device)
+        return self._held[device]
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """What is counted on a device: [streams, phases], [1], and the first and last decode step."""
+
+    counts: Tensor
+    calls: Tensor
+    steps: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device) -> _Held:
+        with torch.inference_mode(False):
+            counts = torch.zeros(len(STREAMS), len(PHASES), dtype=torch.int64, device=device)
+            calls = torch.zeros(1, dtype=torch.int64, device=device)
+            return cls(counts, calls, torch.tensor([_NEVER, -1], device=device))
+
+    def add(self, where: Where, hidden: Tensor, chosen: Tensor | bool) -> None:
+        self.calls.add_(1)
+        if chosen is False:
+            return
+        call = where.call
+        if isinstance(chosen, bool):
+            chosen = torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
+        image = where.image if where.stream == "mixed" else where.stream == "image"
+        phase = _phase(where, hidden)
+        if phase is not None:
+            self.counts[:, PHASES.index(phase)].add_(_by_stream(image, where, hidden, chosen))
+            return
+        columns = call.columns
+        if columns is None:
+            columns = torch.arange(hidden.shape[1], device=hidden.device) + cast("int", call.start)
+        step = columns - cast("int", call.prompt)
+        decoded = step >= 0
+        for column, part in ((0, chosen & ~decoded), (1, chosen & decoded)):
+            self.counts[:, column].add_(_by_stream(image, where, hidden, part))
+        used = (chosen & decoded).any(0)
+        first = torch.where(used, step, _NEVER).min()
+        last = torch.where(used, step, -1).max()
+        self.steps.copy_(
+            torch.stack([torch.minimum(self.steps[0], first), torch.maximum(self.steps[1], last)])
+        )
+
+
+_NEVER = 2**62
+_STREAM: dict[bool | None, str] = {True: "image", False: "text", None: "unknown"}
+
+
+def _phase(where: Where, hidden: Tensor) -> str | None:
+    """The phase of all tokens of an output; None where it holds both, or a tensor tells."""
+    call = where.call
+    if where.stream == "image" or hidden.ndim != 3:
+        return "prompt"
+    if call.prompt is None or call.start is None or call.shape is None:
+        return "unknown"
+    if isinstance(call.start, int):
+        if call.start >= call.prompt:
+            return "decode"
+        if call.start + call.shape[1] <= call.prompt:
+            return "prompt"
+    return None
+
+
+def _by_stream(
+    image: Tensor | bool | None, where: Where, hidden: Tensor, chosen: Tensor | bool
+) -> Tensor:
+    """How many chosen tokens are image, text and unknown, [3]."""
+    if isinstance(chosen, bool):
+        chosen = torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
+    total = chosen.sum()
+    zero = torch.zeros_like(total)
+    if not isinstance(image, Tensor):
+        place = STREAMS.index(_STREAM[image])
+        return torch.stack([total if i == place else zero for i in range(len(STREAMS))])
+    seen = where.image_at(hidden)
+    images = zero if seen is None else (chosen & seen).sum()
+    return torch.stack([images, total - images, zero])
