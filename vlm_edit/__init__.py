@@ -7,7 +7,7 @@ from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import record
 from vlm_edit.measurement import Measurement, measure
 from vlm_edit.pairs import Pairs, read_pairs
-from vlm_edit.patches import Patch, load_patch
+from vlm_edit.patches import Patch, attach_rows, load_patch
 from vlm_edit.sites import Adapter, SiteRule, TapRule, find_sites
 
 __version__ = "0.1.0"
@@ -26,6 +26,7 @@ __all__ = [
     "Steer",
     "TapRule",
     "VlmEditError",
+    "attach_rows",
     "find_sites",
     "load_dictionary",
     "load_patch",

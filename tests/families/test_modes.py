@@ -74,7 +74,7 @@ def inputs_of(name, mode, host):
 
 
 @torch.no_grad()
-def run(name, mode, host, inputs):
+def run(mode, host, inputs):
     if mode.options is None:
         return host(**inputs).logits
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def refusal(name, mode):
     """Why the host itself does not run so; None if it does."""
     host = host_of(name)
     try:
-        run(name, mode, host, inputs_of(name, mode, host))
+        run(mode, host, inputs_of(name, mode, host))
     except Exception as error:
         return f"{type(error).__name__}: {error}".split("\n")[0]
     return None
@@ -163,8 +163,8 @@ def test_the_mask_is_the_hosts_own(monkeypatch, name, mode):
     assert why is None
     host, way = host_of(name), MODES[mode]
     inputs = inputs_of(name, way, host)
-    plain, said = run(name, way, host, inputs), []
-    pairs = masks_of(monkeypatch, host, lambda: said.append(run(name, way, host, inputs)))
+    plain, said = run(way, host, inputs), []
+    pairs = masks_of(monkeypatch, host, lambda: said.append(run(way, host, inputs)))
     assert torch.equal(plain, *said)
     assert pairs[0][1].any(), "the host scattered nothing: the oracle saw no image"
     for ours, theirs in pairs:
@@ -197,14 +197,15 @@ def greedy(name, rows, choice):
     host, mode = host_of(name), Mode({}, rows)
     inputs = inputs_of(name, mode, host)
     if choice is None:
-        return run(name, mode, host, inputs)
+        return run(mode, host, inputs)
     with edit(host, EDITS[choice]).attach(host):
-        return run(name, mode, host, inputs)
+        return run(mode, host, inputs)
 
 
 @pytest.mark.parametrize("choice", EDITS)
 @pytest.mark.parametrize(
-    "mode", ["static cache", "use_cache=False", "chunked prefill", "inputs_embeds"]
+    "mode",
+    ["static cache", "use_cache=False", "prompt lookup", "chunked prefill", "inputs_embeds"],
 )
 @pytest.mark.parametrize("name", SPEAKING)
 def test_an_edit_of_a_generation_is_the_same_however_it_is_computed(name, mode, choice):
@@ -213,13 +214,13 @@ def test_an_edit_of_a_generation_is_the_same_however_it_is_computed(name, mode, 
     host, way = host_of(name), MODES[mode]
     inputs = inputs_of(name, way, host)
     plain, expected = greedy(name, way.rows, None), greedy(name, way.rows, choice)
-    without = run(name, way, host, inputs)
+    without = run(way, host, inputs)
     if (name, mode) in CHANGED_BY_THE_HOST:
         assert not torch.allclose(without, plain, rtol=1e-2, atol=1e-2)
         return
     torch.testing.assert_close(without, plain, rtol=1e-3, atol=1e-4)
     with edit(host, EDITS[choice]).attach(host) as attached:
-        torch.testing.assert_close(run(name, way, host, inputs), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(run(way, host, inputs), expected, rtol=1e-3, atol=1e-4)
     assert attached.report().edited_tokens
     assert not torch.allclose(plain, expected, atol=1e-3)
 

@@ -2,7 +2,7 @@
 
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.binding import Binding
-from vlm_edit.patches.patch import Patch, load_patch
+from vlm_edit.patches.patch import Patch, attach_rows, load_patch
 from vlm_edit.patches.report import Report, SiteReport
 
-__all__ = ["Attachment", "Binding", "Patch", "Report", "SiteReport", "load_patch"]
+__all__ = ["Attachment", "Binding", "Patch", "Report", "SiteReport", "attach_rows", "load_patch"]

@@ -25,11 +25,11 @@ class Attachment(Handle):
 
     def __init__(self, undo: list[Callable[[], None]], tallies: Sequence[Tally]) -> None:
         super().__init__(undo)
-        self._tallies = tuple(tallies)
+        self.tallies = tuple(tallies)
 
     def report(self) -> Report:
         """What was really edited since the patch was attached; may be asked at any time."""
-        return Report(tuple(tally.report for tally in self._tallies))
+        return Report(tuple(tally.report for tally in self.tallies))
 
     def remove(self) -> None:
         """Leave the host bit for bit as it was; calling it twice does nothing.
@@ -37,9 +37,13 @@ class Attachment(Handle):
         Warns where the host ran and not one token was edited.
         """
         attached = bool(self._undo)
-        super().remove()
+        self.detach()
         if attached:
             self._warn_of_nothing()
+
+    def detach(self) -> None:
+        """As ``remove``, without the warning."""
+        super().remove()
 
     def __enter__(self) -> Attachment:
         """The attachment itself: it is in force already."""
@@ -52,9 +56,10 @@ class Attachment(Handle):
         trace: TracebackType | None,
     ) -> None:
         """Remove the patch, also after an exception."""
-        if error is not None:
-            super().remove()
-        self.remove()
+        if error is None:
+            self.remove()
+        else:
+            self.detach()
 
     def _warn_of_nothing(self) -> None:
         report = self.report()

@@ -265,3 +265,50 @@ def _device(site: Site, model: nn.Module) -> torch.device:
             if tensor.device.type != "meta":
                 return tensor.device
     return torch.device("cpu")
+
+
+def attach_rows(
+    model: nn.Module,
+    patches: Sequence[Patch | None],
+    adapter: Adapter | None = None,
+    check_host: bool = True,
+) -> Attachment:
+    """Attach another patch for each row of the batches to come, all or none of them.
+
+    Args:
+        model: The host.
+        patches: One per row; None leaves a row as it is. Beams of a row share its patch.
+        adapter: The host's adapter; by default found.
+        check_host: As for ``Patch.attach``.
+
+    Returns:
+        One attachment for all; its report has the distinct patches' bindings in their order.
+
+    Raises:
+        VlmEditError: No patch at all, or one that does not fit the host.
+
+    Example:
+        >>> from vlm_edit import Ablate, Patch, zoo
+        >>> host, processor = zoo.load_host()
+        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7]), tokens="text")
+        >>> inputs = processor(text=["a cat", "a cat"], return_tensors="pt")
+        >>> with attach_rows(host, [None, patch]) as attached:
+        ...     _ = host.get_text_features(**inputs)
+        >>> attached.report().edited_tokens
+        1
+    """
+    distinct = list({id(patch): patch for patch in patches if patch is not None}.values())
+    if not distinct:
+        raise VlmEditError("attach_rows needs a patch for at least one row: all are None")
+    undo: list[Callable[[], None]] = []
+    tallies: list[Tally] = []
+    try:
+        for patch in distinct:
+            rows = [float(own is patch) for own in patches]
+            own = patch.attach(model, adapter, check_host, strength=rows)
+            undo.append(own.detach)
+            tallies += own.tallies
+    except BaseException:
+        Handle(undo).remove()
+        raise
+    return Attachment(undo, tallies)
