@@ -140,17 +140,8 @@ class TrainingPairs:
             size: Number of images.
             captions: How many of them, from the first on, get a caption; all if `None`.
         """
-        chosen = torch.multinomial(self.weights, size, generator=self.generator)
+        pixels, chosen, backgrounds = self.views(size)
         labels = self.labels[chosen]
-        partners = torch.tensor(
-            [self.words.choice(self._of_label[label]) for label in labels.tolist()]
-        )
-        backgrounds = torch.randint(len(BACKGROUNDS), (size,), generator=self.generator)
-        colours = torch.tensor(list(BACKGROUNDS.values()))[backgrounds] / 255
-        colours = (colours + 0.03 * torch.randn(size, 3, generator=self.generator)).clamp(0, 1)
-        images = self.augment(
-            self.drawings[chosen], self.drawings[partners], self.mirrors[chosen], colours
-        )
         languages = [self.words.randrange(len(LANGUAGES)) for _ in range(captions or size)]
         phrasings = [self.words.randrange(len(PHRASINGS)) for _ in range(captions or size)]
         texts = [
@@ -167,6 +158,25 @@ class TrainingPairs:
             "language": torch.tensor(languages),
             "phrasing": torch.tensor(phrasings),
         }
-        return Batch(
-            normalise(images), tokens["input_ids"], tokens["attention_mask"], labels, factors
+        return Batch(pixels, tokens["input_ids"], tokens["attention_mask"], labels, factors)
+
+    def views(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw drawings in random views on random backgrounds.
+
+        Args:
+            size: Number of images.
+
+        Returns:
+            Normalised images, and per image the number of its drawing and of its background.
+        """
+        chosen = torch.multinomial(self.weights, size, generator=self.generator)
+        partners = torch.tensor(
+            [self.words.choice(self._of_label[label]) for label in self.labels[chosen].tolist()]
         )
+        backgrounds = torch.randint(len(BACKGROUNDS), (size,), generator=self.generator)
+        colours = torch.tensor(list(BACKGROUNDS.values()))[backgrounds] / 255
+        colours = (colours + 0.03 * torch.randn(size, 3, generator=self.generator)).clamp(0, 1)
+        images = self.augment(
+            self.drawings[chosen], self.drawings[partners], self.mirrors[chosen], colours
+        )
+        return normalise(images), chosen, backgrounds

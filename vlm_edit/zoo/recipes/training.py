@@ -8,10 +8,9 @@ import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,6 +25,13 @@ from vlm_edit.zoo.recipes.architecture import (
 )
 from vlm_edit.zoo.recipes.augment import Strength
 from vlm_edit.zoo.recipes.batches import Batch, TrainingPairs
+from vlm_edit.zoo.recipes.checkpoints import (
+    below,
+    load_optimizers,
+    optimizer_tensors,
+    read_facts,
+    share_gradients,
+)
 
 IMAGE_FACTORS = ("vendor", "background", "tone")
 TEXT_FACTORS = ("language", "phrasing")
@@ -209,7 +215,7 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         losses["loss"].backward()
-        self._share_gradients()
+        share_gradients(self.parameters, self.world)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         largest = {"muon": self.recipe.muon_rate, "adamw": self.recipe.learning_rate}
         for name, optimizer in self.optimizers.items():
@@ -250,18 +256,6 @@ class Trainer:
             return cast("Tensor", head(math.sqrt(embeddings.shape[1]) * embeddings))
         return self.recipe.head_scale * embeddings @ F.normalize(head.weight, dim=1).T
 
-    def _share_gradients(self) -> None:
-        """Average the gradients over the processes."""
-        if self.world == 1:
-            return
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients]) / self.world
-        dist.all_reduce(flat)
-        parts = flat.split([g.numel() for g in gradients])
-        torch._foreach_copy_(
-            gradients, [f.view_as(g) for f, g in zip(parts, gradients, strict=True)]
-        )
-
     def save(self, checkpoint: Path) -> None:
         """Write everything that a resumed run needs.
 
@@ -272,9 +266,7 @@ class Trainer:
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         tensors |= {f"heads.{k}": v for k, v in self.heads.state_dict().items()}
         tensors["proxies"] = self.proxies.detach()
-        for name, optimizer in self.optimizers.items():
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"{name}.{index}.{k}": v for k, v in state.items()}
+        tensors |= optimizer_tensors(self.optimizers)
         facts = {"step": str(self.step), "recipe": self._told()}
         part = checkpoint.with_suffix(".part")
         save_file({k: v.contiguous() for k, v in tensors.items()}, part, facts)
@@ -292,8 +284,8 @@ class Trainer:
         """
         tensors = load_file(checkpoint)
         for model in (self.model, self.average):
-            model.load_state_dict(_below(tensors, "average."))
-        self.heads.load_state_dict(_below(tensors, "heads."))
+            model.load_state_dict(below(tensors, "average."))
+        self.heads.load_state_dict(below(tensors, "heads."))
         with torch.no_grad():
             self.proxies.copy_(tensors["proxies"])
 
@@ -311,18 +303,12 @@ class Trainer:
             raise ValueError(f"{checkpoint} is of another recipe: give another folder")
         tensors = load_file(checkpoint)
         self.step = int(facts["step"])
-        self.model.load_state_dict(_below(tensors, "model."))
-        self.average.load_state_dict(_below(tensors, "average."))
-        self.heads.load_state_dict(_below(tensors, "heads."))
+        self.model.load_state_dict(below(tensors, "model."))
+        self.average.load_state_dict(below(tensors, "average."))
+        self.heads.load_state_dict(below(tensors, "heads."))
         with torch.no_grad():
             self.proxies.copy_(tensors["proxies"])
-        for name, optimizer in self.optimizers.items():
-            state: dict[int, dict[str, Any]] = {}
-            for key, value in _below(tensors, f"{name}.").items():
-                index, field_name = key.split(".", 1)
-                state.setdefault(int(index), {})[field_name] = value
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        load_optimizers(self.optimizers, tensors)
 
 
 def contrastive(v: Tensor, t: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
@@ -342,15 +328,6 @@ def contrastive(v: Tensor, t: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def read_facts(checkpoint: Path) -> dict[str, str]:
-    """Read the header of a checkpoint: its step and recipe."""
-    from safetensors import safe_open
-
-    with safe_open(checkpoint, "pt") as file:
-        facts: dict[str, str] = file.metadata()
-    return facts
-
-
 def load_average(checkpoint: Path, tokenizer: CLIPTokenizer) -> CLIPModel:
     """Load the averaged weights of a checkpoint, the ones that ship.
 
@@ -359,9 +336,5 @@ def load_average(checkpoint: Path, tokenizer: CLIPTokenizer) -> CLIPModel:
         tokenizer: The tokenizer of the run.
     """
     model = build(tokenizer, Architecture())
-    model.load_state_dict(_below(load_file(checkpoint), "average."))
+    model.load_state_dict(below(load_file(checkpoint), "average."))
     return model.eval()
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
