@@ -15,7 +15,15 @@ Example:
 """
 
 from vlm_edit.hooks.calls import Call, CallTracker, Generation, read_call, read_prompt
-from vlm_edit.hooks.dispatch import Callback, Handle, attach, hidden_of, replace_hidden
+from vlm_edit.hooks.dispatch import (
+    Callback,
+    Dispatcher,
+    Handle,
+    attach,
+    follow,
+    hidden_of,
+    replace_hidden,
+)
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.record import Capture, Recording, record
 from vlm_edit.hooks.where import Phase, Selection, Tokens, Where
@@ -25,6 +33,7 @@ __all__ = [
     "CallTracker",
     "Callback",
     "Capture",
+    "Dispatcher",
     "Generation",
     "Handle",
     "Phase",
@@ -34,6 +43,7 @@ __all__ = [
     "Tokens",
     "Where",
     "attach",
+    "follow",
     "hidden_of",
     "read_call",
     "read_prompt",

@@ -81,7 +81,7 @@ class CallTracker:
         self.paths = tuple(path for path in (_HOST, *adapter.calls) if _has(root, path))
         for path in self.paths:
             module = root.get_submodule(path)
-            follow = _Follow(self, path, inspect.signature(module.forward))
+            follow = _Follow(self, path, _signature(module))
             self._undo += [
                 module.register_forward_pre_hook(follow.enter, with_kwargs=True).remove,
                 module.register_forward_hook(follow.leave, always_call=True).remove,
@@ -212,6 +212,13 @@ class _Follow:
 
     def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self._tracker.leave(self._path, output)
+
+
+def _signature(module: nn.Module) -> inspect.Signature:
+    """Of the forward as it is called: nnsight's wrapper shows the ``self`` of an unbound one."""
+    signature = inspect.signature(module.forward)
+    kept = [p for p in signature.parameters.values() if p.name != "self"]
+    return signature.replace(parameters=kept)
 
 
 def read_call(

@@ -35,35 +35,38 @@ class Handle:
             self._undo.pop()()
 
 
-class _Dispatcher:
+class Dispatcher:
     """The hook on one module, or the stand-in for one of its methods.
 
     A hook is prepended, since hosts of transformers 5 read hidden states through hooks of their
-    own and would not see what a later hook changes.
+    own and would not see what a later hook changes. Another engine than hooks is a subclass with
+    an ``install`` and a table ``installed`` of its own.
     """
 
-    installed: weakref.WeakKeyDictionary[nn.Module, dict[str | None, _Dispatcher]] = (
+    installed: weakref.WeakKeyDictionary[nn.Module, dict[str | None, Dispatcher]] = (
         weakref.WeakKeyDictionary()
     )
 
     def __init__(self, tap: Tap) -> None:
         self.callbacks: dict[int, Callable[[Tensor], Tensor]] = {}
-        self.axis = tap.axis
         self._method = tap.method
-        if tap.method is None:
-            self._handle: Any = tap.module.register_forward_hook(self, prepend=True)
-        else:
-            self._handle = StandIn(tap.module, tap.method, self.call_method)
+        self._handle = self.install(tap)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # code compiled before this hook would never call it
         self.installed.setdefault(tap.module, {})[tap.method] = self
 
     @classmethod
-    def of(cls, tap: Tap) -> _Dispatcher:
+    def of(cls, tap: Tap) -> Dispatcher:
         """The one that is there, or a new one."""
         return cls.installed.get(tap.module, {}).get(tap.method) or cls(tap)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Dispatcher:
+    def install(self, tap: Tap) -> Any:
+        """Have ``edit`` run on every output of the tap; what is returned has ``remove``."""
+        if tap.method is None:
+            return tap.module.register_forward_hook(self, prepend=True)
+        return StandIn(tap.module, tap.method, self.call_method)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dispatcher:
         """A copy of a patched host follows the original: its hook acts while this one does."""
         return self
 
@@ -74,8 +77,12 @@ class _Dispatcher:
             self.installed.get(module, {}).pop(self._method, None)
 
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden = hidden_of(output, module)
-        return replace_hidden(output, self._run(hidden))
+        """As a hook."""
+        return self.edit(module, output)
+
+    def edit(self, module: nn.Module, output: Any) -> Any:
+        """A module's output after all callbacks."""
+        return replace_hidden(output, self._run(hidden_of(output, module)))
 
     def call_method(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -91,11 +98,9 @@ class _Dispatcher:
         return F.normalize(hidden, dim=-1) if normalize else hidden
 
     def _run(self, hidden: Tensor) -> Tensor:
-        if self.axis != -1:
-            hidden = hidden.movedim(self.axis, -1)
         for callback in tuple(self.callbacks.values()):
             hidden = callback(hidden)
-        return hidden if self.axis == -1 else hidden.movedim(-1, self.axis)
+        return hidden
 
 
 _keys = itertools.count()
@@ -103,7 +108,11 @@ _lock = threading.RLock()
 
 
 def attach(
-    model: nn.Module, site: Site, callback: Callback, adapter: Adapter | None = None
+    model: nn.Module,
+    site: Site,
+    callback: Callback,
+    adapter: Adapter | None = None,
+    dispatcher: type[Dispatcher] = Dispatcher,
 ) -> Handle:
     """Run a callback on the output of a site's modules at every forward.
 
@@ -113,6 +122,7 @@ def attach(
         callback: From the output, [B, S, D] or [B, D], and what is known of its tokens, to the
             output that the host goes on with. Must not change its input in place.
         adapter: The host's adapter; by default found.
+        dispatcher: The engine; by default forward hooks.
 
     Returns:
         A handle; ``handle.remove()`` leaves the host as it was.
@@ -126,7 +136,7 @@ def attach(
     handle = Handle(undo)
     try:
         for tap in site.taps:
-            undo.append(_attach_tap(root, tap, callback, adapter))
+            undo.append(_attach_tap(root, tap, callback, adapter, dispatcher))
     except BaseException:
         handle.remove()
         raise
@@ -157,32 +167,60 @@ def replace_hidden(output: Any, hidden: Tensor) -> Any:
     return type(output)(hidden, *rest) if hasattr(output, "_fields") else (hidden, *rest)
 
 
-def _attach_tap(
+def follow(
     root: nn.Module, tap: Tap, callback: Callback, adapter: Adapter
+) -> tuple[Callable[[Tensor], Tensor], Callable[[], None]]:
+    """A callback that finds out by itself where it is, and what ends that.
+
+    Args:
+        root: The host, unwrapped.
+        tap: A tap of it.
+        callback: Takes hidden states with the width last, and a ``Where``.
+        adapter: The host's adapter.
+
+    Returns:
+        From the tap's hidden state to the edited one; and a function that gives back what was
+        needed to follow the host's calls.
+    """
+    tracker = CallTracker.acquire(root, adapter)
+    # The callback must not hold the module: a host that is dropped while patched would stay.
+    path, stream, axis = tracker.path_of(tap.path), tap.stream, tap.axis
+    if stream == "image" and adapter.grid is None:
+        where = Where(stream)
+        run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
+    else:
+        run = lambda hidden: callback(hidden, _where(tracker.now(path), stream))  # noqa: E731
+    if axis == -1:
+        return run, lambda: tracker.release(root)
+    return (
+        lambda hidden: run(hidden.movedim(axis, -1)).movedim(-1, axis),
+        lambda: tracker.release(root),
+    )
+
+
+def _attach_tap(
+    root: nn.Module,
+    tap: Tap,
+    callback: Callback,
+    adapter: Adapter,
+    dispatcher_class: type[Dispatcher],
 ) -> Callable[[], None]:
     key = next(_keys)
-    # The callback must not hold the module: a host that is dropped while patched would stay.
-    module, stream = tap.module, tap.stream
+    module = tap.module
     with _lock:
-        dispatcher = _Dispatcher.of(tap)
+        dispatcher = dispatcher_class.of(tap)
         try:
-            tracker = CallTracker.acquire(root, adapter)
+            run, release = follow(root, tap, callback, adapter)
         except BaseException:
             dispatcher.discard(module)
             raise
-        path = tracker.path_of(tap.path)
-        if stream == "image" and adapter.grid is None:
-            where = Where(stream)
-            run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
-        else:
-            run = lambda hidden: callback(hidden, _where(tracker.now(path), stream))  # noqa: E731
         dispatcher.callbacks[key] = run
 
     def undo() -> None:
         with _lock:
             dispatcher.callbacks.pop(key)
             dispatcher.discard(module)
-            tracker.release(root)
+            release()
 
     return undo
 
