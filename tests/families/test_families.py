@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vlm_edit import Patch, Scale, Steer, VlmEditError, find_sites, record
 from vlm_edit.hooks import attach
-from vlm_edit.sites import Site
+from vlm_edit.sites import Site, find_adapter
 
 LIVE = [
     pytest.param(name, site, id=f"{name}-{site}")
@@ -144,3 +144,29 @@ def test_an_edit_of_image_tokens_at_the_last_layer_changes_what_is_said_there_on
     texts: list[Any] = [family.text(row) for row in (0, 1)]
     for old, new, text in zip(said(name), during, texts, strict=True):
         assert ((old != new).any(-1) == (torch.tensor(text) == family.image_token)).all()
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if hasattr(host_of(n), "model")])
+def test_a_host_without_its_head_has_the_same_sites_at_the_same_modules(name):
+    whole, headless = find_sites(host_of(name)), find_sites(host_of(name).model)
+    assert list(headless) == list(whole)
+    for site in whole:
+        assert headless[site].width == whole[site].width
+        assert headless[site].dead == whole[site].dead
+        (there,), (here,) = headless[site].taps, whole[site].taps
+        assert there.module is here.module
+        assert here.path == f"model.{there.path}"
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in FAMILIES if "text_model" in find_adapter(host_of(n)).calls]
+)
+def test_padding_is_known_in_a_text_tower_that_runs_without_its_host(name):
+    host, inputs = host_of(name), FAMILIES[name].inputs()
+    texts = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+    texts.setdefault("attention_mask", (texts["input_ids"] != 0).long())
+    with record(host, "text.1") as recording, torch.no_grad():
+        host.get_text_features(**texts)
+    real = recording.last("text.1", "text").where.real
+    assert torch.equal(real, texts["attention_mask"].bool())
+    assert not real.all()

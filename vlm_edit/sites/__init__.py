@@ -14,6 +14,7 @@ from vlm_edit.sites.resolve import (
     expect_width,
     find_site,
     find_sites,
+    image_token_id,
 )
 from vlm_edit.sites.wrappers import unwrap
 
@@ -30,5 +31,6 @@ __all__ = [
     "find_adapter",
     "find_site",
     "find_sites",
+    "image_token_id",
     "unwrap",
 ]

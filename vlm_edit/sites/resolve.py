@@ -113,6 +113,31 @@ def expect_width(model: nn.Module, site: Site, width: int) -> None:
         )
 
 
+def image_token_id(model: nn.Module, adapter: Adapter) -> int | None:
+    """Id of the placeholder that a host replaces by image features; None if it has none.
+
+    Raises:
+        VlmEditError: Neither the host's config nor the host has the adapter's ``image_token``.
+
+    Example:
+        >>> from torch import nn
+        >>> from vlm_edit.sites import Adapter
+        >>> image_token_id(nn.Linear(2, 2), Adapter((), image_token=32000))
+        32000
+    """
+    name = adapter.image_token
+    if name is None or isinstance(name, int):
+        return name
+    found = _attributes(unwrap(model), name)
+    if isinstance(found, int):
+        return found
+    host = type(unwrap(model)).__name__
+    raise VlmEditError(
+        f"the config of {host} has no {name!r}, nor has {host} itself: name the attribute with "
+        "the id of its image placeholder in Adapter.image_token, or write the id there"
+    )
+
+
 def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:
     columns = [_taps(model, tap) for tap in rule.taps]
     for tap, column in zip(rule.taps, columns, strict=True):
