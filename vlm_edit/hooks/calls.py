@@ -29,7 +29,8 @@ class Call:
         real: [B, S] bool, False at padding; None where all are real or nothing is known.
         start: Tokens of the sequence before this call's, in the cache; None if nobody can know.
         columns: [S], places in the sequence, where ``start`` is a tensor (static caches).
-        prompt: Tokens of the prompt, padding included; None if nobody can know.
+        prompt: Tokens of the prompt, padding included; a tensor where ``start`` is one, so that
+            compiled steps serve prompts of any length; None if nobody can know.
         prompt_real: [B, prompt] bool, like ``real`` for the whole prompt.
         grid: [images, 3], the sizes of the images in a packed sequence.
     """
@@ -39,14 +40,15 @@ class Call:
     real: Tensor | None = None
     start: int | Tensor | None = 0
     columns: Tensor | None = None
-    prompt: int | None = None
+    prompt: int | Tensor | None = None
     prompt_real: Tensor | None = None
     grid: Tensor | None = None
 
     @property
     def decodes(self) -> bool:
         """Whether all its tokens are known to have been generated."""
-        return isinstance(self.start, int) and self.prompt is not None and self.start >= self.prompt
+        both = isinstance(self.start, int) and isinstance(self.prompt, int)
+        return both and cast("int", self.start) >= cast("int", self.prompt)
 
 
 @dataclass(eq=False)
@@ -55,11 +57,17 @@ class Generation:
 
     Attributes:
         call: The prompt as one call.
+        length: Its length as a tensor.
         lengths: For hosts with a decoder of its own sequence, that sequence's prompt by path.
     """
 
     call: Call
+    length: Tensor | None = None
     lengths: dict[str, int] = field(default_factory=dict)
+
+    def prompt_of(self, start: int | Tensor | None) -> int | Tensor | None:
+        """The prompt's length, as a tensor beside one."""
+        return self.length if isinstance(start, Tensor) else self.call.prompt
 
 
 class CallTracker:
@@ -159,7 +167,7 @@ class CallTracker:
         cache = getattr(output, "past_key_values", None)
         if cache is not None and call.shape is not None:
             length = call.shape[1]
-            if call.prompt == length and _is_zero(call.start):
+            if isinstance(call.prompt, int) and call.prompt == length and _is_zero(call.start):
                 _remember(self._prompts, cache, length)
             elif length > 1:
                 _remember(self._prompts, cache, None)  # a piece of the prompt, or of the answer
@@ -188,7 +196,7 @@ class CallTracker:
         first = inputs.pop("inputs", None)
         if isinstance(first, Tensor) and not first.is_floating_point():
             inputs.setdefault("input_ids", first)
-        self._state.generation = Generation(read_prompt(root, self._adapter, inputs))
+        self._state.generation = read_prompt(root, self._adapter, inputs)
         try:
             return original(*args, **kwargs)
         finally:
@@ -250,7 +258,7 @@ def read_call(
     columns = None
     if isinstance(start, Tensor):  # now: the host changes it in place
         columns = start + torch.arange(length, device=start.device)
-    prompt = None if generation is None else generation.call.prompt
+    prompt = None if generation is None else generation.prompt_of(start)
     call = Call((rows, length), start=start, columns=columns, prompt=prompt)
     if generation is not None:
         call.prompt_real = generation.call.prompt_real
@@ -259,15 +267,15 @@ def read_call(
     return call
 
 
-def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> Call:
-    """What the arguments of a host's ``generate`` tell of its prompt, as one call.
+def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> Generation:
+    """What the arguments of a host's ``generate`` tell of its prompt.
 
     Raises:
         VlmEditError: The host's config lacks the placeholder's id.
     """
     call = read_call(module, adapter, {k: v for k, v in inputs.items() if k != "past_key_values"})
     if call.shape is None:
-        return call
+        return Generation(call)
     rows, length = call.shape
     attention = inputs.get("attention_mask")
     if isinstance(attention, Tensor) and attention.ndim == 2 and attention.shape[1] > length:
@@ -279,7 +287,10 @@ def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) 
     call.prompt = call.shape[1]
     # Found out once per generation: where nothing is padded, no step needs a mask.
     call.prompt_real = None if call.real is None or bool(call.real.all()) else call.real
-    return call
+    sequence = (
+        inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    )
+    return Generation(call, torch.tensor(call.prompt, device=sequence.device))
 
 
 def _image(

@@ -11,11 +11,13 @@ from einops import repeat
 from torch import Tensor
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks.calls import Call, take_columns
+from vlm_edit.hooks.calls import Call
 from vlm_edit.sites import Stream
 
 Tokens = Literal["all", "image", "text"]
 Phase = Literal["both", "prompt", "decode"]
+
+_Place = int | Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +196,7 @@ class Selection:
                 "host's generate, give the whole prompt to one call, or use phase='both'"
             )
         first, last = self.steps or (0, None)
-        spans: list[tuple[int, int | None]] = [(call.prompt + first, None)]
+        spans: list[tuple[_Place, _Place | None]] = [(call.prompt + first, None)]
         if last is not None:
             spans = [(call.prompt + first, call.prompt + last)]
         if self.phase == "prompt":
@@ -213,12 +215,7 @@ class Selection:
                 f"positions={self.positions}: this call goes on with a cache whose prompt was not "
                 "seen in one call. Use the host's generate, or give the whole prompt to one call"
             )
-        chosen = _placed(self.positions, call)
-        if isinstance(call.start, int) and call.shape is not None:
-            return take_columns(chosen, call.start, call.shape[1], False)
-        padded = take_columns(chosen, 0, chosen.shape[1] + 1, False)
-        columns = cast("Tensor", call.columns).clamp(max=call.prompt)
-        return padded.to(columns.device)[:, columns]
+        return _placed(self.positions, call)
 
     def _of_stream(self, where: Where, call: Call, mask: Tensor | None) -> Tensor | bool:
         chosen: Tensor | bool | None = True
@@ -255,7 +252,7 @@ def given_in(
             "call the whole host with input_ids or inputs_embeds"
         )
     width = given.shape[1]
-    if call.prompt is not None and call.prompt != width:
+    if isinstance(call.prompt, int) and call.prompt != width:
         raise VlmEditError(
             f"{name} is {tuple(given.shape)}, the prompt has {call.prompt} tokens: give one value "
             "per token of the prompt, padding included"
@@ -309,16 +306,14 @@ def _call_of(where: Where, hidden: Tensor) -> Call:
     return Call((rows, length), start=0, prompt=length)
 
 
-def _within(spans: list[tuple[int, int | None]], call: Call) -> Tensor | bool:
+def _within(spans: list[tuple[_Place, _Place | None]], call: Call) -> Tensor | bool:
     if isinstance(call.start, int) and call.shape is not None:
         low, high = call.start, call.start + call.shape[1]
         inside = [a <= low and (b is None or high <= b) for a, b in spans]
         outside = [high <= a or (b is not None and b <= low) for a, b in spans]
         if any(inside) or all(outside):
             return any(inside)
-    columns = call.columns
-    if columns is None:
-        columns = torch.arange(cast("int", call.start), cast("int", call.start) + call.shape[1])  # type: ignore[index]
+    columns = _columns(call)
     found = torch.zeros_like(columns, dtype=torch.bool)
     for a, b in spans:
         found = found | ((columns >= a) if b is None else (columns >= a) & (columns < b))
@@ -326,17 +321,28 @@ def _within(spans: list[tuple[int, int | None]], call: Call) -> Tensor | bool:
 
 
 def _placed(positions: Sequence[int], call: Call) -> Tensor:
-    """[B, P] or [1, P] bool, the places among the real tokens of the whole prompt."""
+    """[B, S] or [1, S] bool, the call's tokens at places among the real ones of the prompt."""
+    columns = _columns(call)
     real = call.prompt_real if call.prompt_real is not None else call.real
-    prompt = cast("int", call.prompt)
-    if real is None or real.shape[1] < prompt:
-        real = torch.ones(1, prompt, dtype=torch.bool)
-    real = real[:, :prompt]
-    place = real.cumsum(1) - 1
-    count = real.sum(1, keepdim=True)
-    wanted = torch.tensor(positions, device=real.device)
-    wanted = torch.where(wanted < 0, count + wanted, wanted)
-    return (place.unsqueeze(-1) == wanted.unsqueeze(1)).any(-1) & real
+    wanted = torch.tensor(positions, device=columns.device)
+    if real is None:
+        place, last = columns.unsqueeze(0), call.prompt
+        inside = (columns < cast("Tensor", call.prompt)).unsqueeze(0)
+    else:
+        real = real.to(columns.device)
+        at = columns.clamp(max=real.shape[1] - 1)
+        place, last = (real.cumsum(1) - 1)[:, at], real.sum(1).view(-1, 1, 1)
+        inside = real[:, at] & (columns < real.shape[1])
+    wanted = torch.where(wanted < 0, cast("Tensor", last) + wanted, wanted)
+    return (place.unsqueeze(-1) == wanted).any(-1) & inside
+
+
+def _columns(call: Call) -> Tensor:
+    """[S], the places of a call's tokens in the sequence."""
+    if call.columns is not None:
+        return call.columns
+    start, length = cast("int", call.start), cast("tuple[int, int]", call.shape)[1]
+    return torch.arange(start, start + length)
 
 
 def _all_of(masks: list[Tensor]) -> Tensor | bool:

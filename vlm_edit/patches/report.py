@@ -168,7 +168,7 @@ class _Held:
         columns = call.columns
         if columns is None:
             columns = torch.arange(hidden.shape[1], device=hidden.device) + cast("int", call.start)
-        step = columns - cast("int", call.prompt)
+        step = columns - cast("Tensor", call.prompt)
         decoded = step >= 0
         for column, part in ((0, chosen & ~decoded), (1, chosen & decoded)):
             self.counts[:, column].add_(_by_stream(image, where, hidden, part))
@@ -192,7 +192,7 @@ def _phase(where: Where, hidden: Tensor) -> str | None:
     if call.prompt is None or call.start is None or call.shape is None:
         return "unknown"
     if isinstance(call.start, int):
-        if call.start >= call.prompt:
+        if call.decodes:
             return "decode"
         if call.start + call.shape[1] <= call.prompt:
             return "prompt"
