@@ -207,3 +207,32 @@ def test_an_edit_without_rules_or_of_a_missing_feature_is_refused():
         Splice.of(make("relu", "none", False, 0), [])
     with pytest.raises(VlmEditError, match=f"feature {M} is not in this dictionary"):
         Splice.of(make("relu", "none", False, 0), [Ablate([0, M])])
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_steering_adds_one_vector_and_encodes_nothing(activation, dtype, monkeypatch):
+    dictionary = make(activation, "none", False, 0)
+    rules = [Steer([5, 1], 1.5, strength=2.0), Steer([3, 5], -0.25)]
+    hidden = torch.randn(2, 3, D, dtype=torch.float64).to(dtype)
+    expected = naive(dictionary, rules, hidden)
+    monkeypatch.setattr(Encoder, "__call__", lambda *_: pytest.fail("encoded"))
+    edited = Splice.of(dictionary, rules)(hidden)
+    assert edited.dtype == dtype
+    torch.testing.assert_close(edited, expected, rtol=TOLERANCE[torch.bfloat16] / 10, atol=0.05)
+    added = 3.0 * dictionary.decoder[[5, 1]].sum(0) - 0.25 * dictionary.decoder[[3, 5]].sum(0)
+    if dtype != torch.bfloat16:
+        change = (edited - hidden).float()
+        torch.testing.assert_close(change, added.expand_as(change), rtol=1e-5, atol=1e-5)
+
+
+def test_steering_still_refuses_another_width():
+    splice = Splice.of(make("relu", "none", False, 0), [Steer([0], 1.0)])
+    with pytest.raises(VlmEditError, match="width 1 meet a dictionary of width 6"):
+        splice(torch.zeros(2, 1))
+
+
+def test_a_steered_token_of_a_normed_dictionary_moves_by_its_own_norm():
+    splice = Splice.of(make("relu", "constant_norm_rescale", False, 0), [Steer([0], 1.0)])
+    one = torch.randn(1, D)
+    torch.testing.assert_close(splice(2 * one) - 2 * one, 2 * (splice(one) - one))

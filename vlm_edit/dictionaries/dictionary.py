@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -100,7 +101,7 @@ class Encoder:
                 f"activations of width {x.shape[-1]} meet a dictionary of width "
                 f"{self.weight.shape[0]}: is it another layer's or another host's?"
             )
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_off(x.device):
             normed, scale = self.normalise(x.float())
             offset = self._offset(stream, image)
             # Not folded into the bias: that costs a pass over the weight and loses digits.
@@ -151,7 +152,7 @@ class Encoder:
             return F.relu(hidden)
         if self.activation == "jumprelu":
             assert self.threshold is not None
-            return torch.where((hidden > self.threshold) & (hidden > 0), hidden, 0.0)
+            return torch.where(hidden > self.threshold.clamp_min(0), hidden, 0.0)
         if self.activation == "topk":
             assert self.k is not None
             values, indices = hidden.topk(self.k, dim=-1, sorted=False)
@@ -316,7 +317,7 @@ class Dictionary:
         Returns:
             [..., d] float32.
         """
-        with torch.autocast(codes.device.type, enabled=False):
+        with autocast_off(codes.device):
             return codes.float() @ self.decoder + self.decoder_bias
 
     def explained_variance(self, x: Tensor, stream: str | None = None) -> float:
@@ -352,6 +353,13 @@ class Dictionary:
         if self.encoder.competes:
             return Slice(tuple(features), self.encoder, rows, self.n_features, index)
         return Slice(tuple(features), self.encoder.select(features), rows, self.n_features)
+
+
+def autocast_off(device: torch.device) -> AbstractContextManager[None]:
+    """Float32 stays float32 inside. Costs next to nothing where autocast is off already."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:

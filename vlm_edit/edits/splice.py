@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, Slice
-from vlm_edit.dictionaries.dictionary import move
+from vlm_edit.dictionaries.dictionary import autocast_off, move
 from vlm_edit.edits.rules import Rule
 from vlm_edit.errors import VlmEditError
 
@@ -20,7 +20,8 @@ class Splice:
 
     The decoder's bias cancels and the reconstruction error stays. Encode once, apply every rule
     on the code in order, splice once, out of place and differentiable. The arithmetic is float32
-    and autocast is off; the host's dtype stays. Tokens outside the mask keep their bits.
+    and autocast is off; the host's dtype stays. Tokens outside the mask keep their bits. Where no
+    rule looks at the code, as when steering, nothing is encoded: the change is one vector.
 
     Attributes:
         slice: What the touched features need of the dictionary.
@@ -37,6 +38,7 @@ class Splice:
     slice: Slice
     rules: tuple[Rule, ...]
     _columns: tuple[Tensor | None, ...] = field(init=False, repr=False)
+    _shift: Tensor | None = field(init=False, repr=False)
     _devices: dict[torch.device, _Placed] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -45,6 +47,7 @@ class Splice:
             raise VlmEditError("an edit needs at least one rule, such as Ablate([3])")
         columns = tuple(_columns(self.slice.features, tuple(rule.features)) for rule in self.rules)
         object.__setattr__(self, "_columns", columns)
+        object.__setattr__(self, "_shift", _shift(self.slice, self.rules, columns))
         object.__setattr__(self, "_devices", {})
 
     @classmethod
@@ -77,16 +80,23 @@ class Splice:
         Returns:
             A new tensor of the same shape and dtype.
         """
-        part, columns = self._on(hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):
+        delta = self._delta(hidden, stream, image)
+        if strength is not None:
+            delta = delta * strength.unsqueeze(-1)
+        edited = hidden + delta
+        if edited.dtype != hidden.dtype:  # the sum is float32 or wider
+            edited = edited.to(hidden.dtype)
+        return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
+
+    def _delta(self, hidden: Tensor, stream: str | None, image: Tensor | None) -> Tensor:
+        """What is added: [..., D], or [D] where it is the same for every token."""
+        part, columns, shift = self._devices.get(hidden.device) or self._on(hidden.device)
+        if shift is not None and hidden.shape[-1] == shift.shape[0]:
+            return shift
+        with autocast_off(hidden.device):
             codes, scale = part.codes(hidden, stream, image)
             delta = (self._apply(codes, columns) - codes) @ part.decoder
-            if scale is not None:
-                delta = delta * scale
-            if strength is not None:
-                delta = delta * strength.unsqueeze(-1)
-            edited = (hidden + delta).to(hidden.dtype)  # the sum is float32 or wider
-        return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
+            return delta if scale is None else delta * scale
 
     def _apply(self, codes: Tensor, columns: tuple[Tensor | None, ...]) -> Tensor:
         for rule, index in zip(self.rules, columns, strict=True):
@@ -101,11 +111,12 @@ class Splice:
             # A tensor made under inference_mode could not serve a later forward with gradients.
             with torch.inference_mode(False):
                 columns = tuple(None if c is None else move(c, device) for c in self._columns)
-                self._devices[device] = (self.slice.to(device), columns)
+                shift = None if self._shift is None else move(self._shift, device)
+                self._devices[device] = (self.slice.to(device), columns, shift)
         return self._devices[device]
 
 
-_Placed = tuple[Slice, tuple[Tensor | None, ...]]
+_Placed = tuple[Slice, tuple[Tensor | None, ...], Tensor | None]
 
 
 def _columns(touched: tuple[int, ...], features: tuple[int, ...]) -> Tensor | None:
@@ -114,3 +125,15 @@ def _columns(touched: tuple[int, ...], features: tuple[int, ...]) -> Tensor | No
         return None
     position = {feature: i for i, feature in enumerate(touched)}
     return torch.tensor([position[feature] for feature in features])
+
+
+def _shift(part: Slice, rules: Sequence[Rule], columns: Sequence[Tensor | None]) -> Tensor | None:
+    """[D], the change of every token where no rule looks at its code; None where one does."""
+    if part.encoder.norm != "none":
+        return None
+    amounts = torch.zeros(len(part.decoder), dtype=torch.float64)
+    for rule, index in zip(rules, columns, strict=True):
+        if rule.shift is None:
+            return None
+        amounts[slice(None) if index is None else index] += rule.shift
+    return (amounts @ part.decoder.cpu().double()).float()
