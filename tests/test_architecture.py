@@ -30,11 +30,11 @@ ARROWS: dict[str, set[str]] = {
     "probing": {"errors"},
     "hooks": {"errors", "sites"},
     "edits": {"errors", "dictionaries"},
-    "patches": {"errors", "sites", "hooks", "edits", "dictionaries"},
+    "tracing": {"errors", "sites", "hooks"},
+    "patches": {"errors", "sites", "hooks", "tracing", "edits", "dictionaries"},
     "measurement": {
         *("errors", "sites", "hooks", "dictionaries", "dominance", "interpretability", "pairs"),
     },
-    "tracing": {"errors", "patches", "sites", "hooks"},
     "zoo": {"errors", "pairs", "dictionaries", "hooks", "probing"},
     "report": {"errors", "measurement", "dominance", "interpretability", "pairs"},
 }
