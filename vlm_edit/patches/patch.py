@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from vlm_edit import hooks, tracing
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Handle, Phase, Selection, Tokens, attach
+from vlm_edit.hooks import Handle, Phase, Selection, Tokens
 from vlm_edit.patches import storage
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.attachment import Attachment
@@ -21,6 +22,8 @@ from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.fingerprint import expect_host, fingerprint
 from vlm_edit.patches.report import Tally
 from vlm_edit.sites import Adapter, Site, expect_width, find_site, unwrap
+
+Engine = Literal["hooks", "nnsight"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,18 +112,20 @@ class Patch:
 
     def attach(
         self,
-        model: nn.Module,
+        model: nn.Module | tracing.NNsight,
         adapter: Adapter | None = None,
         check_host: bool = True,
         *,
         strength: float | Sequence[float] | Tensor = 1.0,
         mask: Tensor | None = None,
         image_mask: Tensor | None = None,
+        via: Engine = "hooks",
     ) -> Attachment:
         """Put the patch on a host: in force from now on, whole or not at all.
 
         Args:
-            model: The host. Neither its code nor its weights change.
+            model: The host, or an nnsight model around it. Neither its code nor its weights
+                change.
             adapter: The host's adapter; by default found.
             check_host: Whether to compare the host with the one the patch was saved for.
             strength: Multiplies what the patch changes; one number, or one per row of the batch
@@ -129,6 +134,9 @@ class Patch:
                 by modality, padding included in P. Generated tokens are chosen as without it.
             image_mask: [B, P] bool, which tokens of the prompt are image, for calls that do not
                 tell because image features are merged into ``inputs_embeds`` already.
+            via: What calls the edits: forward ``hooks``, or ``nnsight``, whose traces then see
+                what they did; ``docs/nnsight.md`` tells the two apart. Outputs are the same to
+                the bit.
 
         Returns:
             A handle with ``remove`` and ``report``, and a context manager that removes the patch
@@ -136,21 +144,39 @@ class Patch:
 
         Raises:
             VlmEditError: A site the host lacks, a dead site, another width, a stream that does
-                not pass there, or another host than the patch was saved for.
+                not pass there, another host than the patch was saved for, or a site that nnsight
+                does not see.
         """
-        targets = self.check(model, adapter, check_host)
-        run = Run.of(strength, mask, image_mask)
+        if via not in get_args(Engine):
+            raise VlmEditError(f"via is {via!r}; use 'hooks' or 'nnsight'")
+        put = hooks.attach if via == "hooks" else tracing.attach
+        host = tracing.host_of(model)
+        actives = self.prepare(host, adapter, check_host, Run.of(strength, mask, image_mask))
         undo: list[Callable[[], None]] = []
-        tallies = []
         try:
-            for binding, site in targets:
-                tallies.append(Tally(site.name, _device(site, model)))
-                active = Active(binding, run, tallies[-1])
-                undo.append(attach(model, site, active, adapter).remove)
+            for site, active in actives:
+                undo.append(put(host, site, active, adapter).remove)
         except BaseException:
             Handle(undo).remove()
             raise
-        return Attachment(undo, tallies)
+        return Attachment(undo, [active.tally for _, active in actives])
+
+    def prepare(
+        self,
+        model: nn.Module,
+        adapter: Adapter | None = None,
+        check_host: bool = True,
+        run: Run | None = None,
+    ) -> list[tuple[Site, Active]]:
+        """What ``attach`` attaches: each binding's site in a host, and what edits its outputs.
+
+        Raises:
+            VlmEditError: As ``attach``.
+        """
+        return [
+            (site, Active(binding, run or Run.of(), Tally(site.name, _device(site, model))))
+            for binding, site in self.check(model, adapter, check_host)
+        ]
 
     def check(
         self, model: nn.Module, adapter: Adapter | None = None, check_host: bool = True

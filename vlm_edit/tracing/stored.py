@@ -1,29 +1,34 @@
-"""The same patch inside nnsight: the only room that imports nnsight, and only when used.
-
-Importing nnsight changes torch for the whole process (it patches ``Tensor.backward`` among
-others), so nothing else of this library does.
-"""
+"""A patch as nnsight's own stored edits, and the host's own calls under such edits."""
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING, Any, cast
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Where, hidden_of, read_call, replace_hidden
-from vlm_edit.patches import Binding, Patch
-from vlm_edit.patches.active import Active, Run
-from vlm_edit.patches.report import Tally
-from vlm_edit.sites import Adapter, Tap, find_adapter
+from vlm_edit.hooks import Callback, StandIn, follow, hidden_of, replace_hidden
+from vlm_edit.sites import Adapter, Site, find_adapter, unwrap
+from vlm_edit.tracing.models import envoy_of, expect_model
 
 if TYPE_CHECKING:
     from nnsight import NNsight
 
+ENTRIES = ("forward", "generate", "get_image_features", "get_text_features")
 
-def edited(model: NNsight, patch: Patch, adapter: Adapter | None = None) -> NNsight:
+
+class Edits(Protocol):
+    """What can be stored: a patch."""
+
+    def prepare(
+        self, model: nn.Module, adapter: Adapter | None = None
+    ) -> Sequence[tuple[Site, Callback]]:
+        """Sites of a host, and what is done there, after every check."""
+
+
+def edited(model: NNsight, patch: Edits, adapter: Adapter | None = None) -> NNsight:
     """A copy of an nnsight model whose traces run with a patch.
 
     The model itself stays as it is, and both share the host's weights. Outputs equal, bit for
@@ -55,36 +60,71 @@ def edited(model: NNsight, patch: Patch, adapter: Adapter | None = None) -> NNsi
         >>> logits.shape
         torch.Size([1, 1])
     """
-    root = getattr(model, "_module", None)
-    if not isinstance(root, nn.Module):
-        raise VlmEditError(
-            f"tracing.edited takes an nnsight model, got a {type(model).__name__}: wrap the host "
-            "with nnsight.NNsight(host), or use patch.attach(host)"
-        )
+    root = unwrap(expect_model(model, "tracing.edited"))
     adapter = adapter or find_adapter(root)
-    for binding, site in patch.check(root, adapter):
+    for site, callback in patch.prepare(root, adapter):
         for tap in site.taps:
-            model = _store(model, root, binding, tap, adapter)
+            envoy = envoy_of(model, tap.module, tap.path)
+            run, release = follow(root, tap, callback, adapter)
+            model = _store(model, envoy, tap.module, run)
+            weakref.finalize(run, release)  # nothing says when an edited model is done with
     return model
 
 
-def _store(model: Any, root: nn.Module, binding: Binding, tap: Tap, adapter: Adapter) -> NNsight:
+@contextmanager
+def interleaved(model: NNsight) -> Iterator[NNsight]:
+    """Let the edits stored in an nnsight model act on the host's own calls, while the block runs.
+
+    nnsight applies them in traces only, and in what is given to its ``interleave``. Here that is
+    done to whatever calls the host: its ``forward``, ``generate``, ``get_image_features`` and
+    ``get_text_features``, by anybody's code. As in a trace, an edit of a module that a call does
+    not run is an error of nnsight's.
+
+    Args:
+        model: An nnsight model with stored edits: one of ``edited``, or of your own.
+
+    Yields:
+        The same model.
+
+    Raises:
+        VlmEditError: Not an nnsight model.
+
+    Example:
+        >>> import nnsight
+        >>> from vlm_edit import Clamp, Patch, tracing, zoo
+        >>> host, processor = zoo.load_host()
+        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Clamp([7], 9.0), tokens="text")
+        >>> inputs = processor(text=["a cat"], return_tensors="pt")
+        >>> plain = host.get_text_features(**inputs).pooler_output
+        >>> with tracing.interleaved(tracing.edited(nnsight.NNsight(host), patch)):
+        ...     edited = host.get_text_features(**inputs).pooler_output
+        >>> bool((plain == edited).all())
+        False
+    """
+    host = expect_model(model, "tracing.interleaved")
+
+    def around(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if model.interleaver.interleaving:  # generate calls forward
+            return original(*args, **kwargs)
+        return model.interleave(lambda: original(*args, **kwargs))
+
+    names = [name for name in ENTRIES if callable(getattr(host, name, None))]
+    standing = [StandIn(host, name, around) for name in names]
+    try:
+        yield model
+    finally:
+        for stand_in in standing:
+            stand_in.remove()
+
+
+def _store(model: Any, envoy: Any, module: nn.Module, run: Callable[[Tensor], Tensor]) -> NNsight:
     """One stored edit per module: each may then wait for its own, whatever the host's order."""
-    signature = inspect.signature(root.forward)
-    active = Active(binding, Run.of(), Tally(binding.site, torch.device("cpu")))
     with model.edit() as (tracer, copy):
         step = 0
         try:
             for step in tracer.iter[:]:  # noqa: B007
-                where = Where(tap.stream)
-                if tap.stream != "image":
-                    args, kwargs = copy.inputs
-                    named = signature.bind_partial(*args, **kwargs).arguments
-                    where = Where(tap.stream, read_call(root, adapter, named))
-                envoy = copy.get(tap.path)
                 output = envoy.output
-                hidden = hidden_of(output, tap.module)
-                envoy.output = replace_hidden(output, active(hidden, where))
+                envoy.output = replace_hidden(output, run(hidden_of(output, module)))
         except Exception as error:
             # An open loop ends by this error, when the host makes no further step.
             if step == 0 or type(error).__name__ != "OutOfOrderError":

@@ -1,0 +1,111 @@
+"""What an nnsight model wraps, and a host's sites in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.sites import Adapter, Stream, find_site
+
+if TYPE_CHECKING:
+    from nnsight import NNsight
+    from nnsight.intervention.envoy import Envoy
+
+
+def host_of(model: nn.Module | NNsight) -> nn.Module:
+    """The host that an nnsight model wraps; any ``torch.nn.Module`` is its own.
+
+    Raises:
+        VlmEditError: Neither of both, or an nnsight model that has not loaded its weights.
+
+    Example:
+        >>> import nnsight
+        >>> from vlm_edit import tracing, zoo
+        >>> host, _ = zoo.load_host()
+        >>> tracing.host_of(nnsight.NNsight(host)) is host
+        True
+    """
+    if isinstance(model, nn.Module):
+        return model
+    host = getattr(model, "_module", None)
+    if not isinstance(host, nn.Module):
+        raise VlmEditError(
+            f"a {type(model).__name__} is no host: give a torch.nn.Module, or an nnsight model "
+            "around it"
+        )
+    if getattr(model, "dispatched", True) is False:
+        raise VlmEditError(
+            f"the {type(model).__name__} has not loaded its weights yet, and will put other "
+            "modules in the place of these: make it with dispatch=True"
+        )
+    return host
+
+
+def expect_model(model: Any, taker: str) -> nn.Module:
+    """The host inside what must be an nnsight model.
+
+    Raises:
+        VlmEditError: It is not, or it has not loaded its weights.
+    """
+    if isinstance(model, nn.Module) or not isinstance(getattr(model, "_module", None), nn.Module):
+        raise VlmEditError(
+            f"{taker} takes an nnsight model, got a {type(model).__name__}: wrap the host with "
+            "nnsight.NNsight(host), or use patch.attach(host)"
+        )
+    return host_of(model)
+
+
+def at(
+    model: NNsight, site: str, stream: Stream | None = None, adapter: Adapter | None = None
+) -> Envoy:
+    """A site's module as nnsight sees it: read and set its ``.output`` inside a trace.
+
+    Args:
+        model: An ``nnsight.NNsight`` around the host.
+        site: The site's name.
+        stream: Which of its modules, for a site that has one per stream.
+        adapter: The host's adapter; by default found.
+
+    Raises:
+        VlmEditError: Not an nnsight model, no such site or stream, several modules to choose
+            from, or a site that is what a method returns.
+
+    Example:
+        >>> import nnsight, torch
+        >>> from vlm_edit import tracing, zoo
+        >>> host, processor = zoo.load_host()
+        >>> model = nnsight.NNsight(host)
+        >>> inputs = processor(
+        ...     text=["a cat"], images=[zoo.load_pairs().open(0)], return_tensors="pt"
+        ... )
+        >>> with torch.no_grad(), model.trace(**inputs):
+        ...     hidden = tracing.at(model, "text.1").output.save()
+        >>> hidden.shape[0]
+        1
+    """
+    host = expect_model(model, "tracing.at")
+    taps = find_site(host, site, adapter).taps
+    found = [tap for tap in taps if stream in (None, tap.stream)]
+    if len(found) != 1:
+        streams = " or ".join(repr(tap.stream) for tap in taps)
+        raise VlmEditError(
+            f"site {site!r} has a module for stream {streams}, and stream is {stream!r}: name one"
+        )
+    return envoy_of(model, found[0].module, found[0].path)
+
+
+def envoy_of(model: Any, module: nn.Module, path: str) -> Any:
+    """The envoy of a module, by identity: its path may be spelled in other ways.
+
+    Raises:
+        VlmEditError: The module is not part of what the model wraps.
+    """
+    for envoy in model.modules():
+        if envoy._module is module and not path.endswith("()"):
+            return envoy
+    raise VlmEditError(
+        f"nnsight sees no module at {path!r}: it is a method, or was put in the host after "
+        "nnsight wrapped it. Use patch.attach(host, via='hooks')"
+    )
