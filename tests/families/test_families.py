@@ -10,10 +10,11 @@ import torch
 from conftest import random_dictionary
 from tiny_hosts import FAMILIES
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlm_edit import Patch, Scale, Steer, VlmEditError, find_sites, record
 from vlm_edit.hooks import attach
-from vlm_edit.sites import Site, find_adapter
+from vlm_edit.sites import Site
 
 LIVE = [
     pytest.param(name, site, id=f"{name}-{site}")
@@ -22,6 +23,8 @@ LIVE = [
     if site not in family.dead
 ]
 DEAD = [(name, site) for name, family in FAMILIES.items() for site in family.dead]
+JOINT = [name for name, family in FAMILIES.items() if "joint" in family.sites]
+CONTRASTIVE = [name for name in JOINT if len(FAMILIES[name].output) == 2]
 MIXED = [name for name, family in FAMILIES.items() if family.image_token is not None]
 
 
@@ -158,9 +161,7 @@ def test_a_host_without_its_head_has_the_same_sites_at_the_same_modules(name):
         assert here.path == f"model.{there.path}"
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in FAMILIES if "text_model" in find_adapter(host_of(n)).calls]
-)
+@pytest.mark.parametrize("name", CONTRASTIVE)
 def test_padding_is_known_in_a_text_tower_that_runs_without_its_host(name):
     host, inputs = host_of(name), FAMILIES[name].inputs()
     texts = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
@@ -170,3 +171,14 @@ def test_padding_is_known_in_a_text_tower_that_runs_without_its_host(name):
     real = recording.last("text.1", "text").where.real
     assert torch.equal(real, texts["attention_mask"].bool())
     assert not real.all()
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_the_joint_site_is_the_embedding_before_it_is_normalised(name):
+    family, host = FAMILIES[name], host_of(name)
+    with record(host, "joint") as recording:
+        answers = torch.stack(family.answers(host, family.inputs()))
+    parts = answers.chunk(len(family.output), -1)
+    for stream, part in zip(family.sites["joint"][1], parts, strict=True):
+        hidden = recording.last("joint", stream).hidden
+        assert torch.allclose(F.normalize(hidden, dim=-1), F.normalize(part, dim=-1), atol=1e-6)

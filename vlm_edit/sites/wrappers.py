@@ -9,7 +9,7 @@ from torch import nn
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The host inside torch.compile, DataParallel, DistributedDataParallel and peft wrappers.
+    """The host inside wrappers of torch.compile, of data parallelism, of FSDP 1 and of peft.
 
     Example:
         >>> import torch
@@ -19,6 +19,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     while True:
         inner = getattr(model, "_orig_mod", None)
+        if inner is None:
+            inner = getattr(model, "_fsdp_wrapped_module", None)
         if inner is None and isinstance(
             model, nn.DataParallel | nn.parallel.DistributedDataParallel
         ):
