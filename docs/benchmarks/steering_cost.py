@@ -261,27 +261,27 @@ class IdleHost(nn.Module):
             hidden = layer(hidden)
         return hidden
 
-
-def idle_steps(width: int, steps: int) -> Work:
-    """Steps of decoding behind a prompt of eight tokens, as ``generate`` makes them."""
-    cache = DynamicCache()
-    cache.update(torch.zeros(1, 1, 8, 1), torch.zeros(1, 1, 8, 1), 0)
-    step = {
-        "input_ids": torch.ones(1, 1, dtype=torch.long),
-        "attention_mask": torch.ones(1, 9, dtype=torch.long),
-        "past_key_values": cache,
-        "hidden": torch.ones(1, 1, width),
-        "use_cache": True,
-        "return_dict": True,
-    }
-
-    def work(host: nn.Module) -> Any:
-        output = None
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, width: int, steps: int) -> Tensor:
+        """The calls of a host's ``generate`` behind its prompt."""
+        cache = DynamicCache()
+        cache.update(*torch.zeros(2, 1, 1, input_ids.shape[1], 1), 0)
+        step = {
+            "input_ids": input_ids[:, :1],
+            "attention_mask": attention_mask,
+            "past_key_values": cache,
+            "hidden": torch.ones(1, 1, width),
+            "use_cache": True,
+            "return_dict": True,
+        }
         for _ in range(steps):
-            output = host(**step)
+            output = self(**step)
         return output
 
-    return work
+
+def idle_steps(width: int, steps: int) -> Work:
+    """Steps of decoding behind a prompt of eight tokens."""
+    ids = torch.ones(1, 8, dtype=torch.long)
+    return lambda host: host.generate(input_ids=ids, attention_mask=ids, width=width, steps=steps)
 
 
 def generation(tokens: int) -> Work:

@@ -80,23 +80,21 @@ class Splice:
         Returns:
             A new tensor of the same shape and dtype.
         """
-        delta = self._delta(hidden, stream, image)
+        part, columns, shift = self._devices.get(hidden.device) or self._on(hidden.device)
+        if shift is not None and hidden.size(-1) == shift.size(0):
+            delta = shift
+        else:
+            with autocast_off(hidden.device):
+                codes, scale = part.codes(hidden, stream, image)
+                delta = (self._apply(codes, columns) - codes) @ part.decoder
+                if scale is not None:
+                    delta = delta * scale
         if strength is not None:
             delta = delta * strength.unsqueeze(-1)
         edited = hidden + delta
         if edited.dtype != hidden.dtype:  # the sum is float32 or wider
             edited = edited.to(hidden.dtype)
         return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
-
-    def _delta(self, hidden: Tensor, stream: str | None, image: Tensor | None) -> Tensor:
-        """What is added: [..., D], or [D] where it is the same for every token."""
-        part, columns, shift = self._devices.get(hidden.device) or self._on(hidden.device)
-        if shift is not None and hidden.shape[-1] == shift.shape[0]:
-            return shift
-        with autocast_off(hidden.device):
-            codes, scale = part.codes(hidden, stream, image)
-            delta = (self._apply(codes, columns) - codes) @ part.decoder
-            return delta if scale is None else delta * scale
 
     def _apply(self, codes: Tensor, columns: tuple[Tensor | None, ...]) -> Tensor:
         for rule, index in zip(self.rules, columns, strict=True):

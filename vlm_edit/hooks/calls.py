@@ -47,8 +47,8 @@ class Call:
     @property
     def decodes(self) -> bool:
         """Whether all its tokens are known to have been generated."""
-        both = isinstance(self.start, int) and isinstance(self.prompt, int)
-        return both and cast("int", self.start) >= cast("int", self.prompt)
+        start, prompt = self.start, self.prompt
+        return isinstance(start, int) and isinstance(prompt, int) and start >= prompt
 
 
 @dataclass(eq=False)
@@ -70,6 +70,14 @@ class Generation:
         return self.length if isinstance(start, Tensor) else self.call.prompt
 
 
+class _State(threading.local):
+    """What a thread is in."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, Call] = {}
+        self.generation: Generation | None = None
+
+
 class CallTracker:
     """Follows the calls of a host and of the modules that its adapter names.
 
@@ -82,7 +90,7 @@ class CallTracker:
 
     def __init__(self, root: nn.Module, adapter: Adapter) -> None:
         self._adapter = adapter
-        self._state = threading.local()
+        self._state = _State()
         self._prompts: weakref.WeakKeyDictionary[Any, int | None] = weakref.WeakKeyDictionary()
         self._users = 0
         self._undo: list[Callable[[], None]] = []
@@ -124,27 +132,24 @@ class CallTracker:
         around = [p for p in self.paths if p == _HOST or f"{path}.".startswith(f"{p}.")]
         return max(around, key=len)
 
-    def now(self, path: str) -> Call | None:
+    def now(self, path: str) -> Call:
         """The call under way of the module at a followed path, or of one around it."""
-        calls: dict[str, Call] = getattr(self._state, "calls", {})
-        if path in calls:
-            return calls[path]
-        if _HOST in calls and path != _HOST:
-            return calls[_HOST]
-        generation = self.generation
-        return None if generation is None else generation.call
+        calls = self._state.calls
+        call = calls.get(path) or calls.get(_HOST)
+        if call is not None:
+            return call
+        generation = self._state.generation
+        return Call() if generation is None else generation.call
 
     @property
     def generation(self) -> Generation | None:
         """The run of ``generate`` under way in this thread."""
-        found: Generation | None = getattr(self._state, "generation", None)
-        return found
+        return self._state.generation
 
     def enter(self, path: str, module: nn.Module, inputs: Mapping[str, Any]) -> None:
         """A followed module is called."""
-        calls: dict[str, Call] = getattr(self._state, "calls", {})
+        calls, generation = self._state.calls, self._state.generation
         outer = None if path == _HOST else calls.get(_HOST)
-        generation = self.generation
         if inputs.get("encoder_hidden_states") is not None:
             # A decoder with a sequence of its own: nothing around it tells of its tokens.
             call = read_call(module, self._adapter, inputs)
@@ -159,10 +164,10 @@ class CallTracker:
 
     def leave(self, path: str, output: Any) -> None:
         """A followed module has returned, or failed."""
-        calls: dict[str, Call] = getattr(self._state, "calls", {})
+        calls = self._state.calls
         call = calls.get(path)
         self._state.calls = {p: c for p, c in calls.items() if p != path and path != _HOST}
-        if call is None or self.generation is not None or torch.compiler.is_compiling():
+        if call is None or self._state.generation is not None or torch.compiler.is_compiling():
             return
         cache = getattr(output, "past_key_values", None)
         if cache is not None and call.shape is not None:
@@ -215,8 +220,9 @@ class _Follow:
         return self
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = self._signature.bind_partial(*args).arguments if args else {}
-        self._tracker.enter(self._path, module, {**named, **kwargs})
+        if args:
+            kwargs = {**self._signature.bind_partial(*args).arguments, **kwargs}
+        self._tracker.enter(self._path, module, kwargs)
 
     def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self._tracker.leave(self._path, output)
@@ -253,7 +259,7 @@ def read_call(
     if not isinstance(sequence, Tensor) or sequence.ndim < 2:
         grid = inputs.get(adapter.grid) if adapter.grid else None
         return Call(grid=grid)
-    rows, length = sequence.shape[:2]
+    rows, length = sequence.size(0), sequence.size(1)
     start = _length_of(inputs.get("past_key_values"))
     columns = None
     if isinstance(start, Tensor):  # now: the host changes it in place
@@ -304,7 +310,7 @@ def _image(
     if adapter.image_token is None:
         return None
     ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-    visual = any(_carried(inputs.get(name)) for name in adapter.visual_inputs)
+    visual = any(name in inputs and _carried(inputs[name]) for name in adapter.visual_inputs)
     if ids is not None:
         return ids == _placeholder(module, adapter) if visual else False
     if visual:
@@ -377,9 +383,9 @@ def _length_of(cache: Any) -> int | Tensor | None:
 
 
 def _carried(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(item is not None for item in value.values())
-    return value is not None
+    if value is None or isinstance(value, Tensor):  # first: asking for a Mapping takes longer
+        return value is not None
+    return not isinstance(value, Mapping) or any(item is not None for item in value.values())
 
 
 def _is_zero(start: int | Tensor | None) -> bool:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks.calls import Call, CallTracker
+from vlm_edit.hooks.calls import CallTracker
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.where import Where
-from vlm_edit.sites import Adapter, Site, Stream, Tap, find_adapter, unwrap
+from vlm_edit.sites import Adapter, Site, Tap, find_adapter, unwrap
 
 Callback = Callable[[Tensor, Where], Tensor]
 
@@ -82,6 +82,8 @@ class Dispatcher:
 
     def edit(self, module: nn.Module, output: Any) -> Any:
         """A module's output after all callbacks."""
+        if isinstance(output, Tensor):
+            return self._run(output)
         return replace_hidden(output, self._run(hidden_of(output, module)))
 
     def call_method(
@@ -189,7 +191,7 @@ def follow(
         where = Where(stream)
         run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
     else:
-        run = lambda hidden: callback(hidden, _where(tracker.now(path), stream))  # noqa: E731
+        run = lambda hidden: callback(hidden, Where(stream, tracker.now(path)))  # noqa: E731
     if axis == -1:
         return run, lambda: tracker.release(root)
     return (
@@ -223,7 +225,3 @@ def _attach_tap(
             release()
 
     return undo
-
-
-def _where(call: Call | None, stream: Stream) -> Where:
-    return Where(stream) if call is None else Where(stream, call)

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from vlm_edit.hooks import Selection, Where
+from vlm_edit.hooks import Call, Selection, Where
 
 STREAMS = ("image", "text", "unknown")
 PHASES = ("prompt", "decode", "unknown")
@@ -78,7 +78,7 @@ class Tally:
         self._site = site
         self._calls = 0
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._steps: list[int] = []
+        self._steps: list[int] | None = None
         self._held = {device: _Held.on(device)}
 
     def add(
@@ -101,22 +101,31 @@ class Tally:
             return
         image = where.image if where.stream == "mixed" else where.stream == "image"
         if isinstance(chosen, bool) and not isinstance(image, Tensor):
-            self._counts[_STREAM[image], phase] += hidden.shape[:-1].numel()
+            self._counts[_STREAM[image], phase] += hidden.numel() // hidden.size(-1)
         else:
             held = self._on(hidden.device).counts[:, PHASES.index(phase)]
             held += _by_stream(image, where, hidden, chosen)
         if phase == "decode":
-            first = cast("int", where.call.start) - cast("int", where.call.prompt)
-            last = first + hidden.shape[1] - 1
-            if selection.steps is not None:
-                first = max(first, selection.steps[0])
-                last = min(last, last if selection.steps[1] is None else selection.steps[1] - 1)
-            self._steps = [min([*self._steps[:1], first]), max([*self._steps[1:], last])]
+            self._widen(selection.steps, where.call, hidden.size(1))
+
+    def _widen(self, asked: tuple[int, int | None] | None, call: Call, length: int) -> None:
+        """Count a call of generated tokens among the steps."""
+        first: int = call.start - call.prompt  # type: ignore[assignment, operator]
+        last = first + length - 1
+        if asked is not None:
+            first = max(first, asked[0])
+            last = last if asked[1] is None else min(last, asked[1] - 1)
+        if self._steps is None:
+            self._steps = [first, last]
+        if first < self._steps[0]:
+            self._steps[0] = first
+        if last > self._steps[1]:
+            self._steps[1] = last
 
     @property
     def report(self) -> SiteReport:
         """The count so far; waits for the device."""
-        calls, steps, counts = self._calls, list(self._steps), Counter(self._counts)
+        calls, steps, counts = self._calls, list(self._steps or ()), Counter(self._counts)
         for held in self._held.values():
             calls += int(held.calls)
             first, last = held.steps.tolist()
