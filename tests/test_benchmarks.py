@@ -1,0 +1,86 @@
+"""The scripts of docs/benchmarks compare like with like. Their numbers are not tested."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+COST = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "steering_cost.py"
+SMALL = ["--width=32", "--layers=2", "--tokens=4", "--steps=3", "--features=64", "--rounds=2"]
+
+
+@pytest.fixture(scope="module")
+def cost() -> Any:
+    spec = importlib.util.spec_from_file_location("steering_cost", COST)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_cost_of_steering_is_printed_for_every_library_or_it_is_named() -> None:
+    done = subprocess.run(
+        [sys.executable, str(COST), *SMALL],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    alone, whole = done.stdout.split("generate: ")
+    for name in ("bare torch hook", "vlm-edit", "nnsight", "steering-vectors", "repeng"):
+        if f"{name} is left out: it is not installed" in done.stdout:
+            continue
+        assert re.search(rf"^{name}  +-?\d+\.\d  ", alone, re.MULTILINE), name
+        assert re.search(rf"^{name}  .* \d\.\d\d\d \[.*e[-+]\d\d$", whole, re.MULTILINE), name
+    assert re.search(r"^vlm-edit  +-?\d+\.\d  ", alone, re.MULTILINE)
+
+
+@contextmanager
+def twice(subject: Any) -> Any:
+    """The edit, twice as strong."""
+    module = subject.host.get_submodule(subject.path)
+    handle = module.register_forward_hook(lambda _m, _a, out: out + 2 * subject.vector)
+    yield lambda work: work(subject.host)
+    handle.remove()
+
+
+def test_a_library_that_makes_another_edit_is_not_timed(cost: Any) -> None:
+    subject = cost.Subject(cost.make_llava(32, 2), 1, torch.ones(32))
+    same = {"plain": cost.plain, "bare torch hook": cost.torch_hook, "vlm-edit": cost.ours}
+    read = lambda output: torch.cat(output.logits)  # noqa: E731
+    off = cost.expect_same(subject, cost.generation(3), same, read)
+    assert off["vlm-edit"] <= 1e-5 < off["plain"]
+    with pytest.raises(AssertionError, match="^other: not the edit of the bare hook"):
+        cost.expect_same(subject, cost.generation(3), same | {"other": twice}, read)
+    subject.vector = torch.zeros(32)
+    with pytest.raises(AssertionError, match="the edit changes nothing"):
+        cost.expect_same(subject, cost.generation(3), same, read)
+
+
+def test_each_round_begins_with_another_method_and_times_all(cost: Any) -> None:
+    order: list[str] = []
+
+    def make(name: str) -> Any:
+        @contextmanager
+        def method(_subject: Any) -> Any:
+            order.append(name)
+            yield lambda work: work(None)
+
+        return method
+
+    found = cost.in_turn(None, lambda _host: None, {n: make(n) for n in "abc"}, 3)
+    assert [len(timing.cpu) for timing in found.values()] == [3, 3, 3]
+    assert "".join(order[3:]) == "abcbcacab"
