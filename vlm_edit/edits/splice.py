@@ -96,6 +96,13 @@ class Splice:
             edited = edited.to(hidden.dtype)
         return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
 
+    def place(self, device: torch.device) -> None:
+        """Put what the edit needs on a device now, not at the first output there.
+
+        Compiled code needs it: it could not tell a tensor made under ``inference_mode``.
+        """
+        self._on(device)
+
     def _apply(self, codes: Tensor, columns: tuple[Tensor | None, ...]) -> Tensor:
         for rule, index in zip(self.rules, columns, strict=True):
             if index is None:

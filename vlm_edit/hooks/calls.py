@@ -70,14 +70,6 @@ class Generation:
         return self.length if isinstance(start, Tensor) else self.call.prompt
 
 
-class _State(threading.local):
-    """What a thread is in."""
-
-    def __init__(self) -> None:
-        self.calls: dict[str, Call] = {}
-        self.generation: Generation | None = None
-
-
 class CallTracker:
     """Follows the calls of a host and of the modules that its adapter names.
 
@@ -90,7 +82,7 @@ class CallTracker:
 
     def __init__(self, root: nn.Module, adapter: Adapter) -> None:
         self._adapter = adapter
-        self._state = _State()
+        self._state = threading.local()  # not a subclass: compiled code would not write to it
         self._prompts: weakref.WeakKeyDictionary[Any, int | None] = weakref.WeakKeyDictionary()
         self._users = 0
         self._undo: list[Callable[[], None]] = []
@@ -134,21 +126,27 @@ class CallTracker:
 
     def now(self, path: str) -> Call:
         """The call under way of the module at a followed path, or of one around it."""
-        calls = self._state.calls
+        calls = self._calls
         call = calls.get(path) or calls.get(_HOST)
         if call is not None:
             return call
-        generation = self._state.generation
+        generation = self.generation
         return Call() if generation is None else generation.call
 
     @property
     def generation(self) -> Generation | None:
         """The run of ``generate`` under way in this thread."""
-        return self._state.generation
+        found: Generation | None = getattr(self._state, "generation", None)
+        return found
+
+    @property
+    def _calls(self) -> dict[str, Call]:
+        found: dict[str, Call] = getattr(self._state, "calls", {})
+        return found
 
     def enter(self, path: str, module: nn.Module, inputs: Mapping[str, Any]) -> None:
         """A followed module is called."""
-        calls, generation = self._state.calls, self._state.generation
+        calls, generation = self._calls, self.generation
         outer = None if path == _HOST else calls.get(_HOST)
         if inputs.get("encoder_hidden_states") is not None:
             # A decoder with a sequence of its own: nothing around it tells of its tokens.
@@ -164,10 +162,10 @@ class CallTracker:
 
     def leave(self, path: str, output: Any) -> None:
         """A followed module has returned, or failed."""
-        calls = self._state.calls
+        calls = self._calls
         call = calls.get(path)
         self._state.calls = {p: c for p, c in calls.items() if p != path and path != _HOST}
-        if call is None or self._state.generation is not None or torch.compiler.is_compiling():
+        if call is None or self.generation is not None or torch.compiler.is_compiling():
             return
         cache = getattr(output, "past_key_values", None)
         if cache is not None and call.shape is not None:

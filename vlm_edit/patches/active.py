@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from einops import repeat
@@ -77,6 +77,12 @@ class Active:
     tally: Tally
     _devices: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        """Be ready where the site's outputs will most likely be."""
+        self.binding.splice.place(self.tally.device)
+        if self.run.strength is not None:
+            self._rows_on(self.run.strength, self.tally.device)
+
     def __call__(self, hidden: Tensor, where: Where) -> Tensor:
         """The output of one of the site's modules, edited."""
         if self.run.image_mask is not None and where.stream == "mixed":
@@ -97,12 +103,24 @@ class Active:
         mask = chosen if isinstance(chosen, Tensor) else None
         return self.binding.splice(hidden, mask, stream, image, strength)
 
+    def _rows_on(self, rows: Tensor, device: torch.device) -> Tensor:
+        if device not in self._devices:
+            with torch.inference_mode(False):
+                self._devices[device] = move(rows, device).clone()  # set_strength writes to it
+        return self._devices[device]
+
+    def set_strength(self, rows: Tensor) -> None:
+        """Give another strength, [B] or [1]; tensors in use change in place where they fit."""
+        self.run = replace(self.run, strength=rows)
+        for device, held in self._devices.items():
+            if len(rows) in (1, len(held)):
+                held.copy_(rows)
+            else:
+                self._devices[device] = move(rows, device)
+
     def _strength(self, rows: Tensor, hidden: Tensor, where: Where) -> Tensor:
         """The strength of each row of an output: [B, 1] for [B, S, D], [N] for packed [N, D]."""
-        if hidden.device not in self._devices:
-            with torch.inference_mode(False):
-                self._devices[hidden.device] = move(rows, hidden.device)
-        rows = self._devices[hidden.device]
+        rows = self._rows_on(rows, hidden.device)
         images = where.images_at(hidden)
         if len(rows) > 1 and images is not None:
             if where.call.grid is not None and len(rows) != len(where.call.grid):

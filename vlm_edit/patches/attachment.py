@@ -6,8 +6,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+import torch
+from torch import Tensor
+
 from vlm_edit.hooks import Handle
-from vlm_edit.patches.report import Report, Tally
+from vlm_edit.patches.active import Active, Run
+from vlm_edit.patches.report import Report
 
 
 class Attachment(Handle):
@@ -23,13 +27,26 @@ class Attachment(Handle):
         joint: 1 tokens edited in 1 calls (1 text; 1 prompt)
     """
 
-    def __init__(self, undo: list[Callable[[], None]], tallies: Sequence[Tally]) -> None:
+    def __init__(self, undo: list[Callable[[], None]], actives: Sequence[Active]) -> None:
         super().__init__(undo)
-        self.tallies = tuple(tallies)
+        self.actives = tuple(actives)
 
     def report(self) -> Report:
         """What was really edited since the patch was attached; may be asked at any time."""
-        return Report(tuple(tally.report for tally in self.tallies))
+        return Report(tuple(active.tally.report for active in self.actives))
+
+    def set_strength(self, strength: float | Sequence[float] | Tensor) -> None:
+        """Change how strongly the patch acts, in place: compiled code goes on as it is.
+
+        Args:
+            strength: As for ``Patch.attach``: one number, or one per row of the batches to come.
+
+        Raises:
+            VlmEditError: Not finite, of another shape; nothing has changed then.
+        """
+        rows = Run.of(strength).strength
+        for active in self.actives:
+            active.set_strength(torch.ones(1) if rows is None else rows)
 
     def remove(self) -> None:
         """Leave the host bit for bit as it was; calling it twice does nothing.

@@ -159,7 +159,7 @@ class Patch:
         except BaseException:
             Handle(undo).remove()
             raise
-        return Attachment(undo, [active.tally for _, active in actives])
+        return Attachment(undo, [active for _, active in actives])
 
     def prepare(
         self,
@@ -327,14 +327,14 @@ def attach_rows(
     if not distinct:
         raise VlmEditError("attach_rows needs a patch for at least one row: all are None")
     undo: list[Callable[[], None]] = []
-    tallies: list[Tally] = []
+    actives: list[Active] = []
     try:
         for patch in distinct:
             rows = [float(own is patch) for own in patches]
             own = patch.attach(model, adapter, check_host, strength=rows)
             undo.append(own.detach)
-            tallies += own.tallies
+            actives += own.actives
     except BaseException:
         Handle(undo).remove()
         raise
-    return Attachment(undo, tallies)
+    return Attachment(undo, actives)

@@ -75,6 +75,7 @@ class Tally:
     """
 
     def __init__(self, site: str, device: torch.device) -> None:
+        self.device = device
         self._site = site
         self._calls = 0
         self._counts: Counter[tuple[str, str]] = Counter()

@@ -1,0 +1,132 @@
+"""Compiled hosts: attached before or after, no graph break, few graphs, the same edits."""
+
+import pytest
+import torch
+from conftest import IMAGE_TOKEN, make_llava, random_dictionary
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, StaticCache
+
+from vlm_edit import Patch, Scale
+
+NEW = 6
+DICTIONARY = random_dictionary(32)
+CHOICES = {
+    "all": {},
+    "image": {"tokens": "image"},
+    "text": {"tokens": "text"},
+    "prompt": {"phase": "prompt"},
+    "decode": {"phase": "decode"},
+    "steps": {"phase": "decode", "steps": (1, 3)},
+    "positions": {"positions": (0, -1)},
+}
+
+
+@pytest.fixture
+def host():
+    """Its compiled code is its own."""
+    torch.compiler.reset()
+    counters.clear()
+    yield make_llava()
+    torch.compiler.reset()
+
+
+def patch(**choice) -> Patch:
+    return Patch.at("language.1", DICTIONARY, Scale(range(30), 3.0), **choice)
+
+
+def prompts(words=3):
+    """Two prompts of 6 + words tokens, the second padded."""
+    image = [IMAGE_TOKEN] * 4
+    ids = torch.tensor([[1, 5, *image, *[6] * words], [0, 0, 1, *image, *[9] * (words - 1)]])
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "pixel_values": pixels}
+
+
+@torch.no_grad()
+def generate(host, inputs, compiled, backend="eager"):
+    """Greedy decoding with a static cache; compiled, a step must be one graph."""
+    config = CompileConfig(fullgraph=True, backend=backend, mode=None)
+    config._compile_all_devices = True  # as on a GPU, where ``generate`` compiles by itself
+    output = host.generate(
+        **inputs,
+        past_key_values=StaticCache(config=host.config.get_text_config(), max_cache_len=32),
+        compile_config=config,
+        disable_compile=not compiled,
+        max_new_tokens=NEW,
+        do_sample=False,
+        suppress_tokens=[IMAGE_TOKEN],
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return torch.stack(output.logits, 1)
+
+
+@pytest.mark.parametrize(
+    ("choice", "strength"),
+    [*((c, 1.0) for c in CHOICES), ("all", [0.0, 2.0]), ("text", [1.0, 0.0])],
+)
+def test_a_compiled_decode_step_is_one_graph_and_edits_as_the_eager_one(host, choice, strength):
+    inputs = prompts()
+    with patch(**CHOICES[choice]).attach(host, strength=strength) as eager:
+        expected = generate(host, inputs, compiled=False)
+    with patch(**CHOICES[choice]).attach(host, strength=strength) as attached:
+        got = generate(host, inputs, compiled=True)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert attached.report() == eager.report()
+
+
+@pytest.mark.parametrize("choice", ["text", "decode", "positions"])
+def test_prompts_of_many_lengths_share_a_few_graphs(host, choice):
+    with patch(**CHOICES[choice]).attach(host):
+        for words in range(2, 9):
+            inputs = prompts(words)
+            got = generate(host, inputs, compiled=True)
+            expected = generate(host, inputs, compiled=False)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] <= 5
+    assert not counters["graph_break"]
+
+
+def test_a_patch_may_come_and_go_after_the_first_compiled_call(host):
+    inputs = prompts()
+    plain = generate(host, inputs, compiled=True)
+    with patch().attach(host):
+        expected = generate(host, inputs, compiled=False)
+        torch.testing.assert_close(
+            generate(host, inputs, compiled=True), expected, rtol=1e-4, atol=1e-4
+        )
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    assert torch.equal(generate(host, inputs, compiled=True), plain)
+
+
+def test_a_new_strength_needs_no_new_graph(host):
+    inputs = prompts()
+    with patch().attach(host, strength=[1.0, 1.0]) as attached:
+        generate(host, inputs, compiled=True)
+        graphs = counters["stats"]["unique_graphs"]
+        for strength in ([0.0, 2.0], [0.5, 0.0]):
+            attached.set_strength(strength)
+            got = generate(host, inputs, compiled=True)
+            expected = generate(host, inputs, compiled=False)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize("choice", ["image", "text"])
+def test_a_compiled_forward_is_one_graph(host, choice):
+    inputs = prompts()
+    compiled = torch.compile(host, backend="eager", fullgraph=True)
+    with torch.no_grad(), patch(**CHOICES[choice]).attach(compiled):
+        expected = host(**inputs).logits  # first: LLaVA installs hooks of its own at its first call
+        torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_same_generation(host):
+    inputs = prompts()
+    with patch(tokens="text", steps=(1, 3)).attach(host):
+        expected = generate(host, inputs, compiled=False)
+        got = generate(host, inputs, compiled=True, backend="inductor")
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
