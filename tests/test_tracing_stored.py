@@ -9,7 +9,7 @@ import torch
 from conftest import IMAGE_TOKEN
 from torch import nn
 
-from vlm_edit import Clamp, Patch, VlmEditError, record, tracing
+from vlm_edit import Clamp, Patch, VlmEditError, record, tracing, zoo
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,39 @@ def test_the_hosts_own_calls_are_edited_while_interleaved_and_plain_afterwards(
         with model.trace(**llava_inputs):
             logits = model.output.logits.save()
         assert torch.equal(logits, expected["forward"])
+        with model.trace(**llava_inputs, fn="generate", **options) as tracer:
+            seen = [].save()
+            for _ in tracer.iter[:3]:
+                seen.append(tracing.at(model, "language.1").output.shape[1])
+        assert seen == [9, 1, 1]
     for name, call in calls.items():
         assert torch.equal(call(), before[name])
+
+
+def test_a_model_that_prepares_its_inputs_is_interleaved_with_those_of_the_host(
+    nnsight, llava, llava_inputs, dictionary
+) -> None:
+    tokenizer = zoo.load_host()[1].tokenizer
+    model = nnsight.TransformersModel(
+        llava, tokenizer=tokenizer, processor=tokenizer, task="image-text-to-text"
+    )
+    patch = Patch.at("language.1", dictionary(32), Clamp([1, 2, 3, 4], value=6.0))
+    options = {"max_new_tokens": 6, "do_sample": False}
+    before = llava.generate(**llava_inputs, **options)
+    with patch.attach(llava):
+        expected = llava.generate(**llava_inputs, **options)
+    assert not torch.equal(expected, before)
+    with patch.attach(model, via="nnsight"), torch.no_grad():
+        assert torch.equal(llava.generate(**llava_inputs, **options), expected)
+        with model.generate(**llava_inputs, **options) as tracer:
+            traced = tracer.result.save()
+    assert torch.equal(traced, expected)
+    edited = tracing.edited(model, patch)
+    with torch.no_grad(), edited.generate(**llava_inputs, **options) as tracer:
+        stored = tracer.result.save()
+    assert torch.equal(stored, expected)
+    with tracing.interleaved(edited):
+        assert torch.equal(llava.generate(**llava_inputs, **options), expected)
 
 
 def test_a_users_own_stored_edit_acts_on_features_while_interleaved(

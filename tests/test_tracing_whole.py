@@ -70,6 +70,28 @@ def test_an_exception_surfaces_as_itself_and_the_patch_works_on(
     assert same(bits(LLAVA, run), before)
 
 
+def test_a_module_that_fails_leaves_no_worker_waiting_for_it() -> None:
+    from greenlet import greenlet
+
+    def alive() -> int:
+        return sum(type(o) is greenlet and bool(o) for o in gc.get_objects())
+
+    def fail() -> None:
+        with pytest.raises(AttributeError, match="dtype"):
+            find_site(LLAVA, "language.1").taps[0].module("no hidden state")
+
+    with patch_at().attach(LLAVA, via="nnsight"):
+        fail()  # also the main greenlet is made once
+        gc.collect()
+        gc.disable()
+        try:
+            before = alive()
+            fail()
+            assert alive() == before
+        finally:
+            gc.enable()
+
+
 def test_an_error_in_the_edit_says_what_to_do(llava_inputs) -> None:
     embeds = embedded(llava_inputs)["inputs_embeds"]
     told = pytest.raises(VlmEditError, match="nobody can tell image tokens")
@@ -82,6 +104,23 @@ def test_a_patch_that_edits_nothing_warns(llava_inputs) -> None:
     LLAVA(**llava_inputs)
     with pytest.warns(UserWarning, match="edited no token"):
         attached.remove()
+
+
+def test_a_wrapper_that_came_over_a_patch_is_kept_and_the_patch_under_it_is_gone(
+    llava_inputs, monkeypatch
+) -> None:
+    host = make_llava()
+    run = MODES["forward"](llava_inputs)
+    before = bits(host, run)
+    module, calls = find_site(host, "language.1").taps[0].module, []
+    attached = patch_at().attach(host, via="nnsight")
+    patched = module.forward
+    module.forward = lambda *args, **kwargs: calls.append(1) or patched(*args, **kwargs)
+    assert not same(bits(host, run), before)
+    attached.remove()
+    monkeypatch.setattr("vlm_edit.hooks.Dispatcher.edit", None)  # would fail if called
+    assert same(bits(host, run), before)
+    assert len(calls) == 2
 
 
 def test_a_copy_of_a_patched_host_has_its_own_weights_and_is_patched_while_it_is(

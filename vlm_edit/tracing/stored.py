@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from nnsight import NNsight
 
 ENTRIES = ("forward", "generate", "get_image_features", "get_text_features")
+_BARE = SimpleNamespace(_batch_size=lambda *_, **__: 0, _batch=lambda *_: ((), {}))
 
 
 class Edits(Protocol):
@@ -102,11 +104,13 @@ def interleaved(model: NNsight) -> Iterator[NNsight]:
         False
     """
     host = expect_model(model, "tracing.interleaved")
+    from nnsight.intervention.batching import Batcher
 
     def around(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if model.interleaver.interleaving:  # generate calls forward
             return original(*args, **kwargs)
-        return model.interleave(lambda: original(*args, **kwargs))
+        # Not the model's own batcher: it would prepare inputs, and these are prepared.
+        return model.interleave(lambda: original(*args, **kwargs), batcher=Batcher(_BARE))
 
     names = [name for name in ENTRIES if callable(getattr(host, name, None))]
     standing = [StandIn(host, name, around) for name in names]
