@@ -28,6 +28,7 @@ from tiny_hosts import FAMILIES
 from torch import Tensor, nn
 
 from vlm_edit import Ablate, Adapter, Patch, record, tracing
+from vlm_edit.patches.patch import attach_rows
 
 CLIP = make_clip()
 
@@ -292,6 +293,17 @@ def test_two_patches_act_both_whatever_attaches_them(llava_inputs, engines) -> N
         assert same(bits(LLAVA, run), alone)
     assert first.report().edited_tokens == 3 * 8
     assert same(bits(LLAVA, run), before)
+
+
+def test_rows_have_their_own_patches_as_under_hooks(llava_inputs) -> None:
+    run, patches = MODES["beams"](llava_inputs), (patch_at(), patch_at("language.2", "text"))
+    found = []
+    for via in ("hooks", "nnsight"):
+        with attach_rows(LLAVA, patches, via=via) as attached:
+            found.append((bits(LLAVA, run), attached.report()))
+    assert same(found[0][0], found[1][0])
+    assert not same(found[0][0], bits(LLAVA, run))
+    assert found[0][1] == found[1][1]
 
 
 def test_two_patches_of_one_site_act_in_the_order_they_came(clip_inputs) -> None:

@@ -67,10 +67,11 @@ def test_an_edited_model_that_is_dropped_leaves_nothing_on_the_host(
 # The host's own calls under stored edits
 
 
+@pytest.mark.parametrize("site", ["projector", "language.1"])
 def test_the_hosts_own_calls_are_edited_while_interleaved_and_plain_afterwards(
-    nnsight, llava, llava_inputs, dictionary
+    nnsight, llava, llava_inputs, dictionary, site
 ) -> None:
-    patch = Patch.at("language.1", dictionary(32), Clamp([1, 2, 3, 4], value=6.0))
+    patch = Patch.at(site, dictionary(32), Clamp([1, 2, 3, 4], value=6.0))
     options = {"max_new_tokens": 6, "do_sample": False}
     calls: dict[str, Callable[[], Any]] = {
         "forward": lambda: llava(**llava_inputs).logits,

@@ -237,6 +237,11 @@ def test_a_site_that_is_a_method_is_refused_with_the_mend() -> None:
     assert not [line for line in left(host) if "vlm_edit" in line]
 
 
+def test_a_site_that_is_a_method_is_in_no_trace(nnsight) -> None:
+    with pytest.raises(VlmEditError, match=r"no module at 'embed\(\)': it is a method"):
+        tracing.at(nnsight.NNsight(Map()), "joint", adapter=MAP)
+
+
 @pytest.mark.filterwarnings("ignore:.*was replaced after nnsight wrapped")
 def test_a_module_whose_forward_somebody_replaced_is_refused_and_not_bypassed(nnsight) -> None:
     host = Map()

@@ -294,10 +294,12 @@ def _device(site: Site, model: nn.Module) -> torch.device:
 
 
 def attach_rows(
-    model: nn.Module,
+    model: nn.Module | tracing.NNsight,
     patches: Sequence[Patch | None],
     adapter: Adapter | None = None,
     check_host: bool = True,
+    *,
+    via: Engine = "hooks",
 ) -> Attachment:
     """Attach another patch for each row of the batches to come, all or none of them.
 
@@ -306,6 +308,7 @@ def attach_rows(
         patches: One per row; None leaves a row as it is. Beams of a row share its patch.
         adapter: The host's adapter; by default found.
         check_host: As for ``Patch.attach``.
+        via: As for ``Patch.attach``.
 
     Returns:
         One attachment for all; its report has the distinct patches' bindings in their order.
@@ -331,7 +334,7 @@ def attach_rows(
     try:
         for patch in distinct:
             rows = [float(own is patch) for own in patches]
-            own = patch.attach(model, adapter, check_host, strength=rows)
+            own = patch.attach(model, adapter, check_host, strength=rows, via=via)
             undo.append(own.detach)
             actives += own.actives
     except BaseException:
