@@ -226,6 +226,19 @@ def test_steering_adds_one_vector_and_encodes_nothing(activation, dtype, monkeyp
         torch.testing.assert_close(change, added.expand_as(change), rtol=1e-5, atol=1e-5)
 
 
+@dataclass(frozen=True)
+class SteerActive(Steer):
+    """Adds only to features that are active."""
+
+    def target(self, code):
+        return torch.where(code > 0, code + self.amount, code)
+
+
+def test_a_kind_of_steering_that_looks_at_the_code_is_shown_it():
+    splice = Splice.of(Dictionary.identity(2), [SteerActive([0, 1], 2.0)])
+    assert splice(torch.tensor([[1.0, -1.0]])).tolist() == [[3.0, -1.0]]
+
+
 def test_steering_still_refuses_another_width():
     splice = Splice.of(make("relu", "none", False, 0), [Steer([0], 1.0)])
     with pytest.raises(VlmEditError, match="width 1 meet a dictionary of width 6"):

@@ -60,11 +60,6 @@ class Rule:
         """What the rule makes of the features' code [..., t] at full strength."""
         raise NotImplementedError
 
-    @property
-    def shift(self) -> float | None:
-        """What the rule adds to every code, whatever it is; None where it depends on the code."""
-        return None
-
     def __call__(self, code: Tensor) -> Tensor:
         """The features' code [..., t] after the rule."""
         target = self.target(code)
@@ -153,11 +148,6 @@ class Steer(Rule):
     kind: ClassVar[str] = "steer"
 
     amount: float
-
-    @property
-    def shift(self) -> float:
-        """The amount, as far as the strength goes."""
-        return self.amount * self.strength
 
     def target(self, code: Tensor) -> Tensor:
         """The code plus the amount."""

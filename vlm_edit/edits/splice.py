@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, Slice
 from vlm_edit.dictionaries.dictionary import autocast_off, move
-from vlm_edit.edits.rules import Rule
+from vlm_edit.edits.rules import Rule, Steer
 from vlm_edit.errors import VlmEditError
 
 
@@ -138,7 +138,7 @@ def _shift(part: Slice, rules: Sequence[Rule], columns: Sequence[Tensor | None])
         return None
     amounts = torch.zeros(len(part.decoder), dtype=torch.float64)
     for rule, index in zip(rules, columns, strict=True):
-        if rule.shift is None:
+        if type(rule) is not Steer:  # a rule of a user's own may do anything
             return None
-        amounts[slice(None) if index is None else index] += rule.shift
+        amounts[slice(None) if index is None else index] += rule.amount * rule.strength
     return (amounts @ part.decoder.cpu().double()).float()
