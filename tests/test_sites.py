@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vlm_edit import Adapter, SiteRule, TapRule, VlmEditError, find_sites
-from vlm_edit.sites import find_adapter, find_site, image_token_id, unwrap
+from vlm_edit.sites import find_adapter, find_site, image_token_ids, unwrap
 
 registry = importlib.import_module("vlm_edit.sites.registry")
 
@@ -317,11 +317,12 @@ def test_the_model_type_goes_before_the_class(monkeypatch, clip):
 def test_the_placeholder_is_a_number_or_an_attribute_of_the_config_or_of_the_host(llava):
     host = Stages()
     host.placeholder = 7
-    assert image_token_id(llava, find_adapter(llava)) == llava.config.image_token_id
-    assert image_token_id(host, Adapter((), image_token="placeholder")) == 7
-    assert image_token_id(host, Adapter((), image_token=0)) == 0
-    assert image_token_id(host, Adapter(())) is None
+    assert image_token_ids(llava, find_adapter(llava)) == (llava.config.image_token_id,)
+    assert image_token_ids(host, Adapter((), image_token="placeholder")) == (7,)
+    assert image_token_ids(host, Adapter((), image_token=0)) == (0,)
+    assert image_token_ids(host, Adapter((), image_token=("placeholder", 9, "video"))) == (7, 9)
+    assert image_token_ids(host, Adapter(())) == ()
     with pytest.raises(
         VlmEditError, match=r"the config of Stages has no 'image_id', nor has Stages"
     ):
-        image_token_id(host, Adapter((), image_token="image_id"))
+        image_token_ids(host, Adapter((), image_token="image_id"))

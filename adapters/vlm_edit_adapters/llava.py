@@ -36,5 +36,5 @@ adapter = Adapter(
             width=("text_config.hidden_size",),
         ),
     ),
-    image_token="image_token_id",
+    image_token=("image_token_id", "video_token_id"),
 )

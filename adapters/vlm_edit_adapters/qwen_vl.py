@@ -35,7 +35,7 @@ adapter = Adapter(
             width=("text_config.hidden_size",),
         ),
     ),
-    image_token="image_token_id",
+    image_token=("image_token_id", "video_token_id"),
     calls=("model.visual", "visual"),
     grid="grid_thw",
 )

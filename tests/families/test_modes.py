@@ -171,6 +171,25 @@ def test_the_mask_is_the_hosts_own(name, mode):
     assert mask_in(name, mode) == ("not offered" if (name, mode) in NOT_OFFERED else "same")
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("mode", ["forward", "left-padded batch", "beam search", "use_cache=False"])
+def test_places_of_videos_are_image_tokens_too(name, mode):
+    host, way = host_of(name), MODES[mode]
+    inputs = inputs_of(name, way, host)
+    ids = inputs["input_ids"]
+    videos = {
+        "pixel_values_videos": inputs.pop("pixel_values"),
+        "video_grid_thw": inputs.pop("image_grid_thw"),
+        "mm_token_type_ids": 2 * inputs["mm_token_type_ids"],
+    }
+    inputs |= videos | {"input_ids": torch.where(ids == IMAGE_TOKEN, 61, ids)}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        pairs = masks_of(monkeypatch, host, lambda: run(way, host, inputs))
+    assert pairs[0][1].any()
+    for ours, theirs in pairs:
+        assert torch.equal(ours, theirs)
+
+
 # An edit is the same however a generation is computed, and acts where it says.
 
 EDITS = {

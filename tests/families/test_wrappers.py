@@ -163,16 +163,11 @@ WRAPPERS = {
     "FSDP 1": lambda host: FullyShardedDataParallel(host, device_id=torch.device("cpu")),
     "FSDP 2": sharded,
 }
-# The fingerprint reads weights by index, which torch refuses for sharded ones.
-UNREAD = pytest.mark.xfail(raises=RuntimeError, reason="patches.fingerprint knows no DTensor")
 
 
 @pytest.mark.parametrize(
     "wrap",
-    [
-        pytest.param(wrap, id=name, marks=[UNREAD] if name == "FSDP 2" else [])
-        for name, wrap in WRAPPERS.items()
-    ],
+    [pytest.param(wrap, id=name) for name, wrap in WRAPPERS.items()],
 )
 @pytest.mark.usefixtures("one_process")
 def test_a_patch_that_was_saved_for_a_plain_host_fits_it_wrapped(wrap, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 import weakref
@@ -12,9 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks.methods import StandIn
-from vlm_edit.sites import Adapter
+from vlm_edit.sites import Adapter, image_token_ids
 
 _HOST = ""  # the path of the host itself among the modules whose calls are followed
 
@@ -307,14 +307,15 @@ def _image(
 ) -> Tensor | bool | None:
     if adapter.image_token is None:
         return None
-    ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+    ids: Tensor | None = inputs.get("input_ids")
+    embeds: Any = inputs.get("inputs_embeds")
     visual = any(name in inputs and _carried(inputs[name]) for name in adapter.visual_inputs)
     if ids is not None:
-        return ids == _placeholder(module, adapter) if visual else False
+        return _any_of([ids == i for i in image_token_ids(module, adapter)]) if visual else False
     if visual:
         embed = cast(Callable[[], nn.Module], module.get_input_embeddings)()
-        token = torch.tensor(_placeholder(module, adapter), device=cast("Tensor", embeds).device)
-        return cast("Tensor", (embeds == embed(token)).all(-1))
+        tokens = torch.tensor(image_token_ids(module, adapter), device=embeds.device)
+        return _any_of([(embeds == token).all(-1) for token in embed(tokens)])
     for known in (outer, generation.call if generation else None):
         if known is None or known.image is None or known.shape is None:
             continue
@@ -334,15 +335,8 @@ def take_columns(known: Tensor, start: int, length: int, beyond: bool) -> Tensor
     return torch.cat([part, part.new_full((len(part), missing), beyond)], 1)
 
 
-def _placeholder(module: nn.Module, adapter: Adapter) -> int:
-    name = cast("str", adapter.image_token)
-    token = getattr(getattr(module, "config", None), name, None)
-    if token is None:
-        raise VlmEditError(
-            f"the config of {type(module).__name__} has no {name!r}: name the attribute with the "
-            "id of its image placeholder in Adapter.image_token"
-        )
-    return cast("int", token)
+def _any_of(masks: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.logical_or, masks)
 
 
 def _real(attention: Any, call: Call) -> Tensor | None:

@@ -23,7 +23,7 @@ def fingerprint(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
     """
     host = unwrap(model)
     return {
-        "architecture": type(host).__name__,
+        "architecture": _class_of(host).__name__,
         "model_type": getattr(getattr(host, "config", None), "model_type", None),
         "sites": {
             site.name: {
@@ -72,6 +72,12 @@ def expect_host(expected: dict[str, Any], actual: dict[str, Any]) -> None:
                 )
 
 
+def _class_of(host: nn.Module) -> type:
+    """The host's class, behind one that FSDP has made of it."""
+    classes = type(host).__mro__
+    return next(c for c in classes if not c.__module__.startswith("torch.distributed"))
+
+
 def _same(expected: list[float], actual: list[float]) -> bool:
     a, b = torch.tensor(expected), torch.tensor(actual)
     return a.shape == b.shape and bool(((a - b).abs() <= 0.02 * a.abs().max()).all())
@@ -80,7 +86,8 @@ def _same(expected: list[float], actual: list[float]) -> bool:
 def _sample(module: nn.Module) -> list[float] | None:
     """Evenly spaced entries of a module's largest parameter; None where it cannot be read."""
     largest: Tensor | None = max(module.parameters(), key=Tensor.numel, default=None)
-    if largest is None or largest.is_meta or not largest.is_floating_point():
+    sharded = hasattr(largest, "full_tensor")  # reading it would wait for all processes
+    if largest is None or largest.is_meta or sharded or not largest.is_floating_point():
         return None
     flat, count = largest.detach().flatten(), min(_SAMPLES, largest.numel())
     # Whole numbers: a float32 linspace runs past the end of a large parameter.

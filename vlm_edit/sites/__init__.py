@@ -14,7 +14,7 @@ from vlm_edit.sites.resolve import (
     expect_width,
     find_site,
     find_sites,
-    image_token_id,
+    image_token_ids,
 )
 from vlm_edit.sites.wrappers import unwrap
 
@@ -31,6 +31,6 @@ __all__ = [
     "find_adapter",
     "find_site",
     "find_sites",
-    "image_token_id",
+    "image_token_ids",
     "unwrap",
 ]

@@ -106,8 +106,9 @@ class Adapter:
     Attributes:
         sites: The family's sites.
         image_token: Id of the placeholder that the host replaces by image features: the attribute
-            of the config (or of the host itself) that holds it, or the number. None for hosts
-            without a mixed sequence.
+            of the config (or of the host itself) that holds it, or the number. Several where
+            videos have one too; those after the first may be missing. None for hosts without a
+            mixed sequence.
         visual_inputs: Arguments of the host's forward that carry images. Placeholder ids count
             as image tokens only in calls that carry one of them.
         calls: Paths of modules inside the host that the host's code also calls on their own,
@@ -129,7 +130,7 @@ class Adapter:
     """
 
     sites: tuple[SiteRule, ...]
-    image_token: str | int | None = None
+    image_token: str | int | tuple[str | int, ...] | None = None
     visual_inputs: tuple[str, ...] = VISUAL_INPUTS
     calls: tuple[str, ...] = ()
     grid: str | None = None
@@ -139,7 +140,7 @@ class Adapter:
         cls,
         sites: Mapping[str, Place | Sequence[Place]],
         *,
-        image_token: str | int | None = None,
+        image_token: str | int | tuple[str | int, ...] | None = None,
         visual_inputs: Sequence[str] = VISUAL_INPUTS,
         calls: Sequence[str] = (),
         grid: str | None = None,

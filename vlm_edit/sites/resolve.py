@@ -113,29 +113,32 @@ def expect_width(model: nn.Module, site: Site, width: int) -> None:
         )
 
 
-def image_token_id(model: nn.Module, adapter: Adapter) -> int | None:
-    """Id of the placeholder that a host replaces by image features; None if it has none.
+def image_token_ids(model: nn.Module, adapter: Adapter) -> tuple[int, ...]:
+    """Ids of the placeholders that a host replaces by features of images or videos.
 
     Raises:
-        VlmEditError: Neither the host's config nor the host has the adapter's ``image_token``.
+        VlmEditError: Neither the host's config nor the host has the first that the adapter names.
 
     Example:
         >>> from torch import nn
         >>> from vlm_edit.sites import Adapter
-        >>> image_token_id(nn.Linear(2, 2), Adapter((), image_token=32000))
-        32000
+        >>> image_token_ids(nn.Linear(2, 2), Adapter((), image_token=32000))
+        (32000,)
     """
-    name = adapter.image_token
-    if name is None or isinstance(name, int):
-        return name
-    found = _attributes(unwrap(model), name)
-    if isinstance(found, int):
-        return found
-    host = type(unwrap(model)).__name__
-    raise VlmEditError(
-        f"the config of {host} has no {name!r}, nor has {host} itself: name the attribute with "
-        "the id of its image placeholder in Adapter.image_token, or write the id there"
-    )
+    named = adapter.image_token
+    listed = named if isinstance(named, tuple) else () if named is None else (named,)
+    found: list[int] = []
+    for name in listed:
+        value = name if isinstance(name, int) else _attributes(unwrap(model), name)
+        if isinstance(value, int):
+            found.append(value)
+        elif not found:
+            host = type(unwrap(model)).__name__
+            raise VlmEditError(
+                f"the config of {host} has no {name!r}, nor has {host} itself: name the attribute "
+                "with the id of its image placeholder in Adapter.image_token, or write the id there"
+            )
+    return tuple(found)
 
 
 def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:
