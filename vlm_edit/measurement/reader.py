@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Recording, record
+from vlm_edit.hooks import Recording, Where, record
 from vlm_edit.pairs import Pairs
 from vlm_edit.sites import Adapter, Site, expect_width, find_site, unwrap
 
@@ -175,9 +175,29 @@ class Reader:
         capture = recording.last(site.name, tap.stream)
         hidden, where = capture.hidden.float(), capture.where
         encode = self._encoder(hidden.device)
-        if hidden.ndim == 2:
+        hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden  # a map of features
+        images = where.images_at(hidden)
+        if hidden.ndim == 2 and images is None:
             _expect_finite(hidden, site)
             return hidden, encode(hidden, stream)[0]
+        if images is not None:
+            count, row, tokens = int(images.max()) + 1, images, hidden
+        else:
+            count, row, tokens = self._tokens(where, hidden, site, stream)
+        _expect_finite(tokens, site)
+        sizes = row.bincount(minlength=count).unsqueeze(1)
+        mean = tokens.new_zeros(count, site.width).index_add_(0, row, tokens) / sizes
+        codes = tokens.new_zeros(count, self.dictionary.n_features)
+        chunk = max(1, _MOST_CODES // self.dictionary.n_features)
+        for some, rows in zip(tokens.split(chunk), row.split(chunk), strict=True):
+            codes.index_add_(0, rows, encode(some, stream)[0].abs())
+        return mean, codes / sizes
+
+    @staticmethod
+    def _tokens(
+        where: Where, hidden: Tensor, site: Site, stream: str
+    ) -> tuple[int, Tensor, Tensor]:
+        """Number of rows; the row of each of the stream's tokens; the tokens."""
         mask = where.select(stream, hidden)
         if mask is None:
             mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
@@ -186,15 +206,7 @@ class Reader:
                 f"a pair has no {stream} tokens at site {site.name!r}: the host's inputs must "
                 "hold image and text of every pair"
             )
-        row, tokens = mask.nonzero()[:, 0], hidden[mask]
-        _expect_finite(tokens, site)
-        sizes = row.bincount(minlength=len(hidden)).unsqueeze(1)
-        mean = tokens.new_zeros(len(hidden), site.width).index_add_(0, row, tokens) / sizes
-        codes = tokens.new_zeros(len(hidden), self.dictionary.n_features)
-        chunk = max(1, _MOST_CODES // self.dictionary.n_features)
-        for some, rows in zip(tokens.split(chunk), row.split(chunk), strict=True):
-            codes.index_add_(0, rows, encode(some, stream)[0].abs())
-        return mean, codes / sizes
+        return len(hidden), mask.nonzero()[:, 0], hidden[mask]
 
     @property
     def _no_cache(self) -> dict[str, bool]:
