@@ -62,10 +62,13 @@ class StandIn:
         module = self._module()
         if module is None or module.__dict__.get(self._name) is not self:
             return
-        if self._below is None:
+        below = self._below
+        while isinstance(below, StandIn) and below._around is None:
+            below = below._below  # removed before this one, which lay over it
+        if below is None:
             del module.__dict__[self._name]
         else:
-            module.__dict__[self._name] = self._below
+            module.__dict__[self._name] = below
 
     def _original(self) -> Callable[..., Any]:
         if self._below is not None:
