@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, make_clip, random_dictionary
+from conftest import IMAGE_TOKEN, make_clip, make_llava, random_dictionary
 from engines import (
     LLAVA,
     MODES,
@@ -274,6 +274,18 @@ def test_a_model_of_nnsight_for_transformers_is_taken_too(nnsight, llava_inputs)
         with patch_at().attach(model, via=via) as attached, torch.no_grad():
             LLAVA(**llava_inputs)
         assert attached.report().edited_tokens == 8
+
+
+@pytest.mark.parametrize("via", ["hooks", "nnsight"])
+def test_inputs_by_position_of_a_wrapped_host_are_understood(nnsight, llava_inputs, via) -> None:
+    names = ("input_ids", "pixel_values", "attention_mask")
+    host = make_llava()
+    with patch_at().attach(host), torch.no_grad():
+        expected = host(**llava_inputs).logits
+    model = nnsight.NNsight(host)
+    with patch_at().attach(model, via=via), torch.no_grad():
+        found = host(*[llava_inputs[name] for name in names])
+    assert torch.equal(found.logits, expected)
 
 
 # Several patches
