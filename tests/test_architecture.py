@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "measurement": {
         *("errors", "sites", "hooks", "dictionaries", "dominance", "interpretability", "pairs"),
     },
-    "zoo": {"errors", "pairs", "dictionaries", "hooks", "probing"},
+    "zoo": {"errors", "pairs", "dictionaries", "hooks", "probing", "statistics"},
     "report": {"errors", "measurement", "dominance", "interpretability", "pairs"},
 }
 ARROWS["demo"] = set(ARROWS)

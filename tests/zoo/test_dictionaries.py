@@ -60,7 +60,9 @@ def test_a_patch_of_many_features_moves_the_logits_more_than_one_of_few(site):
 
 
 def test_a_site_without_a_dictionary_is_refused_by_name():
-    with pytest.raises(VlmEditError, match=r"'attic'; there are \['joint', 'vision.2'\]"):
+    with pytest.raises(
+        VlmEditError, match=r"'attic'; there are \['joint', 'language.0', 'vision.2'\]"
+    ):
         zoo.load_dictionary("attic")
 
 

@@ -1,8 +1,9 @@
-"""A small real host and real pairs that come with the package: no download, no network.
+"""Small real hosts and real pairs that come with the package: no download, no network.
 
-The host is `emoji-clip`, a transformers `CLIPModel` trained on emoji of seven vendors. The pairs
-show emoji that it has never seen drawn by that vendor, with captions in three languages. Recipes
-that rebuild both are in `vlm_edit.zoo.recipes`.
+The hosts are `emoji-clip`, a transformers `CLIPModel` trained on emoji of seven vendors, and
+`emoji-llava`, a `LlavaForConditionalGeneration` on its vision tower that answers questions. The
+pairs show emoji that neither has seen drawn by that vendor, with captions in three languages.
+Recipes that rebuild all of it are in `vlm_edit.zoo.recipes`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPModel, CLIPProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
@@ -20,6 +21,7 @@ from vlm_edit.errors import VlmEditError
 from vlm_edit.pairs import Pairs
 
 HOST = Path(__file__).parent / "emoji-clip"
+LLAVA = Path(__file__).parent / "emoji-llava"
 PAIRS = Path(__file__).parent / "pairs"
 DICTIONARIES = Path(__file__).parent / "dictionaries"
 TILE = 64
@@ -46,6 +48,33 @@ def load_host(dtype: torch.dtype = torch.float32) -> tuple[CLIPModel, CLIPProces
     """
     model = CLIPModel.from_pretrained(HOST, dtype=dtype, local_files_only=True).eval()
     return model, CLIPProcessor.from_pretrained(HOST, local_files_only=True)
+
+
+def load_llava(
+    dtype: torch.dtype = torch.float32,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    r"""Load the bundled host that speaks; `vlm_edit.zoo.questions` says what it was taught.
+
+    Args:
+        dtype: Type of the weights; they are stored in half precision.
+
+    Returns:
+        The model in evaluation mode, and its processor.
+
+    Raises:
+        OSError: The package was installed without its data files.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> model, processor = zoo.load_llava()
+        >>> prompt, image = "<image>\nwhat colour is the background?", zoo.load_pairs().open(0)
+        >>> inputs = processor(images=image, text=prompt, return_tensors="pt")
+        >>> ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+        >>> processor.decode(ids[0], skip_special_tokens=True).split("?")[1].strip()
+        'white'
+    """
+    model = LlavaForConditionalGeneration.from_pretrained(LLAVA, dtype=dtype, local_files_only=True)
+    return model.eval(), LlavaProcessor.from_pretrained(LLAVA, local_files_only=True)
 
 
 def load_pairs() -> Pairs:
@@ -78,10 +107,11 @@ def load_pairs() -> Pairs:
 
 
 def load_dictionary(site: str = "joint") -> Dictionary:
-    """Load a bundled dictionary.
+    """Load a bundled dictionary. Its `info["model_name"]` names the host it was trained on.
 
     Args:
-        site: The site of `emoji-clip` it was trained on.
+        site: `joint` or `vision.2` of `emoji-clip`, or `language.0` of `emoji-llava`. The one of
+            `vision.2` serves both hosts, whose vision towers are the same.
 
     Returns:
         The dictionary, a BatchTopK SAE.
@@ -91,8 +121,9 @@ def load_dictionary(site: str = "joint") -> Dictionary:
 
     Example:
         >>> from vlm_edit import zoo
-        >>> zoo.load_dictionary("joint").width
-        192
+        >>> dictionary = zoo.load_dictionary("joint")
+        >>> dictionary.width, dictionary.info["model_name"]
+        (192, 'emoji-clip')
     """
     known = sorted(folder.name for folder in DICTIONARIES.iterdir() if folder.is_dir())
     if site not in known:
