@@ -29,10 +29,12 @@ from vlm_edit.statistics import proportion
 
 def demo(options: argparse.Namespace) -> int:
     """``vlm-edit demo``."""
-    from vlm_edit.demo import run
+    from vlm_edit.demo import run, run_generation
 
+    if options.llava and options.out:
+        raise VlmEditError("the demonstration of emoji-llava writes nothing: leave --out out")
     quiet_when_piped()
-    done = run(options.out)
+    done = run_generation() if options.llava else run(options.out or "vlm-edit-demo")
     return 0 if all(check.holds for check in done.checks) else 1
 
 

@@ -1,5 +1,6 @@
-"""The demonstration: the whole way on the bundled host, checked against what is known of it."""
+"""The demonstrations: the whole way on the bundled hosts, checked against what is known of them."""
 
+from vlm_edit.demo.generation import run as run_generation
 from vlm_edit.demo.steps import run
 
-__all__ = ["run"]
+__all__ = ["run", "run_generation"]

@@ -1,0 +1,96 @@
+"""The demonstration on the LLaVA, on fewer pairs, and that its checks can fail."""
+
+import pytest
+import torch
+
+from vlm_edit import Ablate, zoo
+from vlm_edit.cli import main
+from vlm_edit.demo import generation
+from vlm_edit.demo.ablation import Ablation
+from vlm_edit.demo.generation import SITE
+from vlm_edit.demo.interview import Interview, Sizes, guess, matched, turned
+from vlm_edit.demo.steering import Steering
+
+SMALL = Sizes(edited=64, control=48, target=8, draws=1)
+
+
+@pytest.fixture(scope="module")
+def interview():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model, processor = zoo.load_llava()
+    order = torch.randperm(1024, generator=torch.Generator().manual_seed(5))
+    pairs = zoo.load_pairs().select(order[:400].tolist())
+    yield Interview(model, processor, pairs, zoo.load_dictionary(SITE), SITE)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def read(interview):
+    return generation.read(interview)
+
+
+def test_without_vision_dominant_features_it_loses_the_picture(interview, read):
+    found, codes = read
+    table, checks = Ablation(interview, found.dominance.classes("fixed"), codes, SMALL).table()
+    assert [check.holds for check in checks] == [True, True], checks
+    assert [row[0] for row in table.rows][1] == "nothing" and len(table.rows) == 8
+    assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_with_the_classes_exchanged_it_keeps_the_picture_and_the_checks_fail(interview, read):
+    found, codes = read
+    classes = found.dominance.classes("fixed")
+    swapped = {**classes, "vision": classes["language"], "language": classes["vision"]}
+    _, checks = Ablation(interview, swapped, codes, SMALL).table()
+    assert not any(check.holds for check in checks)
+
+
+def test_carriers_of_the_background_steer_the_answer_and_random_features_do_not(interview, read):
+    steering = Steering(interview, read[1]["image"], SMALL)
+    assert not set(steering.learned) & set(steering.asked)
+    table, checks = steering.table()
+    assert all(check.holds for check in checks), checks
+    assert [row[0] for row in table.rows][0] == "nothing"
+
+
+def test_with_the_codes_shuffled_over_pairs_nothing_carries_the_background(interview, read):
+    codes = read[1]["image"]
+    order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))
+    true = Steering(interview, codes, SMALL)
+    assert len(Steering(interview, codes[order], SMALL).carriers) < len(true.carriers) / 4
+
+
+def test_turned_rows_change_each_token_by_as_much(interview):
+    dictionary, x = interview.dictionary, torch.randn(5, 192) * 5
+    one, other = (
+        interview.patch(Ablate(range(200)), d).bindings[0].splice(x, stream="image") - x
+        for d in (dictionary, turned(dictionary, 1))
+    )
+    torch.testing.assert_close(one.norm(dim=1), other.norm(dim=1))
+    assert torch.nn.functional.cosine_similarity(one, other, dim=1).abs().max() < 0.5
+
+
+def test_matched_features_are_as_active_as_those_they_match():
+    activity = torch.tensor([4.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    chosen = matched(activity, [1, 2], [1, 2, 3, 4, 5], 0)
+    assert float(activity[chosen].sum()) == 2.0
+
+
+def test_a_guess_is_the_share_of_the_commonest_answer():
+    assert guess(["a", "b", "a", "c"]).value == 0.5
+
+
+def test_a_folder_to_write_is_refused_where_nothing_is_written(capsys):
+    assert main(["demo", "--llava", "--out", "somewhere"]) == 2
+    assert "leave --out out" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_prints_every_table_and_every_check_holds(capsys):
+    assert main(["demo", "--llava"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("Ablate features at image tokens", "Steer the background", "before and after"):
+        assert part in printed
+    assert printed.count("\nholds: ") == 3 and "DOES NOT HOLD" not in printed
+    assert all(len(line) <= 140 for line in printed.splitlines())

@@ -1,0 +1,166 @@
+"""What the bundled LLaVA still answers when features are taken out at image tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm_edit.demo.factors import Check, estimates, over_draws
+from vlm_edit.demo.interview import (
+    ASKED,
+    Interview,
+    Sizes,
+    cells,
+    draw,
+    guess,
+    matched,
+    turned,
+)
+from vlm_edit.edits import Ablate
+from vlm_edit.patches import Patch
+from vlm_edit.report import Table
+from vlm_edit.statistics import Estimate, mean_estimate
+
+SHOWN = ("vision", "language", "cross")
+COLUMNS = ("name", "background", "who (people)")
+
+
+@dataclass(eq=False)
+class Ablation:
+    """Before and after taking features out at image tokens.
+
+    Args:
+        interview: Asks.
+        classes: Features by class.
+        codes: Per stream [n, m], pooled over tokens.
+        sizes: How many pairs are asked about.
+    """
+
+    interview: Interview
+    classes: Mapping[str, list[int]]
+    codes: Mapping[str, Tensor]
+    sizes: Sizes
+
+    def __post_init__(self) -> None:
+        self.numbers = draw(len(self.interview.pairs), self.sizes.edited)
+        self.activity = self.codes["image"].mean(0)
+        self.live = sorted(k for name in SHOWN for k in self.classes[name])
+
+    def table(self) -> tuple[Table, list[Check]]:
+        """Accuracy of each question, and what it proves."""
+        ask, vision = self.interview, self.classes["vision"]
+        before = ask.examine(self.numbers)
+        patch = ask.patch(Ablate(vision))
+        after = ask.examine(self.numbers, patch)
+        rows = [
+            self._guessing(),
+            ("nothing", "", "", *cells(estimates(before))),
+            self._row(f"vision ({len(vision)})", patch, vision, estimates(after)),
+        ]
+        controls = self._controls(vision)
+        drawn = {name: self._draws(name, patches, rows) for name, patches in controls.items()}
+        for name in ("language", "cross"):
+            chosen = self.classes[name]
+            if chosen:
+                other = ask.patch(Ablate(chosen))
+                row = estimates(ask.examine(self.numbers, other))
+                rows.append(self._row(f"{name} ({len(chosen)})", other, chosen, row))
+        table = Table(
+            "Ablate features at image tokens: which questions are still answered",
+            ("ablated", "activity", "moved", *COLUMNS),
+            rows,
+            self._note(),
+        )
+        return table, self._checks(before, after, drawn)
+
+    def _guessing(self) -> tuple[str, ...]:
+        truth, ask = self.interview.truth, self.interview
+        chosen = set(self.numbers)
+        people = [i for i in ask.people if i in chosen]
+        told = [[truth[q][i] for i in (people if q == "who" else self.numbers)] for q in ASKED]
+        return ("(the commonest answer)", "", "", *cells([guess(answers) for answers in told]))
+
+    def _controls(self, vision: list[int]) -> dict[str, list[tuple[Patch, list[int]]]]:
+        ask, size = self.interview, len(vision)
+        generator = torch.Generator().manual_seed(0)
+        counted = [
+            sorted(self.live[i] for i in torch.randperm(len(self.live), generator=generator)[:size])
+            for _ in range(self.sizes.draws)
+        ]
+        active = [
+            matched(self.activity, vision, self.live, seed) for seed in range(self.sizes.draws)
+        ]
+        elsewhere = [turned(ask.dictionary, seed) for seed in range(self.sizes.draws)]
+        return {
+            f"{size} random": [(ask.patch(Ablate(f)), f) for f in counted],
+            "random, as active": [(ask.patch(Ablate(f)), f) for f in active],
+            "vision, turned at random": [
+                (ask.patch(Ablate(vision), other), vision) for other in elsewhere
+            ],
+        }
+
+    def _draws(
+        self,
+        name: str,
+        patches: Sequence[tuple[Patch, list[int]]],
+        rows: list[tuple[str, ...]],
+    ) -> list[list[Tensor]]:
+        few = self.numbers[: self.sizes.control]
+        draws = [self.interview.examine(few, patch) for patch, _ in patches]
+        sizes = sorted({len(features) for _, features in patches})
+        if name == "random, as active":
+            name = f"{sizes[0]} to {sizes[-1]} {name}"
+        active = [float(self.activity[f].sum() / self.activity.sum()) for _, f in patches]
+        moved = [self.interview.moved(patch, few[:32]) for patch, _ in patches]
+        means = f"{sum(active) / len(active):.0%}", f"{sum(moved) / len(moved):.0%}"
+        rows.append((name, *means, *cells(over_draws(draws))))
+        return draws
+
+    def _row(
+        self, name: str, patch: Patch, features: Sequence[int], told: Sequence[Estimate]
+    ) -> tuple[str, ...]:
+        share = float(self.activity[list(features)].sum() / self.activity.sum())
+        moved = self.interview.moved(patch, self.numbers[:32])
+        return (name, f"{share:.0%}", f"{moved:.0%}", *cells(told))
+
+    def _note(self) -> str:
+        people = len(set(self.interview.people) & set(self.numbers))
+        return (
+            f"Shares of {len(self.numbers)} pairs ({people} people), 95 % Wilson intervals. "
+            f"Random rows: mean of {self.sizes.draws} draws on\n{self.sizes.control} of them, "
+            "[lowest, highest]. Activity: share of all activity at image tokens; moved: |change| "
+            "of an\nimage token by |token|. As active: as many random features as it "
+            "takes to reach the same activity. Turned: the same\nchange of each token, along directions turned by one "
+            "random rotation."
+        )
+
+    def _checks(
+        self,
+        before: list[Tensor],
+        after: list[Tensor],
+        drawn: Mapping[str, list[list[Tensor]]],
+    ) -> list[Check]:
+        """The loss against each control's, on the pairs that both were asked about."""
+        few = self.numbers[: self.sizes.control]
+        verdicts = []
+        for column, name in enumerate(COLUMNS[:2]):
+            lost = mean_estimate(before[column].double() - after[column].double())
+            told, holds = [], lost.low > 0
+            for control, draws in drawn.items():
+                mean = torch.stack([d[column].double() for d in draws]).mean(0)
+                ahead = mean_estimate(mean - after[column][: len(few)].double())
+                told.append(f"{ahead} more than {control}")
+                holds = holds and (ahead.low > 0 or control == "random, as active")
+            verdicts.append(
+                Check(
+                    f"without vision-dominant features it loses the {name}, more than without "
+                    "as many random ones\n    and more than by as large a change in random "
+                    "directions",
+                    holds,
+                    f"loses {lost};\n    " + ",\n    ".join(told),
+                )
+            )
+        return verdicts

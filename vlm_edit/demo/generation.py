@@ -1,0 +1,130 @@
+"""The demonstration on the bundled LLaVA: measure a layer, edit it, and hear what it answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm_edit import zoo
+from vlm_edit.demo.ablation import Ablation
+from vlm_edit.demo.factors import Check
+from vlm_edit.demo.interview import Interview, Sizes, draw
+from vlm_edit.demo.steering import Steering
+from vlm_edit.dictionaries import Dictionary
+from vlm_edit.edits import Ablate
+from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
+from vlm_edit.report import Table, class_table
+from vlm_edit.zoo.questions import QUESTIONS
+
+SITE = "language.0"
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a demonstration found.
+
+    Attributes:
+        found: The measurement.
+        tables: As printed.
+        checks: As printed.
+        seconds: Wall time.
+    """
+
+    found: Measurement
+    tables: tuple[Table, ...]
+    checks: tuple[Check, ...]
+    seconds: float
+
+
+def run(say: Callable[[str], None] = print, sizes: Sizes = Sizes()) -> Told:  # noqa: B008
+    """Run the demonstration.
+
+    Args:
+        say: Receives what a person reads, part by part.
+        sizes: How many pairs are asked about.
+
+    Returns:
+        What was found.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small that threads would wait for each other, on a busy machine
+    try:
+        return _run(say, sizes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(say: Callable[[str], None], sizes: Sizes) -> Told:
+    start = time.perf_counter()
+    model, processor = zoo.load_llava()
+    pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary(SITE)
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    say(f"host: emoji-llava, a LlavaForConditionalGeneration of {count:.1f} million parameters\n"
+        f"pairs: {len(pairs)}, drawn by vendors whose drawing of the concept was not trained on\n"
+        f"dictionary: {dictionary.n_features} features at site {SITE!r}\n"
+        f"questions: {', '.join(QUESTIONS.values())}\n")  # fmt: skip
+    interview = Interview(model, processor, pairs, dictionary, SITE)
+    found, codes = read(interview)
+    tables = [class_table(found)]
+    say(f"{tables[0]}\n")
+    ablation = Ablation(interview, found.dominance.classes("fixed"), codes, sizes)
+    steering = Steering(interview, codes["image"], sizes)
+    checks: list[Check] = []
+    for part in (ablation, steering):
+        table, verdicts = part.table()
+        tables.append(table)
+        checks += verdicts
+        say(f"{table}\n")
+    tables.append(examples(ablation, steering))
+    say(f"{tables[-1]}\n")
+    say("\n".join(f"{'holds' if c.holds else 'DOES NOT HOLD'}: {c.claim}\n    {c.evidence}"
+                  for c in checks) + "\n")  # fmt: skip
+    seconds = time.perf_counter() - start
+    say(f"took {seconds:.0f} s")
+    return Told(found, tuple(tables), tuple(checks), seconds)
+
+
+def read(interview: Interview) -> tuple[Measurement, dict[str, Tensor]]:
+    """Measure the pairs, each image before its caption, and keep the codes."""
+    dictionary: Dictionary = interview.dictionary
+    reader = Reader(
+        interview.model, interview.processor, dictionary, interview.site, batch_size=128
+    )
+    accumulator = MeasurementAccumulator(dictionary.n_features)
+    kept: dict[str, list[Tensor]] = {"image": [], "text": []}
+    for batch in reader.read(interview.pairs):
+        accumulator.update(batch)
+        for stream, parts in kept.items():
+            parts.append(batch.codes[stream])
+    found = accumulator.compute(interview.site, reader.skipped, reader.truncated)
+    return found, {stream: torch.cat(parts) for stream, parts in kept.items()}
+
+
+def examples(ablation: Ablation, steering: Steering, shown: int = 6, seed: int = 0) -> Table:
+    """Answers side by side, of pairs drawn at random."""
+    ask = ablation.interview
+    numbers = draw(len(ask.pairs), shown, seed + 100)
+    target = steering.colours[0]
+    patches = {
+        "ablated": ask.patch(Ablate(ablation.classes["vision"])),
+        f"steered to {target}": ask.patch(steering.rules(target)),
+    }
+    answers = {
+        name: list(zip(ask.ask("what", numbers, p), ask.ask("background", numbers, p), strict=True))
+        for name, p in {"before": None, **patches}.items()
+    }
+    rows = [
+        (f"{ask.truth['what'][i][:26]}, {ask.truth['background'][i]}",
+         *(f"{told[k][0][:26]}, {told[k][1][:6]}" for told in answers.values()))
+        for k, i in enumerate(numbers)
+    ]  # fmt: skip
+    return Table(
+        "Name and background, before and after",
+        ("is", *answers),
+        rows,
+        f"{shown} pairs drawn at random with seed {seed}.",
+    )

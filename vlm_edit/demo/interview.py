@@ -1,0 +1,162 @@
+"""Asking the bundled LLaVA about images, as it is and edited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from vlm_edit.demo.factors import DRAWS
+from vlm_edit.dictionaries import Dictionary
+from vlm_edit.edits import Rule
+from vlm_edit.hooks import record
+from vlm_edit.pairs import Pairs
+from vlm_edit.patches import Patch
+from vlm_edit.statistics import Estimate, proportion
+from vlm_edit.zoo.questions import QUESTIONS, answers, ask
+
+ASKED = ("what", "background", "who")
+NOBODY = "nobody"
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """How many pairs are asked about.
+
+    Attributes:
+        edited: For the edits.
+        control: For each random control.
+        target: For each colour that is steered to.
+        draws: Of each random control.
+    """
+
+    edited: int = 256
+    control: int = 96
+    target: int = 32
+    draws: int = DRAWS
+
+
+@dataclass(eq=False)
+class Interview:
+    """Asks a host about the images of pairs, with a patch or without.
+
+    Args:
+        model: The host.
+        processor: Its processor.
+        pairs: With the answers as columns.
+        dictionary: Of the site.
+        site: Where patches act, on image tokens.
+    """
+
+    model: LlavaForConditionalGeneration
+    processor: Any
+    pairs: Pairs
+    dictionary: Dictionary
+    site: str
+
+    def __post_init__(self) -> None:
+        self.truth = {name: answers(name, self.pairs.columns) for name in QUESTIONS}
+        self.people = [i for i, who in enumerate(self.truth["who"]) if who != NOBODY]
+
+    def patch(self, rules: Sequence[Rule] | Rule, dictionary: Dictionary | None = None) -> Patch:
+        """A patch of the image tokens."""
+        return Patch.at(self.site, dictionary or self.dictionary, rules, tokens="image")
+
+    def ask(self, name: str, numbers: Sequence[int], patch: Patch | None = None) -> list[str]:
+        """The answers about some pairs.
+
+        Args:
+            name: A key of ``QUESTIONS``.
+            numbers: Of the pairs.
+            patch: In force meanwhile.
+        """
+        images = [self.pairs.open(i) for i in numbers]
+        with patch.attach(self.model) if patch else nullcontext():
+            return ask(self.model, self.processor, images, QUESTIONS[name])
+
+    def steered(
+        self, name: str, numbers: Sequence[int], patch: Patch | None, target: str
+    ) -> list[Tensor]:
+        """Whether each answer is the target, and whether it is right, [n] bool each."""
+        said = self.ask(name, numbers, patch)
+        truth = [self.truth[name][i] for i in numbers]
+        right = torch.tensor([a == b for a, b in zip(said, truth, strict=True)])
+        return [torch.tensor([a == target for a in said]), right]
+
+    def right(self, name: str, numbers: Sequence[int], patch: Patch | None = None) -> Tensor:
+        """Whether each answer is right, [n] bool."""
+        said = self.ask(name, numbers, patch)
+        return torch.tensor([a == self.truth[name][i] for a, i in zip(said, numbers, strict=True)])
+
+    def examine(self, numbers: Sequence[int], patch: Patch | None = None) -> list[Tensor]:
+        """Whether each answer is right, per question; who it is, of people alone."""
+        shown = set(numbers)
+        people = [i for i in self.people if i in shown]
+        return [self.right(n, people if n == "who" else numbers, patch) for n in ASKED]
+
+    @torch.no_grad()
+    def moved(self, patch: Patch, numbers: Sequence[int]) -> float:
+        """Mean of |after - before| / |before| over the image tokens at the site."""
+        prompt = [f"{self.processor.image_token}\n{QUESTIONS['what']}"] * len(numbers)
+        images = [self.pairs.open(i) for i in numbers]
+        inputs = self.processor(images=images, text=prompt, return_tensors="pt")
+        with record(self.model, self.site) as recording:
+            self.model(**inputs, use_cache=False)
+        capture = recording.last(self.site, "mixed")
+        tokens = capture.hidden[capture.where.select("image", capture.hidden)].float()
+        edited = patch.bindings[0].splice(tokens, stream="image")
+        return float(((edited - tokens).norm(dim=1) / tokens.norm(dim=1)).mean())
+
+
+def guess(truth: Sequence[str]) -> Estimate:
+    """How often the commonest answer is right."""
+    return proportion(max(truth.count(value) for value in set(truth)), len(truth))
+
+
+def turned(dictionary: Dictionary, seed: int) -> Dictionary:
+    """The same features, written in other directions: every row turned by one random rotation.
+
+    An edit then changes each token by exactly as much as before, along directions that mean
+    nothing.
+
+    Args:
+        dictionary: Any.
+        seed: Of the rotation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    width = dictionary.decoder.shape[1]
+    rotation, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
+    return replace(dictionary, decoder=dictionary.decoder @ rotation)
+
+
+def matched(activity: Tensor, features: Sequence[int], live: Sequence[int], seed: int) -> list[int]:
+    """Random features that are together about as active as some others.
+
+    Args:
+        activity: [m], of every feature.
+        features: To be matched.
+        live: Those to choose from.
+        seed: Of the order in which they are taken.
+    """
+    goal = float(activity[list(features)].sum())
+    order = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))
+    chosen = torch.as_tensor(live)[order]
+    sums = activity[chosen].cumsum(0)
+    count = int((sums < goal).sum()) + 1
+    return sorted(chosen[: min(count, len(chosen))].tolist())
+
+
+def draw(n: int, size: int, seed: int = 0) -> list[int]:
+    """Numbers of pairs, drawn at random."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[:size].tolist()
+
+
+def cells(told: Sequence[Estimate]) -> list[str]:
+    """Estimates as a table shows them."""
+    return [estimate.text(2) for estimate in told]
