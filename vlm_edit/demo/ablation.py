@@ -132,9 +132,9 @@ class Ablation:
             f"Shares of {len(self.numbers)} pairs ({people} people), 95 % Wilson intervals. "
             f"Random rows: mean of {self.sizes.draws} draws on\n{self.sizes.control} of them, "
             "[lowest, highest]. Activity: share of all activity at image tokens; moved: |change| "
-            "of an\nimage token by |token|. As active: as many random features as it "
-            "takes to reach the same activity. Turned: the same\nchange of each token, along directions turned by one "
-            "random rotation."
+            "of an\nimage token by |token|. As active: as many random features as it takes to "
+            "reach the same activity.\nTurned: the same change of each token, along directions "
+            "turned by one random rotation."
         )
 
     def _checks(
