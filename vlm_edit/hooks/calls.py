@@ -126,7 +126,7 @@ class CallTracker:
 
     def now(self, path: str) -> Call:
         """The call under way of the module at a followed path, or of one around it."""
-        calls = self._calls
+        calls: dict[str, Call] = getattr(self._state, "calls", {})
         call = calls.get(path) or calls.get(_HOST)
         if call is not None:
             return call
@@ -146,7 +146,13 @@ class CallTracker:
 
     def enter(self, path: str, module: nn.Module, inputs: Mapping[str, Any]) -> None:
         """A followed module is called."""
-        calls, generation = self._calls, self.generation
+        generation = self.generation
+        if generation is not None and path == _HOST:
+            step = _read_step(self._adapter, inputs, generation)
+            if step is not None:
+                self._state.calls = {_HOST: step}
+                return
+        calls = self._calls
         outer = None if path == _HOST else calls.get(_HOST)
         if inputs.get("encoder_hidden_states") is not None:
             # A decoder with a sequence of its own: nothing around it tells of its tokens.
@@ -162,11 +168,11 @@ class CallTracker:
 
     def leave(self, path: str, output: Any) -> None:
         """A followed module has returned, or failed."""
-        calls = self._calls
-        call = calls.get(path)
-        self._state.calls = {p: c for p, c in calls.items() if p != path and path != _HOST}
-        if call is None or self.generation is not None or torch.compiler.is_compiling():
+        generation, calls = self.generation, self._calls
+        self._state.calls = {} if path == _HOST else {p: c for p, c in calls.items() if p != path}
+        if generation is not None or path not in calls or torch.compiler.is_compiling():
             return
+        call = calls[path]
         cache = getattr(output, "past_key_values", None)
         if cache is not None and call.shape is not None:
             length = call.shape[1]
@@ -269,6 +275,25 @@ def read_call(
     call.image = _image(module, adapter, inputs, call, outer, generation)
     call.real = _real(inputs.get("attention_mask"), call)
     return call
+
+
+def _read_step(adapter: Adapter, inputs: Mapping[str, Any], generation: Generation) -> Call | None:
+    """As ``read_call``, for steps of ``generate`` that hold nothing but what was generated.
+
+    Most steps are such, and this looks at no tensor. None for all others.
+    """
+    ids, start = inputs.get("input_ids"), _length_of(inputs.get("past_key_values"))
+    # ``start`` first: beside a static cache compiled code must not know the prompt's length.
+    if ids is None or not isinstance(start, int):
+        return None
+    prompt = generation.call.prompt
+    if not isinstance(prompt, int) or start < prompt or "encoder_hidden_states" in inputs:
+        return None
+    for name in adapter.visual_inputs:
+        if name in inputs and _carried(inputs[name]):
+            return None
+    image = None if adapter.image_token is None else False
+    return Call((ids.size(0), ids.size(1)), image, None, start, None, prompt)
 
 
 def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> Generation:

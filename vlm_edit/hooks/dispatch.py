@@ -78,7 +78,7 @@ class Dispatcher:
 
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
         """As a hook."""
-        return self.edit(module, output)
+        return self._run(output) if isinstance(output, Tensor) else self.edit(module, output)
 
     def edit(self, module: nn.Module, output: Any) -> Any:
         """A module's output after all callbacks."""

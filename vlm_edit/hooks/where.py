@@ -120,9 +120,12 @@ class Selection:
     phase: Phase = "both"
     steps: tuple[int, int | None] | None = None
     positions: tuple[int, ...] | None = None
+    _whole: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check and normalise."""
+        narrowed = (self.tokens, self.phase, self.steps, self.positions)
+        object.__setattr__(self, "_whole", narrowed == ("all", "both", None, None))
         for name, value, known in (
             ("tokens", self.tokens, get_args(Tokens)),
             ("phase", self.phase, get_args(Phase)),
@@ -138,21 +141,6 @@ class Selection:
             if self.phase == "decode" or self.steps is not None:
                 raise VlmEditError("positions are of the prompt: they go with phase='prompt'")
 
-    @property
-    def whole(self) -> bool:
-        """Whether every token is chosen."""
-        return (
-            self.tokens == "all"
-            and self.phase == "both"
-            and self.steps is None
-            and self.positions is None
-        )
-
-    @property
-    def only_decode(self) -> bool:
-        """Whether no token of a prompt can be chosen."""
-        return self.phase == "decode"
-
     def choose(self, where: Where, hidden: Tensor, mask: Tensor | None = None) -> Tensor | bool:
         """Mask of the chosen tokens of an output, or one answer for all of them.
 
@@ -166,7 +154,7 @@ class Selection:
             VlmEditError: A stream that does not pass, a call that does not tell what is asked,
                 or a mask of another shape.
         """
-        if mask is None and self.whole and where.real is None:
+        if self._whole and mask is None and where.real is None:
             return True
         if self.tokens not in ("all", where.stream) and where.stream != "mixed":
             raise VlmEditError(f"no {self.tokens} tokens pass here, only {where.stream}")

@@ -85,23 +85,22 @@ class Active:
 
     def __call__(self, hidden: Tensor, where: Where) -> Tensor:
         """The output of one of the site's modules, edited."""
-        if self.run.image_mask is not None and where.stream == "mixed":
-            where = Where(where.stream, where.call, self.run.image_mask)
-        chosen = self.binding.selection.choose(where, hidden, self.run.mask)
+        run, selection = self.run, self.binding.selection
+        if run.image_mask is not None and where.stream == "mixed":
+            where = Where(where.stream, where.call, run.image_mask)
+        chosen = selection.choose(where, hidden, run.mask)
         strength = None
-        if self.run.strength is not None and chosen is not False:
-            strength = self._strength(self.run.strength, hidden, where)
+        if run.strength is not None and chosen is not False:
+            strength = self._strength(run.strength, hidden, where)
             moved = strength != 0
             chosen = moved.expand(hidden.shape[:-1]) if chosen is True else moved & chosen
-        self.tally.add(self.binding.selection, where, hidden, chosen)
+        self.tally.add(selection, where, hidden, chosen)
         if chosen is False:
             return hidden
-        stream: str = where.stream
-        image = None
-        if stream == "mixed" and self.binding.splice.slice.encoder.centers:
+        splice, stream, image = self.binding.splice, str(where.stream), None
+        if stream == "mixed" and splice.slice.encoder.centers:
             stream, image = _centred(where, hidden)
-        mask = chosen if isinstance(chosen, Tensor) else None
-        return self.binding.splice(hidden, mask, stream, image, strength)
+        return splice(hidden, None if chosen is True else chosen, stream, image, strength)
 
     def _rows_on(self, rows: Tensor, device: torch.device) -> Tensor:
         if device not in self._devices:

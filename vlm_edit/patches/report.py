@@ -199,13 +199,12 @@ def _phase(where: Where, hidden: Tensor) -> str | None:
     call = where.call
     if where.stream == "image" or hidden.ndim != 3:
         return "prompt"
+    if call.decodes:
+        return "decode"
     if call.prompt is None or call.start is None or call.shape is None:
         return "unknown"
-    if isinstance(call.start, int):
-        if call.decodes:
-            return "decode"
-        if call.start + call.shape[1] <= call.prompt:
-            return "prompt"
+    if isinstance(call.start, int) and call.start + call.shape[1] <= call.prompt:
+        return "prompt"
     return None
 
 

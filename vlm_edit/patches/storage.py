@@ -108,7 +108,7 @@ def read(
 
 
 def _told(selection: Selection) -> dict[str, Any]:
-    return {item.name: getattr(selection, item.name) for item in fields(selection)}
+    return {item.name: getattr(selection, item.name) for item in fields(selection) if item.init}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
