@@ -104,8 +104,7 @@ class Active:
 
     def _rows_on(self, rows: Tensor, device: torch.device) -> Tensor:
         if device not in self._devices:
-            with torch.inference_mode(False):
-                self._devices[device] = move(rows, device).clone()  # set_strength writes to it
+            self._devices[device] = _own(rows, device)
         return self._devices[device]
 
     def set_strength(self, rows: Tensor) -> None:
@@ -115,11 +114,13 @@ class Active:
             if len(rows) in (1, len(held)):
                 held.copy_(rows)
             else:
-                self._devices[device] = move(rows, device)
+                self._devices[device] = _own(rows, device)
 
     def _strength(self, rows: Tensor, hidden: Tensor, where: Where) -> Tensor:
         """The strength of each row of an output: [B, 1] for [B, S, D], [N] for packed [N, D]."""
-        rows = self._rows_on(rows, hidden.device)
+        one, rows = len(rows) == 1, self._rows_on(rows, hidden.device)
+        if one and len(hidden) != len(rows):
+            rows = rows[:1]  # held for another batch before ``set_strength`` gave one for all
         images = where.images_at(hidden)
         if len(rows) > 1 and images is not None:
             if where.call.grid is not None and len(rows) != len(where.call.grid):
@@ -132,6 +133,12 @@ class Active:
                 raise _other_rows(rows, count, "rows")
             rows = repeat(rows, "b -> (b k)", k=count // len(rows))
         return rows.reshape(-1, *[1] * (hidden.ndim - 2))
+
+
+def _own(rows: Tensor, device: torch.device) -> Tensor:
+    """A copy that ``set_strength`` can write to, wherever it is called."""
+    with torch.inference_mode(False):
+        return move(rows, device).clone()
 
 
 def _other_rows(rows: Tensor, count: int, what: str) -> VlmEditError:

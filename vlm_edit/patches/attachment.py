@@ -9,6 +9,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Handle
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.report import Report
@@ -27,9 +28,16 @@ class Attachment(Handle):
         joint: 1 tokens edited in 1 calls (1 text; 1 prompt)
     """
 
-    def __init__(self, undo: list[Callable[[], None]], actives: Sequence[Active]) -> None:
+    def __init__(
+        self,
+        undo: list[Callable[[], None]],
+        actives: Sequence[Active],
+        shares: Sequence[Tensor] | None = None,
+    ) -> None:
         super().__init__(undo)
         self.actives = tuple(actives)
+        # Of each edit, 1 in the rows that are its own: a new strength must not reach the others.
+        self._shares = tuple(shares or [torch.ones(1)] * len(self.actives))
 
     def report(self) -> Report:
         """What was really edited since the patch was attached; may be asked at any time."""
@@ -40,13 +48,21 @@ class Attachment(Handle):
 
         Args:
             strength: As for ``Patch.attach``: one number, or one per row of the batches to come.
+                Rows that have a patch of their own, or none, keep it.
 
         Raises:
             VlmEditError: Not finite, of another shape; nothing has changed then.
         """
         rows = Run.of(strength).strength
-        for active in self.actives:
-            active.set_strength(torch.ones(1) if rows is None else rows)
+        rows = torch.ones(1) if rows is None else rows
+        for own in self._shares:
+            if len(rows) != len(own) and len(rows) > 1 and len(own) > 1:
+                raise VlmEditError(
+                    f"strength has {len(rows)} values, the patches are given for {len(own)} rows: "
+                    "give one value per row, or one for all"
+                )
+        for active, own in zip(self.actives, self._shares, strict=True):
+            active.set_strength(rows * own.to(rows.device))
 
     def remove(self) -> None:
         """Leave the host bit for bit as it was; calling it twice does nothing.
@@ -56,7 +72,7 @@ class Attachment(Handle):
         attached = bool(self._undo)
         self.detach()
         if attached:
-            self._warn_of_nothing()
+            self._warn_of_nothing(stacklevel=3)
 
     def detach(self) -> None:
         """As ``remove``, without the warning."""
@@ -73,17 +89,17 @@ class Attachment(Handle):
         trace: TracebackType | None,
     ) -> None:
         """Remove the patch, also after an exception."""
-        if error is None:
-            self.remove()
-        else:
-            self.detach()
+        attached = bool(self._undo)
+        self.detach()
+        if attached and error is None:
+            self._warn_of_nothing(stacklevel=3)
 
-    def _warn_of_nothing(self) -> None:
+    def _warn_of_nothing(self, stacklevel: int) -> None:
         report = self.report()
         ran = [site.site for site in report.sites if site.calls]
         if ran and not report.edited_tokens:
             warnings.warn(
                 f"the patch edited no token, though the host ran {', '.join(ran)}: none was of "
                 "the stream, phase and positions it names, or every strength was 0",
-                stacklevel=3,
+                stacklevel=stacklevel,  # the line of the user's own
             )

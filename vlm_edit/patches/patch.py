@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class Patch:
         """
         dictionary.expect_site(site)
         listed = [rules] if isinstance(rules, Rule) else list(rules)
-        places = None if positions is None else tuple(positions)
+        places = cast("tuple[int, ...] | None", positions)  # made one there
         selection = Selection(tokens, phase, steps, places)
         return cls((Binding(site, Splice.of(dictionary, listed), selection),), info=info or {})
 
@@ -331,13 +331,15 @@ def attach_rows(
         raise VlmEditError("attach_rows needs a patch for at least one row: all are None")
     undo: list[Callable[[], None]] = []
     actives: list[Active] = []
+    shares: list[Tensor] = []
     try:
         for patch in distinct:
             rows = [float(own is patch) for own in patches]
             own = patch.attach(model, adapter, check_host, strength=rows, via=via)
             undo.append(own.detach)
             actives += own.actives
+            shares += [torch.tensor(rows)] * len(own.actives)
     except BaseException:
         Handle(undo).remove()
         raise
-    return Attachment(undo, actives)
+    return Attachment(undo, actives, shares)

@@ -1,0 +1,150 @@
+"""An attachment while it lasts: its strength, its report, its warning."""
+
+import inspect
+import warnings
+
+import pytest
+import torch
+from conftest import random_dictionary
+from test_where_edits_act import LLAVA, generate, patch
+
+from vlm_edit import Patch, Scale, VlmEditError
+from vlm_edit.patches import attach_rows
+
+
+def here() -> int:
+    """The line that asks."""
+    return inspect.currentframe().f_back.f_lineno
+
+
+def said(warned):
+    return [w for w in warned if "edited no token" in str(w.message)]
+
+
+@torch.no_grad()
+def look(inputs):
+    return LLAVA(**inputs)
+
+
+def test_a_patch_that_edited_nothing_warns_once_and_at_the_users_line(llava_inputs):
+    text = {"input_ids": llava_inputs["input_ids"][:, :2]}
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        attached = patch(tokens="image").attach(LLAVA)
+        look(text)
+        attached.remove()
+        by_hand = here() - 1
+        attached.remove()
+        with patch(tokens="image").attach(LLAVA):
+            block = here() - 1
+            look(text)
+    assert [(w.filename, w.lineno) for w in said(warned)] == [
+        (__file__, by_hand),
+        (__file__, block),
+    ]
+
+
+def test_nothing_is_said_of_hosts_that_did_not_run_or_failed_or_were_edited(llava_inputs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with patch(tokens="image").attach(LLAVA):
+            pass
+        with patch(tokens="image").attach(LLAVA):
+            look(llava_inputs)
+        with pytest.raises(KeyError), patch(tokens="image").attach(LLAVA):
+            look({"input_ids": llava_inputs["input_ids"][:, :2]})
+            raise KeyError
+
+
+def test_a_new_strength_is_that_of_an_attachment_made_with_it(llava_inputs):
+    one = {k: v[:1] for k, v in llava_inputs.items()}
+    with patch().attach(LLAVA, strength=[0.5, 0.2]) as attached:
+        for strength, inputs in (
+            (0.7, llava_inputs),
+            ([0.1], one),
+            ([-1.0, 0.0], llava_inputs),
+            (1.0, one),
+        ):
+            attached.set_strength(strength)
+            got = generate(inputs)
+            with torch.inference_mode():
+                attached.set_strength([3.0, 3.0, 3.0])
+            attached.set_strength(strength)
+            again = generate(inputs)
+            attached.detach()
+            with patch().attach(LLAVA, strength=strength):
+                expected = generate(inputs)
+            assert torch.equal(got, expected)
+            assert torch.equal(again, expected)
+            attached = patch().attach(LLAVA, strength=[0.5, 0.2])
+        attached.detach()
+
+
+def test_a_new_strength_leaves_other_rows_as_they_are(llava_inputs):
+    plain = generate(llava_inputs)
+    with attach_rows(LLAVA, [patch(), None]) as attached:
+        for strength in (0.5, [0.5, 0.7]):
+            attached.set_strength(strength)
+            got = generate(llava_inputs)
+            assert torch.equal(got[1], plain[1])
+            assert not torch.allclose(got[0], plain[0])
+        with pytest.raises(VlmEditError, match=r"strength has 3 values.*for 2 rows"):
+            attached.set_strength([1.0, 1.0, 1.0])
+        assert torch.equal(generate(llava_inputs), got)
+
+
+def test_a_strength_given_as_a_tensor_stays_the_users(llava_inputs):
+    mine = torch.tensor([0.5, 1.0])
+    with patch().attach(LLAVA, strength=mine) as attached:
+        attached.set_strength([0.0, 0.0])
+        other = torch.tensor([1.0, 2.0, 3.0])
+        attached.set_strength(other)
+        attached.set_strength([0.0, 0.0, 0.0])
+        attached.set_strength(1.0)
+        generate(llava_inputs)
+    assert mine.tolist() == [0.5, 1.0]
+    assert other.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_negative_strength_edits_and_rows_of_none_are_not_counted(llava_inputs):
+    real = int(llava_inputs["attention_mask"][0].sum())
+    with patch(phase="prompt").attach(LLAVA, strength=[-1.0, 0.0]) as attached:
+        generate(llava_inputs)
+    assert attached.report().edited_tokens == real
+
+
+@pytest.mark.parametrize(
+    "choice", [{}, {"tokens": "text", "steps": (1, 3)}, {"phase": "decode"}, {"positions": (0, -1)}]
+)
+def test_the_report_does_not_depend_on_the_cache(llava_inputs, choice):
+    with patch(**choice).attach(LLAVA) as attached:
+        generate(llava_inputs)
+    with torch.inference_mode():
+        other = patch(**choice).attach(LLAVA)
+    generate(llava_inputs, cache_implementation="static", disable_compile=True)
+    other.detach()
+    assert other.report() == attached.report()
+
+
+def test_steps_outside_the_window_are_not_reported_of_calls_that_hold_several(llava_inputs):
+    inputs = {k: v[:1] for k, v in llava_inputs.items()}
+    with patch(phase="decode", steps=(1, 3)).attach(LLAVA) as attached:
+        generate(inputs, prompt_lookup_num_tokens=2)
+    assert attached.report().sites[0].steps == (1, 2)
+
+
+def test_the_report_counts_every_token_of_images():
+    vision = Patch.at("vision.1", random_dictionary(24), Scale([0], 2.0))
+    with vision.attach(LLAVA) as attached, torch.no_grad():
+        LLAVA.get_image_features(torch.zeros(3, 3, 16, 16))
+    assert attached.report().sites[0].streams == {"image": 15, "text": 0, "unknown": 0}
+
+
+def test_a_strength_per_row_does_not_guess_how_images_belong_to_rows():
+    vision = Patch.at("vision.1", random_dictionary(24), Scale([0], 2.0))
+    with (
+        vision.attach(LLAVA, strength=[1.0, 0.5]),
+        torch.no_grad(),
+        pytest.raises(VlmEditError, match=r"strength has 2 values, this site's output has 4 rows"),
+    ):
+        LLAVA.get_image_features(torch.zeros(4, 3, 16, 16))
