@@ -60,6 +60,7 @@ def full(hidden, value):
         ({"phase": "decode", "steps": (1, 3)}, range(1, 3), False),
         ({"phase": "decode", "steps": (2, None)}, range(2, NEW), False),
         ({"steps": (0, 2)}, range(2), True),
+        ({"steps": (1, 3)}, range(1, 3), True),
     ],
 )
 def test_a_phase_and_a_window_of_steps_are_those_of_a_hook_that_counts_calls(
@@ -106,7 +107,10 @@ def test_a_position_beyond_a_short_prompt_is_no_token(llava_inputs):
 
 
 @pytest.mark.parametrize("tokens", ["all", "image", "text"])
-@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_cache": False}, {"num_beams": 2}, {"use_cache": False, "num_beams": 2}],
+)
 def test_the_users_mask_replaces_the_choice_by_stream_in_the_prompt(llava_inputs, tokens, options):
     mask = torch.rand(2, 9, generator=torch.Generator().manual_seed(0)) > 0.5
     real = llava_inputs["attention_mask"].bool()
@@ -232,6 +236,10 @@ def test_a_mask_that_is_none_is_refused(mask):
         ({"steps": 3}, "give .first, one past the last."),
         ({"positions": ()}, "at least one"),
         ({"positions": (0.5,)}, "whole numbers"),
+        ({"positions": 0.5}, "whole numbers"),
+        ({"positions": (True,)}, "whole numbers"),
+        ({"positions": (-(10**30),)}, "none beyond"),
+        ({"steps": (10**30, None)}, "whole numbers from 0 to"),
     ],
 )
 def test_choices_that_name_no_token_are_refused(choice, message):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -18,6 +18,7 @@ Tokens = Literal["all", "image", "text"]
 Phase = Literal["both", "prompt", "decode"]
 
 _Place = int | Tensor
+_FAR = 2**31  # further than any sequence, and sums of such still fit a tensor
 
 
 @dataclass(eq=False)  # not frozen: one is made at every output, and that takes twice as long
@@ -360,15 +361,17 @@ def _window(steps: Any) -> tuple[int, int | None]:
     except (TypeError, ValueError) as error:
         raise VlmEditError(f"steps is {steps!r}; give (first, one past the last)") from error
     numbers = [n for n in (first, last) if n is not None]
-    if not all(type(n) is int and n >= 0 for n in numbers) or first is None:
-        raise VlmEditError(f"steps is {steps!r}; decode steps are whole numbers from 0 on")
+    if not all(type(n) is int and 0 <= n < _FAR for n in numbers) or first is None:
+        raise VlmEditError(f"steps is {steps!r}; decode steps are whole numbers from 0 to {_FAR}")
     if last is not None and last <= first:
         raise VlmEditError(f"steps is {steps!r}: it holds no step")
     return first, last
 
 
 def _whole(positions: Any) -> tuple[int, ...]:
-    listed = (positions,) if isinstance(positions, int) else tuple(positions)
-    if not listed or not all(type(p) is int for p in listed):
-        raise VlmEditError(f"positions is {positions!r}; give whole numbers, at least one")
+    listed = tuple(positions) if isinstance(positions, Iterable) else (positions,)
+    if not listed or not all(type(p) is int and -_FAR < p < _FAR for p in listed):
+        raise VlmEditError(
+            f"positions is {positions!r}; give whole numbers, at least one, none beyond {_FAR}"
+        )
     return listed
