@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vlm_edit import Adapter, VlmEditError
-from vlm_edit.hooks import Call, CallTracker, Where, read_call, record
+from vlm_edit.hooks import Call, CallTracker, Selection, Where, read_call, record
+from vlm_edit.hooks.calls import Generation
 from vlm_edit.sites import find_adapter
 
 ADAPTER = Adapter((), image_token="image_token_id")
@@ -66,6 +67,53 @@ def test_an_attention_mask_of_another_form_says_nothing_of_padding(attention):
     host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
     inputs = {"input_ids": torch.full((2, 4), 5), "attention_mask": attention}
     assert read_call(host, ADAPTER, inputs).real is None
+
+
+@pytest.mark.parametrize("measured", [int, torch.tensor])
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+def test_padding_is_that_of_the_calls_own_places_whatever_mask_comes_with_it(measured, start):
+    host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
+    whole = torch.tensor([[0, 1, 1], [0, 0, 1]])
+    longer = torch.cat([whole, torch.ones(2, 3, dtype=torch.long)], 1)
+    prompt = Call((2, 3), False, prompt=3, prompt_real=whole.bool())
+    cache = SimpleNamespace(get_seq_length=lambda: measured(start))
+    for attention in (longer, torch.ones(2, 1, 2, 6), longer[:, : start + 2]):
+        inputs = {
+            "input_ids": torch.full((2, 2), 5),
+            "past_key_values": cache,
+            "attention_mask": attention,
+        }
+        generation = Generation(prompt, torch.tensor(3))
+        call = read_call(host, ADAPTER, inputs, generation=generation)
+        if start >= 3 and measured is int:
+            assert call.real is None
+        elif attention.ndim == 4 or attention.shape[1] >= start + 2:
+            assert torch.equal(call.real, longer[:, start : start + 2].bool())
+
+
+def test_a_cache_that_cannot_be_measured_leaves_the_place_unknown():
+    host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
+    attention = torch.tensor([[1, 1, 0]])
+    inputs = {"input_ids": torch.tensor([[5]]), "past_key_values": ((),)}
+    call = read_call(host, ADAPTER, inputs | {"attention_mask": attention})
+    assert call.start is None
+    assert call.real.tolist() == [[False]]
+
+
+def test_a_pooled_output_is_of_the_prompt_and_takes_a_mask_of_its_own_shape():
+    where, hidden = Where("text", Call((2, 3))), torch.zeros(2, 4)
+    assert Selection("text", "decode").choose(where, hidden) is False
+    mask = torch.tensor([True, False])
+    assert torch.equal(Selection("text").choose(where, hidden, mask), mask)
+    with pytest.raises(VlmEditError, match=r"it needs a mask of \(2,\)"):
+        Selection("text").choose(where, hidden, mask.view(1, 2))
+
+
+def test_packed_rows_that_are_no_part_of_the_patches_are_refused():
+    where = Where("image", Call(grid=torch.tensor([[1, 2, 2], [1, 2, 4]])))
+    assert where.images_at(torch.zeros(3, 5)).tolist() == [0, 1, 1]
+    with pytest.raises(VlmEditError, match="12 patches in all"):
+        where.images_at(torch.zeros(5, 5))
 
 
 def test_a_host_without_a_mixed_sequence_has_no_image_mask():
