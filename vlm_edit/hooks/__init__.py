@@ -14,7 +14,7 @@ Example:
     True
 """
 
-from vlm_edit.hooks.calls import Call, CallTracker, Generation, read_call, read_prompt
+from vlm_edit.hooks.calls import Call, Generation, read_call, read_prompt
 from vlm_edit.hooks.dispatch import (
     Callback,
     Dispatcher,
@@ -26,6 +26,7 @@ from vlm_edit.hooks.dispatch import (
 )
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.record import Capture, Recording, record
+from vlm_edit.hooks.tracker import CallTracker
 from vlm_edit.hooks.where import Phase, Selection, Tokens, Where
 
 __all__ = [

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks.calls import CallTracker
 from vlm_edit.hooks.methods import StandIn
+from vlm_edit.hooks.tracker import CallTracker
 from vlm_edit.hooks.where import Where
 from vlm_edit.sites import Adapter, Site, Tap, find_adapter, unwrap
 

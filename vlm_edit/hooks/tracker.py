@@ -1,0 +1,217 @@
+"""Follow the calls of a host, its ``generate``, and the modules it calls on their own."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vlm_edit.hooks.calls import Call, Generation, read_call, read_prompt, read_step
+from vlm_edit.hooks.methods import StandIn
+from vlm_edit.sites import Adapter
+
+_HOST = ""  # the path of the host itself among the modules whose calls are followed
+
+
+class CallTracker:
+    """Follows the calls of a host and of the modules that its adapter names.
+
+    Everything is read anew from each call's own arguments, as the host does when it scatters image
+    features. One per host and adapter, shared by all who need it, gone with the last; its state is
+    kept per thread.
+    """
+
+    _trackers: weakref.WeakKeyDictionary[nn.Module, list[CallTracker]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, root: nn.Module, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._state = threading.local()  # not a subclass: compiled code would not write to it
+        self._prompts: weakref.WeakKeyDictionary[Any, int | None] = weakref.WeakKeyDictionary()
+        self._users = 0
+        self._undo: list[Callable[[], None]] = []
+        self.paths = tuple(path for path in (_HOST, *adapter.calls) if _has(root, path))
+        for path in self.paths:
+            module = root.get_submodule(path)
+            follow = _Follow(self, path, _signature(module))
+            self._undo += [
+                module.register_forward_pre_hook(follow.enter, with_kwargs=True).remove,
+                module.register_forward_hook(follow.leave, always_call=True).remove,
+            ]
+        if callable(getattr(root, "generate", None)):
+            reader = weakref.ref(root)
+            self._undo.append(
+                StandIn(root, "generate", lambda *run: self._generate(reader, *run)).remove
+            )
+
+    @classmethod
+    def acquire(cls, root: nn.Module, adapter: Adapter) -> CallTracker:
+        """The tracker of this host, made if it is the first."""
+        trackers = cls._trackers.setdefault(root, [])
+        tracker = next((t for t in trackers if t._adapter == adapter), None)
+        if tracker is None:
+            tracker = cls(root, adapter)
+            trackers.append(tracker)
+        tracker._users += 1
+        return tracker
+
+    def release(self, root: nn.Module) -> None:
+        """Give the tracker back; the last one out removes its hooks."""
+        self._users -= 1
+        if not self._users:
+            for undo in self._undo:
+                undo()
+            self._trackers[root].remove(self)
+
+    def path_of(self, path: str) -> str:
+        """Path of the innermost followed module around (or at) another."""
+        around = [p for p in self.paths if p == _HOST or f"{path}.".startswith(f"{p}.")]
+        return max(around, key=len)
+
+    def now(self, path: str) -> Call:
+        """The call under way of the module at a followed path, or of one around it."""
+        calls: dict[str, Call] = getattr(self._state, "calls", {})
+        call = calls.get(path) or calls.get(_HOST)
+        if call is not None:
+            return call
+        generation = self.generation
+        return Call() if generation is None else generation.call
+
+    @property
+    def generation(self) -> Generation | None:
+        """The run of ``generate`` under way in this thread."""
+        found: Generation | None = getattr(self._state, "generation", None)
+        return found
+
+    @property
+    def _calls(self) -> dict[str, Call]:
+        found: dict[str, Call] = getattr(self._state, "calls", {})
+        return found
+
+    def enter(self, path: str, module: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """A followed module is called."""
+        generation = self.generation
+        if generation is not None and path == _HOST:
+            step = read_step(self._adapter, inputs, generation)
+            if step is not None:
+                self._state.calls = {_HOST: step}
+                return
+        calls = self._calls
+        outer = None if path == _HOST else calls.get(_HOST)
+        if inputs.get("encoder_hidden_states") is not None:
+            # A decoder with a sequence of its own: nothing around it tells of its tokens.
+            call = read_call(module, self._adapter, inputs)
+            if generation is not None and call.shape is not None:
+                call.prompt = generation.lengths.setdefault(path, call.shape[1])
+        else:
+            call = read_call(module, self._adapter, inputs, outer, generation)
+        if generation is None:
+            self._begin(call, inputs)
+        # A call of the host begins anew, also after one that was interrupted.
+        self._state.calls = {path: call} if path == _HOST else {**calls, path: call}
+
+    def leave(self, path: str, output: Any) -> None:
+        """A followed module has returned, or failed."""
+        generation, calls = self.generation, self._calls
+        self._state.calls = {} if path == _HOST else {p: c for p, c in calls.items() if p != path}
+        if generation is not None or path not in calls or torch.compiler.is_compiling():
+            return
+        call = calls[path]
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None and call.shape is not None:
+            length = call.shape[1]
+            if isinstance(call.prompt, int) and call.prompt == length and _is_zero(call.start):
+                _remember(self._prompts, cache, length)
+            elif length > 1:
+                _remember(self._prompts, cache, None)  # a piece of the prompt, or of the answer
+
+    def _begin(self, call: Call, inputs: Mapping[str, Any]) -> None:
+        """Outside ``generate`` the call that starts a cache brings the prompt."""
+        if call.shape is None:
+            return
+        if call.shape[1] == 1 and not torch.compiler.is_compiling():
+            call.prompt = _recall(self._prompts, inputs.get("past_key_values"))
+        if call.prompt is None and _is_zero(call.start):
+            call.prompt, call.prompt_real = call.shape[1], call.real
+
+    def _generate(
+        self,
+        reader: weakref.ref[nn.Module],
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        root = cast("nn.Module", getattr(original, "__self__", None) or reader())
+        before = self.generation
+        inputs = dict(kwargs)
+        if args:
+            inputs |= inspect.signature(original).bind_partial(*args).arguments
+        first = inputs.pop("inputs", None)
+        if isinstance(first, Tensor) and not first.is_floating_point():
+            inputs.setdefault("input_ids", first)
+        self._state.generation = read_prompt(root, self._adapter, inputs)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._state.generation = before
+            self._state.calls = {}
+
+
+class _Follow:
+    """The hooks on one followed module."""
+
+    def __init__(self, tracker: CallTracker, path: str, signature: inspect.Signature) -> None:
+        self._tracker, self._path, self._signature = tracker, path, signature
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Follow:
+        """A copy of a patched host shares the tracker: its hooks are the original's."""
+        return self
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:
+            kwargs = {**self._signature.bind_partial(*args).arguments, **kwargs}
+        self._tracker.enter(self._path, module, kwargs)
+
+    def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._tracker.leave(self._path, output)
+
+
+def _signature(module: nn.Module) -> inspect.Signature:
+    """Of the forward as it is called: nnsight's wrapper shows the ``self`` of an unbound one."""
+    signature = inspect.signature(module.forward)
+    kept = [p for p in signature.parameters.values() if p.name != "self"]
+    return signature.replace(parameters=kept)
+
+
+def _is_zero(start: int | Tensor | None) -> bool:
+    if isinstance(start, Tensor):
+        return not torch.compiler.is_compiling() and int(start) == 0
+    return start == 0
+
+
+def _has(root: nn.Module, path: str) -> bool:
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _remember(
+    prompts: weakref.WeakKeyDictionary[Any, int | None], cache: Any, n: int | None
+) -> None:
+    try:
+        prompts[cache] = n
+    except TypeError:  # a tuple of tensors, as old hosts return
+        return
+
+
+def _recall(prompts: weakref.WeakKeyDictionary[Any, int | None], cache: Any) -> int | None:
+    try:
+        return prompts.get(cache)
+    except TypeError:
+        return None
