@@ -78,11 +78,13 @@ class Patch:
             rules: Applied in order on one code.
             tokens: ``image`` or ``text`` for one stream's tokens only.
             info: What to say of the patch, free text by key.
-            phase: ``prompt`` for the prompt's tokens only, ``decode`` for generated ones.
+            phase: ``prompt`` for the prompt's tokens only, ``decode`` for generated ones. Outside
+                ``generate`` a call without a cache is all prompt.
             steps: First and one past the last decode step; None for all. Step 0 is the one whose
                 input is the first token generated. With ``phase="both"`` the prompt is edited too.
             positions: Places in the prompt, padding not counted, negative from its end (-1 is the
-                last token); then no other token is edited.
+                last token); then no other token is edited. Padding is what ``attention_mask``
+                [B, S] says; a mask of four dimensions does not tell.
 
         Raises:
             VlmEditError: No rule, a feature that the dictionary does not have, an unknown or
