@@ -25,7 +25,7 @@ class Attachment(Handle):
         >>> with patch.attach(host) as attached:
         ...     _ = host.get_text_features(**processor(text=["a cat"], return_tensors="pt"))
         >>> print(attached.report())
-        joint: 1 tokens edited in 1 calls (1 text; 1 prompt)
+        joint: 1 token edited in 1 call (1 text; 1 prompt)
     """
 
     def __init__(

@@ -39,12 +39,17 @@ class SiteReport:
         """One line."""
         told = [f"{n:,} {name}" for name, n in self.streams.items() if n] or ["none"]
         when = [f"{n:,} {name}" for name, n in self.phases.items() if n]
-        line = f"{self.site}: {self.tokens:,} tokens edited in {self.calls} calls"
+        tokens, calls = _number(self.tokens, "token"), _number(self.calls, "call")
+        line = f"{self.site}: {tokens} edited in {calls}"
         if self.tokens:
             line += f" ({', '.join(told)}; {', '.join(when)})"
         if self.steps is not None:
             line += f", decode steps {self.steps[0]} to {self.steps[1]}"
         return line
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)

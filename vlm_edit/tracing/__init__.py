@@ -14,7 +14,7 @@ Example:
     ...     with torch.no_grad(), model.trace(**inputs, fn=host.get_text_features):
     ...         joint = tracing.at(model, "joint", "text").output.save()
     >>> print(attached.report())
-    joint: 1 tokens edited in 1 calls (1 text; 1 prompt)
+    joint: 1 token edited in 1 call (1 text; 1 prompt)
 """
 
 from typing import TYPE_CHECKING
