@@ -44,6 +44,13 @@ class Call:
         start, prompt = self.start, self.prompt
         return isinstance(start, int) and isinstance(prompt, int) and start >= prompt
 
+    def places(self, device: torch.device | None = None) -> Tensor:
+        """[S], where its tokens stand in the sequence; needs ``shape`` and ``start``."""
+        if self.columns is not None:
+            return self.columns
+        start, length = cast("int", self.start), cast("tuple[int, int]", self.shape)[1]
+        return torch.arange(start, start + length, device=device)
+
 
 @dataclass(eq=False)
 class Generation:
@@ -114,9 +121,8 @@ def read_step(adapter: Adapter, inputs: Mapping[str, Any], generation: Generatio
     prompt = generation.call.prompt
     if not isinstance(prompt, int) or start < prompt or "encoder_hidden_states" in inputs:
         return None
-    for name in adapter.visual_inputs:
-        if name in inputs and _carried(inputs[name]):
-            return None
+    if _shows_images(adapter, inputs):
+        return None
     image = None if adapter.image_token is None else False
     return Call((ids.size(0), ids.size(1)), image, None, start, None, prompt)
 
@@ -159,7 +165,7 @@ def _image(
         return None
     ids: Tensor | None = inputs.get("input_ids")
     embeds: Any = inputs.get("inputs_embeds")
-    visual = any(name in inputs and _carried(inputs[name]) for name in adapter.visual_inputs)
+    visual = _shows_images(adapter, inputs)
     if ids is not None:
         return _any_of([ids == i for i in image_token_ids(module, adapter)]) if visual else False
     if visual:
@@ -222,6 +228,13 @@ def _length_of(cache: Any) -> int | Tensor | None:
         return 0
     measure = getattr(cache, "get_seq_length", None)
     return measure() if callable(measure) else None
+
+
+def _shows_images(adapter: Adapter, inputs: Mapping[str, Any]) -> bool:
+    for name in adapter.visual_inputs:  # noqa: SIM110 - any() would make a generator at every step
+        if name in inputs and _carried(inputs[name]):
+            return True
+    return False
 
 
 def _carried(value: Any) -> bool:

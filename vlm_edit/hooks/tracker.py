@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vlm_edit.hooks.calls import Call, Generation, read_call, read_prompt, read_step
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.sites import Adapter
+from vlm_edit.sites.resolve import find_module
 
 _HOST = ""  # the path of the host itself among the modules whose calls are followed
 
@@ -34,7 +35,9 @@ class CallTracker:
         self._prompts: weakref.WeakKeyDictionary[Any, int | None] = weakref.WeakKeyDictionary()
         self._users = 0
         self._undo: list[Callable[[], None]] = []
-        self.paths = tuple(path for path in (_HOST, *adapter.calls) if _has(root, path))
+        self.paths = tuple(
+            path for path in (_HOST, *adapter.calls) if find_module(root, path) is not None
+        )
         for path in self.paths:
             module = root.get_submodule(path)
             follow = _Follow(self, path, _signature(module))
@@ -74,7 +77,7 @@ class CallTracker:
 
     def now(self, path: str) -> Call:
         """The call under way of the module at a followed path, or of one around it."""
-        calls: dict[str, Call] = getattr(self._state, "calls", {})
+        calls = self._calls
         call = calls.get(path) or calls.get(_HOST)
         if call is not None:
             return call
@@ -191,14 +194,6 @@ def _is_zero(start: int | Tensor | None) -> bool:
     if isinstance(start, Tensor):
         return not torch.compiler.is_compiling() and int(start) == 0
     return start == 0
-
-
-def _has(root: nn.Module, path: str) -> bool:
-    try:
-        root.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
 
 
 def _remember(

@@ -267,9 +267,7 @@ def given_in(
     if otherwise is None:
         otherwise = False
     device = otherwise.device if isinstance(otherwise, Tensor) else given.device
-    columns = call.columns
-    if columns is None:
-        columns = torch.arange(length, device=device) + cast("int", call.start)
+    columns = call.places(device)
     known = given.to(columns.device)[:, columns.clamp(max=width - 1)]
     if isinstance(otherwise, Tensor) and len(otherwise) != len(known):
         known = repeat(known, "b s -> (b k) s", k=len(otherwise) // len(known))
@@ -314,7 +312,7 @@ def _within(spans: list[tuple[_Place, _Place | None]], call: Call) -> Tensor | b
         outside = [high <= a or (b is not None and b <= low) for a, b in spans]
         if any(inside) or all(outside):
             return any(inside)
-    columns = _columns(call)
+    columns = call.places()
     found = torch.zeros_like(columns, dtype=torch.bool)
     for a, b in spans:
         found = found | ((columns >= a) if b is None else (columns >= a) & (columns < b))
@@ -323,7 +321,7 @@ def _within(spans: list[tuple[_Place, _Place | None]], call: Call) -> Tensor | b
 
 def _placed(positions: Sequence[int], call: Call) -> Tensor:
     """[B, S] or [1, S] bool, the call's tokens at places among the real ones of the prompt."""
-    columns = _columns(call)
+    columns = call.places()
     real = call.prompt_real if call.prompt_real is not None else call.real
     wanted = torch.tensor(positions, device=columns.device)
     if real is None:
@@ -336,14 +334,6 @@ def _placed(positions: Sequence[int], call: Call) -> Tensor:
         inside = real[:, at] & (columns < real.shape[1])
     wanted = torch.where(wanted < 0, cast("Tensor", last) + wanted, wanted)
     return (place.unsqueeze(-1) == wanted).any(-1) & inside
-
-
-def _columns(call: Call) -> Tensor:
-    """[S], the places of a call's tokens in the sequence."""
-    if call.columns is not None:
-        return call.columns
-    start, length = cast("int", call.start), cast("tuple[int, int]", call.shape)[1]
-    return torch.arange(start, start + length)
 
 
 def _all_of(masks: list[Tensor]) -> Tensor | bool:

@@ -99,18 +99,21 @@ class Tally:
             chosen: Mask of the tokens edited, or one answer for all.
         """
         phase = _phase(where, hidden)
-        if torch.compiler.is_compiling() or phase is None:
-            self._on(hidden.device).add(where, hidden, chosen)
-            return
-        self._calls += 1
+        on_device = torch.compiler.is_compiling() or phase is None
+        if on_device:
+            self._on(hidden.device).calls.add_(1)
+        else:
+            self._calls += 1
         if chosen is False:
             return
         image = where.image if where.stream == "mixed" else where.stream == "image"
+        if on_device or phase is None:
+            self._on(hidden.device).add(phase, image, where, hidden, _as_mask(chosen, hidden))
+            return
         if isinstance(chosen, bool) and not isinstance(image, Tensor):
             self._counts[_STREAM[image], phase] += hidden.numel() // hidden.size(-1)
         else:
-            held = self._on(hidden.device).counts[:, PHASES.index(phase)]
-            held += _by_stream(image, where, hidden, chosen)
+            self._on(hidden.device).put(phase, image, where, hidden, _as_mask(chosen, hidden))
         if phase == "decode":
             self._widen(selection.steps, where.call, hidden.size(1))
 
@@ -168,25 +171,31 @@ class _Held:
             calls = torch.zeros(1, dtype=torch.int64, device=device)
             return cls(counts, calls, torch.tensor([_NEVER, -1], device=device))
 
-    def add(self, where: Where, hidden: Tensor, chosen: Tensor | bool) -> None:
-        self.calls.add_(1)
-        if chosen is False:
-            return
-        call = where.call
-        if isinstance(chosen, bool):
-            chosen = torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
-        image = where.image if where.stream == "mixed" else where.stream == "image"
-        phase = _phase(where, hidden)
+    def put(
+        self,
+        phase: str,
+        image: Tensor | bool | None,
+        where: Where,
+        hidden: Tensor,
+        chosen: Tensor,
+    ) -> None:
+        self.counts[:, PHASES.index(phase)].add_(_by_stream(image, where, hidden, chosen))
+
+    def add(
+        self,
+        phase: str | None,
+        image: Tensor | bool | None,
+        where: Where,
+        hidden: Tensor,
+        chosen: Tensor,
+    ) -> None:
         if phase is not None:
-            self.counts[:, PHASES.index(phase)].add_(_by_stream(image, where, hidden, chosen))
+            self.put(phase, image, where, hidden, chosen)
             return
-        columns = call.columns
-        if columns is None:
-            columns = torch.arange(hidden.shape[1], device=hidden.device) + cast("int", call.start)
-        step = columns - cast("Tensor", call.prompt)
+        step = where.call.places(hidden.device) - cast("Tensor", where.call.prompt)
         decoded = step >= 0
-        for column, part in ((0, chosen & ~decoded), (1, chosen & decoded)):
-            self.counts[:, column].add_(_by_stream(image, where, hidden, part))
+        self.put("prompt", image, where, hidden, chosen & ~decoded)
+        self.put("decode", image, where, hidden, chosen & decoded)
         used = (chosen & decoded).any(0)
         first = torch.where(used, step, _NEVER).min()
         last = torch.where(used, step, -1).max()
@@ -213,12 +222,14 @@ def _phase(where: Where, hidden: Tensor) -> str | None:
     return None
 
 
-def _by_stream(
-    image: Tensor | bool | None, where: Where, hidden: Tensor, chosen: Tensor | bool
-) -> Tensor:
+def _as_mask(chosen: Tensor | bool, hidden: Tensor) -> Tensor:
+    if isinstance(chosen, Tensor):
+        return chosen
+    return torch.full(hidden.shape[:-1], chosen, dtype=torch.bool, device=hidden.device)
+
+
+def _by_stream(image: Tensor | bool | None, where: Where, hidden: Tensor, chosen: Tensor) -> Tensor:
     """How many chosen tokens are image, text and unknown, [3]."""
-    if isinstance(chosen, bool):
-        chosen = torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
     total = chosen.sum()
     zero = torch.zeros_like(total)
     if not isinstance(image, Tensor):

@@ -189,7 +189,7 @@ def _layers(model: nn.Module, path: str) -> list[Numbers]:
     for mark in MARKS:
         if mark in path:
             stem = path.split(mark)[0].rstrip(".")
-            stems = {numbers: _module(model, _fill(stem, numbers)) for numbers in found}
+            stems = {numbers: find_module(model, _fill(stem, numbers)) for numbers in found}
             counts = {n: len(list(m.children())) for n, m in stems.items() if m is not None}
             found = [(*numbers, i) for numbers, n in counts.items() for i in range(n)]
     return found
@@ -197,10 +197,10 @@ def _layers(model: nn.Module, path: str) -> list[Numbers]:
 
 def _tap(model: nn.Module, rule: TapRule, path: str) -> Tap | None:
     if not path.endswith("()"):
-        module = _module(model, path)
+        module = find_module(model, path)
         return None if module is None else Tap(path, module, rule.stream, rule.axis)
     parent, _, method = path.removesuffix("()").rpartition(".")
-    module = _module(model, parent)
+    module = find_module(model, parent)
     if module is None or not callable(getattr(module, method, None)):
         return None
     return Tap(path, module, rule.stream, rule.axis, method)
@@ -212,7 +212,8 @@ def _fill(text: str, numbers: Numbers) -> str:
     return text
 
 
-def _module(model: nn.Module, path: str) -> nn.Module | None:
+def find_module(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path; None if there is none."""
     try:
         return model.get_submodule(path)
     except AttributeError:
