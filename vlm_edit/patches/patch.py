@@ -14,12 +14,12 @@ from vlm_edit import hooks, tracing
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.errors import VlmEditError
+from vlm_edit.fingerprint import expect_host, fingerprint
 from vlm_edit.hooks import Handle, Phase, Selection, Tokens
 from vlm_edit.patches import storage
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.binding import Binding
-from vlm_edit.patches.fingerprint import expect_host, fingerprint
 from vlm_edit.patches.report import Tally
 from vlm_edit.sites import Adapter, Site, expect_width, find_site, unwrap
 

@@ -1,4 +1,4 @@
-"""What a patch remembers of the host it was made for, so that another is refused."""
+"""What is remembered of a host, so that another is refused."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from conftest import make_clip, make_llava
 from torch import nn
 
 from vlm_edit import VlmEditError, find_sites
-from vlm_edit.patches.fingerprint import _sample, expect_host, fingerprint
+from vlm_edit.fingerprint import _sample, expect_host, fingerprint
 
 
 def of(model, *names):
