@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "fingerprint": {"errors", "sites"},
     "pairs": {"errors"},
     "codes": {"errors"},
+    "files": {"errors"},
     "dictionaries": {"errors", "codes"},
     "dominance": {"errors", "codes", "statistics"},
     "planted": {"errors", "codes"},
@@ -38,11 +39,11 @@ ARROWS: dict[str, set[str]] = {
     "edits": {"errors", "dictionaries"},
     "tracing": {"errors", "sites", "hooks"},
     "patches": {
-        *("errors", "sites", "hooks", "tracing", "edits", "dictionaries", "fingerprint"),
+        *("errors", "sites", "hooks", "tracing", "edits", "dictionaries", "fingerprint", "files"),
     },
     "measurement": {
         *("errors", "sites", "hooks", "codes", "dictionaries", "dominance", "interpretability"),
-        *("groups", "pairs", "fingerprint"),
+        *("pairs", "fingerprint", "files"),
     },
     "zoo": {"errors", "pairs", "dictionaries", "hooks", "probing", "statistics"},
     "report": {

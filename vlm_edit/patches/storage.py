@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from vlm_edit.dictionaries import Encoder, Slice
 from vlm_edit.edits import Splice, rule_from_dict
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import read_tensors, write_tensors
 from vlm_edit.hooks import Selection
 from vlm_edit.patches.binding import Binding
 
 VERSION = 1
-HEADER = "vlm_edit"
 
 
 def write(
@@ -31,7 +27,7 @@ def write(
     host: Mapping[str, Any],
     info: Mapping[str, str],
 ) -> None:
-    """Write a patch: first beside the target, then moved there whole."""
+    """Write a patch, whole or not at all."""
     tensors: dict[str, Tensor] = {}
     entries = []
     for number, binding in enumerate(bindings):
@@ -43,12 +39,7 @@ def write(
             "threshold": encoder.threshold,
             "subtract": encoder.subtract,
         } | {f"center.{stream}": center for stream, center in encoder.centers.items()}
-        tensors |= {
-            # A copy: safetensors refuses tensors that share memory, as those of two edits may.
-            f"{number}.{name}": t.detach().to("cpu", copy=True).contiguous()
-            for name, t in stored.items()
-            if t is not None
-        }
+        tensors |= {f"{number}.{name}": t for name, t in stored.items() if t is not None}
         entries.append(
             {
                 "site": binding.site,
@@ -62,16 +53,7 @@ def write(
             }
         )
     header = {"version": VERSION, "host": dict(host), "info": dict(info), "bindings": entries}
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        # Not save_file: it writes files that only their owner may read.
-        partial.write_bytes(save(tensors, metadata={HEADER: json.dumps(header)}))
-        partial.replace(target)
-    except (OSError, SafetensorError) as error:
-        raise VlmEditError(f"cannot write the patch to {str(path)!r}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(path, tensors, header, "patch")
 
 
 def read(
@@ -112,32 +94,13 @@ def _told(selection: Selection) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise VlmEditError(f"no patch at {str(path)!r}: the file does not exist")
-    try:
-        data = path.read_bytes()
-        tensors = load(data)
-        length = struct.unpack("<Q", data[:8])[0]
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-        header = (
-            json.loads(metadata[HEADER], parse_constant=_refuse) if HEADER in metadata else None
-        )
-    except (SafetensorError, OSError, LookupError, ValueError, RecursionError) as error:
-        raise VlmEditError(f"{path} is not a readable safetensors file: {error}") from error
-    if not isinstance(header, dict):
-        raise VlmEditError(
-            f"{path} is a safetensors file but not a patch: it has no {HEADER!r} header"
-        )
+    header, tensors = read_tensors(path, "patch")
     if header.get("version") != VERSION:
         raise VlmEditError(
             f"{path} has patch format {header.get('version')!r}, this version reads {VERSION}: "
             "update vlm-edit"
         )
     return header, tensors
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number")
 
 
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
