@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image
@@ -15,6 +15,7 @@ from vlm_edit.errors import VlmEditError
 
 TextEncoder = Callable[[Sequence[str]], Tensor]
 ImageEncoder = Callable[[Sequence[Image]], Tensor]
+Thing = TypeVar("Thing", str, Image)
 
 _MODES = {
     "pooling_mode_mean_tokens": "mean",
@@ -102,13 +103,15 @@ def image_encoder(folder: str | Path, batch_size: int = 32) -> ImageEncoder:
     return _in_batches(embed, batch_size)
 
 
-def _in_batches(embed: Callable[[Sequence[Any]], Tensor], batch_size: int) -> Any:
-    @torch.no_grad()
-    def encode(things: Sequence[Any]) -> Tensor:
+def _in_batches(
+    embed: Callable[[Sequence[Thing]], Tensor], batch_size: int
+) -> Callable[[Sequence[Thing]], Tensor]:
+    def encode(things: Sequence[Thing]) -> Tensor:
         if not len(things):
             raise VlmEditError("nothing to encode: give at least one text or image")
         starts = range(0, len(things), batch_size)
-        return torch.cat([embed(things[i : i + batch_size]).float() for i in starts])
+        with torch.no_grad():
+            return torch.cat([embed(things[i : i + batch_size]).float() for i in starts])
 
     return encode
 
