@@ -110,8 +110,9 @@ def load_dictionary(site: str = "joint") -> Dictionary:
     """Load a bundled dictionary. Its `info["model_name"]` names the host it was trained on.
 
     Args:
-        site: `joint` or `vision.2` of `emoji-clip`, or `language.0` of `emoji-llava`. The one of
-            `vision.2` serves both hosts, whose vision towers are the same.
+        site: `joint` or `vision.2` of `emoji-clip`, or `language.0` to `language.3`, every language
+            layer of `emoji-llava`. The one of `vision.2` serves both hosts, whose vision towers
+            are the same.
 
     Returns:
         The dictionary, a BatchTopK SAE.

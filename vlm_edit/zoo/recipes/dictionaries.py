@@ -96,8 +96,8 @@ def report(site: str, dictionary: Dictionary, streams: Mapping[str, Tensor]) -> 
         alive |= codes.any(0)
         explained = dictionary.explained_variance(data, known)
         l0 = float((codes > 0).sum(1).float().mean())
-        lines.append(f"{site:9} {stream:5} explained variance {explained:.3f}, L0 {l0:.1f}")
-    lines.append(f"{site:9} {int(alive.sum())} of {dictionary.n_features} features alive")
+        lines.append(f"{site:10} {stream:5} explained variance {explained:.3f}, L0 {l0:.1f}")
+    lines.append(f"{site:10} {int(alive.sum())} of {dictionary.n_features} features alive")
     return lines
 
 

@@ -1,11 +1,13 @@
-"""Train the dictionary of a language layer of emoji-llava, where image and text share a sequence.
+"""Train the dictionaries of emoji-llava's language layers, where image and text share a sequence.
 
     python -m vlm_edit.zoo.recipes.language --pairs build/emoji \
         --host vlm_edit/zoo/emoji-llava --out vlm_edit/zoo/dictionaries
 
-It is trained on the drawings the host was trained on, laid on the pairs' backgrounds without
+They are trained on the drawings the host was trained on, laid on the pairs' backgrounds without
 further augmentation; behind half of them stands a caption, behind the others a question with its
-answer. What is printed is measured on the shipped pairs, whose drawings neither has seen.
+answer. Every layer is read at the same tokens of the same inputs and trained from the same seed,
+so that what differs between dictionaries is the layer, and each is the same whichever others are
+asked for. What is printed is measured on the shipped pairs, whose drawings neither has seen.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ from vlm_edit.zoo.recipes.dialogues import Dialogues
 from vlm_edit.zoo.recipes.dictionaries import plain, report
 from vlm_edit.zoo.recipes.pairs import BACKGROUNDS
 
-SITE = "language.0"
 CONFIG = TrainConfig(n_features=512, k=16, steps=3000, norm="constant_norm_rescale", center=True)
 BATCH = 64
 IMAGE_TOKENS = 12
@@ -72,21 +73,22 @@ def activations(
         model: The host.
         sites: Names of language layers.
         batches: Inputs of the host.
-        image_tokens: How many of each image to keep, at random; by default all.
+        image_tokens: How many of each image to keep, at random and the same at every site; by
+            default all.
     """
     kept: dict[str, dict[str, list[Tensor]]] = {s: {"image": [], "text": []} for s in sites}
     generator = torch.Generator().manual_seed(0)
     for inputs in batches:
         with record(model, *sites) as recording:
             model(**inputs, use_cache=False)
+        drawn = torch.rand(inputs["input_ids"].shape, generator=generator)
         for site in sites:
             capture = recording.last(site, "mixed")
             for stream, parts in kept[site].items():
                 mask = capture.where.select(stream, capture.hidden)
                 assert mask is not None
                 if stream == "image" and image_tokens:
-                    share = image_tokens / int(mask[0].sum())
-                    mask = mask & (torch.rand(mask.shape, generator=generator) < share)
+                    mask = mask & (drawn < image_tokens / int(mask[0].sum()))
                 parts.append(capture.hidden[mask])
     return {
         site: {name: torch.cat(parts) for name, parts in streams.items()}
@@ -127,14 +129,19 @@ def _tokens_of_an_image(processor: LlavaProcessor) -> int:
     return int(side) ** 2 + int(processor.num_additional_image_tokens)
 
 
+def layers(model: LlavaForConditionalGeneration) -> list[str]:
+    """Names of all language layers, the last included."""
+    return [f"language.{i}" for i in range(model.config.text_config.num_hidden_layers)]
+
+
 def main() -> None:
     """Train, save and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=Path, required=True, help="what the pairs recipe rendered")
     parser.add_argument("--host", type=Path, required=True, help="folder of emoji-llava")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the dictionary")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the dictionaries")
+    parser.add_argument("--sites", nargs="+", help="language layers; by default all")
     parser.add_argument("--batches", type=int, default=200, help=f"of {BATCH} images")
-    parser.add_argument("--site", default=SITE)
     parser.add_argument("--features", type=int, default=CONFIG.n_features)
     parser.add_argument("--k", type=int, default=CONFIG.k)
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
@@ -142,14 +149,16 @@ def main() -> None:
     config = replace(CONFIG, n_features=options.features, k=options.k, steps=options.steps)
     model = LlavaForConditionalGeneration.from_pretrained(options.host, dtype=torch.float32).eval()
     processor = LlavaProcessor.from_pretrained(options.host)
+    sites = options.sites or layers(model)
     inputs = training_inputs(options.pairs, processor, options.batches)
-    site = options.site
-    streams = activations(model, [site], inputs, IMAGE_TOKENS)[site]
-    info = {"model_name": "emoji-llava", "hook_name": site, "site": site}
-    dictionary = train_dictionary(streams, config, info)
-    save_saelens(dictionary, options.out / site, dtype=torch.float16)
-    shipped = activations(model, [site], shipped_inputs(processor))[site]
-    print("\n".join(report(site, load_dictionary(options.out / site), shipped)))
+    streams = activations(model, sites, inputs, IMAGE_TOKENS)
+    shipped = activations(model, sites, shipped_inputs(processor))
+    for site in sites:
+        info = {"model_name": "emoji-llava", "hook_name": site, "site": site}
+        dictionary = train_dictionary(streams.pop(site), config, info)
+        save_saelens(dictionary, options.out / site, dtype=torch.float16)
+        lines = report(site, load_dictionary(options.out / site), shipped.pop(site))
+        print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":
