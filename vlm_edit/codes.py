@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,8 +61,10 @@ class SparseCodes:
             return codes
         if codes.ndim != 2:
             raise VlmEditError(f"codes must be [n, m], got {tuple(codes.shape)}")
-        rows, features = codes.nonzero(as_tuple=True)
-        return cls(rows, features, codes[rows, features], (codes.shape[0], codes.shape[1]))
+        n, m = codes.shape
+        flat = active_places(codes)
+        rows = flat.div(max(m, 1), rounding_mode="floor")
+        return cls(rows, flat - rows * m, codes.reshape(-1)[flat], (n, m))
 
     @classmethod
     def of_top(cls, values: Tensor, indices: Tensor, n_features: int) -> SparseCodes:
@@ -69,11 +72,22 @@ class SparseCodes:
 
         Args:
             values: [n, k].
-            indices: [n, k] int64, their features, each once per row.
+            indices: [n, k] int64, their features, each once per row, in any order, which stays.
             n_features: Size m of the dictionary.
+
+        Raises:
+            VlmEditError: Shapes that differ.
         """
-        rows, columns = values.nonzero(as_tuple=True)
-        return cls(rows, indices[rows, columns], values[rows, columns], (len(values), n_features))
+        if values.ndim != 2 or values.shape != indices.shape:
+            raise VlmEditError(
+                f"values and indices of a top k must both be [n, k], got {tuple(values.shape)} and "
+                f"{tuple(indices.shape)}"
+            )
+        n, k = values.shape
+        flat = active_places(values)
+        rows = flat.div(max(k, 1), rounding_mode="floor")
+        shape = (n, n_features)
+        return cls(rows, indices.reshape(-1)[flat], values.reshape(-1)[flat], shape)
 
     def __len__(self) -> int:
         """Number n of examples."""
@@ -104,5 +118,33 @@ class SparseCodes:
 
     def to(self, device: torch.device | str) -> SparseCodes:
         """The same codes on another device."""
-        moved = (t.to(device) for t in (self.rows, self.features, self.values))
-        return SparseCodes(*moved, self.shape)
+        rows, features, values = (t.to(device) for t in (self.rows, self.features, self.values))
+        return SparseCodes(rows, features, values, self.shape)
+
+
+def active_places(hidden: Tensor, floor: Tensor | float | None = None) -> Tensor:
+    """Where codes are not zero, or pre-activations are not at or below a floor.
+
+    Args:
+        hidden: [n, m], or [n].
+        floor: [m] or a number; None to compare with zero instead, either side of it.
+
+    Returns:
+        [nnz] int64, rising: places in ``hidden`` flattened. NaN is never left out.
+
+    Example:
+        >>> active_places(torch.tensor([[0.0, -2.0], [3.0, 0.5]]))
+        tensor([1, 2, 3])
+        >>> active_places(torch.tensor([[0.0, -2.0], [3.0, 0.5]]), floor=1.0)
+        tensor([2])
+    """
+    hidden = hidden.detach()
+    if hidden.device.type == "cpu" and hidden.dtype in (torch.float32, torch.float64):
+        # numpy compares and finds several times faster than torch does on a CPU.
+        given = hidden.numpy()
+        if floor is None:
+            return torch.from_numpy(np.flatnonzero(given != 0))
+        below = given <= (floor.detach().numpy() if isinstance(floor, Tensor) else floor)
+        return torch.from_numpy(np.flatnonzero(np.logical_not(below, out=below)))
+    mask = hidden != 0 if floor is None else ~(hidden <= floor)
+    return mask.flatten().nonzero().flatten()
