@@ -1,6 +1,7 @@
 """Dictionaries: sparse autoencoders and raw neurons, and their formats on disk."""
 
-from vlm_edit.dictionaries.dictionary import Activation, Dictionary, Encoder, Norm, Slice
+from vlm_edit.dictionaries.dictionary import Dictionary, Slice
+from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
 from vlm_edit.dictionaries.formats import load_dictionary
 from vlm_edit.dictionaries.saelens import save_saelens
 from vlm_edit.dictionaries.train import TrainConfig, train_dictionary

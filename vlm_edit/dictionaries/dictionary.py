@@ -3,180 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlm_edit.codes import SparseCodes
+from vlm_edit.dictionaries.encoder import Encoder, Norm, autocast_off, expect, move
 from vlm_edit.errors import VlmEditError
-
-Activation = Literal["relu", "jumprelu", "topk", "identity"]
-Norm = Literal["none", "layer_norm", "constant_norm_rescale"]
-
-
-@dataclass(frozen=True, eq=False)
-class Encoder:
-    """Everything needed to turn activations into codes.
-
-    ``code = activation((normed - center - subtract) @ weight + bias)``, in float32.
-
-    Attributes:
-        weight: [d, m].
-        bias: [m].
-        activation: ``relu``; ``jumprelu``, that is h where h > threshold; ``topk``, that is relu
-            of the k largest; ``identity``.
-        threshold: [m], for ``jumprelu`` (a BatchTopK dictionary in use is one of these).
-        k: For ``topk``.
-        subtract: [d] subtracted before the product, usually the decoder's bias; None for none.
-        norm: ``layer_norm`` is (x - mean) / (unbiased std + 1e-5); ``constant_norm_rescale`` is
-            x * sqrt(d) / |x|.
-        centers: [d] per stream, subtracted after the norm. Empty for none.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    activation: Activation = "relu"
-    threshold: Tensor | None = None
-    k: int | None = None
-    subtract: Tensor | None = None
-    norm: Norm = "none"
-    centers: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check shapes and options; nothing is guessed."""
-        if self.weight.ndim != 2:
-            raise VlmEditError(f"encoder weight must be [d, m], got {tuple(self.weight.shape)}")
-        d, m = self.weight.shape
-        _expect("encoder weight", self.weight, (d, m))
-        _expect("encoder bias", self.bias, (m,))
-        for name, center in self.centers.items():
-            if name not in ("image", "text"):
-                raise VlmEditError(f"center of unknown stream {name!r}: use 'image' and 'text'")
-            _expect(f"center of the {name} stream", center, (d,))
-        if self.subtract is not None:
-            _expect("subtract", self.subtract, (d,))
-        if self.norm not in ("none", "layer_norm", "constant_norm_rescale"):
-            raise VlmEditError(
-                f"unknown norm {self.norm!r}: use none, layer_norm or constant_norm_rescale"
-            )
-        if self.activation not in ("relu", "jumprelu", "topk", "identity"):
-            raise VlmEditError(
-                f"unknown activation {self.activation!r}: use relu, jumprelu, topk or identity"
-            )
-        if (self.threshold is not None) != (self.activation == "jumprelu"):
-            raise VlmEditError("threshold goes with activation='jumprelu', and only with it")
-        if self.threshold is not None:
-            _expect("threshold", self.threshold, (m,))
-        if (self.k is not None) != (self.activation == "topk"):
-            raise VlmEditError("k goes with activation='topk', and only with it")
-        if self.k is not None and not 1 <= self.k <= m:
-            raise VlmEditError(f"k is {self.k}; it must lie between 1 and the {m} features")
-
-    @property
-    def competes(self) -> bool:
-        """Whether a feature's code depends on the others' pre-activations."""
-        return self.activation == "topk"
-
-    def __call__(
-        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Codes of activations, and the factor that brings a change in them back.
-
-        Args:
-            x: [..., d], any float dtype.
-            stream: ``image``, ``text`` or ``mixed``; needed when there are centers.
-            image: [...] bool, True at image tokens; needed for ``mixed`` with centers.
-
-        Returns:
-            Codes [..., m] float32, and the norm's scale [..., 1], None without a norm.
-
-        Raises:
-            VlmEditError: Wrong width, or a stream without a center.
-        """
-        if x.shape[-1] != self.weight.shape[0]:
-            raise VlmEditError(
-                f"activations of width {x.shape[-1]} meet a dictionary of width "
-                f"{self.weight.shape[0]}: is it another layer's or another host's?"
-            )
-        with autocast_off(x.device):
-            normed, scale = self.normalise(x.float())
-            offset = self._offset(stream, image)
-            # Not folded into the bias: that costs a pass over the weight and loses digits.
-            centred = normed if offset is None else normed - offset
-            hidden = F.linear(centred, self.weight.mT, self.bias)
-            return self._activate(hidden), scale
-
-    def normalise(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Normed activations [..., d], and the scale [..., 1] that was divided out, if any."""
-        if self.norm == "layer_norm":
-            centred = x - x.mean(dim=-1, keepdim=True)
-            scale = centred.std(dim=-1, keepdim=True)
-            return centred / (scale + 1e-5), scale
-        if self.norm == "constant_norm_rescale":
-            scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-            return x / scale.clamp_min(1e-12), scale
-        return x, None
-
-    def _offset(self, stream: str | None, image: Tensor | None) -> Tensor | None:
-        """What is subtracted from a normed activation: [d], or [..., d] if it differs by token."""
-        center: Tensor | None = None
-        if self.centers:
-            center = self.center(stream, image)
-        if self.subtract is None or center is None:
-            return self.subtract if center is None else center
-        return center + self.subtract
-
-    def center(self, stream: str | None, image: Tensor | None = None) -> Tensor:
-        """What is subtracted after the norm: [d], or [..., d] for a mixed stream.
-
-        Raises:
-            VlmEditError: No center for this stream, or no mask for a mixed one.
-        """
-        needed = ("image", "text") if stream == "mixed" else (stream,)
-        if any(name not in self.centers for name in needed):
-            raise VlmEditError(
-                f"this dictionary centres each stream apart (it has {sorted(self.centers)}), and "
-                f"the stream here is {stream!r}: pass stream='image' or stream='text'"
-            )
-        if stream != "mixed":
-            return self.centers[str(stream)]
-        if image is None:
-            raise VlmEditError("a mixed stream needs the mask of its image tokens to be centred")
-        return torch.where(image.unsqueeze(-1), self.centers["image"], self.centers["text"])
-
-    def _activate(self, hidden: Tensor) -> Tensor:
-        if self.activation == "relu":
-            return F.relu(hidden)
-        if self.activation == "jumprelu":
-            assert self.threshold is not None
-            return torch.where(hidden > self.threshold.clamp_min(0), hidden, 0.0)
-        if self.activation == "topk":
-            assert self.k is not None
-            values, indices = hidden.topk(self.k, dim=-1, sorted=False)
-            return torch.zeros_like(hidden).scatter(-1, indices, F.relu(values))
-        return hidden
-
-    def select(self, features: Sequence[int]) -> Encoder:
-        """The encoder of some features alone, for those that do not compete."""
-        index = torch.as_tensor(list(features), dtype=torch.long)
-        threshold = None if self.threshold is None else self.threshold[index]
-        return replace(
-            self, weight=self.weight[:, index], bias=self.bias[index], threshold=threshold
-        )
-
-    def to(self, device: torch.device | str) -> Encoder:
-        """The same encoder on another device."""
-        moved: dict[str, Any] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                moved[item.name] = move(value, device)
-            elif item.name == "centers":
-                moved[item.name] = {k: move(v, device) for k, v in value.items()}
-        return replace(self, **moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +78,8 @@ class Dictionary:
     def __post_init__(self) -> None:
         """Check that both halves have the same shapes."""
         d, m = self.encoder.weight.shape
-        _expect("decoder", self.decoder, (m, d))
-        _expect("decoder bias", self.decoder_bias, (d,))
+        expect("decoder", self.decoder, (m, d))
+        expect("decoder bias", self.decoder_bias, (d,))
 
     @classmethod
     def identity(cls, width: int, norm: Norm = "none") -> Dictionary:
@@ -308,17 +143,65 @@ class Dictionary:
         """
         return self.encoder(x, stream, image)[0]
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def encode_sparse(
+        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
+    ) -> SparseCodes:
+        """Codes of activations, kept sparse.
+
+        Args:
+            x: [n, d], any float dtype.
+            stream: As in ``encode``.
+            image: [n] bool, image tokens of a mixed stream.
+
+        Returns:
+            ``SparseCodes.of(encode(x))``, bit for bit, in less time and memory. For TopK, which of
+            features with equal pre-activations stay in is left open, but is the same in both.
+
+        Raises:
+            VlmEditError: Wrong width or number of axes, or a stream is needed.
+
+        Example:
+            >>> import torch
+            >>> from vlm_edit import Dictionary
+            >>> codes = Dictionary.identity(width=3).encode_sparse(torch.tensor([[1.0, -2.0, 0.0]]))
+            >>> codes.features, codes.values
+            (tensor([0, 1]), tensor([ 1., -2.]))
+        """
+        return self.encoder.sparse(x, stream, image)
+
+    def decode(self, codes: Tensor | SparseCodes) -> Tensor:
         """Activations of codes, in the dictionary's space: normed and centred.
 
         Args:
-            codes: [..., m].
+            codes: [..., m], dense, or sparse codes of n examples: those read only the decoder's
+                rows that they name.
 
         Returns:
             [..., d] float32.
+
+        Raises:
+            VlmEditError: Codes of another dictionary's size.
         """
+        if codes.shape[-1] != self.n_features:
+            raise VlmEditError(
+                f"codes of {codes.shape[-1]} features meet a dictionary of {self.n_features}"
+            )
+        if isinstance(codes, SparseCodes):
+            with autocast_off(codes.values.device):
+                return self._gather(codes) + self.decoder_bias
         with autocast_off(codes.device):
             return codes.float() @ self.decoder + self.decoder_bias
+
+    def _gather(self, codes: SparseCodes) -> Tensor:
+        """[n, d], the decoder's rows weighted and summed."""
+        counts = codes.rows.bincount(minlength=len(codes))
+        return F.embedding_bag(
+            codes.features,
+            self.decoder,
+            counts.cumsum(0) - counts,
+            mode="sum",
+            per_sample_weights=codes.values.float(),
+        )
 
     def explained_variance(self, x: Tensor, stream: str | None = None) -> float:
         """Share of the variance of activations that the reconstruction explains.
@@ -353,23 +236,3 @@ class Dictionary:
         if self.encoder.competes:
             return Slice(tuple(features), self.encoder, rows, self.n_features, index)
         return Slice(tuple(features), self.encoder.select(features), rows, self.n_features)
-
-
-def autocast_off(device: torch.device) -> AbstractContextManager[None]:
-    """Float32 stays float32 inside. Costs next to nothing where autocast is off already."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
-def move(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on a device, fit for a forward with gradients even if made without."""
-    moved = tensor.to(device)
-    return moved.clone() if moved.is_inference() else moved
-
-
-def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise VlmEditError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-    if tensor.dtype != torch.float32:
-        raise VlmEditError(f"{name} is {tensor.dtype}; dictionaries are float32: call .float()")

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlm_edit.dictionaries.dictionary import Activation, Dictionary, Encoder, Norm
+from vlm_edit.dictionaries.dictionary import Dictionary
+from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
 from vlm_edit.errors import VlmEditError
 
 CONFIG, WEIGHTS, CENTERS = "cfg.json", "sae_weights.safetensors", "centers.safetensors"

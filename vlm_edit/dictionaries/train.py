@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import trange
 
-from vlm_edit.dictionaries.dictionary import Dictionary, Encoder, Norm
+from vlm_edit.dictionaries.dictionary import Dictionary
+from vlm_edit.dictionaries.encoder import Encoder, Norm
 from vlm_edit.errors import VlmEditError
 
 

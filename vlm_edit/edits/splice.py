@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, Slice
-from vlm_edit.dictionaries.dictionary import autocast_off, move
+from vlm_edit.dictionaries.encoder import autocast_off, move
 from vlm_edit.edits.rules import Rule, Steer
 from vlm_edit.errors import VlmEditError
 

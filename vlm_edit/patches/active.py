@@ -9,7 +9,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from vlm_edit.dictionaries.dictionary import move
+from vlm_edit.dictionaries.encoder import move
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Where
 from vlm_edit.patches.binding import Binding

@@ -1,0 +1,304 @@
+"""The encoder of a dictionary: from activations to codes, dense or kept sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlm_edit.codes import SparseCodes, active_places
+from vlm_edit.dictionaries.topk import top_k
+from vlm_edit.errors import VlmEditError
+
+Activation = Literal["relu", "jumprelu", "topk", "identity"]
+Norm = Literal["none", "layer_norm", "constant_norm_rescale"]
+
+# Pre-activations at a time: 8 MiB of float32, which the caches about hold. At least so many rows,
+# or the weight is read too often; but never more than 32 MiB.
+_SCRATCH = 1 << 21
+_ROWS = 256
+_MOST_SCRATCH = 1 << 23
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Everything needed to turn activations into codes.
+
+    ``code = activation((normed - center - subtract) @ weight + bias)``, in float32.
+
+    Attributes:
+        weight: [d, m].
+        bias: [m].
+        activation: ``relu``; ``jumprelu``, that is h where h > threshold; ``topk``, that is relu
+            of the k largest; ``identity``.
+        threshold: [m], for ``jumprelu`` (a BatchTopK dictionary in use is one of these).
+        k: For ``topk``.
+        subtract: [d] subtracted before the product, usually the decoder's bias; None for none.
+        norm: ``layer_norm`` is (x - mean) / (unbiased std + 1e-5); ``constant_norm_rescale`` is
+            x * sqrt(d) / |x|.
+        centers: [d] per stream, subtracted after the norm. Empty for none.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    activation: Activation = "relu"
+    threshold: Tensor | None = None
+    k: int | None = None
+    subtract: Tensor | None = None
+    norm: Norm = "none"
+    centers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check shapes and options; nothing is guessed."""
+        if self.weight.ndim != 2:
+            raise VlmEditError(f"encoder weight must be [d, m], got {tuple(self.weight.shape)}")
+        d, m = self.weight.shape
+        expect("encoder weight", self.weight, (d, m))
+        expect("encoder bias", self.bias, (m,))
+        for name, center in self.centers.items():
+            if name not in ("image", "text"):
+                raise VlmEditError(f"center of unknown stream {name!r}: use 'image' and 'text'")
+            expect(f"center of the {name} stream", center, (d,))
+        if self.subtract is not None:
+            expect("subtract", self.subtract, (d,))
+        if self.norm not in ("none", "layer_norm", "constant_norm_rescale"):
+            raise VlmEditError(
+                f"unknown norm {self.norm!r}: use none, layer_norm or constant_norm_rescale"
+            )
+        if self.activation not in ("relu", "jumprelu", "topk", "identity"):
+            raise VlmEditError(
+                f"unknown activation {self.activation!r}: use relu, jumprelu, topk or identity"
+            )
+        if (self.threshold is not None) != (self.activation == "jumprelu"):
+            raise VlmEditError("threshold goes with activation='jumprelu', and only with it")
+        if self.threshold is not None:
+            expect("threshold", self.threshold, (m,))
+        if (self.k is not None) != (self.activation == "topk"):
+            raise VlmEditError("k goes with activation='topk', and only with it")
+        if self.k is not None and not 1 <= self.k <= m:
+            raise VlmEditError(f"k is {self.k}; it must lie between 1 and the {m} features")
+
+    @property
+    def competes(self) -> bool:
+        """Whether a feature's code depends on the others' pre-activations."""
+        return self.activation == "topk"
+
+    def __call__(
+        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Codes of activations, and the factor that brings a change in them back.
+
+        Args:
+            x: [..., d], any float dtype.
+            stream: ``image``, ``text`` or ``mixed``; needed when there are centers.
+            image: [...] bool, True at image tokens; needed for ``mixed`` with centers.
+
+        Returns:
+            Codes [..., m] float32, and the norm's scale [..., 1], None without a norm.
+
+        Raises:
+            VlmEditError: Wrong width, or a stream without a center.
+        """
+        self._expect_width(x)
+        with autocast_off(x.device):
+            centred, scale = self._centred(x, stream, image)
+            known = (centred, self.weight, self.bias, self.threshold)
+            followed = any(t is not None and t.requires_grad for t in known)
+            if (torch.is_grad_enabled() and followed) or torch.compiler.is_compiling():
+                return self._activate(F.linear(centred, self.weight.mT, self.bias)), scale
+            codes = centred.new_empty(*centred.shape[:-1], self.weight.shape[1])
+            with torch.no_grad():
+                flat = codes.view(-1, codes.shape[-1])
+                for _, hidden in self._hidden(centred.reshape(-1, centred.shape[-1]), flat):
+                    self._activate_in_place(hidden)
+            return codes, scale
+
+    def sparse(
+        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
+    ) -> SparseCodes:
+        """The same codes, kept sparse: some rows at a time, and never all of them dense.
+
+        Args:
+            x: [n, d], any float dtype.
+            stream: As for a call.
+            image: [n] bool, likewise.
+
+        Returns:
+            ``SparseCodes.of`` of the codes, bit for bit, without gradients.
+
+        Raises:
+            VlmEditError: Another number of axes; otherwise as for a call.
+        """
+        if x.ndim != 2:
+            raise VlmEditError(f"activations to encode sparsely are [n, d], got {tuple(x.shape)}")
+        self._expect_width(x)
+        n, m = len(x), self.weight.shape[1]
+        places, values = [], []
+        with torch.no_grad(), autocast_off(x.device):
+            centred, _ = self._centred(x, stream, image)
+            for begin, hidden in self._hidden(centred):
+                here, active = self._active(hidden)
+                places.append(here + begin * m)
+                values.append(active)
+            flat = torch.cat(places) if places else x.new_empty(0, dtype=torch.int64)
+            rows = flat.div(m, rounding_mode="floor")
+            found = torch.cat(values) if values else centred.new_empty(0)
+            return SparseCodes(rows, flat - rows * m, found, (n, m))
+
+    def _expect_width(self, x: Tensor) -> None:
+        if x.shape[-1] != self.weight.shape[0]:
+            raise VlmEditError(
+                f"activations of width {x.shape[-1]} meet a dictionary of width "
+                f"{self.weight.shape[0]}: is it another layer's or another host's?"
+            )
+
+    def _centred(
+        self, x: Tensor, stream: str | None, image: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the weight is multiplied with [..., d], and the norm's scale."""
+        normed, scale = self.normalise(x.float())
+        offset = self._offset(stream, image)
+        # Not folded into the bias: that saves 1 % of the product and loses digits.
+        return (normed if offset is None else normed - offset), scale
+
+    def _hidden(self, flat: Tensor, into: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Pre-activations of some rows at a time, and the number of the first of them.
+
+        Args:
+            flat: [n, d].
+            into: [n, m] to write them to; without, each writes over the one before.
+        """
+        n, m = len(flat), self.weight.shape[1]
+        # Both ways of encoding cut alike: a product's last bits may depend on its number of rows.
+        most = max(_SCRATCH // m, min(_ROWS, _MOST_SCRATCH // m), 1)
+        step = -(-n // -(-n // most)) if n else 1
+        scratch = flat.new_empty(min(step, n), m) if into is None else None
+        for begin in range(0, n, step):
+            part = flat[begin : begin + step]
+            out = scratch[: len(part)] if scratch is not None else into[begin : begin + step]  # type: ignore[index]
+            yield begin, torch.addmm(self.bias, part, self.weight, out=out)
+
+    def normalise(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Normed activations [..., d], and the scale [..., 1] that was divided out, if any."""
+        if self.norm == "layer_norm":
+            centred = x - x.mean(dim=-1, keepdim=True)
+            scale = centred.std(dim=-1, keepdim=True)
+            return centred / (scale + 1e-5), scale
+        if self.norm == "constant_norm_rescale":
+            scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+            return x / scale.clamp_min(1e-12), scale
+        return x, None
+
+    def _offset(self, stream: str | None, image: Tensor | None) -> Tensor | None:
+        """What is subtracted from a normed activation: [d], or [..., d] if it differs by token."""
+        center: Tensor | None = None
+        if self.centers:
+            center = self.center(stream, image)
+        if self.subtract is None or center is None:
+            return self.subtract if center is None else center
+        return center + self.subtract
+
+    def center(self, stream: str | None, image: Tensor | None = None) -> Tensor:
+        """What is subtracted after the norm: [d], or [..., d] for a mixed stream.
+
+        Raises:
+            VlmEditError: No center for this stream, or no mask for a mixed one.
+        """
+        needed = ("image", "text") if stream == "mixed" else (stream,)
+        if any(name not in self.centers for name in needed):
+            raise VlmEditError(
+                f"this dictionary centres each stream apart (it has {sorted(self.centers)}), and "
+                f"the stream here is {stream!r}: pass stream='image' or stream='text'"
+            )
+        if stream != "mixed":
+            return self.centers[str(stream)]
+        if image is None:
+            raise VlmEditError("a mixed stream needs the mask of its image tokens to be centred")
+        return torch.where(image.unsqueeze(-1), self.centers["image"], self.centers["text"])
+
+    def _activate(self, hidden: Tensor) -> Tensor:
+        if self.activation == "relu":
+            return F.relu(hidden)
+        if self.activation == "jumprelu":
+            return torch.where(hidden <= self._floor(), 0.0, hidden)
+        if self.activation == "topk":
+            assert self.k is not None
+            values, indices = top_k(hidden, self.k)
+            return torch.zeros_like(hidden).scatter(-1, indices, F.relu(values))
+        return hidden
+
+    def _activate_in_place(self, hidden: Tensor) -> None:
+        if self.activation == "relu":
+            hidden.relu_()
+        elif self.activation == "jumprelu":
+            hidden.masked_fill_(hidden <= self._floor(), 0.0)
+        elif self.activation == "topk":
+            assert self.k is not None
+            values, indices = top_k(hidden, self.k)
+            hidden.zero_().scatter_(-1, indices, values.relu_())
+
+    def _active(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Places in the flattened pre-activations where the code is not zero, and the codes."""
+        if self.activation == "topk":
+            assert self.k is not None
+            values, indices = top_k(hidden, self.k)
+            indices, order = indices.sort(-1)
+            values = values.gather(-1, order).relu_().view(-1)
+            first = torch.arange(len(hidden), device=hidden.device) * hidden.shape[1]
+            kept = active_places(values)
+            return (indices + first[:, None]).view(-1)[kept], values[kept]
+        floor: Tensor | float | None = 0.0 if self.activation == "relu" else None
+        if self.activation == "jumprelu":
+            floor = self._floor()
+        places = active_places(hidden, floor)
+        return places, hidden.view(-1)[places]
+
+    def _floor(self) -> Tensor:
+        """[m], a JumpReLU code is zero up to here."""
+        assert self.threshold is not None
+        return self.threshold.clamp_min(0)
+
+    def select(self, features: Sequence[int]) -> Encoder:
+        """The encoder of some features alone, for those that do not compete."""
+        index = torch.as_tensor(list(features), dtype=torch.long)
+        threshold = None if self.threshold is None else self.threshold[index]
+        return replace(
+            self, weight=self.weight[:, index], bias=self.bias[index], threshold=threshold
+        )
+
+    def to(self, device: torch.device | str) -> Encoder:
+        """The same encoder on another device."""
+        moved: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                moved[item.name] = move(value, device)
+            elif item.name == "centers":
+                moved[item.name] = {k: move(v, device) for k, v in value.items()}
+        return replace(self, **moved)
+
+
+def autocast_off(device: torch.device) -> AbstractContextManager[None]:
+    """Float32 stays float32 inside. Costs next to nothing where autocast is off already."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def move(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device, fit for a forward with gradients even if made without."""
+    moved = tensor.to(device)
+    return moved.clone() if moved.is_inference() else moved
+
+
+def expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse another shape or dtype than float32."""
+    if tuple(tensor.shape) != shape:
+        raise VlmEditError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    if tensor.dtype != torch.float32:
+        raise VlmEditError(f"{name} is {tensor.dtype}; dictionaries are float32: call .float()")
