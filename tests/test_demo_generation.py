@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from vlm_edit import Ablate, zoo
+from vlm_edit import zoo
 from vlm_edit.cli import main
 from vlm_edit.demo import generation
 from vlm_edit.demo.ablation import Ablation
 from vlm_edit.demo.generation import SITE
-from vlm_edit.demo.interview import Interview, Sizes, guess, matched, turned
+from vlm_edit.demo.interview import Interview, Sizes, guess
 from vlm_edit.demo.steering import Steering
 
 SMALL = Sizes(edited=64, control=48, target=8, draws=1)
@@ -59,22 +59,6 @@ def test_with_the_codes_shuffled_over_pairs_nothing_carries_the_background(inter
     order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))
     true = Steering(interview, codes, SMALL)
     assert len(Steering(interview, codes[order], SMALL).carriers) < len(true.carriers) / 4
-
-
-def test_turned_rows_change_each_token_by_as_much(interview):
-    dictionary, x = interview.dictionary, torch.randn(5, 192) * 5
-    one, other = (
-        interview.patch(Ablate(range(200)), d).bindings[0].splice(x, stream="image") - x
-        for d in (dictionary, turned(dictionary, 1))
-    )
-    torch.testing.assert_close(one.norm(dim=1), other.norm(dim=1))
-    assert torch.nn.functional.cosine_similarity(one, other, dim=1).abs().max() < 0.5
-
-
-def test_matched_features_are_as_active_as_those_they_match():
-    activity = torch.tensor([4.0, 1.0, 1.0, 1.0, 1.0, 0.0])
-    chosen = matched(activity, [1, 2], [1, 2, 3, 4, 5], 0)
-    assert float(activity[chosen].sum()) == 2.0
 
 
 def test_a_guess_is_the_share_of_the_commonest_answer():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlm_edit.controls import activity_matched, random_features, turned
 from vlm_edit.demo.factors import Check, estimates, over_draws
 from vlm_edit.demo.interview import (
     ASKED,
@@ -16,8 +17,6 @@ from vlm_edit.demo.interview import (
     cells,
     draw,
     guess,
-    matched,
-    turned,
 )
 from vlm_edit.edits import Ablate
 from vlm_edit.patches import Patch
@@ -85,15 +84,10 @@ class Ablation:
 
     def _controls(self, vision: list[int]) -> dict[str, list[tuple[Patch, list[int]]]]:
         ask, size = self.interview, len(vision)
-        generator = torch.Generator().manual_seed(0)
-        counted = [
-            sorted(self.live[i] for i in torch.randperm(len(self.live), generator=generator)[:size])
-            for _ in range(self.sizes.draws)
-        ]
-        active = [
-            matched(self.activity, vision, self.live, seed) for seed in range(self.sizes.draws)
-        ]
-        elsewhere = [turned(ask.dictionary, seed) for seed in range(self.sizes.draws)]
+        draws = self.sizes.draws
+        counted = random_features(vision, self.live, draws)
+        active = activity_matched(vision, self.live, self.activity, draws)
+        elsewhere = [turned(ask.dictionary, seed) for seed in range(draws)]
         return {
             f"{size} random": [(ask.patch(Ablate(f)), f) for f in counted],
             "random, as active": [(ask.patch(Ablate(f)), f) for f in active],

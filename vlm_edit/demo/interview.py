@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -116,39 +116,6 @@ class Interview:
 def guess(truth: Sequence[str]) -> Estimate:
     """How often the commonest answer is right."""
     return proportion(max(truth.count(value) for value in set(truth)), len(truth))
-
-
-def turned(dictionary: Dictionary, seed: int) -> Dictionary:
-    """The same features, written in other directions: every row turned by one random rotation.
-
-    An edit then changes each token by exactly as much as before, along directions that mean
-    nothing.
-
-    Args:
-        dictionary: Any.
-        seed: Of the rotation.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    width = dictionary.decoder.shape[1]
-    rotation, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
-    return replace(dictionary, decoder=dictionary.decoder @ rotation)
-
-
-def matched(activity: Tensor, features: Sequence[int], live: Sequence[int], seed: int) -> list[int]:
-    """Random features that are together about as active as some others.
-
-    Args:
-        activity: [m], of every feature.
-        features: To be matched.
-        live: Those to choose from.
-        seed: Of the order in which they are taken.
-    """
-    goal = float(activity[list(features)].sum())
-    order = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))
-    chosen = torch.as_tensor(live)[order]
-    sums = activity[chosen].cumsum(0)
-    count = int((sums < goal).sum()) + 1
-    return sorted(chosen[: min(count, len(chosen))].tolist())
 
 
 def draw(n: int, size: int, seed: int = 0) -> list[int]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlm_edit.controls import turned
 from vlm_edit.demo.factors import CARRIES, Check, estimates
-from vlm_edit.demo.interview import Interview, Sizes, cells, draw, turned
+from vlm_edit.demo.interview import Interview, Sizes, cells, draw
 from vlm_edit.edits import Clamp, Rule
 from vlm_edit.patches import Patch
 from vlm_edit.probing import variance_explained
