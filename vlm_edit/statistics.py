@@ -157,6 +157,94 @@ def ratio_estimate(above: Tensor, below: Tensor, draws: int = 2000, seed: int = 
     return Estimate(ratio(both), low, high, len(both))
 
 
+def benjamini_hochberg(p: Tensor, alpha: float = 0.05) -> Tensor:
+    """Tests that pass at a false discovery rate (Benjamini and Hochberg 1995).
+
+    Args:
+        p: [n] p values; NaN, such as those of dead features, are no tests and never pass.
+        alpha: Expected share of false ones among those that pass, at most.
+
+    Returns:
+        [n] bool.
+
+    Raises:
+        VlmEditError: A rate outside of 0 to 1.
+
+    Example:
+        >>> import torch
+        >>> benjamini_hochberg(torch.tensor([0.01, 0.04, 0.03, 0.9]))
+        tensor([ True, False, False, False])
+    """
+    if not 0 < alpha < 1:
+        raise VlmEditError(f"a false discovery rate lies between 0 and 1, got alpha={alpha}")
+    return adjusted_p(p) <= alpha
+
+
+def adjusted_p(p: Tensor) -> Tensor:
+    """For each test, the lowest false discovery rate at which it passes.
+
+    Args:
+        p: [n] p values; NaN are no tests and stay NaN.
+
+    Returns:
+        [n] float64.
+
+    Example:
+        >>> import torch
+        >>> adjusted_p(torch.tensor([0.01, 0.04, 0.03, 0.9], dtype=torch.float64))
+        tensor([0.0400, 0.0533, 0.0533, 0.9000], dtype=torch.float64)
+    """
+    adjusted = torch.full(p.shape, math.nan, dtype=torch.float64)
+    tests = (~p.isnan()).nonzero().flatten()
+    values, order = p[tests].double().sort(descending=True)
+    rank = torch.arange(len(tests), 0, -1, dtype=torch.float64)
+    if len(tests):
+        adjusted[tests[order]] = (values * len(tests) / rank).cummin(0).values.clamp(max=1)
+    return adjusted
+
+
+def t_quantile(level: float, df: Tensor) -> Tensor:
+    """How far Student's t strays from 0 with a chance of 1 - level, either side.
+
+    Hill's Algorithm 396 (1970), right to about six digits; infinite df is the normal.
+
+    Args:
+        level: Between 0 and 1, such as .95.
+        df: [n] degrees of freedom, at least 1.
+
+    Returns:
+        [n] float64.
+
+    Example:
+        >>> import torch
+        >>> t_quantile(0.95, torch.tensor([1.0, 5.0, torch.inf]))
+        tensor([12.7062,  2.5706,  1.9600], dtype=torch.float64)
+    """
+    n, p = df.double(), 1 - level
+    normal = torch.special.ndtri(torch.full_like(n, 1 - p / 2))
+    one = torch.full_like(n, 1 / math.tan(p * math.pi / 2))
+    two = torch.full_like(n, math.sqrt(2 / (p * (2 - p)) - 2))
+    t = torch.where(n < 2, one, torch.where(n < 3, two, _hill(p, n, -normal)))
+    return torch.where(n > 1e6, normal, t)
+
+
+def _hill(p: float, n: Tensor, x: Tensor) -> Tensor:
+    """Hill's series for df >= 3: around the normal quantile x, or in the far tail."""
+    a = 1 / (n - 0.5)
+    b = 48 / a**2
+    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
+    d = ((94.5 / (b + c) - 3) / b + 1) * (a * math.pi / 2).sqrt() * n
+    y = (d * p) ** (2 / n)
+    far = 1 / (((n + 6) / (n * y) - 0.089 * d - 0.822) * (n + 2) * 3) + 0.5 / (n + 4)
+    far = (far * y - 1) * (n + 1) / (n + 2) + 1 / y
+    c = torch.where(n < 5, c + 0.3 * (n - 4.5) * (x + 0.6), c)
+    c = (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b + c
+    u = x**2
+    near = (((((0.4 * u + 6.3) * u + 36) * u + 94.5) / c - u - 3) / b + 1) * x
+    near = torch.special.expm1(a * near**2)
+    return (n * torch.where(y > 0.05 + a, near, far)).sqrt()
+
+
 def _resample(values: Tensor, generator: torch.Generator) -> Tensor:
     return values[torch.randint(len(values), (len(values),), generator=generator)]
 

@@ -1,0 +1,16 @@
+"""Dominance of features: scores, intervals, tests, classes; and the modality gap."""
+
+from vlm_edit.dominance.accumulator import DominanceAccumulator, modality_dominance
+from vlm_edit.dominance.gap import GapAccumulator, modality_gap
+from vlm_edit.dominance.result import CLASSES, Cut, Dominance, Zeros
+
+__all__ = [
+    "CLASSES",
+    "Cut",
+    "Dominance",
+    "DominanceAccumulator",
+    "GapAccumulator",
+    "Zeros",
+    "modality_dominance",
+    "modality_gap",
+]
