@@ -1,35 +1,65 @@
+import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from vlm_edit.measurement import Batch, Measurement, MeasurementAccumulator
-from vlm_edit.pairs import Pairs
-from vlm_edit.report import Examples, Table, class_table, feature_table, write_page
+from vlm_edit import Pairs, VlmEditError
+from vlm_edit.dominance import CLASSES, DominanceAccumulator
+from vlm_edit.interpretability import TopExamples
+from vlm_edit.measurement import Measurement
+from vlm_edit.report import Examples, Table, class_table, feature_table, has_plotly, write_page
+from vlm_edit.report import page as page_module
+from vlm_edit.report.columns import columns
+from vlm_edit.report.overview import null_histogram
+from vlm_edit.report.payload import BINS
+from vlm_edit.report.sprites import PER_SHEET, pack
 from vlm_edit.report.tables import strongest
 
-HOSTILE = "<script>alert('x')</script> & \"quotes\""
+HOSTILE = "</script><b onclick=alert(1)>\"quoted\" 'x' & <!--"
+needs_plotly = pytest.mark.skipif(not has_plotly(), reason="plotly is not installed")
 
 
 class Reading(HTMLParser):
-    """Collects tags with their attributes, and text."""
+    """Collects elements with their attributes and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self._script: str | None = None
         self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self._script = dict(attrs).get("id") or "" if tag == "script" else None
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002
+        self._script = None
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self._script is None:
+            self.text += data
+        else:
+            self.scripts[self._script] = self.scripts.get(self._script, "") + data
 
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+    @property
+    def data(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.scripts["data"])
+        return found
+
+
+def measured(image: torch.Tensor, text: torch.Tensor, **more: Any) -> Measurement:
+    accumulator = DominanceAccumulator(image.shape[1])
+    accumulator.update(image, text)
+    examples = {"image": TopExamples(image.shape[1], 9), "text": TopExamples(image.shape[1], 9)}
+    for stream, codes in (("image", image), ("text", text)):
+        examples[stream].update(codes, list(range(len(codes))))
+    return Measurement(accumulator.compute(), 0.3, examples, "joint", len(image), **more)
 
 
 @pytest.fixture
@@ -41,63 +71,155 @@ def pairs() -> Pairs:
 @pytest.fixture
 def found() -> Measurement:
     generator = torch.Generator().manual_seed(0)
-    codes = {
-        "image": torch.relu(torch.randn(20, 30, generator=generator)),
-        "text": torch.relu(torch.randn(20, 30, generator=generator)),
-    }
-    codes["text"][:, :6] = 0
-    codes["image"][:, 6:12] = 0
-    codes["image"][:, 29] = codes["text"][:, 29] = 0
-    accumulator = MeasurementAccumulator(30)
-    accumulator.update(Batch(list(range(20)), codes, codes))
-    return accumulator.compute("joint", [(7, "broken.png: cannot identify image file")])
+    image = torch.relu(torch.randn(20, 30, generator=generator))
+    text = torch.relu(torch.randn(20, 30, generator=generator))
+    text[:, :6] = 0
+    image[:, 6:12] = 0
+    image[:, 29] = text[:, 29] = 0
+    return measured(
+        image,
+        text,
+        skipped=((7, "broken.png: cannot identify image file"),),
+        interpretability={"ms_image": torch.arange(30.0), "embsim_image_20": torch.ones(30)},
+        provenance={"host": {"class": "CLIPModel"}, "note": HOSTILE},
+    )
 
 
 @pytest.fixture
-def page(tmp_path: Path, found: Measurement, pairs: Pairs) -> str:
+def reading(tmp_path: Path, found: Measurement, pairs: Pairs) -> Reading:
     table = Table("A <table>", ("name", "value"), (("<b>bold</b>", "1"),), "note & more")
     shown = Examples("Before and after", [(3, ["before: <i>", "after: cat"])], "chosen at random")
     write_page(tmp_path / "page.html", found, pairs, "A page", [table], [shown], shown=4)
-    return (tmp_path / "page.html").read_text(encoding="utf-8")
+    return Reading((tmp_path / "page.html").read_text(encoding="utf-8"))
 
 
-def test_a_page_needs_nothing_from_outside(page: str) -> None:
-    reading = Reading(page)
-    assert not reading.of("script") and not reading.of("link")
-    sources = [image["src"] or "" for image in reading.of("img")]
-    assert sources and all(source.startswith("data:image/webp;base64,") for source in sources)
-    assert "http" not in page
+@needs_plotly
+def test_captions_and_cells_are_text_and_never_markup(reading: Reading) -> None:
+    assert f"{HOSTILE} 3" in reading.data["captions"]
+    assert "<b>bold</b>" in reading.text and HOSTILE in reading.text
+    assert not [tag for tag, _ in reading.tags if tag in ("i", "b", "img")]
 
 
-def test_captions_are_text_and_never_markup(page: str) -> None:
-    reading = Reading(page)
-    assert HOSTILE in reading.text
-    assert not reading.of("i") and not reading.of("b")
+@needs_plotly
+def test_the_page_names_nothing_to_load(reading: Reading) -> None:
+    for tag, attributes in reading.tags:
+        assert "src" not in attributes and not (tag == "link" and attributes["href"] != "data:,")
+        if tag == "a":
+            assert (attributes["href"] or "").startswith("#")
 
 
-def test_every_image_has_a_text_for_who_cannot_see_it(page: str) -> None:
-    assert all(image.get("alt") for image in Reading(page).of("img"))
+@needs_plotly
+def test_the_histogram_counts_every_live_feature_once_by_every_rule(reading: Reading) -> None:
+    for rule in reading.data["rules"]:
+        assert sum(map(sum, rule["bars"])) == 29
+        assert sum(rule["counts"]) == 30
+        assert [rule["member"].count(str(i)) for i in range(len(CLASSES))] == rule["counts"]
 
 
-def test_the_bars_of_the_histogram_count_every_live_feature(page: str, found: Measurement) -> None:
-    titles = Reading(page).text
-    counts = [int(line.split(" features from")[0].split()[-1]) for line in titles.splitlines()
-              if " features from " in line]  # fmt: skip
-    assert sum(counts) == int((~found.dominance.dead).sum()) == 29
+@needs_plotly
+def test_the_page_carries_every_figure_of_the_measurement(
+    reading: Reading, found: Measurement
+) -> None:
+    carried = {column["name"]: column["values"] for column in reading.data["columns"]}
+    for column in columns(found):
+        values = [None if v != v else v for v in column.values.tolist()]
+        assert [v is None for v in carried[column.name]] == [v is None for v in values]
+        known = [v for v in values if v is not None]
+        assert [v for v in carried[column.name] if v is not None] == pytest.approx(known, rel=1e-3)
+    assert carried["ms_image"] == list(range(30))
+    assert carried["active"][29] == 0 and carried["mds"][29] is None
 
 
-def test_a_page_says_which_pairs_were_left_out(page: str) -> None:
-    assert "1 pairs left out" in page and "broken.png" in page
+@needs_plotly
+def test_the_page_says_what_was_left_out_and_where_it_comes_from(reading: Reading) -> None:
+    assert "1 pairs left out" in reading.text and "broken.png" in reading.text
+    assert "host: class" in reading.text and "CLIPModel" in reading.text
 
 
-def test_random_features_do_not_depend_on_how_strong_they_are(
+@needs_plotly
+def test_random_features_depend_on_the_seed_alone(
     tmp_path: Path, found: Measurement, pairs: Pairs
 ) -> None:
-    def drawn(seed: int) -> str:
+    def drawn(seed: int) -> list[int]:
         write_page(tmp_path / "p.html", found, pairs, "A page", shown=4, seed=seed)
-        return (tmp_path / "p.html").read_text(encoding="utf-8").split("Random features</h2>")[1]
+        return list(Reading((tmp_path / "p.html").read_text("utf-8")).data["random"])
 
     assert drawn(0) == drawn(0) != drawn(1)
+    assert 29 not in drawn(0) and len(set(drawn(0))) == 4
+
+
+@needs_plotly
+def test_a_page_keeps_to_its_budget_and_says_what_it_left_out(
+    tmp_path: Path, found: Measurement, pairs: Pairs
+) -> None:
+    noise = torch.randint(0, 256, (20, 64, 64, 3), dtype=torch.uint8)
+    loud = Pairs([Image.fromarray(i.numpy()) for i in noise], pairs.texts)
+    path = tmp_path / "p.html"
+    write_page(path, found, loud, "A page")
+    whole = path.stat().st_size
+    write_page(path, found, loud, "A page", budget=whole - 30_000)
+    assert path.stat().st_size <= whole - 30_000
+    small = Reading(path.read_text("utf-8"))
+    absent = small.data["places"].count(-1)
+    assert 0 < absent < 20 and f"{absent} pictures did not fit" in small.text
+
+
+@needs_plotly
+def test_halves_of_characters_in_captions_do_not_keep_a_page_from_being_written(
+    tmp_path: Path, found: Measurement, pairs: Pairs
+) -> None:
+    odd = Pairs(pairs.images, ("half \ud83d",) * 20)
+    write_page(tmp_path / "p.html", found, odd, "A page")
+    assert "half ?" in Reading((tmp_path / "p.html").read_text("utf-8")).data["captions"]
+
+
+@needs_plotly
+def test_a_dictionary_that_never_fires_still_gives_a_page_and_a_warning(
+    tmp_path: Path, pairs: Pairs
+) -> None:
+    silent = measured(torch.zeros(20, 5), torch.zeros(20, 5))
+    write_page(tmp_path / "p.html", silent, pairs, "A page", [class_table(silent)])
+    assert "No feature is ever active" in (tmp_path / "p.html").read_text(encoding="utf-8")
+
+
+def test_without_plotly_the_error_says_what_to_install(
+    tmp_path: Path, found: Measurement, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "has_plotly", lambda: False)
+    with pytest.raises(VlmEditError, match=r"pip install 'vlm-edit\[report\]'"):
+        write_page(tmp_path / "p.html", found, pairs, "A page")
+
+
+def test_the_null_is_where_swapping_pairs_puts_the_scores() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, text = torch.rand(12, 400, generator=generator), torch.zeros(12, 400)
+    text[::2] = torch.rand(6, 400, generator=generator)
+    found = measured(image, text).dominance
+    ratio = image / (image + text)
+    coins = torch.rand(300, 12, 400, generator=generator) < 0.5
+    drawn = torch.where(coins, ratio, 1 - ratio).mean(1)
+    expected = torch.histc(drawn, 10, 0, 1) / 300
+    assert null_histogram(found, 10) == pytest.approx(expected.tolist(), abs=4)
+    assert sum(null_histogram(found, BINS)) == pytest.approx(400)
+
+
+def test_every_picture_is_packed_once_where_its_place_says(tmp_path: Path) -> None:
+    import base64
+    import io
+
+    count = PER_SHEET + 20
+    colours = [(i % 16 * 16, i // 16 * 14, 128) for i in range(count)]
+    pairs = Pairs([Image.new("RGB", (30, 30), c) for c in colours], ("x",) * count)
+    sprites = pack(pairs, [*range(count), 5, 7], 10**7)
+    sheets = [Image.open(io.BytesIO(base64.b64decode(s))).convert("RGB") for s in sprites.sheets]
+    assert len(sprites.places) == count and len(sheets) == 2
+    for number, place in sprites.places.items():
+        sheet, tile = divmod(place, PER_SHEET)
+        seen = sheets[sheet].getpixel((tile % 16 * 64 + 32, tile // 16 * 64 + 32))
+        assert all(abs(a - b) < 12 for a, b in zip(seen, colours[number], strict=True))
+    broken = Pairs([tmp_path / "none.png", pairs.images[0]], ("x", "y"))
+    assert pack(broken, [0, 1], 10**7).places == {1: 0}
+    assert pack(broken, [0, 1], 10**7).unreadable == 1
 
 
 def test_the_features_of_a_class_come_strongest_first(found: Measurement, pairs: Pairs) -> None:
@@ -113,23 +235,9 @@ def test_the_class_table_counts_every_feature_once_per_rule(found: Measurement) 
         assert sum(int(cell) for cell in row[2:]) == 30
 
 
-def test_a_dictionary_that_never_fires_still_gives_a_page_and_a_warning(
-    tmp_path: Path, pairs: Pairs
-) -> None:
-    codes = {s: torch.zeros(20, 5) for s in ("image", "text")}
-    hidden = {s: torch.ones(20, 3) for s in ("image", "text")}
-    accumulator = MeasurementAccumulator(5)
-    accumulator.update(Batch(list(range(20)), hidden, codes))
-    silent = accumulator.compute("joint")
-    write_page(tmp_path / "p.html", silent, pairs, "A page", [class_table(silent)])
-    assert "no feature is ever active" in (tmp_path / "p.html").read_text(encoding="utf-8")
-
-
 def test_both_bounds_are_warned_of_where_no_feature_can_lie_beyond() -> None:
     codes = torch.eye(20)[:, :10]
-    split = {"image": torch.cat([codes, torch.zeros(20, 10)], 1),
-             "text": torch.cat([torch.zeros(20, 10), codes], 1)}  # fmt: skip
-    accumulator = MeasurementAccumulator(20)
-    accumulator.update(Batch(list(range(20)), split, split))
-    table = class_table(accumulator.compute("joint"))
-    assert "language-dominant; use" in table.note and "vision-dominant; use" in table.note
+    split = [torch.cat(parts, 1) for parts in ((codes, torch.zeros(20, 10)),
+                                               (torch.zeros(20, 10), codes))]  # fmt: skip
+    note = class_table(measured(*split)).note
+    assert "be language-dominant; use" in note and "be vision-dominant; use" in note

@@ -3,116 +3,38 @@
 from __future__ import annotations
 
 import base64
-import io
+import hashlib
+import importlib
+import importlib.util
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
+from markupsafe import Markup
 
-from vlm_edit.dominance import CLASSES
+from vlm_edit.errors import VlmEditError
 from vlm_edit.measurement import Measurement
 from vlm_edit.pairs import Pairs
+from vlm_edit.report.overview import Overview, notes
+from vlm_edit.report.payload import Examples, Payload, to_json
+from vlm_edit.report.sprites import Sprites, pack
 from vlm_edit.report.table import Table
-from vlm_edit.report.tables import CLASS_NAMES, strongest
 
-_BINS = 40
-_THUMBNAIL = 96
+_SCRIPTS = ("core.js", "charts.js", "browser.js", "detail.js", "main.js")
+_PACKAGE, _WEB = "vlm_edit.report", "web"
 
-
-@dataclass(frozen=True)
-class Examples:
-    """Pairs shown with a line each, such as what a model says of them before and after an edit.
-
-    Attributes:
-        title: What they show.
-        items: Number of the pair, and what to say of it, line by line.
-        note: How they were chosen.
-    """
-
-    title: str
-    items: Sequence[tuple[int, Sequence[str]]]
-    note: str = ""
+# What a picture takes beside itself: digits of its place.
+_PER_PICTURE = 6
+_SLACK = 4000
 
 
-@dataclass(eq=False)
-class _Page:
-    """Turns a measurement into what the template shows."""
-
-    found: Measurement
-    pairs: Pairs
-    shown: int
-    members: dict[str, list[int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.members = self.found.dominance.classes("sd")
-        self.matched, self.shuffled = self.found.dominance.cofiring()
-
-    def classes(self) -> list[dict[str, Any]]:
-        """The strongest features of each class."""
-        strength = strongest(self.found)
-        shown = []
-        for name in CLASSES[:3]:
-            ranked = sorted(self.members[name], key=lambda k: -strength[k])
-            cards = [self.card(k) for k in ranked[: self.shown]]
-            shown.append({"name": CLASS_NAMES[name], "count": len(ranked), "cards": cards})
-        return shown
-
-    def random(self, seed: int) -> list[dict[str, Any]]:
-        """Features drawn at random among the live ones."""
-        live = (~self.found.dominance.dead).nonzero().flatten()
-        order = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))
-        return [self.card(k) for k in live[order[: self.shown]].tolist()]
-
-    def card(self, feature: int) -> dict[str, Any]:
-        """One feature with its examples."""
-        found = self.found.dominance
-        name = next(n for n in CLASSES if feature in self.members[n])
-        images = self.found.examples["image"].of(feature)[:6]
-        texts = self.found.examples["text"].of(feature)[:4]
-        return {
-            "number": feature,
-            "class": CLASS_NAMES[name],
-            "mds": f"{float(found.scores[feature]):.2f}",
-            "active": int(found.active[feature]),
-            "pairs": found.n_pairs,
-            "cofiring": f"{float(self.matched[feature]):.2f}",
-            "chance": f"{float(self.shuffled[feature]):.2f}",
-            "images": [self.picture(number) for number, _ in images],
-            "texts": [self.pairs.texts[number] for number, _ in texts],
-        }
-
-    def picture(self, number: int) -> dict[str, str]:
-        """A pair's image as a data address, with its text for those who cannot see it."""
-        return {"source": _encode(self.pairs.open(number)), "text": self.pairs.texts[number]}
-
-    def histogram(self) -> dict[str, Any]:
-        """Bars of the scores of live features, and where the classes are cut."""
-        found = self.found.dominance
-        scores = found.scores[~found.dead]
-        counts = torch.histc(scores.float(), _BINS, 0.0, 1.0).int().tolist()
-        low, high = found.cuts("sd")
-        most = max(1, *counts)
-        return {
-            "bars": [
-                {
-                    "x": i / _BINS,
-                    "count": count,
-                    "height": count / most,
-                    "class": _class_at((i + 0.5) / _BINS, low, high),
-                    "range": f"{i / _BINS:.3f} to {(i + 1) / _BINS:.3f}",
-                }
-                for i, count in enumerate(counts)
-            ],
-            "width": 1 / _BINS,
-            "low": low,
-            "high": high,
-            "most": most,
-        }
+def has_plotly() -> bool:
+    """Whether plotly is installed, without which no page can be written."""
+    return importlib.util.find_spec("plotly") is not None
 
 
 def write_page(
@@ -124,56 +46,117 @@ def write_page(
     examples: Sequence[Examples] = (),
     shown: int = 6,
     seed: int = 0,
+    budget: int = 24_000_000,
 ) -> None:
-    """Write a page that shows a measurement.
+    """Write a page that shows a measurement and lets one look at every feature.
 
-    It has the histogram of scores with the cuts of the classes, the given tables, the strongest
-    features of each class and as many drawn at random, each with its top images and texts.
+    It has the distribution of the scores beside the one expected without an effect of modality,
+    the classes by each rule, a plane of all features, a table of them that searches and sorts,
+    features drawn at random, the strongest of each class, and the given tables and examples. The
+    file holds all it needs: figures, thumbnails, and plotly.js, which draws. Pages are read in
+    browsers of 2023 and later.
 
     Args:
         path: The file.
         found: What was measured.
-        pairs: The pairs it was measured on.
+        pairs: The pairs it was measured on; images that cannot be opened are shown as captions.
         title: Of the page.
-        tables: Shown after the histogram.
-        examples: Shown after the tables.
-        shown: Features per class.
+        tables: Shown as they are.
+        examples: Pairs shown on their own, such as before and after an edit.
+        shown: Features per class, and drawn at random.
         seed: Of the random features.
+        budget: Bytes of the file. What does not fit are thumbnails: the most active features have
+            theirs first, others show captions only, and the page says so.
+
+    Raises:
+        VlmEditError: plotly is not installed.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from vlm_edit import measure, zoo
+        >>> host, processor = zoo.load_host()
+        >>> pairs = zoo.load_pairs().select(range(64))
+        >>> dictionary = zoo.load_dictionary("joint")
+        >>> found = measure(host, processor, pairs, dictionary, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = pathlib.Path(folder, "page.html")
+        ...     write_page(page, found, pairs, "Features of emoji-clip")
+        ...     page.stat().st_size < 24_000_000
+        True
     """
-    environment = Environment(
-        loader=PackageLoader("vlm_edit.report", "."), autoescape=True, undefined=StrictUndefined
-    )
-    page = _Page(found, pairs, shown)
-    text = environment.get_template("page.html.jinja").render(
+    payload = Payload(found, pairs, examples, shown, seed)
+    scripts = _scripts()
+    about = Overview.of(found, pairs, seed)
+    render = partial(
+        _template().render,
         title=title,
         found=found,
-        source=pairs.name,
-        histogram=page.histogram(),
-        classes=page.classes(),
-        random=page.random(seed),
-        seed=seed,
+        pairs=pairs,
+        overview=about,
         tables=tables,
-        examples=[
-            {
-                "title": e.title,
-                "note": e.note,
-                "items": [(page.picture(number), lines) for number, lines in e.items],
-            }
-            for e in examples
-        ],
+        examples=examples,
+        seed=seed,
+        csp=_policy(scripts.values()),
+        style=Markup((files(_PACKAGE) / _WEB / "page.css").read_text("utf-8")),
+        scripts={name: Markup(script) for name, script in scripts.items()},
     )
-    Path(path).write_text(text, encoding="utf-8")
+
+    def page(sprites: Sprites) -> bytes:
+        data = Markup(to_json(payload.data(sprites)))
+        text = render(data=data, sheets=sprites.sheets, notes=notes(found, sprites))
+        # A caption may hold halves of characters that UTF-8 cannot write.
+        return text.encode("utf-8", "replace")
+
+    wanted = list(dict.fromkeys(payload.pictures()))
+    bare = len(page(Sprites())) + _PER_PICTURE * len(wanted) + _SLACK
+    Path(path).write_bytes(page(pack(pairs, wanted, budget - bare)))
 
 
-def _encode(image: Image.Image) -> str:
-    small = image.copy()
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", lossless=True)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _scripts() -> dict[str, str]:
+    web = files(_PACKAGE) / _WEB
+    code = "\n".join((web / name).read_text("utf-8") for name in _SCRIPTS)
+    return {
+        "early": (web / "early.js").read_text("utf-8"),
+        "code": f'"use strict";\n{code}',
+        "plotly": _plotly(),
+        "late": "drawCharts();",
+    }
 
 
-def _class_at(score: float, low: float, high: float) -> str:
-    if score > high:
-        return "vision"
-    return "language" if score < low else "cross"
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader(_PACKAGE, _WEB),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja")
+
+
+def _plotly() -> str:
+    """The source of plotly.js."""
+    if not has_plotly():
+        raise VlmEditError(
+            "the page is drawn with plotly, which is not installed: pip install 'vlm-edit[report]'"
+        )
+    # The parser of HTML turns line ends into \n before it hashes a script.
+    source = (
+        str(importlib.import_module("plotly.offline").get_plotlyjs())
+        .replace("\r\n", "\n")
+        .replace("\r", "\n")
+    )
+    return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _policy(scripts: Iterable[str]) -> str:
+    """Only our own scripts run, and nothing is loaded from anywhere."""
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes} 'unsafe-eval'; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode()

@@ -13,7 +13,13 @@ CLASS_NAMES = {
     "vision": "vision-dominant",
     "language": "language-dominant",
     "cross": "cross-modal",
+    "undecided": "undecided",
     "dead": "dead",
+}
+RULE_NAMES: dict[Cut, str] = {
+    "significant": "significant",
+    "fixed": "fixed",
+    "sd": "mean -+ sd",
 }
 
 
@@ -24,9 +30,8 @@ def strongest(found: Measurement) -> torch.Tensor:
 
 def class_table(found: Measurement) -> Table:
     """Sizes of the classes by both rules."""
-    rules: dict[Cut, str] = {"sd": "mean -+ sd", "fixed": "fixed"}
     rows = []
-    for rule, name in rules.items():
+    for rule, name in RULE_NAMES.items():
         low, high = found.dominance.cuts(rule)
         sizes = [str(len(features)) for features in found.dominance.classes(rule).values()]
         rows.append((name, f"{low:.2f}, {high:.2f}", *sizes))
@@ -34,17 +39,11 @@ def class_table(found: Measurement) -> Table:
     note = (
         f"MDS over live features: mean {found.dominance.mean:.3f}, sd {found.dominance.sd:.3f}. "
         f"Modality gap {found.gap:.3f}.\nmean -+ sd calls about a third of the features dominant "
-        "on any data,\nalso without an effect of modality; the fixed cuts do not."
+        "on any data,\nalso without an effect of modality; significant asks for a test "
+        "besides the fixed cuts."
     )
-    low, high = found.dominance.cuts("sd")
-    if low < 0:
-        note += "\nWARNING: mean - sd is below 0: no feature can be language-dominant; "
-        note += "use the fixed cuts."
-    if high > 1:
-        note += "\nWARNING: mean + sd is above 1: no feature can be vision-dominant; "
-        note += "use the fixed cuts."
-    if bool(found.dominance.dead.all()):
-        note += "\nWARNING: no feature is ever active: is the dictionary of this host and site?"
+    for warning in found.dominance.warnings():
+        note += f"\nWARNING: {warning}"
     return Table(
         "Modality Dominance Score: classes of features", ("rule", "cuts", *names), rows, note
     )

@@ -1,0 +1,152 @@
+"""What the page says of the whole: key figures, sizes of classes, warnings, provenance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlm_edit.dominance import CLASSES, Dominance
+from vlm_edit.dominance.flips import LEVELS, flipped_sums
+from vlm_edit.measurement import Measurement
+from vlm_edit.pairs import Pairs
+from vlm_edit.report.sprites import Sprites
+from vlm_edit.report.tables import CLASS_NAMES, RULE_NAMES
+from vlm_edit.statistics import Estimate
+
+_DRAWS = 100
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Sizes of the classes by one rule."""
+
+    name: str
+    cuts: str
+    sizes: Sequence[tuple[str, int, str]]  # class, features, a range by chance
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Texts for the top of the page."""
+
+    figures: Sequence[tuple[str, str, str]]  # what, value, a word more
+    classes: Sequence[tuple[str, str]]
+    rules: Sequence[ClassRow]
+    warnings: Sequence[str]
+    provenance: Sequence[tuple[str, str]]
+
+    @classmethod
+    def of(cls, found: Measurement, pairs: Pairs, seed: int) -> Overview:
+        """The texts for a measurement."""
+        return cls(
+            _figures(found),
+            [(name, CLASS_NAMES[name]) for name in CLASSES],
+            _rules(found),
+            found.dominance.warnings(),
+            [*_flat(_provenance(found, pairs)), ("seed of the random features", str(seed))],
+        )
+
+
+def _figures(found: Measurement) -> list[tuple[str, str, str]]:
+    dominance = found.dominance
+    live = int((~dominance.dead).sum())
+    return [
+        ("Features", f"{len(dominance.scores):,}", f"{live:,} of them active"),
+        ("Pairs", f"{found.n_pairs:,}", f"{len(found.skipped):,} left out"),
+        ("Mean MDS", _decimal(dominance.mean), f"sd {_decimal(dominance.sd)}"),
+        ("Modality gap", _decimal(found.gap), "distance of the centroids"),
+        ("Texts cut short", f"{found.truncated:,}", "at the host's limit"),
+    ]
+
+
+def _rules(found: Measurement) -> list[ClassRow]:
+    rows = []
+    for rule, name in RULE_NAMES.items():
+        low, high = found.dominance.cuts(rule)
+        members = found.dominance.classes(rule)
+        sizes = [(key, len(members[key]), "") for key in CLASSES]
+        rows.append(ClassRow(name, f"{low:.2f}, {high:.2f}", sizes))
+        expected = found.dominance.expected_classes(rule, draws=_DRAWS)
+        chance = [(key, round(expected[key].value), _range(expected[key])) for key in CLASSES]
+        rows.append(ClassRow(f"{name}, by chance", "", chance))
+    return rows
+
+
+def null_histogram(found: Dominance, bins: int) -> list[float]:
+    """Features per bin of score to expect if image and text are swapped at random inside pairs.
+
+    Args:
+        found: What was measured.
+        bins: Between 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> from vlm_edit import modality_dominance
+        >>> found = modality_dominance(torch.ones(400, 3), torch.zeros(400, 3))
+        >>> middle = null_histogram(found, 5)[2]
+        >>> round(middle, 3)
+        3.0
+    """
+    pairs = found.active if found.zeros == "skip" else torch.full_like(found.active, found.n_pairs)
+    centre = 0.5 * (found.active / pairs if found.zeros == "epsilon" else torch.ones(len(pairs)))
+    sums = flipped_sums(found.levels, _DRAWS, 0).double() / (2 * LEVELS)
+    drawn = (centre + sums / pairs)[:, ~found.dead].clamp(0, 1)
+    return [float(c) / _DRAWS for c in torch.histc(drawn.float(), bins, 0.0, 1.0)]
+
+
+def _range(expected: Estimate) -> str:
+    return f"[{expected.low:.0f}, {expected.high:.0f}]"
+
+
+def notes(found: Measurement, sprites: Sprites) -> list[str]:
+    """What a measurement and its page leave out."""
+    told = []
+    if found.skipped:
+        number, reason = found.skipped[0]
+        told.append(
+            f"{len(found.skipped)} pairs left out because their image could not be read; "
+            f"the first is number {number}: {reason}."
+        )
+    if sprites.left_out:
+        told.append(
+            f"{sprites.left_out} pictures did not fit into the page: features of little activation "
+            "show captions in their place."
+        )
+    if sprites.unreadable:
+        told.append(f"{sprites.unreadable} pictures could not be opened; captions stand for them.")
+    return told
+
+
+def _provenance(found: Measurement, pairs: Pairs) -> dict[str, Any]:
+    return {
+        "data": pairs.name,
+        "site": found.site,
+        "zeros": found.dominance.zeros,
+        **found.provenance,
+    }
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Leaves of nested mappings, each with its path.
+
+    Example:
+        >>> _flat({"host": {"class": "CLIPModel"}, "seeds": [0, 1]})
+        [('host: class', 'CLIPModel'), ('seeds', '0, 1')]
+    """
+    rows = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}: ")
+        elif isinstance(value, list | tuple):
+            rows.append((f"{prefix}{name}", ", ".join(map(str, value))))
+        else:
+            rows.append((f"{prefix}{name}", str(value)))
+    return rows
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "–"

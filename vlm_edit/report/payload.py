@@ -1,0 +1,200 @@
+"""What the page's script reads: one JSON object with everything but the pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_edit.dominance import CLASSES, Cut
+from vlm_edit.measurement import STREAMS, Measurement
+from vlm_edit.pairs import Pairs
+from vlm_edit.report.columns import Column, columns
+from vlm_edit.report.overview import null_histogram
+from vlm_edit.report.sprites import PER_ROW, PER_SHEET, Sprites
+from vlm_edit.report.tables import CLASS_NAMES, RULE_NAMES, strongest
+
+BINS = 40
+_TOP = 10
+_LONGEST = 240
+_NOTES: dict[Cut, str] = {
+    "significant": "Fixed cuts, and outside of them only what a swap test finds beyond chance.",
+    "fixed": "Fixed cuts, whatever chance would give.",
+    "sd": "Mean minus and plus one sd: finds about a third dominant in any data.",
+}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pairs shown with a line each, such as what a model says of them before and after an edit.
+
+    Attributes:
+        title: What they show.
+        items: Number of the pair, and what to say of it, line by line.
+        note: How they were chosen.
+    """
+
+    title: str
+    items: Sequence[tuple[int, Sequence[str]]]
+    note: str = ""
+
+
+@dataclass(eq=False)
+class Payload:
+    """Turns a measurement into plain values.
+
+    Attributes:
+        found: What was measured.
+        pairs: The pairs it was measured on.
+        examples: Pairs to show on their own.
+        shown: Features per class, and drawn at random.
+        seed: Of the random features.
+    """
+
+    found: Measurement
+    pairs: Pairs
+    examples: Sequence[Examples]
+    shown: int
+    seed: int
+    rules: dict[Cut, dict[str, list[int]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Classify once, rank once."""
+        dominance = self.found.dominance
+        self.rules = {rule: dominance.classes(rule) for rule in RULE_NAMES}
+        self._strength = torch.nan_to_num(strongest(self.found)).tolist()
+        self._top = {stream: self.found.examples[stream].numbers[:, :_TOP] for stream in STREAMS}
+
+    def random(self) -> list[int]:
+        """Live features drawn at random."""
+        live = (~self.found.dominance.dead).nonzero().flatten()
+        order = torch.randperm(len(live), generator=torch.Generator().manual_seed(self.seed))
+        return [int(k) for k in live[order[: self.shown]]]
+
+    def strongest(self, rule: Cut) -> dict[str, list[int]]:
+        """The strongest features of each class but the dead."""
+        return {
+            name: sorted(members, key=lambda k: -self._strength[k])[: self.shown]
+            for name, members in self.rules[rule].items()
+            if name != "dead"
+        }
+
+    def pictures(self) -> Iterator[int]:
+        """Numbers of the pairs whose picture is wanted, the most wanted first."""
+        for part in self.examples:
+            yield from (number for number, _ in part.items)
+        first = [*self.random()]
+        for rule in self.rules:
+            first += [k for members in self.strongest(rule).values() for k in members]
+        by_strength = sorted(range(len(self._strength)), key=lambda k: -self._strength[k])
+        images = self._top["image"].tolist()
+        for feature in dict.fromkeys([*first, *by_strength]):
+            yield from (number for number in images[feature] if number >= 0)
+
+    def data(self, sprites: Sprites) -> dict[str, Any]:
+        """All values, JSON-able, figures rounded to four digits."""
+        used, examples = self._shown_pairs(), self.examples
+        index = {number: i for i, number in enumerate(used)}
+        return {
+            "pairs": self.found.n_pairs,
+            "features": len(self.found.dominance.scores),
+            "seed": self.seed,
+            "classes": [{"name": name, "title": CLASS_NAMES[name]} for name in CLASSES],
+            "rules": [self._rule(rule) for rule in self.rules],
+            "columns": [_column(column) for column in columns(self.found)],
+            "numbers": used,
+            "captions": [self._caption(number) for number in used],
+            "places": [sprites.places.get(number, -1) for number in used],
+            "sheet": {"row": PER_ROW, "size": PER_SHEET, "tiles": len(sprites.places)},
+            "top": {s: self._lists(self._top[s], index) for s in STREAMS},
+            "values": {s: _rounded_lists(self._values(s), self._top[s]) for s in STREAMS},
+            "null": [_number(c) for c in null_histogram(self.found.dominance, BINS)],
+            "ratios": self.found.dominance.levels.tolist(),
+            "random": self.random(),
+            "examples": [
+                {"title": e.title, "note": e.note, "items": [[index[n], *ls] for n, ls in e.items]}
+                for e in examples
+            ],
+        }
+
+    def _caption(self, number: int) -> str:
+        text = self.pairs.texts[number]
+        return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+    def _values(self, stream: str) -> Tensor:
+        return self.found.examples[stream].values[:, :_TOP]
+
+    def _shown_pairs(self) -> list[int]:
+        numbers = {n for part in self.examples for n, _ in part.items}
+        for top in self._top.values():
+            numbers.update(top[top >= 0].tolist())
+        return sorted(numbers)
+
+    @staticmethod
+    def _lists(top: Tensor, index: dict[int, int]) -> list[list[int]]:
+        return [[index[n] for n in row if n >= 0] for row in top.tolist()]
+
+    def _rule(self, rule: Cut) -> dict[str, Any]:
+        dominance, members = self.found.dominance, self.rules[rule]
+        low, high = dominance.cuts(rule)
+        member = [len(CLASSES) - 1] * len(dominance.scores)
+        for code, name in enumerate(CLASSES):
+            for k in members[name]:
+                member[k] = code
+        return {
+            "name": rule,
+            "title": RULE_NAMES[rule],
+            "note": _NOTES[rule],
+            "cuts": [_number(low), _number(high)],
+            "member": "".join(map(str, member)),
+            "counts": [len(members[name]) for name in CLASSES],
+            "bars": [_histogram(dominance.scores[members[name]]) for name in CLASSES[:-1]],
+            "strongest": self.strongest(rule),
+        }
+
+
+def to_json(value: object) -> str:
+    r"""Compact JSON that can stand inside a script element, whatever the captions say.
+
+    Example:
+        >>> print(to_json(["</script>", 1.5]))
+        ["\u003c/script>",1.5]
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def _column(column: Column) -> dict[str, Any]:
+    return {
+        "name": column.name,
+        "title": column.title,
+        "explanation": column.explanation,
+        "format": column.format,
+        "shown": column.shown,
+        "values": [_number(value) for value in column.values.tolist()],
+    }
+
+
+def _histogram(scores: Tensor) -> list[int]:
+    return [int(count) for count in torch.histc(scores.float(), BINS, 0.0, 1.0)]
+
+
+def _rounded_lists(values: Tensor, numbers: Tensor) -> list[list[float | None]]:
+    rows: Iterable[tuple[list[float], list[int]]] = zip(
+        values.tolist(), numbers.tolist(), strict=True
+    )
+    return [[_number(v) for v, n in zip(*row, strict=True) if n >= 0] for row in rows]
+
+
+def _number(value: float) -> float | int | None:
+    """Four digits, None for what is not finite: JSON knows no NaN."""
+    if not math.isfinite(value):
+        return None
+    if value == int(value) and abs(value) < 1e15:
+        return int(value)
+    return float(f"{value:.4g}")
