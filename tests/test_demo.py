@@ -18,7 +18,7 @@ def codes() -> dict[str, torch.Tensor]:
     host, processor = zoo.load_host()
     reader = Reader(host, processor, zoo.load_dictionary("joint"), progress=False)
     batches = list(reader.read(zoo.load_pairs()))
-    return {s: torch.cat([batch.codes[s] for batch in batches]) for s in ("image", "text")}
+    return {s: torch.cat([batch.codes[s].dense() for batch in batches]) for s in ("image", "text")}
 
 
 def verdicts(codes: dict[str, torch.Tensor]) -> dict[str, bool]:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from vlm_edit import Dictionary, Pairs, VlmEditError, measure, modality_dominance, modality_gap, zoo
+from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.hooks import Capture, Recording, Where
 from vlm_edit.measurement import Batch, MeasurementAccumulator, Reader
@@ -126,7 +127,10 @@ def read_all(reader: Reader, pairs: Pairs) -> Batch:
     return Batch(
         [number for batch in batches for number in batch.numbers],
         {s: torch.cat([batch.hidden[s] for batch in batches]) for s in batches[0].hidden},
-        {s: torch.cat([batch.codes[s] for batch in batches]) for s in batches[0].codes},
+        {
+            s: SparseCodes.of(torch.cat([batch.codes[s].dense() for batch in batches]))
+            for s in batches[0].codes
+        },
     )
 
 
@@ -165,7 +169,9 @@ def test_a_reader_gives_the_hidden_states_and_codes_of_each_pair(
     whole = read_all(reader, pairs)
     for stream, expected in (("image", image), ("text", text)):
         torch.testing.assert_close(whole.hidden[stream], expected, rtol=0, atol=1e-5)
-        torch.testing.assert_close(whole.codes[stream], sae.encode(expected), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            whole.codes[stream].dense(), sae.encode(expected), rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
@@ -193,7 +199,7 @@ def test_a_dictionary_centred_per_stream_is_given_the_stream(
     whole = read_all(Reader(clip, clip_processor, centred, progress=False), pairs)
     for stream, rows in (("image", image), ("text", text)):
         expected = plain.encode(rows - centers[stream])
-        torch.testing.assert_close(whole.codes[stream], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(whole.codes[stream].dense(), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -203,11 +209,11 @@ def test_a_host_in_half_precision_keeps_its_dtype_and_gives_float32(
     exact = read_all(Reader(clip, clip_processor, dictionary(12), progress=False), pairs)
     half = read_all(Reader(clip.to(dtype), clip_processor, dictionary(12), progress=False), pairs)
     for stream in ("image", "text"):
-        assert half.hidden[stream].dtype == half.codes[stream].dtype == torch.float32
+        assert half.hidden[stream].dtype == half.codes[stream].values.dtype == torch.float32
         torch.testing.assert_close(half.hidden[stream], exact.hidden[stream], rtol=0.05, atol=0.05)
         rounded = half.hidden[stream].to(dtype).float()
         assert torch.equal(half.hidden[stream], rounded)
-        assert torch.equal(half.codes[stream], dictionary(12).encode(rounded))
+        assert torch.equal(half.codes[stream].dense(), dictionary(12).encode(rounded))
     assert next(clip.parameters()).dtype == dtype
 
 
@@ -216,7 +222,7 @@ def test_what_a_reader_gives_can_train_a_probe(clip, clip_processor, pairs, dict
     probe = nn.Linear(12, 1)
     probe(batch.hidden["image"]).sum().backward()
     assert probe.weight.grad is not None
-    assert not batch.codes["image"].requires_grad
+    assert not batch.codes["image"].values.requires_grad
 
 
 def test_measuring_leaves_the_host_as_it_was(clip, clip_processor, pairs, dictionary) -> None:
@@ -308,13 +314,13 @@ def test_layers_of_one_stream_are_read_as_means_over_their_real_tokens(
     batch = read_all(Reader(clip, clip_processor, sae, "vision.1", progress=False), pairs)
     assert set(batch.codes) == {"image"}
     torch.testing.assert_close(batch.hidden["image"], vision.mean(1))
-    torch.testing.assert_close(batch.codes["image"], sae.encode(vision).mean(1))
+    torch.testing.assert_close(batch.codes["image"].dense(), sae.encode(vision).mean(1))
     sae = dictionary(16)
     batch = read_all(Reader(clip, clip_processor, sae, "text.1", progress=False), pairs)
     for i, length in enumerate(inputs["attention_mask"].sum(1)):
         torch.testing.assert_close(batch.hidden["text"][i], text[i, :length].mean(0))
         expected = sae.encode(text[i, :length]).mean(0)
-        torch.testing.assert_close(batch.codes["text"][i], expected)
+        torch.testing.assert_close(batch.codes["text"].dense()[i], expected)
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -338,7 +344,7 @@ def test_a_language_layer_pools_image_tokens_and_text_tokens_apart(
         for stream, rows in (("image", hidden[image]), ("text", hidden[~image])):
             torch.testing.assert_close(batch.hidden[stream][i], rows.mean(0), rtol=0, atol=1e-4)
             expected = sae.encode(rows).mean(0)
-            torch.testing.assert_close(batch.codes[stream][i], expected, rtol=0, atol=1e-4)
+            torch.testing.assert_close(batch.codes[stream].dense()[i], expected, rtol=0, atol=1e-4)
 
 
 def test_a_generative_host_is_measured_in_half_precision(
@@ -541,7 +547,7 @@ def test_batches_read_on_ones_own_accumulate_to_the_same_measurement(
     own = accumulator.compute("joint", reader.skipped, reader.truncated)
     found = measure(clip, clip_processor, pairs, dictionary(12), batch_size=4, progress=False)
     assert str(own.rows()) == str(found.rows())
-    assert own.summary() == found.summary()
+    assert own.summary() == {**found.summary(), "provenance": {}}
 
 
 @pytest.fixture
@@ -556,7 +562,7 @@ def test_saved_rows_say_what_was_measured_of_each_feature(saved) -> None:
     with (folder / "features.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     dominance, classes = found.dominance, found.dominance.classes()
-    fixed = dominance.classes("fixed")
+    fixed, significant = dominance.classes("fixed"), dominance.classes("significant")
     matched, shuffled = dominance.cofiring()
     assert [int(row["feature"]) for row in rows] == list(range(40))
     for k, row in enumerate(rows):
@@ -566,7 +572,8 @@ def test_saved_rows_say_what_was_measured_of_each_feature(saved) -> None:
             ("cofiring_shuffled", shuffled[k]),
         ):
             assert float(row[name]) == pytest.approx(float(value), nan_ok=True)
-        assert k in classes[row["class"]]
+        assert k in classes[row["class_sd"]]
+        assert k in significant[row["class"]]
         assert k in fixed[row["class_fixed"]]
         assert int(row["active_pairs"]) == dominance.active[k]
         assert int(row["image_active"]) == dominance.image_active[k]
@@ -600,7 +607,10 @@ def test_a_summary_is_json_even_where_nothing_is_alive(
     text = (tmp_path / "summary.json").read_text("utf-8")
     summary = json.loads(text, parse_constant=refuse)
     assert summary["mds_mean"] is None
-    assert summary["classes"]["fixed"] == {"vision": 0, "language": 0, "cross": 0, "dead": 3}
+    assert summary["classes"]["fixed"] == {
+        **dict.fromkeys(("vision", "language", "cross", "undecided"), 0),
+        "dead": 3,
+    }
 
 
 def test_a_host_in_train_mode_is_refused(clip, clip_processor, pairs, dictionary) -> None:
@@ -614,7 +624,7 @@ def test_a_measurement_does_not_change_when_its_accumulator_goes_on() -> None:
 
     def batch(numbers: list[int]) -> Batch:
         codes = {s: torch.rand(len(numbers), 5, generator=generator) for s in ("image", "text")}
-        return Batch(numbers, codes, codes)
+        return Batch(numbers, codes, {s: SparseCodes.of(found) for s, found in codes.items()})
 
     accumulator.update(batch([0, 1]))
     found = accumulator.compute("joint")
@@ -664,7 +674,7 @@ def test_pooling_in_parts_changes_nothing(monkeypatch, llava, dictionary) -> Non
     whole = reader._pool(recording, site, "image")
     monkeypatch.setattr(room, "_MOST_CODES", 40 * 4)
     parts = reader._pool(recording, site, "image")
-    for a, b in zip(whole, parts, strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
+    assert torch.allclose(whole[1].dense(), parts[1].dense(), atol=1e-6)
+    assert torch.equal(whole[0], parts[0]) and torch.equal(whole[2], parts[2])
     expected = dictionary(32).encode(hidden).abs().mean(1)
-    assert torch.allclose(whole[1], expected, atol=1e-6)
+    assert torch.allclose(whole[1].dense(), expected, atol=1e-6)

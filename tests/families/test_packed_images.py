@@ -69,4 +69,4 @@ def test_a_vision_site_is_measured_image_by_image(name, place):
         hidden = recording.last(place, "image").hidden.reshape(-1, site.width)
         torch.testing.assert_close(batch.hidden["image"][row], hidden.mean(0), rtol=1e-4, atol=1e-5)
         codes = dictionary.encode(hidden).abs().mean(0)
-        torch.testing.assert_close(batch.codes["image"][row], codes, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(batch.codes["image"].dense()[row], codes, rtol=1e-4, atol=1e-5)

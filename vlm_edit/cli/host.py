@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,15 +13,19 @@ from torch import nn
 
 from vlm_edit.errors import VlmEditError
 
+ZOO = "zoo:"
+
 
 def load_host(path: str) -> tuple[nn.Module, Any]:
-    """The model of a folder, of the class its config names, in eval mode, and its processor.
+    """The model of a folder, of the class its config names, or the zoo's, and its processor.
 
     Raises:
         VlmEditError: No such folder, or transformers cannot read it.
     """
     import transformers
 
+    if path.startswith(ZOO):
+        return _load_from_zoo(path)
     model = load_model(path)
     with _one_line(path):
         return model, transformers.AutoProcessor.from_pretrained(Path(path))
@@ -36,11 +40,13 @@ def load_model(path: str) -> nn.Module:
     import transformers
 
     quiet_when_piped()
+    if path.startswith(ZOO):
+        return _load_from_zoo(path)[0]
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise VlmEditError(
             f"no model at {path!r}: it must be a folder with a config.json, as "
-            "model.save_pretrained(folder) writes it"
+            f"model.save_pretrained(folder) writes it, or {ZOO}emoji-clip or {ZOO}emoji-llava"
         )
     with _one_line(path):
         config = transformers.AutoConfig.from_pretrained(folder)
@@ -52,6 +58,18 @@ def load_model(path: str) -> nn.Module:
                 f"{transformers.__version__} does not have"
             )
         return cast("nn.Module", kind.from_pretrained(folder).eval())
+
+
+def _load_from_zoo(name: str) -> tuple[nn.Module, Any]:
+    from vlm_edit import zoo  # brings transformers' models: not before one is wanted
+
+    hosts: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+        f"{ZOO}emoji-clip": zoo.load_host,
+        f"{ZOO}emoji-llava": zoo.load_llava,
+    }
+    if name not in hosts:
+        raise VlmEditError(f"the zoo has no model {name!r}: it has {', '.join(hosts)}")
+    return hosts[name]()
 
 
 @contextmanager

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from vlm_edit import __version__
-from vlm_edit.cli import verbs
+from vlm_edit.cli import editing, measuring, verbs
+from vlm_edit.dominance import Cut, Zeros
 from vlm_edit.errors import VlmEditError
+from vlm_edit.measurement import EXAMPLES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_sites(commands)
     _add_measure(commands)
+    _add_report(commands)
     _add_edit(commands)
     return parser
 
@@ -72,8 +76,51 @@ def _add_sites(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_measure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     measure = commands.add_parser("measure", help="dominance of a dictionary's features on pairs")
     _add_subject(measure)
-    measure.add_argument("--out", default="vlm-edit-measure", help="folder to write (%(default)s)")
-    measure.set_defaults(run=verbs.measure)
+    measure.add_argument(
+        "--out", default="vlm-edit-run", help="folder to write the run to (%(default)s)"
+    )
+    measure.add_argument(
+        "--text-encoder",
+        metavar="FOLDER",
+        help="an independent text encoder (sentence-transformers or transformers folder), to "
+        "score how alike a feature's texts are",
+    )
+    measure.add_argument(
+        "--image-encoder", metavar="FOLDER", help="likewise of images (transformers folder)"
+    )
+    measure.add_argument(
+        "--shared-space",
+        action="store_true",
+        help="both encoders are one model's: compare images with texts too",
+    )
+    measure.add_argument("--zeros", choices=get_args(Zeros), default="skip", help="(%(default)s)")
+    measure.add_argument(
+        "--keep", type=int, default=max(EXAMPLES), help="top examples per feature (%(default)s)"
+    )
+    measure.add_argument(
+        "--centred", action="store_true", help="measure again with each stream centred apart"
+    )
+    measure.add_argument(
+        "--part",
+        default="1/1",
+        metavar="I/N",
+        help="measure one of N parts, as one of N processes with the same --out; the last to "
+        "finish makes the run",
+    )
+    measure.add_argument(
+        "--every", type=float, default=60.0, help="seconds between two checkpoints (%(default)s)"
+    )
+    measure.set_defaults(run=measuring.measure)
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser("report", help="write a run's page with pictures")
+    report.add_argument("run", help="folder that measure wrote; edit --run adds to it")
+    report.add_argument("--pairs", help="the run's pairs, if they have moved")
+    report.add_argument("--page", metavar="FILE", help="the page (RUN/index.html)")
+    report.add_argument("--title", help="of the page")
+    report.add_argument("--seed", type=int, default=0, help="of the random features (%(default)s)")
+    report.set_defaults(run=measuring.report)
 
 
 def _add_edit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -87,24 +134,30 @@ def _add_edit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     what.add_argument("--patch", help="apply this saved patch")
     what.add_argument("--class", dest="name", choices=("vision", "language", "cross"))
     what.add_argument("--features", help="numbers, such as 3,17,40")
-    edit.add_argument("--cuts", choices=("sd", "fixed"), help="rule for --class (sd)")
+    edit.add_argument("--cuts", choices=get_args(Cut), help="rule for --class (significant)")
     edit.add_argument("--rule", choices=("ablate", "scale", "clamp", "steer"), help="(ablate)")
     edit.add_argument("--factor", type=float, help="for scale")
     edit.add_argument("--value", type=float, help="for clamp")
     edit.add_argument("--amount", type=float, help="for steer")
     edit.add_argument("--strength", type=float, help="of the rule (1)")
     edit.add_argument("--tokens", choices=("all", "image", "text"), help="(all)")
+    edit.add_argument("--run", dest="into", metavar="RUN", help="show it on this run's page")
     edit.add_argument("--save", dest="save_to", metavar="FILE", help="write the patch here")
-    edit.set_defaults(run=verbs.edit)
+    edit.set_defaults(run=editing.edit)
 
 
 def _add_subject(parser: argparse.ArgumentParser, dictionary_required: bool = True) -> None:
-    parser.add_argument("model", help="model folder, as save_pretrained writes it")
-    parser.add_argument("pairs", help="CSV of images and texts, or folder: see README")
+    parser.add_argument(
+        "model", help="model folder, as save_pretrained writes it, or zoo:emoji-clip"
+    )
+    parser.add_argument(
+        "pairs", help="CSV of images and texts, or folder: see README; or zoo:pairs"
+    )
     parser.add_argument(
         "--dictionary",
         required=dictionary_required,
-        help="folder of a dictionary in SAELens v6 format, or 'neurons' for the raw dimensions",
+        help="folder of a dictionary in SAELens v6 format, 'neurons' for the raw dimensions, or "
+        "zoo:joint",
     )
     parser.add_argument("--site", default="joint", help="where (%(default)s)")
     parser.add_argument(

@@ -99,7 +99,7 @@ def read(interview: Interview) -> tuple[Measurement, dict[str, Tensor]]:
     for batch in reader.read(interview.pairs):
         accumulator.update(batch)
         for stream, parts in kept.items():
-            parts.append(batch.codes[stream])
+            parts.append(batch.codes[stream].dense())
     found = accumulator.compute(interview.site, reader.skipped, reader.truncated)
     return found, {stream: torch.cat(parts) for stream, parts in kept.items()}
 

@@ -1,14 +1,25 @@
-"""Measure: a host, a dictionary and pairs, to dominance and examples of every feature."""
+"""Measure: a host, a dictionary and pairs, to scores and examples of every feature."""
 
-from vlm_edit.measurement.measurement import Measurement, MeasurementAccumulator, measure
+from vlm_edit.measurement.accumulator import MeasurementAccumulator
+from vlm_edit.measurement.centring import centred
+from vlm_edit.measurement.judge import Judge
+from vlm_edit.measurement.judging import EXAMPLES
 from vlm_edit.measurement.reader import STREAMS, Batch, Prepare, Reader
+from vlm_edit.measurement.result import Measurement, class_of, load_measurement
+from vlm_edit.measurement.run import measure, merge_parts
 
 __all__ = [
+    "EXAMPLES",
     "STREAMS",
     "Batch",
+    "Judge",
     "Measurement",
     "MeasurementAccumulator",
     "Prepare",
     "Reader",
+    "centred",
+    "class_of",
+    "load_measurement",
     "measure",
+    "merge_parts",
 ]

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Recording, Where, record
@@ -33,11 +34,17 @@ class Batch:
         numbers: The pairs' numbers.
         hidden: [n, d] float32 per stream, at the site; over tokens, their mean.
         codes: [n, m] float32 per stream; over tokens, the mean of their codes' absolute values.
+        normed: [n, d] float32 per stream, after the dictionary's norm; over tokens, their mean.
+        images: The pairs' images, RGB.
+        texts: The pairs' texts.
     """
 
     numbers: list[int]
     hidden: Mapping[str, Tensor]
-    codes: Mapping[str, Tensor]
+    codes: Mapping[str, SparseCodes]
+    normed: Mapping[str, Tensor] = field(default_factory=dict)
+    images: Sequence[Image.Image] = ()
+    texts: Sequence[str] = ()
 
 
 @dataclass(eq=False)
@@ -79,6 +86,25 @@ class Reader:
             VlmEditError: An unknown site, another width than the dictionary's, no pairs, or not
                 one image that can be read.
         """
+        self.truncated = 0
+        self.skipped.clear()
+        for _, batch in self.read_numbered(pairs):
+            if batch is not None:
+                yield batch
+
+    def read_numbered(
+        self, pairs: Pairs, batches: range | None = None
+    ) -> Iterator[tuple[int, Batch | None]]:
+        """Some batches with their numbers; None for one without an image that can be read.
+
+        Args:
+            pairs: To be read.
+            batches: Numbers of the batches wanted; by default all. ``skipped`` and ``truncated``
+                go on from what they are.
+
+        Raises:
+            VlmEditError: As in ``read``.
+        """
         site = find_site(self.model, self.site, self.adapter)
         expect_width(self.model, site, self.dictionary.width)
         self.dictionary.expect_site(self.site)
@@ -89,19 +115,20 @@ class Reader:
             )
         if not len(pairs):
             raise VlmEditError(f"{pairs.name}: no pairs, there is nothing to measure")
-        seen, self.truncated = 0, 0
-        self.skipped.clear()
-        bar = tqdm(
-            total=len(pairs), desc=f"measure {self.site}", disable=None if self.progress else True
-        )
-        with bar:
-            for numbers in pairs.batches(self.batch_size):
-                images, readable = self._open(pairs, numbers)
-                bar.update(len(numbers))
-                if readable:
-                    seen += len(readable)
-                    yield self._run(site, images, readable, [pairs.texts[i] for i in readable])
-        if not seen:
+        cut = list(pairs.batches(self.batch_size))
+        batches = range(len(cut)) if batches is None else batches
+        total = sum(len(cut[i]) for i in batches)
+        seen = 0
+        with tqdm(
+            total=total, desc=f"measure {self.site}", disable=None if self.progress else True
+        ) as bar:
+            for number in batches:
+                images, readable = self._open(pairs, cut[number])
+                bar.update(len(cut[number]))
+                seen += len(readable)
+                texts = [pairs.texts[n] for n in readable]
+                yield number, self._run(site, images, readable, texts) if readable else None
+        if not seen and total == len(pairs):
             raise VlmEditError(
                 f"{pairs.name}: not one of {len(pairs)} images can be read; the first: "
                 f"{self.skipped[0][1]}"
@@ -126,16 +153,21 @@ class Reader:
             record(self.model, site.name, adapter=self.adapter) as recording,
         ):
             self.model(**inputs, **self._no_cache)
-            hidden, codes = {}, {}
-            for stream in site.streams:
-                hidden[stream], codes[stream] = self._pool(recording, site, stream)
-        for stream, found in codes.items():
-            if len(found) != len(numbers):
+            found = {stream: self._pool(recording, site, stream) for stream in site.streams}
+        for stream, (hidden, _, _) in found.items():
+            if len(hidden) != len(numbers):
                 raise VlmEditError(
-                    f"{len(numbers)} pairs give {len(found)} rows of the {stream} stream at site "
+                    f"{len(numbers)} pairs give {len(hidden)} rows of the {stream} stream at site "
                     f"{site.name!r}: this site cannot be measured pair by pair"
                 )
-        return Batch(numbers, hidden, codes)
+        return Batch(
+            numbers,
+            {stream: hidden for stream, (hidden, _, _) in found.items()},
+            {stream: codes for stream, (_, codes, _) in found.items()},
+            {stream: normed for stream, (_, _, normed) in found.items()},
+            images,
+            texts,
+        )
 
     def _inputs(self, images: list[Image.Image], texts: list[str]) -> dict[str, Any]:
         if self.prepare is not None:
@@ -170,7 +202,10 @@ class Reader:
             return list(inputs["attention_mask"].sum(1).tolist())
         return [len(ids) for ids in self.processor.tokenizer(texts)["input_ids"]]
 
-    def _pool(self, recording: Recording, site: Site, stream: str) -> tuple[Tensor, Tensor]:
+    def _pool(
+        self, recording: Recording, site: Site, stream: str
+    ) -> tuple[Tensor, SparseCodes, Tensor]:
+        """Activations, codes and normed activations, a row a pair."""
         tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
         capture = recording.last(site.name, tap.stream)
         hidden, where = capture.hidden.float(), capture.where
@@ -179,19 +214,22 @@ class Reader:
         images = where.images_at(hidden)
         if hidden.ndim == 2 and images is None:
             _expect_finite(hidden, site)
-            return hidden, encode(hidden, stream)[0]
+            return hidden, encode.sparse(hidden, stream), encode.normalise(hidden)[0]
         if images is not None:
             count, row, tokens = int(images.max()) + 1, images, hidden
         else:
             count, row, tokens = self._tokens(where, hidden, site, stream)
         _expect_finite(tokens, site)
         sizes = row.bincount(minlength=count).unsqueeze(1)
-        mean = tokens.new_zeros(count, site.width).index_add_(0, row, tokens) / sizes
+
+        def mean(values: Tensor) -> Tensor:
+            return values.new_zeros(count, values.shape[1]).index_add_(0, row, values) / sizes
+
         codes = tokens.new_zeros(count, self.dictionary.n_features)
         chunk = max(1, _MOST_CODES // self.dictionary.n_features)
         for some, rows in zip(tokens.split(chunk), row.split(chunk), strict=True):
             codes.index_add_(0, rows, encode(some, stream)[0].abs())
-        return mean, codes / sizes
+        return mean(tokens), SparseCodes.of(codes / sizes), mean(encode.normalise(tokens)[0])
 
     @staticmethod
     def _tokens(

@@ -1,0 +1,133 @@
+"""``vlm-edit measure`` and ``vlm-edit report``: from pairs to a run, and from a run to a page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
+from vlm_edit.encoders import image_encoder, text_encoder
+from vlm_edit.errors import VlmEditError
+from vlm_edit.measurement import Judge, Measurement, centred, load_measurement, merge_parts
+from vlm_edit.report import Examples, Table, class_table, feature_table, write_page
+
+EDITS = "edits"
+
+
+def measure(options: argparse.Namespace) -> int:
+    """``vlm-edit measure``."""
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    part, parts = _part(options.part)
+    if parts > 1 and options.centred:
+        raise VlmEditError("--centred measures twice and cannot be cut into parts: leave one out")
+    judge = _judge(options)
+    subject = Subject.load(options)
+    wanted: dict[str, Any] = {"zeros": options.zeros, "keep": options.keep, "judge": judge}
+    checkpoints = [out / f"part-{i + 1}-of-{parts}.checkpoint" for i in range(parts)]
+    found = subject.measure(
+        **wanted, part=(part, parts), checkpoint=checkpoints[part], every=options.every
+    )
+    if parts > 1:
+        missing = [file for file in checkpoints if not file.is_file()]
+        if missing:
+            print(f"part {part + 1} of {parts} is done; {len(missing)} to go, in {out}")
+            return 0
+        found = merge_parts(checkpoints, subject.pairs, judge)
+    _tell(found, subject)
+    found.save(out)
+    for file in checkpoints:
+        file.unlink(missing_ok=True)
+    runs = [out]
+    if options.centred:
+        moved = centred(subject.expect_dictionary(), found.means)
+        again = subject.measure(**wanted, dictionary=moved)
+        print("\nWith each stream centred apart:\n")
+        print(f"{class_table(again)}\n")
+        runs.append(out / "centred")
+        again.save(runs[-1])
+    for run in runs:
+        print(f"run:    {run}\npage:   vlm-edit report {run}")
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """``vlm-edit report``."""
+    run = Path(options.run)
+    found = load_measurement(run)
+    source = options.pairs or found.provenance["pairs"]["name"]
+    pairs = load_pairs(source)
+    if len(pairs) != found.provenance["pairs"]["count"]:
+        raise VlmEditError(
+            f"{source} has {len(pairs)} pairs, the run measured "
+            f"{found.provenance['pairs']['count']}: name the run's own with --pairs"
+        )
+    tables, examples = _edits(run)
+    page = Path(options.page or run / "index.html")
+    title = options.title or f"Features at {found.site}"
+    write_page(page, found, pairs, title, tables, examples, seed=options.seed)
+    print(f"page:   {page}")
+    return 0
+
+
+def _tell(found: Measurement, subject: Subject) -> None:
+    for table in (class_table(found), feature_table(found, subject.pairs)):
+        print(f"{table}\n")
+    tell_left_out(found.skipped, found.truncated)
+
+
+def _judge(options: argparse.Namespace) -> Judge | None:
+    image, text = options.image_encoder, options.text_encoder
+    if image is None and text is None:
+        if options.shared_space:
+            raise VlmEditError("--shared-space goes with --image-encoder and --text-encoder")
+        return None
+    return Judge(
+        None if image is None else image_encoder(image),
+        None if text is None else text_encoder(text),
+        options.shared_space,
+        " and ".join(Path(name).name for name in (image, text) if name is not None),
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    """The part counted from 0, and how many there are; typed from 1."""
+    try:
+        i, n = (int(number) for number in text.split("/"))
+    except ValueError as error:
+        raise VlmEditError(f"--part takes I/N, such as 2/4, got {text!r}") from error
+    if not 1 <= i <= n:
+        raise VlmEditError(f"--part {text}: I must lie between 1 and N")
+    return i - 1, n
+
+
+def save_edit(run: Path, table: Table, examples: Examples) -> None:
+    """Keep what an edit did with a run, for the run's page."""
+    folder = run / EDITS
+    folder.mkdir(exist_ok=True)
+    told = {
+        "table": [table.title, list(table.columns), [list(row) for row in table.rows], table.note],
+        "examples": [
+            examples.title,
+            [[number, list(lines)] for number, lines in examples.items],
+            examples.note,
+        ],
+    }
+    number = 1 + len(list(folder.glob("*.json")))
+    text = json.dumps(told, ensure_ascii=False, indent=1)
+    (folder / f"{number:03}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _edits(run: Path) -> tuple[list[Table], list[Examples]]:
+    tables, examples = [], []
+    for file in sorted((run / EDITS).glob("*.json")):
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            tables.append(Table(*told["table"]))
+            title, items, note = told["examples"]
+            examples.append(Examples(title, [(int(n), lines) for n, lines in items], note))
+        except (ValueError, KeyError, TypeError) as error:
+            raise VlmEditError(f"{file} is damaged: delete it, or edit again") from error
+    return tables, examples

@@ -1,0 +1,170 @@
+"""What a command is about: a model with pairs and, if one is named, a dictionary."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlm_edit.cli.host import ZOO, load_host
+from vlm_edit.dictionaries import Dictionary, Norm
+from vlm_edit.dictionaries import load_dictionary as read_dictionary
+from vlm_edit.errors import VlmEditError
+from vlm_edit.measurement import Measurement, Reader
+from vlm_edit.measurement import measure as measure_pairs
+from vlm_edit.pairs import Pairs, read_pairs
+from vlm_edit.patches import Patch
+from vlm_edit.probing import hits
+from vlm_edit.report import Examples
+from vlm_edit.sites import find_site
+from vlm_edit.statistics import proportion
+
+
+def load_pairs(name: str) -> Pairs:
+    """Pairs of a file or a folder, or the zoo's; their name leads back to them."""
+    if name == f"{ZOO}pairs":
+        from vlm_edit import zoo
+
+        return replace(zoo.load_pairs(), name=name)
+    return replace(read_pairs(name), name=str(Path(name).absolute()))
+
+
+def load_dictionary(name: str) -> Dictionary:
+    """The dictionary of a folder, or one of the zoo's."""
+    if name.startswith(ZOO):
+        from vlm_edit import zoo
+
+        return zoo.load_dictionary(name.removeprefix(ZOO))
+    return read_dictionary(name)
+
+
+@dataclass(frozen=True, eq=False)
+class Retrieval:
+    """Embeddings of pairs, and what they find.
+
+    Attributes:
+        image: [n, d].
+        text: [n, d].
+        numbers: The pairs' numbers.
+        texts: Theirs.
+    """
+
+    image: Tensor
+    text: Tensor
+    numbers: Sequence[int]
+    texts: Sequence[str]
+
+    def row(self, before: Retrieval) -> tuple[str, str, str]:
+        """Recall at 1 and at 5, and how far embeddings are from what they were before."""
+        now, then = (torch.cat([r.image, r.text]) for r in (self, before))
+        moved = (now - then).norm(dim=1) / then.norm(dim=1)
+        recalls = [hits(self.image, self.text, self.texts, self.texts, k) for k in (1, 5)]
+        at_1, at_5 = (proportion(int(r.sum()), len(r)).text(3) for r in recalls)
+        return at_1, at_5, f"{float(moved.mean()):.1%}"
+
+    def changed(self, before: Retrieval, title: str, shown: int = 12, seed: int = 0) -> Examples:
+        """Random images that find another text first than before."""
+        now, then = self._first(), before._first()
+        moved = [i for i, pair in enumerate(zip(now, then, strict=True)) if pair[0] != pair[1]]
+        order = torch.randperm(len(moved), generator=torch.Generator().manual_seed(seed))
+        chosen = [moved[i] for i in order[:shown].tolist()]
+        lines = [
+            (f"before: {then[i]}", f"after: {now[i]}", f"its own: {self.texts[i]}") for i in chosen
+        ]
+        return Examples(
+            title,
+            [(self.numbers[i], told) for i, told in zip(chosen, lines, strict=True)],
+            f"{len(moved)} of {len(now)} images find another text first; {len(chosen)} of them, "
+            f"drawn at random with seed {seed}.",
+        )
+
+    def _first(self) -> list[str]:
+        """The text that each image finds first."""
+        image, text = (F.normalize(x, dim=-1) for x in (self.image, self.text))
+        found = torch.cat([(some @ text.mT).argmax(1) for some in image.split(1024)])
+        return [self.texts[i] for i in found.tolist()]
+
+
+@dataclass(eq=False)
+class Subject:
+    """A model with pairs and, if one is given, a dictionary."""
+
+    model: nn.Module
+    processor: Any
+    pairs: Pairs
+    dictionary: Dictionary | None
+    site: str
+    batch_size: int
+    read: int = 0
+    skipped: tuple[tuple[int, str], ...] = ()
+    truncated: int = 0
+
+    @classmethod
+    def load(cls, options: argparse.Namespace) -> Subject:
+        """Everything that the arguments name; what is quick to refuse comes first."""
+        pairs = load_pairs(options.pairs)
+        named = options.dictionary
+        dictionary = load_dictionary(named) if named not in (None, "neurons") else None
+        model, processor = load_host(options.model)
+        site = find_site(model, options.site)
+        if named == "neurons":
+            norm: Norm = "constant_norm_rescale" if site.name == "joint" else "none"
+            dictionary = Dictionary.identity(site.width, norm)
+        return cls(model, processor, pairs, dictionary, site.name, options.batch_size)
+
+    def measure(self, **options: Any) -> Measurement:
+        """Dominance of the dictionary's features; options as ``vlm_edit.measure`` takes them."""
+        return measure_pairs(
+            self.model,
+            self.processor,
+            self.pairs,
+            options.pop("dictionary", None) or self.expect_dictionary(),
+            self.site,
+            batch_size=self.batch_size,
+            **options,
+        )
+
+    def expect_dictionary(self) -> Dictionary:
+        """The dictionary."""
+        if self.dictionary is None:
+            raise VlmEditError("features are numbers in a dictionary: name it with --dictionary")
+        return self.dictionary
+
+    def retrieval(self, patch: Patch | None) -> Retrieval:
+        """What is retrieved at the joint site, edited or not."""
+        with patch.attach(self.model) if patch else nullcontext():
+            image, text, numbers = self._embeddings()
+        self.read = len(numbers)
+        return Retrieval(image, text, numbers, [self.pairs.texts[i] for i in numbers])
+
+    def _embeddings(self) -> tuple[Tensor, Tensor, list[int]]:
+        joint = find_site(self.model, "joint")
+        reader = Reader(
+            self.model,
+            self.processor,
+            Dictionary.identity(joint.width),
+            batch_size=self.batch_size,
+        )
+        batches = list(reader.read(self.pairs))
+        self.skipped, self.truncated = tuple(reader.skipped), reader.truncated
+        image, text = (torch.cat([b.hidden[s] for b in batches]) for s in ("image", "text"))
+        return image, text, [number for batch in batches for number in batch.numbers]
+
+
+def tell_left_out(skipped: Sequence[tuple[int, str]], truncated: int) -> None:
+    """Print which pairs were left out, and how many texts were cut."""
+    if skipped:
+        print(f"{len(skipped)} pairs left out because their image could not be read:")
+        for number, why in skipped[:5]:
+            print(f"    pair {number} (from 0): {why}")
+        if len(skipped) > 5:
+            print(f"    and {len(skipped) - 5} more: vlm-edit measure lists them in summary.json")
+    if truncated:
+        print(f"{truncated} texts are longer than the model takes and were cut")

@@ -1,0 +1,136 @@
+"""What a measurement was made of: host, dictionary, pairs, settings, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vlm_edit.dictionaries import Dictionary
+from vlm_edit.fingerprint import fingerprint
+from vlm_edit.pairs import Pairs
+from vlm_edit.sites import Site
+
+_SIZE = 16
+_PACKAGES = ("vlm-edit", "torch", "transformers", "numpy")
+
+
+class PairsDigest:
+    """A digest of pairs as they were read: of numbers, texts and pixels, in any order.
+
+    Example:
+        >>> from PIL import Image
+        >>> digest, image = PairsDigest(), Image.new("RGB", (2, 2))
+        >>> digest.update([0], [image], ["black"])
+        >>> len(str(digest))
+        32
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def update(
+        self, numbers: Sequence[int], images: Sequence[Image.Image], texts: Sequence[str]
+    ) -> None:
+        """Add pairs."""
+        for number, image, text in zip(numbers, images, texts, strict=True):
+            head = json.dumps([number, text, image.mode, image.size]).encode()
+            one = hashlib.blake2b(head, digest_size=_SIZE)
+            one.update(image.tobytes())
+            self._add(int.from_bytes(one.digest(), "big"))
+
+    def merge(self, other: PairsDigest) -> None:
+        """Add the pairs of another."""
+        self._add(other._sum)
+
+    def _add(self, value: int) -> None:
+        self._sum = (self._sum + value) % (1 << 8 * _SIZE)
+
+    def __str__(self) -> str:
+        """32 hexadecimal digits."""
+        return self._sum.to_bytes(_SIZE, "big").hex()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All there is, as tensors."""
+        return {"sum": torch.tensor(list(self._sum.to_bytes(_SIZE, "big")), dtype=torch.uint8)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self._sum = int.from_bytes(bytes(state["sum"].tolist()), "big")
+
+
+def dictionary_digest(dictionary: Dictionary) -> str:
+    """32 hexadecimal digits that tell a dictionary from another with other weights."""
+    encoder = dictionary.encoder
+    told = [encoder.activation, encoder.k, encoder.norm, sorted(encoder.centers)]
+    found = hashlib.blake2b(json.dumps(told).encode(), digest_size=_SIZE)
+    tensors = [encoder.weight, encoder.bias, encoder.threshold, encoder.subtract]
+    tensors += [encoder.centers[name] for name in sorted(encoder.centers)]
+    tensors += [dictionary.decoder, dictionary.decoder_bias]
+    for tensor in tensors:
+        if tensor is not None:
+            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def pairs_listing(pairs: Pairs) -> str:
+    """A digest of pairs without reading the files: texts, and each file's size and time.
+
+    A run that goes on later compares it, so that it goes on with the same pairs.
+    """
+    found = hashlib.blake2b(digest_size=_SIZE)
+    for image, text in zip(pairs.images, pairs.texts, strict=True):
+        told: list[Any] = [text]
+        if isinstance(image, Path):
+            there = image.stat() if image.is_file() else None
+            told += [str(image), there and there.st_size, there and there.st_mtime_ns]
+        else:
+            told += [image.mode, image.size]
+        found.update(json.dumps(told).encode())
+    return found.hexdigest()
+
+
+def provenance(
+    model: nn.Module, site: Site, dictionary: Dictionary, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that must be the same for a measurement to come out the same, JSON-able.
+
+    Args:
+        model: The host.
+        site: Where.
+        dictionary: Whose features are measured.
+        settings: Arguments of the measurement.
+    """
+    config = getattr(model, "config", None)
+    return {
+        "host": {"name": getattr(config, "_name_or_path", "") or "", **fingerprint(model, [site])},
+        "dictionary": {
+            "digest": dictionary_digest(dictionary),
+            "features": dictionary.n_features,
+            "width": dictionary.width,
+            "activation": dictionary.encoder.activation,
+            "norm": dictionary.encoder.norm,
+            "centred": sorted(dictionary.encoder.centers),
+            "info": dict(dictionary.info),
+        },
+        "settings": dict(settings),
+        "versions": {**_versions(), "python": platform.python_version()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,270 @@
+"""What was measured: one table with a row per feature, and where it comes from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import Tensor
+
+from vlm_edit.dominance import CLASSES, Cut, Dominance
+from vlm_edit.errors import VlmEditError
+from vlm_edit.files import read_tensors, write_bytes, write_tensors
+from vlm_edit.interpretability import TopExamples
+from vlm_edit.measurement.reader import STREAMS
+
+VERSION = 1
+FILE = "measurement.safetensors"
+_WHAT = "measurement"
+_LISTED = 9  # examples per feature in tables
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What was measured of a dictionary's features.
+
+    Attributes:
+        dominance: Scores, counts, tests and classes.
+        gap: Distance of the streams' centroids at the site (``modality_gap``).
+        examples: Most activating pairs per feature, for ``image`` and ``text``.
+        site: Where.
+        n_pairs: Pairs measured.
+        skipped: Pairs left out because their image could not be read: number and reason.
+        truncated: Texts longer than the host takes, cut at its limit.
+        means: [d] float64 per stream, mean activation after the dictionary's norm.
+        interpretability: [m] float64 per score, if a judge was given: ``ms_image`` and ``ms_text``
+            (Monosemanticity Score), ``mms_image_text`` (Multimodal Monosemanticity Score),
+            ``embsim_image_10``, ``embsim_p_image_10``, ``winrate_image_10`` and so on.
+        random: Per stream and m, what m random examples have in common: mean, and the bounds
+            between which 95 % of the draws lie; by names such as ``image_10``.
+        provenance: Host, dictionary, pairs, settings and versions, JSON-able.
+    """
+
+    dominance: Dominance
+    gap: float
+    examples: Mapping[str, TopExamples]
+    site: str
+    n_pairs: int
+    skipped: tuple[tuple[int, str], ...] = ()
+    truncated: int = 0
+    means: Mapping[str, Tensor] = field(default_factory=dict)
+    interpretability: Mapping[str, Tensor] = field(default_factory=dict)
+    random: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def table(self) -> dict[str, list[Any]]:
+        """Columns by name, a value per feature: scores, intervals, tests, classes, examples.
+
+        ``class`` is by the rule ``significant``, ``class_sd`` and ``class_fixed`` by the others;
+        ``paired`` says whether the feature fires together on matched pairs more than on shuffled
+        ones. Undefined is NaN.
+        """
+        found = self.dominance
+        low, high = found.intervals()
+        matched, shuffled = found.cofiring()
+        names = {rule: class_of(found, rule) for rule in get_args(Cut)}
+        numbers: dict[str, Tensor] = {
+            "mds": found.scores,
+            "mds_low": low,
+            "mds_high": high,
+            "swap_p": found.swap_test(),
+            "active_pairs": found.active,
+            "image_active": found.image_active,
+            "text_active": found.text_active,
+            "cofiring_matched": matched,
+            "cofiring_shuffled": shuffled,
+            "cofiring_p": found.cofiring_test(),
+            "modality_score": found.modality_score(),
+            "modality_score_energy": found.modality_score(energy=True),
+            "mutual_information": found.mutual_information(),
+            "correlation": found.correlation(),
+            **self.interpretability,
+        }
+        columns: dict[str, list[Any]] = {
+            "feature": list(range(len(found.scores))),
+            "class": names["significant"],
+            "paired": found.paired().tolist(),
+            "class_sd": names["sd"],
+            "class_fixed": names["fixed"],
+        }
+        columns |= {name: values.tolist() for name, values in numbers.items()}
+        for stream in STREAMS:
+            top = self.examples[stream].numbers[:, :_LISTED].tolist()
+            columns[f"top_{stream}s"] = [" ".join(str(n) for n in row if n >= 0) for row in top]
+        return columns
+
+    def rows(self) -> list[dict[str, Any]]:
+        """``table`` row by row."""
+        columns = self.table()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def to_pandas(self) -> Any:
+        """``table`` as a pandas DataFrame.
+
+        Raises:
+            VlmEditError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise VlmEditError("to_pandas() needs pandas: pip install pandas") from error
+        return pandas.DataFrame(self.table())
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write ``table`` as CSV."""
+        columns = self.table()
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        write_bytes(path, text.getvalue().encode("utf-8"))
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write ``summary`` and ``table`` as JSON; undefined is null."""
+        columns = {name: [_known(v) for v in values] for name, values in self.table().items()}
+        write_json(path, {"summary": self.summary(), "features": columns})
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the whole, as JSON-able values."""
+        found = self.dominance
+        return {
+            "site": self.site,
+            "pairs": self.n_pairs,
+            "skipped": [{"pair": n, "reason": why} for n, why in self.skipped],
+            "truncated_texts": self.truncated,
+            "zeros": found.zeros,
+            "mds_mean": _known(found.mean),
+            "mds_sd": _known(found.sd),
+            "modality_gap": _known(self.gap),
+            "classes": {
+                rule: {name: len(members) for name, members in found.classes(rule).items()}
+                for rule in get_args(Cut)
+            },
+            "random_similarity": {name: list(values) for name, values in self.random.items()},
+            "warnings": found.warnings(),
+            "provenance": dict(self.provenance),
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a run: ``features.csv``, ``summary.json`` and ``measurement.safetensors``.
+
+        Args:
+            folder: Made if need be; ``load_measurement`` reads it.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        self.to_csv(target / "features.csv")
+        write_json(target / "summary.json", self.summary())
+        tensors, scalars = _taken_apart(self.dominance)
+        tensors |= {f"interpretability.{k}": v for k, v in self.interpretability.items()}
+        tensors |= {f"means.{k}": v for k, v in self.means.items()}
+        for stream, top in self.examples.items():
+            tensors |= {f"examples.{stream}.{k}": v for k, v in top.state_dict().items()}
+        header = {
+            "version": VERSION,
+            "kind": _WHAT,
+            "dominance": scalars,
+            "gap": self.gap,
+            "site": self.site,
+            "n_pairs": self.n_pairs,
+            "skipped": list(self.skipped),
+            "truncated": self.truncated,
+            "scores": list(self.interpretability),
+            "random": {name: list(values) for name, values in self.random.items()},
+            "provenance": dict(self.provenance),
+        }
+        write_tensors(target / FILE, tensors, header, _WHAT)
+
+
+def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
+    """Read a run that ``Measurement.save`` wrote.
+
+    Args:
+        folder: The run.
+
+    Returns:
+        The measurement, the same to the bit.
+
+    Raises:
+        VlmEditError: No such run, damaged, or of another version.
+
+    Example:
+        >>> import tempfile
+        >>> from vlm_edit import measure, zoo
+        >>> host, processor = zoo.load_host()
+        >>> pairs = zoo.load_pairs().select(range(32))
+        >>> found = measure(host, processor, pairs, zoo.load_dictionary("joint"), progress=False)
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     found.save(run)
+        ...     again = load_measurement(run)
+        >>> again.gap == found.gap
+        True
+    """
+    path = Path(folder) / FILE
+    header, tensors = read_tensors(path, _WHAT)
+    if header.get("kind") != _WHAT or header.get("version") != VERSION:
+        raise VlmEditError(
+            f"{path} is not a measurement of format {VERSION}: measure again, or update vlm-edit"
+        )
+    try:
+        examples = {}
+        for stream in STREAMS:
+            state = _take(tensors, f"examples.{stream}.")
+            examples[stream] = TopExamples(*state["values"].shape)
+            examples[stream].load_state_dict(state)
+        dominance = {item.name: tensors.pop(item.name, None) for item in fields(Dominance)}
+        dominance = {k: v for k, v in dominance.items() if v is not None} | header["dominance"]
+        return Measurement(
+            Dominance(**dominance),
+            float(header["gap"]),
+            examples,
+            str(header["site"]),
+            int(header["n_pairs"]),
+            tuple((int(n), str(why)) for n, why in header["skipped"]),
+            int(header["truncated"]),
+            _take(tensors, "means."),
+            {name: tensors.pop(f"interpretability.{name}") for name in header["scores"]},
+            {name: (float(a), float(b), float(c)) for name, (a, b, c) in header["random"].items()},
+            header["provenance"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise VlmEditError(
+            f"{path} is damaged ({type(error).__name__}: {error}): measure again"
+        ) from error
+
+
+def class_of(found: Dominance, rule: Cut) -> list[str]:
+    """Name of each feature's class, [m]."""
+    members = found.classes(rule)
+    names = {feature: name for name in CLASSES for feature in members[name]}
+    return [names[feature] for feature in range(len(found.scores))]
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write JSON, readable by people."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode("utf-8"))
+
+
+def _taken_apart(dominance: Dominance) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Fields that are tensors, and the others."""
+    values = {item.name: getattr(dominance, item.name) for item in fields(dominance)}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in values.items() if name not in tensors}
+
+
+def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
+
+
+def _known(value: Any) -> Any:
+    """JSON knows no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

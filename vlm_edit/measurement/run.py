@@ -1,0 +1,266 @@
+"""Measure: one pass over the pairs, that can be stopped, shared and gone on with."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vlm_edit.dictionaries import Dictionary
+from vlm_edit.dominance import Zeros
+from vlm_edit.errors import VlmEditError
+from vlm_edit.files import read_tensors, write_tensors
+from vlm_edit.measurement.accumulator import MeasurementAccumulator
+from vlm_edit.measurement.judge import Judge
+from vlm_edit.measurement.judging import EXAMPLES, SEED
+from vlm_edit.measurement.provenance import pairs_listing, provenance
+from vlm_edit.measurement.reader import STREAMS, Prepare, Reader
+from vlm_edit.measurement.result import Measurement
+from vlm_edit.pairs import Pairs
+from vlm_edit.sites import Adapter, find_site
+
+_WHAT = "checkpoint"
+_VERSION = 1
+
+
+def measure(
+    model: nn.Module,
+    processor: Any,
+    pairs: Pairs,
+    dictionary: Dictionary,
+    site: str = "joint",
+    *,
+    zeros: Zeros = "skip",
+    keep: int = max(EXAMPLES),
+    batch_size: int = 64,
+    judge: Judge | None = None,
+    adapter: Adapter | None = None,
+    prepare: Prepare | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = 60.0,
+    part: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> Measurement:
+    """Measure how much each feature of a dictionary belongs to image or text, and what it is of.
+
+    One pass over the pairs. Memory does not depend on their number.
+
+    Args:
+        model: The host, in eval mode, wherever its weights are.
+        processor: Its processor.
+        pairs: Image-text pairs.
+        dictionary: Of the site's width.
+        site: A site with both streams, e.g. ``joint``, or a LLaVA's ``language.16``, where codes
+            are averaged over a pair's image tokens and over its text tokens.
+        zeros: As in ``modality_dominance``.
+        keep: Top examples per feature; scores of the m top examples need m of them.
+        batch_size: Pairs per forward.
+        judge: Independent encoders, for scores of interpretability; by default none are made.
+        adapter: The host's adapter; by default found.
+        prepare: Makes the host's inputs; by default the processor does.
+        checkpoint: A file that keeps the state. If the process dies, the same call goes on from
+            there, to the bit as if it had not died; a call that had finished returns at once.
+        every: Seconds between two states.
+        part: (i, n): measure the i-th of n parts of the pairs only, counted from 0, as one of n
+            processes; ``merge_parts`` makes one measurement of their checkpoints, and only then
+            does the judge look at top examples.
+        progress: Whether to show a bar.
+
+    Returns:
+        The measurement; pairs whose image could not be read are listed in ``skipped``.
+
+    Raises:
+        VlmEditError: A site with one stream only, another width than the dictionary's, not
+            one image that can be read, or a checkpoint of another measurement.
+
+    Example:
+        >>> from vlm_edit import measure, zoo
+        >>> host, processor = zoo.load_host()
+        >>> pairs = zoo.load_pairs().select(range(64))
+        >>> dictionary = zoo.load_dictionary("joint")
+        >>> found = measure(host, processor, pairs, dictionary, progress=False)
+        >>> found.n_pairs
+        64
+    """
+    place = find_site(model, site, adapter)
+    if place.streams != STREAMS:
+        raise VlmEditError(
+            f"site {site!r} has the {place.streams[0]} stream only; dominance compares image and "
+            "text: choose a site that both pass, such as 'joint'"
+        )
+    if batch_size < 1:
+        raise VlmEditError(f"batch size is {batch_size}; it must be at least 1")
+    reader = Reader(model, processor, dictionary, site, adapter, prepare, batch_size, progress)
+    settings = {
+        "site": site,
+        "zeros": zeros,
+        "keep": keep,
+        "batch_size": batch_size,
+        "judge": None if judge is None else [judge.name, *judge.streams, judge.shared],
+        "seed": SEED,
+    }
+    told = provenance(model, place, dictionary, settings)
+    told["pairs"] = {"name": pairs.name, "count": len(pairs), "listing": pairs_listing(pairs)}
+    state = _State(MeasurementAccumulator(dictionary.n_features, zeros, keep, judge), told, part)
+    state.run(reader, pairs, None if checkpoint is None else Path(checkpoint), every)
+    return state.finish(pairs if part[1] == 1 else None)
+
+
+def merge_parts(
+    checkpoints: Sequence[str | os.PathLike[str]], pairs: Pairs, judge: Judge | None = None
+) -> Measurement:
+    """One measurement of the checkpoints that all parts of a measurement left.
+
+    Args:
+        checkpoints: The files, one per part, in any order.
+        pairs: The same pairs; the judge looks at the top examples among them.
+        judge: The same judge.
+
+    Returns:
+        What one process would have measured.
+
+    Raises:
+        VlmEditError: A part is missing, twice there or unfinished, or they do not belong together.
+    """
+    states = sorted(
+        (_State.load(Path(path), judge) for path in checkpoints), key=lambda state: state.part
+    )
+    if not states:
+        raise VlmEditError("no parts to merge: name the checkpoint of each")
+    first = states[0]
+    expected = [(i, first.part[1]) for i in range(first.part[1])]
+    if [state.part for state in states] != expected:
+        have = ", ".join(f"{i + 1} of {n}" for i, n in (state.part for state in states))
+        raise VlmEditError(f"the parts do not make a whole: they are {have}")
+    if first.told["pairs"]["listing"] != pairs_listing(pairs):
+        raise VlmEditError(f"{pairs.name}: these are not the pairs that the parts measured")
+    for state in states:
+        _expect_same(first.told, state.told, "another part")
+        if state.next_batch < state.batches(len(pairs)).stop:
+            raise VlmEditError(
+                f"part {state.part[0] + 1} of {state.part[1]} is not finished: run it again, it "
+                "goes on where it stopped"
+            )
+    for state in states[1:]:
+        first.merge(state)
+    return first.finish(pairs)
+
+
+@dataclass(eq=False)
+class _State:
+    """A measurement under way: what was gathered so far, and what comes next."""
+
+    accumulator: MeasurementAccumulator
+    told: dict[str, Any]
+    part: tuple[int, int] = (0, 1)
+    next_batch: int = 0
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    truncated: int = 0
+
+    def __post_init__(self) -> None:
+        i, n = self.part
+        if not 0 <= i < n:
+            raise VlmEditError(f"part {self.part} is not (i, n) with 0 <= i < n")
+        self.next_batch = self.next_batch or self.batches(self.told["pairs"]["count"]).start
+
+    def batches(self, n_pairs: int) -> range:
+        """Numbers of the part's batches."""
+        i, n = self.part
+        total = -(-n_pairs // int(self.told["settings"]["batch_size"]))
+        return range(total * i // n, total * (i + 1) // n)
+
+    def run(self, reader: Reader, pairs: Pairs, checkpoint: Path | None, every: float) -> None:
+        """Read the pairs that are still to be read."""
+        if checkpoint is not None and checkpoint.is_file():
+            self._go_on(checkpoint)
+        reader.skipped[:], reader.truncated = self.skipped, self.truncated
+        saved = time.monotonic()
+        wanted = self.batches(len(pairs))
+        for number, batch in reader.read_numbered(pairs, range(self.next_batch, wanted.stop)):
+            if batch is not None:
+                self.accumulator.update(batch)
+            self.next_batch = number + 1
+            self.skipped, self.truncated = list(reader.skipped), reader.truncated
+            if checkpoint is not None and time.monotonic() - saved >= every:
+                self.save(checkpoint)
+                saved = time.monotonic()
+        if checkpoint is not None:
+            self.save(checkpoint)
+
+    def _go_on(self, checkpoint: Path) -> None:
+        there = _State.load(checkpoint, self.accumulator.judge)
+        _expect_same(there.told, self.told, f"the checkpoint {str(checkpoint)!r}")
+        if there.part != self.part:
+            raise VlmEditError(
+                f"the checkpoint {str(checkpoint)!r} is of part {there.part}, not {self.part}: "
+                "give each part a file of its own"
+            )
+        self.accumulator, self.next_batch = there.accumulator, there.next_batch
+        self.skipped, self.truncated = there.skipped, there.truncated
+
+    def save(self, path: Path) -> None:
+        """Write everything, whole or not at all."""
+        header = {
+            "version": _VERSION,
+            "kind": _WHAT,
+            "told": self.told,
+            "part": list(self.part),
+            "next_batch": self.next_batch,
+            "skipped": self.skipped,
+            "truncated": self.truncated,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, self.accumulator.state_dict(), header, _WHAT)
+
+    @classmethod
+    def load(cls, path: Path, judge: Judge | None) -> _State:
+        """Read what ``save`` wrote."""
+        header, tensors = read_tensors(path, _WHAT)
+        if header.get("kind") != _WHAT or header.get("version") != _VERSION:
+            raise VlmEditError(f"{path} is not a checkpoint of a measurement: name another file")
+        try:
+            told = header["told"]
+            settings = told["settings"]
+            accumulator = MeasurementAccumulator(
+                told["dictionary"]["features"], settings["zeros"], settings["keep"], judge
+            )
+            accumulator.load_state_dict(tensors)
+            skipped = [(int(n), str(why)) for n, why in header["skipped"]]
+            i, n = header["part"]
+            return cls(
+                accumulator, told, (i, n), header["next_batch"], skipped, header["truncated"]
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise VlmEditError(
+                f"{path} is damaged ({type(error).__name__}: {error}): delete it to begin anew"
+            ) from error
+
+    def merge(self, other: _State) -> None:
+        """Add another part."""
+        self.accumulator.merge(other.accumulator)
+        self.skipped += other.skipped
+        self.truncated += other.truncated
+
+    def finish(self, pairs: Pairs | None) -> Measurement:
+        """The measurement, once everything is read; of a part, the judge sees no examples."""
+        digest = str(self.accumulator.digest)
+        told = {**self.told, "pairs": {**self.told["pairs"], "digest": digest}}
+        site = told["settings"]["site"]
+        return self.accumulator.compute(site, self.skipped, self.truncated, pairs, told)
+
+
+def _expect_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
+    """Refuse to go on with, or to merge, what was measured otherwise."""
+    for key in ("host", "dictionary", "pairs", "settings", "versions"):
+        for name in sorted({*there[key], *here[key]}):
+            a, b = there[key].get(name), here[key].get(name)
+            if a != b:
+                raise VlmEditError(
+                    f"{what} was measured with another {key} ({name}: {str(a)[:60]}, here "
+                    f"{str(b)[:60]}): name another checkpoint, or delete it to begin anew"
+                )
