@@ -5,17 +5,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, false_discovery_control, t
 from sklearn.metrics import roc_auc_score
 
 from vlm_edit import VlmEditError
 from vlm_edit.statistics import (
     Estimate,
+    adjusted_p,
     auc,
     auc_estimate,
+    benjamini_hochberg,
     mean_estimate,
     proportion,
     ratio_estimate,
+    t_quantile,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -161,6 +164,43 @@ def test_a_seed_gives_the_same_interval_and_another_seed_another() -> None:
     torch.manual_seed(2)
     assert one == mean_estimate(values, draws=100)
     assert one != mean_estimate(values, draws=100, seed=1)
+
+
+# Many tests
+
+
+@settings(UNHURRIED, max_examples=40)
+@given(seeds, st.integers(1, 60))
+def test_adjusted_p_values_are_scipys_and_nan_are_no_tests(seed, n) -> None:
+    rng = np.random.default_rng(seed)
+    p = np.round(rng.random(n) ** 3, 2)
+    mixed = np.full(n + 4, math.nan)
+    kept = np.sort(rng.permutation(n + 4)[:n])
+    mixed[kept] = p
+    found = adjusted_p(torch.tensor(mixed))
+    np.testing.assert_allclose(found[kept], false_discovery_control(p), rtol=1e-12)
+    assert int(found.isnan().sum()) == 4
+    passed = benjamini_hochberg(torch.tensor(mixed), 0.1)
+    assert passed.tolist() == (found <= 0.1).tolist()
+
+
+def test_no_tests_pass_nothing() -> None:
+    assert not benjamini_hochberg(torch.full((3,), math.nan)).any()
+    assert benjamini_hochberg(torch.zeros(0)).tolist() == []
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 5])
+def test_a_rate_of_false_discoveries_is_a_share(alpha) -> None:
+    with pytest.raises(VlmEditError, match=f"alpha={alpha}"):
+        benjamini_hochberg(torch.ones(1), alpha)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.9, 0.95, 0.99, 0.999])
+def test_quantiles_of_t_are_scipys(level: float) -> None:
+    df = np.array([1, 2, 3, 4, 5, 7, 10, 30, 100, 1000, 1e5, 1e8, math.inf])
+    np.testing.assert_allclose(
+        t_quantile(level, torch.tensor(df)), t.ppf((1 + level) / 2, df), rtol=2e-4
+    )
 
 
 # How figures read
