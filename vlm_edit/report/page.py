@@ -11,9 +11,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from vlm_edit.errors import VlmEditError
@@ -103,7 +102,7 @@ def write_page(
 
     def page(sprites: Sprites) -> bytes:
         data = Markup(to_json(payload.data(sprites)))
-        text = render(data=data, sheets=sprites.sheets, notes=notes(found, sprites))
+        text: str = render(data=data, sheets=sprites.sheets, notes=notes(found, sprites))
         # A caption may hold halves of characters that UTF-8 cannot write.
         return text.encode("utf-8", "replace")
 
@@ -123,7 +122,7 @@ def _scripts() -> dict[str, str]:
     }
 
 
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader(_PACKAGE, _WEB),
         autoescape=True,
