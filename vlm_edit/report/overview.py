@@ -18,6 +18,7 @@ from vlm_edit.report.tables import CLASS_NAMES, RULE_NAMES
 from vlm_edit.statistics import Estimate
 
 _DRAWS = 100
+_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,15 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{name}: ")
         elif isinstance(value, list | tuple):
-            rows.append((f"{prefix}{name}", ", ".join(map(str, value))))
+            rows.append((f"{prefix}{name}", _listed(value)))
         else:
             rows.append((f"{prefix}{name}", str(value)))
     return rows
+
+
+def _listed(values: Sequence[Any]) -> str:
+    more = f", and {len(values) - _LISTED} more" if len(values) > _LISTED else ""
+    return ", ".join(map(str, values[:_LISTED])) + more
 
 
 def _decimal(value: float) -> str:

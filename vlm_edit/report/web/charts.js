@@ -40,7 +40,7 @@ function drawHistogram() {
   if (data.null) {
     top = Math.min(Math.max(bars, ...data.null), 5 * bars);
     traces.push({
-      type: "scatter", mode: "lines", name: "expected with image and text swapped at random", x: middles, y: data.null,
+      type: "scatter", mode: "lines", name: "expected by chance", x: middles, y: data.null,
       line: { shape: "hvh", color: colour("ink"), width: 1.5 }, hovertemplate: "%{y:.1f} expected, MDS around %{x:.3f}<extra></extra>",
     });
   }
