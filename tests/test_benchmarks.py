@@ -84,3 +84,47 @@ def test_each_round_begins_with_another_method_and_times_all(cost: Any) -> None:
     found = cost.in_turn(None, lambda _host: None, {n: make(n) for n in "abc"}, 3)
     assert [len(timing.cpu) for timing in found.values()] == [3, 3, 3]
     assert "".join(order[3:]) == "abcbcacab"
+
+
+MEASURING = COST.with_name("measurement_cost.py")
+TOY = ["--width=16", "--embedding=8", "--k=4", "--batch=64", "--pairs=60", "--keep=5", "--rounds=2"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads peaks from /proc")
+def test_the_cost_of_measuring_is_printed_for_every_row_or_its_peer_is_named() -> None:
+    done = subprocess.run(
+        [sys.executable, str(MEASURING), *TOY, "--sizes", "64", "128", "256"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = {line.split()[0] for line in done.stdout.splitlines() if line[:1].strip()}
+    assert {"6", "8", "9", "11", "sum"} <= printed
+    assert "sae-for-vlm is left out: no checkout is given" in done.stdout
+    for name, row in (("sae_lens", "7"), ("sparsify", "6")):
+        assert f"{name} is left out: it is not installed" in done.stdout or row in printed
+    assert re.search(r"^9 +MiB beyond the codes, 60 pairs .* \d+$", done.stdout, re.MULTILINE)
+
+
+def test_the_peer_of_the_monosemanticity_score_runs_without_a_gpu(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("measurement_cost", MEASURING)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "here.py").write_text("NAME = 'all_neurons_scores.pth'\n")
+    (tmp_path / "metric.py").write_text(
+        "import os, torch\n"
+        "from datasets.here import NAME\n"
+        "def main(args):\n"
+        "    folder = os.path.join(args.activations_dir, args.output_subdir)\n"
+        "    os.makedirs(folder)\n"
+        "    torch.save(torch.load(args.embeddings_path).cuda().sum(1), f'{folder}/{NAME}')\n"
+    )
+    found = module.peer_monosemanticity(tmp_path, torch.ones(3, 2), torch.eye(3))
+    assert torch.equal(found, torch.ones(3))
+    assert "datasets.here" not in sys.modules
