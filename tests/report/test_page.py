@@ -137,6 +137,15 @@ def test_the_page_says_what_was_left_out_and_where_it_comes_from(reading: Readin
 
 
 @needs_plotly
+def test_the_strongest_of_each_class_come_first(reading: Reading, found: Measurement) -> None:
+    strength = strongest(found)
+    for rule in reading.data["rules"]:
+        for name, members in found.dominance.classes(rule["name"]).items():
+            best = sorted(members, key=lambda k: -float(strength[k]))[:4]
+            assert rule["strongest"].get(name, []) == (best if name != "dead" else [])
+
+
+@needs_plotly
 def test_random_features_depend_on_the_seed_alone(
     tmp_path: Path, found: Measurement, pairs: Pairs
 ) -> None:

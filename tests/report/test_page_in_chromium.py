@@ -128,6 +128,12 @@ def test_no_picture_is_missing(visit: Callable[..., Any]) -> None:
     )
     assert failed[0] > 100 and failed[1] >= 1 and failed[2] == 0
     assert page.locator(".picture.none").count() == 0
+    place, shown, side = page.evaluate(
+        """() => { const pair = data.places.indexOf(100), node = picture(pair);
+            document.querySelector('main').append(node); const style = getComputedStyle(node);
+            return [data.places[pair], style.backgroundPosition, parseFloat(style.width)]; }"""
+    )
+    assert shown == f"-{place % 16 * side:g}px -{place // 16 * side:g}px"
 
 
 def test_the_search_finds_numbers_and_words_of_captions(
