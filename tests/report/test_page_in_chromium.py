@@ -129,7 +129,7 @@ def test_no_picture_is_missing(visit: Callable[..., Any]) -> None:
     assert failed[0] > 100 and failed[1] >= 1 and failed[2] == 0
     assert page.locator(".picture.none").count() == 0
     place, shown, side = page.evaluate(
-        """() => { const pair = data.places.indexOf(100), node = picture(pair);
+        """() => { const pair = data.places.indexOf(31), node = picture(pair);
             document.querySelector('main').append(node); const style = getComputedStyle(node);
             return [data.places[pair], style.backgroundPosition, parseFloat(style.width)]; }"""
     )
