@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,7 +75,7 @@ class DominanceAccumulator:
             )
         self._expect_room(len(image_codes))
         image, text = (SparseCodes.of(codes).to("cpu") for codes in (image_codes, text_codes))
-        if not bool(image.values.isfinite().all() and text.values.isfinite().all()):
+        if not all(_finite(codes.values) for codes in (image, text)):
             raise VlmEditError(
                 "codes hold NaN or infinity: a host in float16 may overflow; use float32"
             )
@@ -220,6 +221,11 @@ def modality_dominance(
     return accumulator.compute()
 
 
+def _finite(values: Tensor) -> bool:
+    """Whether all are finite; the extremes tell, and take no memory."""
+    return not len(values) or all(bool(end.isfinite()) for end in values.aminmax())
+
+
 def _fixed(ratio: Tensor) -> Tensor:
     return (ratio * ONE).round().long()
 
@@ -227,22 +233,24 @@ def _fixed(ratio: Tensor) -> Tensor:
 def _blocks(image: SparseCodes, text: SparseCodes) -> Iterator[tuple[Tensor, ...]]:
     """Runs of pairs as arguments of ``_add``: features and activations per stream, and across."""
     n, m = image.shape
-    step = max(1, _SCRATCH // max(1, m))
-    scratch = torch.zeros(min(step, n) * m, dtype=torch.float64)
+    # A power of two, so that a row's place in the table is its last bits.
+    step = 1 << (max(1, _SCRATCH // max(1, m)).bit_length() - 1)
+    scratch = np.zeros(min(step, n) * m)
     dense = max(1, len(image.rows) + len(text.rows))
-    run = max(1, _BLOCK * n // dense)
+    run = max(1, _BLOCK * n // dense // step) * step
     for first in range(0, n, run):
-        last = min(first + run, n)
-        starts = torch.tensor([*range(first, last, step), last])
-        parts, across = [], []
+        starts = torch.tensor([*range(first, min(first + run, n), step), min(first + run, n)])
         edges = [torch.searchsorted(codes.rows, starts).tolist() for codes in (image, text)]
+        parts, cells = [], []
         for codes, edge in zip((image, text), edges, strict=True):
             part = slice(edge[0], edge[-1])
-            parts += [codes.features[part], codes.values[part].double().abs()]
-        for i, start in enumerate(starts[:-1].tolist()):
-            here, there = (slice(edge[i], edge[i + 1]) for edge in edges)
-            cells = (image.rows[here] - start) * m + image.features[here]
-            scratch[cells] = image.values[here].double().abs()
-            across.append(scratch[(text.rows[there] - start) * m + text.features[there]])
-            scratch[cells] = 0.0
-        yield (*parts, torch.cat(across))
+            features = codes.features[part]
+            parts += [features, codes.values[part].double().abs()]
+            cells.append(((codes.rows[part] & (step - 1)) * m + features).numpy())
+        values, across = parts[1].numpy(), np.empty(len(cells[1]))
+        for i in range(len(starts) - 1):
+            here, there = (slice(edge[i] - edge[0], edge[i + 1] - edge[0]) for edge in edges)
+            scratch[cells[0][here]] = values[here]
+            scratch.take(cells[1][there], out=across[there], mode="clip")
+            scratch[cells[0][here]] = 0.0
+        yield (*parts, torch.from_numpy(across))
