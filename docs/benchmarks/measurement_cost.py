@@ -277,7 +277,8 @@ def monosemanticity(args: argparse.Namespace) -> Iterator[Row]:
     if args.sae_for_vlm is None:
         print("sae-for-vlm is left out: no checkout is given")
         return
-    for n, target in zip(args.samples, (">= 20", ">= 100", ">= 200"), strict=False):
+    for n in args.samples:
+        target = {1000: ">= 20", 5000: ">= 100", 10000: ">= 200"}.get(n, "")
         g = torch.Generator().manual_seed(n)
         embeddings = torch.randn(n, args.embedding, generator=g) + 0.5
         dense = (torch.randn(n, args.scored, generator=g) - 1).relu()

@@ -48,6 +48,12 @@ def test_sparse_codes_are_the_dense_codes_to_the_bit(activation, stream, n, monk
     assert same(found, SparseCodes.of(dictionary.encode(x, stream, image)))
 
 
+def test_of_the_k_largest_those_below_zero_are_dropped():
+    part = Encoder(torch.eye(4), torch.zeros(4), "topk", k=3)
+    codes = part.sparse(torch.tensor([[-1.0, 2.0, -3.0, 0.0]]))
+    assert (codes.features.tolist(), codes.values.tolist()) == ([1], [2.0])
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_is_kept_so_that_it_can_be_refused_later(activation):
     x = torch.full((2, D), torch.nan)
