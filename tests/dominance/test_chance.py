@@ -73,6 +73,18 @@ def test_mean_and_sd_find_a_sixth_on_each_side_where_nothing_is() -> None:
         found.expected_classes(draws=0)
 
 
+def test_dead_features_take_no_part_in_what_chance_finds() -> None:
+    planted = planted_pairs(300, torch.full((200,), 0.5), rate=0.1, noise=0.5)
+    codes = [part.dense() for part in (planted.image, planted.text)]
+    padded = [torch.cat([part, torch.zeros(300, 400)], 1) for part in codes]
+    alone = modality_dominance(*codes).expected_classes("sd", draws=20)
+    among = modality_dominance(*padded).expected_classes("sd", draws=20)
+    assert among["dead"].value == 400
+    assert {n: e for n, e in among.items() if n != "dead"} == {
+        n: e for n, e in alone.items() if n != "dead"
+    }
+
+
 def test_what_is_planted_strongly_is_found_far_above_chance() -> None:
     truth = torch.tensor([0.9] * 30 + [0.5] * 70)
     found = measured(1000, truth, rate=0.1)
@@ -84,6 +96,7 @@ def test_warnings_name_cuts_beyond_the_ends_few_pairs_and_silence() -> None:
     image, text = torch.zeros(10, 20), torch.zeros(10, 20)
     image[:, :10], text[:, 10:] = 1.0, 1.0
     image[5:, 0] = 0
+    image, text = (torch.cat([codes, torch.zeros(10, 5)], 1) for codes in (image, text))
     low, high, few = modality_dominance(image, text).warnings()
     assert "below 0" in low and "language" in low
     assert "above 1" in high and "vision" in high

@@ -76,3 +76,10 @@ def test_correlation_is_pearsons_of_the_absolute_codes() -> None:
         a, b = image[:, k].double().abs(), text[:, k].double().abs()
         assert float(found[k]) == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-12)
     assert found[2:].isnan().all()
+
+
+def test_what_rounding_leaves_of_a_constant_is_no_variance() -> None:
+    values = torch.linspace(0.1, 0.9, 50, dtype=torch.float64).repeat(997, 1)
+    text = torch.rand(997, 50)
+    assert modality_dominance(values, text).correlation().isnan().all()
+    assert modality_dominance(text, values).correlation().isnan().all()

@@ -40,6 +40,10 @@ def test_equal_differences_make_it_the_sign_test(size: int, heads: int, tails: i
     assert p == pytest.approx(max(1e-12, binomtest(heads, heads + tails).pvalue), abs=1e-11)
 
 
+def test_no_p_value_is_below_what_the_transform_can_tell() -> None:
+    assert p_of([16] * 200, [16] * 5000) == [1e-12, 1e-12]
+
+
 def test_many_pairs_are_judged_as_random_exchanges_judge_them() -> None:
     rng = np.random.default_rng(1)
     for shift in (0.0, 1.0, 2.0):

@@ -35,13 +35,12 @@ def fisher_p(both: Tensor, image: Tensor, text: Tensor, n_pairs: int) -> Tensor:
 
 
 def _tail(x: Tensor, a: Tensor, b: Tensor, n: int, up: bool) -> Tensor:
-    """P(X >= x), or P(X <= x), by its first term and the ratios of following ones."""
+    """P(X >= x), or P(X <= x), by its first term and the ratios of following ones.
+
+    A count that margins do not allow has a factorial of -1 below the line: a term of 0.
+    """
     rest = n - a - b
-    least, most = (-rest).clamp(min=0), torch.minimum(a, b)
-    inside = (x >= least) & (x <= most)
-    total = torch.zeros_like(x)
-    left = inside.nonzero().flatten()
-    x, a, b, rest = (t[left] for t in (x, a, b, rest))
+    total, left = torch.zeros_like(x), torch.arange(len(x))
     term = _log_probability(x, a, b, rest, n).exp()
     while len(left):
         total[left] += term

@@ -263,7 +263,9 @@ class Dominance:
         """
         return benjamini_hochberg(self.cofiring_test(), alpha)
 
-    def cuts(self, rule: Cut = "sd", low: float = 0.4, high: float = 0.6) -> tuple[float, float]:
+    def cuts(
+        self, rule: Cut = "significant", low: float = 0.4, high: float = 0.6
+    ) -> tuple[float, float]:
         """Scores below the first are language-dominant, above the second vision-dominant.
 
         Args:
@@ -275,7 +277,7 @@ class Dominance:
         return _cuts(self.scores[~self.dead], rule, low, high)
 
     def classes(
-        self, rule: Cut = "sd", low: float = 0.4, high: float = 0.6, alpha: float = 0.05
+        self, rule: Cut = "significant", low: float = 0.4, high: float = 0.6, alpha: float = 0.05
     ) -> dict[str, list[int]]:
         """Features of each class: ``vision``, ``language``, ``cross``, ``undecided``, ``dead``.
 
@@ -312,7 +314,7 @@ class Dominance:
 
     def expected_classes(
         self,
-        rule: Cut = "sd",
+        rule: Cut = "significant",
         low: float = 0.4,
         high: float = 0.6,
         alpha: float = 0.05,

@@ -39,7 +39,7 @@ def mean_ratio_interval(
     weight = drawn * (1 - drawn)
     varied = (squares - sums * mean).clamp(min=0) * n / (n - 1).clamp(min=1)
     most = widest * n * n / (n - 1).clamp(min=1)
-    factor = ((varied + weight) / (most + weight)).clamp(max=1)
+    factor = (varied + weight) / (most + weight)
     h = t**2 * factor / n
     centre, half = (mean + h / 2) / (1 + h), (h * widest + h**2 / 4).sqrt() / (1 + h)
     low, high = (centre - half).clamp(min=0), (centre + half).clamp(max=1)
