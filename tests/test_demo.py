@@ -41,10 +41,10 @@ def test_the_command_shows_the_whole_way_and_every_check_holds(
     patch = load_patch(tmp_path / "out" / "no-vision-dominant.safetensors")
     with (tmp_path / "out" / "features.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    vision = [int(row["feature"]) for row in rows if row["class"] == "vision"]
+    vision = [int(row["feature"]) for row in rows if row["class_sd"] == "vision"]
     assert list(patch.bindings[0].splice.slice.features) == vision
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert page.count("<img") > 100
+    assert page.count('class="sheet"') >= 1 and "before: " in page
 
 
 def test_all_checks_hold_on_the_zoo(codes: dict[str, torch.Tensor]) -> None:

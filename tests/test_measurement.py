@@ -561,7 +561,7 @@ def test_saved_rows_say_what_was_measured_of_each_feature(saved) -> None:
     found, folder = saved
     with (folder / "features.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    dominance, classes = found.dominance, found.dominance.classes()
+    dominance, classes = found.dominance, found.dominance.classes("sd")
     fixed, significant = dominance.classes("fixed"), dominance.classes("significant")
     matched, shuffled = dominance.cofiring()
     assert [int(row["feature"]) for row in rows] == list(range(40))
@@ -590,7 +590,7 @@ def test_a_saved_summary_counts_classes_and_what_was_left_out(saved) -> None:
     assert (summary["site"], summary["pairs"], summary["zeros"]) == ("joint", 4, "skip")
     assert [entry["pair"] for entry in summary["skipped"]] == [2, 4]
     assert all(sum(counts.values()) == 40 for counts in summary["classes"].values())
-    assert summary["classes"]["sd"]["vision"] == len(found.dominance.classes()["vision"])
+    assert summary["classes"]["sd"]["vision"] == len(found.dominance.classes("sd")["vision"])
     assert summary["modality_gap"] == found.gap
 
 

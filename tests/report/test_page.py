@@ -241,7 +241,8 @@ def test_the_features_of_a_class_come_strongest_first(found: Measurement, pairs:
 
 def test_the_class_table_counts_every_feature_once_per_rule(found: Measurement) -> None:
     for row in class_table(found).rows:
-        assert sum(int(cell) for cell in row[2:]) == 30
+        assert sum(int(cell.split()[0]) for cell in row[2:]) == 30
+        assert sum(int(cell.split()[1].strip("()")) for cell in row[2:]) == pytest.approx(30, abs=3)
 
 
 def test_both_bounds_are_warned_of_where_no_feature_can_lie_beyond() -> None:

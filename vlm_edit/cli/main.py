@@ -115,7 +115,9 @@ def _add_measure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     report = commands.add_parser("report", help="write a run's page with pictures")
-    report.add_argument("run", help="folder that measure wrote; edit --run adds to it")
+    report.add_argument(
+        "folder", metavar="run", help="folder that measure wrote; edit --run adds to it"
+    )
     report.add_argument("--pairs", help="the run's pairs, if they have moved")
     report.add_argument("--page", metavar="FILE", help="the page (RUN/index.html)")
     report.add_argument("--title", help="of the page")

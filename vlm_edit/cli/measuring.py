@@ -55,7 +55,7 @@ def measure(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """``vlm-edit report``."""
-    run = Path(options.run)
+    run = Path(options.folder)
     found = load_measurement(run)
     source = options.pairs or found.provenance["pairs"]["name"]
     pairs = load_pairs(source)

@@ -25,7 +25,14 @@ from vlm_edit.edits import Ablate
 from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
-from vlm_edit.report import Table, class_table, feature_table, write_page
+from vlm_edit.report import (
+    Examples,
+    Table,
+    class_table,
+    feature_table,
+    has_plotly,
+    write_page,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +44,7 @@ class Run:
         tables: As printed.
         checks: As printed.
         patch: Where the patch was saved.
-        page: Where the page was written.
+        page: Where the page was written; None without plotly.
         seconds: Wall time.
     """
 
@@ -45,7 +52,7 @@ class Run:
     tables: tuple[Table, ...]
     checks: tuple[Check, ...]
     patch: Path
-    page: Path
+    page: Path | None
     seconds: float
 
 
@@ -78,7 +85,7 @@ def _run(out: Path, say: Callable[[str], None]) -> Run:
     found, hidden = _measure(model, processor, pairs, dictionary)
     codes = {stream: dictionary.encode(h, stream) for stream, h in hidden.items()}
     classes = found.dominance.classes("sd")
-    tables = [class_table(found), feature_table(found, pairs)]
+    tables = [class_table(found), feature_table(found, pairs, rule="sd")]
     for table in tables:
         say(f"{table}\n")
     reading = Reading(pairs)
@@ -92,14 +99,29 @@ def _run(out: Path, say: Callable[[str], None]) -> Run:
                   for c in verdicts) + "\n")  # fmt: skip
     ablated = edits.table(classes)
     say(f"{ablated}\n")
+    page = _write_page(out, found, pairs, [kept, ablated, _check_table(verdicts)],
+                       [edits.changed(patch)])  # fmt: skip
     tables += [kept, ablated, _check_table(verdicts)]
     found.save(out)
-    page = out / "index.html"
-    write_page(page, found, pairs, "Vision, language or both: the features of emoji-clip", tables,
-               [edits.changed(patch)])  # fmt: skip
     seconds = time.perf_counter() - start
-    say(f"patch:  {patch}\ntable:  {out / 'features.csv'}\npage:   {page}\ntook {seconds:.0f} s")
+    where = page or "not written: it needs plotly; pip install 'vlm-edit[report]'"
+    say(f"patch:  {patch}\ntable:  {out / 'features.csv'}\npage:   {where}\ntook {seconds:.0f} s")
     return Run(found, tuple(tables), tuple(verdicts), patch, page, seconds)
+
+
+def _write_page(
+    out: Path,
+    found: Measurement,
+    pairs: Pairs,
+    tables: Sequence[Table],
+    examples: Sequence[Examples],
+) -> Path | None:
+    if not has_plotly():
+        return None
+    page = out / "index.html"
+    title = "Vision, language or both: the features of emoji-clip"
+    write_page(page, found, pairs, title, tables, examples)
+    return page
 
 
 def _measure(

@@ -22,6 +22,8 @@ RULE_NAMES: dict[Cut, str] = {
     "sd": "mean -+ sd",
 }
 
+_DRAWS = 100
+
 
 def strongest(found: Measurement) -> torch.Tensor:
     """Mean activation of each feature's top examples, over both streams, [m]."""
@@ -29,18 +31,24 @@ def strongest(found: Measurement) -> torch.Tensor:
 
 
 def class_table(found: Measurement) -> Table:
-    """Sizes of the classes by both rules."""
+    """Sizes of the classes by each rule, with what chance would give."""
     rows = []
     for rule, name in RULE_NAMES.items():
         low, high = found.dominance.cuts(rule)
-        sizes = [str(len(features)) for features in found.dominance.classes(rule).values()]
+        chance = found.dominance.expected_classes(rule, draws=_DRAWS)
+        sizes = [
+            f"{len(features)} ({chance[kind].value:.0f})"
+            for kind, features in found.dominance.classes(rule).items()
+        ]
         rows.append((name, f"{low:.2f}, {high:.2f}", *sizes))
     names = [CLASS_NAMES[name] for name in found.dominance.classes("sd")]
     note = (
         f"MDS over live features: mean {found.dominance.mean:.3f}, sd {found.dominance.sd:.3f}. "
-        f"Modality gap {found.gap:.3f}.\nmean -+ sd calls about a third of the features dominant "
-        "on any data,\nalso without an effect of modality; significant asks for a test "
-        "besides the fixed cuts."
+        f"Modality gap {found.gap:.3f}.\nIn brackets: expected where modality has no effect, by "
+        "swapping image and text at random inside pairs.\nmean -+ sd calls about a third of the "
+        "features dominant on any data; significant asks for a test\nbesides the fixed cuts. "
+        f"Firing together on matched pairs more than by chance: "
+        f"{int(found.dominance.paired().sum())} features."
     )
     for warning in found.dominance.warnings():
         note += f"\nWARNING: {warning}"
@@ -49,10 +57,12 @@ def class_table(found: Measurement) -> Table:
     )
 
 
-def feature_table(found: Measurement, pairs: Pairs, shown: int = 4) -> Table:
+def feature_table(
+    found: Measurement, pairs: Pairs, shown: int = 4, rule: Cut = "significant"
+) -> Table:
     """The strongest features of each class with their best captions."""
     strength, rows = strongest(found), []
-    for name, members in found.dominance.classes("sd").items():
+    for name, members in found.dominance.classes(rule).items():
         if name == "dead":
             continue
         for k in sorted(members, key=lambda k: -strength[k])[:shown]:
