@@ -117,6 +117,42 @@ def auc_estimate(scores: Tensor, positive: Tensor, draws: int = 2000, seed: int 
     return Estimate(area, low, high, len(groups[0]))
 
 
+def auc_difference(
+    scores: Tensor, others: Tensor, positive: Tensor, draws: int = 2000, seed: int = 0
+) -> Estimate:
+    """How far one score's ``auc`` lies above another's, by a bootstrap of the same cases for both.
+
+    Args:
+        scores: [n].
+        others: [n], of the same cases.
+        positive: [n] bool.
+        draws: Bootstrap samples.
+        seed: Of the draws.
+
+    Returns:
+        The estimate; ``n`` counts the positives; NaN where one of the two groups is empty.
+
+    Example:
+        >>> import torch
+        >>> positive = torch.tensor([False, False, True, True])
+        >>> auc_difference(torch.arange(4.0), torch.tensor([0.1, 0.4, 0.35, 0.8]), positive).value
+        0.25
+    """
+    generator = torch.Generator().manual_seed(seed)
+    groups = [positive.nonzero().flatten(), (~positive).nonzero().flatten()]
+
+    def apart(index: Tensor) -> float:
+        return auc(scores[index], positive[index]) - auc(others[index], positive[index])
+
+    whole = apart(torch.arange(len(scores)))
+    if not all(map(len, groups)):
+        return Estimate(whole, math.nan, math.nan, len(groups[0]))
+    low, high = _percentiles(
+        lambda: apart(torch.cat([_resample(group, generator) for group in groups])), draws
+    )
+    return Estimate(whole, low, high, len(groups[0]))
+
+
 def mean_estimate(values: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
     """A mean with its percentile bootstrap interval.
 

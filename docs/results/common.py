@@ -1,0 +1,130 @@
+"""What the experiments share: hosts and codes of the zoo, and results on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_edit import Dictionary, zoo
+from vlm_edit.dominance import Dominance, modality_dominance
+from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader, centred
+from vlm_edit.report import Table
+from vlm_edit.statistics import Estimate
+
+HERE = Path(__file__).resolve().parent
+STREAMS = ("image", "text")
+LAYERS = tuple(f"language.{i}" for i in range(4))
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A dictionary at a site of a host of the zoo, and what the 1,024 shipped pairs give there.
+
+    Attributes:
+        name: As tables show it.
+        dictionary: Whose features are scored.
+        codes: [n, m] per stream.
+        hidden: [n, d] per stream.
+        found: The measurement.
+    """
+
+    name: str
+    dictionary: Dictionary
+    codes: dict[str, Tensor]
+    hidden: dict[str, Tensor]
+    found: Measurement
+
+    @property
+    def dominance(self) -> Dominance:
+        """Scores of the features."""
+        return self.found.dominance
+
+
+@cache
+def subject(host: str, site: str, kind: str = "dictionary") -> Subject:
+    """Read the shipped pairs.
+
+    Args:
+        host: ``clip`` or ``llava``.
+        site: Of the host.
+        kind: ``dictionary``, the zoo's; ``neurons``, raw dimensions; ``neurons, centred``.
+    """
+    model, processor = zoo.load_host() if host == "clip" else zoo.load_llava()
+    if kind == "dictionary":
+        dictionary = zoo.load_dictionary(site)
+    else:
+        dictionary = Dictionary.identity(192, "constant_norm_rescale")
+    if kind == "neurons, centred":
+        dictionary = centred(dictionary, subject(host, site, "neurons").found.means)
+    reader = Reader(model, processor, dictionary, site, batch_size=128, progress=False)
+    accumulator = MeasurementAccumulator(dictionary.n_features)
+    codes: dict[str, list[Tensor]] = {stream: [] for stream in STREAMS}
+    hidden: dict[str, list[Tensor]] = {stream: [] for stream in STREAMS}
+    for batch in reader.read(zoo.load_pairs()):
+        accumulator.update(batch)
+        for stream in STREAMS:
+            codes[stream].append(batch.codes[stream].dense())
+            hidden[stream].append(batch.hidden[stream])
+    return Subject(
+        f"emoji-{host} {site}, {kind}",
+        dictionary,
+        {stream: torch.cat(parts) for stream, parts in codes.items()},
+        {stream: torch.cat(parts) for stream, parts in hidden.items()},
+        accumulator.compute(site),
+    )
+
+
+def of_zoo() -> list[Subject]:
+    """Every dictionary of the zoo at a site with both streams, and raw neurons of the joint one."""
+    return [
+        subject("clip", "joint"),
+        subject("clip", "joint", "neurons"),
+        subject("clip", "joint", "neurons, centred"),
+        *(subject("llava", site) for site in LAYERS),
+    ]
+
+
+def dominance_of(codes: dict[str, Tensor], zeros: str = "skip") -> Dominance:
+    """MDS of codes that are there."""
+    return modality_dominance(codes["image"], codes["text"], zeros)  # type: ignore[arg-type]
+
+
+def told(estimate: Estimate) -> list[float]:
+    """An estimate as it is stored."""
+    return [rounded(v) for v in (estimate.value, estimate.low, estimate.high)] + [estimate.n]
+
+
+def cell(stored: list[float] | None, digits: int = 3) -> str:
+    """A stored estimate as a table shows it."""
+    if stored is None or stored[0] is None:
+        return ""
+    return Estimate(*stored[:3], int(stored[3])).text(digits)
+
+
+def rounded(value: float) -> float | None:
+    """Six digits, so that another machine's last ones make no difference; None for NaN."""
+    return None if value != value else float(f"{value:.6g}")
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Write a result beside the scripts."""
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    (HERE / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load(name: str) -> dict[str, Any]:
+    """Read a result."""
+    return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def markdown(table: Table) -> str:
+    """A table for a page."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    rows = ["| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines]
+    return "\n".join([f"**{table.title}**", "", *rows, *(["", table.note] if table.note else [])])
