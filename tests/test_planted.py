@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from vlm_edit import VlmEditError, modality_dominance
+from vlm_edit import planted as planted_room
 from vlm_edit.planted import planted_pairs
 
 TRUTH = torch.tensor([0.0, 0.1, 0.5, 0.5, 0.8, 1.0])
@@ -41,6 +42,15 @@ def test_strength_is_the_mean_mass_of_active_pairs() -> None:
     planted = planted_pairs(20_000, TRUTH, 0.5, strength=3.0)
     found = modality_dominance(*_codes(planted))
     np.testing.assert_allclose(found.masses[:2].sum(0) / found.active, 3.0, rtol=0.05)
+
+
+def test_pairs_drawn_in_many_parts_follow_each_other(monkeypatch) -> None:
+    monkeypatch.setattr(planted_room, "_CELLS", 60)
+    planted = planted_pairs(95, TRUTH, 1.0)
+    assert planted.text.rows.tolist() == sorted(planted.text.rows.tolist())
+    assert set(planted.text.rows.tolist()) == set(range(95))
+    found = modality_dominance(*_codes(planted))
+    assert found.active.tolist() == [95] * 6
 
 
 def test_a_seed_plants_the_same_codes_and_another_seed_others() -> None:

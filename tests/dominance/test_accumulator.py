@@ -115,5 +115,8 @@ def test_centres_are_the_means_and_a_gap_goes_on_where_it_stopped() -> None:
         assert torch.allclose(after.means()[name], batch.double().mean(0), rtol=1e-12)
     with pytest.raises(VlmEditError, match="not the state of a modality gap"):
         after.load_state_dict({"image": torch.ones(2, 4)})
+    with pytest.raises(VlmEditError, match="not the state of a modality gap"):
+        sums = torch.ones(3, 4)
+        after.load_state_dict({"count": torch.tensor(1), "image": sums, "text": sums})
     with pytest.raises(VlmEditError, match="width 3 after others of 4"):
         after.update(torch.ones(1, 3), torch.ones(1, 3))

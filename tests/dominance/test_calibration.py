@@ -71,6 +71,7 @@ def test_unpaired_features_pass_the_cofiring_test_no_more_than_by_chance() -> No
     p = measured(1000, truth, rate=rate, noise=0.3, paired=False).cofiring_test()
     for level in (0.01, 0.05, 0.2):
         assert int((p <= level).sum()) <= binom.ppf(0.9995, 3000, level)
+    assert int(measured(1000, truth, rate=rate, paired=False).paired().sum()) <= 3
     both = torch.arange(3000) < 1500
     found = measured(1000, truth, rate=rate, noise=0.3, paired=both)
     assert float(found.paired()[:1500].double().mean()) > 0.9
