@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from vlm_edit.errors import VlmEditError
 # Entries wait until there are this many, or as many as are kept: sorting few of them often would
 # move all that is kept each time.
 _WAITING = 1 << 16
+# Entries handled at once: those after profit from what was kept of those before.
+_BLOCK = 1 << 19
 
 
 class TopExamples:
@@ -76,7 +79,7 @@ class TopExamples:
                 f"codes of {len(numbers)} examples must be {list(expected)}, "
                 f"got {tuple(codes.shape)}"
             )
-        named = torch.as_tensor(numbers, dtype=torch.int64)
+        named = torch.as_tensor(np.asarray(numbers, dtype=np.int64))
         if len(named) and named.min() < 0:
             raise VlmEditError(f"example number {int(named.min())}: numbers start at 0")
         sparse = SparseCodes.of(codes.detach() if isinstance(codes, Tensor) else codes).to("cpu")
@@ -122,31 +125,32 @@ class TopExamples:
         self._numbers = state["numbers"].to("cpu", torch.int64, copy=True)
 
     def _add(self, features: Tensor, values: Tensor, numbers: Tensor) -> None:
-        alive = (values >= self._values[:, -1][features]) & (values > 0)
-        if not alive.all():
-            features, values, numbers = features[alive], values[alive], numbers[alive]
-        self._waiting.append((features, values, numbers))
-        self._n_waiting += len(features)
-        if self._n_waiting >= max(_WAITING, self._values.numel()):
-            self._settle()
+        """Let entries wait that may be kept, some at a time: the weakest kept tells which."""
+        for part in zip(*(t.split(_BLOCK) for t in (features, values, numbers)), strict=True):
+            least = self._values[:, -1].contiguous().index_select(0, part[0])
+            alive = ((part[1] >= least) & (part[1] > 0)).nonzero().flatten()
+            self._waiting.append((part[0][alive], part[1][alive], part[2][alive]))
+            self._n_waiting += len(alive)
+            if self._n_waiting >= max(_WAITING, self._values.numel()):
+                self._settle()
 
     def _settle(self) -> None:
         """Sort what waits into what is kept."""
         if not self._n_waiting:
             return
-        waiting = [*self._waiting, _entries(self._values, self._numbers)]
-        features, values, numbers = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+        entries = [_entries(self._values, self._numbers), *self._waiting]
+        features, values, numbers = (torch.cat(parts) for parts in zip(*entries, strict=True))
         self._waiting, self._n_waiting = [], 0
         order = _strongest_first(features, values, numbers)
-        features = features[order]
+        features = features.index_select(0, order)
         counts = features.bincount(minlength=len(self._values))
-        starts = counts.cumsum(0) - counts
-        rank = torch.arange(len(features)) - starts[features]
-        kept = rank < self.keep
-        place = (features[kept], rank[kept])
-        order = order[kept]
-        self._values[place] = values[order]
-        self._numbers[place] = numbers[order]
+        # What a feature's first entry, at place p of all, moves to its own first place.
+        moves = torch.arange(len(counts)) * self.keep - (counts.cumsum(0) - counts)
+        place = torch.arange(len(order)) + moves.repeat_interleave(counts)
+        kept = (place < (features + 1) * self.keep).nonzero().flatten()
+        place, order = place[kept], order[kept]
+        self._values.put_(place, values[order])
+        self._numbers.put_(place, numbers[order])
 
 
 def _entries(values: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,9 +160,20 @@ def _entries(values: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _strongest_first(features: Tensor, values: Tensor, numbers: Tensor) -> Tensor:
     """Order by feature, then falling value, then rising number."""
-    # Positive floats order as their bits do.
-    keys = (features << 32) - values.view(torch.int32).long()
-    if bool((numbers[1:] >= numbers[:-1]).all()):
-        return keys.argsort(stable=True)
-    order = numbers.argsort(stable=True)
-    return order[keys[order].argsort(stable=True)]
+    order = _falling(features, values)
+    f, v, n = (t.index_select(0, order) for t in (features, values, numbers))
+    if bool(((n[1:] < n[:-1]) & (v[1:] == v[:-1]) & (f[1:] == f[:-1])).any()):
+        by_number = numbers.argsort(stable=True)
+        order = by_number[_falling(features[by_number], values[by_number])]
+    return order
+
+
+def _falling(features: Tensor, values: Tensor) -> Tensor:
+    """Order by feature, then falling value; equals stay in their order."""
+    # Positive floats order as their bits do. With its place in the low bits each key is its own
+    # entry, and to sort keys takes a fifth of the time that argsort takes.
+    keys = torch.arange(len(values)) - (values.view(torch.int32).long() << 32)
+    order = torch.from_numpy(np.sort(keys.numpy())) & 0xFFFFFFFF
+    ranked = features.index_select(0, order)
+    short = ranked.to(torch.int16) if bool((ranked < 1 << 15).all()) else ranked
+    return order.index_select(0, short.argsort(stable=True))
