@@ -242,7 +242,8 @@ def adjusted_p(p: Tensor) -> Tensor:
 def t_quantile(level: float, df: Tensor) -> Tensor:
     """How far Student's t strays from 0 with a chance of 1 - level, either side.
 
-    Hill's Algorithm 396 (1970), right to 2e-5 of itself from 2 % to 99.95 %; infinite df is the normal.
+    Hill's Algorithm 396 (1970), less its correction below df 5, which made no error smaller:
+    right to 2e-5 of itself for levels of .02 to .9995. Infinite df is the normal.
 
     Args:
         level: Between 0 and 1, such as .95.
@@ -265,7 +266,7 @@ def t_quantile(level: float, df: Tensor) -> Tensor:
 
 
 def _hill(p: float, n: Tensor, x: Tensor) -> Tensor:
-    """His series for df >= 3 (less a correction that is void there): around the normal quantile x, or in the far tail."""
+    """Hill's series for df >= 3: around the normal quantile x, or in the far tail."""
     a = 1 / (n - 0.5)
     b = 48 / a**2
     c = ((20700 * a / b - 98) * a - 16) * a + 96.36
