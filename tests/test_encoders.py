@@ -94,13 +94,47 @@ def test_a_transformer_in_a_folder_of_its_own_is_found(copied: Path, minilm: Pat
     assert torch.equal(text_encoder(copied)(TEXTS), text_encoder(minilm)(TEXTS))
 
 
+def test_embeddings_are_normalised_only_where_the_folder_says_so(copied: Path) -> None:
+    listed = json.loads((copied / "modules.json").read_text())
+    (copied / "modules.json").write_text(json.dumps(listed[:2]))
+    found = text_encoder(copied)(TEXTS[:1])[0]
+    assert torch.allclose(found, hidden_states(copied, TEXTS[0]).mean(0), atol=1e-5)
+
+
+def test_pooling_that_newer_releases_name_is_read(copied: Path) -> None:
+    old = text_encoder(copied)(TEXTS)
+    config = copied / "1_Pooling" / "config.json"
+    config.write_text(json.dumps({"pooling_mode": "mean", "include_prompt": True}))
+    assert torch.equal(text_encoder(copied)(TEXTS), old)
+
+
+def test_weights_in_half_precision_are_run_in_float32(minilm: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(minilm).bfloat16()
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(minilm).save_pretrained(tmp_path)
+    ids = AutoTokenizer.from_pretrained(minilm)(TEXTS[0], return_tensors="pt")
+    with torch.no_grad():
+        wanted = model.float()(**ids).last_hidden_state[0].mean(0)
+    found = text_encoder(tmp_path)(TEXTS[:1])[0]
+    assert found.dtype == torch.float32 and not found.requires_grad
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
 def test_unknown_pooling_and_modules_are_refused(copied: Path) -> None:
     config = copied / "1_Pooling" / "config.json"
     config.write_text(json.dumps({"pooling_mode_weightedmean_tokens": True}))
     with pytest.raises(VlmEditError, match="weightedmean"):
         text_encoder(copied)
+    config.write_text(json.dumps({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": 1}))
+    with pytest.raises(VlmEditError, match=r"\['mean', 'cls'\]"):
+        text_encoder(copied)
     (copied / "modules.json").write_text(json.dumps([{"type": "a.Dense", "path": ""}]))
     with pytest.raises(VlmEditError, match="Dense"):
+        text_encoder(copied)
+    (copied / "modules.json").write_text(json.dumps([{"type": "a.Transformer", "path": ""}]))
+    with pytest.raises(VlmEditError, match="in this order"):
         text_encoder(copied)
 
 
@@ -136,6 +170,44 @@ def test_images_are_embedded_as_by_the_model_called_by_hand(kind: str, tmp_path:
     found = image_encoder(tmp_path, batch_size=2)(images)
     assert found.shape[0] == 3 and found.dtype == torch.float32
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A vision model without a pooler, in half precision, with its processor."""
+    import transformers
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = transformers.ViTMSNConfig(
+        **sizes, num_attention_heads=2, image_size=16, patch_size=8, hidden_dropout_prob=0.5
+    )
+    transformers.ViTMSNModel(config).bfloat16().save_pretrained(tmp_path)
+    edge = {"height": 16, "width": 16}
+    transformers.ViTImageProcessorPil(size=edge).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_model_without_a_pooler_gives_the_mean_of_its_tokens_in_float32(bare: Path) -> None:
+    import transformers
+
+    model = transformers.ViTMSNModel.from_pretrained(bare, dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = model(torch.ones(1, 3, 16, 16)).last_hidden_state.mean(1)
+    found = image_encoder(bare)([Image.new("RGB", (20, 24), "white")])
+    assert not found.requires_grad and torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_images_of_any_mode_are_seen_in_rgb(bare: Path, mode: str) -> None:
+    image = Image.new("RGB", (16, 16), (200, 30, 30)).convert(mode)
+    encode = image_encoder(bare)
+    assert torch.equal(encode([image]), encode([image.convert("RGB")]))
+
+
+def test_no_things_at_once_are_refused(bare: Path) -> None:
+    for load in (text_encoder, image_encoder):
+        with pytest.raises(VlmEditError, match="batch_size is 0"):
+            load(bare, batch_size=0)
 
 
 def test_nothing_to_encode_is_refused(minilm: Path) -> None:
