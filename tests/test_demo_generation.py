@@ -10,6 +10,7 @@ from vlm_edit.demo.ablation import Ablation
 from vlm_edit.demo.generation import SITE
 from vlm_edit.demo.interview import Interview, Sizes, guess
 from vlm_edit.demo.steering import Steering
+from vlm_edit.measurement import load_measurement
 
 SMALL = Sizes(edited=64, control=48, target=8, draws=1)
 
@@ -65,15 +66,13 @@ def test_a_guess_is_the_share_of_the_commonest_answer():
     assert guess(["a", "b", "a", "c"]).value == 0.5
 
 
-def test_a_folder_to_write_is_refused_where_nothing_is_written(capsys):
-    assert main(["demo", "--llava", "--out", "somewhere"]) == 2
-    assert "leave --out out" in capsys.readouterr().err
-
-
 @pytest.mark.slow
-def test_the_command_prints_every_table_and_every_check_holds(capsys):
-    assert main(["demo", "--llava"]) == 0
+def test_the_command_prints_every_table_and_every_check_holds_and_writes_a_page(capsys, tmp_path):
+    assert main(["demo", "--llava", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "steered to" in page and "Ablate features at image tokens" in page
+    assert load_measurement(tmp_path).site == "language.0"
     for part in ("Ablate features at image tokens", "Steer the background", "before and after"):
         assert part in printed
     assert printed.count("\nholds: ") == 3 and "DOES NOT HOLD" not in printed

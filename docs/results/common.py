@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,14 @@ class Subject:
 
 
 @cache
-def subject(host: str, site: str, kind: str = "dictionary") -> Subject:
+def subject(host: str, site: str, kind: str = "dictionary", wrong: bool = False) -> Subject:
     """Read the shipped pairs.
 
     Args:
         host: ``clip`` or ``llava``.
         site: Of the host.
         kind: ``dictionary``, the zoo's; ``neurons``, raw dimensions; ``neurons, centred``.
+        wrong: Whether each image stands before another pair's caption, drawn with seed 0.
     """
     model, processor = zoo.load_host() if host == "clip" else zoo.load_llava()
     if kind == "dictionary":
@@ -66,7 +67,13 @@ def subject(host: str, site: str, kind: str = "dictionary") -> Subject:
     accumulator = MeasurementAccumulator(dictionary.n_features)
     codes: dict[str, list[Tensor]] = {stream: [] for stream in STREAMS}
     hidden: dict[str, list[Tensor]] = {stream: [] for stream in STREAMS}
-    for batch in reader.read(zoo.load_pairs()):
+    pairs = zoo.load_pairs()
+    if wrong:
+        order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
+        # The next in a random circle: no pair keeps its caption.
+        after = {int(a): int(b) for a, b in zip(order, order.roll(-1), strict=True)}
+        pairs = replace(pairs, texts=tuple(pairs.texts[after[i]] for i in range(len(pairs))))
+    for batch in reader.read(pairs):
         accumulator.update(batch)
         for stream in STREAMS:
             codes[stream].append(batch.codes[stream].dense())

@@ -60,10 +60,8 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo = commands.add_parser(
         "demo", help="the whole way on the bundled emoji-clip, checked against what is known of it"
     )
-    demo.add_argument("--out", help="folder to write (vlm-edit-demo)")
-    demo.add_argument(
-        "--llava", action="store_true", help="instead ask emoji-llava about images; writes nothing"
-    )
+    demo.add_argument("--out", help="folder to write (vlm-edit-demo; with --llava nothing)")
+    demo.add_argument("--llava", action="store_true", help="instead ask emoji-llava about images")
     demo.set_defaults(run=verbs.demo)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from vlm_edit.cli.host import load_model, quiet_when_piped
-from vlm_edit.errors import VlmEditError
 from vlm_edit.report import Table
 from vlm_edit.sites import find_sites
 
@@ -14,10 +13,8 @@ def demo(options: argparse.Namespace) -> int:
     """``vlm-edit demo``."""
     from vlm_edit.demo import run, run_generation
 
-    if options.llava and options.out:
-        raise VlmEditError("the demonstration of emoji-llava writes nothing: leave --out out")
     quiet_when_piped()
-    done = run_generation() if options.llava else run(options.out or "vlm-edit-demo")
+    done = run_generation(options.out) if options.llava else run(options.out or "vlm-edit-demo")
     return 0 if all(check.holds for check in done.checks) else 1
 
 

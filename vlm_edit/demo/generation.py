@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,11 +15,12 @@ from vlm_edit import zoo
 from vlm_edit.demo.ablation import Ablation
 from vlm_edit.demo.factors import Check
 from vlm_edit.demo.interview import Interview, Sizes, draw
+from vlm_edit.demo.pages import check_table, write_if_possible
 from vlm_edit.demo.steering import Steering
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
 from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
-from vlm_edit.report import Table, class_table
+from vlm_edit.report import Examples, Table, class_table
 from vlm_edit.zoo.questions import QUESTIONS
 
 SITE = "language.0"
@@ -40,10 +43,15 @@ class Told:
     seconds: float
 
 
-def run(say: Callable[[str], None] = print, sizes: Sizes = Sizes()) -> Told:  # noqa: B008
+def run(
+    folder: str | os.PathLike[str] | None = None,
+    say: Callable[[str], None] = print,
+    sizes: Sizes = Sizes(),  # noqa: B008
+) -> Told:
     """Run the demonstration.
 
     Args:
+        folder: Where the run and its page go, made if need be; by default nothing is written.
         say: Receives what a person reads, part by part.
         sizes: How many pairs are asked about.
 
@@ -53,13 +61,15 @@ def run(say: Callable[[str], None] = print, sizes: Sizes = Sizes()) -> Told:  # 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small that threads would wait for each other, on a busy machine
     try:
-        return _run(say, sizes)
+        return _run(None if folder is None else Path(folder), say, sizes)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(say: Callable[[str], None], sizes: Sizes) -> Told:
+def _run(out: Path | None, say: Callable[[str], None], sizes: Sizes) -> Told:
     start = time.perf_counter()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     model, processor = zoo.load_llava()
     pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary(SITE)
     count = sum(p.numel() for p in model.parameters()) / 1e6
@@ -71,7 +81,7 @@ def _run(say: Callable[[str], None], sizes: Sizes) -> Told:
     found, codes = read(interview)
     tables = [class_table(found)]
     say(f"{tables[0]}\n")
-    ablation = Ablation(interview, found.dominance.classes("fixed"), codes, sizes)
+    ablation = Ablation(interview, found.dominance.classes(), codes, sizes)
     steering = Steering(interview, codes["image"], sizes)
     checks: list[Check] = []
     for part in (ablation, steering):
@@ -79,10 +89,18 @@ def _run(say: Callable[[str], None], sizes: Sizes) -> Told:
         tables.append(table)
         checks += verdicts
         say(f"{table}\n")
-    tables.append(examples(ablation, steering))
+    answered = examples(ablation, steering)
+    tables.append(_side_by_side(answered))
     say(f"{tables[-1]}\n")
     say("\n".join(f"{'holds' if c.holds else 'DOES NOT HOLD'}: {c.claim}\n    {c.evidence}"
                   for c in checks) + "\n")  # fmt: skip
+    if out is not None:
+        found.save(out)
+        title = "A LLaVA before and after: the features of emoji-llava"
+        page = write_if_possible(
+            out / "index.html", found, pairs, title, [*tables[1:3], check_table(checks)], [answered]
+        )
+        say(f"table:  {out / 'features.csv'}\npage:   {page}")
     seconds = time.perf_counter() - start
     say(f"took {seconds:.0f} s")
     return Told(found, tuple(tables), tuple(checks), seconds)
@@ -104,27 +122,39 @@ def read(interview: Interview) -> tuple[Measurement, dict[str, Tensor]]:
     return found, {stream: torch.cat(parts) for stream, parts in kept.items()}
 
 
-def examples(ablation: Ablation, steering: Steering, shown: int = 6, seed: int = 0) -> Table:
+def examples(ablation: Ablation, steering: Steering, shown: int = 6, seed: int = 0) -> Examples:
     """Answers side by side, of pairs drawn at random."""
     ask = ablation.interview
     numbers = draw(len(ask.pairs), shown, seed + 100)
     target = steering.colours[0]
     patches = {
+        "before": None,
         "ablated": ask.patch(Ablate(ablation.classes["vision"])),
         f"steered to {target}": ask.patch(steering.rules(target)),
     }
     answers = {
         name: list(zip(ask.ask("what", numbers, p), ask.ask("background", numbers, p), strict=True))
-        for name, p in {"before": None, **patches}.items()
+        for name, p in patches.items()
     }
-    rows = [
-        (f"{ask.truth['what'][i][:26]}, {ask.truth['background'][i]}",
-         *(f"{told[k][0][:26]}, {told[k][1][:6]}" for told in answers.values()))
+    items = [
+        (i, (f"is: {ask.truth['what'][i]}, {ask.truth['background'][i]}",
+             *(f"{name}: {told[k][0]}, {told[k][1]}" for name, told in answers.items())))
         for k, i in enumerate(numbers)
     ]  # fmt: skip
-    return Table(
+    return Examples(
         "Name and background, before and after",
-        ("is", *answers),
-        rows,
+        items,
         f"{shown} pairs drawn at random with seed {seed}.",
     )
+
+
+def _side_by_side(answered: Examples) -> Table:
+    told = [[line.split(": ", 1) for line in lines] for _, lines in answered.items]
+    names = [name for name, _ in told[0]]
+    rows = [[_shorter(answer) for _, answer in lines] for lines in told]
+    return Table(answered.title, names, rows, answered.note)
+
+
+def _shorter(answer: str) -> str:
+    name, _, colour = answer.rpartition(", ")
+    return f"{name[:26]}, {colour[:6]}"

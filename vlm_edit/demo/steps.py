@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,13 @@ from vlm_edit.demo.factors import (
     checks,
     factor_table,
 )
+from vlm_edit.demo.pages import check_table, write_if_possible
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
 from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
-from vlm_edit.report import (
-    Examples,
-    Table,
-    class_table,
-    feature_table,
-    has_plotly,
-    write_page,
-)
+from vlm_edit.report import Table, class_table, feature_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +38,7 @@ class Run:
         tables: As printed.
         checks: As printed.
         patch: Where the patch was saved.
-        page: Where the page was written; None without plotly.
+        page: Where the page is, if plotly is there to draw it.
         seconds: Wall time.
     """
 
@@ -52,7 +46,7 @@ class Run:
     tables: tuple[Table, ...]
     checks: tuple[Check, ...]
     patch: Path
-    page: Path | None
+    page: Path
     seconds: float
 
 
@@ -99,29 +93,14 @@ def _run(out: Path, say: Callable[[str], None]) -> Run:
                   for c in verdicts) + "\n")  # fmt: skip
     ablated = edits.table(classes)
     say(f"{ablated}\n")
-    page = _write_page(out, found, pairs, [kept, ablated, _check_table(verdicts)],
-                       [edits.changed(patch)])  # fmt: skip
-    tables += [kept, ablated, _check_table(verdicts)]
+    shown = [kept, ablated, check_table(verdicts)]
     found.save(out)
-    seconds = time.perf_counter() - start
-    where = page or "not written: it needs plotly; pip install 'vlm-edit[report]'"
-    say(f"patch:  {patch}\ntable:  {out / 'features.csv'}\npage:   {where}\ntook {seconds:.0f} s")
-    return Run(found, tuple(tables), tuple(verdicts), patch, page, seconds)
-
-
-def _write_page(
-    out: Path,
-    found: Measurement,
-    pairs: Pairs,
-    tables: Sequence[Table],
-    examples: Sequence[Examples],
-) -> Path | None:
-    if not has_plotly():
-        return None
-    page = out / "index.html"
     title = "Vision, language or both: the features of emoji-clip"
-    write_page(page, found, pairs, title, tables, examples)
-    return page
+    page = out / "index.html"
+    where = write_if_possible(page, found, pairs, title, shown, [edits.changed(patch)])
+    seconds = time.perf_counter() - start
+    say(f"patch:  {patch}\ntable:  {out / 'features.csv'}\npage:   {where}\ntook {seconds:.0f} s")
+    return Run(found, (*tables, *shown), tuple(verdicts), patch, page, seconds)
 
 
 def _measure(
@@ -149,11 +128,6 @@ def _save_patch(
     )
     patch.save(path, model)
     return path
-
-
-def _check_table(verdicts: Sequence[Check]) -> Table:
-    rows = [("holds" if c.holds else "does not hold", c.claim, c.evidence) for c in verdicts]
-    return Table("Checked against the known factors", ("", "claim", "evidence"), rows)
 
 
 def _millions(model: nn.Module) -> str:

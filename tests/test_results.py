@@ -1,0 +1,101 @@
+"""docs/results.md is what its scripts print, and the scripts reproduce what they stored."""
+
+import importlib
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[Any]:
+    """Imports a script of docs/results by name."""
+    before, threads = set(sys.modules), torch.get_num_threads()
+    sys.path.insert(0, str(RESULTS))
+    torch.set_num_threads(1)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    torch.set_num_threads(threads)
+    sys.path.remove(str(RESULTS))
+    for name in set(sys.modules) - before:
+        if str(RESULTS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def expect_close(found: Any, stored: Any, where: str = "") -> None:
+    """Equal in structure, and in numbers but for what another machine's arithmetic does."""
+    if isinstance(stored, dict):
+        assert list(found) == list(stored), where
+        for key, value in stored.items():
+            expect_close(found[key], value, f"{where}/{key}")
+    elif isinstance(stored, list | tuple):
+        assert len(found) == len(stored), where
+        for i, value in enumerate(stored):
+            expect_close(found[i], value, f"{where}/{i}")
+    elif isinstance(stored, float | int) and not isinstance(stored, bool):
+        assert math.isclose(found, stored, rel_tol=0.02, abs_tol=0.02), (where, found, stored)
+    else:
+        assert found == stored, where
+
+
+def test_the_page_of_results_is_what_the_stored_results_say(scripts) -> None:
+    page = scripts("page")
+    assert page.PAGE.read_text("utf-8") == page.page(), "run: python docs/results/page.py"
+
+
+def test_every_stored_result_is_on_the_page_with_its_command(scripts) -> None:
+    page = scripts("page")
+    named = {name for name, _, _ in page.SECTIONS}
+    stored = {file.stem for file in RESULTS.glob("*.json")} - {"groups_tags"}
+    assert stored == named
+    text = page.page()
+    assert all(f"python docs/results/{name}.py\n" in text for name in named)
+
+
+def test_classes_of_the_joint_dictionary_come_out_as_stored(scripts) -> None:
+    common = scripts("common")
+    subject = common.subject("clip", "joint")
+    stored = common.load("classes")[subject.name]
+    expect_close(scripts("classes").compute([subject])[subject.name], stored)
+
+
+@pytest.mark.slow
+def test_scores_against_the_truth_come_out_as_stored(scripts) -> None:
+    common = scripts("common")
+    subject = common.subject("clip", "joint")
+    stored = common.load("ground_truth")[subject.name]
+    expect_close(scripts("ground_truth").compute([subject])[subject.name], stored)
+
+
+@pytest.mark.slow
+def test_likeness_of_examples_comes_out_as_stored(scripts) -> None:
+    common, script = scripts("common"), scripts("interpretability")
+    subject = common.subject("clip", "joint")
+    stored = common.load("interpretability")[subject.name]
+    expect_close(script.compute([subject], script.judges())[subject.name], stored)
+
+
+@pytest.mark.slow
+def test_a_layer_of_the_generative_host_comes_out_as_stored(scripts) -> None:
+    common, script = scripts("common"), scripts("layers")
+    found = script.compute(script.both(("language.3",)))
+    expect_close(found, {k: v for k, v in common.load("layers").items() if k in found})
+
+
+def test_scores_know_the_truth_only_where_it_is_there(scripts) -> None:
+    common, script = scripts("common"), scripts("ground_truth")
+    truth = script.truth(common.subject("clip", "joint"))
+    assert {name: int(found.sum()) for name, found in truth.items()} == {
+        name: common.load("ground_truth")["emoji-clip joint, dictionary"][name]["positive"]
+        for name in script.QUESTIONS
+    }

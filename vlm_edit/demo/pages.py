@@ -1,0 +1,32 @@
+"""What both demonstrations put on their pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlm_edit.demo.factors import Check
+from vlm_edit.measurement import Measurement
+from vlm_edit.pairs import Pairs
+from vlm_edit.report import Examples, Table, has_plotly, write_page
+
+
+def write_if_possible(
+    page: Path,
+    found: Measurement,
+    pairs: Pairs,
+    title: str,
+    tables: Sequence[Table],
+    examples: Sequence[Examples],
+) -> str:
+    """Write the page, if plotly is there; where it is, or why it is not."""
+    if not has_plotly():
+        return "not written: it needs plotly; pip install 'vlm-edit[report]'"
+    write_page(page, found, pairs, title, tables, examples)
+    return str(page)
+
+
+def check_table(verdicts: Sequence[Check]) -> Table:
+    """Claims with their evidence."""
+    rows = [("holds" if c.holds else "does not hold", c.claim, c.evidence) for c in verdicts]
+    return Table("Checked against the known factors", ("", "claim", "evidence"), rows)
