@@ -21,6 +21,8 @@ from vlm_edit.interpretability.sums import add_weighted
 # Where all but this share of the squared sum of weights is one example with itself, the pairs
 # are below what float64 resolves.
 _RESOLVED = 1e-13
+# Squared lengths above this, and below its inverse, lose nothing to the ends of float64.
+_SMALL = 1e-200
 _FEATURE_STATE = ("weighted", "first", "second", "low", "high", "at_low", "active")
 _STATE = (*_FEATURE_STATE, "embedded", "n")
 
@@ -279,7 +281,10 @@ def normalised(embeddings: Tensor, numbers: Sequence[int] | None = None) -> Tens
         VlmEditError: An embedding that is zero or not finite has no direction.
     """
     exact = embeddings.detach().to("cpu", torch.float64)
-    # Scaled first: squares of very small or large numbers would leave float64.
+    squares = torch.einsum("nd,nd->n", exact, exact)
+    if bool(((squares > _SMALL) & (squares < 1 / _SMALL)).all()):
+        return exact * squares.rsqrt()[:, None]
+    # Scaled first: squares of very small or large numbers leave float64.
     largest = exact.abs().amax(1, keepdim=True)
     wrong = (~largest.isfinite() | (largest == 0)).flatten()
     if bool(wrong.any()):
