@@ -5,7 +5,14 @@ from vlm_edit.dominance import Dominance, modality_dominance, modality_gap
 from vlm_edit.edits import Ablate, Clamp, Scale, Steer
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import record
-from vlm_edit.measurement import Measurement, measure
+from vlm_edit.measurement import (
+    Judge,
+    Measurement,
+    centred,
+    load_measurement,
+    measure,
+    merge_parts,
+)
 from vlm_edit.pairs import Pairs, read_pairs
 from vlm_edit.patches import Patch, attach_rows, load_patch
 from vlm_edit.sites import Adapter, SiteRule, TapRule, find_sites
@@ -18,6 +25,7 @@ __all__ = [
     "Clamp",
     "Dictionary",
     "Dominance",
+    "Judge",
     "Measurement",
     "Pairs",
     "Patch",
@@ -27,10 +35,13 @@ __all__ = [
     "TapRule",
     "VlmEditError",
     "attach_rows",
+    "centred",
     "find_sites",
     "load_dictionary",
+    "load_measurement",
     "load_patch",
     "measure",
+    "merge_parts",
     "modality_dominance",
     "modality_gap",
     "read_pairs",
