@@ -93,7 +93,7 @@ TOY = ["--width=16", "--embedding=8", "--k=4", "--batch=64", "--pairs=60", "--ke
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads peaks from /proc")
 def test_the_cost_of_measuring_is_printed_for_every_row_or_its_peer_is_named() -> None:
     done = subprocess.run(
-        [sys.executable, str(MEASURING), *TOY, "--sizes", "64", "128", "256"],
+        [sys.executable, str(MEASURING), *TOY, "--sizes", "64", "128", "256", "--examples=60"],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
