@@ -102,6 +102,19 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bit(full: bool) -> None:
     for one in (whole, second):
         one.update(image[7:], text[7:])
     assert torch.equal(whole.compute(decoder), second.compute(decoder))
+    third = BridgeAccumulator(6, full=full)
+    third.load_state_dict(state)  # which going on from did not move
+    third.update(image[7:], text[7:])
+    assert torch.equal(whole.compute(decoder), third.compute(decoder))
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_codes_with_a_graph_are_taken_and_leave_none(full: bool) -> None:
+    image, text, decoder = drawn()
+    graphs = [t.clone().requires_grad_() for t in (image, text, decoder)]
+    found = bridge_score(*graphs, full=full)
+    assert not found.requires_grad
+    assert torch.equal(found, bridge_score(image, text, decoder, full=full))
 
 
 @pytest.mark.parametrize("full", [True, False])

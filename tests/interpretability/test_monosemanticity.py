@@ -117,6 +117,12 @@ def test_constant_dead_and_lone_features_have_no_score() -> None:
     assert across.isnan().tolist() == [False, True, False, False]
 
 
+def test_two_examples_above_the_minimum_are_enough() -> None:
+    codes = torch.tensor([[1.0], [2.0], [3.0]])
+    embeddings = torch.tensor([[0.0, 1.0], [1.0, 0.0], [3.0, 4.0]])
+    assert close(monosemanticity_score(codes, embeddings), [0.6])
+
+
 def test_without_examples_nothing_has_a_score() -> None:
     empty = SimilarityAccumulator(2, 3)
     empty.update(torch.zeros(0, 2), torch.zeros(0, 3))
@@ -153,6 +159,28 @@ def test_any_cut_and_any_merge_order_gives_the_same_scores(seed, cuts, shift, ra
     assert close(scores(merged), scores(whole))
 
 
+def test_what_is_known_of_each_feature_merges_exactly() -> None:
+    codes, embeddings = drawn()
+    codes[:, 0] = codes[:, 0].abs() + 2  # never silent
+    codes[5:8, 0] = 2  # at its minimum in one part only
+    whole, merged = filled(codes, embeddings), SimilarityAccumulator(6, 5)
+    for part in (slice(20, 40), slice(0, 20)):
+        merged.merge(filled(codes[part], embeddings[part]))
+    state = whole.state_dict()
+    assert 3 <= int(state["at_low"][0]) < 40
+    for name in ("low", "high", "at_low", "active", "n"):
+        assert torch.equal(merged.state_dict()[name], state[name]), name
+
+
+def test_small_differences_on_a_large_offset_are_right_or_not_a_number() -> None:
+    codes, embeddings = drawn()
+    for offset in (1e3, 1e5, 1e7, 1e9):
+        found = filled(codes.abs() + offset, embeddings).compute()
+        wanted = torch.tensor(ms_by_double_loop(codes, embeddings), dtype=torch.float64)
+        assert bool((found.isnan() | ((found - wanted).abs() < 0.05)).all()), offset
+        assert found.isnan().all() == (offset >= 1e7), offset
+
+
 def test_codes_that_stayed_sparse_give_the_same_scores() -> None:
     codes, embeddings = drawn()
     sparse = SparseCodes.of(codes)
@@ -177,8 +205,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bit() -> None:
     first.update(codes[:11], embeddings[:11])  # the state is no view
     second.load_state_dict(state)
     second.update(codes[11:], embeddings[11:])
+    third = SimilarityAccumulator(6, 5)
+    third.load_state_dict(state)  # which going on from did not move
+    third.update(codes[11:], embeddings[11:])
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
+        assert torch.equal(tensor, third.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -159,6 +159,8 @@ def test_the_seed_decides_the_draws_and_nothing_else_does() -> None:
     assert once[5].random == again[5].random
     top, vectors = drawn()
     other = example_similarity(top, lambda n: vectors[n], N, m=[5], draws=30, seed=1)
+    same = example_similarity(top, lambda n: vectors[n], N, m=[5], draws=30, seed=0)
+    assert other[5].random != same[5].random
     assert other[5].random != once[5].random
     assert other.seed == 1 and other.draws == 30
 
@@ -169,6 +171,23 @@ def test_where_there_are_too_few_examples_to_draw_nothing_is_scored() -> None:
     found = example_similarity(top, lambda n: torch.eye(3)[n], 3, m=[2, 4], draws=5)
     assert found[2].enough == 2
     assert found[4].enough == 0 and math.isnan(found[4].random.value)
+
+
+def test_all_examples_there_are_can_be_drawn_and_are_as_similar_as_themselves() -> None:
+    top = TopExamples(1, 3)
+    top.update(torch.ones(3, 1), range(3))
+    vectors = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+    found = example_similarity(top, lambda n: vectors[n], 3, m=[3], draws=5)[3]
+    assert float(found.similarity) == pytest.approx((0.6 + 0.8) / 3)
+    assert found.lift.tolist() == pytest.approx([0.0], abs=1e-11)
+    assert found.p.tolist() == [1.0] and found.random_sd == pytest.approx(0)
+
+
+def test_a_top_example_one_beyond_the_last_is_refused() -> None:
+    top, vectors = drawn()
+    last = int(top.numbers.max())
+    with pytest.raises(VlmEditError, match=f"but example {last} is"):
+        example_similarity(top, lambda n: vectors[n], last, m=[3])
 
 
 def test_without_any_example_nothing_is_scored() -> None:

@@ -161,11 +161,16 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bit() -> None:
     first.update(codes[:25], range(25))
     state = first.state_dict()
     first.update(codes[25:40] * 9, range(25, 40))  # the state is no view
+    assert first.of(0) != whole.of(0)  # once it is sorted in
     second.update(codes[:3] * 9, range(3))  # and loading forgets what was there
     second.load_state_dict(state)
     second.update(codes[25:], range(25, 60))
     assert torch.equal(second.values, whole.values)
     assert torch.equal(second.numbers, whole.numbers)
+    third = TopExamples(4, 5)
+    third.load_state_dict(state)  # which going on from did not move
+    third.update(codes[25:], range(25, 60))
+    assert listed(third) == listed(whole)
     assert {name: t.dtype for name, t in state.items()} == {
         "values": torch.float32,
         "numbers": torch.int64,
@@ -188,6 +193,8 @@ def test_activations_that_are_not_numbers_are_never_top() -> None:
 def test_numbers_below_zero_are_refused() -> None:
     with pytest.raises(VlmEditError, match="number -2"):
         TopExamples(1).update(torch.ones(2, 1), [3, -2])
+    with pytest.raises(VlmEditError, match="number -1"):
+        TopExamples(1).update(torch.ones(2, 1), [3, -1])
 
 
 @pytest.mark.parametrize("state", [{}, TopExamples(3, 4).state_dict(), {"values": torch.ones(2)}])
