@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlm_edit import Dictionary, Pairs, VlmEditError, measure, zoo
-from vlm_edit.measurement import Judge, Measurement, centred, load_measurement, merge_parts
+from vlm_edit.files import read_tensors, write_tensors
+from vlm_edit.measurement import (
+    Judge,
+    Measurement,
+    Reader,
+    centred,
+    load_measurement,
+    merge_parts,
+)
 from vlm_edit.measurement import run as room
 
 JUDGE = Judge(
@@ -276,6 +285,70 @@ def test_the_table_is_a_data_frame_where_pandas_is_installed(host, some) -> None
     }
 
 
+def test_a_file_of_another_kind_or_version_is_no_measurement(host, some, tmp_path) -> None:
+    run(host, some, judge=None).save(tmp_path)
+    file = tmp_path / "measurement.safetensors"
+    header, tensors = read_tensors(file)
+    for change in ({"kind": "checkpoint"}, {"version": 99}):
+        write_tensors(file, tensors, header | change)
+        with pytest.raises(VlmEditError, match="is not a measurement of format 1"):
+            load_measurement(tmp_path)
+
+
+def test_the_table_holds_the_figures_of_dominance(host, some) -> None:
+    found = run(host, some, judge=None)
+    dominance, table = found.dominance, found.table()
+    low, high = dominance.intervals()
+    matched, shuffled = dominance.cofiring()
+    for name, values in {
+        "mds_low": low,
+        "mds_high": high,
+        "swap_p": dominance.swap_test(),
+        "cofiring_matched": matched,
+        "cofiring_shuffled": shuffled,
+        "cofiring_p": dominance.cofiring_test(),
+        "modality_score": dominance.modality_score(),
+        "modality_score_energy": dominance.modality_score(energy=True),
+        "mutual_information": dominance.mutual_information(),
+        "correlation": dominance.correlation(),
+    }.items():
+        assert str(table[name]) == str(values.tolist()), name
+    assert table["paired"] == dominance.paired().tolist()
+
+
+def test_a_part_without_an_image_that_can_be_read_is_a_part_all_the_same(
+    host, some, tmp_path
+) -> None:
+    images = [Path(f"{i}.png") if i < 16 else image for i, image in enumerate(some.images)]
+    broken = Pairs(images, some.texts, name="broken")
+    files = [tmp_path / str(i) for i in range(7)]
+    for i, file in enumerate(files[1:], 1):
+        run(host, broken, part=(i, 7), checkpoint=file, judge=None)
+    reader = Reader(*host, zoo.load_dictionary("joint"), batch_size=16, progress=False)
+    assert [batch for _, batch in reader.read_numbered(broken, range(0, 1))] == [None]
+    assert len(reader.skipped) == 16
+
+
+def test_the_means_are_those_of_normed_activations(host, some) -> None:
+    dictionary = zoo.load_dictionary("joint")
+    batches = list(Reader(*host, dictionary, batch_size=16, progress=False).read(some))
+    found = run(host, some, judge=None)
+    for stream in ("image", "text"):
+        hidden = torch.cat([batch.hidden[stream] for batch in batches])
+        normed = torch.cat([batch.normed[stream] for batch in batches])
+        assert torch.equal(normed, dictionary.encoder.normalise(hidden)[0])
+        torch.testing.assert_close(found.means[stream], normed.double().mean(0))
+
+
+def test_texts_that_were_cut_are_counted_anew_in_every_reading(host) -> None:
+    pairs = zoo.load_pairs().select(range(4))
+    long = Pairs(pairs.images, (" ".join(["cat"] * 80), *pairs.texts[1:]), name="long")
+    reader = Reader(*host, zoo.load_dictionary("joint"), batch_size=2, progress=False)
+    for _ in range(2):
+        list(reader.read(long))
+        assert reader.truncated == 1
+
+
 # Provenance
 
 
@@ -283,7 +356,7 @@ def test_provenance_tells_pairs_and_dictionaries_apart(host, some) -> None:
     found = run(host, some).provenance
     assert found["pairs"]["count"] == 100 and found["pairs"]["name"] == "some"
     assert found["host"]["architecture"] == "CLIPModel"
-    assert found["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert found["versions"]["torch"] == version("torch")
     again = run(host, some, batch_size=7).provenance
     assert again["pairs"] == found["pairs"] and again["dictionary"] == found["dictionary"]
     pixel = some.open(5)
@@ -302,7 +375,6 @@ def test_provenance_tells_pairs_and_dictionaries_apart(host, some) -> None:
 
 def test_scores_of_interpretability_are_those_of_the_codes_at_once(host, some) -> None:
     from vlm_edit.interpretability import TopExamples, example_similarity, monosemanticity_score
-    from vlm_edit.measurement import Reader
 
     found = run(host, some)
     reader = Reader(*host, zoo.load_dictionary("joint"), batch_size=16, progress=False)
@@ -331,7 +403,6 @@ def test_scores_of_interpretability_are_those_of_the_codes_at_once(host, some) -
 
 def test_a_judge_with_one_space_compares_images_with_texts(host, some) -> None:
     from vlm_edit.interpretability import multimodal_monosemanticity_score
-    from vlm_edit.measurement import Reader
 
     judge = Judge(
         image=lambda images: torch.stack([_pixels(image) for image in images])[:, :26],

@@ -47,14 +47,14 @@ What stands out:
   the background: without it a probe reads .20 of 1,024, without as many random features .96.
   Retrieval suffers from every deletion; only that of cross-modal features costs more than random
   ones, by either control.
-- **MDS sees the modality gap a little, and through the dictionary's centre.** Centring takes the gap
-  from .34 to .01; the mean one-sidedness of features falls by .04 with one centre for both streams,
-  by .01 with a centre each, and not at all for raw neurons. Deleting unimodal features does not
-  close the gap here, it widens it, as random features do.
+- **MDS sees the modality gap a little, and through the dictionary's centre.** Centring takes the
+  gap from .34 to .01; the mean one-sidedness of features falls by .04 with one centre for both
+  streams, by .01 with a centre each, and not at all for raw neurons. Deleting unimodal features
+  does not close the gap here, it widens it, as random features do.
 - **Classes are no clusters**: neither their directions nor their top examples are closer together
   than those of random features.
-- **Categories of words tell little**: features of nouns and verbs are a shade less fused than chance,
-  the others not apart from it; there are 6 to 31 words of each.
+- **Categories of words tell little**: features of nouns and verbs are a shade less fused than
+  chance, the others not apart from it; there are 6 to 31 words of each.
 - **In emoji-llava co-firing rises with depth, but nearly as much with a wrong caption.** Text
   tokens read the image before them; this is not yet the same meaning in both.
 """
