@@ -91,7 +91,11 @@ class SimilarityAccumulator:
         values = sparse.values.detach().double().abs()
         if not values.isfinite().all():
             raise VlmEditError("codes hold NaN or infinity: mend them before they are scored")
-        add_weighted(self._weighted, (sparse.rows, sparse.features, values), unit)
+        rows, features, weights = sparse.rows, sparse.features, values
+        if len(sparse) < self.n_features:  # the larger of the two tables is walked in order
+            order, _ = sparse.by_feature
+            rows, features, weights = rows[order], features[order], weights[order]
+        add_weighted(self._weighted, (rows, features, weights), unit)
         self._first.index_add_(0, sparse.features, values)
         self._second.index_add_(0, sparse.features, values.square())
         self._embedded += unit.sum(0)
