@@ -18,8 +18,9 @@ from vlm_edit.errors import VlmEditError
 _MOST_PAIRS = 1 << 21
 _EPSILON = 1e-6
 
-# Numbers of the table in which a text's features are looked up among its image's, 8 MiB.
-_SCRATCH = 1 << 20
+# Numbers of the table in which a text's features are looked up among its image's: 2 MiB, which
+# caches hold.
+_SCRATCH = 1 << 18
 # Activations handled at once: more bring no speed.
 _BLOCK = 1 << 16
 
