@@ -199,6 +199,23 @@ def test_without_plotly_the_error_says_what_to_install(
         write_page(tmp_path / "p.html", found, pairs, "A page")
 
 
+def test_a_page_of_other_pairs_is_refused(tmp_path: Path, found: Measurement, pairs: Pairs) -> None:
+    file = tmp_path / "p.html"
+    with pytest.raises(VlmEditError, match=r"'top images' names pair 19, .* \(0 to 18\)"):
+        write_page(file, found, pairs.select(range(19)), "A page")
+    other = Examples("An edit", [(3, ["x"]), (20, ["of other pairs"])])
+    with pytest.raises(VlmEditError, match="'An edit' names pair 20"):
+        write_page(file, found, pairs, "A page", examples=[other])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_feature_is_as_strong_as_its_examples_with_zeros_for_those_it_lacks() -> None:
+    image, text = torch.zeros(12, 2), torch.zeros(12, 2)
+    image[0, 0] = 9.0
+    text[:, 1], image[:3, 1] = 2.0, 1.0
+    assert strongest(measured(image, text)).tolist() == [1.0, 2.0]
+
+
 def test_the_null_is_where_swapping_pairs_puts_the_scores() -> None:
     generator = torch.Generator().manual_seed(0)
     image, text = torch.rand(12, 400, generator=generator), torch.zeros(12, 400)

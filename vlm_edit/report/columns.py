@@ -55,7 +55,8 @@ def columns(found: Measurement) -> list[Column]:
             "strength",
             "Strength",
             strongest(found).double(),
-            "Mean activation of its strongest examples, of images or of texts, whichever is more.",
+            f"Mean activation of its {found.examples['image'].keep} strongest examples, of images "
+            "or of texts, whichever is more; 0 for those that it lacks.",
             shown=False,
         ),
     ]

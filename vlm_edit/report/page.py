@@ -68,7 +68,7 @@ def write_page(
             theirs first, others show captions only, and the page says so.
 
     Raises:
-        VlmEditError: plotly is not installed.
+        VlmEditError: plotly is not installed, or examples name pairs that are not there.
 
     Example:
         >>> import pathlib, tempfile

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dominance import CLASSES, Cut
+from vlm_edit.errors import VlmEditError
 from vlm_edit.measurement import STREAMS, Measurement
 from vlm_edit.pairs import Pairs
 from vlm_edit.report.columns import Column, columns
@@ -64,11 +65,24 @@ class Payload:
     rules: dict[Cut, dict[str, list[int]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Classify once, rank once."""
+        """Expect the right pairs, classify once, rank once."""
+        self._expect_pairs()
         dominance = self.found.dominance
         self.rules = {rule: dominance.classes(rule) for rule in RULE_NAMES}
         self._strength = torch.nan_to_num(strongest(self.found)).tolist()
         self._top = {stream: self.found.examples[stream].numbers[:, :_TOP] for stream in STREAMS}
+
+    def _expect_pairs(self) -> None:
+        named = {f"top {s}s": self.found.examples[s].numbers.flatten().tolist() for s in STREAMS}
+        for part in self.examples:
+            named.setdefault(part.title, []).extend(number for number, _ in part.items)
+        for what, numbers in named.items():
+            if max(numbers, default=-1) >= len(self.pairs):
+                raise VlmEditError(
+                    f"{what!r} names pair {max(numbers)}, and {self.pairs.name} has "
+                    f"{len(self.pairs)} (0 to {len(self.pairs) - 1}): these are not the pairs it "
+                    "was made of; name those, or leave it out"
+                )
 
     def random(self) -> list[int]:
         """Live features drawn at random."""

@@ -26,7 +26,10 @@ _DRAWS = 100
 
 
 def strongest(found: Measurement) -> torch.Tensor:
-    """Mean activation of each feature's top examples, over both streams, [m]."""
+    """Mean activation of each feature's top examples in its stronger stream, [m].
+
+    Examples that it lacks count as 0, so that a feature of one pair does not come first.
+    """
     return torch.stack([found.examples[s].values.mean(1) for s in STREAMS]).amax(0)
 
 
