@@ -7,6 +7,7 @@ from scipy.stats import t
 from sklearn.metrics import mutual_info_score
 
 from vlm_edit import VlmEditError, modality_dominance
+from vlm_edit.dominance import Zeros
 
 
 def some(n: int, m: int, seed: int) -> torch.Tensor:
@@ -83,3 +84,20 @@ def test_what_rounding_leaves_of_a_constant_is_no_variance() -> None:
     text = torch.rand(997, 50)
     assert modality_dominance(values, text).correlation().isnan().all()
     assert modality_dominance(text, values).correlation().isnan().all()
+
+
+@pytest.mark.parametrize("zeros", ["skip", "half", "epsilon"])
+def test_a_score_lies_in_its_own_interval_under_every_convention(zeros: Zeros) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, text = (
+        torch.rand(400, 30, generator=generator) * (torch.rand(400, 30, generator=generator) < 0.2)
+        for _ in range(2)
+    )
+    found = modality_dominance(image, text * torch.linspace(0, 1, 30), zeros)
+    low, high = found.intervals()
+    assert bool(((low <= found.scores) & (found.scores <= high)).all())
+    if zeros == "half":
+        ratio = image / (image + text * torch.linspace(0, 1, 30))
+        every = ratio.nan_to_num(0.5).double()
+        by_hand = every.std(0) / 20 * 1.96
+        torch.testing.assert_close((high - low) / 2, by_hand, rtol=0.1, atol=0)

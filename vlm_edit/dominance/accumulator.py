@@ -29,7 +29,7 @@ class DominanceAccumulator:
     """Dominance over pairs that come in batches; the result does not depend on how they are cut.
 
     Scores and counts are equal to the bit for any cut, sums of activations to rounding. Memory
-    is that of the state, about 350 bytes per feature, and some 20 MiB of scratch, for any number
+    is that of the state, about 350 bytes per feature, and some 12 MiB of scratch, for any number
     of pairs.
 
     Args:

@@ -124,13 +124,14 @@ class Dominance:
         return _sd(self.scores[~self.dead])
 
     def intervals(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Interval of each feature's mean ratio over active pairs.
+        """Interval of each feature's score, under the convention it was measured with.
 
-        Pairs are taken as a sample. Wilson's score interval for the effective number of pairs
-        ``n p (1 - p) / s^2``, with Student's t: a feature whose ratios are all 1 has an interval
-        of positive width, and one with continuous ratios a narrower one than a share. For 5 to
-        1,000 active pairs and ratios from constant to all-or-nothing it covered 93 to 100 %
-        (tests/dominance/test_calibration.py); with few pairs it is wider than it needs be.
+        Pairs are taken as a sample: the active ones under ``skip``, all of them otherwise. Wilson's
+        score interval for the effective number of pairs ``n p (1 - p) / s^2``, with Student's t: a
+        feature whose ratios are all 1 has an interval of positive width, and one with continuous
+        ratios a narrower one than a share. For 5 to 1,000 active pairs and ratios from constant to
+        all-or-nothing it covered 93 to 100 % (tests/dominance/test_calibration.py); with few pairs
+        it is wider than it needs be.
 
         Args:
             level: Share of samples in which the interval is to hold the true mean.
@@ -149,7 +150,15 @@ class Dominance:
         if not 0 < level < 1:
             raise VlmEditError(f"the level of an interval lies between 0 and 1, got {level}")
         sums, squares = self.ratios[:2].double() / ONE
-        return mean_ratio_interval(sums, squares, self.active.double(), level)
+        n = self.active.double()
+        if self.zeros == "half":
+            idle = self.n_pairs - n
+            sums, squares = sums + 0.5 * idle, squares + 0.25 * idle
+        if self.zeros == "epsilon":
+            sums = self.ratios[2].double() / ONE  # its squares are at most those without epsilon
+        if self.zeros != "skip":
+            n = torch.full_like(n, self.n_pairs).masked_fill(self.dead, 0)
+        return mean_ratio_interval(sums, squares, n, level)
 
     def modality_score(self, energy: bool = False) -> Tensor:
         """Ratio of means, ``E|zI| / (E|zI| + E|zT|)``, [m] float64; NaN for dead features.
