@@ -22,7 +22,9 @@ from vlm_edit.measurement import (
     Measurement,
     Reader,
     centred,
+    is_finished,
     load_measurement,
+    measure_part,
     merge_parts,
 )
 from vlm_edit.measurement import run as room
@@ -59,6 +61,14 @@ def some() -> Pairs:
 def run(host: tuple[nn.Module, Any], pairs: Pairs, **options: Any) -> Measurement:
     options = {"batch_size": 16, "progress": False, "judge": JUDGE} | options
     return measure(*host, pairs, zoo.load_dictionary("joint"), **options)
+
+
+def run_part(
+    host: tuple[nn.Module, Any], pairs: Pairs, part: tuple[int, int], file: Path, **options: Any
+) -> None:
+    options = {"batch_size": 16, "progress": False, "judge": JUDGE} | options
+    dictionary = zoo.load_dictionary("joint")
+    measure_part(*host, pairs, dictionary, part=part, checkpoint=file, **options)
 
 
 def expect_same(a: Measurement, b: Measurement, tolerance: float = 0.0) -> None:
@@ -125,15 +135,16 @@ def test_parts_of_processes_make_the_whole(host, some, tmp_path) -> None:
     whole = run(host, some)
     files = [tmp_path / f"{i}" for i in range(3)]
     for i, file in enumerate(files):
-        part = run(host, some, part=(i, 3), checkpoint=file)
-        assert part.n_pairs < whole.n_pairs
+        assert not is_finished(file)
+        run_part(host, some, (i, 3), file)
+        assert is_finished(file)
     expect_same(merge_parts([files[2], files[0], files[1]], some, JUDGE), whole, 1e-12)
 
 
 def test_parts_that_do_not_make_a_whole_are_refused(host, some, tmp_path, monkeypatch) -> None:
     files = [tmp_path / f"{i}" for i in range(2)]
     for i, file in enumerate(files):
-        run(host, some, part=(i, 2), checkpoint=file)
+        run_part(host, some, (i, 2), file)
     with pytest.raises(VlmEditError, match="do not make a whole: they are 1 of 2$"):
         merge_parts(files[:1], some, JUDGE)
     with pytest.raises(VlmEditError, match="do not make a whole"):
@@ -143,21 +154,21 @@ def test_parts_that_do_not_make_a_whole_are_refused(host, some, tmp_path, monkey
     with pytest.raises(VlmEditError, match="not the pairs"):
         merge_parts(files, some.select(range(99)), JUDGE)
     (tmp_path / "other").mkdir()
-    run(host, some, part=(1, 2), checkpoint=tmp_path / "other" / "1", zeros="half")
+    run_part(host, some, (1, 2), tmp_path / "other" / "1", zeros="half")
     with pytest.raises(VlmEditError, match=r"another settings \(zeros: half, here skip|zeros"):
         merge_parts([files[0], tmp_path / "other" / "1"], some, JUDGE)
     files[1].unlink()
     stop_after(1, monkeypatch)
     with pytest.raises(_Stop):
-        run(host, some, part=(1, 2), checkpoint=files[1], every=0)
+        run_part(host, some, (1, 2), files[1], every=0)
     with pytest.raises(VlmEditError, match="part 2 of 2 is not finished"):
         merge_parts(files, some, JUDGE)
 
 
 @pytest.mark.parametrize("part", [(2, 2), (-1, 2), (0, 0)])
-def test_a_part_outside_of_the_whole_is_refused(host, some, part) -> None:
+def test_a_part_outside_of_the_whole_is_refused(host, some, part, tmp_path) -> None:
     with pytest.raises(VlmEditError, match="0 <= i < n"):
-        run(host, some, part=part)
+        run_part(host, some, part, tmp_path / "state")
 
 
 def test_a_checkpoint_of_another_measurement_is_refused_and_kept(host, some, tmp_path) -> None:
@@ -170,7 +181,7 @@ def test_a_checkpoint_of_another_measurement_is_refused_and_kept(host, some, tmp
         (lambda: run(host, some, checkpoint=file, batch_size=8), "another settings .batch_size"),
         (lambda: run(host, changed, checkpoint=file), "another pairs .listing"),
         (lambda: run(host, some, checkpoint=file, judge=None), "another settings .judge"),
-        (lambda: run(host, some, checkpoint=file, part=(0, 2)), "is of part"),
+        (lambda: run_part(host, some, (0, 2), file), "is of part"),
         (
             lambda: measure(*host, some, neurons, batch_size=16, judge=JUDGE, checkpoint=file),
             "another dictionary",
@@ -322,8 +333,9 @@ def test_a_part_without_an_image_that_can_be_read_is_a_part_all_the_same(
     images = [Path(f"{i}.png") if i < 16 else image for i, image in enumerate(some.images)]
     broken = Pairs(images, some.texts, name="broken")
     files = [tmp_path / str(i) for i in range(7)]
-    for i, file in enumerate(files[1:], 1):
-        run(host, broken, part=(i, 7), checkpoint=file, judge=None)
+    for i, file in enumerate(files):
+        run_part(host, broken, (i, 7), file, judge=None)
+    assert merge_parts(files, broken).n_pairs == 83
     reader = Reader(*host, zoo.load_dictionary("joint"), batch_size=16, progress=False)
     assert [batch for _, batch in reader.read_numbered(broken, range(0, 1))] == [None]
     assert len(reader.skipped) == 16

@@ -11,6 +11,7 @@ from vlm_edit.measurement import (
     centred,
     load_measurement,
     measure,
+    measure_part,
     merge_parts,
 )
 from vlm_edit.pairs import Pairs, read_pairs
@@ -41,6 +42,7 @@ __all__ = [
     "load_measurement",
     "load_patch",
     "measure",
+    "measure_part",
     "merge_parts",
     "modality_dominance",
     "modality_gap",

@@ -13,7 +13,7 @@ from vlm_edit.cli.subject import Subject, tell_left_out
 from vlm_edit.dominance import Cut
 from vlm_edit.edits import Rule, rule_from_dict
 from vlm_edit.errors import VlmEditError
-from vlm_edit.measurement import load_measurement
+from vlm_edit.measurement import Measurement
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.report import Table
 
@@ -23,13 +23,13 @@ def edit(options: argparse.Namespace) -> int:
     _expect_one_way(options)
     if options.save_to and not Path(options.save_to).absolute().parent.is_dir():
         raise VlmEditError(f"--save {options.save_to}: its folder does not exist; make it first")
-    if options.into:
-        load_measurement(options.into)
     subject = Subject.load(options)
+    subject.expect_joint()
+    run = subject.load_run(options.into) if options.into else None
     if options.patch:
         named = {"the patch": load_patch(options.patch)}
     else:
-        named = _make_patches(options, subject)
+        named = _make_patches(options, subject, run)
     for patch in named.values():
         patch.check(subject.model)
     before = subject.retrieval(None)
@@ -39,7 +39,7 @@ def edit(options: argparse.Namespace) -> int:
         ("edited", "R@1", "R@5", "embeddings moved by"),
         [(name, *found.row(before)) for name, found in {"nothing": before, **after}.items()],
         f"{subject.read} pairs, 95 % Wilson intervals; a text equal to the image's own "
-        "counts. Moved: mean of |after - before| / |before|.",
+        "counts.\nMoved: mean of |after - before| / |before|. Random: one draw of live features.",
     )
     print(table)
     tell_left_out(subject.skipped, subject.truncated)
@@ -54,7 +54,9 @@ def edit(options: argparse.Namespace) -> int:
     return 0
 
 
-def _make_patches(options: argparse.Namespace, subject: Subject) -> dict[str, Patch]:
+def _make_patches(
+    options: argparse.Namespace, subject: Subject, run: Measurement | None
+) -> dict[str, Patch]:
     """The patch asked for, and one on as many random features for comparison."""
     dictionary = subject.expect_dictionary()
     rule = options.rule or "ablate"
@@ -64,7 +66,7 @@ def _make_patches(options: argparse.Namespace, subject: Subject) -> dict[str, Pa
         features = _numbers(options.features)
         title = f"{rule} {len(features)} features"
     else:
-        found = subject.measure()
+        found = run or subject.measure()
         classes = found.dominance.classes(cuts)
         features = classes[options.name]
         live = (~found.dominance.dead).nonzero().flatten().tolist()

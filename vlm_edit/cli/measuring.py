@@ -4,50 +4,63 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
 from vlm_edit.encoders import image_encoder, text_encoder
 from vlm_edit.errors import VlmEditError
-from vlm_edit.measurement import Judge, Measurement, centred, load_measurement, merge_parts
+from vlm_edit.measurement import (
+    Judge,
+    Measurement,
+    centred,
+    is_finished,
+    load_measurement,
+    merge_parts,
+    texts_digest,
+)
+from vlm_edit.pairs import Pairs
 from vlm_edit.report import Examples, Table, class_table, feature_table, write_page
 
 EDITS = "edits"
+CENTRED = "centred"
 
 
 def measure(options: argparse.Namespace) -> int:
     """``vlm-edit measure``."""
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
     part, parts = _part(options.part)
     if parts > 1 and options.centred:
         raise VlmEditError("--centred measures twice and cannot be cut into parts: leave one out")
     judge = _judge(options)
     subject = Subject.load(options)
+    out.mkdir(parents=True, exist_ok=True)
     wanted: dict[str, Any] = {"zeros": options.zeros, "keep": options.keep, "judge": judge}
-    checkpoints = [out / f"part-{i + 1}-of-{parts}.checkpoint" for i in range(parts)]
-    found = subject.measure(
-        **wanted, part=(part, parts), checkpoint=checkpoints[part], every=options.every
-    )
-    if parts > 1:
-        missing = [file for file in checkpoints if not file.is_file()]
+    files = [out / f"part-{i + 1}-of-{parts}.checkpoint" for i in range(parts)]
+    if parts == 1:
+        found = subject.measure(**wanted, checkpoint=files[0], every=options.every)
+    else:
+        subject.measure_part((part, parts), files[part], every=options.every, **wanted)
+        missing = sum(not is_finished(file) for file in files)
         if missing:
-            print(f"part {part + 1} of {parts} is done; {len(missing)} to go, in {out}")
+            print(f"part {part + 1} of {parts} is done; {missing} to go, in {out}")
             return 0
-        found = merge_parts(checkpoints, subject.pairs, judge)
+        found = merge_parts(files, subject.pairs, judge)
     _tell(found, subject)
+    for former in (EDITS, CENTRED):  # of a run that was here before
+        shutil.rmtree(out / former, ignore_errors=True)
     found.save(out)
-    for file in checkpoints:
-        file.unlink(missing_ok=True)
     runs = [out]
     if options.centred:
         moved = centred(subject.expect_dictionary(), found.means)
+        runs.append(out / CENTRED)
         again = subject.measure(**wanted, dictionary=moved)
-        print("\nWith each stream centred apart:\n")
+        print("\nCodes with each stream centred apart (the gap is that of the activations):\n")
         print(f"{class_table(again)}\n")
-        runs.append(out / "centred")
         again.save(runs[-1])
+    for file in files:
+        file.unlink(missing_ok=True)
     for run in runs:
         print(f"run:    {run}\npage:   vlm-edit report {run}")
     return 0
@@ -57,19 +70,31 @@ def report(options: argparse.Namespace) -> int:
     """``vlm-edit report``."""
     run = Path(options.folder)
     found = load_measurement(run)
-    source = options.pairs or found.provenance["pairs"]["name"]
-    pairs = load_pairs(source)
-    if len(pairs) != found.provenance["pairs"]["count"]:
-        raise VlmEditError(
-            f"{source} has {len(pairs)} pairs, the run measured "
-            f"{found.provenance['pairs']['count']}: name the run's own with --pairs"
-        )
+    pairs = _pairs_of(found, options.pairs)
     tables, examples = _edits(run)
     page = Path(options.page or run / "index.html")
     title = options.title or f"Features at {found.site}"
     write_page(page, found, pairs, title, tables, examples, seed=options.seed)
     print(f"page:   {page}")
     return 0
+
+
+def _pairs_of(found: Measurement, named: str | None) -> Pairs:
+    """The pairs that a run measured, where it found them or where they are now."""
+    told = found.provenance.get("pairs", {})
+    source = named or told.get("name")
+    if source is None:
+        raise VlmEditError("the run does not say which pairs it measured: name them with --pairs")
+    try:
+        pairs = load_pairs(source)
+    except VlmEditError as error:
+        raise VlmEditError(f"{error}; name the pairs of the run with --pairs") from error
+    if told.get("texts", texts_digest(pairs)) != texts_digest(pairs):
+        raise VlmEditError(
+            f"{source} ({len(pairs)} pairs) does not hold the texts of the {told['count']} pairs "
+            "that the run measured: name the run's own with --pairs"
+        )
+    return pairs
 
 
 def _tell(found: Measurement, subject: Subject) -> None:

@@ -17,13 +17,20 @@ from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.dictionaries import Dictionary, Norm
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
 from vlm_edit.errors import VlmEditError
-from vlm_edit.measurement import Measurement, Reader
+from vlm_edit.measurement import (
+    Measurement,
+    Reader,
+    load_measurement,
+    measure_part,
+    pairs_listing,
+    provenance,
+)
 from vlm_edit.measurement import measure as measure_pairs
 from vlm_edit.pairs import Pairs, read_pairs
 from vlm_edit.patches import Patch
 from vlm_edit.probing import hits
 from vlm_edit.report import Examples
-from vlm_edit.sites import find_site
+from vlm_edit.sites import find_site, find_sites
 from vlm_edit.statistics import proportion
 
 
@@ -130,6 +137,53 @@ class Subject:
             batch_size=self.batch_size,
             **options,
         )
+
+    def measure_part(self, part: tuple[int, int], checkpoint: Path, **options: Any) -> None:
+        """One of several parts; options as ``vlm_edit.measure_part`` takes them."""
+        measure_part(
+            self.model,
+            self.processor,
+            self.pairs,
+            self.expect_dictionary(),
+            self.site,
+            part=part,
+            checkpoint=checkpoint,
+            batch_size=self.batch_size,
+            **options,
+        )
+
+    def load_run(self, folder: str) -> Measurement:
+        """A run of this model on these pairs and, if one is named, with this dictionary.
+
+        Raises:
+            VlmEditError: No run there, or of something else.
+        """
+        found = load_measurement(folder)
+        site = find_site(self.model, found.site)
+        known = self.dictionary or Dictionary.identity(site.width)
+        here = provenance(self.model, site, known, {})
+        there = found.provenance
+        same = {
+            "model": here["host"]["sites"] == there.get("host", here["host"])["sites"],
+            "pairs": there.get("pairs", {}).get("listing") == pairs_listing(self.pairs),
+            "dictionary": self.dictionary is None
+            or there.get("dictionary", {}).get("digest") == here["dictionary"]["digest"],
+        }
+        for what, holds in same.items():
+            if not holds:
+                raise VlmEditError(
+                    f"{folder} is a run with another {what}: measure this one first, or leave "
+                    "--run out"
+                )
+        return found
+
+    def expect_joint(self) -> None:
+        """Refuse a host whose retrieval cannot be shown, before anything is measured."""
+        if "joint" not in find_sites(self.model):
+            raise VlmEditError(
+                f"edit compares retrieval, and {type(self.model).__name__} has no site 'joint': "
+                "make the patch in Python (README), as vlm-edit demo --llava does"
+            )
 
     def expect_dictionary(self) -> Dictionary:
         """The dictionary."""

@@ -4,9 +4,10 @@ from vlm_edit.measurement.accumulator import MeasurementAccumulator
 from vlm_edit.measurement.centring import centred
 from vlm_edit.measurement.judge import Judge
 from vlm_edit.measurement.judging import EXAMPLES
+from vlm_edit.measurement.provenance import pairs_listing, provenance, texts_digest
 from vlm_edit.measurement.reader import STREAMS, Batch, Prepare, Reader
 from vlm_edit.measurement.result import Measurement, class_of, load_measurement
-from vlm_edit.measurement.run import measure, merge_parts
+from vlm_edit.measurement.run import is_finished, measure, measure_part, merge_parts
 
 __all__ = [
     "EXAMPLES",
@@ -19,7 +20,12 @@ __all__ = [
     "Reader",
     "centred",
     "class_of",
+    "is_finished",
     "load_measurement",
     "measure",
+    "measure_part",
     "merge_parts",
+    "pairs_listing",
+    "provenance",
+    "texts_digest",
 ]

@@ -82,20 +82,26 @@ def dictionary_digest(dictionary: Dictionary) -> str:
 
 
 def pairs_listing(pairs: Pairs) -> str:
-    """A digest of pairs without reading the files: texts, and each file's size and time.
+    """A digest of pairs without reading the files: texts, and each file's name and size.
 
-    A run that goes on later compares it, so that it goes on with the same pairs.
+    A run that goes on later compares it, so that it goes on with the same pairs, wherever their
+    folder is by then.
     """
     found = hashlib.blake2b(digest_size=_SIZE)
     for image, text in zip(pairs.images, pairs.texts, strict=True):
         told: list[Any] = [text]
         if isinstance(image, Path):
-            there = image.stat() if image.is_file() else None
-            told += [str(image), there and there.st_size, there and there.st_mtime_ns]
+            told += [image.name, image.stat().st_size if image.is_file() else None]
         else:
             told += [image.mode, image.size]
         found.update(json.dumps(told).encode())
     return found.hexdigest()
+
+
+def texts_digest(pairs: Pairs) -> str:
+    """32 hexadecimal digits of the texts alone, for who has the pairs but not the same images."""
+    told = json.dumps(list(pairs.texts)).encode()
+    return hashlib.blake2b(told, digest_size=_SIZE).hexdigest()
 
 
 def provenance(

@@ -18,7 +18,7 @@ from vlm_edit.files import read_tensors, write_tensors
 from vlm_edit.measurement.accumulator import MeasurementAccumulator
 from vlm_edit.measurement.judge import Judge
 from vlm_edit.measurement.judging import EXAMPLES, SEED
-from vlm_edit.measurement.provenance import pairs_listing, provenance
+from vlm_edit.measurement.provenance import pairs_listing, provenance, texts_digest
 from vlm_edit.measurement.reader import STREAMS, Prepare, Reader
 from vlm_edit.measurement.result import Measurement
 from vlm_edit.pairs import Pairs
@@ -43,7 +43,6 @@ def measure(
     prepare: Prepare | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     every: float = 60.0,
-    part: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> Measurement:
     """Measure how much each feature of a dictionary belongs to image or text, and what it is of.
@@ -66,9 +65,6 @@ def measure(
         checkpoint: A file that keeps the state. If the process dies, the same call goes on from
             there, to the bit as if it had not died; a call that had finished returns at once.
         every: Seconds between two states.
-        part: (i, n): measure the i-th of n parts of the pairs only, counted from 0, as one of n
-            processes; ``merge_parts`` makes one measurement of their checkpoints, and only then
-            does the judge look at top examples.
         progress: Whether to show a bar.
 
     Returns:
@@ -87,6 +83,82 @@ def measure(
         >>> found.n_pairs
         64
     """
+    state, reader = _begin(
+        *(model, processor, pairs, dictionary, site, (0, 1)),
+        zeros=zeros,
+        keep=keep,
+        batch_size=batch_size,
+        judge=judge,
+        adapter=adapter,
+        prepare=prepare,
+        progress=progress,
+    )
+    state.run(reader, pairs, None if checkpoint is None else Path(checkpoint), every)
+    return state.finish(pairs)
+
+
+def measure_part(
+    model: nn.Module,
+    processor: Any,
+    pairs: Pairs,
+    dictionary: Dictionary,
+    site: str = "joint",
+    *,
+    part: tuple[int, int],
+    checkpoint: str | os.PathLike[str],
+    every: float = 60.0,
+    **options: Any,
+) -> None:
+    """Measure one part of the pairs, as one of several processes; ``merge_parts`` does the rest.
+
+    Args:
+        model: As in ``measure``, like the next four.
+        processor: Its processor.
+        pairs: All of them.
+        dictionary: Of the site's width.
+        site: Where.
+        part: (i, n): the i-th of n parts, counted from 0.
+        checkpoint: The part's own file; a call that was killed goes on from it.
+        every: Seconds between two states.
+        options: As in ``measure``: zeros, keep, batch_size, judge, adapter, prepare, progress.
+
+    Raises:
+        VlmEditError: As in ``measure``, or a part that is not one of n.
+    """
+    state, reader = _begin(model, processor, pairs, dictionary, site, part, **options)
+    state.run(reader, pairs, Path(checkpoint), every)
+
+
+def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
+    """Whether a part has read all its pairs.
+
+    Args:
+        checkpoint: Its file; it need not be there yet.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        return False
+    state = _State.load(path, None)
+    return state.next_batch >= state.batches(state.told["pairs"]["count"]).stop
+
+
+def _begin(
+    model: nn.Module,
+    processor: Any,
+    pairs: Pairs,
+    dictionary: Dictionary,
+    site: str,
+    part: tuple[int, int],
+    *,
+    zeros: Zeros = "skip",
+    keep: int = max(EXAMPLES),
+    batch_size: int = 64,
+    judge: Judge | None = None,
+    adapter: Adapter | None = None,
+    prepare: Prepare | None = None,
+    progress: bool = True,
+) -> tuple[_State, Reader]:
+    """A measurement that has read nothing yet, and what it reads with."""
     place = find_site(model, site, adapter)
     if place.streams != STREAMS:
         raise VlmEditError(
@@ -105,10 +177,14 @@ def measure(
         "seed": SEED,
     }
     told = provenance(model, place, dictionary, settings)
-    told["pairs"] = {"name": pairs.name, "count": len(pairs), "listing": pairs_listing(pairs)}
-    state = _State(MeasurementAccumulator(dictionary.n_features, zeros, keep, judge), told, part)
-    state.run(reader, pairs, None if checkpoint is None else Path(checkpoint), every)
-    return state.finish(pairs if part[1] == 1 else None)
+    told["pairs"] = {
+        "name": pairs.name,
+        "count": len(pairs),
+        "listing": pairs_listing(pairs),
+        "texts": texts_digest(pairs),
+    }
+    gathered = MeasurementAccumulator(dictionary.n_features, zeros, keep, judge)
+    return _State(gathered, told, part), reader
 
 
 def merge_parts(
@@ -246,8 +322,8 @@ class _State:
         self.skipped += other.skipped
         self.truncated += other.truncated
 
-    def finish(self, pairs: Pairs | None) -> Measurement:
-        """The measurement, once everything is read; of a part, the judge sees no examples."""
+    def finish(self, pairs: Pairs) -> Measurement:
+        """The measurement, once everything is read."""
         digest = str(self.accumulator.digest)
         told = {**self.told, "pairs": {**self.told["pairs"], "digest": digest}}
         site = told["settings"]["site"]
@@ -262,5 +338,6 @@ def _expect_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -
             if a != b:
                 raise VlmEditError(
                     f"{what} was measured with another {key} ({name}: {str(a)[:60]}, here "
-                    f"{str(b)[:60]}): name another checkpoint, or delete it to begin anew"
+                    f"{str(b)[:60]}): measure into another folder or file, or delete it to begin "
+                    "anew"
                 )

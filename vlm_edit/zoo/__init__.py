@@ -103,7 +103,7 @@ def load_pairs() -> Pairs:
         tiles = _tiles(sheet.convert("RGB"), len(rows))
     names = [n for n in rows[0] if n not in ("index", "caption")]
     columns = {name: tuple(row[name] for row in rows) for name in names}
-    return Pairs(tiles, tuple(row["caption"] for row in rows), columns, name="emoji")
+    return Pairs(tiles, tuple(row["caption"] for row in rows), columns, name="zoo:pairs")
 
 
 def load_dictionary(site: str = "joint") -> Dictionary:
