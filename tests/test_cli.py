@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from vlm_edit import load_patch, zoo
+from vlm_edit import load_patch, measure, zoo
 from vlm_edit.cli import main
 from vlm_edit.dictionaries import save_saelens
+from vlm_edit.files import read_tensors, write_tensors
 from vlm_edit.measurement import load_measurement
 
 ZOO = ("zoo:emoji-clip", "zoo:pairs")
@@ -125,18 +126,95 @@ def test_a_report_with_other_pairs_is_refused(
     run_of_zoo: Path, pairs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", str(run_of_zoo), "--pairs", pairs]) == 2
-    assert "has 60 pairs, the run measured 1024" in capsys.readouterr().err
+    assert "does not hold the texts of the 1024 pairs" in capsys.readouterr().err
+
+
+def test_an_edit_is_not_shown_on_the_page_of_another_measurement(
+    run_of_zoo: Path, model: str, pairs: str, dictionary: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit = ["--features", "3", "--run", str(run_of_zoo)]
+    assert main(["edit", model, pairs, "--dictionary", dictionary, *edit]) == 2
+    assert "is a run with another pairs" in capsys.readouterr().err
+    assert main(["edit", ZOO[0], ZOO[1], "--dictionary", "neurons", *edit]) == 2
+    assert "is a run with another dictionary" in capsys.readouterr().err
+
+
+def test_an_edit_of_a_host_without_retrieval_is_refused_before_it_is_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    host = ["zoo:emoji-llava", "zoo:pairs", "--dictionary", "zoo:language.3"]
+    assert main(["edit", *host, "--site", "language.3", "--class", "vision"]) == 2
+    assert "edit compares retrieval" in capsys.readouterr().err
+
+
+def test_a_run_does_not_keep_the_edits_of_a_former_one(
+    model: str, pairs: str, dictionary: str, tmp_path: Path
+) -> None:
+    measure = ["measure", model, pairs, "--dictionary", dictionary, "--out", str(tmp_path)]
+    assert main(measure) == 0
+    edit = ["edit", model, pairs, "--dictionary", dictionary, "--features", "3"]
+    assert main([*edit, "--run", str(tmp_path)]) == 0
+    assert (tmp_path / "edits").is_dir()
+    assert main(measure) == 0
+    assert not (tmp_path / "edits").exists()
+
+
+def test_what_python_saved_has_a_page_too(tmp_path: Path) -> None:
+    host, processor = zoo.load_host()
+    found = measure(host, processor, zoo.load_pairs(), zoo.load_dictionary("joint"), progress=False)
+    found.save(tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+
+
+def test_a_run_whose_pairs_are_gone_or_unknown_asks_for_them(
+    run_of_zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = load_measurement(run_of_zoo)
+    told = {**found.provenance, "pairs": {**found.provenance["pairs"], "name": "gone.csv"}}
+    replace(found, provenance=told).save(tmp_path)
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no pairs at 'gone.csv'" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), "--pairs", "zoo:pairs"]) == 0
+    replace(found, provenance={}).save(tmp_path)
+    capsys.readouterr()
+    assert main(["report", str(tmp_path)]) == 2
+    assert "name them with --pairs" in capsys.readouterr().err
+
+
+def test_a_part_under_way_is_not_taken_for_a_finished_one(
+    model: str, pairs: str, dictionary: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = ["measure", model, pairs, "--dictionary", dictionary, "--out", str(tmp_path)]
+    measure += ["--batch-size", "8", "--every", "0", "--part"]
+    assert main([*measure, "1/2"]) == 0
+    other = tmp_path / "part-2-of-2.checkpoint"
+    assert main([*measure, "2/2"]) == 0 and (tmp_path / "features.csv").exists()
+    assert main([*measure, "2/2"]) == 0
+    header, tensors = read_tensors(other)
+    write_tensors(other, tensors, header | {"next_batch": header["next_batch"] - 1})
+    capsys.readouterr()
+    assert main([*measure, "1/2"]) == 0
+    assert "part 1 of 2 is done; 1 to go" in capsys.readouterr().out
+
+
+def test_parts_without_pairs_are_parts_all_the_same(
+    model: str, pairs: str, dictionary: str, tmp_path: Path
+) -> None:
+    measure = ["measure", model, pairs, "--dictionary", dictionary, "--out", str(tmp_path)]
+    for part in ("1/2", "2/2"):  # 60 pairs are one batch
+        assert main([*measure, "--part", part]) == 0
+    assert load_measurement(tmp_path).n_pairs == 60
 
 
 def test_parts_of_processes_make_one_run(
     run_of_zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    measure = ["measure", *ZOO, "--dictionary", "zoo:joint", "--out", str(out), "--part"]
-    assert main([*measure, "2/2"]) == 0
+    command = ["measure", *ZOO, "--dictionary", "zoo:joint", "--out", str(out), "--part"]
+    assert main([*command, "2/2"]) == 0
     assert "part 2 of 2 is done; 1 to go" in capsys.readouterr().out
     assert not (out / "features.csv").exists()
-    assert main([*measure, "1/2"]) == 0
+    assert main([*command, "1/2"]) == 0
     parts, whole = load_measurement(out), load_measurement(run_of_zoo)
     assert parts.provenance == whole.provenance
     assert str(parts.dominance.scores.tolist()) == str(whole.dominance.scores.tolist())
@@ -147,7 +225,7 @@ def test_centring_writes_a_second_run(tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "run"
     measure = ["measure", *ZOO, "--dictionary", "neurons", "--out", str(out), "--centred"]
     assert main(measure) == 0
-    assert "With each stream centred apart" in capsys.readouterr().out
+    assert "with each stream centred apart" in capsys.readouterr().out
     raw, moved = load_measurement(out), load_measurement(out / "centred")
     assert raw.provenance["dictionary"]["centred"] == []
     assert moved.provenance["dictionary"]["centred"] == ["image", "text"]
