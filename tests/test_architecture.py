@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "pairs": {"errors"},
     "codes": {"errors"},
     "files": {"errors"},
-    "dictionaries": {"errors", "codes"},
+    "dictionaries": {"errors", "codes", "files"},
     "dominance": {"errors", "codes", "statistics"},
     "planted": {"errors", "codes"},
     "interpretability": {"errors", "codes", "statistics"},

@@ -2,16 +2,20 @@
 
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice
 from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
-from vlm_edit.dictionaries.formats import load_dictionary
-from vlm_edit.dictionaries.saelens import save_saelens
+from vlm_edit.dictionaries.formats import Layout, load_dictionary
+from vlm_edit.dictionaries.formats.saelens import save_saelens
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.dictionaries.train import TrainConfig, train_dictionary
 
 __all__ = [
     "Activation",
     "Dictionary",
     "Encoder",
+    "Layout",
     "Norm",
+    "Rows",
     "Slice",
+    "StoredDictionary",
     "TrainConfig",
     "load_dictionary",
     "save_saelens",

@@ -101,12 +101,7 @@ class Dictionary:
         Raises:
             VlmEditError: ``info["site"]`` is there and differs.
         """
-        trained = self.info.get("site", site)
-        if trained != site:
-            raise VlmEditError(
-                f"the dictionary was trained at site {trained!r}, not at {site!r}, where its "
-                "features mean nothing; dataclasses.replace(dictionary, info={}) lets it through"
-            )
+        expect_site(self.info, site)
 
     def to(self, device: torch.device | str) -> Dictionary:
         """The same dictionary on another device."""
@@ -192,6 +187,80 @@ class Dictionary:
         with autocast_off(codes.device):
             return codes.float() @ self.decoder + self.decoder_bias
 
+    def reconstruct(
+        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
+    ) -> Tensor:
+        """What the dictionary makes of activations, in their own space.
+
+        Args:
+            x: [..., d], any float dtype.
+            stream: As in ``encode``.
+            image: As in ``encode``.
+
+        Returns:
+            [..., d] float32: decoded, with the stream's center and the norm put back.
+
+        Raises:
+            VlmEditError: As in ``encode``.
+
+        Example:
+            >>> import torch
+            >>> from vlm_edit import Dictionary
+            >>> neurons = Dictionary.identity(width=3, norm="layer_norm")
+            >>> neurons.reconstruct(torch.tensor([[1.0, 2.0, 6.0]])).round()
+            tensor([[1., 2., 6.]])
+        """
+        found = self.decode(self.encode(x, stream, image))
+        if self.encoder.centers:
+            found = found + self.encoder.center(stream, image)
+        _, scale = self.encoder.normalise(x.float())
+        if scale is not None:
+            found = found * scale
+        if self.encoder.norm == "layer_norm":
+            found = found + x.float().mean(-1, keepdim=True)
+        return found
+
+    def standardised(self, mean: Tensor, scale: Tensor | float) -> Dictionary:
+        """The same dictionary for activations that are not yet standardised.
+
+        Some dictionaries were trained on ``(x - mean) / scale`` and their files do not keep the
+        two: measure them on the host's activations and put them in here.
+
+        Args:
+            mean: [d].
+            scale: [d], or one number; above 0.
+
+        Returns:
+            A dictionary whose codes of x are this one's codes of ``(x - mean) / scale``.
+
+        Raises:
+            VlmEditError: Shapes that do not fit, a scale that is not above 0, or a dictionary with
+                a norm or centers, which would act on something else.
+
+        Example:
+            >>> import torch
+            >>> from vlm_edit import Dictionary
+            >>> mean, scale = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0])
+            >>> Dictionary.identity(width=2).standardised(mean, scale).encode(
+            ...     torch.tensor([3.0, 5.0])
+            ... )
+            tensor([1., 5.])
+        """
+        encoder, scale = self.encoder, torch.as_tensor(scale).float().expand(self.width)
+        expect("mean", mean, (self.width,))
+        if not bool((scale > 0).all()):
+            raise VlmEditError("every scale must be above 0: a dimension that never moves has 1")
+        if encoder.norm != "none" or encoder.centers:
+            raise VlmEditError(
+                "standardise activations only for a dictionary without norm and centers"
+            )
+        former = 0.0 if encoder.subtract is None else encoder.subtract
+        moved = replace(
+            encoder, weight=encoder.weight / scale[:, None], subtract=mean + former * scale
+        )
+        bias = self.decoder_bias * scale + mean
+        return replace(self, encoder=moved, decoder=self.decoder * scale, decoder_bias=bias)
+
     def _gather(self, codes: SparseCodes) -> Tensor:
         """[n, d], the decoder's rows weighted and summed."""
         counts = codes.rows.bincount(minlength=len(codes))
@@ -225,14 +294,28 @@ class Dictionary:
         Raises:
             VlmEditError: A feature that the dictionary does not have.
         """
-        wrong = [f for f in features if not 0 <= f < self.n_features]
-        if wrong:
-            raise VlmEditError(
-                f"feature {wrong[0]} is not in this dictionary: it has features 0 to "
-                f"{self.n_features - 1}"
-            )
+        expect_features(features, self.n_features)
         index = torch.as_tensor(list(features), dtype=torch.long)
         rows = self.decoder[index]
         if self.encoder.competes:
             return Slice(tuple(features), self.encoder, rows, self.n_features, index)
         return Slice(tuple(features), self.encoder.select(features), rows, self.n_features)
+
+
+def expect_site(info: Mapping[str, str], site: str) -> None:
+    """Refuse another site than the one that a dictionary says it was trained at."""
+    trained = info.get("site", site)
+    if trained != site:
+        raise VlmEditError(
+            f"the dictionary was trained at site {trained!r}, not at {site!r}, where its "
+            "features mean nothing; dataclasses.replace(dictionary, info={}) lets it through"
+        )
+
+
+def expect_features(features: Sequence[int], n_features: int) -> None:
+    """Refuse a feature that a dictionary does not have."""
+    wrong = [f for f in features if not 0 <= f < n_features]
+    if wrong:
+        raise VlmEditError(
+            f"feature {wrong[0]} is not in this dictionary: it has features 0 to {n_features - 1}"
+        )

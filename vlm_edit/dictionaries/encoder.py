@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from vlm_edit.codes import SparseCodes, active_places
 from vlm_edit.dictionaries.topk import top_k
 from vlm_edit.errors import VlmEditError
 
-Activation = Literal["relu", "jumprelu", "topk", "identity"]
+Activation = Literal["relu", "jumprelu", "topk", "topk_signed", "topk_abs", "groupmax", "identity"]
 Norm = Literal["none", "layer_norm", "constant_norm_rescale"]
 
 # Pre-activations at a time: 8 MiB of float32, which the caches about hold. At least so many rows,
@@ -23,6 +23,8 @@ Norm = Literal["none", "layer_norm", "constant_norm_rescale"]
 _SCRATCH = 1 << 21
 _ROWS = 256
 _MOST_SCRATCH = 1 << 23
+
+_COMPETING = ("topk", "topk_signed", "topk_abs", "groupmax")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +36,17 @@ class Encoder:
     Attributes:
         weight: [d, m].
         bias: [m].
-        activation: ``relu``; ``jumprelu``, that is h where h > threshold; ``topk``, that is relu
-            of the k largest; ``identity``.
-        threshold: [m], for ``jumprelu`` (a BatchTopK dictionary in use is one of these).
-        k: For ``topk``.
+        activation: ``relu``; ``jumprelu``, that is h where h > threshold and h > 0; ``topk``, that
+            is relu of the k largest; ``topk_signed``, the k largest with those below zero;
+            ``topk_abs``, the k of largest absolute value; ``groupmax``, relu of the largest of
+            each of k groups of neighbours; ``identity``.
+        threshold: [m], for ``jumprelu`` (a BatchTopK or gated dictionary in use is one of these).
+        k: For ``topk``, ``topk_signed``, ``topk_abs`` and ``groupmax``.
         subtract: [d] subtracted before the product, usually the decoder's bias; None for none.
         norm: ``layer_norm`` is (x - mean) / (unbiased std + 1e-5); ``constant_norm_rescale`` is
             x * sqrt(d) / |x|.
         centers: [d] per stream, subtracted after the norm. Empty for none.
+        soft_cap: c of ``c * tanh(code / c)``, which ends the activation; None for none.
     """
 
     weight: Tensor
@@ -52,6 +57,7 @@ class Encoder:
     subtract: Tensor | None = None
     norm: Norm = "none"
     centers: Mapping[str, Tensor] = field(default_factory=dict)
+    soft_cap: float | None = None
 
     def __post_init__(self) -> None:
         """Check shapes and options; nothing is guessed."""
@@ -70,23 +76,28 @@ class Encoder:
             raise VlmEditError(
                 f"unknown norm {self.norm!r}: use none, layer_norm or constant_norm_rescale"
             )
-        if self.activation not in ("relu", "jumprelu", "topk", "identity"):
-            raise VlmEditError(
-                f"unknown activation {self.activation!r}: use relu, jumprelu, topk or identity"
-            )
+        if self.activation not in get_args(Activation):
+            known = ", ".join(get_args(Activation))
+            raise VlmEditError(f"unknown activation {self.activation!r}: use one of {known}")
         if (self.threshold is not None) != (self.activation == "jumprelu"):
             raise VlmEditError("threshold goes with activation='jumprelu', and only with it")
         if self.threshold is not None:
             expect("threshold", self.threshold, (m,))
-        if (self.k is not None) != (self.activation == "topk"):
-            raise VlmEditError("k goes with activation='topk', and only with it")
+        if (self.k is not None) != self.competes:
+            raise VlmEditError(
+                f"k goes with activations {', '.join(_COMPETING)}, and only with them"
+            )
         if self.k is not None and not 1 <= self.k <= m:
             raise VlmEditError(f"k is {self.k}; it must lie between 1 and the {m} features")
+        if self.activation == "groupmax" and m % (self.k or 1):
+            raise VlmEditError(f"{m} features cannot be cut into {self.k} groups of one size")
+        if self.soft_cap is not None and not 0 < self.soft_cap < float("inf"):
+            raise VlmEditError(f"soft_cap is {self.soft_cap}; it must be a number above 0")
 
     @property
     def competes(self) -> bool:
         """Whether a feature's code depends on the others' pre-activations."""
-        return self.activation == "topk"
+        return self.activation in _COMPETING
 
     def __call__(
         self, x: Tensor, stream: str | None = None, image: Tensor | None = None
@@ -222,41 +233,58 @@ class Encoder:
         return torch.where(image.unsqueeze(-1), self.centers["image"], self.centers["text"])
 
     def _activate(self, hidden: Tensor) -> Tensor:
-        if self.activation == "relu":
-            return F.relu(hidden)
-        if self.activation == "jumprelu":
-            return torch.where(hidden <= self._floor(), 0.0, hidden)
-        if self.activation == "topk":
-            assert self.k is not None
-            values, indices = top_k(hidden, self.k)
-            return torch.zeros_like(hidden).scatter(-1, indices, F.relu(values))
-        return hidden
+        if self.competes:
+            values, indices = self._strongest(hidden)
+            hidden = torch.zeros_like(hidden).scatter(-1, indices, values)
+        elif self.activation == "relu":
+            hidden = F.relu(hidden)
+        elif self.activation == "jumprelu":
+            hidden = torch.where(hidden <= self._floor(), 0.0, hidden)
+        return self._cap(hidden)
 
     def _activate_in_place(self, hidden: Tensor) -> None:
-        if self.activation == "relu":
+        if self.competes:
+            values, indices = self._strongest(hidden)
+            hidden.zero_().scatter_(-1, indices, values)
+        elif self.activation == "relu":
             hidden.relu_()
         elif self.activation == "jumprelu":
             hidden.masked_fill_(hidden <= self._floor(), 0.0)
-        elif self.activation == "topk":
-            assert self.k is not None
-            values, indices = top_k(hidden, self.k)
-            hidden.zero_().scatter_(-1, indices, values.relu_())
+        if self.soft_cap is not None:
+            hidden.copy_(self._cap(hidden))
 
     def _active(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Places in the flattened pre-activations where the code is not zero, and the codes."""
-        if self.activation == "topk":
-            assert self.k is not None
-            values, indices = top_k(hidden, self.k)
+        if self.competes:
+            values, indices = self._strongest(hidden)
             indices, order = indices.sort(-1)
-            values = values.gather(-1, order).relu_().view(-1)
+            values = values.gather(-1, order).view(-1)
             first = torch.arange(len(hidden), device=hidden.device) * hidden.shape[1]
             kept = active_places(values)
-            return (indices + first[:, None]).view(-1)[kept], values[kept]
+            return (indices + first[:, None]).view(-1)[kept], self._cap(values[kept])
         floor: Tensor | float | None = 0.0 if self.activation == "relu" else None
         if self.activation == "jumprelu":
             floor = self._floor()
         places = active_places(hidden, floor)
-        return places, hidden.view(-1)[places]
+        return places, self._cap(hidden.view(-1)[places])
+
+    def _strongest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [..., k] of the features that stay, in no order, and their numbers."""
+        assert self.k is not None
+        if self.activation == "groupmax":
+            size = hidden.shape[-1] // self.k
+            values, within = hidden.unflatten(-1, (self.k, size)).max(-1)
+            return F.relu(values), within + torch.arange(self.k, device=hidden.device) * size
+        if self.activation == "topk_abs":
+            _, indices = top_k(hidden.abs(), self.k)
+            return hidden.gather(-1, indices), indices
+        values, indices = top_k(hidden, self.k)
+        return F.relu(values) if self.activation == "topk" else values, indices
+
+    def _cap(self, codes: Tensor) -> Tensor:
+        if self.soft_cap is None:
+            return codes
+        return self.soft_cap * torch.tanh(codes / self.soft_cap)
 
     def _floor(self) -> Tensor:
         """[m], a JumpReLU code is zero up to here."""

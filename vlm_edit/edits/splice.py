@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries import Dictionary, Slice
+from vlm_edit.dictionaries import Dictionary, Slice, StoredDictionary
 from vlm_edit.dictionaries.encoder import autocast_off, move
 from vlm_edit.edits.rules import Rule, Steer
 from vlm_edit.errors import VlmEditError
@@ -51,7 +51,7 @@ class Splice:
         object.__setattr__(self, "_devices", {})
 
     @classmethod
-    def of(cls, dictionary: Dictionary, rules: Sequence[Rule]) -> Splice:
+    def of(cls, dictionary: Dictionary | StoredDictionary, rules: Sequence[Rule]) -> Splice:
         """The splice of rules on a dictionary's features.
 
         Raises:

@@ -70,7 +70,9 @@ class PairsDigest:
 def dictionary_digest(dictionary: Dictionary) -> str:
     """32 hexadecimal digits that tell a dictionary from another with other weights."""
     encoder = dictionary.encoder
-    told = [encoder.activation, encoder.k, encoder.norm, sorted(encoder.centers)]
+    told: list[object] = [encoder.activation, encoder.k, encoder.norm, sorted(encoder.centers)]
+    if encoder.soft_cap is not None:
+        told.append(encoder.soft_cap)
     found = hashlib.blake2b(json.dumps(told).encode(), digest_size=_SIZE)
     tensors = [encoder.weight, encoder.bias, encoder.threshold, encoder.subtract]
     tensors += [encoder.centers[name] for name in sorted(encoder.centers)]

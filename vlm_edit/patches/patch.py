@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit import hooks, tracing
-from vlm_edit.dictionaries import Dictionary
+from vlm_edit.dictionaries import Dictionary, StoredDictionary
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.errors import VlmEditError
 from vlm_edit.fingerprint import expect_host, fingerprint
@@ -61,7 +61,7 @@ class Patch:
     def at(
         cls,
         site: str,
-        dictionary: Dictionary,
+        dictionary: Dictionary | StoredDictionary,
         rules: Sequence[Rule] | Rule,
         tokens: Tokens = "all",
         info: Mapping[str, str] | None = None,

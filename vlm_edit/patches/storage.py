@@ -50,6 +50,7 @@ def write(
                 "activation": encoder.activation,
                 "k": encoder.k,
                 "norm": encoder.norm,
+                "soft_cap": encoder.soft_cap,
             }
         )
     header = {"version": VERSION, "host": dict(host), "info": dict(info), "bindings": entries}
@@ -120,6 +121,7 @@ def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Slice:
         subtract=tensors.pop("subtract", None),
         norm=entry["norm"],
         centers=centers,
+        soft_cap=entry.get("soft_cap"),
     )
     if tensors:
         raise VlmEditError(f"tensors of unknown use: {', '.join(sorted(tensors))}")

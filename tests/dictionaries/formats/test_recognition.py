@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vlm_edit import Dictionary, VlmEditError, load_dictionary
-from vlm_edit.dictionaries import Encoder, formats, save_saelens
+from vlm_edit.dictionaries import Encoder, Rows, StoredDictionary, formats, save_saelens
 
 
 @pytest.fixture
@@ -47,7 +47,11 @@ def test_a_named_format_whose_file_is_missing_names_the_file(folder, name):
 
 
 def test_a_folder_in_two_formats_must_be_named(folder, monkeypatch):
-    other = formats.Format("other", "anything", lambda _: True, lambda _: Dictionary.identity(2))
+    def read(source, told):  # noqa: ARG001
+        rows = Rows(torch.eye(2))
+        return StoredDictionary(rows, torch.zeros(2), rows, torch.zeros(2))
+
+    other = formats.Format("other", "anything", lambda _: True, read)
     monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, other))
     with pytest.raises(VlmEditError, match="could be saelens, other: say which with format="):
         load_dictionary(folder)

@@ -242,8 +242,8 @@ def test_a_config_that_cannot_be_followed_exactly_is_refused(tmp_path, config, m
     [
         ({"b_enc": None}, "tensors missing: b_enc"),
         ({"scaling_factor": torch.ones(M)}, "does not have: scaling_factor"),
-        ({"W_enc": torch.zeros(M, D)}, "shape"),
-        ({"W_dec": torch.zeros(M)}, "decoder has shape"),
+        ({"W_enc": torch.zeros(M, D)}, "encoder is of 6 features and width 16"),
+        ({"W_dec": torch.zeros(M)}, "W_dec has shape"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(tmp_path, tensors, message):

@@ -9,17 +9,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm_edit.dictionaries.dictionary import Dictionary
-from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
+from vlm_edit.dictionaries.encoder import Activation, Norm
+from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.source import (
+    Source,
+    expect_matrix,
+    expect_names,
+    expect_vector,
+)
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.errors import VlmEditError
 
 CONFIG, WEIGHTS, CENTERS = "cfg.json", "sae_weights.safetensors", "centers.safetensors"
@@ -33,49 +39,58 @@ _NORMS: dict[str, Norm] = {
 _VERSION = "sae_lens_version"
 
 
-def recognises(path: Path) -> bool:
-    """Whether a path is a folder in this format."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+def recognises(source: Source) -> bool:
+    """Whether a source is a folder in this format."""
+    return source.has(CONFIG, WEIGHTS)
 
 
-def read(path: Path) -> Dictionary:
+def read(source: Source, told: Told) -> StoredDictionary:
     """Read a folder in this format.
 
     Raises:
         VlmEditError: A file is missing or not valid, an architecture or normalisation that is
             not supported, or tensors that do not fit the config.
     """
-    config = _read_config(path / CONFIG)
-    tensors = _read_tensors(path / WEIGHTS)
+    del told
+    path, config = source.path, source.json(CONFIG)
+    tensors = source.tensors(WEIGHTS)
     _expect_version_6(path, config)
     activation = _ACTIVATIONS[_choice(path, config, "architecture", None, _ACTIVATIONS)]
     names = {"W_enc", "b_enc", "W_dec", "b_dec"}
     if activation == "jumprelu":
         names.add("threshold")
-    _expect_names(path, tensors, names)
-    encoder = Encoder(
-        weight=tensors["W_enc"],
-        bias=tensors["b_enc"],
-        activation=activation,
-        threshold=tensors.get("threshold"),
-        k=_read_k(path, config) if activation == "topk" else None,
-        subtract=tensors["b_dec"] if _flag(path, config, "apply_b_dec_to_input", True) else None,
-        norm=_read_norm(path, config),
-        centers=_read_centers(path),
-    )
+    expect_names(path, tensors, names)
+    weight, decoder = (expect_matrix(path, tensors, name) for name in ("W_enc", "W_dec"))
+    bias, decoder_bias = (expect_vector(path, tensors, name) for name in ("b_enc", "b_dec"))
+    gain = None
+    if activation == "topk" and _flag(path, config, "rescale_acts_by_decoder_norm", False):
+        # Features compete by pre-activation times their decoder row's norm.
+        gain = decoder.float().norm(dim=-1).clamp_min(1e-8)
     metadata = config.get("metadata")
     known = metadata if isinstance(metadata, dict) else {}
-    info = {k: v for k, v in known.items() if isinstance(v, str) and k != _VERSION}
-    dictionary = Dictionary(encoder, tensors["W_dec"], tensors["b_dec"], info)
-    if activation == "topk" and _flag(path, config, "rescale_acts_by_decoder_norm", False):
-        dictionary = _fold_decoder_norm(dictionary)
+    stored = StoredDictionary(
+        weight=Rows(weight.T, "W_enc", gain),
+        bias=bias if gain is None else bias * gain,
+        decoder=Rows(decoder, "W_dec", None if gain is None else 1 / gain),
+        decoder_bias=decoder_bias,
+        activation=activation,
+        threshold=expect_vector(path, tensors, "threshold") if activation == "jumprelu" else None,
+        k=_read_k(path, config) if activation == "topk" else None,
+        subtract=decoder_bias if _flag(path, config, "apply_b_dec_to_input", True) else None,
+        norm=_read_norm(path, config),
+        centers=_read_centers(source),
+        info={k: v for k, v in known.items() if isinstance(v, str) and k != _VERSION},
+    )
     stated = (config.get("d_in"), config.get("d_sae"))
-    if stated != (dictionary.width, dictionary.n_features):
+    if stated != (stored.width, stored.n_features):
         raise VlmEditError(
             f"{path}: cfg.json states d_in, d_sae = {stated}, but W_enc is "
-            f"{tuple(tensors['W_enc'].shape)}: the two files are not of one dictionary"
+            f"{tuple(weight.shape)}: the two files are not of one dictionary"
         )
-    return dictionary
+    return stored
+
+
+FORMAT = Format("saelens", f"{CONFIG} and {WEIGHTS}", recognises, read)
 
 
 def save_saelens(
@@ -140,48 +155,6 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype
     path.chmod(mode)  # safetensors writes files that only their owner may read
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > 1 << 20:
-            raise VlmEditError(f"{path} is larger than 1 MiB: not the config of a dictionary")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise VlmEditError(f"{path} cannot be read: {error}") from error
-    except UnicodeDecodeError as error:
-        raise VlmEditError(f"{path} is not valid JSON: {error}") from error
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise VlmEditError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise VlmEditError(f"{path} holds a {type(config).__name__}, expected an object")
-    return config
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise VlmEditError(f"{path} is not a readable safetensors file: {error}") from error
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise VlmEditError(f"{path}: {name} is {tensor.dtype}, expected floating-point numbers")
-        if not bool(tensor.isfinite().all()):
-            raise VlmEditError(f"{path}: {name} holds NaN or infinity: the file is damaged")
-    return {name: tensor.float() for name, tensor in tensors.items()}
-
-
-def _expect_names(path: Path, tensors: dict[str, Tensor], names: set[str]) -> None:
-    missing, extra = sorted(names - set(tensors)), sorted(set(tensors) - names)
-    if missing:
-        raise VlmEditError(f"{path}: tensors missing: {', '.join(missing)}")
-    if extra:
-        raise VlmEditError(
-            f"{path}: tensors that this architecture does not have: {', '.join(extra)}; "
-            "reading on would give other codes than the ones trained"
-        )
-
-
 def _expect_version_6(path: Path, config: dict[str, Any]) -> None:
     """Refuse what older versions wrote beside the fields read here and that changes the code."""
     name = config.get("activation_fn", config.get("activation_fn_str", "relu"))
@@ -227,17 +200,8 @@ def _read_k(path: Path, config: dict[str, Any]) -> int:
     return k
 
 
-def _read_centers(path: Path) -> dict[str, Tensor]:
-    file = path / CENTERS
-    return _read_tensors(file) if file.exists() else {}
-
-
-def _fold_decoder_norm(dictionary: Dictionary) -> Dictionary:
-    """Features compete by their pre-activation times their decoder row's norm: fold it in."""
-    norm = dictionary.decoder.norm(dim=-1).clamp_min(1e-8)  # as SAELens folds
-    encoder = replace(
-        dictionary.encoder,
-        weight=dictionary.encoder.weight * norm,
-        bias=dictionary.encoder.bias * norm,
-    )
-    return replace(dictionary, encoder=encoder, decoder=dictionary.decoder / norm[:, None])
+def _read_centers(source: Source) -> dict[str, Tensor]:
+    if not source.has(CENTERS):
+        return {}
+    tensors = source.tensors(CENTERS)
+    return {name: expect_vector(source.file(CENTERS), tensors, name) for name in tensors}

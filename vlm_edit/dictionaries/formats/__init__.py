@@ -1,0 +1,120 @@
+"""Dictionaries on disk: recognise a format by its content and read it."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, overload
+
+from vlm_edit.dictionaries.dictionary import Dictionary
+from vlm_edit.dictionaries.encoder import Activation
+from vlm_edit.dictionaries.formats import saelens
+from vlm_edit.dictionaries.formats.format import Format, Layout, Told
+from vlm_edit.dictionaries.formats.hub import locate
+from vlm_edit.dictionaries.formats.source import Source
+from vlm_edit.dictionaries.stored import StoredDictionary
+from vlm_edit.errors import VlmEditError
+
+__all__ = ["FORMATS", "Format", "Layout", "load_dictionary"]
+
+FORMATS: tuple[Format, ...] = (saelens.FORMAT,)
+
+
+@overload
+def load_dictionary(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    file: str | None = None,
+    revision: str | None = None,
+    k: int | None = None,
+    activation: Activation | None = None,
+    threshold: float | None = None,
+    layout: Layout | None = None,
+    lazy: Literal[False] = False,
+) -> Dictionary: ...
+
+
+@overload
+def load_dictionary(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    file: str | None = None,
+    revision: str | None = None,
+    k: int | None = None,
+    activation: Activation | None = None,
+    threshold: float | None = None,
+    layout: Layout | None = None,
+    lazy: Literal[True],
+) -> StoredDictionary: ...
+
+
+def load_dictionary(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    file: str | None = None,
+    revision: str | None = None,
+    k: int | None = None,
+    activation: Activation | None = None,
+    threshold: float | None = None,
+    layout: Layout | None = None,
+    lazy: bool = False,
+) -> Dictionary | StoredDictionary:
+    """Read a dictionary from disk or from the hub; no code from a file is run.
+
+    docs/dictionaries.md lists the formats, what they lack, and what each was checked against.
+
+    Args:
+        path: A folder or a file; or ``owner/name`` of a repository on the hub, which
+            huggingface_hub fetches into its cache (offline: takes from there).
+        format: The format's name; by default recognised by content.
+        file: A folder or a file inside ``path``, such as ``model.layers.24``.
+        revision: Branch, tag or commit of a repository.
+        k: Number of active features, where a format's files do not keep it.
+        activation: Likewise.
+        threshold: Likewise.
+        layout: Where a plain state dict keeps what.
+        lazy: Whether to leave the matrices on disk and read rows when they are needed.
+
+    Returns:
+        The dictionary, float32, on the CPU.
+
+    Raises:
+        VlmEditError: No such path, unknown or ambiguous format, or content that is not valid.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from vlm_edit import Dictionary, load_dictionary
+        >>> from vlm_edit.dictionaries import Encoder, save_saelens
+        >>> relu = Dictionary(Encoder(torch.eye(4), torch.zeros(4)), torch.eye(4), torch.zeros(4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_saelens(relu, folder)
+        ...     load_dictionary(folder).n_features
+        4
+    """
+    source = Source(locate(path, file, revision))
+    known = _format(source, format)
+    told = Told(k=k, activation=activation, threshold=threshold, layout=layout)
+    stored = known.open(source, told)
+    try:
+        return stored if lazy else stored.load()
+    except VlmEditError as error:
+        raise VlmEditError(f"{source.path}: {error}") from error
+
+
+def _format(source: Source, name: str | None) -> Format:
+    """The one format that is named, or that a source is in."""
+    if name is not None:
+        found = [f for f in FORMATS if f.name == name]
+    else:
+        found = [f for f in FORMATS if f.recognises(source)]
+    if not found:
+        what = f"format {name!r}" if name else f"the format of {str(source.path)!r}"
+        names = ", ".join(f.name for f in FORMATS)
+        expected = "; ".join(f"{f.name} has {f.files}" for f in FORMATS)
+        raise VlmEditError(f"{what} is not known; known formats: {names} ({expected})")
+    if len(found) > 1:
+        fits = ", ".join(f.name for f in found)
+        raise VlmEditError(f"{str(source.path)!r} could be {fits}: say which with format=")
+    return found[0]

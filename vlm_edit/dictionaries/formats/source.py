@@ -1,0 +1,301 @@
+"""Open what lies on disk without running code from it or believing what it says of itself.
+
+Tensors come as views of the mapped file: nothing is read until it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vlm_edit.errors import VlmEditError
+
+MOST_JSON = 1 << 20
+MOST_PICKLE = 1 << 22
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file of at most 1 MiB.
+
+    Raises:
+        VlmEditError: No such file, too large, not valid, or not an object.
+    """
+    try:
+        if path.stat().st_size > MOST_JSON:
+            raise VlmEditError(f"{path} is larger than 1 MiB: not the config of a dictionary")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise VlmEditError(f"{path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise VlmEditError(f"{path} is not valid JSON: {error}") from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str, path: Path) -> dict[str, Any]:
+    """An object from JSON text that stands in a file.
+
+    Raises:
+        VlmEditError: Not valid, or not an object.
+    """
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise VlmEditError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise VlmEditError(f"{path} holds a {type(config).__name__}, expected an object")
+    return config
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, as views of it.
+
+    Raises:
+        VlmEditError: No such file, or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, OverflowError, RuntimeError) as error:
+        raise VlmEditError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def safetensors_names(path: Path) -> frozenset[str]:
+    """Names of the tensors in a safetensors file, from its header alone; none if it is not one."""
+    try:
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            if length > min(path.stat().st_size, 100 << 20):
+                return frozenset()
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, struct.error, RecursionError):
+        return frozenset()
+    return frozenset(header) - {"__metadata__"} if isinstance(header, dict) else frozenset()
+
+
+def read_torch(path: Path, skip: int = 0, allow: Sequence[Any] = ()) -> Any:
+    """What ``torch.save`` wrote, by ``weights_only``: no code from the file is run.
+
+    Args:
+        path: A file in the zip format of torch 1.6 and later.
+        skip: Bytes before the zip.
+        allow: Types that ``weights_only`` lets through beside its own.
+
+    Returns:
+        The object; its tensors are views of the mapped file where nothing is skipped.
+
+    Raises:
+        VlmEditError: No such file, damaged, of another format, one that claims more than it
+            holds, or one that needs more than ``weights_only`` allows.
+    """
+    try:
+        _expect_plain_zip(path, skip)
+        with torch.serialization.safe_globals(list(allow)):
+            if not skip:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251
+            with path.open("rb") as file:
+                file.seek(skip)
+                return torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251
+    except VlmEditError:
+        raise
+    except Exception as error:  # the unpickler of damaged bytes raises anything
+        told = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+            raise VlmEditError(
+                f"{path} holds more than tensors and plain values, and reading it would run code "
+                f"from it ({told}): open it where you trust it, save its state_dict() alone with "
+                "torch.save, and load that"
+            ) from error
+        raise VlmEditError(f"{path} is not a readable torch file: {told}") from error
+
+
+def _expect_plain_zip(path: Path, skip: int) -> None:
+    """Refuse another format, and entries that would grow when they are read."""
+    try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except OSError as error:
+        raise VlmEditError(f"{path} cannot be read: {error}") from error
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise VlmEditError(
+            f"{path} is not a torch file of version 1.6 or later ({error}): save it anew with "
+            "torch.save, or fetch it again"
+        ) from error
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise VlmEditError(f"{path}: {entry.filename!r} is compressed; torch.save never does")
+        if entry.filename.endswith(".pkl") and entry.file_size > MOST_PICKLE:
+            raise VlmEditError(f"{path}: {entry.filename!r} is larger than 4 MiB")
+    if sum(entry.file_size for entry in entries) > size - skip:
+        raise VlmEditError(f"{path} claims more bytes than it has: the file is damaged")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A file or a folder that may hold a dictionary.
+
+    Attributes:
+        path: Where.
+    """
+
+    path: Path
+    _read: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
+        return self.path.is_dir()
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Files right in the folder, sorted; of a file, its own name."""
+        if not self.is_folder:
+            return [self.path.name] if self.path.match(pattern) else []
+        return sorted(p.name for p in self.path.glob(pattern) if p.is_file())
+
+    def file(self, name: str) -> Path:
+        """A file of the folder."""
+        return self.path / name
+
+    def has(self, *names: str) -> bool:
+        """Whether the folder holds all these files."""
+        return self.is_folder and all((self.path / name).is_file() for name in names)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """An object from a JSON file of the folder; as ``read_json``, once."""
+        key = f"json:{name}"
+        if key not in self._read:
+            self._read[key] = read_json(self.file(name))
+        found: dict[str, Any] = self._read[key]
+        return found
+
+    def peek_json(self, name: str) -> dict[str, Any]:
+        """As ``json``, but empty if it cannot be read: for recognising."""
+        try:
+            return self.json(name)
+        except VlmEditError:
+            return {}
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Tensors of a safetensors file of the folder, or of the file itself, as views."""
+        return read_safetensors(self.file(name) if self.is_folder else self.path)
+
+    def torch(self, name: str | None = None, allow: Sequence[Any] = ()) -> Any:
+        """What a torch file of the folder holds, or the file itself; as ``read_torch``, once."""
+        key = f"torch:{name}:{len(allow)}"
+        if key not in self._read:
+            path = self.file(name) if name is not None else self.path
+            self._read[key] = read_torch(path, allow=allow)
+        return self._read[key]
+
+    def peek_torch(self, name: str | None = None, allow: Sequence[Any] = ()) -> Any:
+        """As ``torch``, but None if it cannot be read: for recognising."""
+        try:
+            return self.torch(name, allow)
+        except VlmEditError:
+            return None
+
+
+def expect_matrix(where: object, tensors: Mapping[str, Any], name: str) -> Tensor:
+    """A matrix of a file that has been opened.
+
+    Raises:
+        VlmEditError: Missing, not a matrix of floating-point numbers, or a view that claims more
+            numbers than the file holds.
+    """
+    return _expect_tensor(where, tensors, name, 2)
+
+
+def expect_vector(where: object, tensors: Mapping[str, Any], name: str) -> Tensor:
+    """A vector of a file that has been opened, float32, a copy; finite.
+
+    Raises:
+        VlmEditError: As ``expect_matrix``, or NaN or infinity.
+    """
+    return _finite(where, name, _expect_tensor(where, tensors, name, 1))
+
+
+def expect_scalar(where: object, tensors: Mapping[str, Any], name: str) -> float:
+    """One number of a file that has been opened: a tensor of one element, or a number.
+
+    Raises:
+        VlmEditError: Missing, not one number, or not finite.
+    """
+    value = tensors.get(name)
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.layout is not torch.strided or value.is_complex():
+            raise VlmEditError(f"{where}: {name} has shape {tuple(value.shape)}, expected a number")
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise VlmEditError(f"{where}: {name} must be a number, got {str(value)[:60]!r}")
+    if not abs(value) < float("inf"):
+        raise VlmEditError(f"{where}: {name} is {value}: the file is damaged")
+    return float(value)
+
+
+def expect_whole(where: object, values: Mapping[str, Any], name: str) -> int:
+    """A whole number above 0 of a file that has been opened.
+
+    Raises:
+        VlmEditError: Missing, or something else.
+    """
+    value = values.get(name)
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
+        value = value.item()
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise VlmEditError(
+            f"{where}: {name} must be a whole number above 0, got {str(value)[:60]!r}"
+        )
+    return value
+
+
+def expect_names(
+    where: object, tensors: Mapping[str, Any], needed: set[str], optional: set[str] | None = None
+) -> None:
+    """Refuse a file that lacks a tensor, or has one that nobody would read.
+
+    Raises:
+        VlmEditError: It says which.
+    """
+    missing = sorted(needed - set(tensors))
+    extra = sorted(str(name) for name in set(tensors) - needed - (optional or set()))
+    if missing:
+        raise VlmEditError(f"{where}: tensors missing: {', '.join(missing)}")
+    if extra:
+        raise VlmEditError(
+            f"{where}: tensors that this architecture does not have: {', '.join(extra)[:200]}; "
+            "reading on would give other codes than the ones trained"
+        )
+
+
+def _expect_tensor(where: object, tensors: Mapping[str, Any], name: str, axes: int) -> Tensor:
+    tensor = tensors.get(name)
+    if not isinstance(tensor, Tensor):
+        raise VlmEditError(f"{where}: {name} is missing or is not a tensor")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise VlmEditError(f"{where}: {name} is not a plain tensor ({tensor.layout})")
+    if not tensor.is_floating_point():
+        raise VlmEditError(f"{where}: {name} is {tensor.dtype}, expected floating-point numbers")
+    if tensor.ndim != axes:
+        raise VlmEditError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {axes} axes")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise VlmEditError(
+            f"{where}: {name} claims shape {tuple(tensor.shape)}, more numbers than the file holds"
+        )
+    return tensor.detach()
+
+
+def _finite(where: object, name: str, tensor: Tensor) -> Tensor:
+    found = tensor.to(torch.float32, copy=True)
+    if not bool(found.isfinite().all()):
+        raise VlmEditError(f"{where}: {name} holds NaN or infinity: the file is damaged")
+    return found
