@@ -2,6 +2,7 @@
 
 from vlm_edit.measurement.accumulator import MeasurementAccumulator
 from vlm_edit.measurement.centring import centred
+from vlm_edit.measurement.collecting import collect
 from vlm_edit.measurement.judge import Judge
 from vlm_edit.measurement.judging import EXAMPLES
 from vlm_edit.measurement.provenance import pairs_listing, provenance, texts_digest
@@ -20,6 +21,7 @@ __all__ = [
     "Reader",
     "centred",
     "class_of",
+    "collect",
     "is_finished",
     "load_measurement",
     "measure",

@@ -106,6 +106,36 @@ class Reader:
             VlmEditError: As in ``read``.
         """
         site = find_site(self.model, self.site, self.adapter)
+        for number, images, readable in self._batches(site, pairs, batches):
+            texts = [pairs.texts[n] for n in readable]
+            yield number, self._run(site, images, readable, texts) if readable else None
+
+    def tokens(self, pairs: Pairs) -> Iterator[dict[str, Tensor]]:
+        """Activations of every token by stream, [t, d] float32 on the CPU, batch by batch.
+
+        At a joint embedding a pair is one row of each stream, in the pairs' order.
+
+        Args:
+            pairs: To be read.
+
+        Raises:
+            VlmEditError: As in ``read``.
+        """
+        self.truncated = 0
+        self.skipped.clear()
+        site = find_site(self.model, self.site, self.adapter)
+        for _, images, readable in self._batches(site, pairs, None):
+            if not readable:
+                continue
+            inputs = self._inputs(images, [pairs.texts[n] for n in readable])
+            with torch.no_grad(), record(self.model, site.name, adapter=self.adapter) as recording:
+                self.model(**inputs, **self._no_cache)
+                yield {s: self._flat(recording, site, s).cpu() for s in site.streams}
+
+    def _batches(
+        self, site: Site, pairs: Pairs, batches: range | None
+    ) -> Iterator[tuple[int, list[Image.Image], list[int]]]:
+        """Number, images and pairs' numbers of each batch, after everything is checked."""
         expect_width(self.model, site, self.dictionary.width)
         self.dictionary.expect_site(self.site)
         if unwrap(self.model).training:
@@ -126,8 +156,7 @@ class Reader:
                 images, readable = self._open(pairs, cut[number])
                 bar.update(len(cut[number]))
                 seen += len(readable)
-                texts = [pairs.texts[n] for n in readable]
-                yield number, self._run(site, images, readable, texts) if readable else None
+                yield number, images, readable
         if not seen and total == len(pairs):
             raise VlmEditError(
                 f"{pairs.name}: not one of {len(pairs)} images can be read; the first: "
@@ -201,6 +230,17 @@ class Reader:
         if "attention_mask" in inputs:
             return list(inputs["attention_mask"].sum(1).tolist())
         return [len(ids) for ids in self.processor.tokenizer(texts)["input_ids"]]
+
+    def _flat(self, recording: Recording, site: Site, stream: str) -> Tensor:
+        """Activations [t, d] of a stream, a row a token."""
+        tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
+        capture = recording.last(site.name, tap.stream)
+        hidden = capture.hidden.float()
+        hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden
+        if hidden.ndim > 2 and capture.where.images_at(hidden) is None:
+            hidden = self._tokens(capture.where, hidden, site, stream)[2]
+        _expect_finite(hidden, site)
+        return hidden
 
     def _pool(
         self, recording: Recording, site: Site, stream: str

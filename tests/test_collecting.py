@@ -1,0 +1,67 @@
+"""Activations of pairs at a site, compared with what the host itself gives."""
+
+import pytest
+import torch
+
+from vlm_edit import VlmEditError, collect, record, zoo
+from vlm_edit.sites import find_site
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return zoo.load_host()
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return zoo.load_pairs().select(range(20))
+
+
+def test_a_row_of_both_streams_is_one_pair_in_order(clip, pairs):
+    host, processor = clip
+    found = collect(host, processor, pairs, batch_size=8, progress=False)
+    images = [pairs.open(i) for i in range(len(pairs))]
+    inputs = processor(text=list(pairs.texts), images=images, return_tensors="pt", padding=True)
+    with torch.no_grad(), record(host, "joint") as recording:
+        host(**inputs)
+    for stream in ("image", "text"):
+        torch.testing.assert_close(found[stream], recording.last("joint", stream).hidden)
+
+
+def test_every_token_of_a_layer_is_kept_but_padding(clip, pairs):
+    host, processor = clip
+    vision = collect(host, processor, pairs, "vision.2", progress=False)
+    patches = host.config.vision_config
+    tokens = (patches.image_size // patches.patch_size) ** 2 + 1
+    assert set(vision) == {"image"}
+    assert vision["image"].shape == (len(pairs) * tokens, find_site(host, "vision.2").width)
+    text = collect(host, processor, pairs, "text.1", progress=False)["text"]
+    lengths = [len(ids) for ids in processor.tokenizer(list(pairs.texts))["input_ids"]]
+    assert len(text) == sum(lengths)
+
+
+def test_both_streams_of_a_language_layer_come_apart():
+    host, processor = zoo.load_llava()
+    pairs = zoo.load_pairs().select(range(6))
+    found = collect(host, processor, pairs, "language.1", progress=False)
+    assert set(found) == {"image", "text"}
+    assert len(found["image"]) % len(pairs) == 0
+    few = collect(host, processor, pairs, "language.1", most=2, batch_size=6, progress=False)
+    assert len(few["image"]) == len(few["text"]) == 2 * len(pairs)
+    every = {tuple(row.tolist()) for row in found["image"]}
+    assert {tuple(row.tolist()) for row in few["image"]} <= every
+
+
+def test_a_draw_repeats_with_its_seed(clip, pairs):
+    host, processor = clip
+    draws = [
+        collect(host, processor, pairs, "vision.1", most=3, seed=seed, progress=False)["image"]
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_keeping_no_token_is_refused(clip, pairs):
+    with pytest.raises(VlmEditError, match="most is 0; keep at least 1 token"):
+        collect(*clip, pairs, most=0, progress=False)

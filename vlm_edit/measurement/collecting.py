@@ -1,0 +1,79 @@
+"""Collect a host's activations at a site, to train a dictionary on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_edit.dictionaries import Dictionary
+from vlm_edit.errors import VlmEditError
+from vlm_edit.measurement.reader import Prepare, Reader
+from vlm_edit.pairs import Pairs
+from vlm_edit.sites import Adapter, find_site
+
+
+def collect(
+    model: nn.Module,
+    processor: Any,
+    pairs: Pairs,
+    site: str = "joint",
+    *,
+    most: int | None = None,
+    batch_size: int = 64,
+    adapter: Adapter | None = None,
+    prepare: Prepare | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """Activations of pairs at a site, by stream.
+
+    Args:
+        model: The host, in eval mode.
+        processor: Its processor.
+        pairs: Image-text pairs.
+        site: The site's name.
+        most: Tokens of a pair that are kept of each stream, drawn at random; None for all. At a
+            joint embedding there is one.
+        batch_size: Pairs per forward.
+        adapter: The host's adapter; by default found.
+        prepare: As in ``Reader``.
+        seed: Of the draw.
+        progress: Whether to show a bar.
+
+    Returns:
+        [n, d] float32 per stream of the site, on the CPU. At a joint embedding row i of both is
+        one pair, which is what a group-sparse penalty or matching asks for.
+
+    Raises:
+        VlmEditError: As in ``measure``.
+
+    Example:
+        >>> from vlm_edit import collect, zoo
+        >>> host, processor = zoo.load_host()
+        >>> streams = collect(host, processor, zoo.load_pairs().select(range(8)), progress=False)
+        >>> {name: tuple(x.shape) for name, x in streams.items()}
+        {'image': (8, 192), 'text': (8, 192)}
+    """
+    if most is not None and most < 1:
+        raise VlmEditError(f"most is {most}; keep at least 1 token of a pair")
+    place = find_site(model, site, adapter)
+    reader = Reader(
+        *(model, processor, Dictionary.identity(place.width), place.name, adapter),
+        prepare=prepare,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    kept: dict[str, list[Tensor]] = {stream: [] for stream in place.streams}
+    for batch in reader.tokens(pairs):
+        for stream, rows in batch.items():
+            kept[stream].append(_draw(rows, most, batch_size, generator))
+    return {stream: torch.cat(parts) for stream, parts in kept.items()}
+
+
+def _draw(rows: Tensor, most: int | None, pairs: int, generator: torch.Generator) -> Tensor:
+    if most is None or len(rows) <= most * pairs:
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator)[: most * pairs].sort().values]
