@@ -1,0 +1,230 @@
+"""The format of MSAE: ``{model, mean_center, scaling_factor, target_norm}`` in one ``.pth``.
+
+Activation, k, soft cap and layer norm stand in the file's name alone, as its ``train.py`` gives
+it. A renamed file needs ``activation`` and ``k``; no cap and no layer norm are then taken, for
+``train.py`` has no option that sets them.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vlm_edit.dictionaries.encoder import Activation
+from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.source import (
+    Source,
+    expect_matrix,
+    expect_names,
+    expect_scalar,
+    expect_vector,
+)
+from vlm_edit.dictionaries.formats.torchfile import (
+    mapping,
+    open_mapping,
+    peek_mapping,
+    the_torch_file,
+)
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.errors import VlmEditError
+
+
+class _NumpyType:
+    """In numpy.dtype's place in the unpickler: remembers what it was called with."""
+
+    def __init__(self, kind: str, *_: object) -> None:
+        self.kind, self.order = kind, "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+
+def _number(kind: _NumpyType, data: bytes) -> float:
+    """In numpy's place in the unpickler: one number out of its bytes."""
+    letter = {"f8": "d", "f4": "f", "i8": "q"}[kind.kind]
+    return float(struct.unpack({"<": "<", ">": ">"}[kind.order] + letter, data)[0])
+
+
+# The files hold numpy numbers. These stand-ins read them: numpy's own would reserve as much memory
+# as a file asks for, and no code of numpy needs to run.
+_ALLOW = (
+    (_NumpyType, "numpy.dtype"),
+    (_number, "numpy._core.multiarray.scalar"),
+    (_number, "numpy.core.multiarray.scalar"),
+)
+
+_KEYS = {"model", "mean_center", "scaling_factor", "target_norm"}
+_NEEDED = {"encoder", "pre_bias", "latent_bias"}
+_JUMP = "activation.log_threshold"
+_NAME = re.compile(
+    r"(\d{1,9})_(\d{1,9})_([A-Za-z]+)(?:_(\d{1,9}))?(?:_(UW|RW))?"
+    r"_(True|False)_(True|False)_(\d{1,9}(?:\.\d{1,9})?)_.*"
+)
+_OWN: dict[str, Activation] = {
+    "ReLU": "relu",
+    "Identity": "identity",
+    "TopK": "topk_signed",
+    "TopKReLU": "topk",
+    "JumpReLU": "jumprelu",
+}
+# Of these the library itself also gives relu of all, and the k largest of it for any k.
+_OPEN = ("ReLU", "TopKReLU", "BatchTopKReLU")
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What a file's name says."""
+
+    shape: tuple[int, int]
+    activation: str
+    k: int | None
+    nested: bool
+    tied: bool
+    normalize: bool
+    cap: float
+
+
+def recognises(source: Source) -> bool:
+    """Whether a source's torch file has these four keys and a model with ``latent_bias``."""
+    found = peek_mapping(source, _ALLOW)
+    model = found.get("model")
+    return set(found) == _KEYS and isinstance(model, dict) and set(model) >= _NEEDED
+
+
+def read(source: Source, told: Told) -> StoredDictionary:
+    """Read a file in this format, or a folder with one.
+
+    Raises:
+        VlmEditError: Not a readable torch file, contents that do not fit, or neither name nor
+            caller says what the activation is.
+    """
+    path, found = source.path, open_mapping(source, _ALLOW)
+    expect_names(path, found, _KEYS)
+    tensors = mapping(path, found, "model")
+    jumps = {_JUMP} & set(tensors)
+    # Counts of training, which no code depends on.
+    expect_names(path, tensors, _NEEDED, {"decoder", "latents_activation_frequency"} | jumps)
+    named = _read_name(the_torch_file(source) or path.name)
+    activation, k = _activation(path, named, told, bool(jumps))
+    weight = expect_matrix(path, tensors, "encoder").T
+    _expect_as_named(path, named, weight, "decoder" not in tensors)
+    mean = expect_vector(path, found, "mean_center")
+    factor = expect_scalar(path, found, "scaling_factor")
+    if not 1e-30 < factor < 1e30:
+        raise VlmEditError(f"{path}: scaling_factor is {factor}, expected a number above 0")
+    if mean.shape != weight.shape[1:]:
+        raise VlmEditError(f"{path}: mean_center has shape {tuple(mean.shape)}, expected "
+                           f"{tuple(weight.shape[1:])}")  # fmt: skip
+    normed = named is not None and named.normalize
+    if normed and (factor != 1 or bool(mean.count_nonzero())):
+        raise VlmEditError(
+            f"{path}: a layer norm after a mean and a factor is not supported; supported: either"
+        )
+    # (x - mean) * factor goes into the encoder, and its inverse behind the decoder.
+    scale = mean.new_full(mean.shape, factor)
+    bias = expect_vector(path, tensors, "pre_bias") / factor + mean
+    tied = "decoder" not in tensors
+    decoder = weight if tied else expect_matrix(path, tensors, "decoder")
+    return StoredDictionary(
+        weight=Rows(weight, "encoder", scale=scale),
+        bias=expect_vector(path, tensors, "latent_bias"),
+        decoder=Rows(decoder, "encoder" if tied else "decoder", scale=1 / scale),
+        decoder_bias=bias,
+        activation=activation,
+        threshold=expect_vector(path, tensors, _JUMP).exp() if jumps else None,
+        k=k,
+        subtract=bias,
+        norm="layer_norm" if normed else "none",
+        soft_cap=named.cap if named is not None and named.cap > 0 else None,
+    )
+
+
+FORMAT = Format(
+    "msae",
+    "a .pth with model, mean_center, scaling_factor and target_norm",
+    recognises,
+    read,
+    frozenset({"k", "activation"}),
+)
+
+
+def _read_name(name: str) -> _Named | None:
+    """What ``train.py`` put into a file's name; None if it has been renamed."""
+    parts = _NAME.fullmatch(name)
+    if parts is None:
+        return None
+    m, d, activation, number, nested, tied, normalize, cap = parts.groups()
+    return _Named(
+        (int(m), int(d)),
+        activation,
+        int(number) if number and "TopK" in activation else None,
+        nested is not None,
+        tied == "True",
+        normalize == "True",
+        float(cap),
+    )
+
+
+def _activation(
+    path: Path, named: _Named | None, told: Told, jumps: bool
+) -> tuple[Activation, int | None]:
+    own = "JumpReLU" if jumps else named.activation if named else None
+    if (own == "JumpReLU") != jumps:
+        raise VlmEditError(f"{path}: the name says JumpReLU, but {_JUMP} is missing: damaged")
+    found = told.activation or (_OWN.get(own) if own else None)
+    if found is None:
+        raise VlmEditError(
+            f"{path}: {_why(own)}: pass activation='relu', or activation='topk' and k="
+        )
+    free = own is None and found in ("relu", "topk", "topk_signed", "identity")
+    if not (free or (own in _OPEN and found in ("relu", "topk")) or found == _OWN.get(own or "")):
+        raise VlmEditError(f"{path}: activation {found!r} does not go with {own or 'this format'}")
+    if found not in ("topk", "topk_signed"):
+        if told.k is not None:
+            raise VlmEditError(f"{path}: k={told.k} goes with activation='topk', not {found!r}")
+        return found, None
+    return found, _k(path, named, told)
+
+
+def _why(own: str | None) -> str:
+    if own is None:
+        return "its name does not say the activation, and the file does not keep it"
+    if "abs" in own:
+        return f"{own} codes are absolute values, which are not supported"
+    if own.startswith("BatchTopK"):
+        return f"{own} codes of one example depend on its batch"
+    return f"activation {own} is not known"
+
+
+def _k(path: Path, named: _Named | None, told: Told) -> int:
+    known = named.k if named is not None else None
+    if known is None and told.k is None:
+        raise VlmEditError(f"{path}: the file does not keep how many features stay: pass k=")
+    # A nested dictionary is trained for several k, of which the name has the smallest.
+    fixed = named is not None and named.activation in ("TopK", "TopKReLU") and not named.nested
+    if fixed and told.k not in (None, known):
+        raise VlmEditError(f"{path}: k={told.k} was passed, but the name says {known}: leave it "
+                           "out, or rename the file")  # fmt: skip
+    k = told.k if told.k is not None else known
+    assert k is not None
+    return k
+
+
+def _expect_as_named(path: Path, named: _Named | None, weight: Tensor, tied: bool) -> None:
+    if named is None:
+        return
+    if named.shape != tuple(weight.shape):
+        raise VlmEditError(
+            f"{path}: the name says {named.shape[0]} features of width {named.shape[1]}, but "
+            f"encoder is {tuple(weight.T.shape)}: it is another dictionary's name"
+        )
+    if named.tied != tied:
+        raise VlmEditError(
+            f"{path}: the name says tied {named.tied}, but the decoder is "
+            f"{'missing' if tied else 'there'}: it is another dictionary's name"
+        )

@@ -1,0 +1,203 @@
+"""The format of ViT-Prisma: ``config.json`` beside a state dict such as ``n_images_N.pt``.
+
+An older form keeps the config as an object of the library inside the ``.pt``; reading it would run
+code, so it is refused. A missing key has the library's default, which differs from null.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_edit.dictionaries.encoder import Activation, Norm
+from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.source import (
+    MOST_PICKLE,
+    Source,
+    expect_matrix,
+    expect_names,
+    expect_vector,
+    expect_whole,
+)
+from vlm_edit.dictionaries.formats.torchfile import open_mapping, peek_mapping, torch_files
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.errors import VlmEditError
+
+CONFIG = "config.json"
+
+_NAMES = {"W_enc", "b_enc", "W_dec", "b_dec"}
+_GATED = {"b_gate", "r_mag", "b_mag"}
+_SIGNS = {"hook_point_layer", "layer_subtype", "expansion_factor", "activation_fn_str"}
+_NORMS: dict[str, Norm] = {
+    "none": "none",
+    "layer_norm": "layer_norm",
+    "constant_norm_rescale": "constant_norm_rescale",
+}
+
+
+def recognises(source: Source) -> bool:
+    """Whether a source is a Prisma config with a state dict, or a file of the older form."""
+    config = _home(source).peek_json(CONFIG)
+    if "d_in" in config and _SIGNS & set(config) and set(peek_mapping(source)) >= _NAMES:
+        return True
+    return _is_old(source)
+
+
+def read(source: Source, told: Told) -> StoredDictionary:
+    """Read a folder in this format, or one of its torch files.
+
+    Raises:
+        VlmEditError: A file is missing, not valid or of the older form, or contents that do not
+            fit each other.
+    """
+    del told
+    if _is_old(source):
+        raise VlmEditError(
+            f"{source.path} is of Prisma's older form, which keeps its config as an object, and "
+            "reading it would run code from it: open it where you trust it, call "
+            f"checkpoint['cfg'].save_config({CONFIG!r}), save checkpoint['state_dict'] alone with "
+            "torch.save beside that, and load the folder"
+        )
+    path, tensors = source.path, open_mapping(source)
+    config = {key: _plain(value) for key, value in _home(source).json(CONFIG).items()}
+    gated = _architecture(path, config)
+    expect_names(path, tensors, _NAMES | _GATED if gated else _NAMES)
+    weight = expect_matrix(path, tensors, "W_enc")
+    decoder_bias = expect_vector(path, tensors, "b_dec")
+    bias, gain, threshold = expect_vector(path, tensors, "b_enc"), None, None
+    activation, k, cap = _activation(path, config)
+    if gated:
+        if k is not None:
+            raise VlmEditError(f"{path}: a gated dictionary with activation_fn_str 'topk' is not "
+                               "supported; supported: relu, tanh-relu")  # fmt: skip
+        # The gate opens where x W + b_gate > 0: a threshold on the magnitude. b_enc has no part.
+        gain, bias = (
+            expect_vector(path, tensors, "r_mag").exp(),
+            expect_vector(path, tensors, "b_mag"),
+        )
+        threshold, activation = bias - expect_vector(path, tensors, "b_gate") * gain, "jumprelu"
+    _expect_shape(path, config, weight.shape)
+    return StoredDictionary(
+        weight=Rows(weight.T, "W_enc", gain),
+        bias=bias,
+        decoder=Rows(expect_matrix(path, tensors, "W_dec"), "W_dec"),
+        decoder_bias=decoder_bias,
+        activation=activation,
+        threshold=threshold,
+        k=k,
+        subtract=decoder_bias,
+        norm=_norm(path, config),
+        soft_cap=cap,
+        info=_info(config),
+    )
+
+
+FORMAT = Format("prisma", f"{CONFIG} with hook_point_layer, and a .pt", recognises, read)
+
+
+def _home(source: Source) -> Source:
+    return source if source.is_folder else Source(source.path.parent)
+
+
+def _plain(value: Any) -> Any:
+    """Some versions write ``dtype`` and ``device`` as an object with the value inside."""
+    return value.get("value") if isinstance(value, dict) and "__type__" in value else value
+
+
+def _is_old(source: Source) -> bool:
+    """Whether the first torch file's pickle names a class of the library."""
+    names = torch_files(source)
+    if not names:
+        return False
+    path = source.file(names[0]) if source.is_folder else source.path
+    return _names_the_library(path)
+
+
+def _names_the_library(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = next(e for e in archive.infolist() if e.filename.endswith("data.pkl"))
+            with archive.open(entry) as file:
+                return b"vit_prisma." in file.read(MOST_PICKLE)
+    except Exception:  # whatever zipfile raises on damaged bytes: then it is not this
+        return False
+
+
+def _architecture(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether it is gated."""
+    if config.get("is_transcoder", False) is not False:
+        raise VlmEditError(
+            f"{path}: a transcoder is not a dictionary: it decodes to another site's activations"
+        )
+    architecture = config.get("architecture", "standard")
+    if architecture not in ("standard", "gated"):
+        raise VlmEditError(
+            f"{path}: architecture {architecture!r} is not supported; supported: standard, gated"
+        )
+    return bool(architecture == "gated")
+
+
+def _activation(
+    path: Path, config: Mapping[str, Any]
+) -> tuple[Activation, int | None, float | None]:
+    """Which, with its k and its soft cap."""
+    name = config.get("activation_fn_str", "topk")
+    if name == "relu":
+        return "relu", None, None
+    if name == "tanh-relu":
+        return "relu", None, 1.0
+    if name != "topk":
+        raise VlmEditError(
+            f"{path}: activation_fn_str {name!r} is not supported; supported: relu, tanh-relu, topk"
+        )
+    options = config.get("activation_fn_kwargs", {})
+    if not isinstance(options, dict) or set(options) != {"k"}:
+        raise VlmEditError(
+            f"{path}: activation_fn_kwargs of topk must be k and nothing else, got "
+            f"{str(options)[:60]}"
+        )
+    return "topk", expect_whole(path, options, "k"), None
+
+
+def _norm(path: Path, config: Mapping[str, Any]) -> Norm:
+    value = config.get("normalize_activations", "layer_norm")
+    if value is None:
+        return "none"
+    if not isinstance(value, str) or value not in _NORMS:
+        raise VlmEditError(
+            f"{path}: normalize_activations {value!r} is not supported; supported: null, "
+            f"{', '.join(_NORMS)}"
+        )
+    return _NORMS[value]
+
+
+def _expect_shape(path: Path, config: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+    d = expect_whole(path, config, "d_in")
+    m = d * expect_whole(path, {"expansion_factor": 16} | dict(config), "expansion_factor")
+    if shape != (d, m):
+        raise VlmEditError(
+            f"{path}: {CONFIG} states {d} dimensions and {m} features, but W_enc is "
+            f"{tuple(shape)}: the two files are not of one dictionary"
+        )
+
+
+def _info(config: Mapping[str, Any]) -> dict[str, str]:
+    info = {}
+    layer, subtype = config.get("hook_point_layer"), config.get("layer_subtype")
+    if isinstance(config.get("model_name"), str):
+        info["model_name"] = config["model_name"]
+    if isinstance(layer, list) and len(layer) == 1:
+        layer = layer[0]
+    if isinstance(layer, int) and not isinstance(layer, bool):
+        info["layer"] = str(layer)
+        if isinstance(subtype, str):
+            info["hook_name"] = f"blocks.{layer}.{subtype}"
+    if config.get("hook_point_head_index") is not None:
+        info["head"] = str(config["hook_point_head_index"])[:20]
+    if config.get("cls_token_only") is True:
+        info["tokens"] = "cls"
+    if config.get("use_patches_only") is True:
+        info["tokens"] = "patches"
+    return info
