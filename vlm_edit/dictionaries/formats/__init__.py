@@ -7,7 +7,15 @@ from typing import Literal, overload
 
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.encoder import Activation
-from vlm_edit.dictionaries.formats import saelens
+from vlm_edit.dictionaries.formats import (
+    clipscope,
+    dictionary_learning,
+    gytdau,
+    msae,
+    openai,
+    prisma,
+    saelens,
+)
 from vlm_edit.dictionaries.formats.format import Format, Layout, Told
 from vlm_edit.dictionaries.formats.hub import locate
 from vlm_edit.dictionaries.formats.source import Source
@@ -16,7 +24,15 @@ from vlm_edit.errors import VlmEditError
 
 __all__ = ["FORMATS", "Format", "Layout", "load_dictionary"]
 
-FORMATS: tuple[Format, ...] = (saelens.FORMAT,)
+FORMATS: tuple[Format, ...] = (
+    saelens.FORMAT,
+    dictionary_learning.FORMAT,
+    clipscope.FORMAT,
+    gytdau.FORMAT,
+    msae.FORMAT,
+    openai.FORMAT,
+    prisma.FORMAT,
+)
 
 
 @overload
