@@ -1,14 +1,16 @@
-"""The SAELens v6 format: ``cfg.json`` beside ``sae_weights.safetensors``.
+"""The SAELens format, versions 3 to 6: ``cfg.json`` beside ``sae_weights.safetensors``.
 
-Beside them we keep ``centers.safetensors``, a vector per stream that is subtracted after the
-norm. SAELens does not know it and reads the rest.
+We write version 6. Beside the two files we keep ``centers.safetensors``, a vector per stream that
+is subtracted after the norm. SAELens does not know it and reads the rest.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +25,53 @@ from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
     expect_names,
+    expect_scalar,
     expect_vector,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.errors import VlmEditError
 
 CONFIG, WEIGHTS, CENTERS = "cfg.json", "sae_weights.safetensors", "centers.safetensors"
+SCALER = "activation_scaler.json"
 
-_ACTIVATIONS: dict[str, Activation] = {"standard": "relu", "jumprelu": "jumprelu", "topk": "topk"}
+# Those that a dictionary is saved as; the others below are read only.
+_ACTIVATIONS: dict[str, Activation] = {
+    "standard": "relu",
+    "jumprelu": "jumprelu",
+    "topk": "topk",
+    "abstopk": "topk_abs",
+}
+# Checkpoints of a training under way keep BatchTopK's one threshold by itself.
+_ARCHITECTURES: dict[str, Activation] = {
+    **_ACTIVATIONS,
+    "gated": "jumprelu",
+    "batchtopk": "jumprelu",
+    "matryoshka_batchtopk": "jumprelu",
+}
+_TENSORS = {
+    "jumprelu": {"threshold"},
+    "gated": {"b_gate", "b_mag", "r_mag"},
+    "batchtopk": {"topk_threshold"},
+    "matryoshka_batchtopk": {"topk_threshold"},
+}
+_FACTORS = ("scaling_factor", "finetuning_scaling_factor")
+_RESCALED = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
+_NOT_DICTIONARIES = {
+    "temporal": "its codes depend on the tokens before",
+    "matching_pursuit": "its codes are searched for, one feature after another",
+    **dict.fromkeys(
+        ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"),
+        "it reads one site and writes another",
+    ),
+}
 _NORMS: dict[str, Norm] = {
     "none": "none",
     "layer_norm": "layer_norm",
     "constant_norm_rescale": "constant_norm_rescale",
+    "expected_average_only_in": "none",
 }
 _VERSION = "sae_lens_version"
+_LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
 def recognises(source: Source) -> bool:
@@ -54,32 +89,30 @@ def read(source: Source, told: Told) -> StoredDictionary:
     del told
     path, config = source.path, source.json(CONFIG)
     tensors = source.tensors(WEIGHTS)
-    _expect_version_6(path, config)
-    activation = _ACTIVATIONS[_choice(path, config, "architecture", None, _ACTIVATIONS)]
-    names = {"W_enc", "b_enc", "W_dec", "b_dec"}
-    if activation == "jumprelu":
-        names.add("threshold")
-    expect_names(path, tensors, names)
+    architecture, k, soft_cap = _read_architecture(path, config)
+    _expect_tensors(path, tensors, architecture)
     weight, decoder = (expect_matrix(path, tensors, name) for name in ("W_enc", "W_dec"))
-    bias, decoder_bias = (expect_vector(path, tensors, name) for name in ("b_enc", "b_dec"))
-    gain = None
-    if activation == "topk" and _flag(path, config, "rescale_acts_by_decoder_norm", False):
+    decoder_bias = expect_vector(path, tensors, "b_dec")
+    gain, bias, threshold = _read_encoder(path, tensors, architecture)
+    factor = _read_factor(path, config, tensors)
+    if architecture in _RESCALED and _flag(path, config, "rescale_acts_by_decoder_norm", False):
         # Features compete by pre-activation times their decoder row's norm.
-        gain = decoder.float().norm(dim=-1).clamp_min(1e-8)
-    metadata = config.get("metadata")
-    known = metadata if isinstance(metadata, dict) else {}
+        gain = torch.linalg.vector_norm(decoder, dim=1, dtype=torch.float32).clamp_min(1e-8)
+        bias, factor = bias * gain, (1 / gain if factor is None else factor / gain)
+    norm, scale = _read_norm(source, config)
     stored = StoredDictionary(
         weight=Rows(weight.T, "W_enc", gain),
-        bias=bias if gain is None else bias * gain,
-        decoder=Rows(decoder, "W_dec", None if gain is None else 1 / gain),
+        bias=bias,
+        decoder=Rows(decoder, "W_dec", factor),
         decoder_bias=decoder_bias,
-        activation=activation,
-        threshold=expect_vector(path, tensors, "threshold") if activation == "jumprelu" else None,
-        k=_read_k(path, config) if activation == "topk" else None,
+        activation=_ARCHITECTURES[architecture],
+        threshold=threshold,
+        k=k,
         subtract=decoder_bias if _flag(path, config, "apply_b_dec_to_input", True) else None,
-        norm=_read_norm(path, config),
+        norm=norm,
         centers=_read_centers(source),
-        info={k: v for k, v in known.items() if isinstance(v, str) and k != _VERSION},
+        soft_cap=soft_cap,
+        info=_read_info(config),
     )
     stated = (config.get("d_in"), config.get("d_sae"))
     if stated != (stored.width, stored.n_features):
@@ -87,7 +120,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
             f"{path}: cfg.json states d_in, d_sae = {stated}, but W_enc is "
             f"{tuple(weight.shape)}: the two files are not of one dictionary"
         )
-    return stored
+    return stored if scale is None else _of_unscaled(stored, scale)
 
 
 FORMAT = Format("saelens", f"{CONFIG} and {WEIGHTS}", recognises, read)
@@ -99,7 +132,7 @@ def save_saelens(
     """Write a dictionary as a folder that SAELens v6 reads.
 
     Args:
-        dictionary: With activation relu, jumprelu or topk.
+        dictionary: With activation relu, jumprelu, topk or topk_abs.
         path: The folder, made if need be.
         dtype: Of the weights in the file.
 
@@ -113,6 +146,8 @@ def save_saelens(
             f"SAELens has no architecture for activation {encoder.activation!r}; "
             "raw neurons need no file: use Dictionary.identity(width)"
         )
+    if encoder.soft_cap is not None:
+        raise VlmEditError(f"SAELens 6 has nothing for soft_cap, which is {encoder.soft_cap} here")
     subtracts = encoder.subtract is not None
     if subtracts and not torch.equal(encoder.subtract, dictionary.decoder_bias):  # type: ignore[arg-type]
         raise VlmEditError("SAELens subtracts the decoder's bias or nothing; this one differs")
@@ -155,42 +190,42 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype
     path.chmod(mode)  # safetensors writes files that only their owner may read
 
 
-def _expect_version_6(path: Path, config: dict[str, Any]) -> None:
-    """Refuse what older versions wrote beside the fields read here and that changes the code."""
-    name = config.get("activation_fn", config.get("activation_fn_str", "relu"))
-    if name != "relu" or config.get("finetuning_scaling_factor"):
+def _read_architecture(path: Path, config: dict[str, Any]) -> tuple[str, int | None, float | None]:
+    """Its name, k where features compete, and the soft cap that ``tanh-relu`` is."""
+    old = _is_old(config)
+    name = config.get("architecture", "standard" if old else None)
+    if isinstance(name, str) and name in _NOT_DICTIONARIES:
         raise VlmEditError(
-            f"{path}: written by SAELens before version 6 with activation_fn {name!r} and "
-            f"finetuning_scaling_factor {config.get('finetuning_scaling_factor')!r}: load it with "
-            "SAELens 6, save it there and read that"
+            f"{path}: architecture {name!r} is not supported: {_NOT_DICTIONARIES[name]}"
         )
-
-
-def _choice(
-    path: Path, config: dict[str, Any], key: str, default: str | None, known: Mapping[str, str]
-) -> str:
-    value = config.get(key, default)
-    if not isinstance(value, str) or value not in known:
+    if not isinstance(name, str) or name not in _ARCHITECTURES:
         raise VlmEditError(
-            f"{path}: {key} {value!r} is not supported; supported: {', '.join(known)}"
+            f"{path}: architecture {name!r} is not supported; "
+            f"supported: {', '.join(_ARCHITECTURES)}"
         )
-    return value
+    function = config.get("activation_fn_str", config.get("activation_fn"))
+    if function is None or (not old and function in ("relu", name)):
+        return name, _read_k(path, config) if "topk" in _ARCHITECTURES[name] else None, None
+    if old and function == "topk" and name in ("standard", "topk"):
+        arguments = config.get("activation_fn_kwargs")
+        if not isinstance(arguments, dict) or set(arguments) != {"k"}:
+            raise VlmEditError(
+                f"{path}: activation_fn_kwargs must have k alone, got {str(arguments)[:60]!r}"
+            )
+        return "topk", _read_k(path, arguments), None
+    if old and function in ("relu", "tanh-relu") and name in ("standard", "jumprelu", "gated"):
+        return name, None, 1.0 if function == "tanh-relu" else None
+    raise VlmEditError(
+        f"{path}: architecture {name!r} with activation_fn {str(function)[:60]!r} is not "
+        "supported; supported: relu, tanh-relu, and topk with the standard architecture"
+    )
 
 
-def _flag(path: Path, config: dict[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise VlmEditError(f"{path}: {key} must be true or false, got {value!r}")
-    return value
-
-
-def _read_norm(path: Path, config: dict[str, Any]) -> Norm:
-    norm = _choice(path, config, "normalize_activations", "none", _NORMS)
-    if config.get("reshape_activations", "none") not in ("none", None):
-        raise VlmEditError(
-            f"{path}: reshape_activations {config['reshape_activations']!r} is not supported"
-        )
-    return _NORMS[norm]
+def _is_old(config: dict[str, Any]) -> bool:
+    """Whether SAELens before version 6 wrote it: those did not say their version."""
+    metadata = config.get("metadata")
+    version = config.get(_VERSION) or (metadata if isinstance(metadata, dict) else {}).get(_VERSION)
+    return not re.match(r"([6-9]|[1-9]\d)(\D|$)", str(version))
 
 
 def _read_k(path: Path, config: dict[str, Any]) -> int:
@@ -198,6 +233,133 @@ def _read_k(path: Path, config: dict[str, Any]) -> int:
     if not isinstance(k, int) or isinstance(k, bool):
         raise VlmEditError(f"{path}: a topk dictionary needs a whole number k, got {k!r}")
     return k
+
+
+def _expect_tensors(path: Path, tensors: dict[str, Tensor], architecture: str) -> None:
+    needed = {"W_enc", "W_dec", "b_dec", *_TENSORS.get(architecture, set())}
+    if architecture != "gated":
+        needed.add("b_enc")
+    if architecture == "jumprelu" and "log_threshold" in tensors:  # of a training before version 6
+        needed = needed - {"threshold"} | {"log_threshold"}
+    expect_names(path, tensors, needed, set(_FACTORS))
+
+
+def _read_encoder(
+    path: Path, tensors: dict[str, Tensor], architecture: str
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Gain, bias and threshold, [m] each."""
+    if architecture == "gated":
+        # Open where x W + b_gate > 0, so where x W exp(r_mag) + b_mag exceeds this threshold.
+        gain = expect_vector(path, tensors, "r_mag").exp()
+        bias = expect_vector(path, tensors, "b_mag")
+        return gain, bias, bias - expect_vector(path, tensors, "b_gate") * gain
+    bias = expect_vector(path, tensors, "b_enc")
+    if "topk_threshold" in tensors:
+        threshold = expect_scalar(path, tensors, "topk_threshold")
+        if threshold <= 0:
+            raise VlmEditError(
+                f"{path}: topk_threshold is {threshold}: this BatchTopK checkpoint was saved "
+                "before its first training step, and would be plain relu; take a later one"
+            )
+        return None, bias, torch.full_like(bias, threshold)
+    if "log_threshold" in tensors:
+        return None, bias, expect_vector(path, tensors, "log_threshold").exp()
+    if architecture == "jumprelu":
+        return None, bias, expect_vector(path, tensors, "threshold")
+    return None, bias, None
+
+
+def _read_factor(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor | None:
+    """[m], what versions 3 to 5 multiplied codes by before decoding, learned by fine-tuning."""
+    found = [name for name in _FACTORS if name in tensors]
+    stated = bool(config.get("finetuning_scaling_factor"))
+    if len(found) > 1:
+        raise VlmEditError(f"{path}: has both {found[0]} and {found[1]}; remove the wrong one")
+    if not found and stated:
+        raise VlmEditError(
+            f"{path}: cfg.json states a finetuning_scaling_factor and {WEIGHTS} has none; if it "
+            "was never fine-tuned, set it to false in cfg.json"
+        )
+    factor = expect_vector(path, tensors, found[0]) if found else None
+    if factor is None or torch.allclose(factor, torch.ones_like(factor)):
+        return None  # early files of version 3 all have one, of ones
+    if not stated:
+        raise VlmEditError(
+            f"{path}: has {found[0]}, and cfg.json says finetuning_scaling_factor "
+            f"{config.get('finetuning_scaling_factor')!r}: set it to true if it is to be used"
+        )
+    return factor
+
+
+def _read_norm(source: Source, config: dict[str, Any]) -> tuple[Norm, float | None]:
+    """The norm, and the one number that activations were scaled by, where it is not folded in."""
+    path, value = source.path, config.get("normalize_activations")
+    if value is None or isinstance(value, bool):  # version 3
+        value = "expected_average_only_in" if value else "none"
+    if not isinstance(value, str) or value not in _NORMS:
+        raise VlmEditError(
+            f"{path}: normalize_activations {value!r} is not supported; "
+            f"supported: {', '.join(_NORMS)}; a scale or a whitening of a training under way is "
+            "folded into the weights when SAELens ends it: take the final checkpoint"
+        )
+    reshape = config.get("reshape_activations")
+    # SAELens joins the heads of hook_z to one axis; at a site here they are one axis already.
+    if reshape not in ("none", "hook_z", None):
+        raise VlmEditError(f"{path}: reshape_activations {reshape!r} is not supported")
+    if value != "expected_average_only_in":
+        return _NORMS[value], None
+    scaler = source.json(SCALER) if source.has(SCALER) else {}
+    if scaler.get("scaling_factor") is None:
+        raise VlmEditError(
+            f"{path}: normalize_activations 'expected_average_only_in' means that activations were "
+            "multiplied by one number in training, and that it is not folded into these weights. "
+            "Take SAELens' final checkpoint; or write the number, which is sqrt(d_in) over the "
+            f'mean norm of the activations, beside it: {SCALER} with {{"scaling_factor": ...}}'
+        )
+    scale = expect_scalar(source.file(SCALER), scaler, "scaling_factor")
+    if not 1e-12 < scale < 1e12:
+        raise VlmEditError(f"{path}: scaling_factor is {scale}; it must be a plausible scale")
+    return "none", scale
+
+
+def _of_unscaled(stored: StoredDictionary, scale: float) -> StoredDictionary:
+    """The dictionary whose codes of x are this one's of ``scale * x``."""
+
+    def times(rows: Rows, factor: float) -> Rows:
+        gain = torch.ones(len(rows.tensor)) if rows.gain is None else rows.gain
+        return replace(rows, gain=gain * factor)
+
+    return replace(
+        stored,
+        weight=times(stored.weight, scale),
+        subtract=None if stored.subtract is None else stored.subtract / scale,
+        decoder=times(stored.decoder, 1 / scale),
+        decoder_bias=stored.decoder_bias / scale,
+    )
+
+
+def _read_info(config: dict[str, Any]) -> dict[str, str]:
+    """What it was trained on; before version 6 beside the rest, now below ``metadata``."""
+    metadata = config.get("metadata")
+    values = {
+        "model_name": config.get("model_name"),
+        "hook_name": config.get("hook_name", config.get("hook_point")),
+        "layer": config.get("hook_layer", config.get("hook_point_layer")),
+        "sae_lens_training_version": config.get("sae_lens_training_version"),
+        **(metadata if isinstance(metadata, dict) else {}),
+    }
+    if isinstance(values["layer"], int) and not isinstance(values["layer"], bool):
+        values["layer"] = str(values["layer"])
+    info = {k: v for k, v in values.items() if isinstance(v, str) and k != _VERSION}
+    hook = _LAYER.search(info.get("hook_name", ""))
+    return info if hook is None else {"layer": hook[1], **info}
+
+
+def _flag(path: Path, config: dict[str, Any], key: str, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise VlmEditError(f"{path}: {key} must be true or false, got {value!r}")
+    return value
 
 
 def _read_centers(source: Source) -> dict[str, Tensor]:
