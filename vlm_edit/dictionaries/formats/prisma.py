@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vlm_edit.dictionaries.encoder import Activation, Norm
 from vlm_edit.dictionaries.formats.format import Format, Told
 from vlm_edit.dictionaries.formats.source import (
@@ -66,18 +68,17 @@ def read(source: Source, told: Told) -> StoredDictionary:
     expect_names(path, tensors, _NAMES | _GATED if gated else _NAMES)
     weight = expect_matrix(path, tensors, "W_enc")
     decoder_bias = expect_vector(path, tensors, "b_dec")
-    bias, gain, threshold = expect_vector(path, tensors, "b_enc"), None, None
     activation, k, cap = _activation(path, config)
-    if gated:
-        if k is not None:
-            raise VlmEditError(f"{path}: a gated dictionary with activation_fn_str 'topk' is not "
-                               "supported; supported: relu, tanh-relu")  # fmt: skip
-        # The gate opens where x W + b_gate > 0: a threshold on the magnitude. b_enc has no part.
-        gain, bias = (
-            expect_vector(path, tensors, "r_mag").exp(),
-            expect_vector(path, tensors, "b_mag"),
+    if gated and k is not None:
+        raise VlmEditError(
+            f"{path}: a gated dictionary with activation_fn_str 'topk' is not supported; "
+            "supported: relu, tanh-relu"
         )
-        threshold, activation = bias - expect_vector(path, tensors, "b_gate") * gain, "jumprelu"
+    # A gated dictionary has b_enc too, and no part for it.
+    bias, gain, threshold = expect_vector(path, tensors, "b_enc"), None, None
+    if gated:
+        activation = "jumprelu"
+        bias, gain, threshold = _gate(path, tensors)
     _expect_shape(path, config, weight.shape)
     return StoredDictionary(
         weight=Rows(weight.T, "W_enc", gain),
@@ -137,6 +138,16 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> bool:
             f"{path}: architecture {architecture!r} is not supported; supported: standard, gated"
         )
     return bool(architecture == "gated")
+
+
+def _gate(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Bias, gain and threshold of a magnitude that is let through where x W + b_gate > 0."""
+    bias, gate = expect_vector(path, tensors, "b_mag"), expect_vector(path, tensors, "b_gate")
+    gain = expect_vector(path, tensors, "r_mag").exp()
+    if not bool(gain.isfinite().all()) or not bias.shape == gate.shape == gain.shape:
+        raise VlmEditError(f"{path}: b_gate, b_mag and exp(r_mag) are not finite vectors of one "
+                           "size: the file is damaged")  # fmt: skip
+    return bias, gain, bias - gate * gain
 
 
 def _activation(
