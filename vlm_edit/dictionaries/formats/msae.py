@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,25 +112,19 @@ def read(source: Source, told: Told) -> StoredDictionary:
     expect_names(path, tensors, _NEEDED, {"decoder", "latents_activation_frequency"} | jumps)
     named = _read_name(the_torch_file(source) or path.name)
     activation, k = _activation(path, named, told, bool(jumps))
-    weight = expect_matrix(path, tensors, "encoder").T
-    _expect_as_named(path, named, weight, "decoder" not in tensors)
-    mean = expect_vector(path, found, "mean_center")
-    factor = expect_scalar(path, found, "scaling_factor")
-    if not 1e-30 < factor < 1e30:
-        raise VlmEditError(f"{path}: scaling_factor is {factor}, expected a number above 0")
-    if mean.shape != weight.shape[1:]:
-        raise VlmEditError(f"{path}: mean_center has shape {tuple(mean.shape)}, expected "
-                           f"{tuple(weight.shape[1:])}")  # fmt: skip
-    normed = named is not None and named.normalize
-    if normed and (factor != 1 or bool(mean.count_nonzero())):
+    weight, tied = expect_matrix(path, tensors, "encoder").T, "decoder" not in tensors
+    decoder = weight if tied else expect_matrix(path, tensors, "decoder")
+    if decoder.shape != weight.shape:
         raise VlmEditError(
-            f"{path}: a layer norm after a mean and a factor is not supported; supported: either"
+            f"{path}: encoder is {tuple(weight.T.shape)} and decoder {tuple(decoder.shape)}"
         )
+    _expect_as_named(path, named, weight, tied)
+    mean, factor = _affine(
+        path, found, weight.shape[1], normed=named is not None and named.normalize
+    )
     # (x - mean) * factor goes into the encoder, and its inverse behind the decoder.
     scale = mean.new_full(mean.shape, factor)
-    bias = expect_vector(path, tensors, "pre_bias") / factor + mean
-    tied = "decoder" not in tensors
-    decoder = weight if tied else expect_matrix(path, tensors, "decoder")
+    bias = _of_width(path, tensors, "pre_bias", len(mean)) / factor + mean
     return StoredDictionary(
         weight=Rows(weight, "encoder", scale=scale),
         bias=expect_vector(path, tensors, "latent_bias"),
@@ -139,7 +134,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
         threshold=expect_vector(path, tensors, _JUMP).exp() if jumps else None,
         k=k,
         subtract=bias,
-        norm="layer_norm" if normed else "none",
+        norm="layer_norm" if named is not None and named.normalize else "none",
         soft_cap=named.cap if named is not None and named.cap > 0 else None,
     )
 
@@ -151,6 +146,26 @@ FORMAT = Format(
     read,
     frozenset({"k", "activation"}),
 )
+
+
+def _affine(path: Path, found: Mapping[str, Any], d: int, normed: bool) -> tuple[Tensor, float]:
+    """Mean [d] and factor that the input is brought through first."""
+    mean = _of_width(path, found, "mean_center", d)
+    factor = expect_scalar(path, found, "scaling_factor")
+    if not 1e-30 < factor < 1e30:
+        raise VlmEditError(f"{path}: scaling_factor is {factor}, expected a number above 0")
+    if normed and (factor != 1 or bool(mean.count_nonzero())):
+        raise VlmEditError(
+            f"{path}: a layer norm after a mean and a factor is not supported; supported: either"
+        )
+    return mean, factor
+
+
+def _of_width(path: Path, values: Mapping[str, Any], name: str, d: int) -> Tensor:
+    found = expect_vector(path, values, name)
+    if len(found) != d:
+        raise VlmEditError(f"{path}: {name} has shape {tuple(found.shape)}, expected {(d,)}")
+    return found
 
 
 def _read_name(name: str) -> _Named | None:
