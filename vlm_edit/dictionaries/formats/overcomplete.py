@@ -1,0 +1,281 @@
+"""The format of overcomplete (KempnerInstitute): a ``state_dict()`` saved by torch.
+
+``a = relu(x @ W.T + b)``, ``code = select(a)``, ``x ~ code @ D`` with the rows of D brought to
+length 1, times exp(multiplier); no bias of the decoder anywhere. The library brings rows to length
+1 when it is switched to ``eval()``, so a file saved while training has rows a step away from it.
+
+The state dicts of SAE, TopKSAE and BatchTopKSAE are alike, and neither k nor BatchTopK's running
+threshold is in them. A checkpoint may hold the state dict under ``model_state`` with k beside it.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_edit.dictionaries.encoder import Activation
+from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.source import (
+    MOST_PICKLE,
+    Source,
+    expect_matrix,
+    expect_names,
+    expect_scalar,
+    expect_vector,
+    expect_whole,
+)
+from vlm_edit.dictionaries.formats.torchfile import (
+    mapping,
+    open_mapping,
+    peek_mapping,
+    torch_files,
+)
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.errors import VlmEditError
+
+_STATE = "model_state"
+# What trainers keep beside it, and what changes no code.
+_BESIDE = {"epoch", "step", "loss", "logs", "optimizer_state", "scheduler_state", "k", "top_k"}
+_ROWS, _MULTIPLIER = "dictionary._weights", "dictionary.multiplier"
+_TIED = {"encoder.tied_to._weights", "encoder.tied_to.multiplier"}
+_LINEAR = {"encoder.final_block.0.weight", "encoder.final_block.0.bias"}
+_BATCH_NORM = {
+    f"encoder.final_block.1.{name}" for name in ("weight", "bias", "running_mean", "running_var")
+}
+_COUNTER = "encoder.final_block.1.num_batches_tracked"
+_BATCH_NORM_EPS = 1e-5  # torch's; another one would not be in the file
+_OWN = {_ROWS, "dictionary.Relax"}
+# A trainer's step moves a row's length by far less; other normalisations, by far more.
+_SHORTEST, _LONGEST, _LOOKED_AT = 0.9, 1.1, 1024
+
+_PLAIN = "save its parts under names of your own and load them with layout="
+_REFUSED = (
+    ("Q", "it is a QSAE, whose codes are rounded to learned levels: no activation here does that"),
+    ("encoder.mlp_blocks.", "its encoder has layers before the last, so it is not one matrix"),
+    ("encoder.attention_blocks.", "its encoder mixes tokens, so it is not one matrix"),
+    ("encoder.resnet_blocks.", "its encoder mixes positions, so it is not one matrix"),
+    (
+        "dictionary.C",
+        "it is an archetypal SAE (RATopKSAE or RAJumpSAE), which keeps points and mixtures, not "
+        f"rows: after model.eval(), take model.get_dictionary() for the rows, and {_PLAIN}",
+    ),
+)
+
+
+def recognises(source: Source) -> bool:
+    """Whether a source's torch file has this library's names, even where it cannot be opened."""
+    found = peek_mapping(source)
+    inner = found.get(_STATE, found)
+    if isinstance(inner, Mapping) and inner:
+        return not _OWN.isdisjoint(inner)
+    return _names_the_library(source)
+
+
+def _names_the_library(source: Source) -> bool:
+    """Whether a pickle that ``weights_only`` refuses speaks of this library."""
+    names = torch_files(source)
+    if not names:
+        return False
+    try:
+        with zipfile.ZipFile(source.file(names[0]) if source.is_folder else source.path) as archive:
+            pickles = [n for n in archive.namelist() if n.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                return False
+            with archive.open(pickles[0]) as file:
+                text = file.read(MOST_PICKLE)
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+        return False
+    return b"overcomplete.sae" in text or _ROWS.encode() in text
+
+
+def read(source: Source, told: Told) -> StoredDictionary:
+    """Read a file in this format, or a folder with one.
+
+    Raises:
+        VlmEditError: Not a readable torch file; a model without one encoder matrix; tensors that
+            do not fit; k, threshold and activation not told, or told in vain.
+    """
+    path = source.path
+    tensors, k = _state(path, open_mapping(source))
+    jumps = "thresholds" in tensors
+    encoder, optional = _encoder_names(path, tensors)
+    needed = {_ROWS} | encoder | ({"thresholds"} if jumps else set())
+    expect_names(path, tensors, needed, {_MULTIPLIER} | optional)
+    decoder = _decoder(path, tensors)
+    weight, bias = _encoder(path, tensors, encoder, decoder)
+    if jumps:
+        if told.given():
+            raise VlmEditError(
+                f"{path} is a JumpSAE, whose thresholds are in the file: leave out "
+                f"{', '.join(told.given())}"
+            )
+        activation: Activation = "jumprelu"
+        threshold: Tensor | None = _below(expect_vector(path, tensors, "thresholds").exp())
+        k = None
+    else:
+        activation, k, level = _selection(path, told, k)
+        threshold = None if level is None else _below(torch.full((len(bias),), level))
+    return StoredDictionary(
+        weight=weight,
+        bias=bias,
+        decoder=decoder,
+        decoder_bias=torch.zeros(decoder.tensor.shape[1]),
+        activation=activation,
+        threshold=threshold,
+        k=k,
+    )
+
+
+FORMAT = Format(
+    "overcomplete",
+    "a .pt with dictionary._weights, or that under model_state",
+    recognises,
+    read,
+    frozenset({"k", "threshold", "activation"}),
+)
+
+
+def _state(path: object, found: Mapping[str, Any]) -> tuple[Mapping[str, Any], int | None]:
+    """The state dict, and k if it stands beside."""
+    if _STATE not in found:
+        return found, None
+    unknown = sorted(str(name) for name in set(found) - _BESIDE - {_STATE})
+    if unknown:
+        raise VlmEditError(
+            f"{path}: beside {_STATE} stands {', '.join(unknown)[:200]}, which may change the "
+            f"codes: if it does not, save checkpoint[{_STATE!r}] alone and load that"
+        )
+    stated = [expect_whole(path, found, name) for name in ("k", "top_k") if name in found]
+    if len(set(stated)) > 1:
+        raise VlmEditError(f"{path}: k is {stated[0]} but top_k is {stated[1]}")
+    return mapping(path, found, _STATE), stated[0] if stated else None
+
+
+def _encoder_names(path: object, tensors: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Names of the encoder's tensors, which say what kind it is, and of those it may lack."""
+    for start, why in _REFUSED:
+        if any(n == start or (n.startswith(start) and "." in start) for n in map(str, tensors)):
+            raise VlmEditError(f"{path}: {why}")
+    own = {name for name in map(str, tensors) if name.startswith("encoder.")}
+    if not own:
+        raise VlmEditError(
+            f"{path}: it has no encoder, as MpSAE and OMPSAE, which search for codes step by step: "
+            "no single product with a matrix gives them"
+        )
+    if own & _TIED:
+        return _TIED, {"encoder.bias"}
+    if "encoder.weight" in own:
+        return {"encoder.weight"}, {"encoder.bias"}
+    if "encoder.final_block.1.running_mean" in own:
+        return _LINEAR | _BATCH_NORM, {_COUNTER}
+    if own & _BATCH_NORM:
+        raise VlmEditError(
+            f"{path}: its encoder ends in a layer norm over all features (mlp_ln_1), so a code is "
+            "not a product with its feature's row: this cannot be represented"
+        )
+    return _LINEAR, set()
+
+
+def _decoder(path: object, tensors: Mapping[str, Any]) -> Rows:
+    rows = expect_matrix(path, tensors, _ROWS)
+    some = rows[:: max(1, len(rows) // _LOOKED_AT)].float().norm(dim=1)
+    if not some.numel():
+        raise VlmEditError(f"{path}: {_ROWS} is empty")
+    if not bool(((some > _SHORTEST) & (some < _LONGEST)).all()):
+        raise VlmEditError(
+            f"{path}: rows of {_ROWS} have lengths from {some.min():.3g} to {some.max():.3g}, not "
+            "about 1. If the dictionary's normalization is l2, the default, call model.eval() and "
+            f"save its state_dict() anew; the file does not name any other, so {_PLAIN}"
+        )
+    # Files from before version 0.1.0 lack it.
+    factor = expect_scalar(path, tensors, _MULTIPLIER) if _MULTIPLIER in tensors else 0.0
+    gain = torch.full((len(rows),), factor).exp()
+    if not bool(gain.isfinite().all()):
+        raise VlmEditError(f"{path}: exp({_MULTIPLIER}) is not finite: the file is damaged")
+    return Rows(rows, _ROWS, gain=gain, unit=True)
+
+
+def _encoder(
+    path: object, tensors: Mapping[str, Any], names: set[str], decoder: Rows
+) -> tuple[Rows, Tensor]:
+    if names >= _TIED:
+        name = "encoder.tied_to._weights"
+    else:
+        name = "encoder.weight" if "encoder.weight" in names else "encoder.final_block.0.weight"
+    found, m = expect_matrix(path, tensors, name), len(decoder.tensor)
+    if found.shape != decoder.tensor.shape:
+        raise VlmEditError(
+            f"{path}: {name} is {tuple(found.shape)}, {_ROWS} is {tuple(decoder.tensor.shape)}: "
+            "they must be equal"
+        )
+    rows = Rows(found, name)
+    if names >= _TIED:
+        # Saved together they share their memory, and then nothing is read to compare them.
+        same = found.data_ptr() == decoder.tensor.data_ptr() or torch.equal(found, decoder.tensor)
+        factors = [
+            expect_scalar(path, tensors, n) for n in ("encoder.tied_to.multiplier", _MULTIPLIER)
+        ]
+        if not same or factors[0] != factors[1]:
+            raise VlmEditError(f"{path}: the encoder is tied to another dictionary than its own")
+        rows = decoder
+    if "encoder.final_block.0.bias" in names:
+        bias = expect_vector(path, tensors, "encoder.final_block.0.bias")
+    elif "encoder.bias" in tensors:
+        bias = expect_vector(path, tensors, "encoder.bias")
+    else:
+        bias = torch.zeros(m)
+    if len(bias) != m:
+        raise VlmEditError(f"{path}: the encoder's bias is of {len(bias)} features, not of {m}")
+    return _fold_batch_norm(path, tensors, rows, bias) if names >= _BATCH_NORM else (rows, bias)
+
+
+def _fold_batch_norm(
+    path: object, tensors: Mapping[str, Any], rows: Rows, bias: Tensor
+) -> tuple[Rows, Tensor]:
+    """In use it is ``(h - mean) / sqrt(var + eps) * weight + bias`` with stored mean and var."""
+    scale, shift, mean, var = (
+        expect_vector(path, tensors, f"encoder.final_block.1.{name}")
+        for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    for vector in (scale, shift, mean, var):
+        if vector.shape != bias.shape:
+            raise VlmEditError(
+                f"{path}: the encoder's batch norm is of {len(vector)} features, not {len(bias)}"
+            )
+    if not bool((var >= 0).all()):
+        raise VlmEditError(f"{path}: running_var is below 0: the file is damaged")
+    gain = scale / (var + _BATCH_NORM_EPS).sqrt()
+    return Rows(rows.tensor, rows.name, gain=gain), (bias - mean) * gain + shift
+
+
+def _selection(
+    path: object, told: Told, stated: int | None
+) -> tuple[Activation, int | None, float | None]:
+    """Which codes stay: what is told, or k that stands in the file."""
+    if told.k is not None and stated is not None and told.k != stated:
+        raise VlmEditError(f"{path} says k={stated}, but it was told k={told.k}: leave it out")
+    k = told.k if told.k is not None else stated
+    found: Activation | None = None
+    if told.threshold is not None and told.k is None and told.activation in (None, "jumprelu"):
+        found, k = "jumprelu", None
+    elif told.threshold is None and k is not None and told.activation in (None, "topk"):
+        found = "topk"
+    elif told == Told(activation="relu"):
+        found, k = "relu", None
+    if found is None:
+        given = ", ".join(f"{name}={value!r}" for name, value in told.given().items()) or "nothing"
+        raise VlmEditError(
+            f"{path} may be of SAE, TopKSAE or BatchTopKSAE, whose files are alike; it was told "
+            f"{given}: say activation='relu' for SAE, k= (its top_k) for TopKSAE, or threshold= "
+            "(its running_threshold) for BatchTopKSAE"
+        )
+    return found, k, told.threshold
+
+
+def _below(threshold: Tensor) -> Tensor:
+    """Codes equal to the threshold stay here; with ``jumprelu`` those would go."""
+    return torch.nextafter(threshold, torch.tensor(-torch.inf))
