@@ -13,6 +13,7 @@ from vlm_edit.dictionaries.formats import (
     gytdau,
     msae,
     openai,
+    overcomplete,
     prisma,
     saelens,
 )
@@ -31,6 +32,7 @@ FORMATS: tuple[Format, ...] = (
     gytdau.FORMAT,
     msae.FORMAT,
     openai.FORMAT,
+    overcomplete.FORMAT,
     prisma.FORMAT,
 )
 
