@@ -35,6 +35,12 @@ def fingerprint(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
     }
 
 
+def host_name(model: nn.Module) -> str | None:
+    """What transformers loaded a host from: a name on the hub or a path; None if it did not."""
+    name = getattr(getattr(unwrap(model), "config", None), "_name_or_path", None)
+    return name if isinstance(name, str) and name else None
+
+
 def expect_host(expected: dict[str, Any], actual: dict[str, Any]) -> None:
     """Refuse a host that is not the one a patch was made for.
 

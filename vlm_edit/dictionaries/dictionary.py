@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.codes import SparseCodes
+from vlm_edit.dictionaries.check import Check, check
 from vlm_edit.dictionaries.encoder import Encoder, Norm, autocast_off, expect, move
+from vlm_edit.dictionaries.origin import expect_site as expect_site
 from vlm_edit.errors import VlmEditError
 
 
@@ -59,8 +62,8 @@ class Dictionary:
         encoder: From activations to codes.
         decoder: [m, d].
         decoder_bias: [d].
-        info: What the file says it was trained on, such as ``model_name`` and ``hook_name``;
-            ``site`` is compared with the site it is used at.
+        info: What the file says it was trained on, such as ``model_name`` and ``hook_name``,
+            which are compared with the host and the site it is used at.
 
     Example:
         >>> import torch
@@ -99,7 +102,7 @@ class Dictionary:
         """Refuse another site than the one the dictionary's file says it was trained at.
 
         Raises:
-            VlmEditError: ``info["site"]`` is there and differs.
+            VlmEditError: ``info`` names another site, layer or tower, or a place that is no site.
         """
         expect_site(self.info, site)
 
@@ -288,6 +291,47 @@ class Dictionary:
         error = (normed - self.decode(self.encode(x, stream))).square().sum()
         return float(1 - error / (normed - normed.mean(0)).square().sum())
 
+    def check(
+        self,
+        activations: Tensor,
+        stream: str | None = None,
+        image: Tensor | None = None,
+        *,
+        warn: bool = True,
+    ) -> Check:
+        """How well the dictionary fits activations, and what is probably wrong where it does not.
+
+        Where little is explained it is tried what would explain more: another norm or scale,
+        activations centred or standardised, a bias that is subtracted or not, matrices the other
+        way round, the other stream. What helps most is named; if nothing helps, the activations
+        are probably another layer's or another host's.
+
+        Args:
+            activations: [..., d], some hundreds or more, as the host gives them.
+            stream: As in ``encode``.
+            image: As in ``encode``.
+            warn: Whether to tell what looks wrong by Python's warnings too.
+
+        Returns:
+            Explained variance, L0, dead share, and warnings; print it.
+
+        Raises:
+            VlmEditError: As in ``encode``, or fewer than two activations that differ.
+
+        Example:
+            >>> from vlm_edit import collect, zoo
+            >>> host, processor = zoo.load_host()
+            >>> pairs = zoo.load_pairs().select(range(64))
+            >>> found = collect(host, processor, pairs, "joint", progress=False)
+            >>> check = zoo.load_dictionary("joint").check(found["text"], "text")
+            >>> round(check.explained_variance, 1), check.warnings
+            (0.8, ())
+        """
+        found = check(self, activations, stream, image)
+        if warn and found.warnings:
+            warnings.warn("; ".join(found.warnings), stacklevel=2)
+        return found
+
     def slice(self, features: Sequence[int]) -> Slice:
         """What an edit of these features needs of the dictionary.
 
@@ -300,16 +344,6 @@ class Dictionary:
         if self.encoder.competes:
             return Slice(tuple(features), self.encoder, rows, self.n_features, index)
         return Slice(tuple(features), self.encoder.select(features), rows, self.n_features)
-
-
-def expect_site(info: Mapping[str, str], site: str) -> None:
-    """Refuse another site than the one that a dictionary says it was trained at."""
-    trained = info.get("site", site)
-    if trained != site:
-        raise VlmEditError(
-            f"the dictionary was trained at site {trained!r}, not at {site!r}, where its "
-            "features mean nothing; dataclasses.replace(dictionary, info={}) lets it through"
-        )
 
 
 def expect_features(features: Sequence[int], n_features: int) -> None:

@@ -14,7 +14,9 @@ from tqdm.auto import tqdm
 
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Dictionary, Encoder
+from vlm_edit.dictionaries.origin import expect_origin
 from vlm_edit.errors import VlmEditError
+from vlm_edit.fingerprint import host_name
 from vlm_edit.hooks import Recording, Where, record
 from vlm_edit.pairs import Pairs
 from vlm_edit.sites import Adapter, Site, expect_width, find_site, unwrap
@@ -137,7 +139,7 @@ class Reader:
     ) -> Iterator[tuple[int, list[Image.Image], list[int]]]:
         """Number, images and pairs' numbers of each batch, after everything is checked."""
         expect_width(self.model, site, self.dictionary.width)
-        self.dictionary.expect_site(self.site)
+        expect_origin(self.dictionary.info, self.site, host_name(self.model))
         if unwrap(self.model).training:
             raise VlmEditError(
                 f"{type(unwrap(self.model)).__name__} is in train mode, where dropout makes "

@@ -16,8 +16,10 @@ class Binding:
         site: The site's name.
         splice: What is done there.
         selection: The tokens it is done to.
+        model_name: The host that the dictionary's file names, if it does.
     """
 
     site: str
     splice: Splice
     selection: Selection = field(default_factory=Selection)
+    model_name: str | None = None

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from vlm_edit import hooks, tracing
 from vlm_edit.dictionaries import Dictionary, StoredDictionary
+from vlm_edit.dictionaries.origin import expect_model
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.errors import VlmEditError
-from vlm_edit.fingerprint import expect_host, fingerprint
+from vlm_edit.fingerprint import expect_host, fingerprint, host_name
 from vlm_edit.hooks import Handle, Phase, Selection, Tokens
 from vlm_edit.patches import storage
 from vlm_edit.patches.active import Active, Run
@@ -94,7 +95,9 @@ class Patch:
         listed = [rules] if isinstance(rules, Rule) else list(rules)
         places = cast("tuple[int, ...] | None", positions)  # made one there
         selection = Selection(tokens, phase, steps, places)
-        return cls((Binding(site, Splice.of(dictionary, listed), selection),), info=info or {})
+        trained_on = dictionary.info.get("model_name")
+        binding = Binding(site, Splice.of(dictionary, listed), selection, trained_on)
+        return cls((binding,), info=info or {})
 
     def __add__(self, other: Patch) -> Patch:
         """Both patches in one, this one's edits first.
@@ -129,7 +132,8 @@ class Patch:
             model: The host, or an nnsight model around it. Neither its code nor its weights
                 change.
             adapter: The host's adapter; by default found.
-            check_host: Whether to compare the host with the one the patch was saved for.
+            check_host: Whether to compare the host with the one the patch was saved for, and its
+                name with the one its dictionaries were trained on.
             strength: Multiplies what the patch changes; one number, or one per row of the batch
                 (0 leaves a row bit for bit as it is). Beams of a row share its strength.
             mask: [B, P] bool, the tokens of the prompt to edit instead of those the patch chooses
@@ -146,8 +150,8 @@ class Patch:
 
         Raises:
             VlmEditError: A site the host lacks, a dead site, another width, a stream that does
-                not pass there, another host than the patch was saved for, or a site that nnsight
-                does not see.
+                not pass there, another host than the patch was saved for or its dictionaries
+                were trained on, or a site that nnsight does not see.
         """
         if via not in get_args(Engine):
             raise VlmEditError(f"via is {via!r}; use 'hooks' or 'nnsight'")
@@ -192,6 +196,8 @@ class Patch:
             VlmEditError: As ``attach``.
         """
         targets = [(binding, _target(model, binding, adapter)) for binding in self.bindings]
+        if check_host:
+            self._expect_model(model)
         if check_host and self.host is not None:
             sites = [find_site(model, name, adapter) for name in self.host["sites"]]
             expect_host(dict(self.host), fingerprint(model, sites))
@@ -217,6 +223,7 @@ class Patch:
         host = self.host
         if model is not None:
             self.check(model, adapter, check_host=False)
+            self._expect_model(model)
             sites = [find_site(model, binding.site, adapter) for binding in self.bindings]
             host = fingerprint(model, sites)
         missing = [b.site for b in self.bindings if host is None or b.site not in host["sites"]]
@@ -226,6 +233,10 @@ class Patch:
                 "patch.save(path, model)"
             )
         storage.write(path, self.bindings, host, self.info)
+
+    def _expect_model(self, model: nn.Module) -> None:
+        for binding in self.bindings:
+            expect_model(binding.model_name, host_name(model))
 
 
 def load_patch(path: str | os.PathLike[str]) -> Patch:

@@ -1,0 +1,342 @@
+"""How well a dictionary fits activations, and what is probably wrong where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlm_edit.dictionaries.encoder import Encoder, Norm
+from vlm_edit.errors import VlmEditError
+
+if TYPE_CHECKING:
+    from vlm_edit.dictionaries.dictionary import Dictionary
+
+GOOD, POOR = 0.9, 0.3  # explained variance: nothing else is tried; something must be wrong
+_CODES = 1 << 24  # codes held at once
+_WORK = 1 << 36  # products of one trial
+_NORMS: tuple[Norm, ...] = ("none", "layer_norm", "constant_norm_rescale")
+
+
+@dataclass(frozen=True)
+class Check:
+    """How well a dictionary fits some activations.
+
+    Attributes:
+        explained_variance: As ``Dictionary.explained_variance``.
+        l0: Active features of an activation, on average.
+        dead: Share of features active in none of the activations.
+        n: Number of activations.
+        warnings: What looks wrong, the likely cause first; empty where nothing does.
+    """
+
+    explained_variance: float
+    l0: float
+    dead: float
+    n: int
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Three lines at most, and one for each warning."""
+        told = (
+            f"explained variance {self.explained_variance:.3f}, L0 {self.l0:.1f}, "
+            f"{self.dead:.1%} of features dead ({self.n} activations)"
+        )
+        return "\n".join([told, *(f"warning: {text}" for text in self.warnings)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Activations [n, d], of which stream, and image tokens of a mixed one."""
+
+    x: Tensor
+    stream: str | None
+    image: Tensor | None
+
+    def some(self, count: int) -> _Batch:
+        """At most so many of them, evenly spread."""
+        n = len(self.x)
+        if n <= count:
+            return self
+        index = torch.arange(count, device=self.x.device) * n // count
+        image = None if self.image is None else self.image[index]
+        return _Batch(self.x[index], self.stream, image)
+
+    def split(self, rows: int) -> Iterator[_Batch]:
+        """So many at a time."""
+        for begin in range(0, len(self.x), rows):
+            part = slice(begin, begin + rows)
+            image = None if self.image is None else self.image[part]
+            yield _Batch(self.x[part], self.stream, image)
+
+    def means(self, values: Tensor) -> dict[str, Tensor]:
+        """The mean of something by stream."""
+        if self.stream != "mixed" or self.image is None:
+            return {self.stream or "image": values.mean(0)}
+        chosen = {"image": self.image, "text": ~self.image}
+        return {name: values[mask].mean(0) for name, mask in chosen.items() if bool(mask.any())}
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """Another way to read a dictionary, or to prepare activations for it.
+
+    Attributes:
+        what: Completes "with ...".
+        cause: What it would mean.
+        encoder: The encoder that is tried.
+        batch: The activations, with another stream where that is tried.
+        mean: [d] or a number, subtracted first.
+        scale: [d] or a number, divided by then; both are put back to compare.
+        decoder: That is tried; None for the dictionary's own.
+    """
+
+    what: str
+    cause: str
+    encoder: Encoder
+    batch: _Batch
+    mean: Tensor | float = 0.0
+    scale: Tensor | float = 1.0
+    decoder: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What a trial gave."""
+
+    explained: float
+    l0: float
+    active: Tensor = field(repr=False)
+
+
+def check(
+    dictionary: Dictionary, x: Tensor, stream: str | None = None, image: Tensor | None = None
+) -> Check:
+    """As ``Dictionary.check``, without Python's warnings."""
+    batch = _flat(dictionary, x, stream, image)
+    own = _Trial("", "", dictionary.encoder, batch)
+    found = _try(dictionary, own)
+    dead = 1 - float(found.active.float().mean())
+    given = Check(found.explained, found.l0, dead, len(batch.x))
+    if dictionary.encoder.activation == "identity":
+        return given
+    warnings = [*_codes_look_wrong(dictionary, given)]
+    if not found.explained >= GOOD:
+        cause = _cause(dictionary, batch, found.explained)
+        warnings = [*([cause] if cause else []), *warnings]
+    return replace(given, warnings=tuple(warnings))
+
+
+def _flat(dictionary: Dictionary, x: Tensor, stream: str | None, image: Tensor | None) -> _Batch:
+    if x.ndim < 1 or x.shape[-1] != dictionary.width:
+        raise VlmEditError(
+            f"activations of shape {tuple(x.shape)} meet a dictionary of width "
+            f"{dictionary.width}: is it another layer's or another host's?"
+        )
+    if image is not None and image.shape != x.shape[:-1]:
+        raise VlmEditError(
+            f"the mask of image tokens has shape {tuple(image.shape)}, expected "
+            f"{tuple(x.shape[:-1])}"
+        )
+    flat = x.detach().reshape(-1, x.shape[-1]).float()
+    if len(flat) < 2 or not bool(flat.isfinite().all()) or not bool((flat != flat[0]).any()):
+        raise VlmEditError(
+            f"a check needs at least two activations that differ, all finite; got {len(flat)}: "
+            "some hundreds tell more"
+        )
+    return _Batch(flat, stream, None if image is None else image.reshape(-1))
+
+
+@torch.no_grad()
+def _try(dictionary: Dictionary, trial: _Trial) -> _Found:
+    """Explained variance, L0, and which features are active, some rows at a time."""
+    m = dictionary.n_features
+    tried = replace(
+        dictionary,
+        encoder=trial.encoder,
+        decoder=dictionary.decoder if trial.decoder is None else trial.decoder,
+    )
+    active = torch.zeros(m, dtype=torch.bool, device=trial.batch.x.device)
+    error = count = 0.0
+    total = torch.zeros(dictionary.width, dtype=torch.float64, device=trial.batch.x.device)
+    squares, shift = 0.0, None
+    for part in trial.batch.split(max(1, _CODES // m)):
+        z = (part.x - trial.mean) / trial.scale
+        normed, _ = trial.encoder.normalise(z)
+        if trial.encoder.centers:
+            normed = normed - trial.encoder.center(part.stream, part.image)
+        codes = tried.encode(z, part.stream, part.image)
+        active |= (codes != 0).any(0)
+        count += float((codes != 0).sum())
+        error += float(((normed - tried.decode(codes)) * trial.scale).double().square().sum())
+        values = (normed * trial.scale).double()
+        shift = values.mean(0) if shift is None else shift  # keeps the digits of large means
+        total += (values - shift).sum(0)
+        squares += float((values - shift).square().sum())
+    n = len(trial.batch.x)
+    variance = squares - float(total.square().sum()) / n
+    explained = 1 - error / variance if variance > 0 else float("-inf")
+    return _Found(explained, count / n, active)
+
+
+def _codes_look_wrong(dictionary: Dictionary, found: Check) -> Iterator[str]:
+    """What codes alone show."""
+    encoder, m = dictionary.encoder, dictionary.n_features
+    threshold, k = encoder.threshold, str(dictionary.info.get("k", ""))
+    if (
+        threshold is not None
+        and bool((threshold < 0).all())
+        and bool((threshold == threshold[0]).all())
+    ):
+        yield (
+            f"every threshold is {float(threshold[0]):g}: it was never calibrated, and every "
+            "feature above 0 is active; load the dictionary with activation='topk', or calibrate it"
+        )
+    if not found.l0:
+        yield f"no feature is active on any of {found.n} activations"
+        return
+    if found.l0 > m / 2:
+        yield (
+            f"L0 is {found.l0:.1f} of {m} features: codes are not sparse, as when a threshold is "
+            "lost or activations are too large"
+        )
+    expected = encoder.k if encoder.k is not None else int(k) if k.isdecimal() else None
+    if expected is not None and not expected / 3 <= found.l0 <= expected * 3:
+        yield f"L0 is {found.l0:.1f}, and the dictionary was trained for {expected}"
+    if found.dead > 0.9 and found.n * found.l0 >= 20 * m:
+        yield (
+            f"{found.dead:.1%} of features are active on none of {found.n} activations: these are "
+            "a narrow sample, or not what it was trained on"
+        )
+
+
+def _cause(dictionary: Dictionary, batch: _Batch, explained: float) -> str | None:
+    """What would explain the activations better; None where nothing does and nothing need."""
+    rows = max(128, min(1024, _WORK // (dictionary.width * dictionary.n_features)))
+    some = batch.some(rows)
+    own = _try(dictionary, _Trial("", "", dictionary.encoder, some))
+    tried = [(t, _try(dictionary, t)) for t in _trials(dictionary, some)]
+    kept = [(t, f) for t, f in tried if _better(f, own)]
+    scales = _scales(dictionary, some)
+    # Any number may be fitted a little too well: it must tell more than what has a reason.
+    least = min((1 - f.explained for _, f in kept), default=float("inf"))
+    kept += [(t, f) for t, f in scales if _better(f, own) and 1 - f.explained < 0.85 * least]
+    told = f"explained variance is {explained:.2f}; "
+    if kept:
+        # Of those about as good the first: it changes least.
+        least = min(1 - f.explained for _, f in kept)
+        trial, found = next((t, f) for t, f in kept if 1 - f.explained <= least * 1.005)
+        return f"{told}with {trial.what} it would be {found.explained:.2f}: {trial.cause}"
+    if explained >= POOR:
+        return None
+    best = max(f.explained for _, f in [*tried, *scales])
+    return (
+        f"{told}no other scale, shift, norm or orientation explains much (the best {best:.2f}): "
+        "these activations probably come from another layer or another host than the dictionary "
+        "was trained on"
+    )
+
+
+def _better(found: _Found, own: _Found) -> bool:
+    """Whether a trial explains so much more that the dictionary was made for it."""
+    if own.explained < POOR:
+        return found.explained >= max(0.5, own.explained + 0.2)
+    # Denser codes explain more of anything.
+    share = 0.8 if found.l0 <= 1.05 * own.l0 else 0.6 if found.l0 <= 1.5 * own.l0 else 0.3
+    return 1 - found.explained < share * (1 - own.explained)
+
+
+def _trials(dictionary: Dictionary, batch: _Batch) -> Iterator[_Trial]:
+    """Other ways to read the dictionary, then other activations."""
+    encoder = dictionary.encoder
+    wrongly = "its format or an option of it was probably read wrongly"
+    if encoder.subtract is None:
+        what = "the decoder's bias subtracted before the encoder"
+        yield _Trial(what, wrongly, replace(encoder, subtract=dictionary.decoder_bias), batch)
+    else:
+        what = "nothing subtracted before the encoder"
+        yield _Trial(what, wrongly, replace(encoder, subtract=None), batch)
+    for norm in _NORMS:
+        if norm != encoder.norm:
+            cause = f"the dictionary was probably trained with norm {norm!r}"
+            yield _Trial(f"norm {norm!r}", cause, replace(encoder, norm=norm), batch)
+    if dictionary.width == dictionary.n_features:
+        yield from _transposed(dictionary, batch)
+    yield from _shifts(encoder, batch)
+    if encoder.norm == "none":
+        yield from _standards(encoder, batch)
+
+
+def _transposed(dictionary: Dictionary, batch: _Batch) -> Iterator[_Trial]:
+    encoder, decoder = dictionary.encoder, dictionary.decoder.T.contiguous()
+    turned = replace(encoder, weight=encoder.weight.T.contiguous())
+    cause = "it was probably stored the other way round"
+    yield _Trial("the encoder transposed", cause, turned, batch)
+    yield _Trial("the decoder transposed", cause, encoder, batch, decoder=decoder)
+    yield _Trial("encoder and decoder transposed", cause, turned, batch, decoder=decoder)
+
+
+def _shifts(encoder: Encoder, batch: _Batch) -> Iterator[_Trial]:
+    """Other centers: the other stream's, none, or this batch's own."""
+    if batch.stream in encoder.centers:
+        for name in encoder.centers:
+            if name != batch.stream:
+                cause = f"the activations are probably of the {name} stream"
+                yield _Trial(f"stream={name!r}", cause, encoder, replace(batch, stream=name))
+        cause = "the dictionary was probably trained without"
+        yield _Trial("no center subtracted", cause, replace(encoder, centers={}), batch)
+    normed, _ = encoder.normalise(batch.x)
+    means = batch.means(normed)
+    named = batch if batch.stream else replace(batch, stream=next(iter(means)))
+    if batch.stream != "mixed" or len(means) == 2:
+        what = "the mean of the activations subtracted"
+        cause = "the dictionary was probably trained on centred activations, each stream apart"
+        if encoder.norm == "none":
+            cause += "; see Dictionary.standardised"
+        yield _Trial(what, cause, replace(encoder, centers=means), named)
+
+
+def _standards(encoder: Encoder, batch: _Batch) -> Iterator[_Trial]:
+    """Activations brought to a size, and to mean 0 and deviation 1."""
+    x, d = batch.x, batch.x.shape[1]
+    cause = "the dictionary was probably trained on {} activations; see Dictionary.standardised"
+    norm, deviation = float(x.norm(dim=1).mean()), float(x.std())
+    sizes = (
+        (f"activations scaled to norm sqrt({d})", norm / d**0.5),
+        ("activations scaled to norm 1", norm),
+        ("activations scaled to deviation 1", deviation),
+    )
+    for what, scale in sizes:
+        yield _Trial(what, cause.format("normalised"), encoder, batch, scale=max(scale, 1e-12))
+    mean, each = x.mean(0), x.std(0)
+    each = torch.where(each > 0, each, 1.0)
+    for what, scale in (
+        ("the mean subtracted and activations scaled to deviation 1", (x - mean).std()),
+        ("each dimension brought to mean 0 and deviation 1", each),
+    ):
+        yield _Trial(what, cause.format("standardised"), encoder, batch, mean, scale)
+
+
+def _scales(dictionary: Dictionary, batch: _Batch) -> list[tuple[_Trial, _Found]]:
+    """The best of other scales, by powers of four and then finer."""
+    if dictionary.encoder.norm != "none":
+        return []
+    cause = (
+        "the dictionary was probably trained on activations of another scale; see "
+        "Dictionary.standardised"
+    )
+
+    def attempt(factor: float) -> tuple[_Trial, _Found]:
+        what = f"activations multiplied by about {factor:.2g}"
+        trial = _Trial(what, cause, dictionary.encoder, batch, scale=1 / factor)
+        return trial, _try(dictionary, trial)
+
+    found = [attempt(4.0**power) for power in range(-6, 7) if power]
+    for step in (2.0, 2.0**0.5, 2.0**0.25):
+        best = max(found, key=lambda pair: pair[1].explained)
+        center = 1 / float(best[0].scale)
+        found += [attempt(center * step), attempt(center / step)]
+    return [max(found, key=lambda pair: pair[1].explained)]

@@ -1,0 +1,187 @@
+"""Where a dictionary was trained, as its file says, against where it is used.
+
+Files name places in many ways. What is understood is compared, and what is not is let through.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vlm_edit.errors import VlmEditError
+
+_MEND = "dataclasses.replace(dictionary, info={}) lets it through"
+_LAYER = {"layers", "layer", "blocks", "block", "resblocks", "resblock", "h"}
+_RESIDUAL = {"resid", "residual", "res"}
+_HARMLESS = {"hook", "output", "outputs", "out", "post", "hidden", "state", "states"}
+_BEFORE = {"pre", "input", "inputs", "in"}
+_PARTS = {"mlp", "attn", "attention", "mid"}
+_TOWERS = {
+    "vision": {"vision", "visual", "image", "vit"},
+    "text": {"text", "language", "llm", "lm"},
+}
+_SITES_OF = {"vision": {"vision"}, "text": {"text", "language", "encoder", "decoder"}}
+_PREFIXES = ("https://huggingface.co/", "hf-hub:", "open-clip:", "open_clip:", "timm:", "timm/")
+_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# Open_clip's names, as some files put them together: an architecture, then whose weights.
+_OPEN_CLIP = re.compile(r"(vit|coca|convnext|eva\d*)[-_].*|rn\d+.*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a file says of the place it was trained at.
+
+    Attributes:
+        layer: Number of the layer whose output it is; -1 for what goes into the first.
+        part: Whether it is a part inside of that layer.
+        joint: Whether it is the joint embedding.
+        tower: ``vision`` or ``text``, where the name says.
+    """
+
+    layer: int | None = None
+    part: bool = False
+    joint: bool = False
+    tower: str | None = None
+
+
+def expect_origin(info: Mapping[str, str], site: str, model_name: str | None = None) -> None:
+    """Refuse a site or a host that a dictionary says it was not trained on.
+
+    Our sites are outputs of layers: ``vision.9`` is ``blocks.9.hook_resid_post``,
+    ``blocks.10.hook_resid_pre``, ``encoder.layers.9`` and ``resid_post_layer_9``.
+
+    Args:
+        info: Of a dictionary: ``site``, ``hook_name``, ``layer`` and ``model_name`` are looked at.
+        site: The site's name.
+        model_name: The host's name on the hub, if it has one.
+
+    Raises:
+        VlmEditError: Another site, layer or tower, a place that is no site, or another host.
+
+    Example:
+        >>> expect_origin({"hook_name": "model.layers.24"}, "language.24")
+        >>> expect_origin({"hook_name": "model.layers.24"}, "language.23")
+        Traceback (most recent call last):
+        ...
+        vlm_edit.errors.VlmEditError: the dictionary was trained at 'model.layers.24', not at ...
+    """
+    expect_site(info, site)
+    expect_model(info.get("model_name"), model_name)
+
+
+def expect_site(info: Mapping[str, str], site: str) -> None:
+    """Refuse another site than the one that a dictionary says it was trained at.
+
+    Raises:
+        VlmEditError: As ``expect_origin``.
+    """
+    trained = info.get("site")
+    if trained is not None:
+        if trained != site:
+            raise VlmEditError(
+                f"the dictionary was trained at site {trained!r}, not at {site!r}, where its "
+                f"features mean nothing; {_MEND}"
+            )
+        return
+    hook = info.get("hook_name")
+    place = _place(hook) if isinstance(hook, str) else _Place()
+    told = repr(hook)
+    if place.layer is None and not place.joint and not place.part:
+        layer = str(info.get("layer", ""))
+        place, told = _Place(_number(layer), tower=place.tower), f"layer {layer}"
+        # A training that has no layer to name writes any number.
+        if site == "joint":
+            return
+    if place.part:
+        raise VlmEditError(
+            f"the dictionary was trained at {told}, a part inside of a layer; site {site!r} is a "
+            f"layer's output, where its features mean nothing; {_MEND}"
+        )
+    if _differs(place, site):
+        raise VlmEditError(
+            f"the dictionary was trained at {told}, not at {site!r}, where its features mean "
+            f"nothing; {_MEND}"
+        )
+
+
+def expect_model(trained: str | None, model_name: str | None) -> None:
+    """Refuse another host than the one that a dictionary says it was trained on.
+
+    Only names of the hub are compared: a folder may hold any model.
+
+    Raises:
+        VlmEditError: Both are ``owner/name``, and they differ.
+    """
+    ours, theirs = _hub_name(trained), _hub_name(model_name)
+    if ours and theirs and ours != theirs:
+        raise VlmEditError(
+            f"the dictionary was trained on {trained!r}, and this host is {model_name!r}, whose "
+            f"features differ; if it has the same weights, {_MEND}"
+        )
+
+
+def _place(hook: str) -> _Place:
+    words = re.findall(r"[a-z]+|\d+", hook.lower())
+    said = set(words)
+    towers = [tower for tower, names in _TOWERS.items() if said & names]
+    tower = towers[0] if len(towers) == 1 else None
+    at = _layer_at(words)
+    if at is None:
+        joint = "joint" in said or "embeds" in said
+        joint = joint or ("projection" in said and "language" not in said)
+        return _Place(joint=joint, tower=None if joint else tower)
+    layer, rest = int(words[at]), set(words[at + 1 :])
+    if said & _RESIDUAL:
+        part = bool(said & {"mid", "attn", "attention"})
+    else:
+        part = bool(said & _PARTS or rest - _HARMLESS - _BEFORE)
+    entering = said & {"pre"} or rest & _BEFORE or words[at - 1] in ("states", "state")
+    return _Place(layer - 1 if entering else layer, part, False, tower)
+
+
+def _layer_at(words: list[str]) -> int | None:
+    """Where the one number of a layer stands among words."""
+    numbers = [i for i, word in enumerate(words) if word.isdecimal()]
+    after = [i for i in numbers if i and words[i - 1] in _LAYER]
+    if not after and len(numbers) == 1:
+        before = words[: numbers[0]]
+        known = set(words) & _RESIDUAL or before[-2:] in (["hidden", "states"], ["hidden", "state"])
+        ours = len(words) == 2 and words[0] in ("vision", "text", "language", "encoder", "decoder")
+        after = numbers if known or ours else []
+    if len(after) != 1:
+        return None
+    staged = after[0] + 1 < len(words) and words[after[0] + 1].isdecimal()
+    return None if staged or len(words[after[0]]) > 4 else after[0]
+
+
+def _differs(place: _Place, site: str) -> bool:
+    """Whether a place is understood and is not this site."""
+    name, *numbers = site.split(".")
+    if place.joint:
+        return bool(numbers)
+    if place.tower and any(
+        name in sites for tower, sites in _SITES_OF.items() if tower != place.tower
+    ):
+        return True
+    if place.layer is None:
+        return False
+    if len(numbers) == 1 and numbers[0].isdecimal():
+        return int(numbers[0]) != place.layer
+    return site in ("joint", "projector")
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) <= 4 else None
+
+
+def _hub_name(name: str | None) -> str | None:
+    """``owner/name`` of the hub, in lower case; None for anything else."""
+    if not isinstance(name, str):
+        return None
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    if not _HUB.fullmatch(name) or _OPEN_CLIP.match(name) or os.path.exists(name):
+        return None
+    return name.lower()
