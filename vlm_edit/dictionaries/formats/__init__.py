@@ -16,6 +16,7 @@ from vlm_edit.dictionaries.formats import (
     overcomplete,
     prisma,
     saelens,
+    state_dict,
 )
 from vlm_edit.dictionaries.formats.format import Format, Layout, Told
 from vlm_edit.dictionaries.formats.hub import locate
@@ -34,6 +35,7 @@ FORMATS: tuple[Format, ...] = (
     openai.FORMAT,
     overcomplete.FORMAT,
     prisma.FORMAT,
+    state_dict.FORMAT,
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vlm_edit.dictionaries.encoder import Activation, Norm
 from vlm_edit.dictionaries.formats.source import Source
@@ -18,6 +18,8 @@ Order = Literal["dm", "md"]
 class Layout:
     """Where a plain state dict keeps what, for a format that nobody else knows.
 
+    A name may go through nested dicts, with dots: ``model_state.encoder.weight``.
+
     Attributes:
         encoder: Name of the encoder's matrix.
         decoder: Name of the decoder's; None if tied to the encoder.
@@ -26,10 +28,33 @@ class Layout:
         decoder_order: ``md`` for [m, d], ``dm`` for [d, m] as in ``nn.Linear(m, d)``.
         encoder_bias: Name of [m]; None for zeros.
         decoder_bias: Name of [d]; None for zeros.
-        threshold: Name of [m] or of one number, for ``jumprelu``.
         subtract_decoder_bias: Whether it is subtracted before the encoder.
-        activation: As in ``Encoder``.
+        activation: As in ``Encoder``; its k is given to ``load_dictionary``.
         norm: As in ``Encoder``.
+        threshold: Name of [m] or of one number, for ``jumprelu``.
+        gate_bias: Name of [m], for a gated encoder with activation relu: its code is
+            ``relu(x @ (encoder * exp(gate_gain)) + encoder_bias)`` where
+            ``x @ encoder + gate_bias`` is above 0.
+        gate_gain: Name of [m], with ``gate_bias``; None for zeros.
+        soft_cap: As in ``Encoder``.
+        unit_decoder_rows: Whether the decoder's rows are brought to length 1.
+        unread: Names of further tensors that do not change codes, with ``*`` for any letters.
+
+    Raises:
+        VlmEditError: Options that do not go together.
+
+    Example:
+        >>> Layout(
+        ...     encoder="encoder.weight",
+        ...     decoder="decoder.weight",
+        ...     encoder_order="md",
+        ...     decoder_order="dm",
+        ...     encoder_bias="encoder.bias",
+        ...     decoder_bias=None,
+        ...     subtract_decoder_bias=False,
+        ...     activation="relu",
+        ... ).names()
+        {'encoder': 'encoder.weight', 'decoder': 'decoder.weight', 'encoder_bias': 'encoder.bias'}
     """
 
     encoder: str
@@ -42,6 +67,39 @@ class Layout:
     activation: Activation
     norm: Norm = "none"
     threshold: str | None = None
+    gate_bias: str | None = None
+    gate_gain: str | None = None
+    soft_cap: float | None = None
+    unit_decoder_rows: bool = False
+    unread: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what goes together; the file is not needed for it."""
+        for name in ("encoder_order", "decoder_order"):
+            if getattr(self, name) not in get_args(Order):
+                raise VlmEditError(
+                    f"{name} is {getattr(self, name)!r}: say 'dm' for [d, m] or 'md' for [m, d]"
+                )
+        if self.activation not in get_args(Activation):
+            known = ", ".join(get_args(Activation))
+            raise VlmEditError(f"unknown activation {self.activation!r}: use one of {known}")
+        if self.norm not in get_args(Norm):
+            known = ", ".join(get_args(Norm))
+            raise VlmEditError(f"unknown norm {self.norm!r}: use one of {known}")
+        if self.subtract_decoder_bias and self.decoder_bias is None:
+            raise VlmEditError("subtract_decoder_bias needs the name of the decoder_bias")
+        if self.gate_gain is not None and self.gate_bias is None:
+            raise VlmEditError("gate_gain needs gate_bias: a gated encoder has both")
+        if self.gate_bias is not None and self.activation != "relu":
+            raise VlmEditError(f"a gated encoder has activation 'relu', not {self.activation!r}")
+        if self.decoder is None and self.decoder_order != "md":
+            raise VlmEditError("a decoder tied to the encoder has decoder_order 'md'")
+
+    def names(self) -> dict[str, str]:
+        """Names of tensors, by field."""
+        fields_of_names = ("encoder", "decoder", "encoder_bias", "decoder_bias", "threshold")
+        values = {n: getattr(self, n) for n in (*fields_of_names, "gate_bias", "gate_gain")}
+        return {field: name for field, name in values.items() if name is not None}
 
 
 @dataclass(frozen=True)

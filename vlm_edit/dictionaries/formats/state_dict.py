@@ -1,0 +1,188 @@
+"""A plain state dict: tensors in one file, and a ``Layout`` that says which is what.
+
+Nothing in such a file says what it is, so it is never recognised: it is read where
+``format="state_dict"`` and ``layout=`` are given.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_edit.dictionaries.formats.format import Format, Layout, Told
+from vlm_edit.dictionaries.formats.source import (
+    Source,
+    expect_matrix,
+    expect_scalar,
+    expect_vector,
+)
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.errors import VlmEditError
+
+_COMPETING = ("topk", "topk_signed", "topk_abs", "groupmax")
+_MOST_LISTED = 30
+
+
+def read(source: Source, told: Told) -> StoredDictionary:
+    """Read a file by the layout that the user gives.
+
+    Raises:
+        VlmEditError: No layout, one that lacks what its activation needs, a name that the file
+            does not have, a tensor that does not fit, or one that the layout does not name.
+    """
+    layout = told.layout
+    if layout is None:
+        raise VlmEditError(
+            f"{source.path}: a plain state dict does not say which tensor is what: say it with "
+            "layout=Layout(encoder=..., decoder=..., ...)"
+        )
+    _expect_whole(source, layout, told)
+    state = _open(source)
+    try:
+        return _read(_named(state, layout), layout, told)
+    except VlmEditError as error:
+        listed = [f"{name} {list(tensor.shape)}" for name, tensor in _tensors(state)]
+        more = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
+        raise VlmEditError(
+            f"{source.path}: {error}; tensors in the file: "
+            f"{', '.join(listed[:_MOST_LISTED]) or 'none'}{more}"
+        ) from error
+
+
+FORMAT = Format(
+    "state_dict",
+    "one safetensors or torch file, and is read with format='state_dict' and layout=",
+    lambda _: False,
+    read,
+    frozenset({"layout", "k", "threshold"}),
+)
+
+
+def _expect_whole(source: Source, layout: Layout, told: Told) -> None:
+    """Refuse a layout that lacks a part, or says it twice, before the file is opened."""
+    competes = layout.activation in _COMPETING
+    if competes and told.k is None:
+        raise VlmEditError(f"{source.path}: activation {layout.activation!r} needs k=")
+    if not competes and told.k is not None:
+        raise VlmEditError(f"{source.path}: activation {layout.activation!r} has no k")
+    said = (layout.threshold is not None) + (told.threshold is not None)
+    if said != (layout.activation == "jumprelu"):
+        raise VlmEditError(
+            f"{source.path}: activation {layout.activation!r} takes "
+            f"{'one' if layout.activation == 'jumprelu' else 'no'} threshold, in the layout or as "
+            f"threshold=; it is given {said} times"
+        )
+
+
+def _open(source: Source) -> Mapping[Any, Any]:
+    if source.is_folder:
+        names = ", ".join(source.names()[:_MOST_LISTED])
+        raise VlmEditError(
+            f"{source.path} is a folder: name the file in it with file=; it has: {names or 'none'}"
+        )
+    torch_file = source.path.suffix in (".pt", ".pth", ".bin") or zipfile.is_zipfile(source.path)
+    state = source.torch() if torch_file else source.tensors(source.path.name)
+    if not isinstance(state, Mapping):
+        raise VlmEditError(f"{source.path} holds a {type(state).__name__}, expected a state dict")
+    return state
+
+
+def _named(state: Mapping[Any, Any], layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a layout by the name that it gives them.
+
+    Raises:
+        VlmEditError: One that is not there, or others where they lie that nobody would read.
+    """
+    found, folders = {}, set()
+    for field, name in layout.names().items():
+        places = [place for place in _find(state, name) if place[1] is not None]
+        if len(places) != 1:
+            what = "no tensor" if not places else f"{len(places)} tensors"
+            raise VlmEditError(
+                f"the layout's {field} is {name!r}, and the file has {what} so named"
+            )
+        folder, found[name] = places[0]
+        folders.add(folder)
+    left = [
+        name
+        for name, _ in _tensors(state)
+        if name not in found
+        and any(name.startswith(folder) for folder in folders)
+        and not any(fnmatchcase(name, pattern) for pattern in layout.unread)
+    ]
+    if left:
+        raise VlmEditError(
+            f"the layout does not name {', '.join(left[:_MOST_LISTED])}: reading on could give "
+            "other codes than the ones trained; put what does not change them in Layout.unread"
+        )
+    return found
+
+
+def _find(state: Mapping[Any, Any], name: str, folder: str = "") -> Iterator[tuple[str, Any]]:
+    """Tensors of a dotted name, and what their names begin with: it may go through nested dicts."""
+    if isinstance(state.get(name), Tensor):
+        yield folder, state[name]
+    for at, letter in enumerate(name):
+        inner = state.get(name[:at]) if letter == "." else None
+        if isinstance(inner, Mapping):
+            yield from _find(inner, name[at + 1 :], f"{folder}{name[: at + 1]}")
+
+
+def _tensors(state: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    """All tensors by their dotted names. A pickle's dicts may hold each other: once each."""
+    seen, left = {id(state)}, [("", state)]
+    while left:
+        folder, inner = left.pop()
+        for name, value in inner.items():
+            if isinstance(value, Tensor):
+                yield f"{folder}{name}", value
+            elif isinstance(value, Mapping) and id(value) not in seen:
+                seen.add(id(value))
+                left.append((f"{folder}{name}."[:200], value))
+
+
+def _read(tensors: dict[str, Tensor], layout: Layout, told: Told) -> StoredDictionary:
+    weight = expect_matrix("state dict", tensors, layout.encoder)
+    weight = weight.T if layout.encoder_order == "dm" else weight
+    decoder = weight
+    if layout.decoder is not None:
+        decoder = expect_matrix("state dict", tensors, layout.decoder)
+        decoder = decoder.T if layout.decoder_order == "dm" else decoder
+    m, d = weight.shape
+
+    def vector(name: str | None, size: int) -> Tensor:
+        return torch.zeros(size) if name is None else expect_vector("state dict", tensors, name)
+
+    bias, decoder_bias = vector(layout.encoder_bias, m), vector(layout.decoder_bias, d)
+    activation, gain, threshold = layout.activation, None, None
+    if layout.gate_bias is not None:
+        # Open where x W + gate_bias > 0, so where x W exp(gate_gain) + bias exceeds this.
+        gain = vector(layout.gate_gain, m).exp()
+        activation, threshold = "jumprelu", bias - vector(layout.gate_bias, m) * gain
+    elif layout.activation == "jumprelu":
+        threshold = _threshold(tensors, layout, told, m)
+    return StoredDictionary(
+        weight=Rows(weight, layout.encoder, gain),
+        bias=bias,
+        decoder=Rows(decoder, layout.decoder or layout.encoder, unit=layout.unit_decoder_rows),
+        decoder_bias=decoder_bias,
+        activation=activation,
+        threshold=threshold,
+        k=told.k,
+        subtract=decoder_bias if layout.subtract_decoder_bias else None,
+        norm=layout.norm,
+        soft_cap=layout.soft_cap,
+    )
+
+
+def _threshold(tensors: dict[str, Tensor], layout: Layout, told: Told, m: int) -> Tensor:
+    if layout.threshold is None:
+        return torch.full((m,), float(told.threshold or 0.0))
+    if tensors[layout.threshold].numel() == 1:
+        return torch.full((m,), expect_scalar("state dict", tensors, layout.threshold))
+    return expect_vector("state dict", tensors, layout.threshold)
