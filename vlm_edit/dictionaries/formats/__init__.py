@@ -16,6 +16,7 @@ from vlm_edit.dictionaries.formats import (
     overcomplete,
     prisma,
     saelens,
+    saev,
     state_dict,
 )
 from vlm_edit.dictionaries.formats.format import Format, Layout, Told
@@ -35,6 +36,7 @@ FORMATS: tuple[Format, ...] = (
     openai.FORMAT,
     overcomplete.FORMAT,
     prisma.FORMAT,
+    saev.FORMAT,
     state_dict.FORMAT,
 )
 
