@@ -1,12 +1,12 @@
 """Write golden files with overcomplete 0.3.0 (KempnerInstitute), its own classes and encoders.
 
     python3 -m venv /tmp/oc && . /tmp/oc/bin/activate
-    pip install torch==2.13.0 numpy einops tqdm safetensors scipy scikit-learn
+    pip install torch==2.13.0 numpy einops tqdm safetensors pillow scipy scikit-learn
     pip install --no-deps overcomplete==0.3.0
     python tests/dictionaries/golden/overcomplete.py
 
 Ran with overcomplete 0.3.0 and torch 2.13.0 in Python 3.11. Modules of names alone stand in for
-what no case needs: its image models (which want torchvision, timm and pillow) and its pictures
+what no case needs: its image models (which want torchvision and timm) and its pictures
 (which want opencv, scikit-image and an older matplotlib).
 
 Every parameter is moved at random, so that each one matters. The library is then switched to
