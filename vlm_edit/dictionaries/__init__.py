@@ -5,12 +5,13 @@ from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
 from vlm_edit.dictionaries.formats import Layout, load_dictionary
 from vlm_edit.dictionaries.formats.saelens import save_saelens
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.dictionaries.train import TrainConfig, train_dictionary
+from vlm_edit.dictionaries.training import Kind, TrainConfig, train_dictionary
 
 __all__ = [
     "Activation",
     "Dictionary",
     "Encoder",
+    "Kind",
     "Layout",
     "Norm",
     "Rows",

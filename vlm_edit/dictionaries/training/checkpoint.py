@@ -1,0 +1,105 @@
+"""A run's state on disk, and its log."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from vlm_edit.dictionaries.training.data import Data
+from vlm_edit.dictionaries.training.distributed import world
+from vlm_edit.dictionaries.training.trainer import Trainer
+from vlm_edit.errors import VlmEditError
+from vlm_edit.files import read_tensors, write_tensors
+
+_WHAT = "state of a dictionary's training"
+
+
+class Checkpoint:
+    """The file a run goes on from.
+
+    Args:
+        path: The file; written whole or not at all.
+        every: Seconds between writes.
+        trainer: The run.
+        data: What it trains on.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], every: float, trainer: Trainer, data: Data
+    ) -> None:
+        self.path, self.every, self.trainer = Path(path), every, trainer
+        config = json.dumps(asdict(trainer.config), sort_keys=True)
+        self.digests = {
+            "config": hashlib.sha256(config.encode()).hexdigest(),
+            "data": data.digest(),
+            "processes": str(trainer.processes),
+        }
+        self.written = time.monotonic()
+
+    def resume(self) -> None:
+        """Go on from the file, if there is one.
+
+        Raises:
+            VlmEditError: The file is of another run, or is damaged.
+        """
+        if not self.path.exists():
+            return
+        header, tensors = read_tensors(self.path, _WHAT)
+        for name, digest in self.digests.items():
+            if header.get(name) != digest:
+                raise VlmEditError(
+                    f"{self.path} is the {_WHAT} with another {name}: give back what it began "
+                    "with, or another file"
+                )
+        expected = {name: t.shape for name, t in self.trainer.state()[0].items()}
+        try:
+            if any(tensors[name].shape != shape for name, shape in expected.items()):
+                raise ValueError("a tensor has another shape")
+            self.trainer.restore(tensors, header)
+        except (LookupError, ValueError, TypeError, RuntimeError) as error:
+            raise VlmEditError(f"{self.path} is not a whole {_WHAT}: {error}") from error
+
+    def keep(self, last: bool = False) -> None:
+        """Write the file if it is time, or the run's end."""
+        now = time.monotonic()
+        if world()[0] or not (last or now - self.written >= self.every):
+            return
+        tensors, numbers = self.trainer.state()
+        write_tensors(self.path, tensors, {**numbers, **self.digests}, _WHAT)
+        self.written = time.monotonic()
+
+
+class Log:
+    """Figures of a run, a line of CSV each.
+
+    Args:
+        path: The file; None to keep none.
+        done: Steps a resumed run has done: what the file says of later ones is dropped.
+    """
+
+    FIELDS = ("step", "explained", "l0", "dead", "coefficient")
+
+    def __init__(self, path: str | os.PathLike[str] | None, done: int) -> None:
+        self.path = Path(path) if path is not None and world()[0] == 0 else None
+        if self.path is None:
+            return
+        kept = []
+        if done and self.path.exists():
+            with self.path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= done]
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.FIELDS)
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def add(self, step: int, figures: Mapping[str, float]) -> None:
+        """A line."""
+        if self.path is not None:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.FIELDS).writerow({"step": step, **figures})

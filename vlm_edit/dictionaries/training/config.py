@@ -1,0 +1,124 @@
+"""How a dictionary is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from vlm_edit.dictionaries.encoder import Norm
+from vlm_edit.errors import VlmEditError
+
+Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a dictionary is trained.
+
+    Losses are shares of the batch's variance, and activations are scaled to a root mean square
+    norm of 1, so that coefficients mean the same at every site.
+
+    Attributes:
+        n_features: Size m.
+        k: Features active per activation: of each with ``topk``, on average over a batch with
+            ``batchtopk`` and ``matryoshka``. Auxiliary losses use twice as many in every kind.
+        steps: Optimiser steps.
+        batch_size: Activations per step, in equal parts of each stream.
+        lr: Adam's learning rate, warmed up over the first 5 % and decayed over the last 20 %.
+        norm: As in ``Encoder``.
+        center: Whether to subtract each stream's mean after the norm.
+        auxiliary: Weight of the loss by which dead features learn the error that is left.
+        dead_after: Steps without activity after which a feature counts as dead.
+        seed: Of the initialisation and the batches.
+        kind: ``relu``, with a penalty on the sum of codes times their decoder rows' norms;
+            ``topk`` (Gao et al. 2024); ``batchtopk`` (Bussmann et al. 2024); ``jumprelu``, with a
+            penalty on L0 through a rectangle kernel (Rajamanoharan et al. 2024); ``matryoshka``,
+            BatchTopK whose prefixes reconstruct too (Bussmann et al. 2025).
+        sparsity: Coefficient of the penalty of ``relu`` and ``jumprelu``, which are the kinds that
+            have one; where ``target_l0`` is given, the one to begin with.
+        target_l0: Features active per activation that ``relu`` and ``jumprelu`` should reach: the
+            coefficient is moved until they do. None to keep the coefficient.
+        bandwidth: Width of ``jumprelu``'s kernel.
+        prefixes: Shares of the features that ``matryoshka`` reconstructs with, rising to 1.
+        group: Weight of the group-sparse penalty: the sum over features k of
+            ``sqrt(image_k^2 + text_k^2)`` of the codes of a pair. Row i of both streams is a pair.
+        mask: Share of the features dropped at random before the activation, the same for both
+            sides of a pair.
+    """
+
+    n_features: int = 512
+    k: int = 16
+    steps: int = 4000
+    batch_size: int = 1024
+    lr: float = 1e-3
+    norm: Norm = "none"
+    center: bool = True
+    auxiliary: float = 1 / 32
+    dead_after: int = 200
+    seed: int = 0
+    kind: Kind = "batchtopk"
+    sparsity: float = 1e-3
+    target_l0: float | None = None
+    bandwidth: float = 0.05
+    prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    group: float = 0.0
+    mask: float = 0.0
+
+    @property
+    def paired(self) -> bool:
+        """Whether row i of both streams is one pair."""
+        return self.group > 0 or self.mask > 0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the kind's loss has a penalty on sparsity."""
+        return self.kind in ("relu", "jumprelu")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the nested dictionaries."""
+        if self.kind != "matryoshka":
+            return (self.n_features,)
+        return tuple(sorted({max(1, round(share * self.n_features)) for share in self.prefixes}))
+
+    def expect(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            VlmEditError: Names the field, its value and what it may be.
+        """
+        if self.kind not in get_args(Kind):
+            raise VlmEditError(
+                f"unknown kind {self.kind!r}: use one of {', '.join(get_args(Kind))}"
+            )
+        if not 1 <= self.k <= self.n_features:
+            raise VlmEditError(f"k is {self.k}; it must lie between 1 and {self.n_features}")
+        for name, least in {"steps": 1, "lr": 0, "sparsity": 0, "group": 0, "auxiliary": 0}.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= least):
+                raise VlmEditError(f"{name} is {value}; it must be at least {least}")
+        if not 0 <= self.mask < 1:
+            raise VlmEditError(f"mask is {self.mask}; it is a share of features, 0 up to below 1")
+        if not 0 < self.bandwidth < math.inf:
+            raise VlmEditError(f"bandwidth is {self.bandwidth}; it must be above 0")
+        self._expect_target()
+        shares = self.prefixes
+        if not shares or shares[-1] != 1 or not all(0 < share <= 1 for share in shares):
+            raise VlmEditError(
+                f"prefixes are {shares}; they are shares above 0, the last of them 1"
+            )
+
+    def _expect_target(self) -> None:
+        if self.target_l0 is None:
+            return
+        if not self.penalised:
+            raise VlmEditError(
+                f"target_l0 goes with relu and jumprelu; {self.kind} takes k instead"
+            )
+        if not 0 < self.target_l0 <= self.n_features:
+            raise VlmEditError(
+                f"target_l0 is {self.target_l0}; it must lie above 0 and up to {self.n_features}"
+            )
+        if not self.sparsity:
+            raise VlmEditError("target_l0 needs a sparsity above 0 to begin with")

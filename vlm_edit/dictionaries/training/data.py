@@ -1,0 +1,155 @@
+"""Activations to train on: in memory, or mapped from a file and read as batches need them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vlm_edit.dictionaries.encoder import Encoder
+from vlm_edit.dictionaries.training.config import TrainConfig
+from vlm_edit.errors import VlmEditError
+
+# Rows of statistics at a time, and the numbers up to which a normed copy is kept in memory.
+_CHUNK = 8192
+_KEPT = 1 << 27
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Normed activations by stream.
+
+    Attributes:
+        streams: [n, d]; normed and centred already if ``ready``.
+        ready: Whether they are.
+        centers: [d] by stream; empty without.
+        mean: [d], of all rows together, normed and centred.
+        scale: Their root mean square norm.
+        blank: Knows the norm.
+    """
+
+    streams: Mapping[str, Tensor]
+    ready: bool
+    centers: Mapping[str, Tensor]
+    mean: Tensor
+    scale: float
+    blank: Encoder
+
+    @classmethod
+    def of(cls, given: Mapping[str, Tensor] | str | os.PathLike[str], config: TrainConfig) -> Data:
+        """Check activations and take their statistics."""
+        mapped = not isinstance(given, Mapping)
+        streams = _opened(given) if not isinstance(given, Mapping) else dict(given)
+        width = _expect(streams, config)
+        blank = Encoder(torch.zeros(width, 1), torch.zeros(1), norm=config.norm)
+        small = sum(data.numel() for data in streams.values()) <= _KEPT
+        cpu = all(data.device.type == "cpu" for data in streams.values())
+        make = _whole if small and cpu and not mapped else _streamed
+        found = make(streams, blank, config.center)
+        if not math.isfinite(found.scale) or not found.scale > 0:
+            raise VlmEditError(
+                f"the activations' root mean square norm is {found.scale}: they are all alike, or "
+                "hold a number that is not finite"
+            )
+        return found
+
+    def batch(self, rows: Mapping[str, Tensor], device: torch.device) -> Tensor:
+        """[sum of rows, d] float32 with a root mean square norm of about 1, stream after stream."""
+        parts = []
+        for name, numbers in rows.items():
+            stream = self.streams[name]
+            x = stream[numbers.to(stream.device)].to(device)
+            if not self.ready:
+                x = self._prepared(name, x)
+            parts.append(x)
+        return torch.cat(parts) / self.scale
+
+    def digest(self) -> str:
+        """Of sizes, statistics and some rows: other data have another."""
+        seen = hashlib.sha256()
+        for name, stream in self.streams.items():
+            seen.update(f"{name} {tuple(stream.shape)} {stream.dtype} {self.ready}".encode())
+            rows = torch.linspace(0, len(stream) - 1, min(len(stream), 512)).long()
+            some = stream[rows.to(stream.device)].float().cpu().contiguous()
+            seen.update(some.numpy().tobytes())
+        for tensor in (self.mean, *self.centers.values()):
+            seen.update(tensor.cpu().contiguous().numpy().tobytes())
+        seen.update(float(self.scale).hex().encode())
+        return seen.hexdigest()
+
+    def _prepared(self, name: str, x: Tensor) -> Tensor:
+        x = self.blank.normalise(x.float())[0]
+        return x - self.centers[name].to(x.device) if self.centers else x
+
+
+def _opened(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Views of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise VlmEditError(
+            f"cannot read activations from {os.fspath(path)!r}: {error}; it must be a safetensors "
+            "file with tensors 'image', 'text' or both"
+        ) from error
+
+
+def _expect(streams: Mapping[str, Tensor], config: TrainConfig) -> int:
+    """Refuse activations that do not fit; their width."""
+    flat = all(data.ndim == 2 and data.is_floating_point() for data in streams.values())
+    widths = {data.shape[-1] for data in streams.values()} if flat else set()
+    if len(widths) != 1 or not set(streams) <= {"image", "text"}:
+        raise VlmEditError(
+            "train on [n, d] activations of one width and floating dtype, by stream 'image' or "
+            f"'text'; got { {name: (tuple(x.shape), x.dtype) for name, x in streams.items()} }"
+        )
+    sizes = [len(data) for data in streams.values()]
+    if config.batch_size < len(streams) or not all(sizes):
+        raise VlmEditError(
+            f"every batch takes activations of each stream: batch_size is {config.batch_size}, the "
+            f"streams have {sizes}"
+        )
+    if config.paired and (len(sizes) != 2 or sizes[0] != sizes[1]):
+        raise VlmEditError(
+            "group and mask need both streams with as many rows, row i of both a pair; got "
+            f"{ {name: len(data) for name, data in streams.items()} }"
+        )
+    return int(widths.pop())
+
+
+def _whole(streams: Mapping[str, Tensor], blank: Encoder, center: bool) -> Data:
+    """Normed and centred once, in memory."""
+    normed = {name: blank.normalise(data.float())[0] for name, data in streams.items()}
+    centers = {name: data.mean(0) for name, data in normed.items()} if center else {}
+    ready = {name: x - centers[name] if center else x for name, x in normed.items()}
+    pooled = torch.cat(list(ready.values()))
+    scale = float(pooled.square().sum(1).mean().sqrt())
+    return Data(ready, True, centers, pooled.mean(0), scale, blank)
+
+
+def _streamed(streams: Mapping[str, Tensor], blank: Encoder, center: bool) -> Data:
+    """Left where they are; statistics in chunks."""
+    sums = {}
+    for name, data in streams.items():
+        first = torch.zeros(data.shape[1], dtype=torch.float64)
+        second = 0.0
+        for part in data.split(_CHUNK):
+            x = blank.normalise(part.float())[0].double()
+            first += x.sum(0).cpu()
+            second += float(x.square().sum())
+        sums[name] = (len(data), first, second)
+    centers = {name: (first / n).float() for name, (n, first, _) in sums.items()} if center else {}
+    count = sum(n for n, _, _ in sums.values())
+    mean, squares = torch.zeros(blank.weight.shape[0], dtype=torch.float64), 0.0
+    for name, (n, first, second) in sums.items():
+        away = centers[name].double() if center else torch.zeros_like(first)
+        mean += (first - n * away) / count
+        squares += (second - 2 * float(first @ away) + n * float(away @ away)) / count
+    scale = math.sqrt(squares) if squares > 0 else squares
+    return Data(streams, False, centers, mean.float(), scale, blank)

@@ -1,0 +1,197 @@
+"""A dictionary's weights while it is trained, and what they are trained for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlm_edit.dictionaries.training.config import TrainConfig
+from vlm_edit.dictionaries.training.distributed import kth_largest, total, world
+
+# Of jumprelu's thresholds at the start, in units of the scaled activations.
+_FIRST_THRESHOLD = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """What a step found out, over all processes.
+
+    Attributes:
+        explained: Share of the batch's variance.
+        l0: Features active per activation.
+        active: [m] bool, features active for some activation of the batch.
+        cut: The smallest code that stays, of the kinds that cut a batch.
+    """
+
+    explained: Tensor
+    l0: Tensor
+    active: Tensor
+    cut: Tensor | None
+
+
+class Objective(nn.Module):
+    """Weights and loss; its forward is one process' share of a batch.
+
+    The losses of all processes have as mean the loss of the whole batch, which is what averaging
+    gradients over processes needs.
+    """
+
+    def __init__(self, rows: Tensor, bias: Tensor, config: TrainConfig) -> None:
+        """Begin with decoder rows [m, d] and a decoder bias [d]."""
+        super().__init__()
+        self.config = config
+        self.decoder = nn.Parameter(rows.clone())
+        self.weight = nn.Parameter(rows.T.contiguous())
+        self.bias = nn.Parameter(torch.zeros(len(rows), device=rows.device))
+        self.decoder_bias = nn.Parameter(bias.clone())
+        if config.kind == "jumprelu":
+            first = torch.full((len(rows),), _FIRST_THRESHOLD, device=rows.device)
+            self.log_threshold = nn.Parameter(first.log())
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, dead: Tensor | None, coefficient: float, guess: float
+    ) -> tuple[Tensor, Figures]:
+        """Loss of a share of a batch.
+
+        Args:
+            x: [n, d].
+            mask: [n, m], 0 for features that are dropped, else 1.
+            dead: [m] bool, None when none is.
+            coefficient: Of the penalty on sparsity.
+            guess: Where the cut probably lies above.
+        """
+        pre = (x - self.decoder_bias) @ self.weight
+        pre += self.bias
+        hidden = pre if self.config.kind == "jumprelu" else F.relu(pre)
+        full = hidden
+        if mask is not None:
+            hidden = hidden * mask
+        codes, cut, penalty = self._codes(hidden, guess)
+        if mask is not None and cut is not None:
+            # In use nothing is masked: the threshold is that of all features.
+            cut = kth_largest(full, self.config.k * self._count(x), guess)
+        errors = self._errors(x, codes)
+        variance = self._variance(x)
+        losses = [self._mean(error.square().sum(1)) / variance for error in errors]
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        explained = 1 - losses[-1].detach()
+        if dead is not None:
+            strength = F.relu(hidden) if self.config.kind == "jumprelu" else hidden
+            loss = loss + self.config.auxiliary * self._auxiliary(
+                strength, errors[-1].detach(), dead
+            )
+        if penalty is not None:
+            loss = loss + coefficient * penalty
+        if self.config.group:
+            loss = loss + self.config.group * self._group(codes)
+        return loss, self._figures(codes, explained, cut)
+
+    @property
+    def thresholds(self) -> Tensor:
+        """[m], of ``jumprelu``."""
+        return self.log_threshold.detach().exp()
+
+    def _codes(self, hidden: Tensor, guess: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Codes, the cut, the penalty on sparsity."""
+        config = self.config
+        if config.kind == "relu":
+            weighted = hidden * self.decoder.detach().norm(dim=1)
+            return hidden, None, self._mean(weighted.sum(1))
+        if config.kind == "jumprelu":
+            threshold = self.log_threshold.exp()
+            codes = _Jump.apply(hidden, threshold, config.bandwidth)  # type: ignore[no-untyped-call]
+            active = _Step.apply(hidden, threshold, config.bandwidth)  # type: ignore[no-untyped-call]
+            return codes, None, self._mean(active.sum(1))
+        if config.kind == "topk":
+            values, places = hidden.topk(config.k, dim=1)
+            return torch.zeros_like(hidden).scatter(1, places, values), None, None
+        cut = kth_largest(hidden, config.k * self._count(hidden), guess)
+        return torch.where(hidden >= cut.clamp_min(1e-12), hidden, 0.0), cut, None
+
+    def _errors(self, x: Tensor, codes: Tensor) -> list[Tensor]:
+        """What each nested dictionary leaves; the last has all features."""
+        sizes = self.config.sizes
+        if len(sizes) == 1:
+            return [x - codes @ self.decoder - self.decoder_bias]
+        errors, left, start = [], x - self.decoder_bias, 0
+        for size in sizes:
+            left = left - codes[:, start:size] @ self.decoder[start:size]
+            errors.append(left)
+            start = size
+        return errors
+
+    def _auxiliary(self, hidden: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+        """Share of the remaining error that the strongest dead features leave unexplained."""
+        columns = dead.nonzero().flatten()
+        count = min(len(columns), hidden.shape[1] // 2, 2 * self.config.k)
+        values, places = hidden[:, columns].topk(count, dim=1)
+        codes = torch.zeros_like(hidden).scatter(1, columns[places], values)
+        left = error - codes @ self.decoder
+        whole = total(error.square().sum()) / world()[1]
+        return left.square().sum() / whole.clamp_min(1e-12)
+
+    def _group(self, codes: Tensor) -> Tensor:
+        """Norms over the two sides of each pair, the image's codes standing first."""
+        return self._mean(torch.stack(codes.chunk(2)).norm(dim=0).sum(1))
+
+    def _variance(self, x: Tensor) -> Tensor:
+        if world()[1] == 1:
+            return (x - x.mean(0)).square().sum(1).mean()
+        count = self._count(x)
+        return total((x - total(x.sum(0)) / count).square().sum()) / count
+
+    def _figures(self, codes: Tensor, explained: Tensor, cut: Tensor | None) -> Figures:
+        with torch.no_grad():
+            counts = total((codes != 0).sum(0))
+            return Figures(
+                total(explained) / world()[1],
+                counts.sum() / self._count(codes),
+                counts > 0,
+                cut,
+            )
+
+    @staticmethod
+    def _count(x: Tensor) -> int:
+        return len(x) * world()[1]
+
+    @staticmethod
+    def _mean(values: Tensor) -> Tensor:
+        # The shares of all processes are equal, so that the mean of their means is the mean.
+        return values.mean()
+
+
+class _Jump(torch.autograd.Function):
+    """z where z > threshold (Rajamanoharan et al. 2024, equation 11)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.bandwidth = bandwidth
+        return torch.where(z > threshold, z, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        z, threshold = ctx.saved_tensors
+        inside = (z - threshold).abs() < ctx.bandwidth / 2
+        moved = -(threshold / ctx.bandwidth) * (gradient * inside).sum(0)
+        return gradient * (z > threshold), moved, None
+
+
+class _Step(torch.autograd.Function):
+    """1 where z > threshold (equation 12)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.bandwidth = bandwidth
+        return (z > threshold).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        z, threshold = ctx.saved_tensors
+        inside = (z - threshold).abs() < ctx.bandwidth / 2
+        return None, -(gradient * inside).sum(0) / ctx.bandwidth, None

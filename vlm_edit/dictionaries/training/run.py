@@ -1,0 +1,98 @@
+"""Train a dictionary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vlm_edit.dictionaries.dictionary import Dictionary
+from vlm_edit.dictionaries.training.checkpoint import Checkpoint, Log
+from vlm_edit.dictionaries.training.config import TrainConfig
+from vlm_edit.dictionaries.training.data import Data
+from vlm_edit.dictionaries.training.distributed import world
+from vlm_edit.dictionaries.training.trainer import Trainer
+from vlm_edit.errors import VlmEditError
+
+# Steps between lines of the log and figures on the bar.
+_TELL = 100
+
+
+def train_dictionary(
+    streams: Mapping[str, Tensor] | str | os.PathLike[str],
+    config: TrainConfig = TrainConfig(),  # noqa: B008
+    info: Mapping[str, str] | None = None,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = 60.0,
+    log: str | os.PathLike[str] | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Dictionary:
+    """Train a dictionary, shared by the streams.
+
+    With ``batchtopk`` and ``matryoshka`` the ``k * batch`` largest codes of a batch stay. In use a
+    threshold takes their place, the running mean of the smallest code that stayed, so that one
+    activation's code does not depend on the others: the result has activation ``jumprelu``.
+
+    Where ``torch.distributed`` is initialised, each process takes an equal part of every batch,
+    and all get the dictionary that one process would, up to rounding.
+
+    Args:
+        streams: [n, d] activations by stream, ``image``, ``text`` or both, of any floating dtype;
+            n may differ. Or a safetensors file with tensors of these names, which is mapped: only
+            batches are read into memory.
+        config: Kind, sizes and steps.
+        info: What it is trained on, kept in the dictionary.
+        checkpoint: File for the state of the run. If it exists, the run goes on from there, to
+            the same weights bit for bit. It stays when the run ends.
+        every: Seconds between writes of the checkpoint.
+        log: CSV file for step, explained variance, L0, dead features and coefficient.
+        device: Where to train; activations may lie there or elsewhere.
+        progress: Whether to show a bar with explained variance, L0 and dead features.
+
+    Returns:
+        The dictionary, with decoder rows of norm 1, on the CPU.
+
+    Raises:
+        VlmEditError: Activations or a config that cannot be trained with, or a checkpoint of
+            another config or other activations.
+
+    Example:
+        >>> import torch
+        >>> from vlm_edit.dictionaries import TrainConfig, train_dictionary
+        >>> config = TrainConfig(n_features=16, k=2, steps=50, batch_size=64)
+        >>> found = train_dictionary({"image": torch.randn(200, 8)}, config, progress=False)
+        >>> found.n_features
+        16
+    """
+    config.expect()
+    data = Data.of(streams, config)
+    rank, processes = world()
+    if config.batch_size // len(data.streams) % processes:
+        raise VlmEditError(
+            f"batch_size is {config.batch_size}; each stream's part of it must divide by the "
+            f"{processes} processes"
+        )
+    trainer = Trainer(data, config, torch.device(device))
+    saved = Checkpoint(checkpoint, every, trainer, data) if checkpoint is not None else None
+    if saved is not None:
+        saved.resume()
+    lines = Log(log, trainer.done)
+    hidden = None if progress and rank == 0 else True
+    with tqdm(
+        total=config.steps, initial=trainer.done, desc="train dictionary", disable=hidden
+    ) as bar:
+        while trainer.done < config.steps:
+            figures = trainer.step()
+            bar.update()
+            if trainer.done % _TELL == 0 or trainer.done == config.steps:
+                lines.add(trainer.done, figures)
+                told = {name: figures[name] for name in ("explained", "l0", "dead")}
+                bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()})
+            if saved is not None:
+                saved.keep(last=trainer.done == config.steps)
+    return trainer.result(info or {})

@@ -1,0 +1,177 @@
+"""The steps of a run, and its state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from vlm_edit.dictionaries.dictionary import Dictionary
+from vlm_edit.dictionaries.encoder import Encoder
+from vlm_edit.dictionaries.training.config import TrainConfig
+from vlm_edit.dictionaries.training.data import Data
+from vlm_edit.dictionaries.training.distributed import world
+from vlm_edit.dictionaries.training.objective import Figures, Objective
+
+# How fast the coefficient follows the L0 that is missing, and the L0 its mean: per step.
+_FOLLOW = 0.01
+_MEAN = 0.1
+
+
+class Trainer:
+    """Weights, optimiser, generator and counts of a run."""
+
+    def __init__(self, data: Data, config: TrainConfig, device: torch.device) -> None:
+        """Begin at step 0."""
+        self.data, self.config, self.device = data, config, device
+        self.rank, self.processes = world()
+        self.generator = torch.Generator().manual_seed(config.seed)
+        width, m = len(data.mean), config.n_features
+        rows = F.normalize(torch.randn(m, width, generator=self.generator), dim=1)
+        bias = data.mean / data.scale
+        self.objective = Objective(rows.to(device), bias.to(device), config)
+        self.engine: torch.nn.Module = self.objective
+        if self.processes > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.engine = DistributedDataParallel(
+                self.objective, device_ids=ids, broadcast_buffers=False
+            )
+        self.optimiser = torch.optim.Adam(
+            self.objective.parameters(), lr=config.lr, betas=(0.9, 0.999)
+        )
+        self.threshold = torch.tensor(0.0)
+        self.idle = torch.zeros(m, dtype=torch.long, device=device)
+        self.coefficient, self.l0 = config.sparsity, -1.0
+        self.done = 0
+
+    def step(self) -> dict[str, float]:
+        """One optimiser step; figures of the batch."""
+        x, mask = self._batch()
+        dead = self.idle > self.config.dead_after
+        count = int(dead.sum())
+        warm = min(1.0, self.done / (0.05 * self.config.steps))
+        loss, figures = self.engine(
+            *(x, mask, dead if count else None, self.coefficient * warm),
+            0.9 * float(self.threshold),
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.lr * schedule(self.done / self.config.steps)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self._keep_norm()
+        self.optimiser.step()
+        self._follow(figures)
+        return {
+            "explained": float(figures.explained),
+            "l0": float(figures.l0),
+            "dead": count,
+            "coefficient": self.coefficient if self.config.penalised else 0.0,
+        }
+
+    def result(self, info: Mapping[str, str]) -> Dictionary:
+        """The dictionary in the units of the data, on the CPU."""
+        found, config, scale = self.objective, self.config, self.data.scale
+        weight, bias, decoder, decoder_bias = (
+            tensor.detach().cpu()
+            for tensor in (found.weight, found.bias, found.decoder, found.decoder_bias)
+        )
+        options: dict[str, Any] = {"activation": "jumprelu"}
+        if config.kind == "relu":
+            options = {"activation": "relu"}
+        elif config.kind == "topk":
+            options = {"activation": "topk", "k": config.k}
+        elif config.kind == "jumprelu":
+            options["threshold"] = found.thresholds.cpu() * scale
+        else:
+            options["threshold"] = (self.threshold * scale).repeat(len(bias))
+        encoder = Encoder(
+            weight=weight.contiguous(),
+            bias=bias * scale,
+            subtract=decoder_bias * scale,
+            norm=config.norm,
+            centers={name: center.cpu() for name, center in self.data.centers.items()},
+            **options,
+        )
+        return Dictionary(encoder, decoder, decoder_bias * scale, info)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything the next step depends on: tensors and numbers."""
+        tensors = {"generator": self.generator.get_state(), "idle": self.idle}
+        tensors["threshold"] = self.threshold.reshape(1)
+        for name, weight in self.objective.named_parameters():
+            tensors[f"weight.{name}"] = weight
+            for key, value in self.optimiser.state[weight].items():
+                tensors[f"{key}.{name}"] = value.reshape(-1) if value.ndim == 0 else value
+        return tensors, {"done": self.done, "coefficient": self.coefficient, "l0": self.l0}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.generator.set_state(tensors["generator"])
+        self.idle.copy_(tensors["idle"])
+        self.threshold = tensors["threshold"].reshape(()).clone()
+        for name, weight in self.objective.named_parameters():
+            weight.copy_(tensors[f"weight.{name}"])
+            self.optimiser.state[weight] = {
+                "step": tensors[f"step.{name}"].reshape(()).clone(),
+                "exp_avg": tensors[f"exp_avg.{name}"].to(self.device, copy=True),
+                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(self.device, copy=True),
+            }
+        self.done = int(numbers["done"])
+        self.coefficient, self.l0 = float(numbers["coefficient"]), float(numbers["l0"])
+
+    def _batch(self) -> tuple[Tensor, Tensor | None]:
+        """This process' share of the batch, and of its mask: each draws all, and takes its part."""
+        config, streams = self.config, self.data.streams
+        share = config.batch_size // len(streams)
+        part = share // self.processes
+        mine = slice(self.rank * part, (self.rank + 1) * part)
+        drawn: dict[str, Tensor] = {}
+        for name, stream in streams.items():
+            if config.paired and drawn:
+                drawn[name] = next(iter(drawn.values()))
+            else:
+                drawn[name] = torch.randint(len(stream), (share,), generator=self.generator)[mine]
+        mask = None
+        if config.mask:
+            kept = torch.rand(share, config.n_features, generator=self.generator) >= config.mask
+            mask = kept[mine].repeat(2, 1).to(self.device, torch.float32)
+        return self.data.batch(drawn, self.device), mask
+
+    @torch.no_grad()
+    def _follow(self, figures: Figures) -> None:
+        """Norms, threshold, idle counts, coefficient and step after an optimiser step."""
+        decoder = self.objective.decoder
+        decoder.copy_(F.normalize(decoder, dim=1))
+        if figures.cut is not None:
+            rate = max(0.01, 1 / (self.done + 1))
+            cut = figures.cut.cpu()
+            self.threshold = self.threshold + rate * (cut - self.threshold)
+        self.idle = torch.where(figures.active, 0, self.idle + 1)
+        if self.config.target_l0 is not None:
+            l0 = float(figures.l0)
+            self.l0 = l0 if self.l0 < 0 else self.l0 + _MEAN * (l0 - self.l0)
+            missing = math.log(max(self.l0, 1e-3) / self.config.target_l0)
+            self.coefficient *= math.exp(_FOLLOW * max(-1.0, min(1.0, missing)))
+        self.done += 1
+
+    @torch.no_grad()
+    def _keep_norm(self) -> None:
+        """Take the part of the decoder's gradient along its rows out."""
+        rows, gradient = self.objective.decoder, self.objective.decoder.grad
+        assert gradient is not None
+        gradient -= (gradient * rows).sum(1, keepdim=True) * rows
+
+
+def schedule(progress: float) -> float:
+    """Factor of the learning rate at a share of the run: warmed up, kept, decayed."""
+    if progress < 0.05:
+        return progress / 0.05 + 1e-3
+    if progress > 0.8:
+        return 0.5 * (1 + math.cos(math.pi * (progress - 0.8) / 0.2))
+    return 1.0
