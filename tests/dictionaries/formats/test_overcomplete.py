@@ -6,6 +6,7 @@ tests/dictionaries/golden has files that the library wrote, and what it computed
 import collections
 import itertools
 import math
+import struct
 
 import pytest
 import torch
@@ -332,3 +333,13 @@ def test_another_pickle_that_weights_only_refuses_is_not_this_format(tmp_path):
     (tmp_path / "text.pt").write_bytes(b"dictionary._weights overcomplete.sae")
     with pytest.raises(VlmEditError, match="is not known"):
         load_dictionary(tmp_path / "text.pt", k=2)
+
+
+def test_a_zip_that_ends_too_early_is_not_this_format(tmp_path):
+    path = write(tmp_path / "sae.pt", {"count": itertools.count()})
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")  # the index's first, the pickle's, and its two sizes
+    data[entry + 20 : entry + 28] = struct.pack("<II", 10**6, 10**6)
+    path.write_bytes(data)
+    with pytest.raises(VlmEditError, match="is not known"):
+        load_dictionary(path, k=2)
