@@ -34,6 +34,7 @@ SAME = [
     ("visual_projection", "joint"),
     ("image_embeds", "joint"),
     ("layers.11", "blocks.11"),
+    ("vision_language_model.layers.3", "language.3"),
 ]
 OTHER = [
     ("blocks.9.hook_resid_post", "vision.8"),
@@ -52,6 +53,8 @@ OTHER = [
     ("visual_projection", "vision.11"),
     ("blocks.9.hook_resid_post", "joint"),
     ("model.layers.24", "projector"),
+    ("22_resid", "vision.21"),
+    ("post_mlp_residual_22", "vision.21"),
 ]
 PARTS = [
     "blocks.9.hook_mlp_out",
@@ -66,6 +69,7 @@ PARTS = [
     "mlp_out_layer_9",
 ]
 UNKNOWN = ["", "resid_post", "blocks", "hook_embed", "my favourite place", "blocks.1.2", "7"]
+UNKNOWN += ["layers.1.blocks.3", "layers." + "1" * 5000, "language_projection"]
 
 
 @pytest.mark.parametrize(("hook", "site"), SAME)
