@@ -234,6 +234,18 @@ def test_the_factor_of_fine_tuning_scales_what_is_decoded_alone(tmp_path, name, 
     assert torch.equal(lazy.slice([5, 2]).decoder, ours.decoder[[5, 2]])
 
 
+def test_a_factor_of_fine_tuning_goes_with_rescaling_by_the_decoders_norm(tmp_path):
+    factor = torch.rand(M) + 0.5
+    said = {"architecture": "topk", "k": 4, "rescale_acts_by_decoder_norm": True}
+    said |= {"finetuning_scaling_factor": True}
+    folder = write(tmp_path, tensors={"scaling_factor": factor}, **said)
+    x = torch.randn(9, D)
+    w = {n: t.double() for n, t in load_file(folder / "sae_weights.safetensors").items()}
+    codes = sae_lens(folder, x)[0]
+    found = (codes * factor / w["W_dec"].norm(dim=-1)) @ w["W_dec"] + w["b_dec"]
+    close(load_dictionary(folder).reconstruct(x), found)
+
+
 def test_a_factor_of_ones_that_early_files_have_changes_nothing(tmp_path):
     x = torch.randn(9, D)
     folder = write(tmp_path, tensors={"scaling_factor": torch.ones(M)}, **OLD)
