@@ -1,0 +1,120 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlm_edit.dictionaries import Dictionary, TrainConfig, train_dictionary
+from vlm_edit.dictionaries.training.trainer import Trainer
+from vlm_edit.errors import VlmEditError
+from vlm_edit.files import read_tensors
+
+CONFIG = TrainConfig(
+    n_features=32, k=2, steps=400, batch_size=64, kind="jumprelu", target_l0=3.0, dead_after=20
+)
+SCRIPT = """
+import sys, torch
+from vlm_edit.dictionaries import TrainConfig, train_dictionary
+x = torch.randn(500, 12, generator=torch.Generator().manual_seed(0))
+config = TrainConfig(
+    n_features=32, k=2, steps=2000, batch_size=64, dead_after=20
+)
+train_dictionary({"image": x}, config, checkpoint=sys.argv[1], every=0.0, progress=False)
+"""
+
+
+def rows() -> torch.Tensor:
+    return torch.randn(500, 12, generator=torch.Generator().manual_seed(0))
+
+
+def same(one: Dictionary, two: Dictionary) -> bool:
+    pairs = [
+        (one.encoder.weight, two.encoder.weight),
+        (one.encoder.bias, two.encoder.bias),
+        (one.decoder, two.decoder),
+        (one.decoder_bias, two.decoder_bias),
+    ]
+    if one.encoder.threshold is not None and two.encoder.threshold is not None:
+        pairs.append((one.encoder.threshold, two.encoder.threshold))
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["batchtopk", "jumprelu"])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = 3.0 if kind == "jumprelu" else None
+    config = replace(CONFIG, kind=kind, target_l0=target)
+    whole = train_dictionary({"image": rows()}, config, log=tmp_path / "a.csv", progress=False)
+    step = Trainer.step
+
+    def stopping(self: Trainer) -> dict[str, float]:
+        if self.done == 250:
+            raise Stop
+        return step(self)
+
+    kept = {"checkpoint": tmp_path / "c", "log": tmp_path / "b.csv"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stopping)
+        with pytest.raises(Stop):
+            train_dictionary({"image": rows()}, config, every=0.05, progress=False, **kept)
+    assert (tmp_path / "c").exists()
+    again = train_dictionary({"image": rows()}, config, progress=False, **kept)
+    assert same(whole, again)
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+    with (tmp_path / "b.csv").open() as file:
+        assert [line["step"] for line in csv.DictReader(file)] == ["100", "200", "300", "400"]
+
+
+def test_a_killed_process_leaves_a_state_to_go_on_from(tmp_path: Path) -> None:
+
+    path = tmp_path / "state"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    until = time.monotonic() + 60
+    while time.monotonic() < until and (not path.exists() or read_tensors(path)[0]["done"] < 60):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert read_tensors(path)[0]["done"] < 2000
+    config = TrainConfig(n_features=32, k=2, steps=2000, batch_size=64, dead_after=20)
+    again = train_dictionary({"image": rows()}, config, checkpoint=path, progress=False)
+    assert same(again, train_dictionary({"image": rows()}, config, progress=False))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=30)
+    first = train_dictionary({"image": rows()}, config, checkpoint=tmp_path / "c", progress=False)
+    before = (tmp_path / "c").read_bytes()
+    again = train_dictionary({"image": rows()}, config, checkpoint=tmp_path / "c", progress=False)
+    assert same(first, again)
+    assert (tmp_path / "c").read_bytes() == before
+
+
+def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    config, path = replace(CONFIG, steps=5), tmp_path / "c"
+    train_dictionary({"image": rows()}, config, checkpoint=path, progress=False)
+    with pytest.raises(VlmEditError, match="another config"):
+        train_dictionary(
+            {"image": rows()}, replace(config, seed=1), checkpoint=path, progress=False
+        )
+    with pytest.raises(VlmEditError, match="another data"):
+        train_dictionary({"image": rows() + 0.01}, config, checkpoint=path, progress=False)
+    with pytest.raises(VlmEditError, match="another data"):
+        train_dictionary({"text": rows()}, config, checkpoint=path, progress=False)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(VlmEditError, match="not a readable"):
+        train_dictionary({"image": rows()}, config, checkpoint=path, progress=False)

@@ -1,0 +1,95 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vlm_edit.dictionaries import TrainConfig, train_dictionary
+from vlm_edit.dictionaries.training.distributed import kth_largest
+from vlm_edit.errors import VlmEditError
+
+KINDS = {
+    "batchtopk": {},
+    "matryoshka": {"mask": 0.2, "group": 0.01},
+    "jumprelu": {"target_l0": 3.0},
+}
+SCRIPT = """
+import sys
+import torch, torch.distributed as dist
+from safetensors.torch import load_file, save_file
+sys.path.insert(0, sys.argv[1])
+from test_training_distributed import KINDS, config
+from vlm_edit.dictionaries import train_dictionary
+from vlm_edit.errors import VlmEditError
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+streams, found = load_file(sys.argv[2] + "/x.safetensors"), {}
+for kind in KINDS:
+    got = train_dictionary(streams, config(kind), progress=False)
+    found |= {f"{kind}.decoder": got.decoder, f"{kind}.weight": got.encoder.weight}
+    found |= {f"{kind}.threshold": got.encoder.threshold, f"{kind}.bias": got.encoder.bias}
+try:
+    train_dictionary({"image": streams["image"]}, config("batchtopk", 33), progress=False)
+except VlmEditError as error:
+    assert "must divide" in str(error)
+    save_file(found, f"{sys.argv[2]}/{dist.get_rank()}.safetensors")
+dist.destroy_process_group()
+"""
+
+
+def config(kind: str, batch_size: int = 64) -> TrainConfig:
+    return TrainConfig(
+        *(24, 2, 60, batch_size), kind=kind, dead_after=5, auxiliary=0.5, **KINDS[kind]
+    )
+
+
+def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, generator=generator)
+    streams = {"image": x, "text": x + 0.3 * torch.randn(400, 6, generator=generator)}
+    save_file(streams, tmp_path / "x.safetensors")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    here = str(Path(__file__).parent)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, here, str(tmp_path)],
+            env={
+                **os.environ,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+            },
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    for kind in KINDS:
+        alone = train_dictionary(streams, config(kind), progress=False)
+        assert torch.allclose(found[0][f"{kind}.decoder"], alone.decoder, atol=2e-4)
+        assert torch.allclose(found[0][f"{kind}.weight"], alone.encoder.weight, atol=2e-4)
+        assert torch.allclose(found[0][f"{kind}.bias"], alone.encoder.bias, atol=2e-4)
+        assert alone.encoder.threshold is not None
+        assert torch.allclose(found[0][f"{kind}.threshold"], alone.encoder.threshold, atol=2e-4)
+
+
+@pytest.mark.parametrize("guess", [-9.0, 0.0, 0.5, 9.0])
+def test_the_cut_is_exact_whatever_was_guessed(guess: float) -> None:
+    x = torch.randn(50, 40, generator=torch.Generator().manual_seed(1))
+    for k in (1, 7, 600, 2000):
+        assert torch.equal(kth_largest(x, k, guess), x.flatten().topk(k).values[-1])
+
+
+def test_nothing_is_split_without_processes() -> None:
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    assert train_dictionary({"image": x}, config("batchtopk", 33), progress=False).n_features == 24
+    with pytest.raises(VlmEditError, match="batch_size is 0"):
+        train_dictionary({"image": x}, config("batchtopk", 0), progress=False)
