@@ -69,7 +69,7 @@ PARTS = [
     "mlp_out_layer_9",
 ]
 UNKNOWN = ["", "resid_post", "blocks", "hook_embed", "my favourite place", "blocks.1.2", "7"]
-UNKNOWN += ["layers.1.blocks.3", "layers." + "1" * 5000, "language_projection"]
+UNKNOWN += ["layers.1.blocks.3", "layers." + "1" * 5000]
 
 
 @pytest.mark.parametrize(("hook", "site"), SAME)
@@ -96,6 +96,13 @@ def test_a_part_inside_of_a_layer_is_no_site(hook):
 def test_a_name_that_is_not_understood_is_let_through(hook):
     for site in ("vision.9", "joint", "vision.1.2", "projector"):
         expect_site({"hook_name": hook}, site)
+
+
+def test_a_projector_into_the_language_is_no_joint_embedding():
+    expect_site({"hook_name": "language_projection"}, "projector")
+    expect_site({"hook_name": "language_projection"}, "language.0")
+    with pytest.raises(VlmEditError, match="trained at 'language_projection', not at 'vision.0'"):
+        expect_site({"hook_name": "language_projection"}, "vision.0")
 
 
 def test_a_layers_number_alone_is_compared_with_layers():
