@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import get_args
 
 from vlm_edit import __version__
-from vlm_edit.cli import editing, measuring, verbs
+from vlm_edit.cli import editing, measuring, training, verbs
+from vlm_edit.dictionaries import Kind
 from vlm_edit.dominance import Cut, Zeros
 from vlm_edit.errors import VlmEditError
 from vlm_edit.measurement import EXAMPLES
@@ -50,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_sites(commands)
+    _add_train(commands)
+    _add_check(commands)
     _add_measure(commands)
     _add_report(commands)
     _add_edit(commands)
@@ -69,6 +72,32 @@ def _add_sites(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sites = commands.add_parser("sites", help="list the sites of a model")
     sites.add_argument("model", help="model folder, as save_pretrained writes it")
     sites.set_defaults(run=verbs.sites)
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser("train", help="train a dictionary on a model's activations")
+    _add_places(train)
+    train.add_argument("--out", required=True, help="folder for the dictionary (SAELens v6)")
+    train.add_argument("--kind", choices=get_args(Kind), default="batchtopk", help="(%(default)s)")
+    train.add_argument("--features", type=int, default=512, help="(%(default)s)")
+    train.add_argument("--k", type=int, default=16, help="active features (%(default)s)")
+    train.add_argument("--steps", type=int, default=4000, help="(%(default)s)")
+    train.add_argument("--rows", type=int, default=1024, help="activations a step (%(default)s)")
+    train.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    train.add_argument(
+        "--held-out", type=float, default=0.1, help="share of pairs to check it on (%(default)s)"
+    )
+    train.add_argument("--most", type=int, help="tokens kept of a pair and stream (all)")
+    train.set_defaults(run=training.train)
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = commands.add_parser(
+        "check", help="whether a dictionary fits a model's activations, and what may be wrong"
+    )
+    _add_subject(check)
+    check.add_argument("--most", type=int, help="tokens kept of a pair and stream (all)")
+    check.set_defaults(run=training.check)
 
 
 def _add_measure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -146,20 +175,31 @@ def _add_edit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     edit.set_defaults(run=editing.edit)
 
 
-def _add_subject(parser: argparse.ArgumentParser, dictionary_required: bool = True) -> None:
+def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", help="model folder, as save_pretrained writes it, or zoo:emoji-clip"
     )
     parser.add_argument(
         "pairs", help="CSV of images and texts, or folder: see README; or zoo:pairs"
     )
-    parser.add_argument(
-        "--dictionary",
-        required=dictionary_required,
-        help="folder of a dictionary in SAELens v6 format, 'neurons' for the raw dimensions, or "
-        "zoo:joint",
-    )
     parser.add_argument("--site", default="joint", help="where (%(default)s)")
     parser.add_argument(
         "--batch-size", type=int, default=64, help="pairs per forward (%(default)s)"
     )
+
+
+def _add_subject(parser: argparse.ArgumentParser, dictionary_required: bool = True) -> None:
+    _add_places(parser)
+    parser.add_argument(
+        "--dictionary",
+        required=dictionary_required,
+        help="folder or file of a dictionary in any known format, owner/name on the hub, "
+        "'neurons' for the raw dimensions, or zoo:joint",
+    )
+    more = parser.add_argument_group("of the dictionary, where its files leave it open")
+    more.add_argument("--dictionary-file", metavar="FILE", help="folder or file inside it")
+    more.add_argument("--dictionary-format", metavar="NAME", help="its format (by content)")
+    more.add_argument("--dictionary-revision", metavar="REV", help="branch, tag or commit")
+    more.add_argument("--dictionary-k", type=int, metavar="K", help="active features")
+    more.add_argument("--dictionary-threshold", type=float, metavar="T", help="of codes")
+    more.add_argument("--dictionary-activation", metavar="NAME", help="such as topk or relu")

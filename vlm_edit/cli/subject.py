@@ -33,6 +33,8 @@ from vlm_edit.report import Examples
 from vlm_edit.sites import find_site, find_sites
 from vlm_edit.statistics import proportion
 
+DICTIONARY = "dictionary_"  # of the arguments that say more of a dictionary than its name
+
 
 def load_pairs(name: str) -> Pairs:
     """Pairs of a file or a folder, or the zoo's; their name leads back to them."""
@@ -43,13 +45,22 @@ def load_pairs(name: str) -> Pairs:
     return replace(read_pairs(name), name=str(Path(name).absolute()))
 
 
-def load_dictionary(name: str) -> Dictionary:
-    """The dictionary of a folder, or one of the zoo's."""
-    if name.startswith(ZOO):
-        from vlm_edit import zoo
+def load_dictionary(options: argparse.Namespace) -> Dictionary:
+    """The dictionary that the arguments name: one of the zoo's, a path's or the hub's."""
+    name: str = options.dictionary
+    told = {
+        key.removeprefix(DICTIONARY): value
+        for key, value in vars(options).items()
+        if key.startswith(DICTIONARY) and value is not None
+    }
+    if not name.startswith(ZOO):
+        found: Dictionary = read_dictionary(name, **told)
+        return found
+    if told:
+        raise VlmEditError(f"{name} needs none of --dictionary-{', --dictionary-'.join(told)}")
+    from vlm_edit import zoo
 
-        return zoo.load_dictionary(name.removeprefix(ZOO))
-    return read_dictionary(name)
+    return zoo.load_dictionary(name.removeprefix(ZOO))
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +129,7 @@ class Subject:
         """Everything that the arguments name; what is quick to refuse comes first."""
         pairs = load_pairs(options.pairs)
         named = options.dictionary
-        dictionary = load_dictionary(named) if named not in (None, "neurons") else None
+        dictionary = load_dictionary(options) if named not in (None, "neurons") else None
         model, processor = load_host(options.model)
         site = find_site(model, options.site)
         if named == "neurons":

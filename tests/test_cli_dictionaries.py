@@ -1,0 +1,69 @@
+"""Training and checking a dictionary by the command, on the zoo."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vlm_edit import collect, load_dictionary, zoo
+from vlm_edit.cli import main
+from vlm_edit.dictionaries import save_saelens
+
+
+def test_train_writes_a_dictionary_that_check_finds_fit_and_measure_takes(tmp_path, capsys):
+    sae = tmp_path / "deep" / "sae"
+    training = ["--features", "64", "--k", "8", "--steps", "200", "--rows", "256"]
+    assert main(["train", "zoo:emoji-clip", "zoo:pairs", *training, "--out", str(sae)]) == 0
+    told = capsys.readouterr().out
+    assert "64 features" in told
+    assert "Of 102 pairs that it was not trained on." in told
+    assert load_dictionary(sae).info == {"model_name": "emoji-clip", "site": "joint"}
+    assert main(["check", "zoo:emoji-clip", "zoo:pairs", "--dictionary", str(sae)]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("image"))
+    _, count, explained, l0, _ = line.split()
+    streams = collect(*zoo.load_host(), zoo.load_pairs(), progress=False)
+    found = load_dictionary(sae).check(streams["image"], "image", warn=False)
+    assert (int(count), float(explained)) == (1024, round(found.explained_variance, 3))
+    assert abs(float(l0) - 8) < 4
+
+
+def test_a_trained_dictionary_is_the_same_again_with_its_seed(tmp_path):
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        training = ["--features", "32", "--k", "4", "--steps", "20", "--seed", seed]
+        out = str(tmp_path / name)
+        main(["train", "zoo:emoji-clip", "zoo:pairs", *training, "--out", out])
+    a, b, c = (load_dictionary(tmp_path / name).decoder for name in "abc")
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_check_refuses_a_dictionary_of_another_site_and_warns_of_one_that_does_not_fit(
+    tmp_path, capsys
+):
+    other = ["check", "zoo:emoji-clip", "zoo:pairs", "--dictionary", "zoo:vision.2"]
+    assert main(other) == 2
+    assert "trained at site 'vision.2'" in capsys.readouterr().err
+    save_saelens(replace(zoo.load_dictionary("vision.2"), info={}), tmp_path)
+    wrong = ["check", "zoo:emoji-clip", "zoo:pairs", "--dictionary", str(tmp_path)]
+    assert main(wrong) == 1
+    assert "another layer or another host" in capsys.readouterr().err
+
+
+def test_what_a_dictionary_s_files_leave_open_is_passed_on(tmp_path, capsys):
+    measured = ["check", "zoo:emoji-clip", "zoo:pairs", "--dictionary"]
+    assert main([*measured, "zoo:joint", "--dictionary-k", "4"]) == 2
+    assert "zoo:joint needs none of --dictionary-k" in capsys.readouterr().err
+    save_saelens(zoo.load_dictionary("joint"), tmp_path / "inside")
+    assert main([*measured, str(tmp_path), "--dictionary-file", "inside"]) == 0
+    assert main([*measured, str(tmp_path / "inside"), "--dictionary-k", "4"]) == 2
+    assert "leave it out" in capsys.readouterr().err
+    assert main([*measured, str(tmp_path / "inside"), "--dictionary-format", "onnx"]) == 2
+    assert "format 'onnx' is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", ["0", "1", "0.0001", "-1", "2"])
+def test_pairs_are_held_out_and_some_are_left(share, tmp_path, capsys):
+    out = str(tmp_path / "sae")
+    assert main(["train", "zoo:emoji-clip", "zoo:pairs", "--out", out, "--held-out", share]) == 2
+    assert "both parts need at least one" in capsys.readouterr().err
+    assert not (tmp_path / "sae").exists()

@@ -1,0 +1,88 @@
+"""What ``vlm-edit train`` and ``vlm-edit check`` do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from vlm_edit.cli.host import load_host
+from vlm_edit.cli.subject import Subject, load_pairs
+from vlm_edit.dictionaries import Dictionary, TrainConfig, save_saelens, train_dictionary
+from vlm_edit.dictionaries.origin import expect_origin
+from vlm_edit.errors import VlmEditError
+from vlm_edit.fingerprint import host_name
+from vlm_edit.measurement import collect
+from vlm_edit.report import Table
+from vlm_edit.sites import find_site
+
+
+def train(options: argparse.Namespace) -> int:
+    """``vlm-edit train``."""
+    pairs, out = load_pairs(options.pairs), Path(options.out)
+    kept = round(len(pairs) * (1 - options.held_out))
+    if not 0 < kept < len(pairs):
+        raise VlmEditError(
+            f"--held-out {options.held_out} of {len(pairs)} pairs leaves {kept} to train on: both "
+            "parts need at least one"
+        )
+    config = TrainConfig(
+        kind=options.kind,
+        n_features=options.features,
+        k=options.k,
+        steps=options.steps,
+        batch_size=options.rows,
+        seed=options.seed,
+        target_l0=options.k if options.kind in ("relu", "jumprelu") else None,
+        norm="constant_norm_rescale" if options.site == "joint" else "none",
+    )
+    model, processor = load_host(options.model)
+    site = find_site(model, options.site)
+
+    def read(numbers: range) -> dict[str, Tensor]:
+        return collect(
+            *(model, processor, pairs.select(numbers), site.name),
+            most=options.most,
+            batch_size=options.batch_size,
+        )
+
+    streams, held_out = read(range(kept)), read(range(kept, len(pairs)))
+    info = {"model_name": Path(options.model.removeprefix("zoo:")).name, "site": site.name}
+    found = train_dictionary(streams, config, info)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_saelens(found, out)
+    _tell(found, held_out, f"{len(pairs) - kept} pairs that it was not trained on")
+    print(f"\ndictionary: {out}")
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """``vlm-edit check``: 1 if something looks wrong."""
+    subject = Subject.load(options)
+    dictionary = subject.expect_dictionary()
+    expect_origin(dictionary.info, subject.site, host_name(subject.model))
+    streams = collect(
+        *(subject.model, subject.processor, subject.pairs, subject.site),
+        most=options.most,
+        batch_size=subject.batch_size,
+    )
+    warned = _tell(dictionary, streams, f"{len(subject.pairs)} pairs")
+    return 1 if warned else 0
+
+
+def _tell(dictionary: Dictionary, streams: Mapping[str, Tensor], of: str) -> int:
+    """Print how well a dictionary fits; the number of warnings."""
+    found = {stream: dictionary.check(x, stream, warn=False) for stream, x in streams.items()}
+    rows = [
+        (stream, str(c.n), f"{c.explained_variance:.3f}", f"{c.l0:.1f}", f"{c.dead:.1%}")
+        for stream, c in found.items()
+    ]
+    titles = ("stream", "activations", "explained variance", "L0", "dead")
+    print(Table(f"{dictionary.n_features} features", titles, rows, f"Of {of}."))
+    warnings = [(stream, text) for stream, c in found.items() for text in c.warnings]
+    for stream, text in warnings:
+        print(f"{stream}: {text}", file=sys.stderr)
+    return len(warnings)
