@@ -58,7 +58,7 @@ class TrainConfig:
     dead_after: int = 200
     seed: int = 0
     kind: Kind = "batchtopk"
-    sparsity: float = 1e-3
+    sparsity: float = 1e-2
     target_l0: float | None = None
     bandwidth: float = 0.05
     prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)

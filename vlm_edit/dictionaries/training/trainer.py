@@ -18,8 +18,10 @@ from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.objective import Figures, Objective
 
-# How fast the coefficient follows the L0 that is missing, and the L0 its mean: per step.
+# How the coefficient follows the L0 that is missing, and how fast that changes, so that it does not
+# overshoot; and how fast the mean follows the L0 of a batch. Per step.
 _FOLLOW = 0.01
+_BRAKE = 1.0
 _MEAN = 0.1
 
 
@@ -155,9 +157,10 @@ class Trainer:
         self.idle = torch.where(figures.active, 0, self.idle + 1)
         if self.config.target_l0 is not None:
             l0 = float(figures.l0)
-            self.l0 = l0 if self.l0 < 0 else self.l0 + _MEAN * (l0 - self.l0)
-            missing = math.log(max(self.l0, 1e-3) / self.config.target_l0)
-            self.coefficient *= math.exp(_FOLLOW * max(-1.0, min(1.0, missing)))
+            before = max(l0 if self.l0 < 0 else self.l0, 1e-3)
+            self.l0 = max(before + _MEAN * (l0 - before), 1e-3)
+            missing = max(-1.0, min(1.0, math.log(self.l0 / self.config.target_l0)))
+            self.coefficient *= math.exp(_FOLLOW * missing + _BRAKE * math.log(self.l0 / before))
         self.done += 1
 
     @torch.no_grad()
