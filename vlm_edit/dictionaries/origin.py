@@ -89,11 +89,10 @@ def expect_site(info: Mapping[str, str], site: str) -> None:
     place = _place(hook) if isinstance(hook, str) else _Place()
     told = repr(hook)
     if place.layer is None and not place.joint and not place.part:
-        layer = str(info.get("layer", ""))
-        place, told = _Place(_number(layer), tower=place.tower), f"layer {layer}"
+        layer = _number(str(info.get("layer", "")))
         # A training that has no layer to name writes any number.
-        if site == "joint":
-            return
+        if layer is not None and site != "joint":
+            place, told = _Place(layer, tower=place.tower), f"layer {layer}"
     if place.part:
         raise VlmEditError(
             f"the dictionary was trained at {told}, a part inside of a layer; site {site!r} is a "
