@@ -23,7 +23,7 @@ import sys, torch
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
 x = torch.randn(500, 12, generator=torch.Generator().manual_seed(0))
 config = TrainConfig(
-    n_features=32, k=2, steps=2000, batch_size=64, dead_after=20
+    n_features=32, k=2, steps=800, batch_size=64, dead_after=20
 )
 train_dictionary({"image": x}, config, checkpoint=sys.argv[1], every=0.0, progress=False)
 """
@@ -89,8 +89,8 @@ def test_a_killed_process_leaves_a_state_to_go_on_from(tmp_path: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert read_tensors(path)[0]["done"] < 2000
-    config = TrainConfig(n_features=32, k=2, steps=2000, batch_size=64, dead_after=20)
+    assert read_tensors(path)[0]["done"] < 800
+    config = TrainConfig(n_features=32, k=2, steps=800, batch_size=64, dead_after=20)
     again = train_dictionary({"image": rows()}, config, checkpoint=path, progress=False)
     assert same(again, train_dictionary({"image": rows()}, config, progress=False))
 
