@@ -54,6 +54,7 @@ OTHER = [
     ("blocks.9.hook_resid_post", "joint"),
     ("model.layers.24", "projector"),
     ("22_resid", "vision.21"),
+    ("image_embeds", "vision.3"),
     ("post_mlp_residual_22", "vision.21"),
 ]
 PARTS = [
@@ -114,6 +115,8 @@ def test_a_layers_number_alone_is_compared_with_layers():
         expect_site({"layer": layer}, "vision.10")
     expect_site({"layer": "8", "hook_name": "blocks.8.hook_resid_pre"}, "vision.7")
     expect_site({"layer": "8", "hook_name": "joint"}, "joint")
+    with pytest.raises(VlmEditError, match="trained at 'joint', not at 'vision.8'"):
+        expect_site({"layer": "8", "hook_name": "joint"}, "vision.8")
     with pytest.raises(VlmEditError, match="trained at layer 8, not at 'vision.7'"):
         expect_site({"layer": "8", "hook_name": "resid_post"}, "vision.7")
 
