@@ -114,3 +114,12 @@ def test_without_a_decoder_it_is_not_this_format(tmp_path):
         load_dictionary(tmp_path)
     with pytest.raises(VlmEditError, match=r"tensors missing: decoder\.weight"):
         load_dictionary(tmp_path, format="openai")
+
+
+@pytest.mark.parametrize(("tied", "name"), [(False, "decoder.weight"), (True, "decoder.linear")])
+def test_a_damaged_decoder_is_called_what_the_file_calls_it(tmp_path, tied, name):
+    shape = (16, 6) if tied else (6, 16)
+    key = "decoder.linear.weight" if tied else "decoder.weight"
+    write(tmp_path, tied=tied, **{key: torch.full(shape, torch.nan)})
+    with pytest.raises(VlmEditError, match=f"{name}.* holds NaN or infinity"):
+        load_dictionary(tmp_path)

@@ -32,6 +32,14 @@ def test_several_torch_files_are_named_and_none_is_taken(tmp_path):
         open_mapping(Source(tmp_path))
 
 
+@pytest.mark.parametrize(("count", "names"), [(2, r"\(0.pt, 1.pt\)"), (4, r"\(0.pt, .*, 3.pt\)")])
+def test_a_few_torch_files_are_all_named(tmp_path, count, names):
+    for number in range(count):
+        torch.save({"a": torch.ones(2)}, tmp_path / f"{number}.pt")
+    with pytest.raises(VlmEditError, match=f"{count} torch files: .*file= {names}$"):
+        the_torch_file(Source(tmp_path))
+
+
 def test_a_folder_without_a_torch_file_is_refused(tmp_path):
     assert peek_mapping(Source(tmp_path)) == {}
     with pytest.raises(VlmEditError, match=r"holds no .pt or .pth file"):
