@@ -29,8 +29,9 @@ def test_a_path_that_does_not_exist_is_named(tmp_path):
 def test_an_unknown_format_is_refused_with_those_known(folder, tmp_path):
     with pytest.raises(VlmEditError, match="format 'onnx' is not known; known formats: saelens"):
         load_dictionary(folder, format="onnx")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(VlmEditError, match=r"the format of .* is not known; known formats"):
-        load_dictionary(tmp_path)
+        load_dictionary(tmp_path / "empty")
     with pytest.raises(VlmEditError, match=r"the format of .* is not known; known formats"):
         load_dictionary(folder / "cfg.json")
 

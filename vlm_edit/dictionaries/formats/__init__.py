@@ -20,7 +20,7 @@ from vlm_edit.dictionaries.formats import (
     state_dict,
 )
 from vlm_edit.dictionaries.formats.format import Format, Layout, Told
-from vlm_edit.dictionaries.formats.hub import locate
+from vlm_edit.dictionaries.formats.hub import candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.errors import VlmEditError
@@ -131,6 +131,13 @@ def _format(source: Source, name: str | None) -> Format:
         found = [f for f in FORMATS if f.name == name]
     else:
         found = [f for f in FORMATS if f.recognises(source)]
+    places = candidates(source.path) if not found and name is None and source.is_folder else []
+    if places:
+        listed = ", ".join(repr(place) for place in places[:10])
+        raise VlmEditError(
+            f"{str(source.path)!r} is no dictionary itself, folders in it may be: say which with "
+            f"file=, such as {listed}"
+        )
     if not found:
         what = f"format {name!r}" if name else f"the format of {str(source.path)!r}"
         names = ", ".join(f.name for f in FORMATS)

@@ -3,19 +3,161 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import re
+from collections.abc import Callable, Sequence
+from glob import escape
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from vlm_edit.errors import VlmEditError
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
+_SHOWN = 10
+_T = TypeVar("_T")
+_LOOKED_AT = 5000
 
 
 def locate(path: str | os.PathLike[str], file: str | None, revision: str | None) -> Path:
     """The file or folder that is meant.
 
+    Args:
+        path: A path, which wins, or ``owner/name`` of a repository on the hub.
+        file: A file or folder in it; None for the whole, if it holds one dictionary.
+        revision: Of a repository.
+
+    Returns:
+        A path that exists. Of a repository only what is meant, and the JSON files beside and
+        above it, are fetched into huggingface_hub's cache, or taken from there.
+
     Raises:
-        VlmEditError: There is none.
+        VlmEditError: There is none, it cannot be fetched, or it holds several.
     """
-    del revision
-    found = Path(path) if file is None else Path(path) / file
+    root = Path(path)
+    if root.exists():
+        if revision is not None:
+            raise VlmEditError(f"{root} is a path: revision={revision!r} goes with a repository")
+        return _inside(root, file)
+    if not _REPOSITORY.fullmatch(str(path)):
+        raise VlmEditError(f"no dictionary at {str(path)!r}: the path does not exist")
+    return _fetch(str(path), file, revision)
+
+
+def candidates(path: Path) -> list[str]:
+    """Folders below a folder that hold weights, as ``file`` would name them."""
+    files = (p for p in islice(path.rglob("*"), _LOOKED_AT) if p.suffix in _WEIGHTS)
+    return sorted({p.relative_to(path).parent.as_posix() for p in files} - {"."})
+
+
+def _inside(root: Path, file: str | None) -> Path:
+    found = root if file is None else root / file
     if not found.exists():
-        raise VlmEditError(f"no dictionary at {str(found)!r}: the path does not exist")
+        there = _listed(candidates(root)) if root.is_dir() else ""
+        raise VlmEditError(
+            f"no dictionary at {str(found)!r}: {file!r} is not in {str(root)!r}"
+            + (f", which has {there}" if there else "")
+        )
     return found
+
+
+def _fetch(name: str, file: str | None, revision: str | None) -> Path:
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        root = Path(_asked(name, lambda: snapshot_download(name, revision=revision)))
+        files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+        return root / _wanted(name, files, file)
+    files = _asked(name, lambda: HfApi().list_repo_files(name, revision=revision))
+    wanted = _wanted(name, files, file)
+    needed = [escape(f) for f in files if _belongs(PurePosixPath(f), PurePosixPath(wanted))]
+    found = _asked(name, lambda: snapshot_download(name, revision=revision, allow_patterns=needed))
+    return Path(found) / wanted
+
+
+def _asked(name: str, call: Callable[[], _T]) -> _T:
+    """What the hub, or its cache, answers."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return call()
+    except GatedRepoError as error:
+        raise VlmEditError(
+            f"the repository {name} is gated: ask for access on its page, then `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise VlmEditError(
+            f"no dictionary at {name!r}: there is no such path, and no such repository on the hub "
+            "that you may read"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise VlmEditError(f"the repository {name} has no such revision: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise VlmEditError(
+            f"no dictionary at {name!r}: there is no such path, and the repository is not in the "
+            "cache of huggingface_hub and cannot be fetched (offline?): fetch it where there is a "
+            "network, or name a folder"
+        ) from error
+    except (EntryNotFoundError, HFValidationError, OSError) as error:
+        told = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise VlmEditError(f"the repository {name} cannot be fetched: {told}") from error
+    except Exception as error:
+        # Without a network the client's own errors come through: httpx's or requests', by version.
+        if not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
+            raise
+        raise VlmEditError(f"the hub cannot be reached for {name}: {error}") from error
+
+
+def _wanted(name: str, files: Sequence[str], file: str | None) -> str:
+    """The file or folder of a repository that is meant."""
+    if file is not None:
+        wanted = PurePosixPath(file).as_posix()
+        if wanted in files or any(f.startswith(f"{wanted}/") for f in files):
+            return wanted
+        raise VlmEditError(
+            f"the repository {name} (or what is cached of it) has no {file!r}; it has "
+            f"{_listed(_places(files)) or 'no weights'}"
+        )
+    places = _places(files)
+    if len(places) == 1:
+        return places[0]
+    if not places:
+        raise VlmEditError(f"the repository {name} (or what is cached of it) has no weights")
+    raise VlmEditError(
+        f"the repository {name} holds several dictionaries: say which with file=, one of "
+        f"{_listed(places)}"
+    )
+
+
+def _places(files: Sequence[str]) -> list[str]:
+    """Folders with weights, or the files where a folder has several that stand alone."""
+    folders: dict[str, list[str]] = {}
+    for file in files:
+        if file.endswith(_WEIGHTS):
+            folders.setdefault(PurePosixPath(file).parent.as_posix(), []).append(file)
+    found = []
+    for folder, held in folders.items():
+        alone = [file for file in held if not file.endswith(".safetensors")]
+        found += alone if len(alone) > 1 else [folder]
+    return sorted(found)
+
+
+def _belongs(file: PurePosixPath, wanted: PurePosixPath) -> bool:
+    """Whether a file is needed: inside of what is wanted, or JSON beside or above it."""
+    if wanted == PurePosixPath("."):
+        return len(file.parts) == 1
+    if wanted == file or wanted in file.parents:
+        return True
+    return file.suffix == ".json" and file.parent in wanted.parents
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(repr(name) for name in names[:_SHOWN]) + more

@@ -1,0 +1,195 @@
+"""Repositories of the hub: a cache laid out as huggingface_hub does, and a hub of our own."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import torch
+
+from vlm_edit import Dictionary, VlmEditError, load_dictionary
+from vlm_edit.dictionaries import Encoder, save_saelens
+from vlm_edit.dictionaries.formats.hub import locate
+
+COMMIT = "c" * 40
+
+
+@pytest.fixture
+def sae(tmp_path):
+    dictionary = Dictionary(Encoder(torch.eye(4), torch.zeros(4)), torch.eye(4), torch.zeros(4))
+    save_saelens(dictionary, tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+def in_process(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints: huggingface_hub reads its settings when it is imported."""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return run.stdout + run.stderr[-2000:]
+
+
+LOAD = """
+from vlm_edit import VlmEditError, load_dictionary
+for arguments in {}:
+    try:
+        print("features", load_dictionary(*arguments[:1], **arguments[1]).n_features)
+    except VlmEditError as error:
+        print("error:", error)
+"""
+
+
+def cached(home: Path, sae: Path, *folders: str) -> None:
+    """A repository in the cache, as huggingface_hub lays it out."""
+    repository = home / "hub" / "models--owner--name"
+    snapshot = repository / "snapshots" / COMMIT
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    for folder in folders:
+        for file in sae.iterdir():
+            blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+            blob.parent.mkdir(exist_ok=True)
+            blob.write_bytes(file.read_bytes())
+            place = snapshot / folder / file.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(blob)
+
+
+def test_offline_a_cached_repository_is_read_and_an_uncached_one_named(tmp_path, sae):
+    cached(tmp_path / "home", sae, "layers.3")
+    calls = [
+        ("owner/name", {}),
+        ("owner/name", {"file": "layers.3"}),
+        ("owner/name", {"file": "layers.4"}),
+        ("owner/name", {"revision": COMMIT}),
+        ("owner/other", {}),
+    ]
+    told = in_process(
+        LOAD.format(calls), HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1"
+    ).splitlines()
+    assert told[0] == told[1] == told[3] == "features 4"
+    assert "has no 'layers.4'; it has 'layers.3'" in told[2]
+    assert "not in the cache of huggingface_hub" in told[4]
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The three answers of the hub that reading a repository needs."""
+
+    def do_GET(self):
+        self.answer(True)
+
+    def do_HEAD(self):
+        self.answer(False)
+
+    def answer(self, body: bool) -> None:
+        path = unquote(self.path.split("?")[0])
+        self.server.asked.append(path)
+        files = self.server.files
+        if "/owner/name" not in path:
+            self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+        elif "/resolve/" in path:
+            data = files.get(path.split(f"/resolve/{COMMIT}/")[-1].split("/resolve/main/")[-1])
+            tag = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data or b"").hexdigest()}"'}
+            self.reply(200 if data is not None else 404, data or b"", tag, body)
+        elif "/tree/" in path:
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": name}
+                for name, data in files.items()
+            ]
+            self.reply(200, json.dumps(tree).encode(), {}, body)
+        else:
+            told = {
+                "id": "owner/name",
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in files],
+            }
+            self.reply(200, json.dumps(told).encode(), {}, body)
+
+    def reply(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(sae):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []
+    server.files = {
+        f"{folder}/{file.name}": file.read_bytes()
+        for folder in ("layers.3", "layers.4")
+        for file in sae.iterdir()
+    }
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_of_a_repository_of_several_only_the_one_named_is_fetched(tmp_path, hub):
+    calls = [
+        ("owner/name", {}),
+        ("owner/name", {"file": "layers.4"}),
+        ("owner/nobody", {}),
+    ]
+    told = in_process(
+        LOAD.format(calls),
+        HF_HOME=str(tmp_path / "home"),
+        HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}",
+    ).splitlines()
+    errors = [line for line in told if line.startswith(("error", "features"))]
+    assert "several dictionaries: say which with file=, one of 'layers.3', 'layers.4'" in errors[0]
+    assert errors[1] == "features 4"
+    assert "no such repository on the hub" in errors[2]
+    assert not any("layers.3" in path for path in hub.asked)
+
+
+def test_without_a_network_the_hub_is_said_to_be_out_of_reach(tmp_path):
+    told = in_process(
+        LOAD.format([("owner/name", {})]),
+        HF_HOME=str(tmp_path),
+        HF_ENDPOINT="http://127.0.0.1:9",
+    )
+    assert told.strip().splitlines()[-1].startswith("error:")
+    assert "owner/name" in told
+    assert "Traceback" not in told
+
+
+def test_a_path_wins_over_a_repository(tmp_path, sae, monkeypatch):
+    (tmp_path / "owner").mkdir()
+    sae.rename(tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)
+    assert load_dictionary("owner/name").n_features == 4
+    with pytest.raises(VlmEditError, match="is a path: revision='main' goes with a repository"):
+        load_dictionary("owner/name", revision="main")
+
+
+def test_a_folder_of_several_dictionaries_names_them(tmp_path, sae):
+    (tmp_path / "all").mkdir()
+    sae.rename(tmp_path / "all" / "layers.3")
+    assert load_dictionary(tmp_path / "all", file="layers.3").n_features == 4
+    with pytest.raises(VlmEditError, match=r"say which with file=, such as 'layers\.3'"):
+        load_dictionary(tmp_path / "all")
+    with pytest.raises(VlmEditError, match=r"'layers\.4' is not in .*, which has 'layers\.3'"):
+        load_dictionary(tmp_path / "all", file="layers.4")
+
+
+@pytest.mark.parametrize("path", ["/no/where", "./a/b", "one", "a/b/c", "~/x", "a b/c"])
+def test_what_cannot_be_a_repository_is_a_path_that_does_not_exist(path):
+    with pytest.raises(VlmEditError, match="the path does not exist"):
+        locate(path, None, None)
