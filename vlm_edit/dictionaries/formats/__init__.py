@@ -17,6 +17,8 @@ from vlm_edit.dictionaries.formats import (
     prisma,
     saelens,
     saev,
+    scope,
+    sparsify,
     state_dict,
 )
 from vlm_edit.dictionaries.formats.format import Format, Layout, Told
@@ -37,6 +39,10 @@ FORMATS: tuple[Format, ...] = (
     overcomplete.FORMAT,
     prisma.FORMAT,
     saev.FORMAT,
+    sparsify.FORMAT,
+    sparsify.MAYFULL,
+    scope.GEMMA,
+    scope.QWEN,
     state_dict.FORMAT,
 )
 

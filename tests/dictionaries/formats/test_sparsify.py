@@ -1,0 +1,146 @@
+"""Folders of sparsify and of CLIP_TopKSAE, with the formula written here by hand."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vlm_edit import VlmEditError, load_dictionary
+
+
+def write(folder, d=6, m=16, dtype=torch.float32, extra=None, names=None, **config):
+    """A folder as SparseCoder.save_to_disk of eai-sparsify 1.3 writes it."""
+    g = torch.Generator().manual_seed(d)
+    weights = {
+        "encoder.weight": torch.randn(m, d, generator=g),
+        "encoder.bias": torch.randn(m, generator=g),
+        "W_dec": torch.randn(m, d, generator=g),
+        "b_dec": torch.randn(d, generator=g),
+    } | (extra or {})
+    weights = {name: w.to(dtype) for name, w in weights.items() if w is not None}
+    told = {
+        "activation": "topk",
+        "expansion_factor": 32,
+        "normalize_decoder": True,
+        "num_latents": m,
+        "k": 4,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": d,
+    } | config
+    folder.mkdir(parents=True, exist_ok=True)
+    config_file, weights_file = names or ("cfg.json", "sae.safetensors")
+    told = {name: value for name, value in told.items() if value is not ...}
+    (folder / config_file).write_text(json.dumps(told))
+    save_file(weights, folder / weights_file)
+    return {name: w.double() for name, w in weights.items()}
+
+
+def by_hand(w, x, k=4, kind="topk"):
+    """Codes and reconstruction in float64."""
+    hidden = (x.double() - w["b_dec"]) @ w["encoder.weight"].T + w["encoder.bias"]
+    if kind == "groupmax":
+        parts = hidden.relu().reshape(*hidden.shape[:-1], k, -1)
+        kept = parts == parts.max(-1, keepdim=True).values
+        codes = torch.where(kept, parts, 0.0).reshape(hidden.shape)
+    elif kind == "signed":
+        places = hidden.abs().topk(k, dim=-1).indices
+        codes = torch.zeros_like(hidden).scatter(-1, places, hidden.gather(-1, places))
+    else:
+        values, places = hidden.relu().topk(k, dim=-1)
+        codes = torch.zeros_like(hidden).scatter(-1, places, values)
+    return codes.float(), (codes @ w["W_dec"] + w["b_dec"]).float()
+
+
+@pytest.mark.parametrize(("d", "m"), [(6, 16), (8, 8)])
+@pytest.mark.parametrize("kind", ["topk", "groupmax", "signed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codes_and_reconstruction_are_those_of_the_formula(tmp_path, d, m, kind, dtype):
+    told = {"signed": True, "activation": ...} if kind == "signed" else {"activation": kind}
+    weights = write(tmp_path, d, m, dtype, **told)
+    x = torch.randn(11, d) * 3 + 1
+    dictionary = load_dictionary(tmp_path)
+    codes, back = by_hand(weights, x, kind=kind)
+    torch.testing.assert_close(dictionary.encode(x), codes, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dictionary.reconstruct(x), back, rtol=1e-5, atol=1e-4)
+    part = load_dictionary(tmp_path, lazy=True).slice([5, 0])
+    torch.testing.assert_close(part.codes(x)[0], codes[:, [5, 0]], rtol=1e-5, atol=1e-5)
+    assert torch.equal(part.decoder, dictionary.decoder[[5, 0]])
+
+
+def test_an_old_file_without_an_activation_is_topk(tmp_path):
+    weights = write(tmp_path, activation=..., transcode=..., skip_connection=..., num_latents=0,
+                    expansion_factor=2, m=12)  # fmt: skip
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(load_dictionary(tmp_path).encode(x), by_hand(weights, x)[0])
+
+
+def test_the_folder_s_name_is_the_hookpoint(tmp_path):
+    write(tmp_path / "model.layers.24")
+    assert load_dictionary(tmp_path, file="model.layers.24").info == {
+        "hook_name": "model.layers.24"
+    }
+    write(tmp_path / "anything")
+    assert load_dictionary(tmp_path / "anything").info == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"transcode": True}, "is a transcoder"),
+        ({"skip_connection": True}, "is a transcoder"),
+        ({"transcode": 1}, "transcode must be true or false, got 1"),
+        ({"activation": "relu"}, "activation 'relu' is not supported; supported: topk, groupmax"),
+        ({"activation": ["topk"]}, "is not supported"),
+        ({"k": 0}, "k must be a whole number above 0, got '0'"),
+        ({"k": ...}, "k must be a whole number"),
+        ({"k": 17}, "k is 17"),
+        ({"activation": "groupmax", "k": 3}, "16 features cannot be cut into 3 groups"),
+        ({"d_in": 7}, "states d_in = 7, the tensors have 6"),
+        ({"num_latents": 17}, "states num_latents = 17, the tensors have 16"),
+        ({"num_latents": 0, "expansion_factor": 3}, "states num_latents = 18"),
+    ],
+)
+def test_a_config_that_cannot_be_followed_is_refused(tmp_path, config, message):
+    write(tmp_path, **config)
+    with pytest.raises(VlmEditError, match=message):
+        load_dictionary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"W_skip": torch.zeros(6, 6)}, "does not have: W_skip"),
+        ({"b_dec": None}, "tensors missing: b_dec"),
+        ({"W_dec": torch.zeros(6, 16)}, "the decoder of 6 and 16"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tmp_path, extra, message):
+    write(tmp_path, extra=extra)
+    with pytest.raises(VlmEditError, match=message):
+        load_dictionary(tmp_path)
+
+
+NAMES = ("config.json", "model.safetensors")
+
+
+def test_clip_topksae_is_the_same_formula_under_a_config_of_transformers(tmp_path):
+    weights = write(tmp_path, names=NAMES, hidden_size=6, latent_size=16, model_name="clip")
+    x = torch.randn(9, 6) * 2
+    found = load_dictionary(tmp_path)
+    torch.testing.assert_close(found.encode(x), by_hand(weights, x)[0], rtol=1e-5, atol=1e-5)
+    assert found.info == {"model_name": "clip"}
+    wider = load_dictionary(tmp_path, k=7)  # it is evaluated with another k than trained with
+    torch.testing.assert_close(wider.encode(x), by_hand(weights, x, 7)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_clip_topksae_of_other_sizes_or_of_two_encoders_is_refused(tmp_path):
+    write(tmp_path, names=NAMES, hidden_size=7, latent_size=16)
+    with pytest.raises(VlmEditError, match="states hidden_size = 7, the tensors have 6"):
+        load_dictionary(tmp_path)
+    extra = {"encoder.weight": None, "vision.encoder.weight": torch.zeros(16, 6)}
+    write(tmp_path, names=NAMES, extra=extra, hidden_size=6, latent_size=16)
+    with pytest.raises(VlmEditError, match="has no single encoder .*vision.encoder.weight"):
+        load_dictionary(tmp_path)

@@ -1,0 +1,128 @@
+"""The formats of Gemma Scope 2 (JumpReLU) and Qwen-Scope (TopK); neither subtracts ``b_dec``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.source import (
+    Source,
+    expect_matrix,
+    expect_names,
+    expect_vector,
+    expect_whole,
+    safetensors_names,
+)
+from vlm_edit.dictionaries.formats.torchfile import open_mapping, peek_mapping
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.errors import VlmEditError
+
+CONFIG, PARAMS = "config.json", "params.safetensors"
+
+_GEMMA = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
+_QWEN = {"W_enc", "W_dec", "b_enc", "b_dec"}
+_LAYER = re.compile(r"layer_?(\d+)")
+_QWEN_FILE = re.compile(r"layer(\d+)\.sae\.pt")
+_QWEN_REPOSITORY = re.compile(r"SAE-Res-(.+)-W(\d+)K-L0_(\d+)")
+
+
+def recognises_gemma(source: Source) -> bool:
+    """Whether a source is a folder of Gemma Scope 2."""
+    return source.has(PARAMS) and {"w_enc", "w_dec"} <= safetensors_names(source.file(PARAMS))
+
+
+def read_gemma(source: Source, told: Told) -> StoredDictionary:
+    """Read a folder of Gemma Scope 2; transcoders are refused.
+
+    Raises:
+        VlmEditError: A file is missing or not valid, a transcoder, or tensors that do not fit.
+    """
+    del told
+    path, tensors = source.path, source.tensors(PARAMS)
+    config = source.json(CONFIG) if source.has(CONFIG) else {}
+    ends = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
+    if "affine_skip_connection" in tensors or (None not in ends and ends[0] != ends[1]):
+        raise VlmEditError(
+            f"{path} is a transcoder (from {ends[0]} to {ends[1]}): its decoder's rows mean "
+            "nothing where its codes are read; load an SAE"
+        )
+    if config.get("architecture", "jump_relu") != "jump_relu":
+        raise VlmEditError(
+            f"{path}: architecture {config['architecture']!r} is not supported, jump_relu is"
+        )
+    expect_names(path, tensors, _GEMMA)
+    return StoredDictionary(
+        weight=Rows(expect_matrix(path, tensors, "w_enc").T, "w_enc"),
+        bias=expect_vector(path, tensors, "b_enc"),
+        decoder=Rows(expect_matrix(path, tensors, "w_dec"), "w_dec"),
+        decoder_bias=expect_vector(path, tensors, "b_dec"),
+        activation="jumprelu",
+        threshold=expect_vector(path, tensors, "threshold"),
+        info=_gemma_info(source, config),
+    )
+
+
+def recognises_qwen(source: Source) -> bool:
+    """Whether a source is a file of Qwen-Scope, by its tensors and its name."""
+    if not _QWEN_FILE.fullmatch(source.path.name):
+        return False
+    return set(peek_mapping(source)) == _QWEN
+
+
+def read_qwen(source: Source, told: Told) -> StoredDictionary:
+    """Read a file of Qwen-Scope; k is in the repository's name, or told.
+
+    Raises:
+        VlmEditError: Not a readable torch file, tensors that do not fit, or no k.
+    """
+    path, tensors = source.path, open_mapping(source)
+    expect_names(path, tensors, _QWEN)
+    named = _QWEN_REPOSITORY.search(str(path.absolute()))
+    stated = int(named[3]) if named else None
+    if told.k is None and stated is None:
+        raise VlmEditError(
+            f"{path}: k is neither in the file nor in the name of a folder above it "
+            "(...-W32K-L0_50 means 50): say k="
+        )
+    if told.k is not None and stated is not None and told.k != stated:
+        raise VlmEditError(f"{path}: k={told.k} was told, the repository's name says {stated}")
+    layer = _QWEN_FILE.fullmatch(path.name)
+    info = {"hook_name": f"model.layers.{layer[1]}", "layer": layer[1]} if layer else {}
+    if named:
+        info["model_name"] = f"Qwen/{named[1]}"
+    stored = StoredDictionary(
+        weight=Rows(expect_matrix(path, tensors, "W_enc"), "W_enc"),
+        bias=expect_vector(path, tensors, "b_enc"),
+        decoder=Rows(expect_matrix(path, tensors, "W_dec").T, "W_dec"),
+        decoder_bias=expect_vector(path, tensors, "b_dec"),
+        activation="topk",
+        k=expect_whole(path, {"k": told.k if told.k is not None else stated}, "k"),
+        info=info,
+    )
+    if named and stored.n_features != int(named[2]) * 1024:
+        raise VlmEditError(
+            f"{path}: the repository's name says {named[2]}K features, the file has "
+            f"{stored.n_features}"
+        )
+    return stored
+
+
+GEMMA = Format("gemma_scope", f"{PARAMS} with w_enc, beside {CONFIG}", recognises_gemma, read_gemma)
+QWEN = Format(
+    "qwen_scope", "layerN.sae.pt with W_enc and W_dec", recognises_qwen, read_qwen, frozenset({"k"})
+)
+
+
+def _gemma_info(source: Source, config: Mapping[str, Any]) -> dict[str, str]:
+    info = {}
+    name, hook = config.get("model_name"), config.get("hf_hook_point_in")
+    if isinstance(name, str) and name:
+        info["model_name"] = name
+    if isinstance(hook, str) and hook:
+        info["hook_name"] = hook
+    layer = _LAYER.search(source.path.name)
+    if layer:
+        info["layer"] = layer[1]
+    return info

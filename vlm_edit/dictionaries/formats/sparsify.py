@@ -1,0 +1,151 @@
+"""The formats of sparsify (EleutherAI; LMMs-Lab's dictionaries of LLaVA) and of CLIP_TopKSAE.
+
+sparsify keeps a folder per hookpoint, with ``cfg.json`` and ``sae.safetensors``. CLIP_TopKSAE
+(Mayfull) has the same tensors and formula beside a transformers ``config.json``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vlm_edit.dictionaries.encoder import Activation
+from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.source import (
+    Source,
+    expect_matrix,
+    expect_names,
+    expect_vector,
+    expect_whole,
+    safetensors_names,
+)
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.errors import VlmEditError
+
+CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+MAYFULL_CONFIG, MAYFULL_WEIGHTS = "config.json", "model.safetensors"
+
+_NAMES = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
+_ACTIVATIONS: dict[str, Activation] = {"topk": "topk", "groupmax": "groupmax"}
+
+
+def recognises(source: Source) -> bool:
+    """Whether a source is a folder of sparsify's."""
+    if not source.has(CONFIG, WEIGHTS):
+        return False
+    return "encoder.weight" in safetensors_names(source.file(WEIGHTS))
+
+
+def read(source: Source, told: Told) -> StoredDictionary:
+    """Read a folder of sparsify's.
+
+    Raises:
+        VlmEditError: A file is missing or not valid, a transcoder, an activation that is not
+            known, or tensors that do not fit the config.
+    """
+    del told
+    path, config = source.path, source.json(CONFIG)
+    if _flag(path, config, "transcode") or _flag(path, config, "skip_connection"):
+        raise VlmEditError(
+            f"{path} is a transcoder: it predicts what leaves a module from what enters it, so its "
+            "decoder's rows mean nothing where its codes are read; load an SAE"
+        )
+    if _flag(path, config, "signed"):  # of 2024: the strongest of either sign
+        activation: Activation = "topk_abs"
+    else:
+        activation = _activation(path, config)
+    info = {"hook_name": path.name} if re.search(r"\d", path.name) else {}
+    stored = _stored(source, WEIGHTS, activation, expect_whole(path, config, "k"), info)
+    _expect_size(path, "d_in", expect_whole(path, config, "d_in"), stored.width)
+    latents = config.get("num_latents") or 0
+    if not latents and "expansion_factor" in config:
+        latents = stored.width * expect_whole(path, config, "expansion_factor")
+    if latents:
+        _expect_size(path, "num_latents", latents, stored.n_features)
+    return stored
+
+
+def recognises_mayfull(source: Source) -> bool:
+    """Whether a source is a folder of CLIP_TopKSAE."""
+    if not source.has(MAYFULL_CONFIG, MAYFULL_WEIGHTS):
+        return False
+    if {"latent_size", "hidden_size"} - set(source.peek_json(MAYFULL_CONFIG)):
+        return False
+    return bool(safetensors_names(source.file(MAYFULL_WEIGHTS)))
+
+
+def read_mayfull(source: Source, told: Told) -> StoredDictionary:
+    """Read a folder of CLIP_TopKSAE; those with an encoder per stream are refused.
+
+    Raises:
+        VlmEditError: As ``read``.
+    """
+    path, config = source.path, source.json(MAYFULL_CONFIG)
+    there = safetensors_names(source.file(MAYFULL_WEIGHTS))
+    if not there >= _NAMES:
+        raise VlmEditError(
+            f"{path} has no single encoder (it holds {', '.join(sorted(there))[:200]}): of "
+            "dictionaries with one per stream, read each with format='state_dict' and a layout"
+        )
+    k = expect_whole(path, {"k": told.k} if told.k is not None else config, "k")
+    stored = _stored(source, MAYFULL_WEIGHTS, "topk", k, _model(config))
+    _expect_size(path, "hidden_size", expect_whole(path, config, "hidden_size"), stored.width)
+    _expect_size(path, "latent_size", expect_whole(path, config, "latent_size"), stored.n_features)
+    return stored
+
+
+FORMAT = Format("sparsify", f"{CONFIG} and {WEIGHTS}", recognises, read)
+MAYFULL = Format(
+    "mayfull",
+    f"{MAYFULL_CONFIG} with latent_size, and {MAYFULL_WEIGHTS}",
+    recognises_mayfull,
+    read_mayfull,
+    frozenset({"k"}),
+)
+
+
+def _stored(
+    source: Source, name: str, activation: Activation, k: int, info: Mapping[str, str]
+) -> StoredDictionary:
+    path, tensors = source.path, source.tensors(name)
+    expect_names(path, tensors, _NAMES)
+    decoder_bias = expect_vector(path, tensors, "b_dec")
+    return StoredDictionary(
+        weight=Rows(expect_matrix(path, tensors, "encoder.weight"), "encoder.weight"),
+        bias=expect_vector(path, tensors, "encoder.bias"),
+        decoder=Rows(expect_matrix(path, tensors, "W_dec"), "W_dec"),
+        decoder_bias=decoder_bias,
+        activation=activation,
+        k=k,
+        subtract=decoder_bias,
+        info=info,
+    )
+
+
+def _activation(path: object, config: Mapping[str, Any]) -> Activation:
+    named = config.get("activation", "topk")  # older files do not say
+    if not isinstance(named, str) or named not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS)
+        raise VlmEditError(f"{path}: activation {named!r} is not supported; supported: {known}")
+    return _ACTIVATIONS[named]
+
+
+def _flag(path: object, config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key, False)
+    if not isinstance(value, bool):
+        raise VlmEditError(f"{path}: {key} must be true or false, got {value!r}")
+    return value
+
+
+def _expect_size(path: object, name: str, stated: object, there: int) -> None:
+    if stated != there:
+        raise VlmEditError(
+            f"{path}: the config states {name} = {stated}, the tensors have {there}: the two files "
+            "are not of one dictionary"
+        )
+
+
+def _model(config: Mapping[str, Any]) -> dict[str, str]:
+    name = config.get("model_name")
+    return {"model_name": name} if isinstance(name, str) and name else {}
