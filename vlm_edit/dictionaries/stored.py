@@ -57,14 +57,14 @@ class Rows:
         index = None if features is None else torch.as_tensor(list(features), dtype=torch.long)
         found = self.tensor if index is None else self.tensor[index]
         rows = found.to(torch.float32, copy=True).contiguous()
-        if not bool(rows.isfinite().all()):
-            raise VlmEditError(f"{self.name} holds NaN or infinity: the file is damaged")
         if self.unit:
             rows = F.normalize(rows, dim=1)
         if self.gain is not None:
             rows *= (self.gain if index is None else self.gain[index]).float()[:, None]
         if self.scale is not None:
             rows *= self.scale.float()
+        if not bool(rows.isfinite().all()):  # or a gain or a scale that overflows
+            raise VlmEditError(f"{self.name} holds NaN or infinity: the file is damaged")
         return rows
 
 
