@@ -2,6 +2,7 @@
 
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice
 from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
+from vlm_edit.dictionaries.encodes import Encodes
 from vlm_edit.dictionaries.formats import Layout, load_dictionary
 from vlm_edit.dictionaries.formats.saelens import save_saelens
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
@@ -11,6 +12,7 @@ __all__ = [
     "Activation",
     "Dictionary",
     "Encoder",
+    "Encodes",
     "Kind",
     "Layout",
     "Norm",

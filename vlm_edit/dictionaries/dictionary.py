@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,6 +127,42 @@ class Dictionary:
     def n_features(self) -> int:
         """Number m of features."""
         return self.encoder.weight.shape[1]
+
+    def normalise(self, x: Tensor, stream: str | None = None) -> Tensor:  # noqa: ARG002
+        """Activations after the norm, before centring.
+
+        Args:
+            x: [..., d], any float dtype.
+            stream: Makes no difference.
+
+        Returns:
+            [..., d] float32.
+        """
+        return self.encoder.normalise(x.float())[0]
+
+    def digest(self) -> str:
+        """32 hexadecimal digits that another's weights do not have."""
+        encoder = self.encoder
+        told: list[object] = [encoder.activation, encoder.k, encoder.norm, sorted(encoder.centers)]
+        if encoder.soft_cap is not None:
+            told.append(encoder.soft_cap)
+        found = hashlib.blake2b(json.dumps(told).encode(), digest_size=16)
+        tensors = [encoder.weight, encoder.bias, encoder.threshold, encoder.subtract]
+        tensors += [encoder.centers[name] for name in sorted(encoder.centers)]
+        tensors += [self.decoder, self.decoder_bias]
+        for tensor in tensors:
+            if tensor is not None:
+                found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """Activation, norm and which streams are centred, JSON-able."""
+        encoder = self.encoder
+        return {
+            "activation": encoder.activation,
+            "norm": encoder.norm,
+            "centred": sorted(encoder.centers),
+        }
 
     def encode(self, x: Tensor, stream: str | None = None, image: Tensor | None = None) -> Tensor:
         """Codes of activations.

@@ -19,14 +19,15 @@ def centred(dictionary: Dictionary, means: Mapping[str, Tensor]) -> Dictionary:
     features of one modality all the same. Measure with both, and compare.
 
     Args:
-        dictionary: Any.
+        dictionary: In memory, one for both streams.
         means: [d] per stream, of normed activations: ``Measurement.means`` of an earlier run.
 
     Returns:
         The same features, with each stream's mean moved onto the mean of both.
 
     Raises:
-        VlmEditError: A stream without a mean, or of another width.
+        VlmEditError: A stream without a mean, or of another width; a dictionary per stream, or
+            one left on disk.
 
     Example:
         >>> import torch
@@ -37,6 +38,11 @@ def centred(dictionary: Dictionary, means: Mapping[str, Tensor]) -> Dictionary:
         >>> both.encode(torch.tensor([3.0, 0.0]), "image"), both.encode(means["text"], "text")
         (tensor([2., 0.]), tensor([2., 0.]))
     """
+    if not isinstance(dictionary, Dictionary):
+        raise VlmEditError(
+            f"a {type(dictionary).__name__} cannot be centred: load() one that was left on disk; "
+            "of one per stream, train each with center=True"
+        )
     for stream in STREAMS:
         if stream not in means or tuple(means[stream].shape) != (dictionary.width,):
             found = tuple(means[stream].shape) if stream in means else "none"

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vlm_edit.dictionaries import Dictionary
+from vlm_edit.dictionaries import Encodes
 from vlm_edit.fingerprint import fingerprint
 from vlm_edit.pairs import Pairs
 from vlm_edit.sites import Site
@@ -67,22 +67,6 @@ class PairsDigest:
         self._sum = int.from_bytes(bytes(state["sum"].tolist()), "big")
 
 
-def dictionary_digest(dictionary: Dictionary) -> str:
-    """32 hexadecimal digits that tell a dictionary from another with other weights."""
-    encoder = dictionary.encoder
-    told: list[object] = [encoder.activation, encoder.k, encoder.norm, sorted(encoder.centers)]
-    if encoder.soft_cap is not None:
-        told.append(encoder.soft_cap)
-    found = hashlib.blake2b(json.dumps(told).encode(), digest_size=_SIZE)
-    tensors = [encoder.weight, encoder.bias, encoder.threshold, encoder.subtract]
-    tensors += [encoder.centers[name] for name in sorted(encoder.centers)]
-    tensors += [dictionary.decoder, dictionary.decoder_bias]
-    for tensor in tensors:
-        if tensor is not None:
-            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
 def pairs_listing(pairs: Pairs) -> str:
     """A digest of pairs without reading the files: texts, and each file's name and size.
 
@@ -107,7 +91,7 @@ def texts_digest(pairs: Pairs) -> str:
 
 
 def provenance(
-    model: nn.Module, site: Site, dictionary: Dictionary, settings: Mapping[str, Any]
+    model: nn.Module, site: Site, dictionary: Encodes, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that must be the same for a measurement to come out the same, JSON-able.
 
@@ -121,12 +105,10 @@ def provenance(
     return {
         "host": {"name": getattr(config, "_name_or_path", "") or "", **fingerprint(model, [site])},
         "dictionary": {
-            "digest": dictionary_digest(dictionary),
+            "digest": dictionary.digest(),
             "features": dictionary.n_features,
             "width": dictionary.width,
-            "activation": dictionary.encoder.activation,
-            "norm": dictionary.encoder.norm,
-            "centred": sorted(dictionary.encoder.centers),
+            **dictionary.summary(),
             "info": dict(dictionary.info),
         },
         "settings": dict(settings),

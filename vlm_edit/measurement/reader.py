@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vlm_edit.codes import SparseCodes
-from vlm_edit.dictionaries import Dictionary, Encoder
+from vlm_edit.dictionaries import Encodes
 from vlm_edit.dictionaries.origin import expect_origin
 from vlm_edit.errors import VlmEditError
 from vlm_edit.fingerprint import host_name
@@ -71,7 +71,7 @@ class Reader:
 
     model: nn.Module
     processor: Any
-    dictionary: Dictionary
+    dictionary: Encodes
     site: str = "joint"
     adapter: Adapter | None = None
     prepare: Prepare | None = None
@@ -79,7 +79,7 @@ class Reader:
     progress: bool = True
     skipped: list[tuple[int, str]] = field(default_factory=list)
     truncated: int = 0
-    _placed: dict[torch.device, Encoder] = field(default_factory=dict, init=False, repr=False)
+    _placed: dict[torch.device, Encodes] = field(default_factory=dict, init=False, repr=False)
 
     def read(self, pairs: Pairs) -> Iterator[Batch]:
         """What the pairs look like, batch by batch.
@@ -251,12 +251,12 @@ class Reader:
         tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
         capture = recording.last(site.name, tap.stream)
         hidden, where = capture.hidden.float(), capture.where
-        encode = self._encoder(hidden.device)
+        placed = self._on(hidden.device)
         hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden  # a map of features
         images = where.images_at(hidden)
         if hidden.ndim == 2 and images is None:
             _expect_finite(hidden, site)
-            return hidden, encode.sparse(hidden, stream), encode.normalise(hidden)[0]
+            return hidden, placed.encode_sparse(hidden, stream), placed.normalise(hidden, stream)
         if images is not None:
             count, row, tokens = int(images.max()) + 1, images, hidden
         else:
@@ -270,8 +270,8 @@ class Reader:
         codes = tokens.new_zeros(count, self.dictionary.n_features)
         chunk = max(1, _MOST_CODES // self.dictionary.n_features)
         for some, rows in zip(tokens.split(chunk), row.split(chunk), strict=True):
-            codes.index_add_(0, rows, encode(some, stream)[0].abs())
-        return mean(tokens), SparseCodes.of(codes / sizes), mean(encode.normalise(tokens)[0])
+            codes.index_add_(0, rows, placed.encode(some, stream).abs())
+        return mean(tokens), SparseCodes.of(codes / sizes), mean(placed.normalise(tokens, stream))
 
     @staticmethod
     def _tokens(
@@ -295,9 +295,9 @@ class Reader:
         generates = hasattr(unwrap(self.model), "generate")
         return {"use_cache": False} if generates or "use_cache" in takes else {}
 
-    def _encoder(self, device: torch.device) -> Encoder:
+    def _on(self, device: torch.device) -> Encodes:
         if device not in self._placed:
-            self._placed[device] = self.dictionary.encoder.to(device)
+            self._placed[device] = self.dictionary.to(device)
         return self._placed[device]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from vlm_edit.dictionaries import Dictionary
+from vlm_edit.dictionaries import Encodes
 from vlm_edit.dominance import Zeros
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import read_tensors, write_tensors
@@ -32,7 +32,7 @@ def measure(
     model: nn.Module,
     processor: Any,
     pairs: Pairs,
-    dictionary: Dictionary,
+    dictionary: Encodes,
     site: str = "joint",
     *,
     zeros: Zeros = "skip",
@@ -101,7 +101,7 @@ def measure_part(
     model: nn.Module,
     processor: Any,
     pairs: Pairs,
-    dictionary: Dictionary,
+    dictionary: Encodes,
     site: str = "joint",
     *,
     part: tuple[int, int],
@@ -146,7 +146,7 @@ def _begin(
     model: nn.Module,
     processor: Any,
     pairs: Pairs,
-    dictionary: Dictionary,
+    dictionary: Encodes,
     site: str,
     part: tuple[int, int],
     *,
