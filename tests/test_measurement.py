@@ -252,17 +252,17 @@ def test_the_dictionary_goes_once_to_the_device_of_the_host(
     clip, clip_processor, pairs, dictionary, monkeypatch
 ) -> None:
     places = []
-    plain = Encoder.to
+    plain = Dictionary.to
 
-    def moved(encoder: Encoder, device: torch.device) -> Encoder:
+    def moved(given: Dictionary, device: torch.device) -> Dictionary:
         places.append(device)
-        return plain(encoder, device)
+        return plain(given, device)
 
-    monkeypatch.setattr(Encoder, "to", moved)
+    monkeypatch.setattr(Dictionary, "to", moved)
     reader = Reader(clip, clip_processor, dictionary(12), batch_size=2, progress=False)
     read_all(reader, pairs)
     assert places == [clip.device]
-    assert reader._encoder(torch.device("meta")).weight.device.type == "meta"
+    assert reader._on(torch.device("meta")).decoder.device.type == "meta"
 
 
 # The bundled host

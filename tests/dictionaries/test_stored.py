@@ -1,11 +1,14 @@
 """Rows left on disk, and what is made of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlm_edit import Ablate, Patch, VlmEditError, load_dictionary
-from vlm_edit.dictionaries import Encoder, Rows, StoredDictionary, save_saelens
+from vlm_edit import Ablate, Patch, VlmEditError, collect, load_dictionary, measure, zoo
+from vlm_edit.dictionaries import Encoder, Rows, StoredDictionary, save_saelens, streaming
+from vlm_edit.dictionaries import stored as module
 from vlm_edit.dictionaries.dictionary import Dictionary
 
 
@@ -95,3 +98,101 @@ def test_a_slice_reads_its_own_rows_and_leaves_a_damaged_one_elsewhere_alone(tmp
         stored.slice([4, 9])
     with pytest.raises(VlmEditError, match="W_dec holds NaN"):
         stored.load()
+
+
+ALL = ("relu", "jumprelu", "topk", "topk_signed", "topk_abs", "groupmax", "identity")
+
+
+def stored(activation, norm="none", centers=False, seed=0, m=24, d=5, soft_cap=None):
+    g = torch.Generator().manual_seed(seed)
+    file = torch.randn(m, d, generator=g)
+    return StoredDictionary(
+        weight=Rows(file, unit=True),
+        bias=torch.randn(m, generator=g),
+        decoder=Rows(torch.randn(d, m, generator=g).half().T, gain=torch.rand(m, generator=g)),
+        decoder_bias=torch.randn(d, generator=g),
+        activation=activation,
+        threshold=torch.rand(m, generator=g) if activation == "jumprelu" else None,
+        k=4 if activation.startswith("topk") or activation == "groupmax" else None,
+        subtract=torch.randn(d, generator=g),
+        norm=norm,
+        centers={s: torch.randn(d, generator=g) for s in ("image", "text")} if centers else {},
+        soft_cap=soft_cap,
+    )
+
+
+@pytest.mark.parametrize("activation", ALL)
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+def test_a_dictionary_on_disk_encodes_and_decodes_as_the_loaded_one(activation, rows, monkeypatch):
+    monkeypatch.setattr(module, "_PART", rows * 5)
+    monkeypatch.setattr(streaming, "_HIDDEN", 3 * rows)
+    for options in ({}, {"norm": "layer_norm", "centers": True}, {"soft_cap": 0.7}):
+        lazy = stored(activation, **options)
+        loaded = lazy.load()
+        x = torch.randn(10, 5, generator=torch.Generator().manual_seed(1)).half()
+        image = torch.arange(10) % 3 == 0
+        stream = "mixed" if lazy.centers else None
+        expected = loaded.encode_sparse(x, stream, image)
+        found = lazy.encode_sparse(x, stream, image)
+        assert torch.equal(found.rows, expected.rows)
+        assert torch.equal(found.features, expected.features)
+        torch.testing.assert_close(found.values, expected.values)
+        dense = lazy.encode(x.view(2, 5, 5), stream, image.view(2, 5))
+        torch.testing.assert_close(dense, loaded.encode(x.view(2, 5, 5), stream, image.view(2, 5)))
+        torch.testing.assert_close(lazy.decode(found), loaded.decode(expected))
+        torch.testing.assert_close(lazy.decode(dense), loaded.decode(dense))
+        torch.testing.assert_close(lazy.decode(dense[0, 0]), loaded.decode(dense[0, 0]))
+        torch.testing.assert_close(lazy.normalise(x), loaded.normalise(x))
+
+
+@pytest.mark.parametrize("activation", ALL)
+def test_its_digest_is_the_loaded_ones_and_no_others(activation, monkeypatch):
+    lazy = stored(activation, centers=True)
+    whole = lazy.digest()
+    monkeypatch.setattr(module, "_PART", 35)
+    assert lazy.digest() == whole == lazy.load().digest()
+    assert lazy.summary() == lazy.load().summary()
+    others = [
+        stored(activation, seed=1, centers=True),
+        stored(activation, centers=True, soft_cap=0.7),
+        stored(activation, norm="layer_norm", centers=True),
+        stored(activation),
+        replace(lazy, decoder_bias=lazy.decoder_bias + 1),
+        replace(lazy, decoder=Rows(lazy.decoder.tensor)),
+    ]
+    assert len({whole, *(other.digest() for other in others)}) == 7
+
+
+def test_no_activations_have_no_codes():
+    for activation in ALL:
+        lazy = stored(activation)
+        assert lazy.encode(torch.zeros(0, 5)).shape == (0, 24)
+        assert lazy.decode(torch.zeros(0, 24)).shape == (0, 5)
+
+
+def test_a_dictionary_on_disk_refuses_what_the_loaded_one_refuses():
+    lazy = stored("topk", centers=True)
+    with pytest.raises(VlmEditError, match="width 4 meet a dictionary of width 5"):
+        lazy.encode(torch.zeros(2, 4), "image")
+    with pytest.raises(VlmEditError, match="pass stream='image'"):
+        lazy.encode(torch.zeros(2, 5))
+    with pytest.raises(VlmEditError, match=r"are \[n, d\]"):
+        lazy.encode_sparse(torch.zeros(2, 2, 5), "image")
+    with pytest.raises(VlmEditError, match="codes of 23 features meet a dictionary of 24"):
+        lazy.decode(torch.zeros(2, 23))
+
+
+def test_a_host_is_measured_with_a_dictionary_left_on_disk(tmp_path):
+    host, processor = zoo.load_host()
+    pairs = zoo.load_pairs().select(range(48))
+    save_saelens(zoo.load_dictionary("joint"), tmp_path)
+    lazy, loaded = load_dictionary(tmp_path, lazy=True), load_dictionary(tmp_path)
+    found = measure(host, processor, pairs, lazy, "joint", progress=False)
+    expected = measure(host, processor, pairs, loaded, "joint", progress=False)
+    # Only a code next to its threshold may differ by rounding.
+    torch.testing.assert_close(
+        found.dominance.scores, expected.dominance.scores, equal_nan=True, atol=1e-4, rtol=0
+    )
+    assert found.provenance == expected.provenance
+    streams = collect(host, processor, pairs, "joint", progress=False)
+    assert lazy.check(streams["image"], "image") == loaded.check(streams["image"], "image")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +14,11 @@ from torch.nn import functional as F
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries.check import Check, check
 from vlm_edit.dictionaries.encoder import Encoder, Norm, autocast_off, expect, move
+from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.origin import expect_site as expect_site
 from vlm_edit.errors import VlmEditError
+
+_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,26 +144,15 @@ class Dictionary:
     def digest(self) -> str:
         """32 hexadecimal digits that another's weights do not have."""
         encoder = self.encoder
-        told: list[object] = [encoder.activation, encoder.k, encoder.norm, sorted(encoder.centers)]
-        if encoder.soft_cap is not None:
-            told.append(encoder.soft_cap)
-        found = hashlib.blake2b(json.dumps(told).encode(), digest_size=16)
-        tensors = [encoder.weight, encoder.bias, encoder.threshold, encoder.subtract]
-        tensors += [encoder.centers[name] for name in sorted(encoder.centers)]
-        tensors += [self.decoder, self.decoder_bias]
-        for tensor in tensors:
-            if tensor is not None:
-                found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
+        vectors = [encoder.bias, encoder.threshold, encoder.subtract, self.decoder_bias]
+        vectors += [encoder.centers[name] for name in sorted(encoder.centers)]
+        # Row after row, as ``StoredDictionary`` reads them, and without a copy of the whole.
+        matrices = [*encoder.weight.mT.split(_ROWS), self.decoder]
+        return digest(encoder, [*vectors, *matrices])
 
     def summary(self) -> dict[str, Any]:
         """Activation, norm and which streams are centred, JSON-able."""
-        encoder = self.encoder
-        return {
-            "activation": encoder.activation,
-            "norm": encoder.norm,
-            "centred": sorted(encoder.centers),
-        }
+        return summary(self.encoder)
 
     def encode(self, x: Tensor, stream: str | None = None, image: Tensor | None = None) -> Tensor:
         """Codes of activations.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -46,3 +48,38 @@ class Encodes(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """Activation, norm and which streams are centred, JSON-able."""
+
+
+class _Options(Protocol):
+    """What an encoder and a dictionary left on disk both have."""
+
+    @property
+    def activation(self) -> str: ...
+    @property
+    def k(self) -> int | None: ...
+    @property
+    def norm(self) -> str: ...
+    @property
+    def centers(self) -> Mapping[str, Tensor]: ...
+    @property
+    def soft_cap(self) -> float | None: ...
+
+
+def summary(of: _Options) -> dict[str, Any]:
+    """Activation, norm and which streams are centred, JSON-able."""
+    return {"activation": of.activation, "norm": of.norm, "centred": sorted(of.centers)}
+
+
+def digest(of: _Options, tensors: Iterable[Tensor | None]) -> str:
+    """32 hexadecimal digits of options and tensors.
+
+    Args:
+        of: Tells the options.
+        tensors: Read one after the other; into how many rows one is cut does not matter.
+    """
+    told = [of.activation, of.k, of.norm, sorted(of.centers), of.soft_cap]
+    found = hashlib.blake2b(json.dumps(told).encode(), digest_size=16)
+    for tensor in tensors:
+        if tensor is not None:
+            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

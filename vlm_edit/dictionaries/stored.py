@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlm_edit.codes import SparseCodes
+from vlm_edit.dictionaries.check import Check
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice, expect_features, expect_site
 from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
+from vlm_edit.dictionaries.encodes import digest, summary
+from vlm_edit.dictionaries.streaming import Strongest, decode_parts, encode_parts
 from vlm_edit.errors import VlmEditError
+
+_PART = 1 << 23  # numbers of a matrix in memory at a time: 32 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +61,7 @@ class Rows:
         Raises:
             VlmEditError: A number that is not finite.
         """
-        index = None if features is None else torch.as_tensor(list(features), dtype=torch.long)
+        index = _index(features)
         found = self.tensor if index is None else self.tensor[index]
         rows = found.to(torch.float32, copy=True).contiguous()
         if self.unit:
@@ -74,6 +81,7 @@ class StoredDictionary:
 
     ``load_dictionary(..., lazy=True)`` gives one. A patch takes it in a dictionary's place and
     reads the touched features' rows alone, but for the whole encoder where features compete.
+    ``measure`` takes it too: encoding reads the matrix part after part and never holds all of it.
 
     Attributes:
         weight: Encoder rows, [m, d].
@@ -88,6 +96,7 @@ class StoredDictionary:
         centers: [d] per stream.
         soft_cap: Ends the activation.
         info: As in ``Dictionary``.
+        device: Where parts are put to encode.
     """
 
     weight: Rows
@@ -102,6 +111,7 @@ class StoredDictionary:
     centers: Mapping[str, Tensor] = field(default_factory=dict)
     soft_cap: float | None = None
     info: Mapping[str, str] = field(default_factory=dict)
+    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
         """Check that all parts fit, before any matrix is read."""
@@ -158,8 +168,102 @@ class StoredDictionary:
         index = torch.as_tensor(list(features), dtype=torch.long)
         return Slice(tuple(features), self._encoder(None), rows, self.n_features, index)
 
+    def to(self, device: torch.device | str) -> StoredDictionary:
+        """The same, encoding on another device."""
+        return replace(self, device=device)
+
+    def encode(self, x: Tensor, stream: str | None = None, image: Tensor | None = None) -> Tensor:
+        """As ``Dictionary.encode``, without gradients; the same up to rounding.
+
+        Raises:
+            VlmEditError: Wrong width, or a stream is needed.
+        """
+        mask = None if image is None else image.reshape(-1)
+        codes = self.encode_sparse(x.reshape(-1, x.shape[-1]), stream, mask).dense()
+        return codes.view(*x.shape[:-1], self.n_features)
+
+    def encode_sparse(
+        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
+    ) -> SparseCodes:
+        """As ``Dictionary.encode_sparse``, up to rounding; reads the encoder once a call.
+
+        Raises:
+            VlmEditError: Wrong width or number of axes, or a stream is needed.
+        """
+        x, image = x.to(self.device), None if image is None else image.to(self.device)
+        strongest = None
+        if self.k is not None and self.activation != "groupmax":
+            strongest = Strongest(self.activation, self.k, self.soft_cap)
+        return encode_parts(self._encoders(), self.n_features, x, stream, image, strongest)
+
+    def decode(self, codes: Tensor | SparseCodes) -> Tensor:
+        """As ``Dictionary.decode``, up to rounding; reads the rows of active features alone.
+
+        Raises:
+            VlmEditError: Codes of another dictionary's size.
+        """
+        if codes.shape[-1] != self.n_features:
+            raise VlmEditError(
+                f"codes of {codes.shape[-1]} features meet a dictionary of {self.n_features}"
+            )
+        flat = codes if isinstance(codes, SparseCodes) else codes.reshape(-1, self.n_features)
+        found = decode_parts(
+            self.decoder.take, SparseCodes.of(flat), self.decoder_bias.float(), self._rows
+        )
+        return found.view(*codes.shape[:-1], self.width)
+
+    def normalise(self, x: Tensor, stream: str | None = None) -> Tensor:  # noqa: ARG002
+        """As ``Dictionary.normalise``."""
+        return Encoder(torch.zeros(self.width, 1), torch.zeros(1), norm=self.norm).normalise(
+            x.float()
+        )[0]
+
+    def check(self, activations: Tensor, stream: str | None = None, **options: Any) -> Check:
+        """As ``Dictionary.check``; what it tries needs the whole dictionary, which is loaded."""
+        return self.load().check(activations, stream, **options)
+
+    def digest(self) -> str:
+        """As ``Dictionary.digest``: the loaded dictionary has the same."""
+        vectors = [self.bias, self.threshold, self.subtract, self.decoder_bias]
+        vectors += [self.centers[name] for name in sorted(self.centers)]
+        small = [None if vector is None else vector.float() for vector in vectors]
+
+        def tensors() -> Iterator[Tensor | None]:
+            yield from small
+            for rows in (self.weight, self.decoder):
+                yield from (rows.take(part) for part in self._parts())
+
+        return digest(self, tensors())
+
+    def summary(self) -> dict[str, Any]:
+        """As ``Dictionary.summary``."""
+        return summary(self)
+
+    def _parts(self) -> Iterator[range]:
+        """Features whose rows are in memory together; of groups, whole ones."""
+        m, group = self.n_features, 1
+        if self.activation == "groupmax":
+            group = m // (self.k or 1)
+        step = max(1, self._rows // group) * group
+        for begin in range(0, m, step):
+            yield range(begin, min(begin + step, m))
+
+    @property
+    def _rows(self) -> int:
+        return max(1, _PART // self.width)
+
+    def _encoders(self) -> Iterator[Encoder]:
+        """Of some features after the others: codes of those, or what the strongest are among."""
+        part = self
+        if self.k is not None and self.activation != "groupmax":
+            part = replace(self, activation="identity", k=None, soft_cap=None)
+        for features in self._parts():
+            if self.activation == "groupmax":  # whole groups lie in a part and compete in it alone
+                part = replace(self, k=(self.k or 1) * len(features) // self.n_features)
+            yield part._encoder(features).to(self.device)
+
     def _encoder(self, features: Sequence[int] | None) -> Encoder:
-        index = None if features is None else torch.as_tensor(list(features), dtype=torch.long)
+        index = _index(features)
 
         def part(vector: Tensor | None) -> Tensor | None:
             return None if vector is None else (vector if index is None else vector[index]).float()
@@ -177,3 +281,12 @@ class StoredDictionary:
             centers={name: center.float() for name, center in self.centers.items()},
             soft_cap=self.soft_cap,
         )
+
+
+def _index(features: Sequence[int] | None) -> Tensor | slice | None:
+    """What picks some features out of a tensor; neighbours without a copy of their numbers."""
+    if features is None:
+        return None
+    if isinstance(features, range):
+        return slice(features.start, features.stop)
+    return torch.as_tensor(list(features), dtype=torch.long)

@@ -1,0 +1,137 @@
+"""Codes and reconstructions of a dictionary of which only a part is in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlm_edit.codes import SparseCodes
+from vlm_edit.dictionaries.encoder import Activation, Encoder
+from vlm_edit.dictionaries.topk import top_k
+from vlm_edit.errors import VlmEditError
+
+_HIDDEN = 1 << 24  # pre-activations held at once: 64 MiB
+
+
+@torch.no_grad()
+def encode_parts(
+    parts: Iterable[Encoder],
+    n_features: int,
+    x: Tensor,
+    stream: str | None = None,
+    image: Tensor | None = None,
+    strongest: Strongest | None = None,
+) -> SparseCodes:
+    """Codes of all features, from encoders of some of them, one after the other.
+
+    Args:
+        parts: Encoders of neighbouring features, in order.
+        n_features: Of all parts together.
+        x: [n, d].
+        stream: As in ``Encoder``.
+        image: As in ``Encoder``.
+        strongest: What competes in ``topk`` and the like; parts give pre-activations then.
+
+    Returns:
+        What the whole encoder gives, up to rounding: products are cut otherwise.
+
+    Raises:
+        VlmEditError: Another number of axes; otherwise as ``Encoder``.
+    """
+    if x.ndim != 2:
+        raise VlmEditError(f"activations to encode sparsely are [n, d], got {tuple(x.shape)}")
+    found, begin = [], 0
+    for part in parts:
+        if strongest is not None:
+            strongest.add(part, begin, x, stream, image)
+        else:
+            found.append((begin, part.sparse(x, stream, image)))
+        begin += part.weight.shape[1]
+    if strongest is not None:
+        return strongest.codes(n_features)
+    rows = torch.cat([codes.rows for _, codes in found])
+    features = torch.cat([codes.features + begin for begin, codes in found])
+    order = (rows * n_features + features).argsort()
+    values = torch.cat([codes.values for _, codes in found])
+    return SparseCodes(rows[order], features[order], values[order], (len(x), n_features))
+
+
+class Strongest:
+    """The k strongest pre-activations of each row among the features seen so far.
+
+    Args:
+        activation: ``topk``, ``topk_signed`` or ``topk_abs``.
+        k: Number that stays.
+        soft_cap: As in ``Encoder``.
+    """
+
+    def __init__(self, activation: Activation, k: int, soft_cap: float | None) -> None:
+        self.activation, self.k, self.soft_cap = activation, k, soft_cap
+        self.values: Tensor | None = None
+        self.features: Tensor | None = None
+
+    def add(
+        self, part: Encoder, begin: int, x: Tensor, stream: str | None, image: Tensor | None
+    ) -> None:
+        """Look at some more features, the first of which has number ``begin``."""
+        m = part.weight.shape[1]
+        step, new = max(1, _HIDDEN // m), []
+        for first in range(0, max(1, len(x)), step):
+            some = slice(first, first + step)
+            hidden, _ = part(x[some], stream, None if image is None else image[some])
+            places = self._places(hidden, min(self.k, m))
+            new.append((hidden.gather(1, places), places + begin))
+        values, features = (torch.cat(parts) for parts in zip(*new, strict=True))
+        if self.values is not None and self.features is not None:
+            values = torch.cat([self.values, values], 1)
+            features = torch.cat([self.features, features], 1)
+            places = self._places(values, min(self.k, values.shape[1]))
+            values, features = values.gather(1, places), features.gather(1, places)
+        self.values, self.features = values, features
+
+    def _places(self, values: Tensor, k: int) -> Tensor:
+        return top_k(values.abs() if self.activation == "topk_abs" else values, k)[1]
+
+    def codes(self, n_features: int) -> SparseCodes:
+        """Of every row."""
+        assert self.values is not None and self.features is not None
+        features, order = self.features.sort(1)
+        values = self.values.gather(1, order)
+        if self.activation == "topk":
+            values = F.relu(values)
+        if self.soft_cap is not None:
+            values = self.soft_cap * torch.tanh(values / self.soft_cap)
+        return SparseCodes.of_top(values, features, n_features)
+
+
+@torch.no_grad()
+def decode_parts(
+    take: Callable[[Sequence[int]], Tensor], codes: SparseCodes, bias: Tensor, rows: int
+) -> Tensor:
+    """``codes @ decoder + bias``, [n, d], from the decoder rows of active features alone.
+
+    Args:
+        take: Gives rows [t, d] of features.
+        codes: Of n examples.
+        bias: [d].
+        rows: At most so many at a time.
+    """
+    device = codes.values.device
+    found = bias.to(device).repeat(len(codes), 1)
+    order, starts = codes.by_feature
+    active = codes.features.unique()
+    for some in active.split(rows) if len(active) else ():
+        # By feature, the entries of these features lie between two starts.
+        entries = order[int(starts[some[0]]) : int(starts[some[-1] + 1])].sort().values
+        counts = codes.rows[entries].bincount(minlength=len(codes))
+        found += F.embedding_bag(
+            torch.searchsorted(some, codes.features[entries]),
+            take(some.tolist()).to(device),
+            counts.cumsum(0) - counts,
+            mode="sum",
+            per_sample_weights=codes.values[entries].float(),
+        )
+    return found
