@@ -6,6 +6,7 @@ Tensors come as views of the mapped file: nothing is read until it is used.
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from vlm_edit.errors import VlmEditError
 
 MOST_JSON = 1 << 20
 MOST_PICKLE = 1 << 22
+MOST_SHARDS = 1000
+INDEX = ".index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -69,8 +72,65 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise VlmEditError(f"{path} is not a readable safetensors file: {error}") from error
 
 
+def read_shards(index: Path) -> dict[str, Tensor]:
+    """Tensors of several safetensors files, as views of them, by the index that lies beside.
+
+    Args:
+        index: Such as ``model.safetensors.index.json``, as transformers writes it.
+
+    Raises:
+        VlmEditError: An index that is not valid, or that names other files or tensors than there
+            are beside it.
+    """
+    found: dict[str, Tensor] = {}
+    for shard, names in _shards(index).items():
+        path = index.parent / shard
+        if not path.is_file():
+            raise VlmEditError(
+                f"{index} names {shard!r}, which is not beside it: fetch it too, or fetch all anew"
+            )
+        tensors = read_safetensors(path)
+        if set(tensors) != names:
+            wrong = ", ".join(sorted(set(tensors) ^ names))[:200]
+            raise VlmEditError(
+                f"{index} and {path} disagree on {wrong}: they are not of one dictionary"
+            )
+        found |= tensors
+    return found
+
+
+def _shards(index: Path) -> dict[str, set[str]]:
+    """Names of tensors by the file that holds them, which lies in the index's folder."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise VlmEditError(f"{index} has no weight_map: it is not the index of safetensors files")
+    shards: dict[str, set[str]] = {}
+    for name, shard in places.items():
+        # A name is joined to the folder: nothing but a plain one stays inside of it.
+        plain = isinstance(shard, str) and re.fullmatch(r"\w[\w.+-]*\.safetensors", shard, re.ASCII)
+        if not plain or len(shard) > 255:
+            raise VlmEditError(
+                f"{index} says that {name[:60]!r} lies in {str(shard)[:60]!r}, which is not the "
+                "name of a safetensors file beside it"
+            )
+        shards.setdefault(shard, set()).add(name)
+    if len(shards) > MOST_SHARDS:
+        raise VlmEditError(
+            f"{index} names {len(shards)} files; a dictionary has at most {MOST_SHARDS}"
+        )
+    return shards
+
+
 def safetensors_names(path: Path) -> frozenset[str]:
-    """Names of the tensors in a safetensors file, from its header alone; none if it is not one."""
+    """Names of the tensors in a safetensors file, from its header alone; none if it is not one.
+
+    Where an index lies in the file's place they are those that it names.
+    """
+    if not path.is_file():
+        try:
+            return frozenset().union(*_shards(Path(f"{path}{INDEX}")).values())
+        except VlmEditError:
+            return frozenset()
     try:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
@@ -167,8 +227,11 @@ class Source:
         return self.path / name
 
     def has(self, *names: str) -> bool:
-        """Whether the folder holds all these files."""
-        return self.is_folder and all((self.path / name).is_file() for name in names)
+        """Whether the folder holds all these files, or an index of parts in a file's place."""
+        return self.is_folder and all(
+            self.file(name).is_file() or (_shardable(name) and self.file(name + INDEX).is_file())
+            for name in names
+        )
 
     def json(self, name: str) -> dict[str, Any]:
         """An object from a JSON file of the folder; as ``read_json``, once."""
@@ -186,8 +249,17 @@ class Source:
             return {}
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Tensors of a safetensors file of the folder, or of the file itself, as views."""
-        return read_safetensors(self.file(name) if self.is_folder else self.path)
+        """Tensors of a safetensors file of the folder, or of the file itself, as views.
+
+        Where an index lies in the file's place, or is the source, those of the files it names.
+        """
+        path = self.file(name) if self.is_folder else self.path
+        if path.name.endswith(f".safetensors{INDEX}"):
+            return read_shards(path)
+        index = Path(f"{path}{INDEX}")
+        if self.is_folder and not path.is_file() and index.is_file():
+            return read_shards(index)
+        return read_safetensors(path)
 
     def torch(self, name: str | None = None, allow: Sequence[Any] = ()) -> Any:
         """What a torch file of the folder holds, or the file itself; as ``read_torch``, once."""
@@ -203,6 +275,10 @@ class Source:
             return self.torch(name, allow)
         except VlmEditError:
             return None
+
+
+def _shardable(name: str) -> bool:
+    return name.endswith(".safetensors")
 
 
 def expect_matrix(where: object, tensors: Mapping[str, Any], name: str) -> Tensor:
