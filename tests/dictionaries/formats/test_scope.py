@@ -49,7 +49,7 @@ def test_gemma_scope_says_what_it_was_trained_on(tmp_path):
         hf_hook_point_out="model.layers.12.output",
     )
     assert load_dictionary(folder).info == {
-        "model_name": "gemma-v3-4b-pt",
+        "model_name": "google/gemma-3-4b-pt",  # the hub's name, not the config's
         "hook_name": "model.layers.12.output",
         "layer": "12",
     }

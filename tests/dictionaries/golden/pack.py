@@ -42,6 +42,8 @@ def expect(
     *,
     path: str = ".",
     tolerance: float = 1e-5,
+    image: Tensor | None = None,
+    info: dict[str, str] | None = None,
     **options: Any,
 ) -> None:
     """Say what a case's checkpoint does.
@@ -54,13 +56,18 @@ def expect(
         reconstruction: [..., d], likewise.
         path: What to load, below the case's ``files``.
         tolerance: Largest difference, as a share of the largest expected value.
+        image: [...] bool, which of x are of the image stream and which of the text stream, of a
+            dictionary that tells them apart.
+        info: What must be among what the dictionary says it was trained on.
         options: For ``load_dictionary``; ``layout`` as a dictionary of its fields.
     """
     folder = Path(root) / case
     tensors = {"x": x, "codes": codes, "reconstruction": reconstruction}
     copies = {k: v.detach().to("cpu", torch.float32, copy=True) for k, v in tensors.items()}
+    copies |= {} if image is None else {"image": image.detach().clone()}
     save_file({k: v.contiguous() for k, v in copies.items()}, folder / "expected.safetensors")
-    _describe(folder, {"path": path, "options": options, "tolerance": tolerance})
+    case = {"path": path, "options": options, "tolerance": tolerance}
+    _describe(folder, case | ({} if info is None else {"info": info}))
 
 
 def refuse(root: Path, case: str, message: str, *, path: str = ".", **options: Any) -> None:

@@ -63,13 +63,35 @@ def check(case: Case, work: Path) -> None:
         return
     x, codes = expected["x"], expected["codes"]
     assert int(codes.count_nonzero()) > 0
+    if "image" in expected:
+        check_streams(path, options, expected, told["tolerance"])
+        return
     dictionary = load_dictionary(path, **options)
+    assert told.get("info", {}).items() <= dictionary.info.items()
     close(dictionary.encode(x), codes, told["tolerance"])
     close(dictionary.reconstruct(x), expected["reconstruction"], told["tolerance"])
     features = [codes.shape[-1] - 1, 0, codes.shape[-1] // 2]
     part = load_dictionary(path, lazy=True, **options).slice(features)
     close(part.codes(x)[0], codes[..., features], told["tolerance"])
     assert torch.equal(part.decoder, dictionary.decoder[features])
+
+
+def check_streams(
+    path: Path, options: dict[str, Any], expected: dict[str, Tensor], tolerance: float
+) -> None:
+    """Compare a dictionary that tells the streams apart, in memory and on disk."""
+    image, codes = expected["image"], expected["codes"]
+    features = [codes.shape[-1] - 1, 0, codes.shape[-1] // 2]
+    dictionary = load_dictionary(path, **options)
+    close(dictionary.encode(expected["x"], "mixed", image), codes, tolerance)
+    lazy = load_dictionary(path, lazy=True, **options)
+    for stream, rows in (("image", image), ("text", ~image)):
+        x, half = expected["x"][rows], dictionary.of(stream)
+        close(dictionary.encode(x, stream), codes[rows], tolerance)
+        close(half.reconstruct(x), expected["reconstruction"][rows], tolerance)
+        part = lazy.of(stream).slice(features)
+        close(part.codes(x)[0], codes[rows][:, features], tolerance)
+        assert torch.equal(part.decoder, half.decoder[features])
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:

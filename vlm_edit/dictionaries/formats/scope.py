@@ -24,6 +24,13 @@ CONFIG, PARAMS = "config.json", "params.safetensors"
 _GEMMA = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
 _QWEN = {"W_enc", "W_dec", "b_enc", "b_dec"}
 _LAYER = re.compile(r"layer_?(\d+)")
+_GEMMA_REPOSITORY = re.compile(r"gemma-scope-2-([\w.-]+?)(?=/|$)")
+# What a folder's parent is called, which says its place where it has no config.
+_PLACES = {
+    "resid_post": "model.layers.{}.output",
+    "attn_out": "model.layers.{}.self_attn.o_proj.input",
+    "mlp_out": "model.layers.{}.post_feedforward_layernorm.output",
+}
 _QWEN_FILE = re.compile(r"layer(\d+)\.sae\.pt")
 _QWEN_REPOSITORY = re.compile(r"SAE-Res-(.+)-W(\d+)K-L0_(\d+)")
 
@@ -43,7 +50,8 @@ def read_gemma(source: Source, told: Told) -> StoredDictionary:
     path, tensors = source.path, source.tensors(PARAMS)
     config = source.json(CONFIG) if source.has(CONFIG) else {}
     ends = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
-    if "affine_skip_connection" in tensors or (None not in ends and ends[0] != ends[1]):
+    named = not config and path.absolute().parent.name.startswith(("transcoder", "clt", "crossco"))
+    if named or "affine_skip_connection" in tensors or (None not in ends and ends[0] != ends[1]):
         raise VlmEditError(
             f"{path} is a transcoder (from {ends[0]} to {ends[1]}): its decoder's rows mean "
             "nothing where its codes are read; load an SAE"
@@ -116,13 +124,27 @@ QWEN = Format(
 
 
 def _gemma_info(source: Source, config: Mapping[str, Any]) -> dict[str, str]:
+    """Host, place and layer: from the config, or from the names of the folders."""
     info = {}
+    path = source.path.absolute()
+    layer = _LAYER.search(path.name)
     name, hook = config.get("model_name"), config.get("hf_hook_point_in")
+    repository = _GEMMA_REPOSITORY.search(path.as_posix())
+    if not config and repository:
+        name = f"gemma-3-{repository[1]}"
+    if not config and layer:
+        hook = _PLACES.get(path.parent.name.removesuffix("_all"), "").format(layer[1])
     if isinstance(name, str) and name:
-        info["model_name"] = name
+        info["model_name"] = _gemma_name(name)
     if isinstance(hook, str) and hook:
         info["hook_name"] = hook
-    layer = _LAYER.search(source.path.name)
     if layer:
         info["layer"] = layer[1]
     return info
+
+
+def _gemma_name(name: str) -> str:
+    """The hub's name of a host that configs call ``gemma-v3-4b-pt``."""
+    name = name.removeprefix("google/").replace("gemma-v3", "gemma-3")
+    # The hub's smallest has no such ending.
+    return "google/" + (name.removesuffix("-pt") if "270m" in name else name)
