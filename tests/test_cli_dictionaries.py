@@ -7,7 +7,7 @@ import torch
 
 from vlm_edit import collect, load_dictionary, zoo
 from vlm_edit.cli import main
-from vlm_edit.dictionaries import save_saelens
+from vlm_edit.dictionaries import PairedDictionary, save_saelens
 
 
 def test_train_writes_a_dictionary_that_check_finds_fit_and_measure_takes(tmp_path, capsys):
@@ -67,3 +67,21 @@ def test_pairs_are_held_out_and_some_are_left(share, tmp_path, capsys):
     assert main(["train", "zoo:emoji-clip", "zoo:pairs", "--out", out, "--held-out", share]) == 2
     assert "both parts need at least one" in capsys.readouterr().err
     assert not (tmp_path / "sae").exists()
+
+
+def test_separate_trains_one_for_each_stream_that_check_measure_and_edit_take(tmp_path, capsys):
+    sae, out = str(tmp_path / "sae"), ["--out", str(tmp_path / "run")]
+    training = ["--features", "64", "--k", "8", "--steps", "100", "--rows", "128", "--separate"]
+    assert main(["train", "zoo:emoji-clip", "zoo:pairs", *training, "--out", sae]) == 0
+    found = load_dictionary(sae)
+    assert isinstance(found, PairedDictionary)
+    assert found.info == {"model_name": "emoji-clip", "site": "joint"}
+    for command in (["check"], ["measure", *out]):
+        name, *rest = command
+        assert main([name, "zoo:emoji-clip", "zoo:pairs", "--dictionary", sae, *rest]) == 0
+    edit = ["edit", "zoo:emoji-clip", "zoo:pairs", "--dictionary", sae, "--class", "vision"]
+    assert main([*edit, "--run", str(tmp_path / "run")]) == 0
+    assert "retrieval" in capsys.readouterr().out.lower()
+    centred = ["measure", "zoo:emoji-clip", "zoo:pairs", "--dictionary", sae, "--centred"]
+    assert main(centred) == 2
+    assert "train each with center=True" in capsys.readouterr().err

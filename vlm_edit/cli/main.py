@@ -79,6 +79,9 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_places(train)
     train.add_argument("--out", required=True, help="folder for the dictionary (SAELens v6)")
     train.add_argument("--kind", choices=get_args(Kind), default="batchtopk", help="(%(default)s)")
+    train.add_argument(
+        "--separate", action="store_true", help="one for each stream, matched over pairs"
+    )
     train.add_argument("--features", type=int, default=512, help="(%(default)s)")
     train.add_argument("--k", type=int, default=16, help="active features (%(default)s)")
     train.add_argument("--steps", type=int, default=4000, help="(%(default)s)")

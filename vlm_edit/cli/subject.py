@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlm_edit.cli.host import ZOO, load_host
-from vlm_edit.dictionaries import Dictionary, Norm
+from vlm_edit.dictionaries import Dictionary, Encodes, Norm, PairedDictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
 from vlm_edit.errors import VlmEditError
 from vlm_edit.measurement import (
@@ -45,7 +45,7 @@ def load_pairs(name: str) -> Pairs:
     return replace(read_pairs(name), name=str(Path(name).absolute()))
 
 
-def load_dictionary(options: argparse.Namespace) -> Dictionary:
+def load_dictionary(options: argparse.Namespace) -> Dictionary | PairedDictionary[Dictionary]:
     """The dictionary that the arguments name: one of the zoo's, a path's or the hub's."""
     name: str = options.dictionary
     told = {
@@ -54,7 +54,7 @@ def load_dictionary(options: argparse.Namespace) -> Dictionary:
         if key.startswith(DICTIONARY) and value is not None
     }
     if not name.startswith(ZOO):
-        found: Dictionary = read_dictionary(name, **told)
+        found: Dictionary | PairedDictionary[Dictionary] = read_dictionary(name, **told)
         return found
     if told:
         raise VlmEditError(f"{name} needs none of --dictionary-{', --dictionary-'.join(told)}")
@@ -117,7 +117,7 @@ class Subject:
     model: nn.Module
     processor: Any
     pairs: Pairs
-    dictionary: Dictionary | None
+    dictionary: Dictionary | PairedDictionary[Dictionary] | None
     site: str
     batch_size: int
     read: int = 0
@@ -171,7 +171,7 @@ class Subject:
         """
         found = load_measurement(folder)
         site = find_site(self.model, found.site)
-        known = self.dictionary or Dictionary.identity(site.width)
+        known: Encodes = self.dictionary or Dictionary.identity(site.width)
         here = provenance(self.model, site, known, {})
         there = found.provenance
         same = {
@@ -196,7 +196,7 @@ class Subject:
                 "make the patch in Python (README), as vlm-edit demo --llava does"
             )
 
-    def expect_dictionary(self) -> Dictionary:
+    def expect_dictionary(self) -> Dictionary | PairedDictionary[Dictionary]:
         """The dictionary."""
         if self.dictionary is None:
             raise VlmEditError("features are numbers in a dictionary: name it with --dictionary")

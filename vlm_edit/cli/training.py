@@ -11,7 +11,15 @@ from torch import Tensor
 
 from vlm_edit.cli.host import load_host
 from vlm_edit.cli.subject import Subject, load_pairs
-from vlm_edit.dictionaries import Dictionary, TrainConfig, save_saelens, train_dictionary
+from vlm_edit.dictionaries import (
+    Dictionary,
+    PairedDictionary,
+    Similarity,
+    TrainConfig,
+    save_saelens,
+    train_dictionary,
+    train_paired,
+)
 from vlm_edit.dictionaries.origin import expect_origin
 from vlm_edit.errors import VlmEditError
 from vlm_edit.fingerprint import host_name
@@ -51,7 +59,13 @@ def train(options: argparse.Namespace) -> int:
 
     streams, held_out = read(range(kept)), read(range(kept, len(pairs)))
     info = {"model_name": Path(options.model.removeprefix("zoo:")).name, "site": site.name}
-    found = train_dictionary(streams, config, info)
+    found: Dictionary | PairedDictionary[Dictionary]
+    if options.separate:
+        # Elsewhere than at a joint embedding tokens are no pairs, but share a space.
+        by: Similarity = "correlation" if site.name == "joint" else "decoder"
+        found = train_paired(streams, config, info, by=by)
+    else:
+        found = train_dictionary(streams, config, info)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_saelens(found, out)
     _tell(found, held_out, f"{len(pairs) - kept} pairs that it was not trained on")
@@ -73,7 +87,9 @@ def check(options: argparse.Namespace) -> int:
     return 1 if warned else 0
 
 
-def _tell(dictionary: Dictionary, streams: Mapping[str, Tensor], of: str) -> int:
+def _tell(
+    dictionary: Dictionary | PairedDictionary[Dictionary], streams: Mapping[str, Tensor], of: str
+) -> int:
     """Print how well a dictionary fits; the number of warnings."""
     found = {stream: dictionary.check(x, stream, warn=False) for stream, x in streams.items()}
     rows = [

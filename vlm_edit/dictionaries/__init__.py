@@ -5,22 +5,30 @@ from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
 from vlm_edit.dictionaries.encodes import Encodes
 from vlm_edit.dictionaries.formats import Layout, load_dictionary
 from vlm_edit.dictionaries.formats.saelens import save_saelens
+from vlm_edit.dictionaries.matching import Similarity, match_dictionaries
+from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.dictionaries.training import Kind, TrainConfig, train_dictionary
+from vlm_edit.dictionaries.training import Kind, TrainConfig, train_dictionary, train_paired
 
 __all__ = [
+    "STREAMS",
     "Activation",
+    "AnyDictionary",
     "Dictionary",
     "Encoder",
     "Encodes",
     "Kind",
     "Layout",
     "Norm",
+    "PairedDictionary",
     "Rows",
+    "Similarity",
     "Slice",
     "StoredDictionary",
     "TrainConfig",
     "load_dictionary",
+    "match_dictionaries",
     "save_saelens",
     "train_dictionary",
+    "train_paired",
 ]

@@ -293,6 +293,27 @@ class Dictionary:
         bias = self.decoder_bias * scale + mean
         return replace(self, encoder=moved, decoder=self.decoder * scale, decoder_bias=bias)
 
+    def reordered(self, order: Sequence[int]) -> Dictionary:
+        """The same dictionary with its features in another order.
+
+        Args:
+            order: Every feature's number once; the first becomes feature 0.
+
+        Raises:
+            VlmEditError: Not such an order, or activation ``groupmax``, whose neighbours compete.
+
+        Example:
+            >>> import torch
+            >>> from vlm_edit import Dictionary
+            >>> Dictionary.identity(width=2).reordered([1, 0]).encode(torch.tensor([3.0, 5.0]))
+            tensor([5., 3.])
+        """
+        if sorted(order) != list(range(self.n_features)):
+            raise VlmEditError(f"an order names each of {self.n_features} features once")
+        if self.encoder.activation == "groupmax":
+            raise VlmEditError("features of groupmax compete with their neighbours: keep the order")
+        return replace(self, encoder=self.encoder.select(order), decoder=self.decoder[list(order)])
+
     def _gather(self, codes: SparseCodes) -> Tensor:
         """[n, d], the decoder's rows weighted and summed."""
         counts = codes.rows.bincount(minlength=len(codes))

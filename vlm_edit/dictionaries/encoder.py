@@ -292,7 +292,7 @@ class Encoder:
         return self.threshold.clamp_min(0)
 
     def select(self, features: Sequence[int]) -> Encoder:
-        """The encoder of some features alone, for those that do not compete."""
+        """The encoder of some features, if they do not compete; or of all in another order."""
         index = torch.as_tensor(list(features), dtype=torch.long)
         threshold = None if self.threshold is None else self.threshold[index]
         return replace(

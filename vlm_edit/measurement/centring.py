@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from vlm_edit.dictionaries import Dictionary
+from vlm_edit.dictionaries import AnyDictionary, Dictionary
 from vlm_edit.errors import VlmEditError
 from vlm_edit.measurement.reader import STREAMS
 
 
-def centred(dictionary: Dictionary, means: Mapping[str, Tensor]) -> Dictionary:
+def centred(dictionary: AnyDictionary, means: Mapping[str, Tensor]) -> Dictionary:
     """The dictionary that sees both streams about one common mean.
 
     What is constant in a stream is no information about any of its examples, and can make

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit import hooks, tracing
-from vlm_edit.dictionaries import Dictionary, StoredDictionary
+from vlm_edit.dictionaries import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.origin import expect_model
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.errors import VlmEditError
@@ -62,7 +62,7 @@ class Patch:
     def at(
         cls,
         site: str,
-        dictionary: Dictionary | StoredDictionary,
+        dictionary: AnyDictionary,
         rules: Sequence[Rule] | Rule,
         tokens: Tokens = "all",
         info: Mapping[str, str] | None = None,
@@ -75,7 +75,8 @@ class Patch:
 
         Args:
             site: The site's name, e.g. ``joint``.
-            dictionary: Whose features the rules name. Only what they need of it is kept.
+            dictionary: Whose features the rules name. Only what they need of it is kept. One for
+                each stream acts on each stream's tokens by its own.
             rules: Applied in order on one code.
             tokens: ``image`` or ``text`` for one stream's tokens only.
             info: What to say of the patch, free text by key.
@@ -91,6 +92,26 @@ class Patch:
             VlmEditError: No rule, a feature that the dictionary does not have, an unknown or
                 contradictory choice of tokens, or another site than the dictionary was trained at.
         """
+        if isinstance(dictionary, PairedDictionary):
+            # No image is generated, so that decode steps leave only text.
+            streams: tuple[Tokens, ...] = STREAMS
+            if tokens == "all" and phase == "decode":
+                streams = ("text",)
+            parts = [
+                cls.at(
+                    site,
+                    dictionary.of(stream),
+                    rules,
+                    tokens=stream,
+                    info=info,
+                    phase=phase,
+                    steps=steps,
+                    positions=positions,
+                )
+                for stream in streams
+                if tokens in ("all", stream)
+            ]
+            return sum(parts[1:], start=parts[0])
         dictionary.expect_site(site)
         listed = [rules] if isinstance(rules, Rule) else list(rules)
         places = cast("tuple[int, ...] | None", positions)  # made one there

@@ -129,7 +129,9 @@ def load_dictionary(site: str = "joint") -> Dictionary:
     known = sorted(folder.name for folder in DICTIONARIES.iterdir() if folder.is_dir())
     if site not in known:
         raise VlmEditError(f"no bundled dictionary for site {site!r}; there are {known}")
-    return read_dictionary(DICTIONARIES / site)
+    found = read_dictionary(DICTIONARIES / site)
+    assert isinstance(found, Dictionary)
+    return found
 
 
 def load_labels() -> tuple[str, ...]:

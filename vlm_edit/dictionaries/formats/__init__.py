@@ -24,6 +24,7 @@ from vlm_edit.dictionaries.formats import (
 from vlm_edit.dictionaries.formats.format import Format, Layout, Told
 from vlm_edit.dictionaries.formats.hub import candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
+from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.errors import VlmEditError
 
@@ -59,7 +60,7 @@ def load_dictionary(
     threshold: float | None = None,
     layout: Layout | None = None,
     lazy: Literal[False] = False,
-) -> Dictionary: ...
+) -> Dictionary | PairedDictionary[Dictionary]: ...
 
 
 @overload
@@ -74,7 +75,7 @@ def load_dictionary(
     threshold: float | None = None,
     layout: Layout | None = None,
     lazy: Literal[True],
-) -> StoredDictionary: ...
+) -> StoredDictionary | PairedDictionary[StoredDictionary]: ...
 
 
 def load_dictionary(
@@ -88,7 +89,7 @@ def load_dictionary(
     threshold: float | None = None,
     layout: Layout | None = None,
     lazy: bool = False,
-) -> Dictionary | StoredDictionary:
+) -> AnyDictionary:
     """Read a dictionary from disk or from the hub; no code from a file is run.
 
     docs/dictionaries.md lists the formats, what they lack, and what each was checked against.
@@ -106,7 +107,8 @@ def load_dictionary(
         lazy: Whether to leave the matrices on disk and read rows when they are needed.
 
     Returns:
-        The dictionary, float32, on the CPU.
+        The dictionary, float32, on the CPU; a ``PairedDictionary`` where there is one for each
+        stream: in one file, or as folders ``image`` and ``text``.
 
     Raises:
         VlmEditError: No such path, unknown or ambiguous format, or content that is not valid.
@@ -122,9 +124,14 @@ def load_dictionary(
         4
     """
     source = Source(locate(path, file, revision))
-    known = _format(source, format)
     told = Told(k=k, activation=activation, threshold=threshold, layout=layout)
-    stored = known.open(source, told)
+    halves = [Source(source.file(stream)) for stream in STREAMS]
+    if all(half.is_folder for half in halves) and not any(f.recognises(source) for f in FORMATS):
+        image, text = (_format(half, format).open(half, told) for half in halves)
+        stored: StoredDictionary | PairedDictionary[StoredDictionary]
+        stored = PairedDictionary(_expect_one(halves[0], image), _expect_one(halves[1], text))
+    else:
+        stored = _format(source, format).open(source, told)
     try:
         return stored if lazy else stored.load()
     except VlmEditError as error:
@@ -153,3 +160,11 @@ def _format(source: Source, name: str | None) -> Format:
         fits = ", ".join(f.name for f in found)
         raise VlmEditError(f"{str(source.path)!r} could be {fits}: say which with format=")
     return found[0]
+
+
+def _expect_one(
+    source: Source, found: StoredDictionary | PairedDictionary[StoredDictionary]
+) -> StoredDictionary:
+    if isinstance(found, PairedDictionary):
+        raise VlmEditError(f"{source.path} holds one dictionary for each stream, not one's alone")
+    return found

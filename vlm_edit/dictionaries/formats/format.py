@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from vlm_edit.dictionaries.encoder import Activation, Norm
 from vlm_edit.dictionaries.formats.source import Source
+from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.errors import VlmEditError
 
@@ -132,10 +133,12 @@ class Format:
     name: str
     files: str
     recognises: Callable[[Source], bool]
-    read: Callable[[Source, Told], StoredDictionary]
+    read: Callable[[Source, Told], StoredDictionary | PairedDictionary[StoredDictionary]]
     takes: frozenset[str] = frozenset()
 
-    def open(self, source: Source, told: Told) -> StoredDictionary:
+    def open(
+        self, source: Source, told: Told
+    ) -> StoredDictionary | PairedDictionary[StoredDictionary]:
         """Read a source, refusing to be told what the format does not ask.
 
         Raises:

@@ -128,6 +128,8 @@ def _wanted(name: str, files: Sequence[str], file: str | None) -> str:
     places = _places(files)
     if len(places) == 1:
         return places[0]
+    if places == ["image", "text"]:  # one dictionary for each stream
+        return "."
     if not places:
         raise VlmEditError(f"the repository {name} (or what is cached of it) has no weights")
     raise VlmEditError(
@@ -152,7 +154,7 @@ def _places(files: Sequence[str]) -> list[str]:
 def _belongs(file: PurePosixPath, wanted: PurePosixPath) -> bool:
     """Whether a file is needed: inside of what is wanted, or JSON beside or above it."""
     if wanted == PurePosixPath("."):
-        return len(file.parts) == 1
+        return len(file.parts) == 1 or str(file.parent) in ("image", "text")
     if wanted == file or wanted in file.parents:
         return True
     return file.suffix == ".json" and file.parent in wanted.parents

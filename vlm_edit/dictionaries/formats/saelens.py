@@ -28,6 +28,7 @@ from vlm_edit.dictionaries.formats.source import (
     expect_scalar,
     expect_vector,
 )
+from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.errors import VlmEditError
 
@@ -127,18 +128,39 @@ FORMAT = Format("saelens", f"{CONFIG} and {WEIGHTS}", recognises, read)
 
 
 def save_saelens(
-    dictionary: Dictionary, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+    dictionary: Dictionary | PairedDictionary[Dictionary] | PairedDictionary[StoredDictionary],
+    path: str | os.PathLike[str],
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a dictionary as a folder that SAELens v6 reads.
+    """Write a dictionary as a folder that SAELens v6 reads; one per stream as two such folders.
 
     Args:
         dictionary: With activation relu, jumprelu, topk or topk_abs.
-        path: The folder, made if need be.
+        path: The folder, made if need be; for one per stream, of the folders ``image`` and
+            ``text``.
         dtype: Of the weights in the file.
 
     Raises:
-        VlmEditError: An activation that the format does not have.
+        VlmEditError: An activation that the format does not have; nothing is written then.
     """
+    if isinstance(dictionary, PairedDictionary):
+        both = dictionary.load()
+        parts = {Path(path, name): _described(both.of(name)) for name in STREAMS}
+    else:
+        parts = {Path(path): _described(dictionary)}
+    for folder, (config, tensors, centers) in parts.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_tensors(tensors, folder / WEIGHTS, dtype)
+        (folder / CENTERS).unlink(missing_ok=True)  # of a dictionary saved here before
+        if centers:
+            _write_tensors(centers, folder / CENTERS, torch.float32)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _described(
+    dictionary: Dictionary,
+) -> tuple[dict[str, Any], dict[str, Tensor], Mapping[str, Tensor]]:
+    """Config, tensors and centers of a dictionary that the format has."""
     encoder = dictionary.encoder
     architectures = {value: key for key, value in _ACTIVATIONS.items()}
     if encoder.activation not in architectures:
@@ -172,13 +194,7 @@ def save_saelens(
         tensors["threshold"] = encoder.threshold
     if encoder.k is not None:
         config |= {"k": encoder.k, "rescale_acts_by_decoder_norm": False}
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_tensors(tensors, folder / WEIGHTS, dtype)
-    (folder / CENTERS).unlink(missing_ok=True)  # of a dictionary saved here before
-    if encoder.centers:
-        _write_tensors(encoder.centers, folder / CENTERS, torch.float32)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return config, tensors, encoder.centers
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:

@@ -2,5 +2,6 @@
 
 from vlm_edit.dictionaries.training.config import Kind, TrainConfig
 from vlm_edit.dictionaries.training.run import train_dictionary
+from vlm_edit.dictionaries.training.separate import train_paired
 
-__all__ = ["Kind", "TrainConfig", "train_dictionary"]
+__all__ = ["Kind", "TrainConfig", "train_dictionary", "train_paired"]

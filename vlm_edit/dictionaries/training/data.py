@@ -45,7 +45,7 @@ class Data:
     def of(cls, given: Mapping[str, Tensor] | str | os.PathLike[str], config: TrainConfig) -> Data:
         """Check activations and take their statistics."""
         mapped = not isinstance(given, Mapping)
-        streams = _opened(given) if not isinstance(given, Mapping) else dict(given)
+        streams = opened(given) if not isinstance(given, Mapping) else dict(given)
         width = _expect(streams, config)
         blank = Encoder(torch.zeros(width, 1), torch.zeros(1), norm=config.norm)
         small = sum(data.numel() for data in streams.values()) <= _KEPT
@@ -88,7 +88,7 @@ class Data:
         return x - self.centers[name].to(x.device) if self.centers else x
 
 
-def _opened(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def opened(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Views of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as opened:

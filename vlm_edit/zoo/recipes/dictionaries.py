@@ -86,6 +86,13 @@ def collect_shipped(
     }
 
 
+def read_back(path: Path) -> Dictionary:
+    """What was saved, as others will read it."""
+    found = load_dictionary(path)
+    assert isinstance(found, Dictionary)
+    return found
+
+
 def report(site: str, dictionary: Dictionary, streams: Mapping[str, Tensor]) -> list[str]:
     """What the dictionary explains of activations it was not trained on, line by line."""
     lines = []
@@ -118,7 +125,7 @@ def main() -> None:
         info = {"model_name": "emoji-clip", "hook_name": site, "site": site}
         dictionary = train_dictionary(streams[site], config, info)
         save_saelens(dictionary, options.out / site, dtype=torch.float16)
-        print("\n".join(report(site, load_dictionary(options.out / site), shipped[site])))
+        print("\n".join(report(site, read_back(options.out / site), shipped[site])))
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vlm_edit import zoo
-from vlm_edit.dictionaries import TrainConfig, load_dictionary, save_saelens, train_dictionary
+from vlm_edit.dictionaries import TrainConfig, save_saelens, train_dictionary
 from vlm_edit.hooks import record
 from vlm_edit.zoo.questions import QUESTIONS, answer
 from vlm_edit.zoo.recipes.captions import PHRASINGS, caption
 from vlm_edit.zoo.recipes.concepts import LANGUAGES
 from vlm_edit.zoo.recipes.dialogues import Dialogues
-from vlm_edit.zoo.recipes.dictionaries import plain, report
+from vlm_edit.zoo.recipes.dictionaries import plain, read_back, report
 from vlm_edit.zoo.recipes.pairs import BACKGROUNDS
 
 CONFIG = TrainConfig(n_features=512, k=16, steps=3000, norm="constant_norm_rescale", center=True)
@@ -157,7 +157,7 @@ def main() -> None:
         info = {"model_name": "emoji-llava", "hook_name": site, "site": site}
         dictionary = train_dictionary(streams.pop(site), config, info)
         save_saelens(dictionary, options.out / site, dtype=torch.float16)
-        lines = report(site, load_dictionary(options.out / site), shipped.pop(site))
+        lines = report(site, read_back(options.out / site), shipped.pop(site))
         print("\n".join(lines), flush=True)
 
 

@@ -1,0 +1,166 @@
+"""A dictionary for each stream, whose features of one number belong together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from vlm_edit.codes import SparseCodes
+from vlm_edit.dictionaries.check import Check
+from vlm_edit.dictionaries.dictionary import Dictionary
+from vlm_edit.dictionaries.origin import expect_site
+from vlm_edit.dictionaries.stored import StoredDictionary
+from vlm_edit.errors import VlmEditError
+
+STREAMS: tuple[Literal["image"], Literal["text"]] = ("image", "text")
+
+Half = TypeVar("Half", Dictionary, StoredDictionary)
+
+
+@dataclass(frozen=True, eq=False)
+class PairedDictionary(Generic[Half]):
+    """A dictionary for image and one for text; feature k of both is one feature.
+
+    ``match_dictionaries`` makes one of two that were trained apart, ``train_paired`` trains and
+    matches both, and some files hold one. It is measured and edited like a dictionary; whatever
+    encodes has to say the stream.
+
+    Attributes:
+        image: Of image activations.
+        text: Of text activations; of the same width and number of features.
+
+    Example:
+        >>> import torch
+        >>> from vlm_edit import Dictionary
+        >>> eye = Dictionary.identity(width=2)
+        >>> both = PairedDictionary(eye, eye.reordered([1, 0]))
+        >>> both.encode(torch.tensor([3.0, 5.0]), "image")
+        tensor([3., 5.])
+        >>> both.encode(torch.tensor([3.0, 5.0]), "text")
+        tensor([5., 3.])
+    """
+
+    image: Half
+    text: Half
+
+    def __post_init__(self) -> None:
+        """Refuse two that cannot belong together."""
+        sizes = [(half.n_features, half.width) for half in (self.image, self.text)]
+        if sizes[0] != sizes[1]:
+            raise VlmEditError(
+                "dictionaries of a pair need as many features and one width; image has "
+                f"{sizes[0][0]} of width {sizes[0][1]}, text {sizes[1][0]} of {sizes[1][1]}"
+            )
+        for key in ("model_name", "site"):
+            told = [half.info.get(key) for half in (self.image, self.text)]
+            if None not in told and told[0] != told[1]:
+                raise VlmEditError(
+                    f"dictionaries of a pair were trained apart, but at one place: {key} of image "
+                    f"is {told[0]!r}, of text {told[1]!r}"
+                )
+
+    @property
+    def width(self) -> int:
+        """Size d of the activations."""
+        return self.image.width
+
+    @property
+    def n_features(self) -> int:
+        """Number m of features of each."""
+        return self.image.n_features
+
+    @property
+    def info(self) -> Mapping[str, str]:
+        """What they were trained on; where they differ, the image's."""
+        return {**self.text.info, **self.image.info}
+
+    def of(self, stream: str | None) -> Half:
+        """One of the two.
+
+        Raises:
+            VlmEditError: Another stream than ``image`` or ``text``.
+        """
+        if stream not in STREAMS:
+            raise VlmEditError(
+                "this is a dictionary for each stream, and the stream here is "
+                f"{stream!r}: pass stream='image' or stream='text'"
+            )
+        return self.image if stream == "image" else self.text
+
+    def expect_site(self, site: str) -> None:
+        """As ``Dictionary.expect_site``, of both."""
+        expect_site(self.image.info, site)
+        expect_site(self.text.info, site)
+
+    def encode(self, x: Tensor, stream: str | None = None, image: Tensor | None = None) -> Tensor:
+        """As ``Dictionary.encode``; of a mixed stream each token by its own dictionary.
+
+        Raises:
+            VlmEditError: No stream, a mixed one without the mask of its image tokens, or a wrong
+                width.
+        """
+        if stream != "mixed":
+            return self.of(stream).encode(x, stream)
+        mask = _expect_mask(image).unsqueeze(-1)
+        return torch.where(mask, self.image.encode(x, "image"), self.text.encode(x, "text"))
+
+    def encode_sparse(
+        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
+    ) -> SparseCodes:
+        """As ``Dictionary.encode_sparse``.
+
+        Raises:
+            VlmEditError: As ``encode``, or another number of axes.
+        """
+        if stream != "mixed":
+            return self.of(stream).encode_sparse(x, stream)
+        return SparseCodes.of(self.encode(x, stream, image))
+
+    def normalise(self, x: Tensor, stream: str | None = None) -> Tensor:
+        """As ``Dictionary.normalise``, by the stream's norm."""
+        return self.of(stream).normalise(x, stream)
+
+    def decode(self, codes: Tensor | SparseCodes, stream: str | None = None) -> Tensor:
+        """As ``Dictionary.decode``, by the stream's decoder."""
+        return self.of(stream).decode(codes)
+
+    def check(self, activations: Tensor, stream: str | None = None, **options: Any) -> Check:
+        """As ``Dictionary.check``, of the stream's dictionary."""
+        return self.of(stream).check(activations, stream, **options)
+
+    def to(self, device: torch.device | str) -> PairedDictionary[Half]:
+        """Both on another device."""
+        return replace(self, image=self.image.to(device), text=self.text.to(device))
+
+    def load(self) -> PairedDictionary[Dictionary]:
+        """Both in memory."""
+        halves = (self.image, self.text)
+        return PairedDictionary(*(h if isinstance(h, Dictionary) else h.load() for h in halves))
+
+    def digest(self) -> str:
+        """As ``Dictionary.digest``, of both."""
+        both = self.image.digest() + self.text.digest()
+        return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """As ``Dictionary.summary``, by stream."""
+        return {stream: self.of(stream).summary() for stream in STREAMS}
+
+
+AnyDictionary = (
+    Dictionary
+    | StoredDictionary
+    | PairedDictionary[Dictionary]
+    | PairedDictionary[StoredDictionary]
+)
+
+
+def _expect_mask(image: Tensor | None) -> Tensor:
+    if image is None:
+        raise VlmEditError("a mixed stream needs the mask of its image tokens to be encoded")
+    return image

@@ -1,0 +1,97 @@
+"""Train a dictionary for each stream, and match them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlm_edit.dictionaries.dictionary import Dictionary
+from vlm_edit.dictionaries.matching import Similarity, match_dictionaries
+from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
+from vlm_edit.dictionaries.training.config import TrainConfig
+from vlm_edit.dictionaries.training.data import opened
+from vlm_edit.dictionaries.training.run import train_dictionary
+from vlm_edit.errors import VlmEditError
+
+
+def train_paired(
+    streams: Mapping[str, Tensor] | str | os.PathLike[str],
+    config: TrainConfig = TrainConfig(),  # noqa: B008
+    info: Mapping[str, str] | None = None,
+    *,
+    by: Similarity = "correlation",
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = 60.0,
+    log: str | os.PathLike[str] | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> PairedDictionary[Dictionary]:
+    """Train a dictionary on each stream alone, then match their features.
+
+    What a shared dictionary is compared with: do both streams have the same features, or the same
+    concepts in other directions? The text's training has the seed that follows ``config.seed``, so
+    that no common beginning makes features alike.
+
+    Args:
+        streams: As for ``train_dictionary``, both of them.
+        config: Of each training; ``batch_size`` activations of its stream a step.
+        info: As for ``train_dictionary``.
+        by: As for ``match_dictionaries``; ``correlation`` asks for rows that are pairs.
+        checkpoint: Beside it lie two files, with ``.image`` and ``.text`` added to its name.
+        every: As for ``train_dictionary``.
+        log: Two files likewise.
+        device: As for ``train_dictionary``.
+        progress: Whether to show bars.
+
+    Returns:
+        Both dictionaries, matched, on the CPU.
+
+    Raises:
+        VlmEditError: As ``train_dictionary`` and ``match_dictionaries``; or a config that couples
+            the streams.
+
+    Example:
+        >>> import torch
+        >>> from vlm_edit.dictionaries import TrainConfig, train_paired
+        >>> config = TrainConfig(n_features=16, k=2, steps=50, batch_size=64)
+        >>> x = torch.randn(200, 8)
+        >>> found = train_paired({"image": x, "text": x + 1}, config, progress=False)
+        >>> found.n_features, found.text.encode(x, "text").shape
+        (16, torch.Size([200, 16]))
+    """
+    if config.paired:
+        raise VlmEditError(
+            f"kind={config.kind!r}, group={config.group} and mask={config.mask} couple the streams "
+            "of pairs, which are trained apart here: use train_dictionary"
+        )
+    given = dict(streams) if isinstance(streams, Mapping) else opened(streams)
+    if set(given) != set(STREAMS):
+        raise VlmEditError(f"train_paired takes 'image' and 'text', got {sorted(given)}")
+    if by == "correlation" and len(given["image"]) != len(given["text"]):
+        raise VlmEditError(
+            "matching by correlation takes activations of pairs, and there are "
+            f"{len(given['image'])} of image and {len(given['text'])} of text: use by='decoder'"
+        )
+    image, text = (
+        train_dictionary(
+            {stream: given[stream]},
+            replace(config, seed=config.seed + number),
+            info,
+            checkpoint=_beside(checkpoint, stream),
+            every=every,
+            log=_beside(log, stream),
+            device=device,
+            progress=progress,
+        )
+        for number, stream in enumerate(STREAMS)
+    )
+    return match_dictionaries(image, text, given, by)
+
+
+def _beside(path: str | os.PathLike[str] | None, stream: str) -> Path | None:
+    return None if path is None else Path(f"{os.fspath(path)}.{stream}")
