@@ -82,6 +82,8 @@ def test_separate_trains_one_for_each_stream_that_check_measure_and_edit_take(tm
     edit = ["edit", "zoo:emoji-clip", "zoo:pairs", "--dictionary", sae, "--class", "vision"]
     assert main([*edit, "--run", str(tmp_path / "run")]) == 0
     assert "retrieval" in capsys.readouterr().out.lower()
-    centred = ["measure", "zoo:emoji-clip", "zoo:pairs", "--dictionary", sae, "--centred"]
+    other = ["--out", str(tmp_path / "other"), "--centred"]
+    centred = ["measure", "zoo:emoji-clip", "zoo:pairs", "--dictionary", sae, *other]
     assert main(centred) == 2
     assert "train each with center=True" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

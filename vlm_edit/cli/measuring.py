@@ -15,6 +15,7 @@ from vlm_edit.measurement import (
     Judge,
     Measurement,
     centred,
+    expect_centrable,
     is_finished,
     load_measurement,
     merge_parts,
@@ -35,6 +36,8 @@ def measure(options: argparse.Namespace) -> int:
         raise VlmEditError("--centred measures twice and cannot be cut into parts: leave one out")
     judge = _judge(options)
     subject = Subject.load(options)
+    if options.centred:
+        expect_centrable(subject.expect_dictionary())
     out.mkdir(parents=True, exist_ok=True)
     wanted: dict[str, Any] = {"zeros": options.zeros, "keep": options.keep, "judge": judge}
     files = [out / f"part-{i + 1}-of-{parts}.checkpoint" for i in range(parts)]

@@ -1,7 +1,7 @@
 """Measure: a host, a dictionary and pairs, to scores and examples of every feature."""
 
 from vlm_edit.measurement.accumulator import MeasurementAccumulator
-from vlm_edit.measurement.centring import centred
+from vlm_edit.measurement.centring import centred, expect_centrable
 from vlm_edit.measurement.collecting import collect
 from vlm_edit.measurement.judge import Judge
 from vlm_edit.measurement.judging import EXAMPLES
@@ -20,6 +20,7 @@ __all__ = [
     "Prepare",
     "Reader",
     "centred",
+    "expect_centrable",
     "class_of",
     "collect",
     "is_finished",

@@ -38,11 +38,7 @@ def centred(dictionary: AnyDictionary, means: Mapping[str, Tensor]) -> Dictionar
         >>> both.encode(torch.tensor([3.0, 0.0]), "image"), both.encode(means["text"], "text")
         (tensor([2., 0.]), tensor([2., 0.]))
     """
-    if not isinstance(dictionary, Dictionary):
-        raise VlmEditError(
-            f"a {type(dictionary).__name__} cannot be centred: load() one that was left on disk; "
-            "of one per stream, train each with center=True"
-        )
+    dictionary = expect_centrable(dictionary)
     for stream in STREAMS:
         if stream not in means or tuple(means[stream].shape) != (dictionary.width,):
             found = tuple(means[stream].shape) if stream in means else "none"
@@ -60,3 +56,17 @@ def centred(dictionary: AnyDictionary, means: Mapping[str, Tensor]) -> Dictionar
     common = (left["image"] + left["text"]) / 2
     centers = {stream: (means[stream].double() - common).float() for stream in STREAMS}
     return replace(dictionary, encoder=replace(encoder, centers=centers))
+
+
+def expect_centrable(dictionary: AnyDictionary) -> Dictionary:
+    """The dictionary, if it is one for both streams and in memory.
+
+    Raises:
+        VlmEditError: It is not.
+    """
+    if not isinstance(dictionary, Dictionary):
+        raise VlmEditError(
+            f"a {type(dictionary).__name__} cannot be centred: load() one that was left on disk; "
+            "of one per stream, train each with center=True"
+        )
+    return dictionary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,13 @@ class Data:
             parts.append(x)
         return torch.cat(parts) / self.scale
 
+    def parts(self, device: torch.device) -> Iterator[Tensor]:
+        """[n, d] float32, all activations of all streams, normed and centred, in the data's units."""
+        for name, stream in self.streams.items():
+            for part in stream.split(_CHUNK):
+                x = part.to(device)
+                yield x if self.ready else self._prepared(name, x)
+
     def digest(self) -> str:
         """Of sizes, statistics and some rows: other data have another."""
         seen = hashlib.sha256()
@@ -91,8 +98,8 @@ class Data:
 def opened(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Views of a safetensors file."""
     try:
-        with safe_open(path, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise VlmEditError(
             f"cannot read activations from {os.fspath(path)!r}: {error}; it must be a safetensors "
@@ -116,10 +123,13 @@ def _expect(streams: Mapping[str, Tensor], config: TrainConfig) -> int:
             f"streams have {sizes}"
         )
     if config.paired and (len(sizes) != 2 or sizes[0] != sizes[1]):
+        what = "ncl needs" if config.kind == "ncl" else "group and mask need"
         raise VlmEditError(
-            "group and mask need both streams with as many rows, row i of both a pair; got "
+            f"{what} both streams with as many rows, row i of both a pair; got "
             f"{ {name: len(data) for name, data in streams.items()} }"
         )
+    if config.kind == "ncl" and sizes[0] < 2:
+        raise VlmEditError(f"ncl tells pairs apart, and needs at least 2; got {sizes[0]}")
     return int(widths.pop())
 
 
