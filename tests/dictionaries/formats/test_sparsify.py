@@ -1,4 +1,4 @@
-"""Folders of sparsify and of CLIP_TopKSAE, with the formula written here by hand."""
+"""Folders of sparsify, with the formula written here by hand."""
 
 import json
 
@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from vlm_edit import VlmEditError, load_dictionary
 
 
-def write(folder, d=6, m=16, dtype=torch.float32, extra=None, names=None, **config):
+def write(folder, d=6, m=16, dtype=torch.float32, extra=None, **config):
     """A folder as SparseCoder.save_to_disk of eai-sparsify 1.3 writes it."""
     g = torch.Generator().manual_seed(d)
     weights = {
@@ -31,10 +31,9 @@ def write(folder, d=6, m=16, dtype=torch.float32, extra=None, names=None, **conf
         "d_in": d,
     } | config
     folder.mkdir(parents=True, exist_ok=True)
-    config_file, weights_file = names or ("cfg.json", "sae.safetensors")
     told = {name: value for name, value in told.items() if value is not ...}
-    (folder / config_file).write_text(json.dumps(told))
-    save_file(weights, folder / weights_file)
+    (folder / "cfg.json").write_text(json.dumps(told))
+    save_file(weights, folder / "sae.safetensors")
     return {name: w.double() for name, w in weights.items()}
 
 
@@ -120,27 +119,4 @@ def test_a_config_that_cannot_be_followed_is_refused(tmp_path, config, message):
 def test_tensors_that_do_not_fit_are_refused(tmp_path, extra, message):
     write(tmp_path, extra=extra)
     with pytest.raises(VlmEditError, match=message):
-        load_dictionary(tmp_path)
-
-
-NAMES = ("config.json", "model.safetensors")
-
-
-def test_clip_topksae_is_the_same_formula_under_a_config_of_transformers(tmp_path):
-    weights = write(tmp_path, names=NAMES, hidden_size=6, latent_size=16, model_name="clip")
-    x = torch.randn(9, 6) * 2
-    found = load_dictionary(tmp_path)
-    torch.testing.assert_close(found.encode(x), by_hand(weights, x)[0], rtol=1e-5, atol=1e-5)
-    assert found.info == {"model_name": "clip"}
-    wider = load_dictionary(tmp_path, k=7)  # it is evaluated with another k than trained with
-    torch.testing.assert_close(wider.encode(x), by_hand(weights, x, 7)[0], rtol=1e-5, atol=1e-5)
-
-
-def test_clip_topksae_of_other_sizes_or_of_two_encoders_is_refused(tmp_path):
-    write(tmp_path, names=NAMES, hidden_size=7, latent_size=16)
-    with pytest.raises(VlmEditError, match="states hidden_size = 7, the tensors have 6"):
-        load_dictionary(tmp_path)
-    extra = {"encoder.weight": None, "vision.encoder.weight": torch.zeros(16, 6)}
-    write(tmp_path, names=NAMES, extra=extra, hidden_size=6, latent_size=16)
-    with pytest.raises(VlmEditError, match="has no single encoder .*vision.encoder.weight"):
         load_dictionary(tmp_path)

@@ -1,7 +1,6 @@
-"""The formats of sparsify (EleutherAI; LMMs-Lab's dictionaries of LLaVA) and of CLIP_TopKSAE.
+"""The format of sparsify (EleutherAI; LMMs-Lab's dictionaries of LLaVA).
 
-sparsify keeps a folder per hookpoint, with ``cfg.json`` and ``sae.safetensors``. CLIP_TopKSAE
-(Mayfull) has the same tensors and formula beside a transformers ``config.json``.
+A folder per hookpoint, with ``cfg.json`` and ``sae.safetensors``.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.errors import VlmEditError
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
-MAYFULL_CONFIG, MAYFULL_WEIGHTS = "config.json", "model.safetensors"
 
 _NAMES = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
 _ACTIVATIONS: dict[str, Activation] = {"topk": "topk", "groupmax": "groupmax"}
@@ -56,7 +54,19 @@ def read(source: Source, told: Told) -> StoredDictionary:
     else:
         activation = _activation(path, config)
     info = {"hook_name": path.name} if re.search(r"\d", path.name) else {}
-    stored = _stored(source, WEIGHTS, activation, expect_whole(path, config, "k"), info)
+    tensors = source.tensors(WEIGHTS)
+    expect_names(path, tensors, _NAMES)
+    decoder_bias = expect_vector(path, tensors, "b_dec")
+    stored = StoredDictionary(
+        weight=Rows(expect_matrix(path, tensors, "encoder.weight"), "encoder.weight"),
+        bias=expect_vector(path, tensors, "encoder.bias"),
+        decoder=Rows(expect_matrix(path, tensors, "W_dec"), "W_dec"),
+        decoder_bias=decoder_bias,
+        activation=activation,
+        k=expect_whole(path, config, "k"),
+        subtract=decoder_bias,
+        info=info,
+    )
     _expect_size(path, "d_in", expect_whole(path, config, "d_in"), stored.width)
     latents = config.get("num_latents") or 0
     if not latents and "expansion_factor" in config:
@@ -66,61 +76,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
     return stored
 
 
-def recognises_mayfull(source: Source) -> bool:
-    """Whether a source is a folder of CLIP_TopKSAE."""
-    if not source.has(MAYFULL_CONFIG, MAYFULL_WEIGHTS):
-        return False
-    if {"latent_size", "hidden_size"} - set(source.peek_json(MAYFULL_CONFIG)):
-        return False
-    return bool(safetensors_names(source.file(MAYFULL_WEIGHTS)))
-
-
-def read_mayfull(source: Source, told: Told) -> StoredDictionary:
-    """Read a folder of CLIP_TopKSAE; those with an encoder per stream are refused.
-
-    Raises:
-        VlmEditError: As ``read``.
-    """
-    path, config = source.path, source.json(MAYFULL_CONFIG)
-    there = safetensors_names(source.file(MAYFULL_WEIGHTS))
-    if not there >= _NAMES:
-        raise VlmEditError(
-            f"{path} has no single encoder (it holds {', '.join(sorted(there))[:200]}): of "
-            "dictionaries with one per stream, read each with format='state_dict' and a layout"
-        )
-    k = expect_whole(path, {"k": told.k} if told.k is not None else config, "k")
-    stored = _stored(source, MAYFULL_WEIGHTS, "topk", k, _model(config))
-    _expect_size(path, "hidden_size", expect_whole(path, config, "hidden_size"), stored.width)
-    _expect_size(path, "latent_size", expect_whole(path, config, "latent_size"), stored.n_features)
-    return stored
-
-
 FORMAT = Format("sparsify", f"{CONFIG} and {WEIGHTS}", recognises, read)
-MAYFULL = Format(
-    "mayfull",
-    f"{MAYFULL_CONFIG} with latent_size, and {MAYFULL_WEIGHTS}",
-    recognises_mayfull,
-    read_mayfull,
-    frozenset({"k"}),
-)
-
-
-def _stored(
-    source: Source, name: str, activation: Activation, k: int, info: Mapping[str, str]
-) -> StoredDictionary:
-    path, tensors = source.path, source.tensors(name)
-    expect_names(path, tensors, _NAMES)
-    decoder_bias = expect_vector(path, tensors, "b_dec")
-    return StoredDictionary(
-        weight=Rows(expect_matrix(path, tensors, "encoder.weight"), "encoder.weight"),
-        bias=expect_vector(path, tensors, "encoder.bias"),
-        decoder=Rows(expect_matrix(path, tensors, "W_dec"), "W_dec"),
-        decoder_bias=decoder_bias,
-        activation=activation,
-        k=k,
-        subtract=decoder_bias,
-        info=info,
-    )
 
 
 def _activation(path: object, config: Mapping[str, Any]) -> Activation:
@@ -144,8 +100,3 @@ def _expect_size(path: object, name: str, stated: object, there: int) -> None:
             f"{path}: the config states {name} = {stated}, the tensors have {there}: the two files "
             "are not of one dictionary"
         )
-
-
-def _model(config: Mapping[str, Any]) -> dict[str, str]:
-    name = config.get("model_name")
-    return {"model_name": name} if isinstance(name, str) and name else {}
