@@ -11,9 +11,10 @@ from urllib.parse import unquote
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from vlm_edit import Dictionary, VlmEditError, load_dictionary
-from vlm_edit.dictionaries import Encoder, save_saelens
+from vlm_edit.dictionaries import Encoder, Layout, save_saelens
 from vlm_edit.dictionaries.formats.hub import locate
 
 COMMIT = "c" * 40
@@ -157,6 +158,35 @@ def test_of_a_repository_of_several_only_the_one_named_is_fetched(tmp_path, hub)
     assert errors[1] == "features 4"
     assert "no such repository on the hub" in errors[2]
     assert not any("layers.3" in path for path in hub.asked)
+
+
+def parted(sae: Path) -> dict[str, bytes]:
+    """A dictionary's files, with its tensors in two parts and an index."""
+    tensors = load_file(sae / "sae_weights.safetensors")
+    places, files = {}, {"cfg.json": (sae / "cfg.json").read_bytes()}
+    for i, names in enumerate((("W_enc", "b_enc"), ("W_dec", "b_dec"))):
+        part = f"sae_weights-0000{i + 1}-of-00002.safetensors"
+        files[part] = save({name: tensors[name] for name in names})
+        places |= dict.fromkeys(names, part)
+    index = json.dumps({"metadata": {}, "weight_map": places})
+    return files | {"sae_weights.safetensors.index.json": index.encode()}
+
+
+@pytest.mark.parametrize("folder", ["", "layers.3/"])
+def test_parts_with_an_index_are_one_dictionary_and_all_are_fetched(tmp_path, hub, sae, folder):
+    hub.files = {f"{folder}{name}": data for name, data in parted(sae).items()}
+    layout = Layout("W_enc", "W_dec", "dm", "md", "b_enc", "b_dec", True, "relu")
+    index = f"{folder}sae_weights.safetensors.index.json"
+    by_name = {"file": index, "format": "state_dict", "layout": layout}
+    home, other = str(tmp_path / "home"), str(tmp_path / "other")
+    here = f"http://127.0.0.1:{hub.server_port}"
+    online = "from vlm_edit.dictionaries import Layout" + LOAD.format([("owner/name", {})])
+    named = "from vlm_edit.dictionaries import Layout" + LOAD.format([("owner/name", by_name)])
+    assert "features 4" in in_process(online, HF_HOME=home, HF_ENDPOINT=here).splitlines()
+    assert in_process(online, HF_HOME=home, HF_HUB_OFFLINE="1").splitlines() == ["features 4"]
+    hub.files |= {f"{folder}more-00001-of-00002.safetensors": b"", f"{folder}sae.safetensors": b""}
+    assert "features 4" in in_process(named, HF_HOME=other, HF_ENDPOINT=here).splitlines()
+    assert not any("more-" in path or "/sae.safetensors" in path for path in hub.asked)
 
 
 @pytest.mark.slow  # huggingface_hub tries five times

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from vlm_edit.dictionaries.formats.source import INDEX
 from vlm_edit.errors import VlmEditError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -152,11 +153,14 @@ def _places(files: Sequence[str]) -> list[str]:
 
 
 def _belongs(file: PurePosixPath, wanted: PurePosixPath) -> bool:
-    """Whether a file is needed: inside of what is wanted, or JSON beside or above it."""
+    """Whether a file is needed: inside of what is wanted, a part of it, or JSON beside or above."""
     if wanted == PurePosixPath("."):
         return len(file.parts) == 1 or str(file.parent) in ("image", "text")
     if wanted == file or wanted in file.parents:
         return True
+    whole = wanted.name.removesuffix(f".safetensors{INDEX}")
+    if whole != wanted.name and file.parent == wanted.parent and file.suffix == ".safetensors":
+        return file.name.startswith(f"{whole}-")  # model-00001-of-00002.safetensors
     return file.suffix == ".json" and file.parent in wanted.parents
 
 
