@@ -19,18 +19,28 @@ CONFIG = TrainConfig(
     n_features=32, k=2, steps=400, batch_size=64, kind="jumprelu", target_l0=3.0, dead_after=20
 )
 SCRIPT = """
-import sys, torch
-from vlm_edit.dictionaries import TrainConfig, train_dictionary
-x = torch.randn(500, 12, generator=torch.Generator().manual_seed(0))
-config = TrainConfig(
-    n_features=32, k=2, steps=800, batch_size=64, dead_after=20
-)
-train_dictionary({"image": x}, config, checkpoint=sys.argv[1], every=0.0, progress=False)
+import sys
+sys.path.insert(0, sys.argv[3])
+from test_training_checkpoint import KILLED, streams
+from vlm_edit.dictionaries import train_dictionary
+config = KILLED[sys.argv[2]]
+train_dictionary(streams(config), config, checkpoint=sys.argv[1], every=0.0, progress=False)
 """
+KILLED = {
+    "batchtopk": TrainConfig(n_features=32, k=2, steps=800, batch_size=64, dead_after=20),
+    "ncl": TrainConfig(n_features=32, steps=800, batch_size=64, kind="ncl"),
+}
 
 
 def rows() -> torch.Tensor:
     return torch.randn(500, 12, generator=torch.Generator().manual_seed(0))
+
+
+def streams(config: TrainConfig) -> dict[str, torch.Tensor]:
+    found = {"image": rows()}
+    if config.paired:
+        found["text"] = rows() + 0.5 * rows().flip(0)
+    return found
 
 
 def same(one: Dictionary, two: Dictionary) -> bool:
@@ -49,13 +59,14 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["batchtopk", "jumprelu"])
+@pytest.mark.parametrize("kind", ["batchtopk", "jumprelu", "ncl"])
 def test_a_stopped_run_goes_on_to_the_same_weights(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = 3.0 if kind == "jumprelu" else None
-    config = replace(CONFIG, kind=kind, target_l0=target)
-    whole = train_dictionary({"image": rows()}, config, log=tmp_path / "a.csv", progress=False)
+    config = replace(CONFIG, kind=kind, target_l0=target, k=16 if kind == "ncl" else 2)
+    data = streams(config)
+    whole = train_dictionary(data, config, log=tmp_path / "a.csv", progress=False)
     step = Trainer.step
 
     def stopping(self: Trainer) -> dict[str, float]:
@@ -67,20 +78,25 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", stopping)
         with pytest.raises(Stop):
-            train_dictionary({"image": rows()}, config, every=0.05, progress=False, **kept)
+            train_dictionary(data, config, every=0.05, progress=False, **kept)
     assert (tmp_path / "c").exists()
-    again = train_dictionary({"image": rows()}, config, progress=False, **kept)
+    again = train_dictionary(data, config, progress=False, **kept)
     assert same(whole, again)
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
     with (tmp_path / "b.csv").open() as file:
-        assert [line["step"] for line in csv.DictReader(file)] == ["100", "200", "300", "400"]
+        lines = list(csv.DictReader(file))
+    assert [line["step"] for line in lines] == ["100", "200", "300", "400"]
+    own = ["loss", "accuracy"] if kind == "ncl" else ["explained"]
+    last = [] if kind == "ncl" else ["coefficient"]
+    assert list(lines[0]) == ["step", *own, "l0", "dead", *last]
+    assert all(float(value) >= 0 for line in lines for value in line.values())
 
 
-def test_a_killed_process_leaves_a_state_to_go_on_from(tmp_path: Path) -> None:
-
-    path = tmp_path / "state"
+@pytest.mark.parametrize("kind", KILLED)
+def test_a_killed_process_leaves_a_state_to_go_on_from(tmp_path: Path, kind: str) -> None:
+    path, here = tmp_path / "state", str(Path(__file__).parent)
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path)],
+        [sys.executable, "-c", SCRIPT, str(path), kind, here],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     until = time.monotonic() + 60
@@ -90,9 +106,22 @@ def test_a_killed_process_leaves_a_state_to_go_on_from(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert read_tensors(path)[0]["done"] < 800
-    config = TrainConfig(n_features=32, k=2, steps=800, batch_size=64, dead_after=20)
-    again = train_dictionary({"image": rows()}, config, checkpoint=path, progress=False)
-    assert same(again, train_dictionary({"image": rows()}, config, progress=False))
+    config = KILLED[kind]
+    again = train_dictionary(streams(config), config, checkpoint=path, progress=False)
+    assert same(again, train_dictionary(streams(config), config, progress=False))
+
+
+def test_the_log_of_another_kind_of_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    config, log = replace(CONFIG, steps=5), tmp_path / "log.csv"
+    kept = {"checkpoint": tmp_path / "c", "log": log}
+    train_dictionary({"image": rows()}, config, progress=False, **kept)
+    told = log.read_text()
+    log.write_text(told.replace("explained", "loss"))
+    with pytest.raises(VlmEditError, match=r"log.csv has columns \['step', 'loss'"):
+        train_dictionary({"image": rows()}, config, progress=False, **kept)
+    log.write_text(told)
+    train_dictionary({"image": rows()}, config, progress=False, **kept)
+    assert log.read_text() == told
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

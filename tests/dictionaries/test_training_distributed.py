@@ -16,6 +16,7 @@ KINDS = {
     "batchtopk": {},
     "matryoshka": {"mask": 0.2, "group": 0.01},
     "jumprelu": {"target_l0": 3.0},
+    "ncl": {"ridge": 0.1},
 }
 SCRIPT = """
 import sys
@@ -31,7 +32,9 @@ streams, found = load_file(sys.argv[2] + "/x.safetensors"), {}
 for kind in KINDS:
     got = train_dictionary(streams, config(kind), progress=False)
     found |= {f"{kind}.decoder": got.decoder, f"{kind}.weight": got.encoder.weight}
-    found |= {f"{kind}.threshold": got.encoder.threshold, f"{kind}.bias": got.encoder.bias}
+    found |= {f"{kind}.decoder_bias": got.decoder_bias, f"{kind}.bias": got.encoder.bias}
+    if got.encoder.threshold is not None:
+        found[f"{kind}.threshold"] = got.encoder.threshold
 try:
     train_dictionary({"image": streams["image"]}, config("batchtopk", 33), progress=False)
 except VlmEditError as error:
@@ -42,8 +45,15 @@ dist.destroy_process_group()
 
 
 def config(kind: str, batch_size: int = 64) -> TrainConfig:
+    extra = {} if kind == "ncl" else {"k": 2, "auxiliary": 0.5}
     return TrainConfig(
-        *(24, 2, 60, batch_size), kind=kind, dead_after=5, auxiliary=0.5, **KINDS[kind]
+        n_features=24,
+        steps=60,
+        batch_size=batch_size,
+        kind=kind,
+        dead_after=5,
+        **extra,
+        **KINDS[kind],
     )
 
 
@@ -77,7 +87,10 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
         assert torch.allclose(found[0][f"{kind}.decoder"], alone.decoder, atol=2e-4)
         assert torch.allclose(found[0][f"{kind}.weight"], alone.encoder.weight, atol=2e-4)
         assert torch.allclose(found[0][f"{kind}.bias"], alone.encoder.bias, atol=2e-4)
-        assert alone.encoder.threshold is not None
+        assert torch.allclose(found[0][f"{kind}.decoder_bias"], alone.decoder_bias, atol=2e-4)
+        if alone.encoder.threshold is None:
+            assert kind == "ncl"
+            continue
         assert torch.allclose(found[0][f"{kind}.threshold"], alone.encoder.threshold, atol=2e-4)
 
 

@@ -116,7 +116,7 @@ def test_batches_are_balanced_and_pairs_stay_together() -> None:
     for extra, together in ({"group": 0.1}, True), ({"mask": 0.5}, True), ({}, False):
         config = TrainConfig(4, 1, 5, 20, center=False, **extra)
         trainer = Trainer(Data.of({"image": image, "text": -image}, config), config, cpu)
-        x, mask = trainer._batch()
+        x, mask, _ = trainer._batch()
         assert torch.equal(x[:10], -x[10:]) == together
         if mask is not None:
             assert torch.equal(mask[:10], mask[10:])

@@ -47,8 +47,14 @@ def train(options: argparse.Namespace) -> int:
         target_l0=options.k if options.kind in ("relu", "jumprelu") else None,
         norm="constant_norm_rescale" if options.site == "joint" else "none",
     )
+    config.expect()
     model, processor = load_host(options.model)
     site = find_site(model, options.site)
+    if config.paired and site.name != "joint":
+        raise VlmEditError(
+            f"--kind {config.kind} learns from pairs of one activation each, and at site "
+            f"{site.name!r} a pair has several or one stream alone: take --site joint"
+        )
 
     def read(numbers: range) -> dict[str, Tensor]:
         return collect(

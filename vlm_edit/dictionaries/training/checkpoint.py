@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,20 +81,31 @@ class Log:
     Args:
         path: The file; None to keep none.
         done: Steps a resumed run has done: what the file says of later ones is dropped.
+        figures: Names of the columns, beside the step.
+
+    Raises:
+        VlmEditError: A resumed run's file has other columns.
     """
 
-    FIELDS = ("step", "explained", "l0", "dead", "coefficient")
-
-    def __init__(self, path: str | os.PathLike[str] | None, done: int) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None, done: int, figures: Sequence[str]
+    ) -> None:
+        self.fields = ("step", *figures)
         self.path = Path(path) if path is not None and world()[0] == 0 else None
         if self.path is None:
             return
         kept = []
         if done and self.path.exists():
             with self.path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= done]
+                reader = csv.DictReader(file)
+                if tuple(reader.fieldnames or ()) != self.fields:
+                    raise VlmEditError(
+                        f"{self.path} has columns {reader.fieldnames}, and this run's log "
+                        f"{list(self.fields)}: it is of another kind of run; name another file"
+                    )
+                kept = [row for row in reader if int(row["step"]) <= done]
         with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.FIELDS)
+            writer = csv.DictWriter(file, self.fields)
             writer.writeheader()
             writer.writerows(kept)
 
@@ -102,4 +113,4 @@ class Log:
         """A line."""
         if self.path is not None:
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.FIELDS).writerow({"step": step, **figures})
+                csv.DictWriter(file, self.fields).writerow({"step": step, **figures})

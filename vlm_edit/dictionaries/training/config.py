@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from vlm_edit.dictionaries.encoder import Norm
 from vlm_edit.errors import VlmEditError
 
-Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka"]
+Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"]
+
+_OF_NCL = ("temperature", "ridge")
+_NOT_OF_NCL = ("k", "auxiliary", "sparsity", "target_l0", "bandwidth", "prefixes", "group", "mask")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,12 @@ class TrainConfig:
         kind: ``relu``, with a penalty on the sum of codes times their decoder rows' norms;
             ``topk`` (Gao et al. 2024); ``batchtopk`` (Bussmann et al. 2024); ``jumprelu``, with a
             penalty on L0 through a rectangle kernel (Rajamanoharan et al. 2024); ``matryoshka``,
-            BatchTopK whose prefixes reconstruct too (Bussmann et al. 2025).
+            BatchTopK whose prefixes reconstruct too (Bussmann et al. 2025). ``ncl``, a multimodal
+            non-negative contrastive head (Wang et al. 2024, "Non-negative Contrastive Learning"):
+            codes ``relu(x W + b)`` of the two sides of a pair, brought to length 1, are matched by
+            the symmetric InfoNCE loss among the batch; the decoder is fitted afterwards, by least
+            squares. It keeps what the two sides share, and learns few pairs by heart. It has no
+            k, auxiliary, sparsity, target_l0, bandwidth, prefixes, group or mask.
         sparsity: Coefficient of the penalty of ``relu`` and ``jumprelu``, which are the kinds that
             have one; where ``target_l0`` is given, the one to begin with.
         target_l0: Features active per activation that ``relu`` and ``jumprelu`` should reach: the
@@ -45,6 +53,9 @@ class TrainConfig:
             ``sqrt(image_k^2 + text_k^2)`` of the codes of a pair. Row i of both streams is a pair.
         mask: Share of the features dropped at random before the activation, the same for both
             sides of a pair.
+        temperature: Of ``ncl``: what its cosines are divided by. Fixed, not learnt. Higher ones
+            make codes sparser and tell pairs apart less well; the authors' runs have 0.2.
+        ridge: Of ``ncl``: penalty on its decoder, in units of the features' mean variance.
     """
 
     n_features: int = 512
@@ -64,11 +75,13 @@ class TrainConfig:
     prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     group: float = 0.0
     mask: float = 0.0
+    temperature: float = 0.1
+    ridge: float = 1e-2
 
     @property
     def paired(self) -> bool:
         """Whether row i of both streams is one pair."""
-        return self.group > 0 or self.mask > 0
+        return self.kind == "ncl" or self.group > 0 or self.mask > 0
 
     @property
     def penalised(self) -> bool:
@@ -92,7 +105,8 @@ class TrainConfig:
             raise VlmEditError(
                 f"unknown kind {self.kind!r}: use one of {', '.join(get_args(Kind))}"
             )
-        if not 1 <= self.k <= self.n_features:
+        self._expect_kind()
+        if self.kind != "ncl" and not 1 <= self.k <= self.n_features:
             raise VlmEditError(f"k is {self.k}; it must lie between 1 and {self.n_features}")
         for name, least in {"steps": 1, "lr": 0, "sparsity": 0, "group": 0, "auxiliary": 0}.items():
             value = getattr(self, name)
@@ -108,6 +122,25 @@ class TrainConfig:
             raise VlmEditError(
                 f"prefixes are {shares}; they are shares above 0, the last of them 1"
             )
+
+    def _expect_kind(self) -> None:
+        """Refuse what the kind has no use for, and what a contrast cannot do with."""
+        ncl = self.kind == "ncl"
+        strange = _NOT_OF_NCL if ncl else _OF_NCL
+        for name, default in ((item.name, item.default) for item in fields(self)):
+            value = getattr(self, name)
+            if name in strange and value != default:
+                raise VlmEditError(
+                    f"{name} is {value}, and kind {self.kind!r} has no {name}: leave it out"
+                )
+            if name in _OF_NCL and not 0 < value < math.inf:
+                raise VlmEditError(f"{name} is {value}; it must be a number above 0")
+        for name, least in {"n_features": 2, "batch_size": 4}.items() if ncl else ():
+            if getattr(self, name) < least:
+                raise VlmEditError(
+                    f"{name} is {getattr(self, name)}; ncl tells pairs apart by their codes, and "
+                    f"needs at least {least}"
+                )
 
     def _expect_target(self) -> None:
         if self.target_l0 is None:

@@ -70,10 +70,10 @@ class Data:
             parts.append(x)
         return torch.cat(parts) / self.scale
 
-    def parts(self, device: torch.device) -> Iterator[Tensor]:
-        """[n, d] float32, all activations of all streams, normed and centred, in the data's units."""
+    def parts(self, rows: int, device: torch.device) -> Iterator[Tensor]:
+        """All activations of all streams, [rows, d] at a time: float32, normed and centred."""
         for name, stream in self.streams.items():
-            for part in stream.split(_CHUNK):
+            for part in stream.split(rows):
                 x = part.to(device)
                 yield x if self.ready else self._prepared(name, x)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -25,13 +27,41 @@ def total(value: Tensor) -> Tensor:
 
 
 def gathered(value: Tensor) -> Tensor:
-    """[n] of every process, one after the other; n is the same in all."""
+    """[n, ...] of every process, one after the other; of one shape in all, without gradient."""
     count = world()[1]
     if count == 1:
         return value
     parts = [torch.empty_like(value) for _ in range(count)]
     dist.all_gather(parts, value.contiguous())
     return torch.cat(parts)
+
+
+def joined(value: Tensor) -> Tensor:
+    """[processes * n, ...] of every process, one after the other, with gradients to each.
+
+    Args:
+        value: [n, ...], of one shape in all processes.
+
+    Returns:
+        The tensor itself when there is one process. Otherwise each process' part gets the sum of
+        the gradients that all processes give it.
+    """
+    if world()[1] == 1:
+        return value
+    found: Tensor = _Join.apply(value)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.rows = len(value)
+        return gathered(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        begin = world()[0] * ctx.rows
+        return total(gradient.contiguous())[begin : begin + ctx.rows]
 
 
 def kth_largest(values: Tensor, k: int, guess: float = 0.0) -> Tensor:

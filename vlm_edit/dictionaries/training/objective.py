@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +22,14 @@ class Figures:
     """What a step found out, over all processes.
 
     Attributes:
-        explained: Share of the batch's variance.
+        told: What is told of the kind: ``explained``, the share of the batch's variance; or what
+            ``Contrast`` has in its place.
         l0: Features active per activation.
         active: [m] bool, features active for some activation of the batch.
         cut: The smallest code that stays, of the kinds that cut a batch.
     """
 
-    explained: Tensor
+    told: Mapping[str, Tensor]
     l0: Tensor
     active: Tensor
     cut: Tensor | None
@@ -90,6 +92,18 @@ class Objective(nn.Module):
             loss = loss + self.config.group * self._group(codes)
         return loss, self._figures(codes, explained, cut)
 
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Take the part of the decoder's gradient along its rows out."""
+        rows, gradient = self.decoder, self.decoder.grad
+        assert gradient is not None
+        gradient -= (gradient * rows).sum(1, keepdim=True) * rows
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Bring the decoder's rows back to norm 1."""
+        self.decoder.copy_(F.normalize(self.decoder, dim=1))
+
     @property
     def thresholds(self) -> Tensor:
         """[m], of ``jumprelu``."""
@@ -148,7 +162,7 @@ class Objective(nn.Module):
         with torch.no_grad():
             counts = total((codes != 0).sum(0))
             return Figures(
-                total(explained) / world()[1],
+                {"explained": total(explained) / world()[1]},
                 counts.sum() / self._count(codes),
                 counts > 0,
                 cut,

@@ -38,6 +38,9 @@ def train_dictionary(
     threshold takes their place, the running mean of the smallest code that stayed, so that one
     activation's code does not depend on the others: the result has activation ``jumprelu``.
 
+    With ``ncl`` only the encoder is trained. When it is done the decoder is the closed-form ridge
+    regression from all codes to all normed and centred activations, see ``fit_decoder``.
+
     Where ``torch.distributed`` is initialised, each process takes an equal part of every batch,
     and all get the dictionary that one process would, up to rounding.
 
@@ -50,12 +53,16 @@ def train_dictionary(
         checkpoint: File for the state of the run. If it exists, the run goes on from there, to
             the same weights bit for bit. It stays when the run ends.
         every: Seconds between writes of the checkpoint.
-        log: CSV file for step, explained variance, L0, dead features and coefficient.
+        log: CSV file for step, explained variance, L0, dead features and coefficient; of ``ncl``,
+            which reconstructs nothing while it is trained, for step, loss, accuracy (share of a
+            batch's codes whose most similar one of the other side is their pair's), L0 and dead
+            features.
         device: Where to train; activations may lie there or elsewhere.
-        progress: Whether to show a bar with explained variance, L0 and dead features.
+        progress: Whether to show a bar with explained variance (of ``ncl``, loss and accuracy), L0
+            and dead features.
 
     Returns:
-        The dictionary, with decoder rows of norm 1, on the CPU.
+        The dictionary, on the CPU; with decoder rows of norm 1, unless it is of kind ``ncl``.
 
     Raises:
         VlmEditError: Activations or a config that cannot be trained with, or a checkpoint of
@@ -81,7 +88,7 @@ def train_dictionary(
     saved = Checkpoint(checkpoint, every, trainer, data) if checkpoint is not None else None
     if saved is not None:
         saved.resume()
-    lines = Log(log, trainer.done)
+    lines = Log(log, trainer.done, trainer.figures)
     hidden = None if progress and rank == 0 else True
     with tqdm(
         total=config.steps, initial=trainer.done, desc="train dictionary", disable=hidden
@@ -91,8 +98,8 @@ def train_dictionary(
             bar.update()
             if trainer.done % _TELL == 0 or trainer.done == config.steps:
                 lines.add(trainer.done, figures)
-                told = {name: figures[name] for name in ("explained", "l0", "dead")}
+                told = {name: figures[name] for name in trainer.figures if name != "coefficient"}
                 bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()})
             if saved is not None:
                 saved.keep(last=trainer.done == config.steps)
-    return trainer.result(info or {})
+    return trainer.result(info or {}, progress)

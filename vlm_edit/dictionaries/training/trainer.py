@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.training.config import TrainConfig
+from vlm_edit.dictionaries.training.contrast import Contrast, fit_decoder
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.objective import Figures, Objective
@@ -35,8 +36,9 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         width, m = len(data.mean), config.n_features
         rows = F.normalize(torch.randn(m, width, generator=self.generator), dim=1)
-        bias = data.mean / data.scale
-        self.objective = Objective(rows.to(device), bias.to(device), config)
+        middle = data.mean / data.scale
+        kind = Contrast if config.kind == "ncl" else Objective
+        self.objective = kind(rows.to(device), middle.to(device), config)
         self.engine: torch.nn.Module = self.objective
         if self.processes > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -51,55 +53,73 @@ class Trainer:
         self.coefficient, self.l0 = config.sparsity, -1.0
         self.done = 0
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of what a step tells."""
+        if self.config.kind == "ncl":
+            return ("loss", "accuracy", "l0", "dead")
+        return ("explained", "l0", "dead", "coefficient")
+
     def step(self) -> dict[str, float]:
         """One optimiser step; figures of the batch."""
-        x, mask = self._batch()
+        x, mask, rows = self._batch()
         dead = self.idle > self.config.dead_after
         count = int(dead.sum())
         warm = min(1.0, self.done / (0.05 * self.config.steps))
-        loss, figures = self.engine(
-            *(x, mask, dead if count else None, self.coefficient * warm),
-            0.9 * float(self.threshold),
-        )
+        if self.config.kind == "ncl":
+            loss, figures = self.engine(x, rows)
+        else:
+            loss, figures = self.engine(
+                *(x, mask, dead if count else None, self.coefficient * warm),
+                0.9 * float(self.threshold),
+            )
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * schedule(self.done / self.config.steps)
         self.optimiser.zero_grad()
         loss.backward()
-        self._keep_norm()
+        self.objective.before_step()
         self.optimiser.step()
+        self.objective.after_step()
         self._follow(figures)
-        return {
-            "explained": float(figures.explained),
+        known = {
+            **{name: float(value) for name, value in figures.told.items()},
             "l0": float(figures.l0),
             "dead": count,
             "coefficient": self.coefficient if self.config.penalised else 0.0,
         }
+        return {name: known[name] for name in self.figures}
 
-    def result(self, info: Mapping[str, str]) -> Dictionary:
+    def result(self, info: Mapping[str, str], progress: bool = False) -> Dictionary:
         """The dictionary in the units of the data, on the CPU."""
         found, config, scale = self.objective, self.config, self.data.scale
-        weight, bias, decoder, decoder_bias = (
-            tensor.detach().cpu()
-            for tensor in (found.weight, found.bias, found.decoder, found.decoder_bias)
-        )
-        options: dict[str, Any] = {"activation": "jumprelu"}
-        if config.kind == "relu":
-            options = {"activation": "relu"}
-        elif config.kind == "topk":
-            options = {"activation": "topk", "k": config.k}
-        elif config.kind == "jumprelu":
-            options["threshold"] = found.thresholds.cpu() * scale
+        weight, bias = found.weight.detach(), found.bias.detach() * scale
+        if isinstance(found, Contrast):
+            bias = found.in_use() * scale
+            decoder, decoder_bias = fit_decoder(*(self.data, weight, bias, config.ridge, progress))
         else:
-            options["threshold"] = (self.threshold * scale).repeat(len(bias))
+            decoder, decoder_bias = found.decoder.detach(), found.decoder_bias.detach() * scale
         encoder = Encoder(
-            weight=weight.contiguous(),
-            bias=bias * scale,
-            subtract=decoder_bias * scale,
+            weight=weight.cpu().contiguous(),
+            bias=bias.cpu(),
+            subtract=None if config.kind == "ncl" else decoder_bias.cpu(),
             norm=config.norm,
             centers={name: center.cpu() for name, center in self.data.centers.items()},
-            **options,
+            **self._activation(),
         )
-        return Dictionary(encoder, decoder, decoder_bias * scale, info)
+        return Dictionary(encoder, decoder.cpu(), decoder_bias.cpu(), info)
+
+    def _activation(self) -> dict[str, Any]:
+        """The encoder's activation, and what goes with it."""
+        config, scale = self.config, self.data.scale
+        if config.kind in ("relu", "ncl"):
+            return {"activation": "relu"}
+        if config.kind == "topk":
+            return {"activation": "topk", "k": config.k}
+        if isinstance(self.objective, Objective) and config.kind == "jumprelu":
+            threshold = self.objective.thresholds.cpu() * scale
+        else:
+            threshold = (self.threshold * scale).repeat(config.n_features)
+        return {"activation": "jumprelu", "threshold": threshold}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything the next step depends on: tensors and numbers."""
@@ -127,8 +147,11 @@ class Trainer:
         self.done = int(numbers["done"])
         self.coefficient, self.l0 = float(numbers["coefficient"]), float(numbers["l0"])
 
-    def _batch(self) -> tuple[Tensor, Tensor | None]:
-        """This process' share of the batch, and of its mask: each draws all, and takes its part."""
+    def _batch(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """This process' share of the batch, of its mask, and the rows drawn of the last stream.
+
+        Each process draws all, and takes its part.
+        """
         config, streams = self.config, self.data.streams
         share = config.batch_size // len(streams)
         part = share // self.processes
@@ -143,13 +166,12 @@ class Trainer:
         if config.mask:
             kept = torch.rand(share, config.n_features, generator=self.generator) >= config.mask
             mask = kept[mine].repeat(2, 1).to(self.device, torch.float32)
-        return self.data.batch(drawn, self.device), mask
+        last = next(reversed(drawn.values()))
+        return self.data.batch(drawn, self.device), mask, last.to(self.device)
 
     @torch.no_grad()
     def _follow(self, figures: Figures) -> None:
-        """Norms, threshold, idle counts, coefficient and step after an optimiser step."""
-        decoder = self.objective.decoder
-        decoder.copy_(F.normalize(decoder, dim=1))
+        """Threshold, idle counts, coefficient and step after an optimiser step."""
         if figures.cut is not None:
             rate = max(0.01, 1 / (self.done + 1))
             cut = figures.cut.cpu()
@@ -162,13 +184,6 @@ class Trainer:
             missing = max(-1.0, min(1.0, math.log(self.l0 / self.config.target_l0)))
             self.coefficient *= math.exp(_FOLLOW * missing + _BRAKE * math.log(self.l0 / before))
         self.done += 1
-
-    @torch.no_grad()
-    def _keep_norm(self) -> None:
-        """Take the part of the decoder's gradient along its rows out."""
-        rows, gradient = self.objective.decoder, self.objective.decoder.grad
-        assert gradient is not None
-        gradient -= (gradient * rows).sum(1, keepdim=True) * rows
 
 
 def schedule(progress: float) -> float:
