@@ -18,7 +18,8 @@ from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.streaming import Strongest, decode_parts, encode_parts
 from vlm_edit.errors import VlmEditError
 
-_PART = 1 << 23  # numbers of a matrix in memory at a time: 32 MiB
+# Numbers of a matrix in memory at a time: 64 MiB, which malloc gives back to the system when freed.
+_PART = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,8 @@ class Rows:
             rows *= (self.gain if index is None else self.gain[index]).float()[:, None]
         if self.scale is not None:
             rows *= self.scale.float()
-        if not bool(rows.isfinite().all()):  # or a gain or a scale that overflows
+        # The extremes are NaN if anything is, and take no memory. A gain may overflow, too.
+        if rows.numel() and not bool(torch.stack(rows.aminmax()).isfinite().all()):
             raise VlmEditError(f"{self.name} holds NaN or infinity: the file is damaged")
         return rows
 
@@ -152,7 +154,7 @@ class StoredDictionary:
             VlmEditError: Options that do not fit each other, or numbers that are not finite.
         """
         return Dictionary(
-            self._encoder(None), self.decoder.take(), self.decoder_bias.float(), dict(self.info)
+            self._encoder(None), self._decoder(), self.decoder_bias.float(), dict(self.info)
         )
 
     def slice(self, features: Sequence[int]) -> Slice:
@@ -262,6 +264,12 @@ class StoredDictionary:
                 part = replace(self, k=(self.k or 1) * len(features) // self.n_features)
             yield part._encoder(features).to(self.device)
 
+    def _decoder(self) -> Tensor:
+        rows = torch.empty(self.n_features, self.width)
+        for some in self._parts():
+            rows[some.start : some.stop] = self.decoder.take(some)
+        return rows
+
     def _encoder(self, features: Sequence[int] | None) -> Encoder:
         index = _index(features)
 
@@ -270,8 +278,14 @@ class StoredDictionary:
 
         bias = part(self.bias)
         assert bias is not None
+        if features is None:
+            weight = torch.empty(self.width, self.n_features)
+            for some in self._parts():  # two whole copies would be there otherwise
+                weight[:, some.start : some.stop] = self.weight.take(some).mT
+        else:
+            weight = self.weight.take(features).mT.contiguous()
         return Encoder(
-            weight=self.weight.take(features).T.contiguous(),
+            weight=weight,
             bias=bias,
             activation=self.activation,
             threshold=part(self.threshold),
