@@ -90,7 +90,6 @@ def use(path: Path, lazy: bool) -> None:
 
     measured("  load", load)
     dictionary = kept["dictionary"]
-    features = list(range(0, M, M // 10))[:10]
     measured(
         "  a patch of 10 features", lambda: Patch.at("language.24", dictionary, Ablate(features))
     )
