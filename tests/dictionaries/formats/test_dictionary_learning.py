@@ -1,6 +1,7 @@
 """dictionary_learning's seven classes: files written here, formulas written by hand in float64."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -179,6 +180,7 @@ def test_a_threshold_that_was_never_calibrated_is_refused(tmp_path, kind):
     assert load_dictionary(tmp_path, activation="topk").encoder.k == K
     found = load_dictionary(tmp_path, threshold=0.5).encoder.threshold
     assert found.tolist() == [0.5] * 10
+    assert load_dictionary(tmp_path, threshold=0.0).encoder.threshold.tolist() == [0.0] * 10
 
 
 def test_a_threshold_of_zero_was_calibrated(tmp_path):
@@ -307,6 +309,16 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, kind, change, message):
     write(tmp_path, kind, tensors(kind) | change)
     with pytest.raises(VlmEditError, match=message):
         load_dictionary(tmp_path, format="dictionary_learning")
+
+
+def test_more_groups_than_features_are_refused_before_they_are_summed(tmp_path):
+    many = torch.ones(1, dtype=torch.int64).expand(1 << 35)  # a view: eight bytes in the file
+    kind = "MatryoshkaBatchTopKSAE"
+    write(tmp_path, kind, tensors(kind) | {"group_sizes": many})
+    start = time.perf_counter()
+    with pytest.raises(VlmEditError, match="do not sum to the 10"):
+        load_dictionary(tmp_path)
+    assert time.perf_counter() - start < 5
 
 
 def test_tensors_of_no_class_are_refused_by_name(tmp_path):

@@ -87,6 +87,13 @@ def test_what_the_name_says_is_done(tmp_path, name, formula):
     compare(*write(tmp_path, name), **formula)
 
 
+def test_the_penalty_in_a_name_is_no_k(tmp_path):
+    path, found = write(tmp_path, "16_6_ReLU_003_False_False_0.0")
+    with pytest.raises(VlmEditError, match="does not keep how many features stay: pass k="):
+        load_dictionary(path, activation="topk")
+    compare(path, found, {"activation": "topk", "k": 5}, k=5)
+
+
 def test_a_square_one_is_read_the_right_way_round(tmp_path):
     compare(*write(tmp_path, "7_7_TopKReLU_4_False_False_0.0", 7, 7))
     path, found = write(tmp_path, "7_7_TopKReLU_5_True_False_0.0", 7, 7, {"decoder": None})
@@ -197,11 +204,22 @@ def test_a_file_without_one_of_its_keys_is_not_this_format(tmp_path):
         load_dictionary(path, format="msae")
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, ">f8"])
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
 def test_numbers_of_numpy_are_read_without_numpy(tmp_path, kind):
-    number = np.array(2, kind)[()] if isinstance(kind, str) else kind(2)
-    path, found = write(tmp_path, scaling_factor=number, target_norm=np.float32(3))
+    path, found = write(tmp_path, scaling_factor=kind(2), target_norm=np.float32(3))
     compare(path, found)
+
+
+class Swapped:
+    """Pickles as the number 2 of a machine that keeps the high byte first."""
+
+    def __reduce__(self):
+        return np.float64(1).__reduce__()[0], (np.dtype(">f8"), np.array(2, ">f8").tobytes())
+
+
+def test_numbers_of_the_other_byte_order_are_read(tmp_path):
+    path, found = write(tmp_path, scaling_factor=Swapped())
+    compare(path, found | {"scaling_factor": 2})
 
 
 def test_more_of_numpy_than_a_number_is_refused(tmp_path):

@@ -175,7 +175,7 @@ def batch_norm(m=M):
         f"{NORM}.weight": torch.randn(m, generator=g),
         f"{NORM}.bias": torch.randn(m, generator=g),
         f"{NORM}.running_mean": torch.randn(m, generator=g),
-        f"{NORM}.running_var": torch.rand(m, generator=g) * 3,
+        f"{NORM}.running_var": torch.linspace(0, 3, m),
         f"{NORM}.num_batches_tracked": torch.tensor(7),
     }
 

@@ -148,6 +148,10 @@ def test_what_the_config_says_of_its_training_is_kept(tmp_path):
     assert load_dictionary(tmp_path).info == expected
     write(tmp_path, use_patches_only=True, hook_point_layer=..., model_name=None)
     assert load_dictionary(tmp_path).info == {"tokens": "patches"}
+    write(
+        tmp_path, cls_token_only="no", use_patches_only="no", model_name=None, hook_point_layer=...
+    )
+    assert load_dictionary(tmp_path).info == {}
 
 
 def test_of_several_checkpoints_one_must_be_named(tmp_path):
@@ -184,6 +188,7 @@ def test_the_older_form_is_refused_with_the_mend_and_runs_nothing(tmp_path, besi
     ("config", "message"),
     [
         ({"is_transcoder": True}, "a transcoder is not a dictionary"),
+        ({"is_transcoder": "yes"}, "a transcoder is not a dictionary"),
         ({"architecture": "jumprelu"}, "architecture 'jumprelu' is not supported"),
         ({"architecture": ["gated"]}, r"architecture \['gated'\] is not supported"),
         ({"activation_fn_str": "leaky_relu"}, "activation_fn_str 'leaky_relu' is not supported"),

@@ -177,8 +177,9 @@ def test_the_layer_is_taken_from_the_config_beside(tmp_path):
     (tmp_path / "config.json").write_text('{"train_data": {"layer": 13}}')
     assert load_dictionary(tmp_path).info == {"layer": "13"}
     assert load_dictionary(tmp_path / "sae.pt").info == {}
-    (tmp_path / "config.json").write_text('{"train_data": {"layer": "all"}}')
-    assert load_dictionary(tmp_path).info == {}
+    for other in ('"all"', "true", "null"):
+        (tmp_path / "config.json").write_text(f'{{"train_data": {{"layer": {other}}}}}')
+        assert load_dictionary(tmp_path).info == {}
 
 
 def test_a_file_may_have_another_name(tmp_path):
