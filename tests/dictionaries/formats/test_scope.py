@@ -72,6 +72,52 @@ def test_what_gemma_scope_cannot_be_read_from_is_refused(tmp_path, extra, config
         load_dictionary(tmp_path)
 
 
+@pytest.mark.parametrize("parent", ["transcoder", "transcoder_all", "clt", "crosscoder"])
+def test_a_folder_s_name_tells_a_transcoder_where_no_config_says_otherwise(tmp_path, parent):
+    folder = tmp_path / parent / "layer_12_width_16k_l0_small"
+    write(folder)
+    with pytest.raises(VlmEditError, match=r"is a transcoder \(from None to None\)"):
+        load_dictionary(folder)
+    write(folder, hf_hook_point_in="model.layers.12.output")
+    with pytest.raises(VlmEditError, match="is a transcoder"):
+        load_dictionary(folder)
+    place = "model.layers.12.output"
+    write(folder, hf_hook_point_in=place, hf_hook_point_out=place)
+    assert load_dictionary(folder).info["hook_name"] == place
+
+
+@pytest.mark.parametrize(
+    ("parent", "place"),
+    [
+        ("resid_post", "model.layers.3.output"),
+        ("attn_out_all", "model.layers.3.self_attn.o_proj.input"),
+        ("mlp_out", "model.layers.3.post_feedforward_layernorm.output"),
+        ("anything", None),
+    ],
+)
+def test_names_of_folders_tell_the_place_only_where_there_is_no_config(tmp_path, parent, place):
+    folder = tmp_path / "models--google--gemma-scope-2-1b-it" / parent / "layer_3_width_16k"
+    write(folder)
+    assert load_dictionary(folder).info == {"model_name": "google/gemma-3-4b-pt", "layer": "3"}
+    (folder / "config.json").unlink()
+    expected = {"model_name": "google/gemma-3-1b-it", "layer": "3"}
+    expected |= {"hook_name": place} if place else {}
+    assert load_dictionary(folder).info == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "hub"),
+    [
+        ("gemma-v3-270m-pt", "google/gemma-3-270m"),
+        ("gemma-v3-270m-it", "google/gemma-3-270m-it"),
+        ("google/gemma-3-12b-pt", "google/gemma-3-12b-pt"),
+    ],
+)
+def test_hosts_are_named_as_on_the_hub(tmp_path, name, hub):
+    write(tmp_path, model_name=name)
+    assert load_dictionary(tmp_path).info == {"model_name": hub}
+
+
 def write_qwen(folder, d=6, m=1024, name="layer7.sae.pt", **extra):
     """A file of Qwen-Scope."""
     g = torch.Generator().manual_seed(d)

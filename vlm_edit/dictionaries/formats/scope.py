@@ -50,8 +50,9 @@ def read_gemma(source: Source, told: Told) -> StoredDictionary:
     path, tensors = source.path, source.tensors(PARAMS)
     config = source.json(CONFIG) if source.has(CONFIG) else {}
     ends = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
-    named = not config and path.absolute().parent.name.startswith(("transcoder", "clt", "crossco"))
-    if named or "affine_skip_connection" in tensors or (None not in ends and ends[0] != ends[1]):
+    named = path.absolute().parent.name.startswith(("transcoder", "clt", "crosscoder"))
+    apart = named if None in ends else ends[0] != ends[1]
+    if apart or "affine_skip_connection" in tensors:
         raise VlmEditError(
             f"{path} is a transcoder (from {ends[0]} to {ends[1]}): its decoder's rows mean "
             "nothing where its codes are read; load an SAE"
