@@ -1,3 +1,4 @@
+import csv
 import os
 import socket
 import subprocess
@@ -20,6 +21,7 @@ KINDS = {
 }
 SCRIPT = """
 import sys
+from pathlib import Path
 import torch, torch.distributed as dist
 from safetensors.torch import load_file, save_file
 sys.path.insert(0, sys.argv[1])
@@ -30,13 +32,15 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo")
 streams, found = load_file(sys.argv[2] + "/x.safetensors"), {}
 for kind in KINDS:
-    got = train_dictionary(streams, config(kind), progress=False)
+    kept = {"log": f"{sys.argv[2]}/{kind}.csv", "checkpoint": f"{sys.argv[2]}/{dist.get_rank()}"}
+    got = train_dictionary(streams, config(kind), progress=False, **kept)
+    Path(kept["checkpoint"]).unlink(missing_ok=True) if kind != "ncl" else None
     found |= {f"{kind}.decoder": got.decoder, f"{kind}.weight": got.encoder.weight}
     found |= {f"{kind}.decoder_bias": got.decoder_bias, f"{kind}.bias": got.encoder.bias}
     if got.encoder.threshold is not None:
         found[f"{kind}.threshold"] = got.encoder.threshold
 try:
-    train_dictionary({"image": streams["image"]}, config("batchtopk", 33), progress=False)
+    train_dictionary(streams, config("batchtopk", 66), progress=False)
 except VlmEditError as error:
     assert "must divide" in str(error)
     save_file(found, f"{sys.argv[2]}/{dist.get_rank()}.safetensors")
@@ -55,6 +59,12 @@ def config(kind: str, batch_size: int = 64) -> TrainConfig:
         **extra,
         **KINDS[kind],
     )
+
+
+def figures_of(log: Path) -> dict[str, float]:
+    with log.open() as file:
+        (line,) = csv.DictReader(file)
+    return {name: float(value) for name, value in line.items()}
 
 
 def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
@@ -82,8 +92,12 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert (tmp_path / "0").exists() and not (tmp_path / "1").exists()
     for kind in KINDS:
-        alone = train_dictionary(streams, config(kind), progress=False)
+        log = tmp_path / "alone.csv"
+        alone = train_dictionary(streams, config(kind), progress=False, log=log)
+        figures, expected = figures_of(tmp_path / f"{kind}.csv"), figures_of(log)
+        assert figures == pytest.approx(expected, rel=1e-2, abs=1e-3)
         assert torch.allclose(found[0][f"{kind}.decoder"], alone.decoder, atol=2e-4)
         assert torch.allclose(found[0][f"{kind}.weight"], alone.encoder.weight, atol=2e-4)
         assert torch.allclose(found[0][f"{kind}.bias"], alone.encoder.bias, atol=2e-4)

@@ -170,6 +170,11 @@ def test_a_head_may_be_trained_without_centres_on_activations_off_the_origin() -
     hidden = (x - x.mean(0)) / spread @ trainer.objective.weight + trainer.objective.bias
     found = trainer.result({}).encode(x)
     assert torch.allclose(found, hidden.relu() * spread, atol=1e-4)
+    state = trainer.generator.get_state()
+    rows = trainer._batch()[2]
+    trainer.generator.set_state(state)
+    codes = torch.cat([found[rows], found[4000 + rows]])[: 2 * len(rows)]
+    assert trainer.step()["loss"] == pytest.approx(by_hand(codes, rows.tolist(), 0.1)[0], rel=1e-3)
     found = train_dictionary(sides, config, progress=False)
     assert found.encoder.centers == {}
     fresh = planted(500, 1)[0]
@@ -199,6 +204,22 @@ def test_the_decoder_is_numpy_s_least_squares_with_the_ridge(
     bias = y.mean(0) - h.mean(0) @ expected
     assert np.allclose(found.decoder_bias.numpy(), bias, atol=1e-4 * np.abs(y).max())
     assert found.decoder.is_contiguous()
+
+
+def test_activations_without_spread_give_a_head_of_plain_numbers() -> None:
+    sides = {"image": torch.ones(40, 6), "text": torch.ones(40, 6)}
+    config = TrainConfig(n_features=8, steps=5, batch_size=16, kind="ncl", center=False)
+    found = train_dictionary(sides, config, progress=False)
+    assert bool(found.encoder.weight.isfinite().all()) and bool(found.decoder.isfinite().all())
+
+
+def test_features_count_as_active_if_one_activation_of_the_batch_has_them() -> None:
+    head = contrast.Contrast(torch.eye(4), torch.zeros(4), TrainConfig(4, kind="ncl"))
+    x = torch.zeros(4, 4)
+    x[0, 0] = x[1, 0] = x[3, 2] = 1.0
+    _, figures = head(x, torch.arange(2))
+    assert figures.active.tolist() == [True, False, True, False]
+    assert float(figures.l0) == 0.75
 
 
 def test_codes_are_in_the_units_of_the_data() -> None:
@@ -273,6 +294,8 @@ def test_the_bar_tells_loss_and_accuracy_and_that_the_decoder_is_fitted(
     told = screen.getvalue()
     assert all(name in told for name in ("loss=", "accuracy=", "l0=", "dead=", "fit decoder"))
     assert "explained" not in told and "100/100" in told
+    train_dictionary(planted(50, 0)[0], replace(CONFIG, steps=5, batch_size=16), progress=False)
+    assert screen.getvalue() == told
 
 
 @pytest.mark.parametrize(

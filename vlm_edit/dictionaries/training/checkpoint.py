@@ -58,6 +58,8 @@ class Checkpoint:
                     "with, or another file"
                 )
         expected = {name: t.shape for name, t in self.trainer.state()[0].items()}
+        for name, weight in self.trainer.objective.named_parameters():
+            expected |= dict.fromkeys((f"exp_avg.{name}", f"exp_avg_sq.{name}"), weight.shape)
         try:
             if any(tensors[name].shape != shape for name, shape in expected.items()):
                 raise ValueError("a tensor has another shape")
