@@ -120,3 +120,9 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, extra, message):
     write(tmp_path, extra=extra)
     with pytest.raises(VlmEditError, match=message):
         load_dictionary(tmp_path)
+
+
+def test_a_folder_of_the_same_file_names_with_other_tensors_is_not_this_format(tmp_path):
+    write(tmp_path, extra={"encoder.weight": None})
+    with pytest.raises(VlmEditError, match="is not known"):
+        load_dictionary(tmp_path)
