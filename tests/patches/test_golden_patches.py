@@ -1,0 +1,56 @@
+"""Patch files that former versions wrote load, and do what they did."""
+
+import pytest
+import torch
+from golden.write_patches import ADAPTER, FOLDER, Plain, make_inputs, run
+from safetensors.torch import load_file
+
+from vlm_edit import load_patch
+
+VERSIONS = sorted(FOLDER.glob("version-*"))
+FILES = [
+    file
+    for folder in VERSIONS
+    for file in sorted(folder.glob("*.safetensors"))
+    if file.stem != "expected"
+]
+
+
+def part(tensors, prefix):
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {folder.name: load_file(folder / "expected.safetensors") for folder in VERSIONS}
+
+
+def host_of(tensors):
+    host = Plain().eval()
+    host.load_state_dict(part(tensors, "host."))
+    return host
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_file_of_a_former_version_does_what_it_did(file, expected, tmp_path):
+    tensors = expected[file.parent.name]
+    host, inputs = host_of(tensors), part(tensors, "inputs.")
+    former = load_patch(file)
+    former.save(tmp_path / "again")  # as today's version
+    for patch in (former, load_patch(tmp_path / "again")):
+        with patch.attach(host, ADAPTER):
+            found = run(host, inputs)
+        wanted, plain = tensors[f"output.{file.stem}"], tensors["output.nothing"]
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        assert torch.equal(found == plain, wanted == plain)  # the same tokens are left alone
+        assert not torch.equal(found, plain)
+    torch.testing.assert_close(run(host, inputs), tensors["output.nothing"])
+
+
+def test_every_case_is_kept_and_the_files_stay_small(expected):
+    for folder in VERSIONS:
+        kept = {file.stem for file in folder.glob("*.safetensors")} - {"expected"}
+        assert kept == set(part(expected[folder.name], "output.")) - {"nothing"}
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 150_000
+    first = expected["version-1"]
+    assert all(torch.equal(v, first[f"inputs.{k}"]) for k, v in make_inputs().items())
