@@ -113,7 +113,7 @@ def test_numbers_that_are_not_finite_in_float32_are_refused(value):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "unknown rule None; known rules: ablate, scale, clamp, steer"),
+        ({}, "unknown rule None; known rules: ablate, blend, cap, clamp, detect, keep, "),
         ({"kind": "delete"}, "unknown rule 'delete'"),
         ({"kind": ["ablate"]}, r"unknown rule \['ablate'\]"),
         ({"kind": "ablate", "features": [1]}, r"has the fields \['features', 'strength'\]"),

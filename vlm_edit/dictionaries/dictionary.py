@@ -382,8 +382,13 @@ class Dictionary:
             warnings.warn("; ".join(found.warnings), stacklevel=2)
         return found
 
-    def slice(self, features: Sequence[int]) -> Slice:
+    def slice(self, features: Sequence[int], codes: bool = True) -> Slice:
         """What an edit of these features needs of the dictionary.
+
+        Args:
+            features: Their numbers.
+            codes: Whether it needs their codes; without, all of them are 0 and only the norm of
+                the encoder is kept.
 
         Raises:
             VlmEditError: A feature that the dictionary does not have.
@@ -391,6 +396,9 @@ class Dictionary:
         expect_features(features, self.n_features)
         index = torch.as_tensor(list(features), dtype=torch.long)
         rows = self.decoder[index]
+        if not codes:
+            blank = self.encoder.blank(len(index))
+            return Slice(tuple(features), blank, rows, self.n_features)
         if self.encoder.competes:
             return Slice(tuple(features), self.encoder, rows, self.n_features, index)
         return Slice(tuple(features), self.encoder.select(features), rows, self.n_features)

@@ -115,7 +115,7 @@ class Encoder:
         Raises:
             VlmEditError: Wrong width, or a stream without a center.
         """
-        self._expect_width(x)
+        self.expect_width(x)
         with autocast_off(x.device):
             centred, scale = self._centred(x, stream, image)
             known = (centred, self.weight, self.bias, self.threshold)
@@ -147,7 +147,7 @@ class Encoder:
         """
         if x.ndim != 2:
             raise VlmEditError(f"activations to encode sparsely are [n, d], got {tuple(x.shape)}")
-        self._expect_width(x)
+        self.expect_width(x)
         n, m = len(x), self.weight.shape[1]
         places, values = [], []
         with torch.no_grad(), autocast_off(x.device):
@@ -161,7 +161,8 @@ class Encoder:
             found = torch.cat(values) if values else centred.new_empty(0)
             return SparseCodes(rows, flat - rows * m, found, (n, m))
 
-    def _expect_width(self, x: Tensor) -> None:
+    def expect_width(self, x: Tensor) -> None:
+        """Refuse activations of another width."""
         if x.shape[-1] != self.weight.shape[0]:
             raise VlmEditError(
                 f"activations of width {x.shape[-1]} meet a dictionary of width "
@@ -298,6 +299,11 @@ class Encoder:
         return replace(
             self, weight=self.weight[:, index], bias=self.bias[index], threshold=threshold
         )
+
+    def blank(self, count: int) -> Encoder:
+        """An encoder of this norm whose codes of so many features are 0."""
+        weight = torch.zeros(len(self.weight), count)
+        return Encoder(weight, torch.zeros(count), "identity", norm=self.norm)
 
     def to(self, device: torch.device | str) -> Encoder:
         """The same encoder on another device."""

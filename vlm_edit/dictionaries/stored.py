@@ -157,7 +157,7 @@ class StoredDictionary:
             self._encoder(None), self._decoder(), self.decoder_bias.float(), dict(self.info)
         )
 
-    def slice(self, features: Sequence[int]) -> Slice:
+    def slice(self, features: Sequence[int], codes: bool = True) -> Slice:
         """As ``Dictionary.slice``; reads these features' rows, or the encoder if they compete.
 
         Raises:
@@ -165,6 +165,9 @@ class StoredDictionary:
         """
         expect_features(features, self.n_features)
         rows = self.decoder.take(features)
+        if not codes:
+            blank = Encoder(torch.zeros(self.width, 1), torch.zeros(1), norm=self.norm)
+            return Slice(tuple(features), blank.blank(len(rows)), rows, self.n_features)
         if self.k is None:
             return Slice(tuple(features), self._encoder(features), rows, self.n_features)
         index = torch.as_tensor(list(features), dtype=torch.long)

@@ -1,73 +1,17 @@
-"""Rules: what becomes of the code of some features."""
+"""Rules on the code of some features."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from operator import index
-from typing import Any, ClassVar, cast
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from vlm_edit.edits.moves import Push
+from vlm_edit.edits.rule import Rule, flag, numbers
 from vlm_edit.errors import VlmEditError
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule on the codes of some features.
-
-    Attributes:
-        features: Their numbers in the dictionary, at least one, each once.
-        strength: How far to go from the code to what the rule makes of it; 0 changes nothing,
-            1 is the rule, between and beyond is linear.
-    """
-
-    kind: ClassVar[str] = ""
-
-    features: Sequence[int]
-    strength: float = field(default=1.0, kw_only=True)
-
-    def __post_init__(self) -> None:
-        """Check and normalise the features."""
-        name = type(self).__name__
-        listed = getattr(self.features, "tolist", lambda: self.features)()
-        try:
-            listed = tuple(listed)
-            features = tuple(index(f) for f in listed)
-        except TypeError as error:
-            raise VlmEditError(
-                f"{name}: features must be whole numbers, got {self.features!r}"
-            ) from error
-        if any(isinstance(f, bool) for f in listed):
-            raise VlmEditError(
-                f"{name}: features is a mask; give the numbers, such as mask.nonzero()[:, 0]"
-            )
-        if not features:
-            raise VlmEditError(f"{name} needs at least one feature: features is empty")
-        if len(set(features)) < len(features):
-            twice = Counter(features).most_common(1)[0][0]
-            raise VlmEditError(f"{name}: feature {twice} is listed more than once")
-        if min(features) < 0:
-            raise VlmEditError(f"{name}: feature {min(features)} is negative; they count from 0")
-        object.__setattr__(self, "features", features)
-        for item in fields(self):
-            if item.name != "features":
-                _expect_finite(name, item.name, getattr(self, item.name))
-
-    def target(self, code: Tensor) -> Tensor:
-        """What the rule makes of the features' code [..., t] at full strength."""
-        raise NotImplementedError
-
-    def __call__(self, code: Tensor) -> Tensor:
-        """The features' code [..., t] after the rule."""
-        target = self.target(code)
-        return target if self.strength == 1.0 else code + self.strength * (target - code)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The rule as JSON-able values; ``rule_from_dict`` reads it."""
-        return {"kind": self.kind} | {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -135,9 +79,14 @@ class Clamp(Rule):
 class Steer(Rule):
     """Add to features at every token, active or not: ``code' = code + amount``.
 
+    With ``relative`` the hidden state moves along the features' directions by a share of its own
+    length, whatever the layer's scale: ``x' = x + amount * |x| * d / |d|``, d the sum of the
+    features' decoder rows (as SSL does, arXiv 2505.16146).
+
     Attributes:
-        amount: In units of the dictionary's code; negative steers away, and may leave a code
-            below zero.
+        amount: In units of the dictionary's code, or of the token's norm; negative steers away,
+            and may leave a code below zero.
+        relative: Whether it is a share of the token's norm.
 
     Example:
         >>> import torch
@@ -148,38 +97,94 @@ class Steer(Rule):
     kind: ClassVar[str] = "steer"
 
     amount: float
+    relative: bool = field(default=False, kw_only=True)
+
+    def _checked(self, name: str) -> object:
+        return flag("Steer", name, self.relative) if name == "relative" else super()._checked(name)
+
+    def acting(self) -> Rule:
+        """Itself, or the push that it is short for."""
+        return Push(self.features, self.amount, strength=self.strength) if self.relative else self
 
     def target(self, code: Tensor) -> Tensor:
         """The code plus the amount."""
         return code + self.amount
 
 
-_KINDS: dict[str, type[Rule]] = {rule.kind: rule for rule in (Ablate, Scale, Clamp, Steer)}
+@dataclass(frozen=True)
+class Keep(Rule):
+    """Set all features but these to zero: ``code' = 0`` outside, ``code' = code`` inside.
 
-
-def rule_from_dict(values: Mapping[str, Any]) -> Rule:
-    """A rule from ``Rule.to_dict``.
-
-    Raises:
-        VlmEditError: An unknown kind of rule, or fields it does not have.
+    The reconstruction error stays; it is what the dictionary does not know.
 
     Example:
-        >>> rule_from_dict({"kind": "scale", "features": [4], "strength": 1.0, "factor": 0.5})
-        Scale(features=(4,), strength=1.0, factor=0.5)
+        >>> Keep([0, 2]).touches(n_features=4)
+        (1, 3)
     """
-    kind = values.get("kind")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise VlmEditError(f"unknown rule {kind!r}; known rules: {', '.join(_KINDS)}")
-    rest = {key: value for key, value in values.items() if key != "kind"}
-    known = {item.name for item in fields(_KINDS[kind])}
-    if set(rest) != known:
-        raise VlmEditError(
-            f"rule {kind!r} has the fields {sorted(known)}, the file has {sorted(rest)}"
-        )
-    return _KINDS[kind](**rest)
+
+    kind: ClassVar[str] = "keep"
+
+    def touches(self, n_features: int) -> Sequence[int]:
+        """All others."""
+        kept = set(self.features)
+        return tuple(k for k in range(n_features) if k not in kept)
+
+    def target(self, code: Tensor) -> Tensor:
+        """Zeros, of all others."""
+        return torch.zeros_like(code)
 
 
-def _expect_finite(rule: str, name: str, value: object) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not abs(cast("float", value)) <= torch.finfo(torch.float32).max:
-        raise VlmEditError(f"{rule}: {name} must be a finite number, got {value!r}")
+@dataclass(frozen=True)
+class Cap(Rule):
+    """Let features be no larger than a value: ``code' = min(code, most)``.
+
+    Attributes:
+        most: In units of the dictionary's code.
+
+    Example:
+        >>> import torch
+        >>> Cap([0, 1], most=2.0)(torch.tensor([3.0, 1.0]))
+        tensor([2., 1.])
+    """
+
+    kind: ClassVar[str] = "cap"
+
+    most: float
+
+    def target(self, code: Tensor) -> Tensor:
+        """The code, cut off above."""
+        return code.clamp(max=self.most)
+
+
+@dataclass(frozen=True)
+class Blend(Rule):
+    """Go toward a reference's code: ``code' = (1 - strength) * code + strength * reference``.
+
+    Attributes:
+        reference: The wanted code of each feature, in their order, such as
+            ``dictionary.encode(x, "image")[features].tolist()`` of another image.
+
+    Example:
+        >>> import torch
+        >>> Blend([0, 1], [4.0, 0.0], strength=0.5)(torch.tensor([2.0, 1.0]))
+        tensor([3.0000, 0.5000])
+    """
+
+    kind: ClassVar[str] = "blend"
+
+    reference: Sequence[float]
+
+    def _checked(self, name: str) -> object:
+        if name != "reference":
+            return super()._checked(name)
+        found = numbers("Blend", name, self.reference)
+        if len(found) != len(self.features):
+            raise VlmEditError(
+                f"Blend: reference has {len(found)} values for {len(self.features)} features: give "
+                "one for each, in their order"
+            )
+        return found
+
+    def target(self, code: Tensor) -> Tensor:
+        """The reference everywhere."""
+        return code.new_tensor(self.reference).expand_as(code)

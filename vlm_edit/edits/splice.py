@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, Slice, StoredDictionary
+from vlm_edit.dictionaries.dictionary import expect_features
 from vlm_edit.dictionaries.encoder import autocast_off, move
-from vlm_edit.edits.rules import Rule, Steer
+from vlm_edit.edits.gate import Gate
+from vlm_edit.edits.moves import Move
+from vlm_edit.edits.rule import Rule
+from vlm_edit.edits.rules import Steer
 from vlm_edit.errors import VlmEditError
 
 
@@ -19,13 +24,15 @@ class Splice:
     """``hidden' = hidden + mask * (rules(code) - code) @ decoder[touched]``.
 
     The decoder's bias cancels and the reconstruction error stays. Encode once, apply every rule
-    on the code in order, splice once, out of place and differentiable. The arithmetic is float32
-    and autocast is off; the host's dtype stays. Tokens outside the mask keep their bits. Where no
-    rule looks at the code, as when steering, nothing is encoded: the change is one vector.
+    on the code in order, splice once, out of place and differentiable. Rules on the hidden state
+    (``Move``) see it as the rules before left it. The arithmetic is float32 and autocast is off;
+    the host's dtype stays. Tokens outside the mask keep their bits. Where no rule looks at the
+    code nothing is encoded; where all of them steer, the change is one vector.
 
     Attributes:
         slice: What the touched features need of the dictionary.
         rules: At least one.
+        gate: Tokens of which the dictionary explains too little are left alone; None for none.
 
     Example:
         >>> import torch
@@ -37,28 +44,70 @@ class Splice:
 
     slice: Slice
     rules: tuple[Rule, ...]
+    gate: Gate | None = None
+    _acting: tuple[Rule, ...] = field(init=False, repr=False)
     _columns: tuple[Tensor | None, ...] = field(init=False, repr=False)
+    _prepared: tuple[Tensor | None, ...] = field(init=False, repr=False)
     _shift: Tensor | None = field(init=False, repr=False)
+    _reads: bool = field(init=False, repr=False)
     _devices: dict[torch.device, _Placed] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Find where each rule's features stand among the touched ones."""
+        """Find where each rule's features stand among the touched ones, and what moves need."""
         if not self.rules:
             raise VlmEditError("an edit needs at least one rule, such as Ablate([3])")
-        columns = tuple(_columns(self.slice.features, tuple(rule.features)) for rule in self.rules)
-        object.__setattr__(self, "_columns", columns)
-        object.__setattr__(self, "_shift", _shift(self.slice, self.rules, columns))
-        object.__setattr__(self, "_devices", {})
+        part = self.slice
+        acting = tuple(rule.acting() for rule in self.rules)
+        touched = [tuple(rule.touches(part.n_features)) for rule in acting]
+        columns = tuple(_columns(part.features, features) for features in touched)
+        prepared = tuple(
+            rule.prepare(part.decoder if index is None else part.decoder[index])
+            if isinstance(rule, Move)
+            else None
+            for rule, index in zip(acting, columns, strict=True)
+        )
+        found: dict[str, object] = {
+            "_acting": acting,
+            "_columns": columns,
+            "_prepared": prepared,
+            "_shift": None if self.gate else _shift(part, acting, columns),
+            "_reads": self.gate is not None or any(rule.reads for rule in acting),
+            "_devices": {},
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
-    def of(cls, dictionary: Dictionary | StoredDictionary, rules: Sequence[Rule]) -> Splice:
+    def of(
+        cls,
+        dictionary: Dictionary | StoredDictionary,
+        rules: Sequence[Rule],
+        gate: float | None = None,
+    ) -> Splice:
         """The splice of rules on a dictionary's features.
+
+        Args:
+            dictionary: Its own.
+            rules: Applied in order.
+            gate: Share of a token that the dictionary must explain; None for no gate. With one
+                everything is encoded and decoded, and kept.
 
         Raises:
             VlmEditError: No rule, or a feature that the dictionary does not have.
         """
-        touched = sorted({feature for rule in rules for feature in rule.features})
-        return cls(dictionary.slice(touched), tuple(rules))
+        m = dictionary.n_features
+        expect_features([f for rule in rules for f in rule.features], m)
+        touched = sorted({f for rule in rules for f in rule.acting().touches(m)})
+        if not touched and rules:
+            raise VlmEditError(f"Keep names all {m} features: the edit would change nothing")
+        if gate is None:
+            reads = any(_reads(rule.acting()) for rule in rules)
+            return cls(dictionary.slice(touched, codes=reads), tuple(rules))
+        whole = dictionary if isinstance(dictionary, Dictionary) else dictionary.load()
+        part = Slice(
+            tuple(touched), whole.encoder, whole.decoder[touched], m, torch.tensor(touched)
+        )
+        return cls(part, tuple(rules), Gate(gate, whole.decoder, whole.decoder_bias))
 
     def __call__(
         self,
@@ -80,21 +129,48 @@ class Splice:
         Returns:
             A new tensor of the same shape and dtype.
         """
-        part, columns, shift = self._devices.get(hidden.device) or self._on(hidden.device)
-        if shift is not None and hidden.size(-1) == shift.size(0):
-            delta = shift
+        placed = self._devices.get(hidden.device) or self._on(hidden.device)
+        if placed.shift is not None and hidden.size(-1) == placed.shift.size(0):
+            delta = placed.shift
         else:
             with autocast_off(hidden.device):
-                codes, scale = part.codes(hidden, stream, image)
-                delta = (self._apply(codes, columns) - codes) @ part.decoder
-                if scale is not None:
-                    delta = delta * scale
+                delta = self._change(placed, hidden, stream, image)
         if strength is not None:
             delta = delta * strength.unsqueeze(-1)
         edited = hidden + delta
         if edited.dtype != hidden.dtype:  # the sum is float32 or wider
             edited = edited.to(hidden.dtype)
         return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
+
+    def _change(
+        self, placed: _Placed, hidden: Tensor, stream: str | None, image: Tensor | None
+    ) -> Tensor:
+        """What the rules add to each token, [..., D]."""
+        part, code, scale, opens = placed.slice, None, None, None
+        if placed.gate is not None:
+            code, scale, opens = _gated(part, placed.gate, hidden, stream, image)
+        elif self._reads:
+            code, scale = part.codes(hidden, stream, image)
+        else:
+            part.encoder.expect_width(hidden)
+        done, moved = code, None
+        for rule, index, prepared in zip(
+            self._acting, placed.columns, placed.prepared, strict=True
+        ):
+            own = code if index is None or code is None else code[..., index]
+            if isinstance(rule, Move):
+                moved = _plus(moved, _decoded(part, code, done, scale))
+                done = code
+                here = hidden.float() if moved is None else hidden.float() + moved
+                assert prepared is not None
+                moved = _plus(moved, rule.strength * rule.move(here, own, prepared))
+            else:
+                assert code is not None and own is not None
+                changed = rule(own)
+                code = changed if index is None else code.index_copy(-1, index, changed)
+        moved = _plus(moved, _decoded(part, code, done, scale))
+        assert moved is not None
+        return moved if opens is None else torch.where(opens, moved, 0.0)
 
     def place(self, device: torch.device) -> None:
         """Put what the edit needs on a device now, not at the first output there.
@@ -103,25 +179,59 @@ class Splice:
         """
         self._on(device)
 
-    def _apply(self, codes: Tensor, columns: tuple[Tensor | None, ...]) -> Tensor:
-        for rule, index in zip(self.rules, columns, strict=True):
-            if index is None:
-                codes = rule(codes)
-            else:
-                codes = codes.index_copy(-1, index, rule(codes[..., index]))
-        return codes
-
     def _on(self, device: torch.device) -> _Placed:
         if device not in self._devices:
             # A tensor made under inference_mode could not serve a later forward with gradients.
             with torch.inference_mode(False):
-                columns = tuple(None if c is None else move(c, device) for c in self._columns)
-                shift = None if self._shift is None else move(self._shift, device)
-                self._devices[device] = (self.slice.to(device), columns, shift)
+                self._devices[device] = _Placed(
+                    self.slice.to(device),
+                    tuple(None if c is None else move(c, device) for c in self._columns),
+                    tuple(None if p is None else move(p, device) for p in self._prepared),
+                    None if self._shift is None else move(self._shift, device),
+                    None if self.gate is None else self.gate.to(device),
+                )
         return self._devices[device]
 
 
-_Placed = tuple[Slice, tuple[Tensor | None, ...], Tensor | None]
+class _Placed(NamedTuple):
+    """What an edit needs, on a device."""
+
+    slice: Slice
+    columns: tuple[Tensor | None, ...]
+    prepared: tuple[Tensor | None, ...]
+    shift: Tensor | None
+    gate: Gate | None
+
+
+def _reads(rule: Rule) -> bool:
+    """Whether its change depends on the code. A rule of a user's own may do anything."""
+    return rule.reads and type(rule) is not Steer
+
+
+def _gated(
+    part: Slice, gate: Gate, hidden: Tensor, stream: str | None, image: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Codes of the touched features, the norm's scale, and where the gate opens."""
+    codes, scale = part.encoder(hidden, stream, image)
+    x = part.encoder.normalise(hidden.float())[0]
+    if part.encoder.centers:
+        x = x - part.encoder.center(stream, image)
+    assert part.columns is not None
+    return codes[..., part.columns], scale, gate.opens(x, codes)
+
+
+def _decoded(
+    part: Slice, code: Tensor | None, before: Tensor | None, scale: Tensor | None
+) -> Tensor | None:
+    """What a change of codes adds to the hidden state; None where there is no change."""
+    if code is None or before is None or code is before:
+        return None
+    change = (code - before) @ part.decoder
+    return change if scale is None else change * scale
+
+
+def _plus(moved: Tensor | None, change: Tensor | None) -> Tensor | None:
+    return change if moved is None else (moved if change is None else moved + change)
 
 
 def _columns(touched: tuple[int, ...], features: tuple[int, ...]) -> Tensor | None:
@@ -138,7 +248,7 @@ def _shift(part: Slice, rules: Sequence[Rule], columns: Sequence[Tensor | None])
         return None
     amounts = torch.zeros(len(part.decoder), dtype=torch.float64)
     for rule, index in zip(rules, columns, strict=True):
-        if type(rule) is not Steer:  # a rule of a user's own may do anything
+        if type(rule) is not Steer or rule.relative:  # a rule of a user's own may do anything
             return None
         amounts[slice(None) if index is None else index] += rule.amount * rule.strength
     return (amounts @ part.decoder.cpu().double()).float()

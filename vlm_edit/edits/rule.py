@@ -1,0 +1,109 @@
+"""What a rule is: features, a strength, and what becomes of their code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from operator import index
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from vlm_edit.errors import VlmEditError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule on the codes of some features.
+
+    Every rule of an edit sees the code as the rules before it left it.
+
+    Attributes:
+        features: Their numbers in the dictionary, at least one, each once.
+        strength: How far to go from the code to what the rule makes of it; 0 changes nothing,
+            1 is the rule, between and beyond is linear.
+    """
+
+    kind: ClassVar[str] = ""
+    # Whether it looks at the code at all: where no rule does, nothing is encoded.
+    reads: ClassVar[bool] = True
+
+    features: Sequence[int]
+    strength: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check and normalise the features."""
+        name = type(self).__name__
+        listed = getattr(self.features, "tolist", lambda: self.features)()
+        try:
+            listed = tuple(listed)
+            features = tuple(index(f) for f in listed)
+        except TypeError as error:
+            raise VlmEditError(
+                f"{name}: features must be whole numbers, got {self.features!r}"
+            ) from error
+        if any(isinstance(f, bool) for f in listed):
+            raise VlmEditError(
+                f"{name}: features is a mask; give the numbers, such as mask.nonzero()[:, 0]"
+            )
+        if not features:
+            raise VlmEditError(f"{name} needs at least one feature: features is empty")
+        if len(set(features)) < len(features):
+            twice = Counter(features).most_common(1)[0][0]
+            raise VlmEditError(f"{name}: feature {twice} is listed more than once")
+        if min(features) < 0:
+            raise VlmEditError(f"{name}: feature {min(features)} is negative; they count from 0")
+        object.__setattr__(self, "features", features)
+        for item in fields(self):
+            if item.name != "features":
+                object.__setattr__(self, item.name, self._checked(item.name))
+
+    def _checked(self, name: str) -> object:
+        """A field's value, as it is kept."""
+        return finite(type(self).__name__, name, getattr(self, name))
+
+    def touches(self, n_features: int) -> Sequence[int]:  # noqa: ARG002
+        """The features whose code it changes, of a dictionary of so many."""
+        return self.features
+
+    def acting(self) -> Rule:
+        """The rule that does it: this one, or what it is short for."""
+        return self
+
+    def target(self, code: Tensor) -> Tensor:
+        """What the rule makes of the features' code [..., t] at full strength."""
+        raise NotImplementedError
+
+    def __call__(self, code: Tensor) -> Tensor:
+        """The features' code [..., t] after the rule."""
+        target = self.target(code)
+        return target if self.strength == 1.0 else code + self.strength * (target - code)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rule as JSON-able values; ``rule_from_dict`` reads it."""
+        return {"kind": self.kind} | {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def finite(rule: str, name: str, value: object) -> float:
+    """A number that float32 can hold."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(cast("float", value)) <= torch.finfo(torch.float32).max:
+        raise VlmEditError(f"{rule}: {name} must be a finite number, got {value!r}")
+    return cast("float", value)
+
+
+def numbers(rule: str, name: str, values: object) -> tuple[float, ...]:
+    """Such numbers."""
+    listed = getattr(values, "tolist", lambda: values)()
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise VlmEditError(f"{rule}: {name} must be a list of numbers, got {values!r}")
+    return tuple(finite(rule, name, value) for value in listed)
+
+
+def flag(rule: str, name: str, value: object) -> bool:
+    """A bool."""
+    if not isinstance(value, bool):
+        raise VlmEditError(f"{rule}: {name} must be True or False, got {value!r}")
+    return value
