@@ -320,3 +320,14 @@ def test_a_check_warns_once_unless_told_not_to_and_prints_itself(captured):
 def test_what_cannot_be_checked_is_refused(dictionary, x, image, message):
     with pytest.raises(VlmEditError, match=message):
         dictionary(6).check(x, "mixed", image)
+
+
+def test_the_variance_of_activations_far_from_the_origin_keeps_its_digits():
+    x = (torch.randint(-3, 4, (500, 4), generator=torch.Generator().manual_seed(0)) + 1e7).float()
+    constant = Dictionary(
+        Encoder(torch.zeros(4, 2), torch.zeros(2)), torch.zeros(2, 4), torch.full((4,), 1e7 + 2)
+    )
+    away = x.double() - x.double().mean(0)
+    expected = 1 - (x.double() - 1e7 - 2).square().sum() / away.square().sum()
+    found = constant.check(x, warn=False).explained_variance
+    assert found == pytest.approx(expected.item(), rel=1e-6)

@@ -19,8 +19,8 @@ _NOT_OF_NCL = ("k", "auxiliary", "sparsity", "target_l0", "bandwidth", "prefixes
 class TrainConfig:
     """How a dictionary is trained.
 
-    Losses are shares of the batch's variance, and activations are scaled to a root mean square
-    norm of 1, so that coefficients mean the same at every site.
+    Losses are shares of the batch's variance (of ``ncl``, InfoNCE), and activations are scaled to a
+    root mean square norm of 1, so that coefficients mean the same at every site.
 
     Attributes:
         n_features: Size m.
