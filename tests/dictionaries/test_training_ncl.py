@@ -207,7 +207,7 @@ def test_the_decoder_is_numpy_s_least_squares_with_the_ridge(
 
 
 def test_activations_without_spread_give_a_head_of_plain_numbers() -> None:
-    sides = {"image": torch.ones(40, 6), "text": torch.ones(40, 6)}
+    sides = {name: torch.full((40, 6), 0.3) for name in ("image", "text")}
     config = TrainConfig(n_features=8, steps=5, batch_size=16, kind="ncl", center=False)
     found = train_dictionary(sides, config, progress=False)
     assert bool(found.encoder.weight.isfinite().all()) and bool(found.decoder.isfinite().all())
