@@ -26,6 +26,7 @@ from vlm_edit.hooks.dispatch import (
 )
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.record import Capture, Recording, record
+from vlm_edit.hooks.threads import Threads
 from vlm_edit.hooks.tracker import CallTracker
 from vlm_edit.hooks.where import Phase, Selection, Tokens, Where
 
@@ -41,6 +42,7 @@ __all__ = [
     "Recording",
     "Selection",
     "StandIn",
+    "Threads",
     "Tokens",
     "Where",
     "attach",

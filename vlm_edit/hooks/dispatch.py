@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks.methods import StandIn
+from vlm_edit.hooks.threads import InThread, Threads, expect_threads
 from vlm_edit.hooks.tracker import CallTracker
 from vlm_edit.hooks.where import Where
 from vlm_edit.sites import Adapter, Site, Tap, find_adapter, unwrap
@@ -115,6 +116,7 @@ def attach(
     callback: Callback,
     adapter: Adapter | None = None,
     dispatcher: type[Dispatcher] = Dispatcher,
+    threads: Threads = "all",
 ) -> Handle:
     """Run a callback on the output of a site's modules at every forward.
 
@@ -125,20 +127,22 @@ def attach(
             output that the host goes on with. Must not change its input in place.
         adapter: The host's adapter; by default found.
         dispatcher: The engine; by default forward hooks.
+        threads: ``own`` for forwards of the calling thread only, until it ends.
 
     Returns:
         A handle; ``handle.remove()`` leaves the host as it was.
 
     Raises:
-        VlmEditError: No adapter for the host.
+        VlmEditError: No adapter for the host, or an unknown word for ``threads``.
     """
+    expect_threads(threads)
     root = unwrap(model)
     adapter = adapter or find_adapter(root)
     undo: list[Callable[[], None]] = []
     handle = Handle(undo)
     try:
         for tap in site.taps:
-            undo.append(_attach_tap(root, tap, callback, adapter, dispatcher))
+            undo.append(_attach_tap(root, tap, callback, adapter, dispatcher, threads))
     except BaseException:
         handle.remove()
         raise
@@ -192,12 +196,16 @@ def follow(
         run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
     else:
         run = lambda hidden: callback(hidden, Where(stream, tracker.now(path)))  # noqa: E731
+    known = weakref.ref(root)
+
+    def release() -> None:
+        host = known()
+        if host is not None:
+            tracker.release(host)
+
     if axis == -1:
-        return run, lambda: tracker.release(root)
-    return (
-        lambda hidden: run(hidden.movedim(axis, -1)).movedim(-1, axis),
-        lambda: tracker.release(root),
-    )
+        return run, release
+    return lambda hidden: run(hidden.movedim(axis, -1)).movedim(-1, axis), release
 
 
 def _attach_tap(
@@ -206,6 +214,7 @@ def _attach_tap(
     callback: Callback,
     adapter: Adapter,
     dispatcher_class: type[Dispatcher],
+    threads: Threads,
 ) -> Callable[[], None]:
     key = next(_keys)
     module = tap.module
@@ -216,12 +225,19 @@ def _attach_tap(
         except BaseException:
             dispatcher.discard(module)
             raise
-        dispatcher.callbacks[key] = run
+        own = InThread(run) if threads == "own" else None
+        dispatcher.callbacks[key] = own or run
+    known = weakref.ref(module)  # a thread's end must not keep a host that is dropped
 
     def undo() -> None:
         with _lock:
-            dispatcher.callbacks.pop(key)
-            dispatcher.discard(module)
+            if dispatcher.callbacks.pop(key, None) is None:
+                return
+            module = known()
+            if module is not None:
+                dispatcher.discard(module)
             release()
 
+    if own is not None:
+        own.end_with_thread(undo)
     return undo

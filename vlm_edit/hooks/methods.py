@@ -35,10 +35,10 @@ class StandIn:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method, or what stands around it."""
-        original = self._original()
-        if self._around is None:
+        original, around = self._original(), self._around  # another thread may remove it meanwhile
+        if around is None:
             return original(*args, **kwargs)
-        return self._around(original, args, kwargs)
+        return around(original, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """In a copy of the module the stand-in belongs to the copy, and goes on while this does."""

@@ -174,7 +174,11 @@ class _Follow:
         """A copy of a patched host shares the tracker: its hooks are the original's."""
         return self
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
+        if kwargs is None:  # torch calls so while another thread puts this hook on, or takes it off
+            return
         if args:
             kwargs = {**self._signature.bind_partial(*args).arguments, **kwargs}
         self._tracker.enter(self._path, module, kwargs)

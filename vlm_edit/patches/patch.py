@@ -16,7 +16,7 @@ from vlm_edit.dictionaries.origin import expect_model
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.errors import VlmEditError
 from vlm_edit.fingerprint import expect_host, fingerprint, host_name
-from vlm_edit.hooks import Handle, Phase, Selection, Tokens
+from vlm_edit.hooks import Handle, Phase, Selection, Threads, Tokens
 from vlm_edit.patches import storage
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.attachment import Attachment
@@ -146,6 +146,7 @@ class Patch:
         mask: Tensor | None = None,
         image_mask: Tensor | None = None,
         via: Engine = "hooks",
+        threads: Threads = "all",
     ) -> Attachment:
         """Put the patch on a host: in force from now on, whole or not at all.
 
@@ -164,6 +165,9 @@ class Patch:
             via: What calls the edits: forward ``hooks``, or ``nnsight``, whose traces then see
                 what they did; ``docs/nnsight.md`` tells the two apart. Outputs are the same to
                 the bit.
+            threads: In whose forwards it acts: those of ``all`` threads, or of the calling
+                thread's ``own`` only, until that ends. Attached so by several threads, patches of
+                one host do not mix.
 
         Returns:
             A handle with ``remove`` and ``report``, and a context manager that removes the patch
@@ -182,7 +186,7 @@ class Patch:
         undo: list[Callable[[], None]] = []
         try:
             for site, active in actives:
-                undo.append(put(host, site, active, adapter).remove)
+                undo.append(put(host, site, active, adapter, threads=threads).remove)
         except BaseException:
             Handle(undo).remove()
             raise
@@ -334,6 +338,7 @@ def attach_rows(
     check_host: bool = True,
     *,
     via: Engine = "hooks",
+    threads: Threads = "all",
 ) -> Attachment:
     """Attach another patch for each row of the batches to come, all or none of them.
 
@@ -343,6 +348,7 @@ def attach_rows(
         adapter: The host's adapter; by default found.
         check_host: As for ``Patch.attach``.
         via: As for ``Patch.attach``.
+        threads: As for ``Patch.attach``.
 
     Returns:
         One attachment for all; its report has the distinct patches' bindings in their order.
@@ -369,7 +375,7 @@ def attach_rows(
     try:
         for patch in distinct:
             rows = [float(own is patch) for own in patches]
-            own = patch.attach(model, adapter, check_host, strength=rows, via=via)
+            own = patch.attach(model, adapter, check_host, strength=rows, via=via, threads=threads)
             undo.append(own.detach)
             actives += own.actives
             shares += [torch.tensor(rows)] * len(own.actives)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from typing import cast
@@ -76,7 +77,7 @@ class Tally:
     """Counts what one binding edits, without waiting for the device.
 
     What is known without looking at a tensor is counted in Python; the rest in small tensors on
-    the device, which compiled code can do too.
+    the device, which compiled code can do too. Threads that run one host count in turn.
     """
 
     def __init__(self, site: str, device: torch.device) -> None:
@@ -86,6 +87,7 @@ class Tally:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._steps: list[int] | None = None
         self._held = {device: _Held.on(device)}
+        self._lock = threading.Lock()
 
     def add(
         self, selection: Selection, where: Where, hidden: Tensor, chosen: Tensor | bool
@@ -98,6 +100,15 @@ class Tally:
             hidden: The output, [B, S, D] or without a sequence.
             chosen: Mask of the tokens edited, or one answer for all.
         """
+        if torch.compiler.is_compiling():  # no lock there
+            self._add(selection, where, hidden, chosen)
+            return
+        with self._lock:
+            self._add(selection, where, hidden, chosen)
+
+    def _add(
+        self, selection: Selection, where: Where, hidden: Tensor, chosen: Tensor | bool
+    ) -> None:
         phase = _phase(where, hidden)
         on_device = torch.compiler.is_compiling() or phase is None
         if on_device:
@@ -134,8 +145,10 @@ class Tally:
     @property
     def report(self) -> SiteReport:
         """The count so far; waits for the device."""
-        calls, steps, counts = self._calls, list(self._steps or ()), Counter(self._counts)
-        for held in self._held.values():
+        with self._lock:
+            calls, steps, counts = self._calls, list(self._steps or ()), Counter(self._counts)
+            everywhere = list(self._held.values())
+        for held in everywhere:
             calls += int(held.calls)
             first, last = held.steps.tolist()
             steps += [first, last] if last >= 0 else []

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from torch import nn
 
-from vlm_edit.hooks import Callback, Handle
+from vlm_edit.hooks import Callback, Handle, Threads
 from vlm_edit.hooks import attach as attach_to
 from vlm_edit.sites import Adapter, Site
 
 
 def attach(
-    model: nn.Module, site: Site, callback: Callback, adapter: Adapter | None = None
+    model: nn.Module,
+    site: Site,
+    callback: Callback,
+    adapter: Adapter | None = None,
+    *,
+    threads: Threads = "all",
 ) -> Handle:
     """Run a callback on the output of a site's modules, as an intervention of nnsight.
 
@@ -25,6 +30,7 @@ def attach(
         site: One of its sites.
         callback: As in ``hooks.attach``.
         adapter: The host's adapter; by default found.
+        threads: As in ``hooks.attach``.
 
     Returns:
         A handle; ``handle.remove()`` leaves the host as it was.
@@ -48,4 +54,4 @@ def attach(
     """
     from vlm_edit.tracing.controller import Worker
 
-    return attach_to(model, site, callback, adapter, Worker)
+    return attach_to(model, site, callback, adapter, Worker, threads)
