@@ -161,6 +161,14 @@ def test_an_index_and_parts_that_disagree_are_refused(tmp_path):
             read_shards(index)
 
 
+def test_a_tensor_that_a_part_has_and_the_index_does_not_name_is_refused(tmp_path):
+    save_file({"a": torch.zeros(2), "b": torch.zeros(2)}, tmp_path / "m-1.safetensors")
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "m-1.safetensors"}}))
+    with pytest.raises(VlmEditError, match="disagree on b: they are not of one dictionary"):
+        read_shards(index)
+
+
 @pytest.mark.parametrize(
     "part",
     [

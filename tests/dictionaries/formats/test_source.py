@@ -23,6 +23,10 @@ from vlm_edit.dictionaries.formats.source import (
 )
 
 
+class Allowed:
+    """Nothing that weights_only lets through by itself."""
+
+
 class Acting:
     """Pickled as a call that makes a file."""
 
@@ -65,6 +69,42 @@ def test_compressed_entries_are_refused_before_they_grow(tmp_path):
     assert (tmp_path / "packed.pt").stat().st_size < 10_000
     with pytest.raises(VlmEditError, match="is compressed; torch.save never does"):
         read_torch(tmp_path / "packed.pt")
+
+
+def lie(path, method=None, packed=None, unpacked=None):
+    """Change what a zip's directory says of its first entry."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    for place, length, value in ((10, 2, method), (20, 4, packed), (24, 4, unpacked)):
+        if value is not None:
+            data[at + place : at + place + length] = value.to_bytes(length, "little")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("lies", "message"),
+    [
+        ({"method": zipfile.ZIP_DEFLATED}, "is compressed"),
+        ({"unpacked": 1 << 20}, "is compressed"),
+        ({"packed": 1 << 20, "unpacked": 1 << 20}, "claims more bytes than it has"),
+    ],
+)
+def test_a_directory_that_lies_of_an_entry_is_refused(tmp_path, lies, message):
+    torch.save({"W": torch.zeros(2)}, tmp_path / "sae.pt")
+    assert read_torch(tmp_path / "sae.pt")["W"].tolist() == [0, 0]
+    lie(tmp_path / "sae.pt", **lies)
+    with pytest.raises(VlmEditError, match=message):
+        read_torch(tmp_path / "sae.pt")
+
+
+def test_what_stands_before_the_zip_does_not_count_as_its_content(tmp_path):
+    torch.save({"W": torch.zeros(2)}, tmp_path / "sae.pt")
+    data = (tmp_path / "sae.pt").read_bytes()
+    (tmp_path / "sae.pt").write_bytes(b"x" * 4000 + data)
+    size = len(data)
+    lie(tmp_path / "sae.pt", packed=size, unpacked=size)  # less than the whole file
+    with pytest.raises(VlmEditError, match="claims more bytes than it has"):
+        read_torch(tmp_path / "sae.pt", skip=4000)
 
 
 def test_a_pickle_of_many_megabytes_is_not_read(tmp_path):
@@ -126,6 +166,13 @@ def test_names_come_from_the_header_alone(tmp_path):
     data = (tmp_path / "x").read_bytes()
     (tmp_path / "x").write_bytes(data[:-4])
     assert safetensors_names(tmp_path / "x") == {"a", "b"}
+
+
+def test_what_one_format_allows_is_not_read_for_another(tmp_path):
+    torch.save({"n": Allowed()}, tmp_path / "sae.pt")
+    source = Source(tmp_path / "sae.pt")
+    assert isinstance(source.torch(allow=[Allowed])["n"], Allowed)
+    assert source.peek_torch() is None
 
 
 @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ def _expect_tensor(where: object, tensors: Mapping[str, Any], name: str, axes: i
     tensor = tensors.get(name)
     if not isinstance(tensor, Tensor):
         raise VlmEditError(f"{where}: {name} is missing or is not a tensor")
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise VlmEditError(f"{where}: {name} is not a plain tensor ({tensor.layout})")
     if not tensor.is_floating_point():
         raise VlmEditError(f"{where}: {name} is {tensor.dtype}, expected floating-point numbers")
