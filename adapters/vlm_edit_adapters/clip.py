@@ -14,12 +14,12 @@ adapter = Adapter(
         ),
         SiteRule(
             "vision.{i}",
-            (TapRule(("vision_model.encoder.layers.{i}",), "image"),),
+            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends="+mlp.fc2"),),
             width=("vision_config.hidden_size",),
         ),
         SiteRule(
             "text.{i}",
-            (TapRule(("text_model.encoder.layers.{i}",), "text"),),
+            (TapRule(("text_model.encoder.layers.{i}",), "text", ends="+mlp.fc2"),),
             width=("text_config.hidden_size",),
         ),
     ),

@@ -6,17 +6,20 @@ adapter = Adapter(
     sites=(
         SiteRule(
             "joint",
-            (TapRule(("vision_model.head",), "image"), TapRule(("text_model.head",), "text")),
+            (
+                TapRule(("vision_model.head",), "image", ends="+mlp.fc2"),
+                TapRule(("text_model.head",), "text"),
+            ),
             width=("vision_config.hidden_size",),
         ),
         SiteRule(
             "vision.{i}",
-            (TapRule(("vision_model.encoder.layers.{i}",), "image"),),
+            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends="+mlp.fc2"),),
             width=("vision_config.hidden_size",),
         ),
         SiteRule(
             "text.{i}",
-            (TapRule(("text_model.encoder.layers.{i}",), "text"),),
+            (TapRule(("text_model.encoder.layers.{i}",), "text", ends="+mlp.fc2"),),
             width=("text_config.hidden_size",),
         ),
     ),

@@ -26,6 +26,7 @@ class Tap:
         stream: Whose tokens pass.
         axis: Which axis of the output is the width.
         method: The method whose result is the site; None for the module's own output.
+        ends: As in ``TapRule``.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Tap:
     stream: Stream
     axis: int = -1
     method: str | None = None
+    ends: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +200,9 @@ def _layers(model: nn.Module, path: str) -> list[Numbers]:
 def _tap(model: nn.Module, rule: TapRule, path: str) -> Tap | None:
     if not path.endswith("()"):
         module = find_module(model, path)
-        return None if module is None else Tap(path, module, rule.stream, rule.axis)
+        if module is None:
+            return None
+        return Tap(path, module, rule.stream, rule.axis, ends=rule.ends)
     parent, _, method = path.removesuffix("()").rpartition(".")
     module = find_module(model, parent)
     if module is None or not callable(getattr(module, method, None)):
