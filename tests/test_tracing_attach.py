@@ -28,7 +28,7 @@ from tiny_hosts import FAMILIES
 from torch import Tensor, nn
 
 from vlm_edit import Ablate, Adapter, Patch, record, tracing
-from vlm_edit.patches.patch import attach_rows
+from vlm_edit.patches import attach_rows
 
 CLIP = make_clip()
 

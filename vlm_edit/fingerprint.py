@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from vlm_edit.errors import VlmEditError
 from vlm_edit.sites import Site, unwrap
 
 _SAMPLES = 16
+_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def fingerprint(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
@@ -39,6 +42,12 @@ def host_name(model: nn.Module) -> str | None:
     """What transformers loaded a host from: a name on the hub or a path; None if it did not."""
     name = getattr(getattr(unwrap(model), "config", None), "_name_or_path", None)
     return name if isinstance(name, str) and name else None
+
+
+def hub_name(model: nn.Module) -> str | None:
+    """A host's ``owner/name`` on the hub; None for a path, which is nobody else's business."""
+    name = host_name(model)
+    return name if name and _HUB.fullmatch(name) and not os.path.exists(name) else None
 
 
 def expect_host(expected: dict[str, Any], actual: dict[str, Any]) -> None:
@@ -71,7 +80,7 @@ def expect_host(expected: dict[str, Any], actual: dict[str, Any]) -> None:
             )
         pairs = zip(site["weights"].items(), found["weights"].values(), strict=True)
         for (path, weights), here in pairs:
-            if weights and here and not _same(weights, here):
+            if weights and here and not same_weights(weights, here):
                 raise VlmEditError(
                     f"the weights at {path} differ from those of the host this patch was made "
                     f"for: {mend}"
@@ -84,7 +93,8 @@ def _class_of(host: nn.Module) -> type:
     return next(c for c in classes if not c.__module__.startswith("torch.distributed"))
 
 
-def _same(expected: list[float], actual: list[float]) -> bool:
+def same_weights(expected: list[float], actual: list[float]) -> bool:
+    """Whether samples of weights are one another's to 2 % of their scale."""
     a, b = torch.tensor(expected), torch.tensor(actual)
     return a.shape == b.shape and bool(((a - b).abs() <= 0.02 * a.abs().max()).all())
 

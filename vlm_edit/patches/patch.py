@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import torch
 from torch import Tensor, nn
 
 from vlm_edit import hooks, tracing
@@ -15,14 +16,15 @@ from vlm_edit.dictionaries import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.origin import expect_model
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.errors import VlmEditError
-from vlm_edit.fingerprint import expect_host, fingerprint, host_name
+from vlm_edit.fingerprint import expect_host, fingerprint, host_name, hub_name
 from vlm_edit.hooks import Handle, Phase, Selection, Threads, Tokens
-from vlm_edit.patches import storage
+from vlm_edit.patches import baking, card, hub, storage
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally
-from vlm_edit.sites import Adapter, Site, expect_width, find_site, unwrap
+from vlm_edit.patches.targets import device_of, target_of
+from vlm_edit.sites import Adapter, Site, find_site
 
 Engine = Literal["hooks", "nnsight"]
 
@@ -35,6 +37,7 @@ class Patch:
         bindings: What is edited where; several at one site act one after the other.
         host: Fingerprint of the host it was saved for; None until then.
         info: What its maker says of it: free text by key.
+        versions: Of vlm_edit, torch and transformers, when the file it comes from was written.
 
     Example:
         >>> from vlm_edit import Ablate, Patch, zoo
@@ -52,6 +55,7 @@ class Patch:
     bindings: tuple[Binding, ...]
     host: Mapping[str, Any] | None = None
     info: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a patch that would do nothing."""
@@ -70,6 +74,8 @@ class Patch:
         phase: Phase = "both",
         steps: tuple[int, int | None] | None = None,
         positions: Sequence[int] | None = None,
+        schedule: Sequence[float] | None = None,
+        gate: float | None = None,
     ) -> Patch:
         """A patch of one site.
 
@@ -87,6 +93,10 @@ class Patch:
             positions: Places in the prompt, padding not counted, negative from its end (-1 is the
                 last token); then no other token is edited. Padding is what ``attention_mask``
                 [B, S] says; a mask of four dimensions does not tell.
+            schedule: Factors of the change at decode steps 0, 1, ...; the last one stays. The
+                prompt's is 1.
+            gate: Leave tokens alone of which the dictionary explains a smaller share: see
+                ``edits.Gate``. The whole dictionary is kept then, and used at every token.
 
         Raises:
             VlmEditError: No rule, a feature that the dictionary does not have, an unknown or
@@ -107,6 +117,8 @@ class Patch:
                     phase=phase,
                     steps=steps,
                     positions=positions,
+                    schedule=schedule,
+                    gate=gate,
                 )
                 for stream in streams
                 if tokens in ("all", stream)
@@ -117,7 +129,10 @@ class Patch:
         places = cast("tuple[int, ...] | None", positions)  # made one there
         selection = Selection(tokens, phase, steps, places)
         trained_on = dictionary.info.get("model_name")
-        binding = Binding(site, Splice.of(dictionary, listed), selection, trained_on)
+        binding = Binding(
+            *(site, Splice.of(dictionary, listed, gate), selection, trained_on, dictionary),
+            None if schedule is None else cast("tuple[float, ...]", tuple(schedule)),
+        )
         return cls((binding,), info=info or {})
 
     def __add__(self, other: Patch) -> Patch:
@@ -142,7 +157,7 @@ class Patch:
         adapter: Adapter | None = None,
         check_host: bool = True,
         *,
-        strength: float | Sequence[float] | Tensor = 1.0,
+        strength: float | Sequence[float] | Sequence[Sequence[float]] | Tensor = 1.0,
         mask: Tensor | None = None,
         image_mask: Tensor | None = None,
         via: Engine = "hooks",
@@ -157,7 +172,8 @@ class Patch:
             check_host: Whether to compare the host with the one the patch was saved for, and its
                 name with the one its dictionaries were trained on.
             strength: Multiplies what the patch changes; one number, or one per row of the batch
-                (0 leaves a row bit for bit as it is). Beams of a row share its strength.
+                (0 leaves a row bit for bit as it is), or [B, P], one per token of the prompt,
+                padding included; generated tokens have 1 then. Beams of a row share its strength.
             mask: [B, P] bool, the tokens of the prompt to edit instead of those the patch chooses
                 by modality, padding included in P. Generated tokens are chosen as without it.
             image_mask: [B, P] bool, which tokens of the prompt are image, for calls that do not
@@ -205,7 +221,7 @@ class Patch:
             VlmEditError: As ``attach``.
         """
         return [
-            (site, Active(binding, run or Run.of(), Tally(site.name, _device(site, model))))
+            (site, Active(binding, run or Run.of(), Tally(site.name, device_of(site, model))))
             for binding, site in self.check(model, adapter, check_host)
         ]
 
@@ -220,13 +236,21 @@ class Patch:
         Raises:
             VlmEditError: As ``attach``.
         """
-        targets = [(binding, _target(model, binding, adapter)) for binding in self.bindings]
+        targets = [(binding, target_of(model, binding, adapter)) for binding in self.bindings]
         if check_host:
-            self._expect_model(model)
-        if check_host and self.host is not None:
+            try:
+                self._expect_host(model, adapter)
+            except VlmEditError as error:
+                if "check_host=False" in str(error):
+                    raise
+                raise VlmEditError(f"{error}; or pass check_host=False") from error
+        return targets
+
+    def _expect_host(self, model: nn.Module, adapter: Adapter | None) -> None:
+        self._expect_model(model)
+        if self.host is not None:
             sites = [find_site(model, name, adapter) for name in self.host["sites"]]
             expect_host(dict(self.host), fingerprint(model, sites))
-        return targets
 
     def save(
         self,
@@ -250,7 +274,7 @@ class Patch:
             self.check(model, adapter, check_host=False)
             self._expect_model(model)
             sites = [find_site(model, binding.site, adapter) for binding in self.bindings]
-            host = fingerprint(model, sites)
+            host = {**fingerprint(model, sites), "name": hub_name(model)}
         missing = [b.site for b in self.bindings if host is None or b.site not in host["sites"]]
         if host is None or missing:
             raise VlmEditError(
@@ -259,22 +283,133 @@ class Patch:
             )
         storage.write(path, self.bindings, host, self.info)
 
+    def card(
+        self,
+        *,
+        effect: Mapping[str, Any] | None = None,
+        cost: Mapping[str, Any] | None = None,
+        license: str | None = None,
+        repository: str = "owner/name",
+        file: str = "patch.safetensors",
+    ) -> str:
+        """The card of a repository with this patch, in Markdown with metadata.
+
+        Args:
+            effect: What was measured of it, free text or numbers by name.
+            cost: What it costs, likewise.
+            license: The hub's name of one, such as ``apache-2.0``; None says that none is stated.
+            repository: Where it will be, for the lines that load it.
+            file: Likewise.
+
+        Example:
+            >>> from vlm_edit import Ablate, Patch, zoo
+            >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7]))
+            >>> text = patch.card(effect={"R@1": ".66 before, .58 after"}, license="apache-2.0")
+            >>> [line for line in text.splitlines() if "joint" in line or "R@1" in line][:1]
+            ['| joint | all tokens | ablate | 7 | 1 |']
+        """
+        return card.card(
+            self, file=file, repository=repository, effect=effect, cost=cost, license=license
+        )
+
+    def push_to_hub(
+        self,
+        name: str,
+        model: nn.Module | None = None,
+        *,
+        adapter: Adapter | None = None,
+        file: str = "patch.safetensors",
+        effect: Mapping[str, Any] | None = None,
+        cost: Mapping[str, Any] | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """Put the patch and its card into a repository on the hub, in one commit.
+
+        Args:
+            name: ``owner/name``; it is made if it is not there.
+            model: As for ``save``, like ``adapter``.
+            adapter: The host's adapter; by default found.
+            file: Place in the repository. The card lies beside it as ``README.md``, so that
+                patches in folders of their own keep a card each.
+            effect: As for ``card``, like ``cost`` and ``license``.
+            cost: Likewise.
+            license: Likewise.
+            private: Whether a new repository is; None for the owner's default.
+            revision: An existing branch; None for the main one.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            VlmEditError: As ``save``; or the hub cannot be reached or refuses.
+        """
+        hub.expect_target(name, file)
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder, file)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.save(target, model, adapter)
+            text = load_patch(target).card(
+                effect=effect, cost=cost, license=license, repository=name, file=file
+            )
+            target.with_name("README.md").write_text(text, encoding="utf-8")
+            return hub.push(
+                name, Path(folder), message=f"Add {file}", private=private, revision=revision
+            )
+
+    def bake(
+        self, model: nn.Module, adapter: Adapter | None = None, check_host: bool = True
+    ) -> baking.Baked:
+        """Fold the patch into the host's weights: no hook, no cost. Only where that is exact.
+
+        Exact are rules that are linear in the hidden state (``Project``, ``Steer``, all but
+        ``Cap`` of raw neurons without a norm), on all tokens, where an ``nn.Linear`` gives the
+        site's output (joint embeddings, projectors); constants also where its output is added to
+        it last (layers of CLIP and SigLIP). Padding, which an attached patch leaves alone, is
+        edited too; weights are rounded to their dtype.
+
+        Args:
+            model: The host, whose weights are written to, in place.
+            adapter: As for ``attach``, like ``check_host``.
+            check_host: Likewise.
+
+        Returns:
+            What has ``undo`` and undoes it at the end of a with-block. Forget it to keep the edit.
+
+        Raises:
+            VlmEditError: As ``attach``; or it is not exact, says why, and nothing has changed.
+        """
+        return baking.bake(self, model, adapter, check_host)
+
     def _expect_model(self, model: nn.Module) -> None:
         for binding in self.bindings:
             expect_model(binding.model_name, host_name(model))
 
 
-def load_patch(path: str | os.PathLike[str]) -> Patch:
-    """Read a patch file.
+def load_patch(
+    path: str | os.PathLike[str],
+    *,
+    file: str | None = None,
+    revision: str | None = None,
+    verify: bool = True,
+) -> Patch:
+    """Read a patch from a file or from the hub; no code from it is run.
 
     Args:
-        path: A file written by ``Patch.save``.
+        path: A file written by ``Patch.save``, a folder with one, or ``owner/name`` of a
+            repository on the hub, which huggingface_hub fetches into its cache (offline: takes
+            from there).
+        file: A file inside, where there are several.
+        revision: Branch, tag or commit of a repository.
+        verify: Whether to refuse a file of which a byte has changed since it was written.
 
     Returns:
         The patch, ready to attach.
 
     Raises:
-        VlmEditError: Not such a file, damaged, or written by a newer version.
+        VlmEditError: Not such a file, damaged, or written by a newer version; or no such
+            repository, or one that cannot be fetched.
 
     Example:
         >>> import tempfile, pathlib
@@ -287,99 +422,4 @@ def load_patch(path: str | os.PathLike[str]) -> Patch:
         ...     load_patch(file).bindings[0].site
         'joint'
     """
-    return Patch(*storage.read(path))
-
-
-def _target(model: nn.Module, binding: Binding, adapter: Adapter | None) -> Site:
-    """The binding's site with the taps it acts on, after every check that can be made now."""
-    site = find_site(model, binding.site, adapter)
-    if site.dead:
-        raise VlmEditError(f"an edit at {site.name!r} would change nothing: {site.dead}")
-    expect_width(model, site, binding.splice.slice.decoder.shape[1])
-    tokens = binding.selection.tokens
-    if tokens != "all":
-        taps = tuple(tap for tap in site.taps if tap.stream in (tokens, "mixed"))
-        if not taps:
-            raise VlmEditError(
-                f"no {tokens} tokens pass site {site.name!r} (only "
-                f"{', '.join(site.streams)}): an edit of them there would change nothing"
-            )
-        site = replace(site, taps=taps)
-    if binding.selection.phase == "decode" and site.streams == ("image",):
-        raise VlmEditError(
-            f"phase='decode' at site {site.name!r} would change nothing: images are encoded with "
-            "the prompt. Use phase='prompt', or a language site"
-        )
-    centers = binding.splice.slice.encoder.centers
-    missing = [s for s in site.streams if centers and s not in centers]
-    if missing:
-        mixed = any(tap.stream == "mixed" for tap in site.taps)
-        mend = "add the center" if mixed else "pass tokens= to edit those alone"
-        raise VlmEditError(
-            f"the dictionary has no center for the {missing[0]} stream of site {site.name!r}, "
-            f"only for {', '.join(centers)}: {mend}"
-        )
-    return site
-
-
-def _device(site: Site, model: nn.Module) -> torch.device:
-    """Where a site's output will most likely be."""
-    for module in (site.taps[0].module, unwrap(model)):
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.device.type != "meta":
-                return tensor.device
-    return torch.device("cpu")
-
-
-def attach_rows(
-    model: nn.Module | tracing.NNsight,
-    patches: Sequence[Patch | None],
-    adapter: Adapter | None = None,
-    check_host: bool = True,
-    *,
-    via: Engine = "hooks",
-    threads: Threads = "all",
-) -> Attachment:
-    """Attach another patch for each row of the batches to come, all or none of them.
-
-    Args:
-        model: The host.
-        patches: One per row; None leaves a row as it is. Beams of a row share its patch.
-        adapter: The host's adapter; by default found.
-        check_host: As for ``Patch.attach``.
-        via: As for ``Patch.attach``.
-        threads: As for ``Patch.attach``.
-
-    Returns:
-        One attachment for all; its report has the distinct patches' bindings in their order.
-
-    Raises:
-        VlmEditError: No patch at all, or one that does not fit the host.
-
-    Example:
-        >>> from vlm_edit import Ablate, Patch, zoo
-        >>> host, processor = zoo.load_host()
-        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7]), tokens="text")
-        >>> inputs = processor(text=["a cat", "a cat"], return_tensors="pt")
-        >>> with attach_rows(host, [None, patch]) as attached:
-        ...     _ = host.get_text_features(**inputs)
-        >>> attached.report().edited_tokens
-        1
-    """
-    distinct = list({id(patch): patch for patch in patches if patch is not None}.values())
-    if not distinct:
-        raise VlmEditError("attach_rows needs a patch for at least one row: all are None")
-    undo: list[Callable[[], None]] = []
-    actives: list[Active] = []
-    shares: list[Tensor] = []
-    try:
-        for patch in distinct:
-            rows = [float(own is patch) for own in patches]
-            own = patch.attach(model, adapter, check_host, strength=rows, via=via, threads=threads)
-            undo.append(own.detach)
-            actives += own.actives
-            shares += [torch.tensor(rows)] * len(own.actives)
-    except BaseException:
-        Handle(undo).remove()
-        raise
-    return Attachment(undo, actives, shares)
+    return Patch(*storage.read(hub.locate(path, file, revision), verify))

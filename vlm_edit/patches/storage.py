@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,13 +15,14 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import Encoder, Slice
-from vlm_edit.edits import Splice, rule_from_dict
+from vlm_edit.edits import Gate, Splice, rule_from_dict
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import read_tensors, write_tensors
 from vlm_edit.hooks import Selection
 from vlm_edit.patches.binding import Binding
 
-VERSION = 1
+VERSION = 2
+_READ = (1, 2)
 
 
 def write(
@@ -39,6 +43,9 @@ def write(
             "threshold": encoder.threshold,
             "subtract": encoder.subtract,
         } | {f"center.{stream}": center for stream, center in encoder.centers.items()}
+        gate = binding.splice.gate
+        if gate is not None:
+            stored |= {"gate.decoder": gate.decoder, "gate.bias": gate.bias}
         tensors |= {f"{number}.{name}": t for name, t in stored.items() if t is not None}
         entries.append(
             {
@@ -51,43 +58,74 @@ def write(
                 "k": encoder.k,
                 "norm": encoder.norm,
                 "soft_cap": encoder.soft_cap,
+                "dictionary": binding.told(),
+                "schedule": None if binding.schedule is None else list(binding.schedule),
+                "gate": None if binding.splice.gate is None else binding.splice.gate.least,
             }
         )
-    header = {"version": VERSION, "host": dict(host), "info": dict(info), "bindings": entries}
-    write_tensors(path, tensors, header, "patch")
+    header = {
+        "version": VERSION,
+        "versions": _versions(),
+        "host": dict(host),
+        "info": dict(info),
+        "bindings": entries,
+    }
+    write_tensors(path, tensors, header | {"checksum": _checksum(header, tensors)}, "patch")
 
 
 def read(
-    path: str | os.PathLike[str],
-) -> tuple[tuple[Binding, ...], dict[str, Any], dict[str, str]]:
-    """Bindings, host fingerprint and info of a patch file.
+    path: str | os.PathLike[str], verify: bool = True
+) -> tuple[tuple[Binding, ...], dict[str, Any], dict[str, str], dict[str, str]]:
+    """Bindings, host fingerprint, info and versions of a patch file.
 
     Raises:
         VlmEditError: Not such a file, damaged, or written by a newer version.
     """
     header, tensors = _read(Path(path))
     try:
-        bindings = []
-        for number, entry in enumerate(header["bindings"]):
-            rules = tuple(rule_from_dict(values) for values in entry["rules"])
-            part = _slice(entry, _take(tensors, f"{number}."))
-            selection = Selection(
-                entry["tokens"], entry["phase"], entry["steps"], entry["positions"]
-            )
-            bindings.append(Binding(str(entry["site"]), Splice(part, rules), selection))
-        host = _expect_fingerprint(header["host"], {binding.site for binding in bindings})
-        info = {str(key): str(value) for key, value in header["info"].items()}
+        found = _parts(header, dict(tensors))
+        if verify and header["version"] > 1:
+            _expect_checksum(header, tensors)
     except VlmEditError as error:
         raise VlmEditError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
         raise VlmEditError(
             f"{path}: the header is damaged ({type(error).__name__}: {error}); fetch the file anew"
         ) from error
+    return found
+
+
+def _parts(
+    header: Mapping[str, Any], tensors: dict[str, Tensor]
+) -> tuple[tuple[Binding, ...], dict[str, Any], dict[str, str], dict[str, str]]:
+    bindings = []
+    for number, entry in enumerate(header["bindings"]):
+        rules = tuple(rule_from_dict(values) for values in entry["rules"])
+        own = _take(tensors, f"{number}.")
+        gate = _gate(entry.get("gate"), _take(own, "gate."))
+        part = _slice(entry, own, whole=gate is not None)
+        if gate is not None and gate.decoder.shape != (part.n_features, part.decoder.shape[1]):
+            raise VlmEditError(
+                f"the gate's decoder is {tuple(gate.decoder.shape)}, expected "
+                f"{(part.n_features, part.decoder.shape[1])}"
+            )
+        selection = Selection(entry["tokens"], entry["phase"], entry["steps"], entry["positions"])
+        bindings.append(
+            Binding(
+                str(entry["site"]),
+                Splice(part, rules, gate),
+                selection,
+                dictionary=_dictionary(entry.get("dictionary")),
+                schedule=entry.get("schedule"),
+            )
+        )
     if tensors:
         raise VlmEditError(
-            f"{path}: tensors that no edit uses: {', '.join(sorted(tensors))}; the file is damaged"
+            f"tensors that no edit uses: {', '.join(sorted(tensors))}; the file is damaged"
         )
-    return tuple(bindings), host, info
+    host = _expect_fingerprint(header["host"], {binding.site for binding in bindings})
+    versions = _texts(header["versions"]) if header["version"] > 1 else {}
+    return tuple(bindings), host, _texts(header["info"]), versions
 
 
 def _told(selection: Selection) -> dict[str, Any]:
@@ -96,12 +134,65 @@ def _told(selection: Selection) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     header, tensors = read_tensors(path, "patch")
-    if header.get("version") != VERSION:
+    version = header.get("version")
+    if type(version) is not int or version not in _READ:
         raise VlmEditError(
-            f"{path} has patch format {header.get('version')!r}, this version reads {VERSION}: "
+            f"{path} has patch format {version!r}, this version reads {_READ[0]} to {VERSION}: "
             "update vlm-edit"
         )
     return header, tensors
+
+
+def _versions() -> dict[str, str]:
+    """Of what had a part in making a patch; transformers only if the host's process has it."""
+    from vlm_edit import __version__  # known only once the package is imported
+
+    found = {"vlm_edit": __version__, "torch": torch.__version__}
+    transformers = sys.modules.get("transformers")
+    if transformers is not None:
+        found["transformers"] = str(getattr(transformers, "__version__", "unknown"))
+    return found
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """32 hexadecimal digits of all that a file holds."""
+    found = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _expect_checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    rest = {key: value for key, value in header.items() if key != "checksum"}
+    if header["checksum"] != _checksum(rest, tensors):
+        raise VlmEditError(
+            "it is not what was saved, a byte or more has changed: fetch the file anew, or load it "
+            "as it is with verify=False"
+        )
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in values.items()}
+
+
+def _dictionary(told: Any) -> dict[str, Any] | None:
+    """What a file tells of the dictionary, if it does and holds together."""
+    if told is None:
+        return None
+    numbers, words = (told["features"], told["width"]), (told["activation"], told["norm"])
+    if not all(type(n) is int for n in numbers) or not all(isinstance(w, str) for w in words):
+        raise VlmEditError("what is told of the dictionary is damaged: fetch the file anew")
+    return {
+        "digest": str(told["digest"]),
+        "features": told["features"],
+        "width": told["width"],
+        "activation": told["activation"],
+        "norm": told["norm"],
+        "centred": [str(stream) for stream in told["centred"]],
+        "info": _texts(told["info"]),
+    }
 
 
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -109,7 +200,18 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
-def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Slice:
+def _gate(least: float | None, tensors: dict[str, Tensor]) -> Gate | None:
+    """A gate; without one there must be no tensors of it."""
+    if least is None:
+        if tensors:
+            raise VlmEditError("tensors of a gate, and no gate")
+        return None
+    if set(tensors) != {"decoder", "bias"}:
+        raise VlmEditError("a gate needs the tensors gate.decoder and gate.bias, and no others")
+    return Gate(least, tensors["decoder"], tensors["bias"])
+
+
+def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor], whole: bool = False) -> Slice:
     centers = _take(tensors, "center.")
     decoder = tensors.pop("decoder")
     encoder = Encoder(
@@ -131,7 +233,8 @@ def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Slice:
     if list(features) != sorted(set(features)) or not 0 <= features[0] <= features[-1] < total:
         raise VlmEditError(f"features {features[:3]}... are not rising numbers below {total}")
     expected = (len(features), encoder.weight.shape[0])
-    coded = total if encoder.competes else len(features)
+    whole = whole or encoder.competes
+    coded = total if whole else len(features)
     if tuple(decoder.shape) != expected or encoder.weight.shape[1] != coded:
         raise VlmEditError(
             f"shapes do not fit {len(features)} features: encoder {tuple(encoder.weight.shape)}, "
@@ -139,7 +242,7 @@ def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Slice:
         )
     if decoder.dtype != torch.float32:
         raise VlmEditError(f"the decoder is {decoder.dtype}, expected torch.float32")
-    columns = torch.tensor(features) if encoder.competes else None
+    columns = torch.tensor(features) if whole else None
     return Slice(features, encoder, decoder, total, columns)
 
 
@@ -155,8 +258,8 @@ def _expect_fingerprint(host: Any, sites: set[str]) -> dict[str, Any]:
         for weights in site["weights"].values():
             if weights is not None and not all(isinstance(v, float) for v in weights):
                 raise VlmEditError("the host's fingerprint holds something else than numbers")
-    return {
-        "architecture": host["architecture"],
-        "model_type": host["model_type"],
-        "sites": host["sites"],
-    }
+    for key in ("architecture", "model_type", "name"):
+        if not isinstance(host.get(key), str | None):
+            raise VlmEditError(f"the host's {key} is {host[key]!r}, expected text")
+    told = {key: host[key] for key in ("architecture", "model_type", "sites")}
+    return told | ({"name": host["name"]} if "name" in host else {})

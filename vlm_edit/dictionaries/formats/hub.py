@@ -13,7 +13,7 @@ from typing import TypeVar
 from vlm_edit.dictionaries.formats.source import INDEX
 from vlm_edit.errors import VlmEditError
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
 _SHOWN = 10
 _T = TypeVar("_T")
@@ -40,7 +40,7 @@ def locate(path: str | os.PathLike[str], file: str | None, revision: str | None)
         if revision is not None:
             raise VlmEditError(f"{root} is a path: revision={revision!r} goes with a repository")
         return _inside(root, file)
-    if not _REPOSITORY.fullmatch(str(path)):
+    if not REPOSITORY.fullmatch(str(path)):
         raise VlmEditError(f"no dictionary at {str(path)!r}: the path does not exist")
     return _fetch(str(path), file, revision)
 
@@ -54,7 +54,7 @@ def candidates(path: Path) -> list[str]:
 def _inside(root: Path, file: str | None) -> Path:
     found = root if file is None else root / file
     if not found.exists():
-        there = _listed(candidates(root)) if root.is_dir() else ""
+        there = listed(candidates(root)) if root.is_dir() else ""
         raise VlmEditError(
             f"no dictionary at {str(found)!r}: {file!r} is not in {str(root)!r}"
             + (f", which has {there}" if there else "")
@@ -66,18 +66,28 @@ def _fetch(name: str, file: str | None, revision: str | None) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        root = Path(_asked(name, lambda: snapshot_download(name, revision=revision)))
+        root = Path(asked(name, lambda: snapshot_download(name, revision=revision)))
         files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
         return root / _wanted(name, files, file)
-    files = _asked(name, lambda: HfApi().list_repo_files(name, revision=revision))
+    files = asked(name, lambda: HfApi().list_repo_files(name, revision=revision))
     wanted = _wanted(name, files, file)
     needed = [escape(f) for f in files if _belongs(PurePosixPath(f), PurePosixPath(wanted))]
-    found = _asked(name, lambda: snapshot_download(name, revision=revision, allow_patterns=needed))
+    found = asked(name, lambda: snapshot_download(name, revision=revision, allow_patterns=needed))
     return Path(found) / wanted
 
 
-def _asked(name: str, call: Callable[[], _T]) -> _T:
-    """What the hub, or its cache, answers."""
+def asked(name: str, call: Callable[[], _T], what: str = "dictionary", done: str = "fetched") -> _T:
+    """What the hub, or its cache, answers.
+
+    Args:
+        name: The repository's.
+        call: Asks.
+        what: Is looked for, for messages.
+        done: To the repository, likewise.
+
+    Raises:
+        VlmEditError: It refuses, or cannot be reached.
+    """
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -95,20 +105,20 @@ def _asked(name: str, call: Callable[[], _T]) -> _T:
         ) from error
     except RepositoryNotFoundError as error:
         raise VlmEditError(
-            f"no dictionary at {name!r}: there is no such path, and no such repository on the hub "
+            f"no {what} at {name!r}: there is no such path, and no such repository on the hub "
             "that you may read"
         ) from error
     except RevisionNotFoundError as error:
         raise VlmEditError(f"the repository {name} has no such revision: {error}") from error
     except LocalEntryNotFoundError as error:
         raise VlmEditError(
-            f"no dictionary at {name!r}: there is no such path, and the repository is not in the "
+            f"no {what} at {name!r}: there is no such path, and the repository is not in the "
             "cache of huggingface_hub and cannot be fetched (offline?): fetch it where there is a "
             "network, or name a folder"
         ) from error
     except (EntryNotFoundError, HFValidationError, OSError) as error:
         told = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise VlmEditError(f"the repository {name} cannot be fetched: {told}") from error
+        raise VlmEditError(f"the repository {name} cannot be {done}: {told}") from error
     except Exception as error:
         # Without a network the client's own errors come through: httpx's or requests', by version.
         if not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
@@ -124,7 +134,7 @@ def _wanted(name: str, files: Sequence[str], file: str | None) -> str:
             return wanted
         raise VlmEditError(
             f"the repository {name} (or what is cached of it) has no {file!r}; it has "
-            f"{_listed(_places(files)) or 'no weights'}"
+            f"{listed(_places(files)) or 'no weights'}"
         )
     places = _places(files)
     if len(places) == 1:
@@ -135,7 +145,7 @@ def _wanted(name: str, files: Sequence[str], file: str | None) -> str:
         raise VlmEditError(f"the repository {name} (or what is cached of it) has no weights")
     raise VlmEditError(
         f"the repository {name} holds several dictionaries: say which with file=, one of "
-        f"{_listed(places)}"
+        f"{listed(places)}"
     )
 
 
@@ -164,6 +174,7 @@ def _belongs(file: PurePosixPath, wanted: PurePosixPath) -> bool:
     return file.suffix == ".json" and file.parent in wanted.parents
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names, the first of them where there are many."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(repr(name) for name in names[:_SHOWN]) + more

@@ -1,0 +1,235 @@
+"""What a patch is, in words: for the screen, and as the card of a repository on the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any
+
+from vlm_edit.edits import Rule
+from vlm_edit.hooks import Selection
+from vlm_edit.patches.binding import Binding
+
+if TYPE_CHECKING:
+    from vlm_edit.patches.patch import Patch
+
+_KNOWN = {"site", "splice", "selection", "model_name", "dictionary"}
+_TAGS = ["vlm-edit", "model-editing", "sparse-autoencoder"]
+
+
+def rule_text(rule: Rule) -> str:
+    """What a rule does, without its features.
+
+    Example:
+        >>> from vlm_edit import Scale
+        >>> rule_text(Scale([3], 2.5, strength=0.5))
+        'scale, factor 2.5, strength 0.5'
+    """
+    words = [rule.kind or type(rule).__name__]
+    for item in fields(rule):
+        value = getattr(rule, item.name)
+        if item.name not in ("features", "strength") and value != item.default:
+            words.append(f"{item.name} {_short(value)}")
+    if rule.strength != 1.0:
+        words.append(f"strength {rule.strength:g}")
+    return ", ".join(words)
+
+
+def features_text(features: Sequence[int], shown: int = 8) -> str:
+    """Numbers of features, the first of them where there are many.
+
+    Example:
+        >>> features_text(range(12), shown=3)
+        '0, 1, 2 and 9 more'
+    """
+    listed = ", ".join(map(str, list(features)[:shown]))
+    more = len(features) - shown
+    return f"{listed} and {more} more" if more > 0 else listed
+
+
+def tokens_text(selection: Selection) -> str:
+    """The tokens that an edit is made to.
+
+    Example:
+        >>> tokens_text(Selection("image", "both", steps=(0, 10)))
+        'image tokens, decode steps 0 to 9'
+    """
+    words = [f"{selection.tokens} tokens"]
+    words += {"prompt": ["of the prompt"], "decode": ["as generated"]}.get(selection.phase, [])
+    if selection.steps is not None:
+        first, end = selection.steps
+        words.append(
+            f"decode steps from {first}" if end is None else f"decode steps {first} to {end - 1}"
+        )
+    if selection.positions is not None:
+        words.append(f"positions {', '.join(map(str, selection.positions))}")
+    return ", ".join(words)
+
+
+def more_text(binding: Binding) -> str:
+    """What else there is to an edit, such as a gate; empty for nothing."""
+    told = {item.name: getattr(binding, item.name) for item in further(binding, _KNOWN)}
+    gate = getattr(binding.splice, "gate", None)
+    if gate is not None:
+        told["gate"] = gate.least
+    return ", ".join(f"{name} {_short(value)}" for name, value in told.items())
+
+
+def further(thing: Any, known: set[str]) -> list[Any]:
+    """Fields of a dataclass besides the known ones that are not as they are by default."""
+    found = []
+    for item in fields(thing):
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        value = getattr(thing, item.name)
+        if item.init and item.name not in known and value is not default and value != default:
+            found.append(item)
+    return found
+
+
+def dictionary_text(binding: Binding) -> str:
+    """The dictionary that an edit's features are of."""
+    told = binding.told()
+    if told is None:
+        encoder = binding.splice.slice.encoder
+        total = binding.splice.slice.n_features
+        return f"{total} features, {encoder.activation}, norm {encoder.norm}; which is not known"
+    named = [f"{key} {value}" for key, value in sorted(told["info"].items())]
+    kind = f"{told['features']} features, {told['activation']}, norm {told['norm']}"
+    return "; ".join([kind, *named, f"digest {told['digest']}"])
+
+
+def host_text(host: Mapping[str, Any] | None) -> str:
+    """The host that a patch is for."""
+    if host is None:
+        return "not known yet"
+    name = f"{host['name']}, " if host.get("name") else ""
+    return f"{name}{host['architecture']}"
+
+
+def card(
+    patch: Patch,
+    *,
+    file: str = "patch.safetensors",
+    repository: str = "owner/name",
+    effect: Mapping[str, Any] | None = None,
+    cost: Mapping[str, Any] | None = None,
+    license: str | None = None,
+) -> str:
+    """The model card of a patch, as ``Patch.card`` says."""
+    parts = [
+        _metadata(patch, license),
+        f"# {_plain(patch.info.get('title') or _title(repository, file))}",
+        "An edit of features of a vision-language model, made and attached with `vlm-edit`: no "
+        "weight of the model changes, and taken off it leaves the model bit for bit as it was.",
+        _use(repository, file),
+        "## What it edits",
+        _table(
+            ("site", "tokens", "rule", "features", "how many"),
+            [row for binding in patch.bindings for row in binding_rows(binding)],
+        ),
+        f"Host: {_plain(host_text(patch.host))}. A host of another architecture or with other "
+        "weights at these sites is refused; `check_host=False` attaches it all the same.",
+        "Dictionaries:\n\n"
+        + "\n".join(
+            f"- `{b.site}`: {_plain(dictionary_text(b))}" for b in _distinct(patch.bindings)
+        ),
+        "## How it was chosen",
+        _listing(patch.info, "Its maker does not say."),
+        "## What it does",
+        _listing(effect or {}, "No effect is stated: measure it before you rely on it."),
+        "## What it costs",
+        _listing(cost or {}, "No cost is stated."),
+        "## Licence",
+        _licence(license),
+    ]
+    if patch.versions:
+        made = ", ".join(f"{name} {version}" for name, version in patch.versions.items())
+        parts.append(f"Written with {_plain(made)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(patch: Patch, license: str | None) -> str:
+    """The front matter; JSON's strings and lists are YAML's."""
+    told: dict[str, Any] = {"library_name": "vlm-edit", "tags": _TAGS}
+    if license is not None:
+        told["license"] = license
+    base = (patch.host or {}).get("name")
+    if base:
+        told |= {"base_model": base, "base_model_relation": "adapter"}
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in told.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _use(repository: str, file: str) -> str:
+    only = "" if file == "patch.safetensors" else f', file="{file}"'
+    return (
+        "```python\nfrom vlm_edit import load_patch\n\n"
+        f'patch = load_patch("{repository}"{only})\n'
+        "with patch.attach(model) as attached:\n"
+        "    ...  # the model as ever, edited\n"
+        "print(attached.report())\n```"
+    )
+
+
+def binding_rows(binding: Binding) -> list[tuple[str, ...]]:
+    """Site, tokens, rule, features and their number, of each of an edit's rules."""
+    more = more_text(binding)
+    tokens = tokens_text(binding.selection) + (f", {more}" if more else "")
+    return [
+        (
+            binding.site,
+            tokens,
+            rule_text(rule),
+            features_text(rule.features),
+            str(len(rule.features)),
+        )
+        for rule in binding.splice.rules
+    ]
+
+
+def _distinct(bindings: Sequence[Binding]) -> list[Binding]:
+    """The first binding of each site and dictionary."""
+    return list({(b.site, dictionary_text(b)): b for b in reversed(bindings)}.values())[::-1]
+
+
+def _listing(values: Mapping[str, Any], otherwise: str) -> str:
+    return "\n".join(f"- {_plain(k)}: {_plain(v)}" for k, v in values.items()) or otherwise
+
+
+def _licence(license: str | None) -> str:
+    stated = "Not stated." if license is None else f"{_plain(license)}."
+    return (
+        f"{stated} The file holds weights of the dictionary it was cut from, whose licence applies "
+        "to them."
+    )
+
+
+def _title(repository: str, file: str) -> str:
+    return repository if file == "patch.safetensors" else f"{repository}: {file}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([_plain(c) for c in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def line(value: object) -> str:
+    """Text of one line without control characters, which a file may hold to fool a terminal."""
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return " ".join(text.split())
+
+
+def _plain(value: object) -> str:
+    """Text of one line that is nothing but text in Markdown."""
+    text = line(value)
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#$" else c for c in text)
+
+
+def _short(value: object) -> str:
+    """A value of a rule; of many numbers only how many."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 4:
+        return f"of {len(value)} numbers"
+    return str(value)

@@ -1,0 +1,70 @@
+"""Another patch for each row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vlm_edit import tracing
+from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks import Handle, Threads
+from vlm_edit.patches.active import Active
+from vlm_edit.patches.attachment import Attachment
+from vlm_edit.patches.patch import Engine, Patch
+from vlm_edit.sites import Adapter
+
+
+def attach_rows(
+    model: nn.Module | tracing.NNsight,
+    patches: Sequence[Patch | None],
+    adapter: Adapter | None = None,
+    check_host: bool = True,
+    *,
+    via: Engine = "hooks",
+    threads: Threads = "all",
+) -> Attachment:
+    """Attach another patch for each row of the batches to come, all or none of them.
+
+    Args:
+        model: The host.
+        patches: One per row; None leaves a row as it is. Beams of a row share its patch.
+        adapter: The host's adapter; by default found.
+        check_host: As for ``Patch.attach``.
+        via: As for ``Patch.attach``.
+        threads: As for ``Patch.attach``.
+
+    Returns:
+        One attachment for all; its report has the distinct patches' bindings in their order.
+
+    Raises:
+        VlmEditError: No patch at all, or one that does not fit the host.
+
+    Example:
+        >>> from vlm_edit import Ablate, Patch, zoo
+        >>> host, processor = zoo.load_host()
+        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7]), tokens="text")
+        >>> inputs = processor(text=["a cat", "a cat"], return_tensors="pt")
+        >>> with attach_rows(host, [None, patch]) as attached:
+        ...     _ = host.get_text_features(**inputs)
+        >>> attached.report().edited_tokens
+        1
+    """
+    distinct = list({id(patch): patch for patch in patches if patch is not None}.values())
+    if not distinct:
+        raise VlmEditError("attach_rows needs a patch for at least one row: all are None")
+    undo: list[Callable[[], None]] = []
+    actives: list[Active] = []
+    shares: list[Tensor] = []
+    try:
+        for patch in distinct:
+            rows = [float(own is patch) for own in patches]
+            own = patch.attach(model, adapter, check_host, strength=rows, via=via, threads=threads)
+            undo.append(own.detach)
+            actives += own.actives
+            shares += [torch.tensor(rows)] * len(own.actives)
+    except BaseException:
+        Handle(undo).remove()
+        raise
+    return Attachment(undo, actives, shares)

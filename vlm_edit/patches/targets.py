@@ -1,0 +1,53 @@
+"""Where in a host a binding acts, after every check that can be made before it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.patches.binding import Binding
+from vlm_edit.sites import Adapter, Site, expect_width, find_site, unwrap
+
+
+def target_of(model: nn.Module, binding: Binding, adapter: Adapter | None) -> Site:
+    """The binding's site with the taps it acts on, after every check that can be made now."""
+    site = find_site(model, binding.site, adapter)
+    if site.dead:
+        raise VlmEditError(f"an edit at {site.name!r} would change nothing: {site.dead}")
+    expect_width(model, site, binding.splice.slice.decoder.shape[1])
+    tokens = binding.selection.tokens
+    if tokens != "all":
+        taps = tuple(tap for tap in site.taps if tap.stream in (tokens, "mixed"))
+        if not taps:
+            raise VlmEditError(
+                f"no {tokens} tokens pass site {site.name!r} (only "
+                f"{', '.join(site.streams)}): an edit of them there would change nothing"
+            )
+        site = replace(site, taps=taps)
+    if binding.selection.phase == "decode" and site.streams == ("image",):
+        raise VlmEditError(
+            f"phase='decode' at site {site.name!r} would change nothing: images are encoded with "
+            "the prompt. Use phase='prompt', or a language site"
+        )
+    centers = binding.splice.slice.encoder.centers
+    missing = [s for s in site.streams if centers and s not in centers]
+    if missing:
+        mixed = any(tap.stream == "mixed" for tap in site.taps)
+        mend = "add the center" if mixed else "pass tokens= to edit those alone"
+        raise VlmEditError(
+            f"the dictionary has no center for the {missing[0]} stream of site {site.name!r}, "
+            f"only for {', '.join(centers)}: {mend}"
+        )
+    return site
+
+
+def device_of(site: Site, model: nn.Module) -> torch.device:
+    """Where a site's output will most likely be."""
+    for module in (site.taps[0].module, unwrap(model)):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.device.type != "meta":
+                return tensor.device
+    return torch.device("cpu")
