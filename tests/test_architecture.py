@@ -45,6 +45,11 @@ ARROWS: dict[str, set[str]] = {
         *("errors", "sites", "hooks", "codes", "dictionaries", "dominance", "interpretability"),
         *("pairs", "fingerprint", "files"),
     },
+    "selection": {
+        *("errors", "sites", "hooks", "codes", "dictionaries", "dominance", "controls"),
+        *("measurement", "pairs", "fingerprint", "statistics"),
+    },
+    "tuning": {"errors", "patches", "report", "files", "statistics"},
     "zoo": {"errors", "pairs", "dictionaries", "hooks", "probing", "statistics"},
     "report": {
         *(

@@ -1,0 +1,240 @@
+"""Features by their effect on what the host says: gradient attribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vlm_edit.dictionaries import Dictionary, PairedDictionary
+from vlm_edit.dictionaries.origin import expect_origin
+from vlm_edit.errors import VlmEditError
+from vlm_edit.fingerprint import host_name
+from vlm_edit.hooks import Selection, Tokens, Where, attach
+from vlm_edit.selection.scores import ordered
+from vlm_edit.sites import Adapter, expect_width, find_site, unwrap
+
+Encoding = Dictionary | PairedDictionary[Dictionary]
+Sign = Literal["either", "raises", "lowers"]
+
+_CELLS = 1 << 24  # codes held at once: 64 MiB
+
+
+def by_effect(
+    model: nn.Module,
+    batches: Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    dictionary: Encoding,
+    output: Callable[[Any], Tensor],
+    site: str = "joint",
+    most: int | None = 20,
+    *,
+    sign: Sign = "either",
+    tokens: Tokens = "all",
+    adapter: Adapter | None = None,
+) -> list[int]:
+    """Features that an output of the host owes most to, strongest first.
+
+    By the mean of ``effects`` over examples: how much of the output would go, to first order, if
+    the feature were ablated.
+
+    Args:
+        model: The host, in eval mode.
+        batches: The host's inputs, or several such.
+        dictionary: Of the site; one for each stream acts on each stream's tokens.
+        output: From what the host returns to what is attributed: one number, or one per row.
+        site: The site's name.
+        most: How many at most; None for all with an effect.
+        sign: ``raises`` for features that raise the output, ``lowers`` for those that lower it.
+        tokens: ``image`` or ``text`` for the effect through one stream's tokens only.
+        adapter: The host's adapter; by default found.
+
+    Raises:
+        VlmEditError: As ``effects``, no batch, or an unknown sign.
+
+    Example:
+        >>> from vlm_edit import by_effect, zoo
+        >>> host, processor = zoo.load_host()
+        >>> inputs = processor(
+        ...     text=["a dog", "a car"], images=[zoo.load_pairs().open(0)] * 2, return_tensors="pt"
+        ... )
+        >>> likeness = lambda told: told.logits_per_image.diagonal()
+        >>> dictionary = zoo.load_dictionary("joint")
+        >>> len(by_effect(host, inputs, dictionary, likeness, most=5, tokens="text"))
+        5
+    """
+    if sign not in get_args(Sign):
+        raise VlmEditError(f"sign is {sign!r}: use one of {get_args(Sign)}")
+    listed = [batches] if isinstance(batches, Mapping) else batches
+    total, examples = torch.zeros(dictionary.n_features, dtype=torch.float64), 0
+    for inputs in listed:
+        found = effects(model, inputs, dictionary, output, site, tokens=tokens, adapter=adapter)
+        total += found.sum(0)
+        examples += len(found)
+    if not examples:
+        raise VlmEditError("no batch of inputs: there is nothing to attribute")
+    strength = {"either": total.abs(), "raises": total, "lowers": -total}[sign]
+    return ordered(strength, strength > 0, most)
+
+
+def effects(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    dictionary: Encoding,
+    output: Callable[[Any], Tensor],
+    site: str = "joint",
+    *,
+    tokens: Tokens = "all",
+    adapter: Adapter | None = None,
+) -> Tensor:
+    """How much of an output each feature accounts for: code times gradient along its direction.
+
+    ``sum over tokens of code * scale * (d output / d hidden) . decoder row``: to first order what
+    the output loses if the feature is ablated there by the splice. Exact where the output is
+    linear in the hidden state. One forward and one backward for the whole batch, in which rows
+    must not see each other. Patches attached before act meanwhile. Weights keep their gradients
+    as they are; ``model.requires_grad_(False)`` saves the memory of what lies before the site.
+
+    Args:
+        model: The host, in eval mode.
+        inputs: Of its forward; tensors on its device.
+        dictionary: Of the site; one for each stream acts on each stream's tokens.
+        output: From what the host returns to what is attributed: one number, or one per row, such
+            as ``lambda told: told.logits[:, -1, 42]``.
+        site: The site's name.
+        tokens: As in ``Patch.at``.
+        adapter: The host's adapter; by default found.
+
+    Returns:
+        [B, m] float64, a row an example, positive where the feature raises the output.
+
+    Raises:
+        VlmEditError: An unknown site or one of another width or origin than the dictionary, a host
+            in train mode, tokens that do not pass, or an output that does not depend on the site.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from vlm_edit import Adapter, Dictionary
+        >>> host = nn.Sequential(nn.Identity(), nn.Linear(2, 1, bias=False)).eval()
+        >>> _ = nn.init.constant_(host[1].weight, 3.0)
+        >>> adapter = Adapter.of({"x": ("0", "image", 2)})
+        >>> inputs = {"input": torch.tensor([[1.0, -2.0]])}
+        >>> effects(host, inputs, Dictionary.identity(2), lambda y: y[:, 0], "x", adapter=adapter)
+        tensor([[ 3., -6.]], dtype=torch.float64)
+    """
+    place = find_site(model, site, adapter)
+    expect_width(model, place, dictionary.width)
+    expect_origin(dictionary.info, site, host_name(model))
+    if unwrap(model).training:
+        raise VlmEditError(
+            f"{type(unwrap(model)).__name__} is in train mode, where dropout makes gradients "
+            "random: call model.eval()"
+        )
+    apart = isinstance(dictionary, PairedDictionary) or bool(dictionary.encoder.centers)
+    taken: list[_Taken] = []
+    selection = Selection(tokens)
+
+    def take(hidden: Tensor, where: Where) -> Tensor:
+        if tokens != "all" and where.stream not in (tokens, "mixed"):
+            return hidden
+        leaf = torch.zeros_like(hidden, requires_grad=True)
+        # Read now: what is known of the call is gone once it is over.
+        chosen = selection.choose(where, hidden)
+        taken.append(_Taken(hidden, leaf, chosen, where, apart))
+        return hidden + leaf
+
+    handle = attach(model, place, take, adapter)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            told = output(model(**inputs))
+            gradients = _gradients(told, taken, site, tokens)
+    finally:
+        handle.remove()
+    with torch.no_grad():
+        return _attributed(dictionary, taken, gradients)
+
+
+class _Taken:
+    """What passed at one tap in one call: the chosen tokens, and whose they are."""
+
+    def __init__(
+        self, hidden: Tensor, leaf: Tensor, chosen: Tensor | bool, where: Where, needs_image: bool
+    ) -> None:
+        mask = hidden.new_ones(hidden.shape[:-1], dtype=torch.bool)
+        self.mask = mask & (chosen.to(mask.device) if isinstance(chosen, Tensor) else chosen)
+        self.leaf, self.stream = leaf, str(where.stream)
+        self.hidden = hidden.detach()[self.mask]
+        images = where.images_at(hidden)
+        self.rows = self.mask.nonzero()[:, 0] if images is None else images[self.mask]
+        self.count = len(hidden) if images is None else int(images.max()) + 1
+        image = where.image_at(hidden) if needs_image and self.stream == "mixed" else None
+        self.image = None if image is None else image[self.mask]
+
+
+def _gradients(
+    told: Any, taken: list[_Taken], site: str, tokens: Tokens
+) -> tuple[Tensor | None, ...]:
+    if not isinstance(told, Tensor) or not told.is_floating_point():
+        raise VlmEditError(
+            f"output must give a tensor of numbers, one or one per row, got {type(told).__name__}"
+        )
+    if not any(bool(one.mask.any()) for one in taken):
+        raise VlmEditError(
+            f"no {'' if tokens == 'all' else f'{tokens} '}tokens passed at site {site!r}: call the "
+            "host with the inputs it needs"
+        )
+    found = None
+    if told.requires_grad:
+        found = torch.autograd.grad(told.sum(), [one.leaf for one in taken], allow_unused=True)
+    if found is None or all(gradient is None for gradient in found):
+        raise VlmEditError(
+            f"the output does not depend on site {site!r}, or the host cuts gradients: attribute "
+            "an output that comes after the site"
+        )
+    return found
+
+
+def _attributed(
+    dictionary: Encoding, taken: list[_Taken], gradients: tuple[Tensor | None, ...]
+) -> Tensor:
+    """[B, m] of all taps and calls together."""
+    count = max(one.count for one in taken)
+    total = torch.zeros(count, dictionary.n_features, dtype=torch.float64)
+    for one, gradient in zip(taken, gradients, strict=True):
+        if gradient is None:
+            continue
+        if one.count != count:
+            raise VlmEditError(
+                f"the site's outputs have {one.count} and {count} rows in one forward of the host: "
+                "they cannot be told apart by example; give one example at a time"
+            )
+        along = gradient[one.mask].float()
+        for half, stream, tokens in _parts(dictionary, one):
+            for some in tokens.split(max(1, _CELLS // dictionary.n_features)):
+                image = None if one.image is None else one.image[some]
+                codes, scale = half.encoder(one.hidden[some], stream, image)
+                worth = codes * (along[some] @ half.decoder.mT)
+                worth = worth if scale is None else worth * scale
+                total.index_add_(0, one.rows[some].cpu(), worth.cpu().double())
+    return total
+
+
+def _parts(dictionary: Encoding, one: _Taken) -> list[tuple[Dictionary, str, Tensor]]:
+    """The dictionaries of the tokens taken at a tap, their streams, and which tokens are whose."""
+    placed = dictionary.to(one.hidden.device)
+    every = torch.arange(len(one.hidden), device=one.hidden.device)
+    if isinstance(placed, Dictionary):
+        return [(placed, one.stream, every)]
+    if one.stream != "mixed":
+        return [(placed.of(one.stream), one.stream, every)]
+    if one.image is None:
+        raise VlmEditError(
+            "a dictionary for each stream needs to know image tokens from text, and this call of "
+            "the host shows neither input_ids nor image inputs: call the whole host"
+        )
+    return [
+        (placed.image, "image", every[one.image]),
+        (placed.text, "text", every[~one.image]),
+    ]

@@ -1,0 +1,235 @@
+"""Features of a concept: what a host's activations on two sets of examples tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vlm_edit.codes import SparseCodes
+from vlm_edit.dictionaries import STREAMS, AnyDictionary, Dictionary, PairedDictionary
+from vlm_edit.errors import VlmEditError
+from vlm_edit.measurement import Prepare, Reader
+from vlm_edit.pairs import Pairs
+from vlm_edit.selection.contrast import by_difference, by_direction
+from vlm_edit.sites import Adapter, find_site
+
+Stream = Literal["image", "text"]
+Score = Literal["difference", "direction"]
+Examples = Pairs | Sequence[str] | Sequence[Image.Image | Path]
+
+_GREY = (128, 128, 128)
+_SIDE = 64
+_CAPTION = "a picture"
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a set of examples looks like at a site.
+
+    Attributes:
+        codes: [n, m], a row an example; over tokens, the mean of their codes' absolute values.
+        normed: [n, d] float32, after the dictionary's norm; over tokens, their mean.
+    """
+
+    codes: SparseCodes
+    normed: Tensor
+
+
+def by_concept(
+    model: nn.Module,
+    processor: Any,
+    dictionary: AnyDictionary,
+    positive: Examples,
+    negative: Examples,
+    site: str = "joint",
+    *,
+    stream: Stream | None = None,
+    score: Score = "difference",
+    direction: Tensor | None = None,
+    most: int | None = None,
+    alpha: float | None = 0.05,
+    adapter: Adapter | None = None,
+    prepare: Prepare | None = None,
+    batch_size: int = 64,
+) -> list[int]:
+    """Features that respond more to examples of a concept than to others, strongest first.
+
+    Texts are read beside a grey image and images beside the text "a picture": where tokens of one
+    stream see the other's, as in a host that generates, pairs of both say more.
+
+    Args:
+        model: The host, in eval mode.
+        processor: Its processor.
+        dictionary: Of the site, of any kind; of a paired one the stream's.
+        positive: Texts, images (or paths), or pairs.
+        negative: The same of the contrary, or of examples in general.
+        site: The site's name.
+        stream: Whose tokens' codes are compared; needed for pairs at a site of two streams.
+        score: ``difference`` as ``by_difference`` ranks codes, or ``direction`` as
+            ``by_direction`` does (DIAL): features must write along the concept, too.
+        direction: [d], for ``direction``, in the dictionary's space (after its norm); by default
+            the difference of the sets' mean activations.
+        most: How many at most; None for all that pass.
+        alpha: False discovery rate of a rank test over the examples; None for no test.
+        adapter: The host's adapter; by default found.
+        prepare: As in ``vlm_edit.measurement.Reader``.
+        batch_size: Examples per forward.
+
+    Raises:
+        VlmEditError: No examples or of mixed kinds, a stream that does not pass at the site or is
+            not told, another dictionary than the site's, or an image that cannot be read.
+
+    Example:
+        >>> from vlm_edit import by_concept, zoo
+        >>> host, processor = zoo.load_host()
+        >>> dictionary = zoo.load_dictionary("joint")
+        >>> pets = [f"a picture of {x}" for x in ("dog", "cat", "wolf", "fox", "dog face", "lion")]
+        >>> rest = [f"a picture of {x}" for x in ("car", "house", "pen", "sun", "book", "train")]
+        >>> len(by_concept(host, processor, dictionary, pets, rest, most=3, alpha=None))
+        3
+    """
+    if score not in get_args(Score):
+        raise VlmEditError(f"score is {score!r}: use one of {get_args(Score)}")
+    sets = {"positive": as_pairs(positive, "positive"), "negative": as_pairs(negative, "negative")}
+    told = {name: kind for name, (_, kind) in sets.items()}
+    chosen = _stream(find_site(model, site, adapter).streams, stream, told, site)
+    yes, no = (
+        read_examples(
+            model,
+            processor,
+            dictionary,
+            pairs,
+            site,
+            chosen,
+            adapter=adapter,
+            prepare=prepare,
+            batch_size=batch_size,
+        )
+        for pairs, _ in sets.values()
+    )
+    if score == "difference":
+        return by_difference(yes.codes, no.codes, most, alpha=alpha)
+    way = yes.normed.mean(0) - no.normed.mean(0) if direction is None else direction
+    half = dictionary.of(chosen) if isinstance(dictionary, PairedDictionary) else dictionary
+    rows = half.decoder if isinstance(half, Dictionary) else half.decoder.take()
+    return by_direction(yes.codes, no.codes, rows.cpu(), way.cpu(), most, alpha=alpha)
+
+
+def read_examples(
+    model: nn.Module,
+    processor: Any,
+    dictionary: AnyDictionary,
+    pairs: Pairs,
+    site: str,
+    stream: Stream,
+    *,
+    adapter: Adapter | None = None,
+    prepare: Prepare | None = None,
+    batch_size: int = 64,
+) -> Seen:
+    """Codes and normed activations of examples at a site, from the host's own forward.
+
+    Args:
+        model: The host, in eval mode.
+        processor: Its processor.
+        dictionary: Of the site.
+        pairs: The examples.
+        site: The site's name.
+        stream: Whose tokens.
+        adapter: The host's adapter; by default found.
+        prepare: As in ``Reader``.
+        batch_size: Examples per forward.
+
+    Raises:
+        VlmEditError: As ``Reader``, or an image that cannot be read.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> seen = read_examples(
+        ...     *zoo.load_host(),
+        ...     zoo.load_dictionary("joint"),
+        ...     zoo.load_pairs().select(range(4)),
+        ...     "joint",
+        ...     "image",
+        ... )
+        >>> seen.codes.shape, tuple(seen.normed.shape)
+        ((4, 512), (4, 192))
+    """
+    reader = Reader(
+        *(model, processor, dictionary, site, adapter),
+        prepare=prepare,
+        batch_size=batch_size,
+        progress=False,
+    )
+    codes, normed = [], []
+    for batch in reader.read(pairs):
+        codes.append(batch.codes[stream].to("cpu"))
+        normed.append(batch.normed[stream].cpu())
+    if reader.skipped:
+        number, reason = reader.skipped[0]
+        raise VlmEditError(f"example {number} cannot be read: {reason}; take it out")
+    return Seen(_stacked(codes), torch.cat(normed))
+
+
+def as_pairs(examples: Examples, name: str) -> tuple[Pairs, Stream | None]:
+    """Examples as pairs, and the stream that they are of; None where they are pairs already.
+
+    Args:
+        examples: Texts, images, paths, or pairs.
+        name: For messages.
+
+    Raises:
+        VlmEditError: No examples, one text instead of several, or other kinds of things.
+    """
+    if isinstance(examples, Pairs):
+        return examples, None
+    listed: list[Any] = [] if isinstance(examples, str) else list(examples)
+    if not listed:
+        got = f"{examples!r}, one text" if isinstance(examples, str) else "none"
+        raise VlmEditError(f"{name} examples: got {got}; give a list of texts or of images")
+    if all(isinstance(one, str) for one in listed):
+        grey = Image.new("RGB", (_SIDE, _SIDE), _GREY)
+        return Pairs([grey] * len(listed), tuple(listed), name=name), "text"
+    if all(isinstance(one, Image.Image | Path) for one in listed):
+        return Pairs(listed, (_CAPTION,) * len(listed), name=name), "image"
+    kinds = ", ".join(sorted({type(one).__name__ for one in listed}))
+    raise VlmEditError(f"{name} examples are of {kinds}: give texts only, or images and paths only")
+
+
+def _stream(
+    there: Sequence[str], asked: Stream | None, told: dict[str, Stream | None], site: str
+) -> Stream:
+    kinds = {kind for kind in told.values() if kind is not None}
+    if asked is not None and asked not in STREAMS:
+        raise VlmEditError(f"stream is {asked!r}: use 'image' or 'text'")
+    if asked is None and len(kinds) > 1:
+        raise VlmEditError(f"examples are of both streams ({told}): compare like with like")
+    if asked is None and not kinds and len(there) > 1:
+        raise VlmEditError(
+            f"both streams pass at site {site!r}: say with stream= whether the pairs' images or "
+            "texts are compared"
+        )
+    chosen = asked or (kinds.pop() if kinds else there[0])
+    if chosen not in there:
+        raise VlmEditError(
+            f"no {chosen} stream passes at site {site!r}, only {', '.join(there)}: take examples "
+            "of that"
+        )
+    return cast("Stream", chosen)
+
+
+def _stacked(parts: Sequence[SparseCodes]) -> SparseCodes:
+    starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
+    rows = [part.rows + start for part, start in zip(parts, starts, strict=False)]
+    return SparseCodes(
+        torch.cat(rows),
+        torch.cat([part.features for part in parts]),
+        torch.cat([part.values for part in parts]),
+        (int(starts[-1]), parts[0].n_features),
+    )
