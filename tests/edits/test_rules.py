@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_edit import Ablate, Clamp, Scale, Steer, VlmEditError
+from vlm_edit import Ablate, Blend, Cap, Clamp, Detect, Keep, Project, Scale, Steer, VlmEditError
 from vlm_edit.edits import Rule, rule_from_dict
 
 number = st.sampled_from([-2.5, -1.0, 0.0, 0.75, 3.0])  # not floats: most of those are tiny
@@ -19,8 +19,10 @@ strengths = st.sampled_from([0.0, 1.0, 0.5, -1.0, 2.0])
 @st.composite
 def rules(draw):
     chosen, strength = draw(features), draw(strengths)
-    kind = draw(st.sampled_from([Ablate, Scale, Clamp, Steer]))
-    rest = () if kind is Ablate else (draw(number),)
+    kind = draw(st.sampled_from([Ablate, Blend, Cap, Clamp, Keep, Scale, Steer]))
+    rest = () if kind in (Ablate, Keep) else (draw(number),)
+    if kind is Blend:
+        rest = ([draw(number) for _ in chosen],)
     return kind(chosen, *rest, strength=strength)
 
 
@@ -29,6 +31,9 @@ def expected(rule, code):
     code = code.double()
     target = {
         Ablate: lambda: code * 0,
+        Blend: lambda: torch.tensor(rule.reference).double().expand_as(code),
+        Cap: lambda: torch.minimum(code, torch.tensor(rule.most).double()),
+        Keep: lambda: code * 0,  # of those it is given, which are all others
         Scale: lambda: rule.factor * code,
         Clamp: lambda: torch.zeros_like(code) + rule.value,
         Steer: lambda: code + rule.amount,
@@ -129,3 +134,45 @@ def test_a_stored_rule_that_is_not_exactly_one_of_ours_is_refused(values, messag
 def test_a_rule_without_a_target_has_none():
     with pytest.raises(NotImplementedError):
         Rule([0])(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Project([3, 1], strength=0.5),
+        Detect([2], [1.0, -2.0], threshold=0.5, mode="add"),
+        Steer([1, 2], 0.25, relative=True),
+        Blend(torch.tensor([4, 2]), torch.tensor([0.5, 1.5])),
+    ],
+)
+def test_rules_with_other_fields_survive_json_too(rule):
+    assert rule_from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+
+
+def test_a_stored_rule_of_before_a_field_was_there_does_without_it():
+    old = {"kind": "steer", "features": [1], "strength": 1.0, "amount": 2.0}
+    assert rule_from_dict(old) == Steer([1], 2.0)
+
+
+def test_keep_touches_all_others():
+    assert Keep([4, 0]).touches(6) == (1, 2, 3, 5)
+    assert Ablate([4, 0]).touches(6) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Blend([1, 2], [1.0]), "reference has 1 values for 2 features"),
+        (lambda: Blend([1], "4"), "reference must be a list of numbers, got '4'"),
+        (lambda: Blend([1], 4.0), "reference must be a list of numbers, got 4.0"),
+        (lambda: Blend([1], [float("nan")]), "reference must be a finite number"),
+        (lambda: Detect([1], [float("inf")]), "vector must be a finite number"),
+        (lambda: Detect([1], [1.0], mode="drop"), "mode is 'drop'; use 'replace' or 'add'"),
+        (lambda: Detect([1], [1.0], threshold="0"), "threshold must be a finite number"),
+        (lambda: Steer([1], 1.0, relative=1), "relative must be True or False, got 1"),
+        (lambda: Cap([1], None), "most must be a finite number, got None"),
+    ],
+)
+def test_fields_that_mean_nothing_are_refused(make, message):
+    with pytest.raises(VlmEditError, match=message):
+        make()

@@ -8,7 +8,7 @@ from conftest import random_dictionary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_edit import Ablate, Clamp, Dictionary, Scale, Steer, VlmEditError
+from vlm_edit import Ablate, Blend, Cap, Clamp, Dictionary, Keep, Scale, Steer, VlmEditError
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Rule, Splice
 
@@ -37,7 +37,7 @@ def naive(dictionary, rules, hidden, mask=None, stream=None, image=None):
     scale = 1.0 if scale is None else scale
     after = codes.clone()
     for rule in rules:
-        index = list(rule.features)
+        index = list(rule.touches(M))
         after[..., index] = rule(after[..., index])
     mean = x.mean(-1, keepdim=True) if dictionary.encoder.norm == "layer_norm" else 0.0
     back = lambda z: (z @ dictionary.decoder + dictionary.decoder_bias) * scale + mean  # noqa: E731
@@ -57,6 +57,9 @@ rule = st.one_of(
     st.builds(Scale, some, number, strength=number),
     st.builds(Clamp, some, number),
     st.builds(Steer, some, number),
+    st.builds(Keep, some, strength=number),
+    st.builds(Cap, some, number, strength=number),
+    some.map(lambda chosen: Blend(chosen, [0.5 * k for k in range(len(chosen))])),
 )
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-1}
 
@@ -249,3 +252,22 @@ def test_a_steered_token_of_a_normed_dictionary_moves_by_its_own_norm():
     splice = Splice.of(make("relu", "constant_norm_rescale", False, 0), [Steer([0], 1.0)])
     one = torch.randn(1, D)
     torch.testing.assert_close(splice(2 * one) - 2 * one, 2 * (splice(one) - one))
+
+
+def test_keeping_every_feature_would_change_nothing_and_is_refused():
+    with pytest.raises(VlmEditError, match=f"Keep names all {M} features"):
+        Splice.of(make("relu", "none", False, 0), [Keep(range(M))])
+    with pytest.raises(VlmEditError, match=f"feature {M} is not in this dictionary"):
+        Splice.of(make("relu", "none", False, 0), [Keep([M])])
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+@pytest.mark.parametrize("norm", ["none", "constant_norm_rescale", "layer_norm"])
+def test_of_an_edit_that_reads_no_code_no_encoder_is_kept(activation, norm):
+    dictionary = make(activation, norm, False, 0)
+    rules = [Steer([5, 1], 1.5, strength=2.0), Steer([3], -0.25)]
+    splice = Splice.of(dictionary, rules)
+    assert splice.slice.encoder.weight.shape == (D, 3)
+    assert not splice.slice.encoder.weight.any()
+    hidden = torch.randn(4, D)
+    torch.testing.assert_close(splice(hidden), naive(dictionary, rules, hidden))

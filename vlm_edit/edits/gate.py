@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.encoder import move
+from vlm_edit.dictionaries.encoder import expect, move
 from vlm_edit.errors import VlmEditError
 
 
@@ -38,6 +38,8 @@ class Gate:
                 f"gate is {self.least!r}; it is the share of a token that the dictionary must "
                 "explain, at most 1"
             )
+        expect("decoder", self.decoder, (len(self.decoder), *self.bias.shape))
+        expect("decoder bias", self.bias, (self.bias.numel(),))
 
     def opens(self, x: Tensor, codes: Tensor) -> Tensor:
         """Where enough is explained.

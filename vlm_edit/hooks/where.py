@@ -42,7 +42,10 @@ class Where:
             return None
         if self.image_mask is None:
             return self.call.image
-        return given_in(self.image_mask, self.call, self.call.image, "image_mask")
+        return cast(
+            "Tensor | bool | None",
+            given_in(self.image_mask, self.call, self.call.image, "image_mask"),
+        )
 
     @property
     def real(self) -> Tensor | None:
@@ -229,7 +232,7 @@ class Selection:
             else:
                 chosen = image == (self.tokens == "image")
         if mask is not None:
-            chosen = given_in(mask, call, chosen, "mask")
+            chosen = cast("Tensor | bool | None", given_in(mask, call, chosen, "mask"))
         if chosen is None:
             raise VlmEditError(
                 f"tokens={self.tokens!r}: this call of the host shows neither input_ids nor image "
@@ -240,9 +243,9 @@ class Selection:
 
 
 def given_in(
-    given: Tensor, call: Call, otherwise: Tensor | bool | None, name: str
-) -> Tensor | bool | None:
-    """The part of a user's mask of the prompt that falls into a call, then what is otherwise known.
+    given: Tensor, call: Call, otherwise: Tensor | float | None, name: str
+) -> Tensor | float | None:
+    """The part of what a user says of the prompt that falls into a call, then what else is known.
 
     Raises:
         VlmEditError: The mask's length is not the prompt's, or the call's place is not known.

@@ -12,6 +12,7 @@ from torch import Tensor
 from vlm_edit.dictionaries.encoder import move
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Where
+from vlm_edit.hooks.where import fit, given_in
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally
 
@@ -21,7 +22,8 @@ class Run:
     """What is said at ``attach`` of the inputs to come; not part of a patch.
 
     Attributes:
-        strength: [B] float, one per row of the batch; None for 1 everywhere.
+        strength: [B] float, one per row of the batch; or [B, P], one per token of the prompt;
+            None for 1 everywhere.
         mask: [B, P] bool, the tokens of the prompt to edit; None to go by the patch.
         image_mask: [B, P] bool, the image tokens of the prompt; None to go by the host's call.
     """
@@ -33,7 +35,7 @@ class Run:
     @classmethod
     def of(
         cls,
-        strength: float | Sequence[float] | Tensor = 1.0,
+        strength: float | Sequence[float] | Sequence[Sequence[float]] | Tensor = 1.0,
         mask: Tensor | None = None,
         image_mask: Tensor | None = None,
     ) -> Run:
@@ -48,9 +50,10 @@ class Run:
             raise VlmEditError(
                 f"strength is {strength!r}; give a number, or one per row of the batch"
             ) from error
-        if rows.ndim > 1 or not rows.numel() or not bool(rows.isfinite().all()):
+        if rows.ndim > 2 or not rows.numel() or not bool(rows.isfinite().all()):
             raise VlmEditError(
-                f"strength is {strength!r}; give a finite number, or one per row of the batch"
+                f"strength is {strength!r}; give a finite number, one per row of the batch, or "
+                "[B, P], one per token of the prompt"
             )
         for name, given in (("mask", mask), ("image_mask", image_mask)):
             if given is None:
@@ -59,7 +62,9 @@ class Run:
                 kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
                 raise VlmEditError(f"{name} must be a tensor of bool, [B, tokens], got {kind}")
         plain = rows.ndim == 0 and float(rows) == 1.0
-        return cls(None if plain else rows.reshape(-1), mask, image_mask)
+        if rows.ndim == 0:
+            rows = rows.reshape(1)
+        return cls(None if plain else rows, mask, image_mask)
 
 
 @dataclass(eq=False)
@@ -76,12 +81,15 @@ class Active:
     run: Run
     tally: Tally
     _devices: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Be ready where the site's outputs will most likely be."""
         self.binding.splice.place(self.tally.device)
         if self.run.strength is not None:
             self._rows_on(self.run.strength, self.tally.device)
+        if self.binding.schedule:
+            self._on((1.0, *self.binding.schedule), self.tally.device)
 
     def __call__(self, hidden: Tensor, where: Where) -> Tensor:
         """The output of one of the site's modules, edited."""
@@ -89,9 +97,8 @@ class Active:
         if run.image_mask is not None and where.stream == "mixed":
             where = Where(where.stream, where.call, run.image_mask)
         chosen = selection.choose(where, hidden, run.mask)
-        strength = None
-        if run.strength is not None and chosen is not False:
-            strength = self._strength(run.strength, hidden, where)
+        strength = None if chosen is False else self._strength(hidden, where)
+        if strength is not None:
             moved = strength != 0
             chosen = moved.expand(hidden.shape[:-1]) if chosen is True else moved & chosen
         self.tally.add(selection, where, hidden, chosen)
@@ -116,7 +123,56 @@ class Active:
             else:
                 self._devices[device] = _own(rows, device)
 
-    def _strength(self, rows: Tensor, hidden: Tensor, where: Where) -> Tensor:
+    def _strength(self, hidden: Tensor, where: Where) -> Tensor | None:
+        """What multiplies an output's change, broadcast against its tokens; None for 1."""
+        found = self._scheduled(hidden, where) if self.binding.schedule else None
+        rows = self.run.strength
+        if rows is None:
+            return found
+        if rows.ndim == 2:
+            given = self._of_tokens(rows, hidden, where)
+        else:
+            given = self._of_rows(rows, hidden, where)
+        return given if found is None or given is None else given * found
+
+    def _scheduled(self, hidden: Tensor, where: Where) -> Tensor | None:
+        """[1, S], the schedule's factor of each token; None where all are the prompt's."""
+        call, schedule = where.call, self.binding.schedule
+        assert schedule is not None
+        if where.stream == "image" or hidden.ndim != 3:
+            return None
+        if call.prompt is None or call.start is None or call.shape is None:
+            raise VlmEditError(
+                "a schedule counts decode steps, and this call goes on with a cache whose prompt "
+                "was not seen in one call: use the host's generate, or give the whole prompt to "
+                "one call"
+            )
+        if isinstance(call.start, int) and call.start + call.shape[1] <= call.prompt:
+            return None
+        table = self._on((1.0, *schedule), hidden.device)  # the prompt's factor, then the steps'
+        step = call.places(hidden.device) - call.prompt
+        return table[(step + 1).clamp(0, len(schedule))].unsqueeze(0)
+
+    def _on(self, values: tuple[float, ...], device: torch.device) -> Tensor:
+        if device not in self._tables:
+            with torch.inference_mode(False):
+                self._tables[device] = torch.tensor(values, device=device)
+        return self._tables[device]
+
+    def _of_tokens(self, given: Tensor, hidden: Tensor, where: Where) -> Tensor | None:
+        """[B, S], the strength of each token; None where all were generated."""
+        given = self._rows_on(given, hidden.device)
+        if hidden.ndim != 3 or where.stream == "image":
+            if given.shape != hidden.shape[:-1]:
+                raise VlmEditError(
+                    f"strength is {tuple(given.shape)}, this site's output ({where.stream}) is "
+                    f"{tuple(hidden.shape)}: one per token is {tuple(hidden.shape[:-1])} here"
+                )
+            return given
+        found = given_in(given, where.call, 1.0, "strength")
+        return fit(found, hidden) if isinstance(found, Tensor) else None
+
+    def _of_rows(self, rows: Tensor, hidden: Tensor, where: Where) -> Tensor:
         """The strength of each row of an output: [B, 1] for [B, S, D], [N] for packed [N, D]."""
         one, rows = len(rows) == 1, self._rows_on(rows, hidden.device)
         if one and len(hidden) != len(rows):

@@ -55,6 +55,12 @@ class Attachment(Handle):
         """
         rows = Run.of(strength).strength
         rows = torch.ones(1) if rows is None else rows
+        if rows.ndim > 1 or any(
+            a.run.strength is not None and a.run.strength.ndim > 1 for a in self.actives
+        ):
+            raise VlmEditError(
+                "strengths per token belong to one prompt: attach the patch anew with them"
+            )
         for own in self._shares:
             if len(rows) != len(own) and len(rows) > 1 and len(own) > 1:
                 raise VlmEditError(
