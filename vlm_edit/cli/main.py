@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from vlm_edit import __version__
-from vlm_edit.cli import editing, measuring, training, verbs
+from vlm_edit.cli import editing, measuring, patching, training, verbs
 from vlm_edit.dictionaries import Kind
 from vlm_edit.dominance import Cut, Zeros
 from vlm_edit.errors import VlmEditError
@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As typed after ``vlm-edit``; by default the process's own.
 
     Returns:
-        0; 1 if a check of the demonstration does not hold; 2 with a message on standard error
-        for what the user can mend.
+        0; 1 if a check of the demonstration does not hold, or two patches differ; 2 with a
+        message on standard error for what the user can mend.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_measure(commands)
     _add_report(commands)
     _add_edit(commands)
+    _add_patch(commands)
     return parser
 
 
@@ -176,6 +177,54 @@ def _add_edit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     edit.add_argument("--run", dest="into", metavar="RUN", help="show it on this run's page")
     edit.add_argument("--save", dest="save_to", metavar="FILE", help="write the patch here")
     edit.set_defaults(run=editing.edit)
+
+
+def _add_patch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    patch = commands.add_parser("patch", help="look at saved patches, bake, merge, compare them")
+    verbs_of = patch.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    told = "a patch file, a folder with one, or owner/name on the hub"
+
+    info = verbs_of.add_parser("info", help="what is in a patch")
+    info.add_argument("patch", help=told)
+    info.add_argument("--card", action="store_true", help="as the card of a repository instead")
+    info.set_defaults(run=patching.info)
+
+    apply = verbs_of.add_parser("apply", help="check that a patch fits a model, or bake it in")
+    apply.add_argument(
+        "model", help="model folder, as save_pretrained writes it, or zoo:emoji-clip"
+    )
+    apply.add_argument("patch", help=told)
+    apply.add_argument(
+        "--bake", metavar="FOLDER", help="write a copy of the model with the edit in its weights"
+    )
+    apply.add_argument(
+        "--no-check-host",
+        dest="check_host",
+        action="store_false",
+        help="take a model that is not the one the patch was made for",
+    )
+    apply.set_defaults(run=patching.apply)
+
+    merge = verbs_of.add_parser("merge", help="several patches of one model in one file")
+    merge.add_argument("patches", nargs="+", metavar="patch", help=told)
+    merge.add_argument("--out", required=True, metavar="FILE", help="a file that is not there yet")
+    merge.set_defaults(run=patching.merge)
+
+    diff = verbs_of.add_parser("diff", help="what two patches have not in common (then exit 1)")
+    for name in ("first", "second"):
+        diff.add_argument(name, help=told)
+    diff.set_defaults(run=patching.diff)
+
+    for parser in (info, apply):
+        parser.add_argument("--file", help="which one, where a folder or repository has several")
+        parser.add_argument("--revision", help="branch, tag or commit of a repository")
+    for parser in (info, apply, merge, diff):
+        parser.add_argument(
+            "--no-verify",
+            dest="verify",
+            action="store_false",
+            help="read a file even if a byte of it has changed since it was written",
+        )
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:

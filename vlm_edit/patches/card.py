@@ -223,7 +223,7 @@ def line(value: object) -> str:
 def _plain(value: object) -> str:
     """Text of one line that is nothing but text in Markdown."""
     text = line(value)
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#$" else c for c in text)
+    return "".join(f"\\{c}" if c in "\\`*[]<|$" else c for c in text)
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,129 @@
+"""``vlm-edit patch``: look at saved patches, check and bake, merge and compare them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import operator
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vlm_edit.cli.host import ZOO, load_host, load_model
+from vlm_edit.errors import VlmEditError
+from vlm_edit.patches import Patch, load_patch
+from vlm_edit.patches.card import binding_rows, dictionary_text, host_text, line
+from vlm_edit.patches.comparing import differences
+from vlm_edit.report import Table
+
+_WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"),
+    ".index.json",
+)
+
+
+def info(options: argparse.Namespace) -> int:
+    """``vlm-edit patch info``."""
+    patch = _load(options.patch, options)
+    if options.card:
+        print(patch.card(), end="")
+        return 0
+    columns = ("site", "tokens", "rule", "features", "how many")
+    rows = [row for binding in patch.bindings for row in binding_rows(binding)]
+    print(Table(options.patch, columns, [[line(cell) for cell in row] for row in rows]))
+    print(f"\nhost:        {line(host_text(patch.host))}")
+    for text in dict.fromkeys(f"{b.site}: {dictionary_text(b)}" for b in patch.bindings):
+        print(f"dictionary:  {line(text)}")
+    for key, value in patch.info.items():
+        print(f"{line(key) + ':':12} {line(value)}")
+    made = ", ".join(f"{name} {version}" for name, version in patch.versions.items())
+    print(f"written by:  {line(made) or 'a version that kept neither versions nor dictionary'}")
+    return 0
+
+
+def apply(options: argparse.Namespace) -> int:
+    """``vlm-edit patch apply``."""
+    patch = _load(options.patch, options)
+    if options.bake:
+        return _bake(patch, options)
+    model = load_model(options.model)
+    patch.attach(model, check_host=options.check_host).remove()
+    rows = [
+        (site.name, str(site.width), ", ".join(tap.path for tap in site.taps))
+        for _, site in patch.check(model, check_host=options.check_host)
+    ]
+    print(Table(f"{options.patch} fits {options.model}", ("site", "width", "modules"), rows))
+    return 0
+
+
+def merge(options: argparse.Namespace) -> int:
+    """``vlm-edit patch merge``."""
+    target = _new(options.out)
+    patches = [_load(name, options) for name in options.patches]
+    merged = functools.reduce(operator.add, patches)
+    merged.save(target)
+    print(f"{len(merged.bindings)} edits of {len(patches)} patches\n\npatch:  {target}")
+    return 0
+
+
+def diff(options: argparse.Namespace) -> int:
+    """``vlm-edit patch diff``: 1 if they differ."""
+    found = differences(*(_load(name, options) for name in (options.first, options.second)))
+    if not found:
+        print("the same edits, of the same host")
+        return 0
+    columns = ("where", "what", options.first, options.second)
+    rows = [[line(cell) for cell in one] for one in found]
+    print(Table(f"{len(found)} differences", columns, rows))
+    return 1
+
+
+def _load(name: str, options: argparse.Namespace) -> Patch:
+    told = {key: getattr(options, key, None) for key in ("file", "revision")}
+    return load_patch(name, **told, verify=options.verify)
+
+
+def _new(name: str) -> Path:
+    """A place to write to that is not there, in a folder that is."""
+    place = Path(name).absolute()
+    if place.exists():
+        raise VlmEditError(f"{name} is there already: remove it, or name another place")
+    if not place.parent.is_dir():
+        raise VlmEditError(f"{name}: its folder does not exist; make it first")
+    return place
+
+
+def _bake(patch: Patch, options: argparse.Namespace) -> int:
+    """A copy of the model's folder with the edit in its weights, whole or not at all."""
+    target = _new(options.bake)
+    processor: Any = None
+    if options.model.startswith(ZOO):
+        model, processor = load_host(options.model)
+    else:
+        model = load_model(options.model)
+    baked = patch.bake(model, check_host=options.check_host)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        _write(model, processor, Path(options.model), partial)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print("\n".join(f"changed: {path}" for path in baked.weights))
+    print(f"\nmodel:   {target}")
+    return 0
+
+
+def _write(model: nn.Module, processor: Any, source: Path, target: Path) -> None:
+    """The model, and all that lies beside its weights but the card, which tells of another."""
+    save: Any = model.save_pretrained
+    save(target)
+    if processor is not None:
+        processor.save_pretrained(target)
+        return
+    for file in source.iterdir():
+        there = (target / file.name).exists() or file.name == "README.md"
+        if file.is_file() and not there and not file.name.endswith(_WEIGHTS):
+            shutil.copyfile(file, target / file.name)
