@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 import threading
+from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save
 
 from vlm_edit import Dictionary, VlmEditError, load_dictionary
 from vlm_edit.dictionaries import Encoder, Layout, save_saelens
-from vlm_edit.dictionaries.formats.hub import locate
+from vlm_edit.dictionaries.formats.hub import candidates, locate
 
 COMMIT = "c" * 40
 
@@ -223,3 +225,92 @@ def test_a_folder_of_several_dictionaries_names_them(tmp_path, sae):
 def test_what_cannot_be_a_repository_is_a_path_that_does_not_exist(path):
     with pytest.raises(VlmEditError, match="the path does not exist"):
         locate(path, None, None)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository in the hub's place, of empty files: what of it is asked for is kept."""
+    asked = {}
+
+    def snapshot_download(name, revision, allow_patterns):  # noqa: ARG001
+        asked["fetched"] = sorted(
+            file for file in asked["files"] if any(fnmatchcase(file, p) for p in allow_patterns)
+        )
+        return tmp_path
+
+    api = SimpleNamespace(list_repo_files=lambda _, revision: asked["files"])  # noqa: ARG005
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    return asked
+
+
+SAE = ["cfg.json", "sae.safetensors"]
+RUN = ["run/config.json", "run/checkpoints/ae_5.pt", "run/checkpoints/ae_9.pt"]
+INDEX = ["m.safetensors.index.json", "m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"]
+PAIR = [f"{stream}/{name}" for stream in ("image", "text") for name in SAE]
+
+
+@pytest.mark.parametrize(
+    ("files", "file", "place", "fetched"),
+    [
+        (SAE, None, ".", SAE),
+        ([*SAE, "more/notes.json", "README.md"], None, ".", [*SAE, "README.md"]),
+        (
+            ["a/x.safetensors", "b/x.safetensors", "cfg.json"],
+            "a",
+            "a",
+            ["a/x.safetensors", "cfg.json"],
+        ),
+        (["a/x.pt", "a/b/y.pt"], "a", "a", ["a/x.pt", "a/b/y.pt"]),
+        (["a/x.pt", "ab/y.pt"], "a", "a", ["a/x.pt"]),
+        (
+            [*RUN, "other/config.json"],
+            "run/checkpoints/ae_5.pt",
+            "run/checkpoints/ae_5.pt",
+            RUN[:2],
+        ),
+        (
+            [*RUN, "other/config.json"],
+            "./run//checkpoints/ae_5.pt",
+            "run/checkpoints/ae_5.pt",
+            RUN[:2],
+        ),
+        (["x[1].pt", "x1.pt"], "x[1].pt", "x[1].pt", ["x[1].pt"]),
+        (INDEX, None, ".", INDEX),
+        ([*INDEX, "n-00001-of-00002.safetensors"], INDEX[0], INDEX[0], INDEX),
+        ([*INDEX, "m-notes.txt", "a/m-1.safetensors"], INDEX[0], INDEX[0], INDEX),
+        ([*PAIR, "notes/x.txt"], None, ".", PAIR),
+        ([*PAIR, "image/deep/x.txt"], None, ".", PAIR),
+    ],
+)
+def test_of_a_repository_what_is_meant_is_fetched_and_no_more(
+    tmp_path, repository, files, file, place, fetched
+):
+    repository["files"] = files
+    assert locate("owner/name", file, None) == tmp_path / place
+    assert repository["fetched"] == sorted(fetched)
+
+
+@pytest.mark.parametrize(
+    ("files", "file", "message"),
+    [
+        (["README.md"], None, "has no weights"),
+        (["a.pt", "b.pt"], None, "several dictionaries: .* one of 'a.pt', 'b.pt'"),
+        (["a/x.safetensors", "b/x.safetensors"], None, "with file=, one of 'a', 'b'"),
+        (["a/x.safetensors", "a/y.safetensors", "b/x.pt"], None, "one of 'a', 'b'"),
+        (["ab/x.pt"], "a", "has no 'a'; it has 'ab'"),
+        ([f"{i:02}.pt" for i in range(12)], None, "'09.pt' and 2 more"),
+    ],
+)
+def test_of_a_repository_that_has_several_or_none_is_told(repository, files, file, message):
+    repository["files"] = files
+    with pytest.raises(VlmEditError, match=message):
+        locate("owner/name", file, None)
+
+
+def test_folders_of_a_path_are_listed_without_the_path_itself(tmp_path):
+    for name in ("x.pt", "a/y.safetensors", "a/z.txt", "b/c/w.npz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert candidates(tmp_path) == ["a", "b/c"]
