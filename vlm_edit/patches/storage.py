@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import Encoder, Slice
-from vlm_edit.edits import Gate, Splice, rule_from_dict
+from vlm_edit.edits import Gate, Keep, Splice, rule_from_dict
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import read_tensors, write_tensors
 from vlm_edit.hooks import Selection
@@ -84,7 +84,7 @@ def read(
     header, tensors = _read(Path(path))
     try:
         found = _parts(header, dict(tensors))
-        if verify and header["version"] > 1:
+        if verify and (header["version"] > 1 or "checksum" in header):
             _expect_checksum(header, tensors)
     except VlmEditError as error:
         raise VlmEditError(f"{path}: {error}") from error
@@ -104,6 +104,9 @@ def _parts(
         own = _take(tensors, f"{number}.")
         gate = _gate(entry.get("gate"), _take(own, "gate."))
         part = _slice(entry, own, whole=gate is not None)
+        for rule in rules:  # counting all others of any number that a file names may take forever
+            if isinstance(rule, Keep) and part.n_features > len(part.features) + len(rule.features):
+                raise VlmEditError(f"it has not all features that {rule.kind!r} touches")
         if gate is not None and gate.decoder.shape != (part.n_features, part.decoder.shape[1]):
             raise VlmEditError(
                 f"the gate's decoder is {tuple(gate.decoder.shape)}, expected "
