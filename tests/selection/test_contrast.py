@@ -108,6 +108,26 @@ def test_a_stricter_rate_finds_less_and_no_test_all_that_is_above_zero() -> None
         assert by_difference(positive, negative, alpha=alpha) == [k for k in every if passes[k]]
 
 
+def test_one_side_alone_is_tested() -> None:
+    positive = torch.tensor([[2.0], [6.0], [7.0], [8.0], [9.0]])
+    negative = torch.tensor([[0.0], [1.0], [3.0], [4.0], [5.0]])
+    sides = [
+        stats.mannwhitneyu(
+            positive[:, 0], negative[:, 0], alternative=told, method="asymptotic"
+        ).pvalue
+        for told in ("greater", "two-sided")
+    ]
+    alpha = float(sum(sides) / 2)  # passed on one side, not on both
+    assert by_difference(positive, negative, alpha=alpha) == [0]
+    assert by_direction(positive, negative, torch.ones(1, 1), torch.ones(1), alpha=alpha) == []
+
+
+def test_what_does_not_vary_is_not_chosen_for_the_rounding_of_its_mean() -> None:
+    for count in range(2, 40):
+        same = torch.full((count, 1), 0.1, dtype=torch.float64)
+        assert by_difference(same, same[:2].repeat(5, 1), alpha=None) == []
+
+
 def test_sets_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(
         VlmEditError, match="codes of 3 features cannot be compared with codes of 4"

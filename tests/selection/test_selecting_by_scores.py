@@ -165,12 +165,10 @@ def test_random_features_are_as_active_or_move_as_far() -> None:
     assert random_like([0], range(1, 9), "norm", codes=codes, decoder=decoder) == [*range(1, 9)]
     same = decoder[[1] * 9]  # rows along one line add up
     assert len(random_like([0], range(1, 9), "norm", codes=codes, decoder=same)) == 4
-    draws = {
-        tuple(random_like([0], range(1, 9), m, codes=codes, decoder=same, seed=s))
-        for s in range(9)
-        for m in ("activity", "norm")
-    }
-    assert len(draws) > 5
+    for match in ("activity", "norm"):
+        options = {"codes": codes, "decoder": same}
+        draws = {tuple(random_like([0], range(1, 9), match, **options, seed=s)) for s in range(9)}
+        assert len(draws) > 5
 
 
 def test_what_a_match_needs_is_asked_for() -> None:

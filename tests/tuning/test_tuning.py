@@ -199,6 +199,22 @@ def test_a_jump_is_closed_in_on_from_both_sides(host) -> None:
     reached = min(p.strength for p in found.points if p.target)
     assert 0.59 < reached < 0.62
     assert found.best(utility_at_least=-1).strength == reached
+    # The side of the jump first, then the wider of both sides.
+    assert [p.strength for p in found.points[5:8]] == [0.625, 0.125, 0.5625]
+
+
+def test_where_the_front_lies_close_the_widest_gap_beside_it_comes_next(host) -> None:
+    def falls(s: float, _: int) -> float:
+        return s / 100 if s <= 0.5 else -1.0
+
+    found, _ = search(host, falls, lambda s, _: -s / 100 if s <= 0.5 else -1.0, budget=6)
+    assert [p.strength for p in found.front] == [0, 0.25, 0.5]
+    assert found.points[5].strength == 0.625
+
+
+def test_beside_the_front_is_looked_closer_than_elsewhere(host) -> None:
+    found, _ = search(host, lambda s, _: -abs(s - 0.25), lambda *_: 1.0, budget=9)
+    assert sorted(p.strength for p in found.points[5:]) == [0.125, 0.1875, 0.3125, 0.375]
 
 
 def test_a_front_of_two_sizes_is_closed_in_on(host) -> None:
