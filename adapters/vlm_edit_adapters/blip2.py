@@ -9,7 +9,7 @@ adapter = Adapter(
     sites=(
         SiteRule(
             "vision.{i}",
-            (TapRule(("vision_model.encoder.layers.{i}",), "image"),),
+            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends=("+mlp.fc2",)),),
             width=("vision_config.hidden_size",),
         ),
         SiteRule(

@@ -11,7 +11,7 @@ adapter = Adapter(
         ),
         SiteRule(
             "vision.{i}",
-            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends="+mlp.fc2"),),
+            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends=("+mlp.fc2",)),),
             width=("vision_config.hidden_size",),
         ),
         SiteRule(
@@ -27,7 +27,13 @@ vision = Adapter(
     sites=(
         SiteRule(
             "vision.{i}",
-            (TapRule(("encoder.layers.{i}", "vision_model.encoder.layers.{i}"), "image"),),
+            (
+                TapRule(
+                    ("encoder.layers.{i}", "vision_model.encoder.layers.{i}"),
+                    "image",
+                    ends=("+mlp.fc2",),
+                ),
+            ),
             width=("hidden_size",),
         ),
     ),

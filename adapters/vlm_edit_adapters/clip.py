@@ -14,12 +14,12 @@ adapter = Adapter(
         ),
         SiteRule(
             "vision.{i}",
-            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends="+mlp.fc2"),),
+            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends=("+mlp.fc2",)),),
             width=("vision_config.hidden_size",),
         ),
         SiteRule(
             "text.{i}",
-            (TapRule(("text_model.encoder.layers.{i}",), "text", ends="+mlp.fc2"),),
+            (TapRule(("text_model.encoder.layers.{i}",), "text", ends=("+mlp.fc2",)),),
             width=("text_config.hidden_size",),
         ),
     ),
@@ -36,7 +36,13 @@ vision = Adapter(
         ),
         SiteRule(
             "vision.{i}",
-            (TapRule(("encoder.layers.{i}", "vision_model.encoder.layers.{i}"), "image"),),
+            (
+                TapRule(
+                    ("encoder.layers.{i}", "vision_model.encoder.layers.{i}"),
+                    "image",
+                    ends=("+mlp.fc2",),
+                ),
+            ),
             width=("hidden_size",),
         ),
     ),
@@ -52,7 +58,13 @@ text = Adapter(
         ),
         SiteRule(
             "text.{i}",
-            (TapRule(("encoder.layers.{i}", "text_model.encoder.layers.{i}"), "text"),),
+            (
+                TapRule(
+                    ("encoder.layers.{i}", "text_model.encoder.layers.{i}"),
+                    "text",
+                    ends=("+mlp.fc2",),
+                ),
+            ),
             width=("hidden_size",),
         ),
     ),

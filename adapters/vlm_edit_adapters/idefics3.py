@@ -13,13 +13,18 @@ adapter = Adapter(
                 TapRule(
                     ("model.vision_model.encoder.layers.{i}", "vision_model.encoder.layers.{i}"),
                     "image",
+                    ends=("+mlp.fc2",),
                 ),
             ),
             width=("vision_config.hidden_size",),
         ),
         SiteRule(
             "projector",
-            (TapRule(("model.connector", "connector"), "image"),),
+            (
+                TapRule(
+                    ("model.connector", "connector"), "image", ends=("modality_projection.proj",)
+                ),
+            ),
             width=("text_config.hidden_size",),
         ),
         SiteRule(

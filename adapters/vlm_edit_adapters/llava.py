@@ -31,7 +31,7 @@ adapter = Adapter(
                 TapRule(
                     ("model.multi_modal_projector", "multi_modal_projector"),
                     "image",
-                    ends="linear_2",
+                    ends=("linear_2",),
                 ),
             ),
             width=("text_config.hidden_size",),

@@ -21,7 +21,13 @@ adapter = Adapter(
         ),
         SiteRule(
             "projector",
-            (TapRule(("model.multi_modal_projector", "multi_modal_projector"), "image"),),
+            (
+                TapRule(
+                    ("model.multi_modal_projector", "multi_modal_projector"),
+                    "image",
+                    ends=("linear",),
+                ),
+            ),
             width=("text_config.hidden_size",),
         ),
         SiteRule(

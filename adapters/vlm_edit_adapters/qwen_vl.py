@@ -10,7 +10,13 @@ adapter = Adapter(
     sites=(
         SiteRule(
             "vision.{i}",
-            (TapRule(("model.visual.blocks.{i}", "visual.blocks.{i}"), "image"),),
+            (
+                TapRule(
+                    ("model.visual.blocks.{i}", "visual.blocks.{i}"),
+                    "image",
+                    ends=("+mlp.fc2", "+mlp.down_proj", "+mlp.linear_fc2"),
+                ),
+            ),
             width=("vision_config.embed_dim", "vision_config.hidden_size"),
         ),
         SiteRule(
@@ -19,6 +25,7 @@ adapter = Adapter(
                 TapRule(
                     ("model.visual.deepstack_merger_list.{i}", "visual.deepstack_merger_list.{i}"),
                     "image",
+                    ends=("linear_fc2",),
                 ),
             ),
             width=("text_config.hidden_size",),
@@ -26,7 +33,11 @@ adapter = Adapter(
         ),
         SiteRule(
             "projector",
-            (TapRule(("model.visual.merger", "visual.merger"), "image"),),
+            (
+                TapRule(
+                    ("model.visual.merger", "visual.merger"), "image", ends=("mlp.2", "linear_fc2")
+                ),
+            ),
             width=("text_config.hidden_size",),
         ),
         SiteRule(

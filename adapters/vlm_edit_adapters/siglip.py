@@ -7,19 +7,19 @@ adapter = Adapter(
         SiteRule(
             "joint",
             (
-                TapRule(("vision_model.head",), "image", ends="+mlp.fc2"),
+                TapRule(("vision_model.head",), "image", ends=("+mlp.fc2",)),
                 TapRule(("text_model.head",), "text"),
             ),
             width=("vision_config.hidden_size",),
         ),
         SiteRule(
             "vision.{i}",
-            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends="+mlp.fc2"),),
+            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends=("+mlp.fc2",)),),
             width=("vision_config.hidden_size",),
         ),
         SiteRule(
             "text.{i}",
-            (TapRule(("text_model.encoder.layers.{i}",), "text", ends="+mlp.fc2"),),
+            (TapRule(("text_model.encoder.layers.{i}",), "text", ends=("+mlp.fc2",)),),
             width=("text_config.hidden_size",),
         ),
     ),
@@ -30,13 +30,19 @@ vision = Adapter(
     sites=(
         SiteRule(
             "joint",
-            (TapRule(("head", "vision_model.head"), "image"),),
+            (TapRule(("head", "vision_model.head"), "image", ends=("+mlp.fc2",)),),
             width=("hidden_size",),
             optional=True,
         ),
         SiteRule(
             "vision.{i}",
-            (TapRule(("encoder.layers.{i}", "vision_model.encoder.layers.{i}"), "image"),),
+            (
+                TapRule(
+                    ("encoder.layers.{i}", "vision_model.encoder.layers.{i}"),
+                    "image",
+                    ends=("+mlp.fc2",),
+                ),
+            ),
             width=("hidden_size",),
         ),
     ),
@@ -51,7 +57,13 @@ text = Adapter(
         ),
         SiteRule(
             "text.{i}",
-            (TapRule(("encoder.layers.{i}", "text_model.encoder.layers.{i}"), "text"),),
+            (
+                TapRule(
+                    ("encoder.layers.{i}", "text_model.encoder.layers.{i}"),
+                    "text",
+                    ends=("+mlp.fc2",),
+                ),
+            ),
             width=("hidden_size",),
         ),
     ),

@@ -21,6 +21,7 @@ from vlm_edit import (
     Project,
     Scale,
     Steer,
+    TapRule,
     VlmEditError,
 )
 from vlm_edit.dictionaries import Encoder
@@ -350,3 +351,8 @@ def test_a_baked_host_answers_as_the_patched_one_generates(llava, llava_inputs):
     patch.bake(llava)
     assert torch.equal(llava.generate(**options), attached)
     assert attached.shape == plain.shape
+
+
+def test_ends_that_are_one_text_and_not_candidates_are_refused():
+    with pytest.raises(VlmEditError, match=r'candidates too: write \("\+mlp.fc2",\)'):
+        TapRule(("layers.{i}",), "image", ends="+mlp.fc2")

@@ -35,10 +35,10 @@ class TapRule:
             that.
         stream: ``image``, ``text``, or ``mixed`` where both share one sequence.
         axis: Which axis of the output is the width: 1 for images [B, D, H, W].
-        ends: What the output ends in, for edits that are baked into weights: path inside the
-            module of the ``nn.Linear`` that gives it (``linear_2``); with a ``+`` before it, of
-            one whose output is added to it last, by itself (``+mlp.fc2``). None if neither is
-            sure; a module that is an ``nn.Linear`` needs none.
+        ends: What the output ends in, for edits that are baked into weights: candidates of a path
+            inside the module, of the ``nn.Linear`` that gives it (``linear_2``); with a ``+``
+            before it, of one whose output is added to it last, by itself (``+mlp.fc2``). Empty if
+            neither is sure; a module that is an ``nn.Linear`` needs none.
 
     Raises:
         VlmEditError: No path, or another stream.
@@ -47,10 +47,12 @@ class TapRule:
     paths: tuple[str, ...]
     stream: Stream
     axis: int = -1
-    ends: str | None = None
+    ends: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no host can have."""
+        if isinstance(self.ends, str):
+            raise VlmEditError(f'a TapRule\'s ends are candidates too: write ("{self.ends}",)')
         if isinstance(self.paths, str) or not self.paths:
             raise VlmEditError(
                 f"a TapRule's paths are a tuple of candidates, not {self.paths!r}: write "

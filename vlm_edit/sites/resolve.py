@@ -26,7 +26,7 @@ class Tap:
         stream: Whose tokens pass.
         axis: Which axis of the output is the width.
         method: The method whose result is the site; None for the module's own output.
-        ends: As in ``TapRule``.
+        ends: What the module's output ends in, as in ``TapRule``; None where that is not known.
     """
 
     path: str
@@ -202,7 +202,8 @@ def _tap(model: nn.Module, rule: TapRule, path: str) -> Tap | None:
         module = find_module(model, path)
         if module is None:
             return None
-        return Tap(path, module, rule.stream, rule.axis, ends=rule.ends)
+        there = (end for end in rule.ends if find_module(module, end.removeprefix("+")) is not None)
+        return Tap(path, module, rule.stream, rule.axis, ends=next(there, None))
     parent, _, method = path.removesuffix("()").rpartition(".")
     module = find_module(model, parent)
     if module is None or not callable(getattr(module, method, None)):
