@@ -152,6 +152,15 @@ def test_how_activations_were_prepared_is_named(captured):
         assert "see Dictionary.standardised" in found[0]
 
 
+def test_a_dimension_that_never_moves_does_not_hide_that_activations_were_standardised(captured):
+    dictionary, x = zoo.load_dictionary("vision.2"), captured["vision.2", "image"].clone()
+    x[:, 5] = x[0, 5]
+    scale = x.std(0)
+    scale[5] = 1.0
+    found = causes(wants(dictionary, x.mean(0), scale), x)
+    assert "each dimension brought to mean 0 and deviation 1" in found[0]
+
+
 @pytest.mark.parametrize(
     ("site", "stream", "other"),
     [
