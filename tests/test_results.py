@@ -59,7 +59,9 @@ def test_every_stored_result_is_on_the_page_with_its_command(scripts) -> None:
     stored = {file.stem for file in RESULTS.glob("*.json")} - {"groups_tags"}
     assert stored == named
     text = page.page()
-    assert all(f"python docs/results/{name}.py\n" in text for name in named)
+    for name in named:
+        options = getattr(scripts(name), "OPTIONS", "")
+        assert f"python docs/results/{name}.py{options}\n" in text
 
 
 def test_classes_of_the_joint_dictionary_come_out_as_stored(scripts) -> None:
@@ -99,3 +101,34 @@ def test_scores_know_the_truth_only_where_it_is_there(scripts) -> None:
         name: common.load("ground_truth")["emoji-clip joint, dictionary"][name]["positive"]
         for name in script.QUESTIONS
     }
+
+
+def test_what_needs_no_training_is_worth_what_the_table_of_trainings_says(scripts) -> None:
+    common, script = scripts("common"), scripts("training")
+    data = script.embeddings()
+    found = script.figures(script.train("raw neurons", 0, data), data)
+    for stored in common.load("training")["raw neurons"]:
+        expect_close(
+            {k: common.rounded(v) for k, v in found.items()},
+            {k: v for k, v in stored.items() if k != "seed"},
+        )
+
+
+def test_every_way_of_training_is_there_with_every_seed(scripts) -> None:
+    common, script = scripts("common"), scripts("training")
+    stored = common.load("training")
+    assert list(stored) == list(script.WAYS)
+    for lines in stored.values():
+        assert [line["seed"] for line in lines] == list(script.SEEDS)
+        assert all(set(line) == {"seed", *script.FIGURES} for line in lines)
+
+
+@pytest.mark.slow
+def test_the_cost_of_rules_comes_out_as_stored(scripts) -> None:
+    common, script = scripts("common"), scripts("edits")
+    expect_close(script.compute(), common.load("edits"))
+
+
+def test_the_picture_of_the_rules_is_what_they_draw(scripts) -> None:
+    script = scripts("pictures")
+    assert script.OUT.read_text("utf-8") == script.picture(), "run: python docs/results/pictures.py"
