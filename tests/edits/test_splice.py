@@ -271,3 +271,41 @@ def test_of_an_edit_that_reads_no_code_no_encoder_is_kept(activation, norm):
     assert not splice.slice.encoder.weight.any()
     hidden = torch.randn(4, D)
     torch.testing.assert_close(splice(hidden), naive(dictionary, rules, hidden))
+
+
+@pytest.mark.parametrize("touched", [[3], [0, 5, 9], list(range(M))])
+def test_of_topk_only_rows_are_encoded_in_which_a_touched_feature_could_be_active(
+    touched, monkeypatch
+):
+    dictionary = make("topk", "layer_norm", True, 0)
+    hidden = torch.randn(4, 50, D, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(4, 50, generator=torch.Generator().manual_seed(2)) > 0.5
+    part = dictionary.slice(touched)
+    codes = dictionary.encode(hidden, "mixed", image)[..., touched]
+    encoded, plain = [], Encoder.__call__
+
+    def counted(encoder, x, *rest):
+        if encoder.competes:
+            encoded.append(x.shape[0])
+        return plain(encoder, x, *rest)
+
+    monkeypatch.setattr(Encoder, "__call__", counted)
+    found, scale = part.codes(hidden, "mixed", image)
+    torch.testing.assert_close(found, codes, rtol=1e-5, atol=1e-5)
+    assert scale.shape == (4, 50, 1)
+    assert len(encoded) == 1
+    assert (codes > 0).any(-1).sum() <= encoded[0] < 200 or len(touched) == M
+    encoded.clear()
+    bias = dictionary.encoder.bias - 1e4
+    off = Dictionary(
+        Encoder(dictionary.encoder.weight, bias, "topk", k=6), dictionary.decoder, torch.zeros(D)
+    )
+    assert not off.slice(touched).codes(torch.randn(2, D))[0].any()
+    assert not encoded
+
+
+def test_where_gradients_are_followed_topk_is_encoded_in_one_piece():
+    part = make("topk", "none", False, 0).slice([1, 2, 3])
+    x = torch.randn(6, D, requires_grad=True)
+    part.codes(x)[0].sum().backward()
+    assert x.grad.abs().sum() > 0

@@ -38,13 +38,50 @@ class Slice:
     decoder: Tensor
     n_features: int
     columns: Tensor | None = None
+    _touched: Encoder | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Of features that compete by TopK, have their own columns at hand."""
+        encoder, columns, touched = self.encoder, self.columns, None
+        if columns is not None and encoder.activation == "topk":
+            weight, bias = encoder.weight[:, columns].contiguous(), encoder.bias[columns]
+            touched = replace(encoder, weight=weight, bias=bias, activation="identity", k=None)
+        object.__setattr__(self, "_touched", touched)
 
     def codes(
         self, x: Tensor, stream: str | None = None, image: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Codes [..., t] of the features, and the norm's scale."""
+        """Codes [..., t] of the features, and the norm's scale.
+
+        With TopK a feature whose pre-activation is not above 0 has the code 0, whatever the
+        others', so that all are encoded only for rows with one above. On a CPU alone: elsewhere
+        to look at the rows would wait for the device.
+        """
+        if self._touched is not None and self._may_look(x):
+            return self._of_rows(self._touched, x, stream, image)
         codes, scale = self.encoder(x, stream, image)
         return codes if self.columns is None else codes[..., self.columns], scale
+
+    def _may_look(self, x: Tensor) -> bool:
+        followed = torch.is_grad_enabled() and (
+            x.requires_grad or self.encoder.weight.requires_grad
+        )
+        return x.device.type == "cpu" and not followed and not torch.compiler.is_compiling()
+
+    def _of_rows(
+        self, touched: Encoder, x: Tensor, stream: str | None, image: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        before, scale = touched(x, stream, image)
+        flat = before.view(-1, before.shape[-1])
+        rows = (flat > 0).any(1).nonzero()[:, 0]
+        codes = torch.zeros_like(before)
+        if len(rows):
+            assert self.columns is not None
+            some = x.reshape(-1, x.shape[-1])[rows]
+            seen = None if image is None else image.reshape(-1)[rows]
+            found, _ = self.encoder(some, stream, seen)
+            codes.view(flat.shape)[rows] = found[:, self.columns]
+        return codes, scale
 
     def to(self, device: torch.device | str) -> Slice:
         """The same slice on another device."""
