@@ -123,7 +123,6 @@ def test_every_way_of_training_is_there_with_every_seed(scripts) -> None:
         assert all(set(line) == {"seed", *script.FIGURES} for line in lines)
 
 
-@pytest.mark.slow
 def test_the_cost_of_rules_comes_out_as_stored(scripts) -> None:
     common, script = scripts("common"), scripts("edits")
     expect_close(script.compute(), common.load("edits"))

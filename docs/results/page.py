@@ -50,8 +50,9 @@ What stands out:
   and nothing else: no feature of it is about a background or a phrasing. Matryoshka's are the most
   about the concept's group, and its MDS tells shared features best (.78).
 - **No rule beats simple baselines at equal effect**: projecting class means out, or adding their
-  difference, costs as little as the best rule and needs no dictionary. `Blend` to a code that exists
-  ties with them; `Steer` and `Clamp` cost .11 to .13 of recognition and leave the distribution.
+  difference, costs as little as the best rule and needs no dictionary. `Blend` to a code that
+  exists ties with them; `Steer` and `Clamp` cost .11 to .13 of recognition and leave the
+  distribution.
 - **Examples of a feature are more alike than chance, but not by much**: a sentence encoder finds
   the ten top images of a vision feature .14 more alike than random ones, and fifty .04. Raw
   neurons do worse. Language features are less alike in images, vision features in captions of
