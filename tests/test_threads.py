@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
-from vlm_edit import Ablate, Clamp, Patch, Scale, Steer, VlmEditError, attach_rows
+from vlm_edit import Ablate, Clamp, Patch, Scale, Steer, VlmEditError, attach_rows, tracing
 from vlm_edit.hooks import Call, Selection, Where, dispatch
 from vlm_edit.patches import Attachment
 from vlm_edit.patches.report import Tally
@@ -207,6 +207,33 @@ def test_a_report_counts_its_own_thread_alone(llava_inputs):
         assert (site.calls, site.tokens) == (10, 80)
 
     together({str(i): run for i in range(4)})
+
+
+def test_a_run_of_nnsight_under_way_in_one_thread_shows_in_no_other(llava_inputs):
+    plain, site = logits(LLAVA, llava_inputs), find_site(LLAVA, "projector")
+    module, hidden = site.taps[0].module, torch.randn(2, 4, 24)
+    patch("projector", tokens="all").attach(LLAVA, via="nnsight").remove()
+    before = module.forward  # as a call has it that begins before the next patch comes
+    expected = before(hidden)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def wait(hidden: Tensor, _where: Where) -> Tensor:
+        reached.set()
+        assert go_on.wait(60)
+        return hidden * 2
+
+    def edits() -> None:
+        handle = tracing.attach(LLAVA, site, wait, threads="own")
+        assert not torch.equal(logits(LLAVA, llava_inputs), plain)
+        handle.remove()
+
+    def goes_by() -> None:
+        assert reached.wait(60)
+        assert torch.equal(logits(LLAVA, llava_inputs), plain)
+        assert torch.equal(before(hidden), expected)
+        go_on.set()
+
+    together({"edits": edits, "goes by": goes_by})
 
 
 # What other threads may do with an attachment, and what happens when its own thread is gone.

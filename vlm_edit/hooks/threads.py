@@ -38,7 +38,7 @@ class InThread:
         """The hidden state that the host goes on with."""
         if getattr(self._local, "mark", None) is not None:
             return self._run(hidden)
-        if not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             _expect_forward()
         return hidden
 

@@ -12,7 +12,7 @@ import copy
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +27,10 @@ from vlm_edit.sites import Tap
 
 _PATH = "site"  # of the module in a run of its own
 _RUN = compile("run()", "<vlm_edit>", "exec")  # a mediator runs code, not functions
+
+
+class _Own(threading.local, Interleaver):  # type: ignore[misc]
+    """A run of nnsight for each thread: one that is under way shows in its own thread only."""
 
 
 class Worker(Dispatcher):
@@ -47,7 +51,7 @@ class Worker(Dispatcher):
                 f"{tap.path!r} is a method, and nnsight sees modules only: attach the patch with "
                 "via='hooks'"
             )
-        self.own = Interleaver()
+        self.own = _Own()
         self.lock = threading.RLock()  # a run of nnsight is for one thread
         # An envoy of this module alone: NNsight(module) would take its submodules along.
         state = install_controller(
@@ -88,11 +92,11 @@ class _Entry(Controller):  # type: ignore[misc]
         """Call the module."""
         if not self._worker.callbacks:
             return super().__call__(*args, **kwargs)
-        with self._worker.lock:
-            # The run whose turn the controller is going to take, as it finds it.
-            running, path, _ = self.state.active()
-            with _working(running or self._worker.own, self._edit(path or _PATH)):
-                return super().__call__(*args, **kwargs)
+        # The run whose turn the controller is going to take, as it finds it.
+        running, path, _ = self.state.active()
+        turn = nullcontext() if running is None else self._worker.lock
+        with turn, _working(running or self._worker.own, self._edit(path or _PATH)):
+            return super().__call__(*args, **kwargs)
 
     def _edit(self, path: str) -> Mediator:
         location = f"{path}.output"
