@@ -10,15 +10,19 @@ import sys
 from functools import cache
 from pathlib import Path
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "docs" / "examples"
+LM_EVAL = os.environ.get("VLM_EDIT_LM_EVAL_PYTHON")
 
 
 @cache
-def printed(name: str) -> list[str]:
+def printed(name: str, python: str = sys.executable, **variables: str) -> list[str]:
     """What an example prints, line by line."""
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py")],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
+        [python, str(EXAMPLES / f"{name}.py")],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
@@ -81,3 +85,79 @@ def test_a_patch_made_elsewhere_drops_into_a_server_and_out_again() -> None:
     assert edited(name) == [37 * len(plain)]
     assert "differ from those of the host this patch was made for" in after(name, "another host:")
     assert after(name, "removed, the same bits as the plain server:") == "True"
+
+
+def test_pipelines_run_with_a_patch_on_the_model_inside() -> None:
+    name = "transformers_pipeline"
+    assert after(name, "image-text-to-text:") == "['blue', 'yellow']"
+    before, during = ast.literal_eval(after(name, "zero-shot-image-classification:"))
+    assert len(before) == len(during) == 3
+    assert before != during
+    assert edited(name) == [37]
+    assert after(name, "removed, it answers as before:") == "True"
+    assert after(name, "removed, it scores as before:") == "True"
+
+
+def test_a_loop_of_ones_own_with_a_cache_answers_as_generate_does() -> None:
+    name = "own_generation_loop"
+    plain = after(name, "plain:")
+    image, decode = (after(name, f"{{'tokens': '{tokens}'") for tokens in ("image", "all"))
+    assert plain not in image
+    assert plain not in decode
+    assert edited(name) == [2 * 3 * 37, 2 * 3 * 2]
+    same = [line for line in printed(name) if line.startswith("as the host's own generate:")]
+    assert [line.rpartition(" ")[2] for line in same] == ["True", "True"]
+    assert after(name, "removed, the same ids as before:") == "True"
+
+
+def test_workers_serve_each_request_under_its_own_patch() -> None:
+    name = "batched_serving"
+    for patch, colour in (("None", "white"), *((c, c) for c in ("yellow", "blue", "green"))):
+        assert after(name, f"{patch} ") == f"['{colour}']"
+    assert "24 requests served by 3 workers" in printed(name)
+    assert after(name, "each as if it had come alone:") == "True"
+
+
+def test_a_host_that_accelerate_put_on_disk_answers_under_a_patch_as_one_in_memory() -> None:
+    name = "accelerate_host"
+    assert re.match(r"\d+ of \d+ weights are not in memory", printed(name)[0])
+    assert after(name, "answers:") == "['blue', 'yellow']"
+    assert edited(name) == [2 * 37]
+    assert after(name, "as a host all in memory:") == "True"
+    assert after(name, "removed, the same bits as before:") == "True"
+
+
+def test_a_host_with_lora_is_trained_under_a_patch_that_was_saved_without() -> None:
+    name = "peft_host"
+    assert after(name, "answers under the patch:") == "yellow"
+    first, last = map(float, after(name, "loss under the patch:").split(" to "))
+    assert last < first / 10
+    assert after(name, "answers after it was fine-tuned:") == "red"
+    assert after(name, "LoRA off, the patch on:") == "yellow"
+    assert after(name, "the same bits as the plain host under it:") == "True"
+
+
+def test_a_trace_of_nnsight_sees_what_a_patch_did_and_acts_on_top() -> None:
+    name = "nnsight_trace"
+    assert after(name, "plain:") == "blue"
+    assert after(name, "patched:") == "green"
+    assert after(name, "the host's own call, the same bits:") == "True"
+    assert after(name, "patched, and its change taken out in the trace:") == "blue"
+    assert after(name, "tokens that the trace saw moved:") == "37"
+
+
+@pytest.mark.skipif(
+    not LM_EVAL,
+    reason="needs an environment of its own: pip install torch 'lm-eval[hf]==0.4.13' and this "
+    "package there, then VLM_EDIT_LM_EVAL_PYTHON=VENV/bin/python python -m pytest "
+    "tests/test_examples.py -k harness",
+)
+def test_the_harness_scores_a_patched_host() -> None:
+    lines = printed("lm_evaluation_harness", str(LM_EVAL), PYTHONPATH=str(ROOT))
+    assert len(lines) == 12
+    for host in ("LLaVA", "Llama"):
+        assert f"{host}, strength 0, the same bits: True" in lines
+        assert f"{host}, accuracy: 0.0 and 0.5" in lines
+        assert f"{host}, scores that differ: 24" in lines
+        assert f"{host}, removed, the same bits: True" in lines
+    assert "images: ['blue', 'green'] ['yellow', 'yellow']" in lines
