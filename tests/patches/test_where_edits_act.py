@@ -209,7 +209,7 @@ def test_rows_that_do_not_fit_the_batch_are_refused(llava_inputs):
         generate(llava_inputs)
 
 
-@pytest.mark.parametrize("strength", [float("nan"), [], [[1.0]], "much", [1.0, float("inf")]])
+@pytest.mark.parametrize("strength", [float("nan"), [], [[[1.0]]], "much", [1.0, float("inf")]])
 def test_a_strength_that_is_none_is_refused_before_anything_is_attached(strength):
     hooks = len(LLAVA._forward_pre_hooks)
     with pytest.raises(VlmEditError, match="strength is"):
