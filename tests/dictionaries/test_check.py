@@ -340,3 +340,16 @@ def test_the_variance_of_activations_far_from_the_origin_keeps_its_digits():
     expected = 1 - (x.double() - 1e7 - 2).square().sum() / away.square().sum()
     found = constant.check(x, warn=False).explained_variance
     assert found == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_contrastive_head_is_not_blamed_for_what_it_does_not_explain():
+    g = torch.Generator().manual_seed(0)
+    streams = {name: torch.randn(200, 8, generator=g) for name in ("image", "text")}
+    config = TrainConfig(n_features=16, kind="ncl", steps=20, batch_size=64)
+    found = train_dictionary(streams, config, {"site": "joint"}, progress=False)
+    assert found.info == {"kind": "ncl", "site": "joint"}
+    assert found.check(streams["image"], "image", warn=False).warnings == ()
+    unnamed = replace(found, info={})
+    assert (
+        "explained variance is" in unnamed.check(streams["image"], "image", warn=False).warnings[0]
+    )

@@ -124,7 +124,8 @@ def check(
     if dictionary.encoder.activation == "identity":
         return given
     warnings = [*_codes_look_wrong(dictionary, given)]
-    if not found.explained >= GOOD:
+    # A contrastive head keeps what both sides of a pair share, and need not explain the rest.
+    if not found.explained >= GOOD and dictionary.info.get("kind") != "ncl":
         cause = _cause(dictionary, batch, found.explained)
         warnings = [*([cause] if cause else []), *warnings]
     return replace(given, warnings=tuple(warnings))

@@ -49,7 +49,7 @@ def train_dictionary(
             n may differ. Or a safetensors file with tensors of these names, which is mapped: only
             batches are read into memory.
         config: Kind, sizes and steps.
-        info: What it is trained on, kept in the dictionary.
+        info: What it is trained on, kept in the dictionary; of an NCL head its ``kind``, too.
         checkpoint: File for the state of the run. If it exists, the run goes on from there, to
             the same weights bit for bit. It stays when the run ends.
         every: Seconds between writes of the checkpoint.
@@ -102,4 +102,5 @@ def train_dictionary(
                 bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()})
             if saved is not None:
                 saved.keep(last=trainer.done == config.steps)
-    return trainer.result(info or {}, progress)
+    kind = {"kind": "ncl"} if config.kind == "ncl" else {}  # what it explains is not its purpose
+    return trainer.result({**kind, **(info or {})}, progress)
