@@ -344,8 +344,8 @@ def test_the_variance_of_activations_far_from_the_origin_keeps_its_digits():
 
 def test_a_contrastive_head_is_not_blamed_for_what_it_does_not_explain():
     g = torch.Generator().manual_seed(0)
-    streams = {name: torch.randn(200, 8, generator=g) for name in ("image", "text")}
-    config = TrainConfig(n_features=16, kind="ncl", steps=20, batch_size=64)
+    streams = {name: torch.randn(200, 64, generator=g) for name in ("image", "text")}
+    config = TrainConfig(n_features=6, kind="ncl", steps=20, batch_size=64)
     found = train_dictionary(streams, config, {"site": "joint"}, progress=False)
     assert found.info == {"kind": "ncl", "site": "joint"}
 
