@@ -6,7 +6,7 @@ from conftest import IMAGE_TOKEN, make_llava, random_dictionary
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, StaticCache
 
-from vlm_edit import Patch, Scale
+from vlm_edit import Blend, Cap, Detect, Keep, Patch, Project, Scale, Steer
 
 NEW = 6
 DICTIONARY = random_dictionary(32)
@@ -18,6 +18,16 @@ CHOICES = {
     "decode": {"phase": "decode"},
     "steps": {"phase": "decode", "steps": (1, 3)},
     "positions": {"positions": (0, -1)},
+    "schedule": {"schedule": [0.5, 2.0]},
+    "gate": {"gate": 0.2},
+}
+RULES = {
+    "blend": Blend(range(20), [0.5] * 20),
+    "cap": Cap(range(30), 0.3),
+    "detect": Detect(range(10), [0.2] * 32, threshold=0.5),
+    "keep": Keep(range(10)),
+    "project": Project(range(8)),
+    "push": Steer(range(8), 0.5, relative=True),
 }
 
 
@@ -75,6 +85,21 @@ def test_a_compiled_decode_step_is_one_graph_and_edits_as_the_eager_one(host, ch
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] >= 1
     assert attached.report() == eager.report()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_every_rule_stays_in_one_graph(host, rule, activation):
+    inputs = prompts()
+    one = Patch.at("language.1", random_dictionary(32, activation=activation), RULES[rule])
+    with one.attach(host):
+        expected = generate(host, inputs, compiled=False)
+    plain = generate(host, inputs, compiled=False)
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    with one.attach(host):
+        got = generate(host, inputs, compiled=True)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+    assert not counters["graph_break"]
 
 
 @pytest.mark.parametrize("choice", ["text", "decode", "positions"])
