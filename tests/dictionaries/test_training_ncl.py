@@ -182,17 +182,20 @@ def test_a_head_may_be_trained_without_centres_on_activations_off_the_origin() -
 
 
 @pytest.mark.parametrize("norm", ["none", "constant_norm_rescale", "layer_norm"])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(
+    ("scale", "center"), [(1e-3, True), (1.0, True), (1e3, True), (1.0, False)]
+)
 def test_the_decoder_is_numpy_s_least_squares_with_the_ridge(
-    norm: Any, scale: float, monkeypatch: pytest.MonkeyPatch
+    norm: Any, scale: float, center: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contrast, "_CODES", 48 * 70)
     sides = {name: scale * x for name, x in planted(300, 0)[0].items()}
-    config = replace(CONFIG, steps=20, batch_size=64, norm=norm, ridge=0.03)
+    config = replace(CONFIG, steps=20, batch_size=64, norm=norm, ridge=0.03, center=center)
     found = train_dictionary(sides, config, progress=False)
     ys, hs = [], []
     for name, x in sides.items():
-        ys.append((found.normalise(x) - found.encoder.centers[name]).double().numpy())
+        away = found.encoder.centers[name] if center else 0.0
+        ys.append((found.normalise(x) - away).double().numpy())
         hs.append(found.encode(x, name).double().numpy())
     y, h = np.concatenate(ys), np.concatenate(hs)
     moved, target = h - h.mean(0), y - y.mean(0)

@@ -169,6 +169,52 @@ def test_jumprelu_passes_gradients_where_it_is_open() -> None:
     assert torch.equal(z.grad, 2 * (z > 0.3).float())
 
 
+def test_the_threshold_is_the_plain_mean_of_the_first_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(replace(CONFIG, kind="batchtopk"))
+    engine, cuts = trainer.engine, []
+
+    def spy(*args: Any) -> Any:
+        found = engine(*args)
+        cuts.append(float(found[1].cut))
+        return found
+
+    monkeypatch.setattr(trainer, "engine", spy)
+    for _ in range(5):
+        trainer.step()
+        assert float(trainer.threshold) == pytest.approx(sum(cuts) / len(cuts), rel=1e-5)
+    trainer.done = 400
+    before = float(trainer.threshold)
+    trainer.step()
+    assert float(trainer.threshold) == pytest.approx(before + 0.01 * (cuts[-1] - before), rel=1e-5)
+
+
+def test_the_coefficient_follows_the_l0_that_is_missing_and_brakes_as_that_changes() -> None:
+    trainer = trainer_of(replace(CONFIG, target_l0=2.0, lr=0.1))
+    coefficient, smooth = 0.7, None
+    for _ in range(6):
+        figures = trainer.step()
+        last = figures["l0"] if smooth is None else smooth
+        smooth = last + 0.1 * (figures["l0"] - last)
+        missing = max(-1.0, min(1.0, math.log(smooth / 2.0)))
+        coefficient *= math.exp(0.01 * missing) * smooth / last
+        assert figures["coefficient"] == pytest.approx(coefficient, rel=1e-5)
+
+
+def test_a_restored_run_has_the_whole_state_of_the_one_it_goes_on_from() -> None:
+    config = replace(CONFIG, target_l0=2.0)
+    first, second = trainer_of(config), trainer_of(replace(config, seed=1))
+    for _ in range(3):
+        first.step()
+    first.idle += torch.arange(12)
+    first.threshold = torch.tensor(0.3)
+    tensors, numbers = first.state()
+    second.restore({name: t.detach().clone() for name, t in tensors.items()}, numbers)
+    again, same = second.state()
+    assert same == numbers and again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    assert first.step() == second.step()
+
+
 def test_as_many_features_are_masked_as_was_asked_for() -> None:
     config = TrainConfig(200, 2, 40, 200, mask=0.2)
     x = random(300, 6)
@@ -215,9 +261,9 @@ def test_a_digest_sees_rows_means_and_sizes_alike() -> None:
     seen = torch.linspace(0, 4095, 512).long()
     unseen = [row for row in range(4096) if row not in set(seen.tolist())][:2]
     swapped, moved, spread = x.clone(), x.clone(), x.clone()
-    swapped[[0, 8]] = x[[8, 0]]
-    assert 0 in seen and 8 in seen
-    moved[unseen[0]] += 64.0
+    swapped[[8, 16]] = x[[16, 8]]
+    assert 8 in seen and 16 in seen
+    moved[unseen[0]] *= -1
     spread[unseen[0]] += 64.0
     spread[unseen[1]] -= 64.0
     given = [x, x.clone(), swapped, moved, spread]
@@ -225,6 +271,7 @@ def test_a_digest_sees_rows_means_and_sizes_alike() -> None:
     digests = [each.digest() for each in data]
     assert digests[0] == digests[1] and len(set(digests)) == 4
     assert torch.equal(data[4].mean, data[0].mean) and data[4].scale != data[0].scale
+    assert data[3].scale == data[0].scale and not torch.equal(data[3].mean, data[0].mean)
 
 
 def test_lines_of_the_log_behind_the_state_are_dropped_and_a_new_run_begins_anew(
