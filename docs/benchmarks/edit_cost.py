@@ -1,8 +1,8 @@
 """What the edit of dictionary features costs, beside the usual ways: isolated, and in turn.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=. VENV/bin/python docs/benchmarks/edit_cost.py
+    OMP_NUM_THREADS=1 VENV/bin/python docs/benchmarks/edit_cost.py
 
-VENV is an environment with `sae-lens==6.54.12` (and this package's dependencies, which it brings);
+VENV is an environment with `sae-lens==6.54.12` and this package;
 in any other, SAELens is left out. Each edit multiplies features by 3 and keeps the reconstruction
 error: ours as a patch's splice; by a hook that encodes, decodes twice and adds the error; and by
 SAELens' `SAE.forward` with `use_error_term`, its activations edited by a hook point. The run stops
