@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 VENV/bin/python docs/benchmarks/generate_cost.py
 
-VENV is an environment with `sae-lens==6.54.12` and this package; in any other, SAELens is left out. One
-feature of a dictionary of 16,384 at the middle layer is multiplied by 3 at every token: by a patch,
-by a hook that encodes and decodes everything, and by SAELens with its error term. Methods in turn,
-CPU time of the process, per token that is generated: runs of 32 tokens less runs of one.
+VENV is an environment with `sae-lens==6.54.12` and this package; in any other, SAELens is left out.
+One feature of a dictionary of 16,384 at the middle layer is multiplied by 3 at every token: by a
+patch, by a hook that encodes and decodes everything, and by SAELens with its error term. Methods in
+turn, CPU time of the process, per token that is generated: runs of 32 tokens less runs of one.
 """
 
 from __future__ import annotations
