@@ -90,6 +90,23 @@ def test_the_decoder_s_gradient_along_its_rows_is_taken_out() -> None:
     assert torch.allclose(objective.decoder.grad.double(), given.double() - along, atol=1e-6)
 
 
+def test_the_optimiser_sees_no_gradient_along_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, seen = trainer_of(CONFIG), []
+    found, step = trainer.objective, trainer.optimiser.step
+    assert isinstance(found, Objective)
+
+    def spy() -> None:
+        assert found.decoder.grad is not None
+        seen.append((found.decoder.grad * found.decoder.detach()).sum(1).abs().max())
+        assert float(found.decoder.grad.norm()) > 0.01
+        step()
+
+    monkeypatch.setattr(trainer.optimiser, "step", spy)
+    trainer.step()
+    assert float(seen[0]) < 1e-6
+    assert torch.allclose(found.decoder.norm(dim=1), torch.ones(12), atol=1e-6)
+
+
 def test_the_penalty_of_relu_weighs_codes_by_their_rows_norms() -> None:
     objective, x = objective_of(CONFIG), random(20, 6)
     with torch.no_grad():
