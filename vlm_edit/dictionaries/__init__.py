@@ -2,7 +2,7 @@
 
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice
 from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
-from vlm_edit.dictionaries.encodes import Encodes
+from vlm_edit.dictionaries.encodes import Encodes, identity
 from vlm_edit.dictionaries.formats import Layout, load_dictionary
 from vlm_edit.dictionaries.formats.saelens import save_saelens
 from vlm_edit.dictionaries.matching import Similarity, match_dictionaries
@@ -26,6 +26,7 @@ __all__ = [
     "Slice",
     "StoredDictionary",
     "TrainConfig",
+    "identity",
     "load_dictionary",
     "match_dictionaries",
     "save_saelens",

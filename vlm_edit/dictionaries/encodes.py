@@ -50,6 +50,17 @@ class Encodes(Protocol):
         """Activation, norm and which streams are centred, JSON-able."""
 
 
+def identity(of: Encodes) -> dict[str, Any]:
+    """What tells a dictionary from others, JSON-able; the digest in it reads all its weights."""
+    return {
+        "digest": of.digest(),
+        "features": of.n_features,
+        "width": of.width,
+        **of.summary(),
+        "info": {str(key): str(value) for key, value in of.info.items()},
+    }
+
+
 class _Options(Protocol):
     """What an encoder and a dictionary left on disk both have."""
 

@@ -166,8 +166,7 @@ class StoredDictionary:
         expect_features(features, self.n_features)
         rows = self.decoder.take(features)
         if not codes:
-            blank = Encoder(torch.zeros(self.width, 1), torch.zeros(1), norm=self.norm)
-            return Slice(tuple(features), blank.blank(len(rows)), rows, self.n_features)
+            return Slice(tuple(features), self._blank.blank(len(rows)), rows, self.n_features)
         if self.k is None:
             return Slice(tuple(features), self._encoder(features), rows, self.n_features)
         index = torch.as_tensor(list(features), dtype=torch.long)
@@ -219,9 +218,7 @@ class StoredDictionary:
 
     def normalise(self, x: Tensor, stream: str | None = None) -> Tensor:  # noqa: ARG002
         """As ``Dictionary.normalise``."""
-        return Encoder(torch.zeros(self.width, 1), torch.zeros(1), norm=self.norm).normalise(
-            x.float()
-        )[0]
+        return self._blank.normalise(x.float())[0]
 
     def check(self, activations: Tensor, stream: str | None = None, **options: Any) -> Check:
         """As ``Dictionary.check``; what it tries needs the whole dictionary, which is loaded."""
@@ -252,6 +249,11 @@ class StoredDictionary:
         step = max(1, self._rows // group) * group
         for begin in range(0, m, step):
             yield range(begin, min(begin + step, m))
+
+    @property
+    def _blank(self) -> Encoder:
+        """Knows the norm, and no weights."""
+        return Encoder(torch.zeros(self.width, 1), torch.zeros(1), norm=self.norm)
 
     @property
     def _rows(self) -> int:

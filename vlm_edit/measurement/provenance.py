@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vlm_edit.dictionaries import Encodes
+from vlm_edit.dictionaries import Encodes, identity
 from vlm_edit.fingerprint import fingerprint
 from vlm_edit.pairs import Pairs
 from vlm_edit.sites import Site
@@ -104,13 +104,7 @@ def provenance(
     config = getattr(model, "config", None)
     return {
         "host": {"name": getattr(config, "_name_or_path", "") or "", **fingerprint(model, [site])},
-        "dictionary": {
-            "digest": dictionary.digest(),
-            "features": dictionary.n_features,
-            "width": dictionary.width,
-            **dictionary.summary(),
-            "info": dict(dictionary.info),
-        },
+        "dictionary": identity(dictionary),
         "settings": dict(settings),
         "versions": {**_versions(), "python": platform.python_version()},
     }

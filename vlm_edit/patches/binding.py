@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from vlm_edit.dictionaries import Dictionary, StoredDictionary
+from vlm_edit.dictionaries import Dictionary, StoredDictionary, identity
 from vlm_edit.edits import Splice
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Selection
 
-_digests: weakref.WeakKeyDictionary[Dictionary | StoredDictionary, str] = (
+_identities: weakref.WeakKeyDictionary[Dictionary | StoredDictionary, dict[str, Any]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -60,15 +60,9 @@ class Binding:
         known = self.dictionary
         if known is None or isinstance(known, Mapping):
             return known
-        if known not in _digests:
-            _digests[known] = known.digest()
-        told = {
-            "digest": _digests[known],
-            "features": known.n_features,
-            "width": known.width,
-            **known.summary(),
-            "info": {str(key): str(value) for key, value in known.info.items()},
-        }
+        if known not in _identities:
+            _identities[known] = identity(known)
+        told = _identities[known]
         object.__setattr__(self, "dictionary", told)
         return told
 
