@@ -63,7 +63,8 @@ ARROWS: dict[str, set[str]] = {
         ),
     },
 }
-ARROWS["demo"] = set(ARROWS)
+ARROWS["tasks"] = set(ARROWS)
+ARROWS["demo"] = set(ARROWS) - {"tasks"}
 ARROWS["cli"] = set(ARROWS)
 ARROWS["__main__"] = {"cli"}
 

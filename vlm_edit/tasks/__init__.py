@@ -1,0 +1,1 @@
+"""What people do with edits: each task a package of functions for one's own model and data."""

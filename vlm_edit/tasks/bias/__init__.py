@@ -1,0 +1,1 @@
+"""Bias: what a host makes of groups, which features carry it, and edits that lessen it."""

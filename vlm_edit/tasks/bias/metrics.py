@@ -1,0 +1,297 @@
+"""How unequally groups fare: accuracies by group, and who is among the first that a query finds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.statistics import Estimate, mean_estimate, proportion
+
+DRAWS = 2000
+
+
+def shares(groups: Sequence[str]) -> dict[str, float]:
+    """Share of each group.
+
+    Args:
+        groups: The group of each case, at least one.
+
+    Example:
+        >>> shares(["man", "woman", "man", "man"])
+        {'man': 0.75, 'woman': 0.25}
+    """
+    if not len(groups):
+        raise VlmEditError("shares of no cases: there is no group to count")
+    return {name: groups.count(name) / len(groups) for name in sorted(set(groups))}
+
+
+def accuracy_by_group(right: Tensor, groups: Sequence[str]) -> dict[str, Estimate]:
+    """Accuracy of each group, with its Wilson interval and its number of cases.
+
+    Args:
+        right: [n] bool.
+        groups: n of them.
+
+    Raises:
+        VlmEditError: Not a group for each case, or no case.
+
+    Example:
+        >>> import torch
+        >>> right = torch.tensor([True, False, True, True])
+        >>> {g: e.value for g, e in accuracy_by_group(right, ["a", "a", "b", "b"]).items()}
+        {'a': 0.5, 'b': 1.0}
+    """
+    return {
+        name: proportion(int(right[members].sum()), len(members))
+        for name, members in _members(right, groups).items()
+    }
+
+
+def balanced_accuracy(
+    right: Tensor, groups: Sequence[str], draws: int = DRAWS, seed: int = 0
+) -> Estimate:
+    """Mean of the groups' accuracies, each counting alike, by a bootstrap within groups.
+
+    Args:
+        right: [n] bool.
+        groups: n of them.
+        draws: Bootstrap samples.
+        seed: Of the draws.
+
+    Raises:
+        VlmEditError: As ``accuracy_by_group``.
+
+    Example:
+        >>> import torch
+        >>> right = torch.tensor([True, False, True, True, True, True])
+        >>> balanced_accuracy(right, ["a", "a", "b", "b", "b", "b"]).value
+        0.75
+    """
+    return _bootstrap(right, groups, lambda rates: rates.mean(0), draws, seed)
+
+
+def accuracy_gap(
+    right: Tensor, groups: Sequence[str], draws: int = DRAWS, seed: int = 0
+) -> Estimate:
+    """Highest less lowest accuracy of a group, by a bootstrap within groups.
+
+    A gap is never below 0, so that chance alone opens one: the interval's low end stays above 0
+    with groups that do not differ. Compare it with the gap before an edit, not with 0.
+
+    Args:
+        right: [n] bool.
+        groups: n of them.
+        draws: Bootstrap samples.
+        seed: Of the draws.
+
+    Raises:
+        VlmEditError: As ``accuracy_by_group``.
+
+    Example:
+        >>> import torch
+        >>> right = torch.tensor([True, False, True, True])
+        >>> accuracy_gap(right, ["a", "a", "b", "b"]).value
+        0.5
+    """
+    return _bootstrap(right, groups, lambda rates: rates.amax(0) - rates.amin(0), draws, seed)
+
+
+def worst_group(right: Tensor, groups: Sequence[str]) -> tuple[str, Estimate]:
+    """The group of the lowest accuracy, and that accuracy with its Wilson interval.
+
+    Which group is the worst is taken from the same cases, so that the figure is a little low.
+
+    Args:
+        right: [n] bool.
+        groups: n of them.
+
+    Raises:
+        VlmEditError: As ``accuracy_by_group``.
+
+    Example:
+        >>> import torch
+        >>> right = torch.tensor([True, False, True, True])
+        >>> name, found = worst_group(right, ["a", "a", "b", "b"])
+        >>> name, found.value
+        ('a', 0.5)
+    """
+    found = accuracy_by_group(right, groups)
+    name = min(found, key=lambda group: (found[group].value, group))
+    return name, found[name]
+
+
+def max_skew(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> float:
+    """MaxSkew@K: how much too often the most favoured group is among the first K.
+
+    ``max over groups of ln(share among the first K / wanted share)`` (Geyik et al. 2019, section
+    4.1.1); 0 is even.
+
+    Args:
+        ranked: Group of each case, the best hit first.
+        k: How many count.
+        wanted: Share that each group should have, such as ``shares`` of all cases.
+
+    Raises:
+        VlmEditError: Fewer than K cases, a group without a wanted share, or shares that do not sum
+            to 1.
+
+    Example:
+        >>> round(max_skew(["man", "man", "man", "woman"], 4, {"man": 0.5, "woman": 0.5}), 4)
+        0.4055
+    """
+    first = _first(ranked, k, wanted)
+    return max(math.log(first.count(g) / k / p) for g, p in wanted.items() if g in first)
+
+
+def kl_at(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> float:
+    """KL@K: divergence of the shares among the first K from the wanted ones, in nats.
+
+    ``sum over groups of p ln(p / wanted)``, with 0 ln 0 = 0.
+
+    Args:
+        ranked: As in ``max_skew``.
+        k: How many count.
+        wanted: As in ``max_skew``.
+
+    Raises:
+        VlmEditError: As ``max_skew``.
+
+    Example:
+        >>> round(kl_at(["man", "man", "man", "woman"], 4, {"man": 0.5, "woman": 0.5}), 4)
+        0.1308
+    """
+    first = _first(ranked, k, wanted)
+    found = {g: first.count(g) / k for g in set(first)}
+    return max(0.0, sum(p * math.log(p / wanted[g]) for g, p in found.items()))
+
+
+def ndkl(ranked: Sequence[str], wanted: Mapping[str, float]) -> float:
+    """NDKL: KL@i at every depth i, early ones counting more.
+
+    ``sum over i of KL@i / log2(i + 1)``, divided by ``sum over i of 1 / log2(i + 1)`` (Geyik et
+    al. 2019, definition 5). Short lists are uneven by necessity: compare lists of one length.
+
+    Args:
+        ranked: As in ``max_skew``.
+        wanted: As in ``max_skew``.
+
+    Raises:
+        VlmEditError: As ``max_skew``.
+
+    Example:
+        >>> round(ndkl(["man", "woman"], {"man": 0.5, "woman": 0.5}), 4)
+        0.425
+    """
+    _first(ranked, len(ranked), wanted)
+    names = list(wanted)
+    hot = torch.tensor([[g == name for name in names] for g in ranked], dtype=torch.float64)
+    depth = torch.arange(1, len(ranked) + 1, dtype=torch.float64)
+    found = hot.cumsum(0) / depth[:, None]
+    target = torch.tensor([wanted[name] for name in names], dtype=torch.float64)
+    divergence = torch.where(found > 0, found * (found / target).log(), 0.0).sum(1)
+    weight = 1 / (depth + 1).log2()
+    return max(0.0, float((weight * divergence).sum() / weight.sum()))
+
+
+def retrieval_skew(
+    similarity: Tensor,
+    groups: Sequence[str],
+    k: int,
+    wanted: Mapping[str, float] | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """MaxSkew@K, KL@K and NDKL of what queries find, each a mean over the queries.
+
+    NDKL is of the first K, too. Intervals are the bootstrap over queries: they tell of other
+    queries to the same images, not of other images.
+
+    Args:
+        similarity: [q, n] of queries to images.
+        groups: Of the images, n of them.
+        k: How many hits count; at most n.
+        wanted: Share that each group should have; by default its share of the images.
+        draws: Bootstrap samples.
+        seed: Of the draws.
+
+    Returns:
+        ``max_skew``, ``kl`` and ``ndkl``.
+
+    Raises:
+        VlmEditError: As ``max_skew``.
+
+    Example:
+        >>> import torch
+        >>> found = retrieval_skew(torch.tensor([[0.9, 0.8, 0.1, 0.2]]), ["a", "a", "b", "b"], k=2)
+        >>> round(found["max_skew"].value, 4)
+        0.6931
+    """
+    if similarity.ndim != 2 or similarity.shape[1] != len(groups) or not len(similarity):
+        raise VlmEditError(
+            f"similarity of queries to {len(groups)} images with a group must be [q, "
+            f"{len(groups)}], got {tuple(similarity.shape)}"
+        )
+    target = shares(groups) if wanted is None else dict(wanted)
+    if not 1 <= k <= len(groups):
+        raise VlmEditError(f"k is {k}: {len(groups)} images can be ranked")
+    order = similarity.argsort(dim=1, descending=True, stable=True)[:, :k].tolist()
+    ranked = [[groups[i] for i in row] for row in order]
+    figures = {
+        "max_skew": [max_skew(row, k, target) for row in ranked],
+        "kl": [kl_at(row, k, target) for row in ranked],
+        "ndkl": [ndkl(row, target) for row in ranked],
+    }
+    return {
+        name: mean_estimate(torch.tensor(values, dtype=torch.float64), draws, seed)
+        for name, values in figures.items()
+    }
+
+
+def _members(right: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
+    if right.dtype != torch.bool or right.shape != (len(groups),) or not len(groups):
+        raise VlmEditError(
+            f"it takes a group for each case, and whether it is right: got {len(groups)} groups "
+            f"and {tuple(right.shape)} {right.dtype}"
+        )
+    return {
+        name: torch.tensor([i for i, group in enumerate(groups) if group == name])
+        for name in sorted(set(groups))
+    }
+
+
+def _bootstrap(
+    right: Tensor,
+    groups: Sequence[str],
+    figure: Callable[[Tensor], Tensor],
+    draws: int,
+    seed: int,
+) -> Estimate:
+    """A figure of the groups' accuracies [g, ...], by a bootstrap within groups.
+
+    Resampling cases that are right or wrong draws from a binomial.
+    """
+    members = _members(right, groups)
+    rates = torch.tensor([float(right[m].double().mean()) for m in members.values()]).double()
+    sizes = torch.tensor([len(m) for m in members.values()]).double()
+    generator = torch.Generator().manual_seed(seed)
+    chance = rates[:, None].expand(-1, draws).contiguous()
+    many = sizes[:, None].expand(-1, draws).contiguous()
+    drawn = torch.binomial(many, chance, generator=generator) / many
+    found = figure(drawn)
+    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(float(figure(rates)), low, high, len(groups))
+
+
+def _first(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> list[str]:
+    if not 1 <= k <= len(ranked):
+        raise VlmEditError(f"k is {k}: {len(ranked)} cases are ranked")
+    strange = set(ranked) - set(wanted)
+    if strange:
+        raise VlmEditError(f"no share is wanted of group {min(strange)!r}: there is {dict(wanted)}")
+    if min(wanted.values()) <= 0 or abs(sum(wanted.values()) - 1) > 1e-6:
+        raise VlmEditError(f"wanted shares are above 0 and sum to 1, got {dict(wanted)}")
+    return list(ranked[:k])
