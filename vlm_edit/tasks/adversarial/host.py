@@ -1,0 +1,224 @@
+"""A host as an attack sees it: pixels in [0, 1] to embeddings, and to a choice among texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.sites import unwrap
+
+Classifier = Callable[[Tensor], Tensor]  # images [n, 3, h, w] to logits [n, c]
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """The pixel space of a host: what its processor makes of images, before it normalises.
+
+    An attack's budget is counted here, after the image was brought to the host's size.
+
+    Attributes:
+        processor: Of images, such as a ``CLIPImageProcessor``.
+        mean: Of each channel, as the processor subtracts it.
+        std: As it divides by it.
+    """
+
+    processor: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, processor: Any) -> Pixels:
+        """The space of a processor of images, or of one of images and texts.
+
+        Raises:
+            VlmEditError: It handles no images, or does not bring pixels to [0, 1] first.
+        """
+        own = getattr(processor, "image_processor", processor)
+        if not hasattr(own, "image_mean"):
+            raise VlmEditError(
+                f"{type(processor).__name__} does not say how it normalises images: pass a "
+                "transformers processor, or make Pixels(processor, mean, std) yourself"
+            )
+        if not getattr(own, "do_rescale", True) or abs(own.rescale_factor * 255 - 1) > 1e-6:
+            raise VlmEditError(
+                f"{type(own).__name__} does not rescale pixels to [0, 1], where a budget such as "
+                "4/255 is counted: set do_rescale=True and rescale_factor=1/255"
+            )
+        if not own.do_normalize:
+            return cls(own, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        return cls(own, tuple(own.image_mean), tuple(own.image_std))
+
+    def read(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images as the host sees them, [n, 3, h, w] in [0, 1].
+
+        Raises:
+            VlmEditError: The processor cuts images into parts, or gives them several sizes.
+        """
+        made = self.processor(images=list(images), do_normalize=False, return_tensors="pt")
+        pixels = made["pixel_values"]
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) != len(images):
+            raise VlmEditError(
+                f"{type(self.processor).__name__} makes no [n, 3, h, w] of {len(images)} images: "
+                "hosts that cut images into parts cannot be attacked by pixels yet"
+            )
+        return pixels.float().clamp(0, 1)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the host takes, of images [n, 3, h, w] in [0, 1]; differentiable."""
+        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (images - mean) / std
+
+
+@dataclass(frozen=True, eq=False)
+class ImageHost:
+    """The image side of a host with a joint embedding; patches that are attached act.
+
+    Attributes:
+        model: The host, such as a ``CLIPModel``; open_clip's work too.
+        pixels: Its pixel space.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> model, processor = zoo.load_host()
+        >>> host = ImageHost.of(model, processor)
+        >>> images = host.pixels.read([zoo.load_pairs().open(0)])
+        >>> images.shape, host(images).shape
+        (torch.Size([1, 3, 48, 48]), torch.Size([1, 192]))
+    """
+
+    model: nn.Module
+    pixels: Pixels
+
+    @classmethod
+    def of(cls, model: nn.Module, processor: Any) -> ImageHost:
+        """A host with its processor.
+
+        Raises:
+            VlmEditError: The host embeds no images, or is in train mode.
+        """
+        inner = unwrap(model)
+        if not (hasattr(inner, "get_image_features") or hasattr(inner, "encode_image")):
+            raise VlmEditError(
+                f"{type(inner).__name__} has neither get_image_features nor encode_image: an "
+                "attack on embeddings needs a contrastive host; for one that speaks use captions"
+            )
+        if inner.training:
+            raise VlmEditError(f"{type(inner).__name__} is in train mode: call model.eval()")
+        return cls(model, Pixels.of(processor))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.model.parameters()).device
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Joint embeddings [n, d] of images [n, 3, h, w] in [0, 1]; differentiable."""
+        inner: Any = unwrap(self.model)
+        pixels = self.pixels.normalise(images).to(next(inner.parameters()).dtype)
+        if hasattr(inner, "get_image_features"):
+            return _embedding(inner.get_image_features(pixel_values=pixels))
+        return cast("Tensor", inner.encode_image(pixels)).float()
+
+
+@torch.no_grad()
+def embed_texts(
+    model: nn.Module, processor: Any, texts: Sequence[str], batch_size: int = 256, **options: Any
+) -> Tensor:
+    """Joint embeddings of texts, of length 1; patches that are attached act.
+
+    Args:
+        model: A transformers host with ``get_text_features``.
+        processor: Its processor.
+        texts: At least one.
+        batch_size: Texts per forward.
+        **options: For the processor, such as ``padding="max_length"``, which SigLIP needs.
+
+    Returns:
+        [c, d] float32.
+
+    Raises:
+        VlmEditError: No text, or another kind of host.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> embed_texts(*zoo.load_host(), ["a cat", "a dog"]).shape
+        torch.Size([2, 192])
+    """
+    inner: Any = unwrap(model)
+    if not texts:
+        raise VlmEditError("no texts: a choice needs at least one")
+    if not hasattr(inner, "get_text_features"):
+        raise VlmEditError(
+            f"{type(inner).__name__} has no get_text_features: embed the texts yourself and pass "
+            "them to ZeroShot"
+        )
+    told = {"padding": True, "truncation": True} | options
+    device = next(inner.parameters()).device
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        some = list(texts[start : start + batch_size])
+        inputs = processor(text=some, return_tensors="pt", **told)
+        parts.append(_embedding(inner.get_text_features(**inputs.to(device))))
+    return F.normalize(torch.cat(parts), dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShot:
+    """Chooses the text that is nearest to an image.
+
+    Attributes:
+        host: Embeds images.
+        texts: [c, d], of length 1.
+        scale: Multiplies cosines.
+        centre: [d], subtracted from embeddings of length 1 of images; None for none. (Whoever
+            centres texts too passes them so.)
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> model, processor = zoo.load_host()
+        >>> choose = ZeroShot.of(model, processor, ["a picture of dog face", "a picture of car"])
+        >>> choose(choose.host.pixels.read([zoo.load_pairs().open(0)])).shape
+        torch.Size([1, 2])
+    """
+
+    host: ImageHost
+    texts: Tensor
+    scale: float = 100.0
+    centre: Tensor | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, processor: Any, texts: Sequence[str], **options: Any) -> ZeroShot:
+        """A choice among texts, which are embedded now, with the patches that are attached.
+
+        Args:
+            model: A transformers host with a joint embedding.
+            processor: Its processor.
+            texts: One per class.
+            **options: As for ``embed_texts``.
+
+        Raises:
+            VlmEditError: As ``ImageHost.of`` and ``embed_texts``.
+        """
+        host = ImageHost.of(model, processor)
+        logit = getattr(unwrap(model), "logit_scale", None)
+        scale = float(logit.detach().exp()) if isinstance(logit, Tensor) else cls.scale
+        return cls(host, embed_texts(model, processor, texts, **options), scale)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits [n, c] of images [n, 3, h, w] in [0, 1]; differentiable."""
+        found = F.normalize(self.host(images), dim=1)
+        if self.centre is not None:
+            found = F.normalize(found - self.centre, dim=1)
+        return self.scale * found @ self.texts.mT
+
+
+def _embedding(found: Any) -> Tensor:
+    """[n, d] float32 of what get_*_features returns, which transformers 5 wraps."""
+    return cast("Tensor", getattr(found, "pooler_output", found)).float()
