@@ -282,14 +282,13 @@ def test_of_topk_only_rows_are_encoded_in_which_a_touched_feature_could_be_activ
     image = torch.rand(4, 50, generator=torch.Generator().manual_seed(2)) > 0.5
     part = dictionary.slice(touched)
     codes = dictionary.encode(hidden, "mixed", image)[..., touched]
-    encoded, plain = [], Encoder.__call__
+    encoded, plain = [], Encoder.contested
 
     def counted(encoder, x, *rest):
-        if encoder.competes:
-            encoded.append(x.shape[0])
+        encoded.append(x.shape[:-1].numel())
         return plain(encoder, x, *rest)
 
-    monkeypatch.setattr(Encoder, "__call__", counted)
+    monkeypatch.setattr(Encoder, "contested", counted)
     found, scale = part.codes(hidden, "mixed", image)
     torch.testing.assert_close(found, codes, rtol=1e-5, atol=1e-5)
     assert scale.shape == (4, 50, 1)
@@ -302,6 +301,39 @@ def test_of_topk_only_rows_are_encoded_in_which_a_touched_feature_could_be_activ
     )
     assert not off.slice(touched).codes(torch.randn(2, D))[0].any()
     assert not encoded
+
+
+@pytest.mark.parametrize("touched", [[3], [11, 2]])
+@pytest.mark.parametrize("rows", [(), (1,), (2, 40)])
+def test_of_topk_a_feature_stays_if_it_is_among_the_k_largest(touched, rows):
+    dictionary = make("topk", "none", True, 0)
+    x = 3 * torch.randn(*rows, D, generator=torch.Generator().manual_seed(3))
+    part = dictionary.slice(touched)
+    for stream in ("image", "text"):
+        expected = dictionary.encode(x, stream)[..., touched]
+        found, _ = part.codes(x, stream)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert (found == 0).equal(expected == 0)
+    assert (expected > 0).any() or len(rows) < 2
+
+
+def test_of_few_features_what_is_subtracted_is_folded_into_the_bias():
+    for activation in ("relu", "jumprelu", "identity"):
+        dictionary = make(activation, "none", True, 0)
+        x = torch.randn(3, 7, D, generator=torch.Generator().manual_seed(4))
+        image = torch.rand(3, 7, generator=torch.Generator().manual_seed(5)) > 0.5
+        part = dictionary.slice([4, 1])
+        assert set(part._folded) == {"image", "text"}
+        for stream in ("image", "text", "mixed"):
+            expected = dictionary.encode(x, stream, image)[..., [4, 1]]
+            assert expected.any()
+            torch.testing.assert_close(
+                part.codes(x, stream, image)[0], expected, rtol=1e-4, atol=1e-5
+            )
+        with pytest.raises(VlmEditError, match="centres each stream apart"):
+            part.codes(x)
+    normed = make("relu", "layer_norm", True, 0).slice([4, 1])
+    assert not normed._folded
 
 
 def test_where_gradients_are_followed_topk_is_encoded_in_one_piece():

@@ -19,6 +19,7 @@ from vlm_edit.dictionaries.origin import expect_site as expect_site
 from vlm_edit.errors import VlmEditError
 
 _ROWS = 4096
+_FEW = 64  # features up to which subtracting takes a share of the product worth saving
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +40,18 @@ class Slice:
     n_features: int
     columns: Tensor | None = None
     _touched: Encoder | None = field(init=False, repr=False)
+    _folded: Mapping[str | None, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Of features that compete by TopK, have their own columns at hand."""
+        """Of features that compete by TopK, have their own columns at hand; fold biases."""
         encoder, columns, touched = self.encoder, self.columns, None
         if columns is not None and encoder.activation == "topk":
             weight, bias = encoder.weight[:, columns].contiguous(), encoder.bias[columns]
             touched = replace(encoder, weight=weight, bias=bias, activation="identity", k=None)
         object.__setattr__(self, "_touched", touched)
+        own = touched or (encoder if columns is None else None)
+        few = own is not None and not own.competes and own.weight.shape[1] <= _FEW
+        object.__setattr__(self, "_folded", own.folded() if own is not None and few else {})
 
     def codes(
         self, x: Tensor, stream: str | None = None, image: Tensor | None = None
@@ -57,30 +62,48 @@ class Slice:
         others', so that all are encoded only for rows with one above. On a CPU alone: elsewhere
         to look at the rows would wait for the device.
         """
-        if self._touched is not None and self._may_look(x):
-            return self._of_rows(self._touched, x, stream, image)
+        if self._touched is not None and self._is_final(x):
+            if x.device.type == "cpu":
+                return self._of_rows(self._touched, x, stream, image)
+            return self._contested(x, stream, image)
+        if self._touched is None and self._folded:
+            found = self.encoder.with_bias(x, self._folded, stream, image)
+            if found is not None:
+                return found, None
         codes, scale = self.encoder(x, stream, image)
         return codes if self.columns is None else codes[..., self.columns], scale
 
-    def _may_look(self, x: Tensor) -> bool:
+    def _is_final(self, x: Tensor) -> bool:
+        """Nobody follows what is worked out: no gradients, no compiler."""
         followed = torch.is_grad_enabled() and (
             x.requires_grad or self.encoder.weight.requires_grad
         )
-        return x.device.type == "cpu" and not followed and not torch.compiler.is_compiling()
+        return not followed and not torch.compiler.is_compiling()
+
+    def _contested(
+        self, x: Tensor, stream: str | None, image: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        assert self.columns is not None
+        return self.encoder.contested(x, self.columns, stream, image)
 
     def _of_rows(
         self, touched: Encoder, x: Tensor, stream: str | None, image: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        before, scale = touched(x, stream, image)
+        before, scale = touched.with_bias(x, self._folded, stream, image), None
+        if before is None:
+            before, scale = touched(x, stream, image)
         flat = before.view(-1, before.shape[-1])
-        rows = (flat > 0).any(1).nonzero()[:, 0]
+        some = flat > 0
+        if len(flat) == 1:
+            return self._contested(x, stream, image) if some.any() else (before.zero_(), scale)
+        rows = some.any(1).nonzero()[:, 0]
+        if len(rows) == len(flat):
+            return self._contested(x, stream, image)
         codes = torch.zeros_like(before)
         if len(rows):
-            assert self.columns is not None
-            some = x.reshape(-1, x.shape[-1])[rows]
             seen = None if image is None else image.reshape(-1)[rows]
-            found, _ = self.encoder(some, stream, seen)
-            codes.view(flat.shape)[rows] = found[:, self.columns]
+            found, _ = self._contested(x.reshape(-1, x.shape[-1])[rows], stream, seen)
+            codes.view(flat.shape)[rows] = found
         return codes, scale
 
     def to(self, device: torch.device | str) -> Slice:

@@ -129,6 +129,48 @@ class Encoder:
                     self._activate_in_place(hidden)
             return codes, scale
 
+    def folded(self) -> dict[str | None, Tensor]:
+        """Biases [m] with what is subtracted before the product folded in, by stream.
+
+        Worked out in float64. The key is None without centers. Empty where a norm stands before,
+        or the weights are being trained.
+        """
+        trained = (self.weight, self.bias, self.subtract, *self.centers.values())
+        if self.norm != "none" or any(t is not None and t.requires_grad for t in trained):
+            return {}
+        streams: tuple[str | None, ...] = tuple(self.centers) or (None,)
+        offsets = {name: self._offset(name, None) for name in streams}
+        weight, bias = self.weight.double(), self.bias.double()
+        return {
+            name: self.bias if offset is None else (bias - offset.double() @ weight).float()
+            for name, offset in offsets.items()
+        }
+
+    def with_bias(
+        self,
+        x: Tensor,
+        biases: Mapping[str | None, Tensor],
+        stream: str | None,
+        image: Tensor | None = None,
+    ) -> Tensor | None:
+        """Codes [..., m] of activations, by biases that ``folded`` gave; features do not compete.
+
+        Saves the subtraction, which for few features takes longer than the product. None where
+        there is no bias for the stream.
+        """
+        if self.centers and stream == "mixed" and image is not None and len(biases) == 2:
+            bias = torch.where(image.unsqueeze(-1), biases["image"], biases["text"])
+        else:
+            found = biases.get(stream if self.centers else None)
+            if found is None:
+                return None
+            bias = found
+        self.expect_width(x)
+        with autocast_off(x.device):
+            if bias.ndim == 1:
+                return self._activate(F.linear(x.float(), self.weight.mT, bias))
+            return self._activate(F.linear(x.float(), self.weight.mT) + bias)
+
     def sparse(
         self, x: Tensor, stream: str | None = None, image: Tensor | None = None
     ) -> SparseCodes:
@@ -160,6 +202,38 @@ class Encoder:
             rows = flat.div(m, rounding_mode="floor")
             found = torch.cat(values) if values else centred.new_empty(0)
             return SparseCodes(rows, flat - rows * m, found, (n, m))
+
+    def contested(
+        self, x: Tensor, columns: Tensor, stream: str | None = None, image: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Codes of some features that compete by ``topk``, and the norm's scale.
+
+        Whether a feature is among the k largest takes the k-th value, not the codes of all. Where
+        others equal it all of them stay.
+
+        Args:
+            x: [..., d], any float dtype.
+            columns: [t], the features.
+            stream: As for a call.
+            image: [...] bool, likewise.
+
+        Returns:
+            Codes [..., t] float32, without gradients, and the scale [..., 1], None without a norm.
+        """
+        assert self.activation == "topk" and self.k is not None
+        self.expect_width(x)
+        with torch.no_grad(), autocast_off(x.device):
+            centred, scale = self._centred(x, stream, image)
+            parts = []
+            for _, hidden in self._hidden(centred.reshape(-1, centred.shape[-1])):
+                own = hidden[:, columns]
+                if len(columns) == 1:
+                    stays = (hidden > own).sum(-1, keepdim=True) < self.k
+                else:
+                    stays = own >= top_k(hidden, self.k)[0].amin(-1, keepdim=True)
+                parts.append(self._cap(torch.where(stays, F.relu(own), 0.0)))
+            codes = torch.cat(parts) if parts else centred.new_empty(0, len(columns))
+            return codes.view(*centred.shape[:-1], len(columns)), scale
 
     def expect_width(self, x: Tensor) -> None:
         """Refuse activations of another width."""

@@ -50,6 +50,7 @@ class Splice:
     _prepared: tuple[Tensor | None, ...] = field(init=False, repr=False)
     _shift: Tensor | None = field(init=False, repr=False)
     _reads: bool = field(init=False, repr=False)
+    _simple: bool = field(init=False, repr=False)
     _devices: dict[torch.device, _Placed] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class Splice:
             "_prepared": prepared,
             "_shift": None if self.gate else _shift(part, acting, columns),
             "_reads": self.gate is not None or any(rule.reads for rule in acting),
+            "_simple": self.gate is None and not any(isinstance(rule, Move) for rule in acting),
             "_devices": {},
         }
         for name, value in found.items():
@@ -131,16 +133,31 @@ class Splice:
         """
         placed = self._devices.get(hidden.device) or self._on(hidden.device)
         if placed.shift is not None and hidden.size(-1) == placed.shift.size(0):
-            delta = placed.shift
+            edited = hidden + _times(placed.shift, strength)
         else:
             with autocast_off(hidden.device):
-                delta = self._change(placed, hidden, stream, image)
-        if strength is not None:
-            delta = delta * strength.unsqueeze(-1)
-        edited = hidden + delta
+                if self._simple:
+                    change = _times(self._recoded(placed, hidden, stream, image), strength)
+                    edited = _spliced(hidden, change, placed.slice.decoder)
+                else:
+                    edited = hidden + _times(self._change(placed, hidden, stream, image), strength)
         if edited.dtype != hidden.dtype:  # the sum is float32 or wider
             edited = edited.to(hidden.dtype)
         return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
+
+    def _recoded(
+        self, placed: _Placed, hidden: Tensor, stream: str | None, image: Tensor | None
+    ) -> Tensor:
+        """What the rules add to each token's code, [..., t], in the host's units."""
+        before, scale = placed.slice.codes(hidden, stream, image)
+        code = before
+        for rule, index in zip(self._acting, placed.columns, strict=True):
+            if index is None:
+                code = rule(code)
+            else:
+                code = code.index_copy(-1, index, rule(code[..., index]))
+        change = code - before
+        return change if scale is None else change * scale
 
     def _change(
         self, placed: _Placed, hidden: Tensor, stream: str | None, image: Tensor | None
@@ -228,6 +245,20 @@ def _decoded(
         return None
     change = (code - before) @ part.decoder
     return change if scale is None else change * scale
+
+
+def _spliced(hidden: Tensor, change: Tensor, decoder: Tensor) -> Tensor:
+    """``hidden + change @ decoder`` without a tensor in between, which would cost as much again."""
+    if hidden.dtype == torch.float64:
+        return hidden + change @ decoder
+    if len(decoder) == 1:
+        return torch.addcmul(hidden.float(), change, decoder)
+    rows, changes = hidden.reshape(-1, hidden.shape[-1]), change.reshape(-1, change.shape[-1])
+    return torch.addmm(rows.float(), changes, decoder).view(hidden.shape)
+
+
+def _times(change: Tensor, strength: Tensor | None) -> Tensor:
+    return change if strength is None else change * strength.unsqueeze(-1)
 
 
 def _plus(moved: Tensor | None, change: Tensor | None) -> Tensor | None:
