@@ -1,0 +1,213 @@
+"""Words of a group in what a host says of images, and whether the rest of it stays as good."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.report import Table
+from vlm_edit.sites import unwrap
+from vlm_edit.statistics import Estimate, mean_estimate, proportion
+
+GENDER_WORDS = {
+    "man": (
+        *("man", "men", "male", "boy", "he", "his", "him", "gentleman", "father", "king", "prince"),
+        *("hombre", "hombres", "niño", "chico", "señor", "mann", "männer", "junge", "herr"),
+    ),
+    "woman": (
+        *("woman", "women", "female", "girl", "she", "her", "hers", "lady", "mother", "queen"),
+        *("princess", "mujer", "mujeres", "niña", "chica", "señora", "frau", "frauen", "mädchen"),
+    ),
+}
+NEITHER, BOTH = "neither", "both"
+
+
+def named_group(text: str, words: Mapping[str, Sequence[str]] = GENDER_WORDS) -> str:
+    """The group that a text names: one of the words' keys, ``neither`` or ``both``.
+
+    Args:
+        text: What is said. Only whole words count, whatever their case.
+        words: By group.
+
+    Example:
+        >>> [named_group(text) for text in ("A man biking", "woman and man", "emanate")]
+        ['man', 'both', 'neither']
+    """
+    said = set(_tokens(text))
+    named = [group for group, own in words.items() if said & {word.lower() for word in own}]
+    return named[0] if len(named) == 1 else (BOTH if named else NEITHER)
+
+
+def without_words(text: str, words: Mapping[str, Sequence[str]] = GENDER_WORDS) -> list[str]:
+    """A text's words without those of any group, in lower case.
+
+    Example:
+        >>> without_words("A man biking")
+        ['a', 'biking']
+    """
+    gone = {word.lower() for own in words.values() for word in own}
+    return [word for word in _tokens(text) if word not in gone]
+
+
+def word_f1(said: Sequence[str], wanted: Sequence[str]) -> float:
+    """F1 of the words of two texts, each word as often as it is in both.
+
+    Args:
+        said: Words of the one.
+        wanted: Words of the other.
+
+    Returns:
+        Between 0 and 1; 1 where both are empty.
+
+    Example:
+        >>> round(word_f1(["a", "bike"], ["a", "red", "bike"]), 3)
+        0.8
+    """
+    shared = sum(min(said.count(word), wanted.count(word)) for word in set(said))
+    if not said and not wanted:
+        return 1.0
+    return 2 * shared / (len(said) + len(wanted))
+
+
+@torch.no_grad()
+def describe(
+    model: nn.Module,
+    processor: Any,
+    images: Sequence[Image.Image],
+    prompt: str,
+    *,
+    batch_size: int = 64,
+    longest: int = 24,
+) -> list[str]:
+    """What a host that generates says of images, greedily, under whatever patch is attached.
+
+    Args:
+        model: The host.
+        processor: Its processor, with an ``image_token``.
+        images: What to describe.
+        prompt: The text behind the image's place, such as ``what is it?``.
+        batch_size: Images at once.
+        longest: New tokens at most.
+
+    Raises:
+        VlmEditError: A host that does not generate, or a processor without an image token.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> images = zoo.load_pairs().images[:1]
+        >>> describe(*zoo.load_llava(), images, "what colour is the background?")
+        ['white']
+    """
+    host: Any = unwrap(model)
+    token = getattr(processor, "image_token", None)
+    if not hasattr(host, "generate") or token is None:
+        raise VlmEditError(
+            f"captions need a host that generates and a processor with an image token, got "
+            f"{type(host).__name__} and {type(processor).__name__}"
+        )
+    weight, found = next(model.parameters()), []
+    for start in range(0, len(images), batch_size):
+        some = list(images[start : start + batch_size])
+        text = [f"{token}\n{prompt}"] * len(some)
+        inputs = processor(images=some, text=text, return_tensors="pt", padding=True)
+        inputs = inputs.to(weight.device, weight.dtype)
+        ids = host.generate(**inputs, do_sample=False, max_new_tokens=longest)
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        found += [t.strip() for t in processor.batch_decode(new, skip_special_tokens=True)]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Captions:
+    """What was said of images whose group is known.
+
+    Attributes:
+        said: The captions.
+        groups: Of the images.
+        wanted: What would have been right.
+        words: Of each group.
+
+    Example:
+        >>> one = Captions(("man biking",), ("woman",), ("woman biking",))
+        >>> one.shares("woman")["man"].value, one.quality().value
+        (1.0, 1.0)
+    """
+
+    said: Sequence[str]
+    groups: Sequence[str]
+    wanted: Sequence[str]
+    words: Mapping[str, Sequence[str]] = field(default_factory=lambda: GENDER_WORDS)
+
+    def __post_init__(self) -> None:
+        """Check that all are of the same images."""
+        if not len(self.said) == len(self.groups) == len(self.wanted):
+            raise VlmEditError(
+                f"{len(self.said)} captions, {len(self.groups)} groups and {len(self.wanted)} "
+                "right captions are not of the same images"
+            )
+
+    def named(self) -> list[str]:
+        """The group that each caption names."""
+        return [named_group(text, self.words) for text in self.said]
+
+    def shares(self, group: str) -> dict[str, Estimate]:
+        """Of one group's images: share of captions that name each group, neither, or both.
+
+        Args:
+            group: Of the images.
+
+        Raises:
+            VlmEditError: No image is of it.
+        """
+        told = [named for named, own in zip(self.named(), self.groups, strict=True) if own == group]
+        if not told:
+            raise VlmEditError(f"no image is of group {group!r}: there is {set(self.groups)}")
+        kinds = (*self.words, NEITHER, BOTH)
+        return {kind: proportion(told.count(kind), len(told)) for kind in kinds}
+
+    def overlap(self) -> Tensor:
+        """``word_f1`` of each caption with the right one, words of groups left out, [n]."""
+        pairs = zip(self.said, self.wanted, strict=True)
+        return torch.tensor(
+            [
+                word_f1(without_words(said, self.words), without_words(wanted, self.words))
+                for said, wanted in pairs
+            ],
+            dtype=torch.float64,
+        )
+
+    def quality(self) -> Estimate:
+        """Its mean, by the bootstrap."""
+        return mean_estimate(self.overlap())
+
+
+def caption_table(found: Mapping[str, Captions], title: str, note: str = "") -> Table:
+    """A row for each edit and group of images."""
+    first = next(iter(found.values()))
+    kinds = (*first.words, NEITHER)
+    rows = []
+    for name, captions in found.items():
+        for group in dict.fromkeys(captions.groups):
+            shares = captions.shares(group)
+            own = [i for i, g in enumerate(captions.groups) if g == group]
+            rows.append(
+                (
+                    name,
+                    f"{group} ({len(own)})",
+                    *(str(shares[kind]) for kind in kinds),
+                    str(mean_estimate(captions.overlap()[own])),
+                )
+            )
+    columns = ("edit", "images of", *(f"says {kind}" for kind in kinds), "other words (F1)")
+    return Table(title, columns, rows, note)
+
+
+def _tokens(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

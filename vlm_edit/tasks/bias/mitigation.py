@@ -1,0 +1,375 @@
+"""Lessen bias without training: features of an attribute, a rule, and how much of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vlm_edit.codes import SparseCodes
+from vlm_edit.dictionaries import AnyDictionary, Dictionary, PairedDictionary
+from vlm_edit.edits import Ablate, Project
+from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks import Tokens
+from vlm_edit.measurement import Prepare
+from vlm_edit.pairs import Pairs
+from vlm_edit.patches import Patch
+from vlm_edit.selection import Seen, by_difference, by_direction, intersection, read_examples
+from vlm_edit.selection.contrast import mean_codes
+from vlm_edit.sites import Adapter
+from vlm_edit.tasks.bias.baselines import directions
+from vlm_edit.tasks.bias.bench import JOINT, Bench
+from vlm_edit.tasks.bias.study import Study
+from vlm_edit.tuning import Point, Tuning, tune
+
+Way = Literal["ablate", "project", "difference"]
+Score = Literal["direction", "difference"]
+Stream = Literal["image", "text"]
+
+NUMBERS = (2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Codes of the groups at a site, to choose features by.
+
+    Attributes:
+        dictionary: Whose codes.
+        site: Where.
+        stream: ``image``, or ``text`` for the images' captions.
+        seen: By value of the attribute.
+    """
+
+    dictionary: Dictionary
+    site: str
+    stream: Stream
+    seen: dict[str, Seen]
+
+    @classmethod
+    def gather(
+        cls, bench: Bench, dictionary: AnyDictionary, site: str = JOINT, stream: Stream = "image"
+    ) -> Evidence:
+        """Read the codes of a bench's images; at the joint embedding those it has already.
+
+        Args:
+            bench: Of images that may be learned from.
+            dictionary: Of the site; of a paired one the stream's.
+            site: Its name.
+            stream: Whose codes.
+
+        Raises:
+            VlmEditError: A dictionary of another site, or one left on disk.
+
+        Example:
+            >>> from vlm_edit import zoo
+            >>> from vlm_edit.tasks.bias import Bench, Questions
+            >>> asked = Questions(
+            ...     "gender", {"man": ["a picture of man"], "woman": ["a picture of woman"]}
+            ... )
+            >>> bench = Bench.read(*zoo.load_host(), zoo.load_pairs().select(range(256)), asked)
+            >>> evidence = Evidence.gather(bench, zoo.load_dictionary("joint"))
+            >>> len(select(evidence, 4)), evidence.seen["man"].codes.shape
+            (4, (20, 512))
+        """
+        whole, study = _half(dictionary, stream), bench.plain
+        if site != JOINT:
+            return cls.of(
+                *(bench.model, bench.processor, whole, study.pairs),
+                *(study.questions.attribute, study.questions.values, site, stream),
+                adapter=bench.adapter,
+                prepare=bench.prepare,
+                batch_size=bench.batch_size,
+            )
+        whole.expect_site(site)
+        seen = {}
+        for value in study.questions.values:
+            members = [i for i, group in enumerate(study.groups) if group == value]
+            x = (study.image if stream == "image" else study.caption)[members]
+            seen[value] = Seen(whole.encode_sparse(x, stream), whole.normalise(x, stream))
+        return cls(whole, site, stream, seen)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        processor: Any,
+        dictionary: AnyDictionary,
+        pairs: Pairs,
+        attribute: str,
+        values: Sequence[str],
+        site: str,
+        stream: Stream = "image",
+        *,
+        adapter: Adapter | None = None,
+        prepare: Prepare | None = None,
+        batch_size: int = 64,
+    ) -> Evidence:
+        """Read the codes of pairs at any site of any host, such as a layer of one that generates.
+
+        Args:
+            model: The host, in eval mode.
+            processor: Its processor.
+            dictionary: Of the site.
+            pairs: Images that may be learned from, with their texts.
+            attribute: Their column.
+            values: Of it, those that are told apart.
+            site: The site's name.
+            stream: Whose tokens.
+            adapter: The host's adapter; by default found.
+            prepare: As in ``vlm_edit.measurement.Reader``.
+            batch_size: Pairs per forward.
+
+        Raises:
+            VlmEditError: No such column, a value that no pair has, or as ``read_examples``.
+        """
+        if attribute not in pairs.columns:
+            raise VlmEditError(f"{pairs.name} has no column {attribute!r}")
+        column, whole = pairs.columns[attribute], _half(dictionary, stream)
+        missing = set(values) - set(column)
+        if missing:
+            raise VlmEditError(f"no pair of {pairs.name} has {attribute} {min(missing)!r}")
+        seen = {
+            value: read_examples(
+                *(model, processor, whole),
+                pairs.select([i for i, own in enumerate(column) if own == value]),
+                *(site, stream),
+                adapter=adapter,
+                prepare=prepare,
+                batch_size=batch_size,
+            )
+            for value in values
+        }
+        return cls(whole, site, stream, seen)
+
+    def codes(self) -> Tensor:
+        """Codes of all groups, [n, m]."""
+        return torch.cat([seen.codes.dense() for seen in self.seen.values()])
+
+
+def select(
+    evidence: Evidence,
+    most: int | None = None,
+    *,
+    score: Score = "direction",
+    within: Sequence[int] | None = None,
+    alpha: float | None = None,
+) -> list[int]:
+    """Features that tell the groups apart, strongest first, each value's in turn.
+
+    Args:
+        evidence: Codes of the groups.
+        most: How many at most.
+        score: ``direction``: they also write along the difference of the groups (``by_direction``);
+            ``difference``: by their codes alone (``by_difference``).
+        within: Only those, such as a class of dominance.
+        alpha: False discovery rate of a rank test; None for none.
+
+    Raises:
+        VlmEditError: An unknown score, or no feature is left.
+    """
+    if score not in get_args(Score):
+        raise VlmEditError(f"score is {score!r}: use one of {get_args(Score)}")
+    lists = []
+    for value, own in evidence.seen.items():
+        rest = [seen for other, seen in evidence.seen.items() if other != value]
+        codes = _together(rest)
+        if score == "difference":
+            lists.append(by_difference(own.codes, codes, alpha=alpha))
+        else:
+            way = own.normed.mean(0) - torch.cat([seen.normed for seen in rest]).mean(0)
+            rows = evidence.dictionary.decoder
+            lists.append(by_direction(own.codes, codes, rows, way, alpha=alpha))
+    longest = max(map(len, lists))
+    turns = [k for i in range(longest) for found in lists for k in found[i : i + 1]]
+    chosen = list(dict.fromkeys(turns))
+    if within is not None:
+        chosen = intersection(chosen, within)
+    if not chosen:
+        raise VlmEditError(
+            "no feature tells the groups apart"
+            + (" within the class: choose from another" if within is not None else ": raise alpha")
+        )
+    return chosen[:most]
+
+
+def edit(
+    evidence: Evidence,
+    features: Sequence[int],
+    way: Way = "difference",
+    *,
+    tokens: Tokens = "all",
+    strength: float = 1.0,
+) -> Patch:
+    """The patch of a way.
+
+    ``ablate`` sets the features' codes to zero; ``project`` takes the span of their directions out;
+    ``difference`` takes only what the groups differ by along them out: the difference of their mean
+    codes, decoded from these features alone. It is a difference in means without what the features
+    do not say.
+
+    Args:
+        evidence: As features were selected by.
+        features: Their numbers.
+        way: ``ablate``, ``project`` or ``difference``.
+        tokens: What is edited.
+        strength: 1 for all of it.
+
+    Raises:
+        VlmEditError: An unknown way, or groups whose mean codes do not differ.
+    """
+    if way not in get_args(Way):
+        raise VlmEditError(f"way is {way!r}: use one of {get_args(Way)}")
+    chosen = list(features)
+    info = {"attribute": "/".join(evidence.seen), "way": way, "features": str(len(chosen))}
+    if way == "difference":
+        rows = code_differences(evidence, chosen)
+        rule = Project(range(len(rows)), strength=strength)
+        return Patch.at(evidence.site, directions(rows), rule, tokens, info)
+    kinds = {"ablate": Ablate, "project": Project}
+    return Patch.at(
+        evidence.site, evidence.dictionary, kinds[way](chosen, strength=strength), tokens, info
+    )
+
+
+def code_differences(evidence: Evidence, features: Sequence[int]) -> Tensor:
+    """What the groups' mean codes differ by, decoded from some features, [values - 1, d].
+
+    Args:
+        evidence: Codes of the groups.
+        features: Which of them.
+    """
+    means = [mean_codes(seen.codes)[list(features)] for seen in evidence.seen.values()]
+    gaps = torch.stack([mean - means[0] for mean in means[1:]])
+    return (gaps @ evidence.dictionary.decoder[list(features)].double()).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Mitigation:
+    """A tuned edit.
+
+    Attributes:
+        patch: With its strength in it.
+        features: That it is made of.
+        point: Where it was found: strength, number, target and utility on what it was tuned on.
+        tuning: All that was tried.
+    """
+
+    patch: Patch
+    features: tuple[int, ...]
+    point: Point
+    tuning: Tuning
+
+
+def off_chance(study: Study) -> float:
+    """How far the attribute's read-out is from chance, either side."""
+    return abs(study.read_out().value - 1 / len(study.questions.values))
+
+
+def recognition(study: Study) -> float:
+    """Share of images whose label is recognised; where there is none, of captions found."""
+    right = study.recognised() if study.questions.labels else study.finds(1)
+    return float(right.double().mean())
+
+
+def mitigate(
+    bench: Bench,
+    dictionary: AnyDictionary,
+    *,
+    site: str = JOINT,
+    way: Way = "difference",
+    score: Score = "direction",
+    within: Sequence[int] | None = None,
+    numbers: Sequence[int] = NUMBERS,
+    strengths: tuple[float, float] = (0.0, 1.0),
+    tokens: Tokens = "all",
+    stream: Stream = "image",
+    aim: Callable[[Study], float] = off_chance,
+    keep: Callable[[Study], float] = recognition,
+    tolerance: float = 0.01,
+    budget: int = 24,
+) -> Mitigation:
+    """Find the edit that lessens bias most while utility is kept.
+
+    Test it on other images than the bench's: it was chosen on these.
+
+    Args:
+        bench: Of images that may be learned from.
+        dictionary: Of the site.
+        site: Where the edit is made.
+        way: As in ``edit``.
+        score: As in ``select``.
+        within: Features to choose from, such as a class of dominance; None for all.
+        numbers: Of features, to try.
+        strengths: To try, weakest and strongest.
+        tokens: What is edited.
+        stream: Whose codes features are chosen by.
+        aim: What is to fall, of a study; by default how well the attribute is read off prompts.
+        keep: What is to stay.
+        tolerance: How much of that may be lost.
+        budget: Evaluations.
+
+    Returns:
+        The patch, its features, and what was tried.
+
+    Raises:
+        VlmEditError: As ``select``, ``edit`` and ``vlm_edit.tune``.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> from vlm_edit.tasks.bias import Bench, Questions
+        >>> asked = Questions(
+        ...     "gender", {"man": ["a picture of man"], "woman": ["a picture of woman"]}
+        ... )
+        >>> bench = Bench.read(*zoo.load_host(), zoo.load_pairs().select(range(256)), asked)
+        >>> found = mitigate(bench, zoo.load_dictionary("joint"), tolerance=0.05, budget=12)
+        >>> off_chance(bench.edited(found.patch)) < off_chance(bench.plain)
+        True
+    """
+    evidence = Evidence.gather(bench, dictionary, site, stream)
+    ranked = select(evidence, score=score, within=within)
+    tried = sorted({min(n, len(ranked)) for n in numbers})
+    if not tried or tried[0] < 1:
+        raise VlmEditError(f"numbers of features are {list(numbers)}: try at least 1")
+
+    def make(number: float) -> Patch:
+        return edit(evidence, ranked[: int(number)], way, tokens=tokens)
+
+    door = bench.door(make(tried[0]))
+    last: list[Study] = []
+
+    def target() -> float:
+        last[:] = [door.read()]
+        return aim(last[0])
+
+    # The utility is asked right after the objective, under the same patch.
+    tuning = tune(
+        door.host,
+        make,
+        target,
+        lambda: keep(last[0]),
+        budget=budget,
+        strengths=strengths,
+        numbers=tried,
+        goal="lower",
+        **door.options,
+    )
+    point = tuning.best(utility_at_least=keep(bench.plain) - tolerance)
+    number = tried[0] if point.number is None else int(point.number)
+    features = ranked[:number]
+    patch = edit(evidence, features, way, tokens=tokens, strength=point.strength)
+    return Mitigation(patch, tuple(features), point, tuning)
+
+
+def _half(dictionary: AnyDictionary, stream: Stream) -> Dictionary:
+    half = dictionary.of(stream) if isinstance(dictionary, PairedDictionary) else dictionary
+    return half if isinstance(half, Dictionary) else half.load()
+
+
+def _together(seen: Sequence[Seen]) -> Tensor | SparseCodes:
+    """Codes of several groups; of one alone they stay sparse."""
+    if len(seen) == 1:
+        return seen[0].codes
+    return torch.cat([one.codes.dense() for one in seen])

@@ -1,0 +1,178 @@
+"""What an edit did, case by case, so that ways can be compared on the same cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.probing import probe
+from vlm_edit.report import Table
+from vlm_edit.statistics import Estimate, mean_estimate, proportion
+from vlm_edit.tasks.bias.metrics import (
+    accuracy_by_group,
+    accuracy_gap,
+    balanced_accuracy,
+    retrieval_skew,
+    worst_group,
+)
+from vlm_edit.tasks.bias.study import Study
+
+SKEWS = ("MaxSkew", "KL", "NDKL")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Every case of a study, as far as it can be asked for.
+
+    Attributes:
+        groups: Of the images that are told apart, m of them.
+        cases: By figure: [m] of those images for ``read``, ``probe`` and ``recognised``; [n] of
+            all images for ``kept``, ``R@1`` and ``R@5``; [q] of the queries for the skews.
+        k: Hits that the skews count.
+
+    Example:
+        >>> import torch
+        >>> read = torch.tensor([True, False])
+        >>> one = Outcome(("a", "b"), {"read": read}, 1)
+        >>> (one + one).estimate("read").n
+        4
+    """
+
+    groups: tuple[str, ...]
+    cases: Mapping[str, Tensor] = field(default_factory=dict)
+    k: int = 20
+
+    @classmethod
+    def of(cls, study: Study, k: int = 20, folds: int = 5) -> Outcome:
+        """Ask a study everything that its questions and columns allow.
+
+        Args:
+            study: Edited or not.
+            k: Hits that the skews count; at most the images that are told apart.
+            folds: Of the probe, which is trained on the study's own images anew and tells what an
+                edit leaves to whoever has labels. 0 for none.
+        """
+        asked, groups = study.questions, study.asked_groups
+        k = min(k, len(groups))
+        cases = {"read": study.named_right()}
+        if folds and min(groups.count(g) for g in set(groups)) >= folds:
+            cases["probe"] = probe(study.image[study.told_apart], groups, folds)
+        if asked.labels:
+            cases |= {"recognised": study.recognised(), "kept": study.kept()}
+        if len(set(study.pairs.texts)) > 1:
+            cases |= {f"R@{at}": study.finds(at) for at in (1, 5)}
+        if asked.queries:
+            cases |= retrieval_skew(study.query_similarity(), groups, k)
+        return cls(tuple(groups), cases, k)
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """Both outcomes' cases in one: of several splits, each tuned on the others' images.
+
+        Raises:
+            VlmEditError: They ask different things.
+        """
+        if set(self.cases) != set(other.cases) or self.k != other.k:
+            raise VlmEditError(
+                f"outcomes of {sorted(self.cases)} at {self.k} hits and {sorted(other.cases)} at "
+                f"{other.k} cannot be joined"
+            )
+        joined = {name: torch.cat([own, other.cases[name]]) for name, own in self.cases.items()}
+        return Outcome(self.groups + other.groups, joined, self.k)
+
+    def estimate(self, name: str) -> Estimate:
+        """A figure with its interval.
+
+        ``read`` and ``probe`` are balanced over groups (bootstrap within groups), the skews means
+        over queries (bootstrap), the others shares (Wilson).
+
+        Raises:
+            VlmEditError: A figure that was not asked for.
+        """
+        values = self._case(name)
+        if name in ("read", "probe"):
+            return balanced_accuracy(values, self.groups)
+        if name in SKEWS:
+            return mean_estimate(values)
+        return proportion(int(values.sum()), len(values))
+
+    def by_group(self, name: str) -> dict[str, Estimate]:
+        """``read``, ``probe`` or ``recognised`` of each group."""
+        return accuracy_by_group(self._case(name), self.groups)
+
+    def gap(self, name: str) -> Estimate:
+        """Highest less lowest of those."""
+        return accuracy_gap(self._case(name), self.groups)
+
+    def worst(self, name: str) -> tuple[str, Estimate]:
+        """The group of the lowest."""
+        return worst_group(self._case(name), self.groups)
+
+    def ahead(self, other: Outcome, name: str) -> Estimate:
+        """How far this outcome's mean lies above another's on the same cases, by the bootstrap.
+
+        Raises:
+            VlmEditError: Other cases, or a figure that was not asked for.
+        """
+        one, two = self._case(name), other._case(name)
+        if len(one) != len(two):
+            raise VlmEditError(f"{len(one)} and {len(two)} cases of {name!r} are not the same ones")
+        return mean_estimate(one.double() - two.double())
+
+    def _case(self, name: str) -> Tensor:
+        if name not in self.cases:
+            raise VlmEditError(f"{name!r} was not asked for: there are {', '.join(self.cases)}")
+        return self.cases[name]
+
+
+def effect_table(outcomes: Mapping[str, Outcome], title: str, note: str = "") -> Table:
+    """What is still read of the attribute, and how unequal retrieval is, a row a way."""
+    first = next(iter(outcomes.values()))
+    groups = sorted(set(first.groups))
+    columns: dict[str, Callable[[Outcome], str]] = {"read": lambda o: str(o.estimate("read"))}
+    for group in groups:
+        columns[group] = _of_group("read", group)
+    if "probe" in first.cases:
+        columns["probe"] = lambda o: str(o.estimate("probe"))
+    for name in SKEWS:
+        if name in first.cases:
+            columns[f"{name}@{first.k}"] = _of(name)
+    return _table(outcomes, columns, title, note)
+
+
+def cost_table(outcomes: Mapping[str, Outcome], title: str, note: str = "") -> Table | None:
+    """What is still recognised and found, a row a way; None where nothing of it was asked."""
+    first = next(iter(outcomes.values()))
+    columns: dict[str, Callable[[Outcome], str]] = {}
+    if "recognised" in first.cases:
+        columns["recognised"] = _of("recognised")
+        columns["gap"] = lambda o: str(o.gap("recognised"))
+        columns["worst group"] = lambda o: "{1} ({0})".format(*o.worst("recognised"))
+        columns["of all images"] = _of("kept")
+    for name in ("R@1", "R@5"):
+        if name in first.cases:
+            columns[name] = _of(name)
+    return _table(outcomes, columns, title, note) if columns else None
+
+
+def _table(
+    outcomes: Mapping[str, Outcome],
+    columns: Mapping[str, Callable[[Outcome], str]],
+    title: str,
+    note: str,
+) -> Table:
+    rows: Sequence[Sequence[str]] = [
+        (name, *(cell(outcome) for cell in columns.values())) for name, outcome in outcomes.items()
+    ]
+    return Table(title, ("edit", *columns), rows, note)
+
+
+def _of(name: str) -> Callable[[Outcome], str]:
+    return lambda outcome: str(outcome.estimate(name))
+
+
+def _of_group(name: str, group: str) -> Callable[[Outcome], str]:
+    return lambda outcome: str(outcome.by_group(name)[group])
