@@ -132,7 +132,7 @@ class Splice:
             A new tensor of the same shape and dtype.
         """
         placed = self._devices.get(hidden.device) or self._on(hidden.device)
-        if placed.shift is not None and hidden.size(-1) == placed.shift.size(0):
+        if placed.shift is not None and hidden.size(-1) == placed.width:
             edited = hidden + _times(placed.shift, strength)
         else:
             with autocast_off(hidden.device):
@@ -206,6 +206,7 @@ class Splice:
                     tuple(None if p is None else move(p, device) for p in self._prepared),
                     None if self._shift is None else move(self._shift, device),
                     None if self.gate is None else self.gate.to(device),
+                    self.slice.decoder.shape[1],
                 )
         return self._devices[device]
 
@@ -218,6 +219,7 @@ class _Placed(NamedTuple):
     prepared: tuple[Tensor | None, ...]
     shift: Tensor | None
     gate: Gate | None
+    width: int
 
 
 def _reads(rule: Rule) -> bool:

@@ -77,8 +77,8 @@ class CallTracker:
 
     def now(self, path: str) -> Call:
         """The call under way of the module at a followed path, or of one around it."""
-        calls = self._calls
-        call = calls.get(path) or calls.get(_HOST)
+        calls: dict[str, Call] | None = getattr(self._state, "calls", None)
+        call = (calls.get(path) or calls.get(_HOST)) if calls else None
         if call is not None:
             return call
         generation = self.generation
