@@ -41,8 +41,15 @@ class Call:
     @property
     def decodes(self) -> bool:
         """Whether all its tokens are known to have been generated."""
+        return self.step is not None
+
+    @property
+    def step(self) -> int | None:
+        """The decode step of its first token, where all are known to have been generated."""
         start, prompt = self.start, self.prompt
-        return isinstance(start, int) and isinstance(prompt, int) and start >= prompt
+        if isinstance(start, int) and isinstance(prompt, int) and start >= prompt:
+            return start - prompt
+        return None
 
     def places(self, device: torch.device | None = None) -> Tensor:
         """[S], where its tokens stand in the sequence; needs ``shape`` and ``start``."""

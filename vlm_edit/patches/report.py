@@ -104,13 +104,13 @@ class Tally:
         if torch.compiler.is_compiling():  # no lock there
             self._add(selection, where, hidden, chosen)
             return
-        call = where.call
-        if chosen is True and call.decodes and where.stream == "mixed" and where.image is False:
+        step = where.call.step
+        if chosen is True and step is not None and where.stream == "mixed" and where.image is False:
             # Nearly all of a generation's calls: noted now, which needs no lock, and counted later.
             shape = hidden.shape
             if len(shape) == 3:
                 rows, length, _ = shape
-                self._noted.append((selection.steps, call.start - call.prompt, rows, length))  # type: ignore[operator]
+                self._noted.append((selection.steps, step, rows, length))
                 if len(self._noted) < _MOST_NOTED:
                     return
                 with self._lock:
@@ -146,9 +146,9 @@ class Tally:
             self._counts[_STREAM[image], phase] += hidden.numel() // hidden.size(-1)
         else:
             self._on(hidden.device).put(phase, image, where, hidden, _as_mask(chosen, hidden))
-        if phase == "decode":
-            call = where.call
-            self._widen(selection.steps, call.start - call.prompt, hidden.size(1))  # type: ignore[operator]
+        step = where.call.step
+        if phase == "decode" and step is not None:
+            self._widen(selection.steps, step, hidden.size(1))
 
     def _widen(self, asked: tuple[int, int | None] | None, first: int, length: int) -> None:
         """Count a call of generated tokens among the steps."""
