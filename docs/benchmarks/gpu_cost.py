@@ -79,11 +79,9 @@ def captured(edit: Edit, x: Tensor) -> Callable[[], object]:
 
 
 @torch.no_grad()
-def compare(
-    activation: str, shape: tuple[int, int], tokens: int, dtype: torch.dtype, rounds: int
-) -> list[list[str]]:
+def compare(one: Dictionary, tokens: int, dtype: torch.dtype, rounds: int) -> list[list[str]]:
     """Two rows, eager and as a graph: our time, and the other's over ours."""
-    one = dictionary(*shape, activation)
+    activation, shape = one.encoder.activation, (one.width, one.n_features)
     splice = Splice.of(one, [Scale([FEATURE], FACTOR)])
     x = torch.randn(tokens, shape[0], generator=torch.Generator().manual_seed(1))
     x = x.to(DEVICE, dtype)
@@ -174,7 +172,7 @@ def generations(width: int, layers: int, rounds: int) -> list[list[str]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=16)
     options = parser.parse_args()
@@ -183,9 +181,10 @@ def main() -> None:
         row
         for activation in ("jumprelu", "topk")
         for shape in SHAPES
+        for one in (dictionary(*shape, activation),)
         for tokens in (1, 600)
         for dtype in (torch.float32, torch.bfloat16)
-        for row in compare(activation, shape, tokens, dtype, options.rounds)
+        for row in compare(one, tokens, dtype, options.rounds)
     ]
     columns = ("activation", "width x features", "tokens", "host", "way", "us", "whole / ours")
     print(Table("The other's time over ours", columns, rows, "Medians [middle half]."))
