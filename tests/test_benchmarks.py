@@ -1,4 +1,4 @@
-"""The scripts of docs/benchmarks compare like with like. Their numbers are not tested."""
+"""The scripts of tests/benchmarks compare like with like. Their numbers are not tested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-COST = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "steering_cost.py"
+COST = Path(__file__).resolve().parent / "benchmarks" / "steering_cost.py"
 SMALL = ["--width=32", "--layers=2", "--tokens=4", "--steps=3", "--features=64", "--rounds=2"]
 
 

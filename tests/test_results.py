@@ -48,6 +48,11 @@ def expect_close(found: Any, stored: Any, where: str = "") -> None:
         assert found == stored, where
 
 
+def test_the_examples_of_edits_are_what_the_stored_results_say(scripts) -> None:
+    page = scripts("page")
+    assert page.EDITS.read_text("utf-8") == page.edits_page(), "run: python docs/results/page.py"
+
+
 def test_the_page_of_results_is_what_the_stored_results_say(scripts) -> None:
     page = scripts("page")
     assert page.PAGE.read_text("utf-8") == page.page(), "run: python docs/results/page.py"

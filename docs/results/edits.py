@@ -284,6 +284,43 @@ def tables(result: dict[str, Any]) -> list[Table]:
     return shown
 
 
+def examples(result: dict[str, Any]) -> str:
+    """A line for each rule, in Markdown: what it did, and what was left of all else."""
+    remove, turn = result["remove"], result["turn"]
+    chosen, blue = result["features"], result["blue"]
+    told = (
+        ("", remove, "nothing", "backgrounds read"),
+        (f"`Ablate` {chosen} background features", remove, "Ablate", ""),
+        ("`Cap` them at half their mean code", remove, "Cap (at half the mean code)", ""),
+        ("`Blend` them to their mean code", remove, "Blend (to the mean code)", ""),
+        ("`Project` their span out", remove, "Project", ""),
+        ("`Keep` the cross-modal features", remove, "Keep (cross-modal)", ""),
+        ("`Detect` them, put the mean embedding", remove, "Detect (replace by the mean)", ""),
+        ("`Ablate` them, `gate=0.5`", remove, "Ablate, gate .5", ""),
+        (f"`Ablate` {chosen} random features", remove, "random 0", ""),
+        ("", turn, "nothing", "read as blue"),
+        (f"`Steer` {blue} blue features", turn, f"Steer ({blue} features)", ""),
+        ("`Steer(relative=True)` them", turn, "Steer, relative", ""),
+        ("`Clamp` them", turn, "Clamp", ""),
+        ("`Scale` them, where active", turn, "Scale (where active)", ""),
+        ("`Blend` to blue images' mean code", turn, "Blend (to blue images' mean code)", ""),
+        (f"`Steer` {blue} random features", turn, "random 0", ""),
+    )
+    rows = ["| edit | strength | effect | recognised |", "| --- | --- | --- | --- |"]
+    for name, lines, key, what in told:
+        line = lines[key]
+        star = "" if line.get("reached", True) else "*"
+        cells = (
+            name or f"none: {what}",
+            f"{line['strength']:.2f}{star}",
+            common.cell(line["effect"]),
+            common.cell(line["zero_shot"]),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    note = "Strength: of the whole change; \\*: the effect was not reached, this is the strongest"
+    return "\n".join([*rows, "", f"{note} that was tried. 95 % intervals.", ""])
+
+
 def _cells(name: str, line: dict[str, Any]) -> list[str]:
     star = "" if line.get("reached", True) else "*"
     shares = [common.cell(line[key]) for key in ("effect", "zero_shot", "retrieval")]

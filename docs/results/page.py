@@ -1,4 +1,4 @@
-"""Write docs/results.md from the results that lie beside this script.
+"""Write docs/results.md, and the examples of docs/edits.md, from the results beside this script.
 
 python docs/results/page.py
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import common
 
 PAGE = Path(__file__).resolve().parents[1] / "results.md"
+EDITS = PAGE.with_name("edits.md")
 
 HEAD = """# Results
 
@@ -121,5 +122,15 @@ def page() -> str:
     return "\n".join(f"{part.strip()}\n" for part in parts)
 
 
+def edits_page() -> str:
+    """docs/edits.md with the examples of its rules."""
+    script = importlib.import_module("edits")
+    begin, end = (f"<!-- rules: {mark}" for mark in ("python", "end -->"))
+    before, rest = EDITS.read_text("utf-8").split(begin)
+    line, after = rest.split("\n", 1)[0], rest.split(end)[1]
+    return f"{before}{begin}{line}\n{script.examples(common.load('edits'))}{end}{after}"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    EDITS.write_text(edits_page(), encoding="utf-8")

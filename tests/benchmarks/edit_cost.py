@@ -1,6 +1,6 @@
 """What the edit of dictionary features costs, beside the usual ways: isolated, and in turn.
 
-    OMP_NUM_THREADS=1 VENV/bin/python docs/benchmarks/edit_cost.py
+    OMP_NUM_THREADS=1 VENV/bin/python tests/benchmarks/edit_cost.py
 
 VENV is an environment with `sae-lens==6.54.12` and this package;
 in any other, SAELens is left out. Each edit multiplies features by 3 and keeps the reconstruction

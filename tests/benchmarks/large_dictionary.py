@@ -1,6 +1,6 @@
 """What a dictionary of 131,072 features of width 4,096 takes of memory and time when it is used.
 
-    OMP_NUM_THREADS=1 python docs/benchmarks/large_dictionary.py --folder build/large
+    OMP_NUM_THREADS=1 python tests/benchmarks/large_dictionary.py --folder build/large
 
 writes random dictionaries of that size to `build/large` (2.1 GB each, float16): a JumpReLU in
 SAELens' format and a TopK in sparsify's, and uses each in a process of its own. Memory is what the

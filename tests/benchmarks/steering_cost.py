@@ -5,7 +5,7 @@ Two measurements in one run, every method in turn, each round in another order:
 - ``generate`` of a random LLaVA, as a ratio to the same round's plain run;
 - one step alone: a model that does nothing but call its layers, whose time is what the edit adds.
 
-    python docs/benchmarks/steering_cost.py
+    python tests/benchmarks/steering_cost.py
 
 Libraries that are not installed are left out and named.
 """

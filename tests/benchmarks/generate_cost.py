@@ -1,6 +1,6 @@
 """What an edit costs in the generation of a LLaVA of about 100 million parameters.
 
-    OMP_NUM_THREADS=1 VENV/bin/python docs/benchmarks/generate_cost.py
+    OMP_NUM_THREADS=1 VENV/bin/python tests/benchmarks/generate_cost.py
 
 VENV is an environment with `sae-lens==6.54.12` and this package; in any other, SAELens is left out.
 One feature of a dictionary of 16,384 at the middle layer is multiplied by 3 at every token: by a

@@ -3,7 +3,7 @@
 Methods run in turn within one process and on one thread; each round begins with another, and
 ratios are of CPU time within a round. Numbers that are compared are first seen to agree.
 
-    python docs/benchmarks/measurement_cost.py --sae-for-vlm CHECKOUT
+    python tests/benchmarks/measurement_cost.py --sae-for-vlm CHECKOUT
 
 CHECKOUT is a clone of https://github.com/ExplainableML/sae-for-vlm. Libraries that are not
 installed are left out and named.

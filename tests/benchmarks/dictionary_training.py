@@ -1,6 +1,6 @@
 """Compare training with sae-lens' own trainer: explained variance at equal L0, time per step.
 
-    OMP_NUM_THREADS=1 python docs/benchmarks/dictionary_training.py --pairs build/emoji \
+    OMP_NUM_THREADS=1 python tests/benchmarks/dictionary_training.py --pairs build/emoji \
         --sae-lens VENV/bin/python
 
 VENV is an environment with ``sae-lens==6.54.12``, build/emoji is what the zoo's pairs recipe

@@ -1,6 +1,6 @@
 """What the edit of dictionary features costs on a GPU, beside a hook that encodes everything.
 
-    python docs/benchmarks/gpu_cost.py
+    python tests/benchmarks/gpu_cost.py
 
 CUDA events around many edits, methods in turn, medians of the rounds' ratios: eager, and captured
 in a CUDA graph, as compiled decoding runs it (there nothing is spent on launches).
@@ -173,13 +173,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--activation", choices=("jumprelu", "topk"), action="append")
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=16)
     options = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     rows = [
         row
-        for activation in ("jumprelu", "topk")
+        for activation in options.activation or ("jumprelu", "topk")
         for shape in SHAPES
         for one in (dictionary(*shape, activation),)
         for tokens in (1, 600)
