@@ -17,11 +17,13 @@ from vlm_edit.hooks import Tokens
 from vlm_edit.measurement import Prepare
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
+from vlm_edit.probing import probe
 from vlm_edit.selection import Seen, by_difference, by_direction, intersection, read_examples
 from vlm_edit.selection.contrast import mean_codes
 from vlm_edit.sites import Adapter
 from vlm_edit.tasks.bias.baselines import directions
 from vlm_edit.tasks.bias.bench import JOINT, Bench
+from vlm_edit.tasks.bias.metrics import balanced_accuracy
 from vlm_edit.tasks.bias.study import Study
 from vlm_edit.tuning import Point, Tuning, tune
 
@@ -268,6 +270,13 @@ def off_chance(study: Study) -> float:
     return abs(study.read_out().value - 1 / len(study.questions.values))
 
 
+def off_probe(study: Study) -> float:
+    """How far above chance a linear probe tells the attribute, trained on the edited embeddings."""
+    right = probe(study.image[study.told_apart], study.asked_groups)
+    chance = 1 / len(study.questions.values)
+    return max(0.0, balanced_accuracy(right, study.asked_groups, draws=1).value - chance)
+
+
 def recognition(study: Study) -> float:
     """Share of images whose label is recognised; where there is none, of captions found."""
     right = study.recognised() if study.questions.labels else study.finds(1)
@@ -306,7 +315,8 @@ def mitigate(
         strengths: To try, weakest and strongest.
         tokens: What is edited.
         stream: Whose codes features are chosen by.
-        aim: What is to fall, of a study; by default how well the attribute is read off prompts.
+        aim: What is to fall, of a study: ``off_chance``, how well the attribute is read off
+            prompts, ``off_probe``, or any other.
         keep: What is to stay.
         tolerance: How much of that may be lost.
         budget: Evaluations.

@@ -80,8 +80,7 @@ def write_page(
     if not studies:
         raise VlmEditError("a page shows at least one study")
     plain = next(iter(studies.values()))
-    if any(s.pairs.images is not plain.pairs.images and len(s.pairs) != len(plain.pairs)
-           for s in studies.values()):  # fmt: skip
+    if {len(study.pairs) for study in studies.values()} != {len(plain.pairs)}:
         raise VlmEditError("the studies of a page are of the same images")
     queries = _drawn(list(plain.questions.queries), shown, seed)
     found = {name: _first(study, queries, first) for name, study in studies.items()}
