@@ -1,0 +1,306 @@
+"""``vlm-edit bias``: what a model makes of groups in a folder, and an edit that lessens it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from vlm_edit.cli.host import ZOO, load_host
+from vlm_edit.cli.subject import load_dictionary, load_pairs, tell_left_out
+from vlm_edit.dictionaries import AnyDictionary
+from vlm_edit.errors import VlmEditError
+from vlm_edit.pairs import Pairs
+from vlm_edit.patches import Patch
+from vlm_edit.report import Table
+from vlm_edit.selection import difference, random_like
+from vlm_edit.tasks.bias import (
+    Bench,
+    Evidence,
+    Outcome,
+    Questions,
+    Study,
+    cost_table,
+    edit,
+    effect_table,
+    mitigate,
+    split,
+)
+from vlm_edit.tasks.bias.baselines import (
+    bend,
+    difference_in_means,
+    least_squares_erasure,
+    modality_centring,
+    prompt_difference,
+)
+from vlm_edit.tasks.bias.data import read_any
+from vlm_edit.tasks.bias.mitigation import Mitigation, Way, off_chance, off_probe
+from vlm_edit.tasks.bias.page import write_page
+
+TEMPLATES = ("{}", "a picture of {}", "a photo of a {}")
+NEUTRAL = tuple(
+    f"a photo of a {word} person"
+    for word in (
+        *("good", "bad", "kind", "hostile", "clever", "simple", "honest", "criminal", "rich"),
+        *("poor", "famous", "attractive", "strong", "weak", "busy", "lazy", "funny", "boring"),
+        *("successful", "friendly"),
+    )
+)
+AIMS = {"prompts": off_chance, "probe": off_probe}
+_MOST_VALUES = 8
+_NO_GROUP = ("none", "")
+_FEWEST = 4  # images of a group, on either side
+
+Edit = Callable[[Bench, Bench], Study]  # of images to learn from, and of those to test on
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verb and its arguments."""
+    bias = commands.add_parser(
+        "bias", help="how a model treats groups of images, and a patch that lessens the difference"
+    )
+    bias.add_argument("model", help="model folder, as save_pretrained writes it, or zoo:emoji-clip")
+    bias.add_argument(
+        "data",
+        help="folder of FairFace, UTKFace, CelebA or Waterbirds, or pairs with a column of groups "
+        "(CSV or folder: see README), or zoo:pairs",
+    )
+    bias.add_argument("--split", help="of the data set (the one that is tested on)")
+    bias.add_argument("--most", type=int, help="images, drawn at random (all)")
+    bias.add_argument("--attribute", default="gender", help="column of the groups (%(default)s)")
+    bias.add_argument("--values", help="of it, such as man,woman (all but none)")
+    bias.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="VALUE=TEXT",
+        help="a prompt of a value; may be given several times (the value in three templates)",
+    )
+    bias.add_argument("--label", help="column that must still be recognised, such as concept")
+    bias.add_argument(
+        "--queries", metavar="FILE", help="texts that name no group, a line each (the labels, or "
+        "twenty kinds of person)"
+    )  # fmt: skip
+    bias.add_argument("--split-by", metavar="COLUMN", help="whose values are not tuned and tested")
+    bias.add_argument("--seed", type=int, default=0, help="of every draw (%(default)s)")
+    bias.add_argument("--k", type=int, default=20, help="hits that skews count (%(default)s)")
+    bias.add_argument("--way", choices=get_args(Way), default="difference", help="(%(default)s)")
+    bias.add_argument(
+        "--aim",
+        choices=tuple(AIMS),
+        default="prompts",
+        help="what must no longer tell the groups: prompts, or a probe trained anew (%(default)s)",
+    )
+    bias.add_argument(
+        "--tolerance", type=float, default=0.01, help="of utility, to lose (%(default)s)"
+    )
+    bias.add_argument("--batch-size", type=int, default=64, help="(%(default)s)")
+    bias.add_argument("--dictionary", help="as for measure; without one, baselines alone")
+    bias.add_argument("--out", default="vlm-edit-bias", help="folder to write (%(default)s)")
+    bias.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``vlm-edit bias``."""
+    pairs = _drawn(_read(options), options)
+    asked = questions(pairs, options)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    dictionary = load_dictionary(options) if options.dictionary else None
+    model, processor = load_host(options.model)
+    bench = Bench.read(model, processor, pairs, asked, batch_size=options.batch_size)
+    sides = split(bench.plain.pairs, options.split_by, seed=options.seed)
+    _expect_enough(bench.plain, sides)
+    learn, test = (bench.part(side) for side in sides)
+    found = None
+    if dictionary is not None:
+        found = mitigate(
+            learn,
+            dictionary,
+            way=options.way,
+            aim=AIMS[options.aim],
+            tolerance=options.tolerance,
+        )
+    patch = found.patch if found else difference_in_means(learn.plain)
+    named = f"{options.way} of {len(found.features)} features" if found else "difference in means"
+    studies = _studies(learn, test, named, patch, found, dictionary, options)
+    outcomes = {name: Outcome.of(study, options.k) for name, study in studies.items()}
+    tables = _tables(outcomes, len(test.plain.pairs), asked)
+    print("\n\n".join(map(str, tables)))
+    tell_left_out(bench.skipped, 0)
+    _write(out, options, outcomes, tables)
+    write_page(
+        out / "index.html",
+        {name: studies[name] for name in ("nothing", named)},
+        f"{asked.attribute} in {options.data}",
+        tables,
+        seed=options.seed,
+    )
+    patch.save(out / "patch.safetensors", model)
+    print(f"\npage:   {out / 'index.html'}\npatch:  {out / 'patch.safetensors'} ({named})")
+    return 0
+
+
+def questions(pairs: Pairs, options: argparse.Namespace) -> Questions:
+    """What is asked, of the arguments and of what the columns hold.
+
+    Raises:
+        VlmEditError: No such column, too many values in it to guess which are meant, or a prompt
+            that is not of the form ``VALUE=TEXT``.
+    """
+    attribute, label = options.attribute, options.label
+    for name in filter(None, (attribute, label)):
+        if name not in pairs.columns:
+            raise VlmEditError(
+                f"{pairs.name} has no column {name!r}: it has "
+                f"{', '.join(pairs.columns) or 'none'}; name one with --attribute or --label"
+            )
+    values = _values(pairs.columns[attribute], options)
+    classes: dict[str, list[str]] = {value: [] for value in values}
+    for given in options.prompt:
+        value, _, text = given.partition("=")
+        if value not in classes or not text.strip():
+            raise VlmEditError(
+                f"--prompt {given!r}: write VALUE=TEXT with one of {', '.join(values)}"
+            )
+        classes[value].append(text.strip())
+    for value, prompts in classes.items():
+        prompts += [] if prompts else [t.format(_words(value)) for t in TEMPLATES]
+    labels: dict[str, str] = {}
+    if label:
+        labels = {f"a picture of {_words(v)}": v for v in sorted(set(pairs.columns[label]))}
+    queries = _queries(pairs, labels, options)
+    variants = {q: {v: f"{q}, {_words(v)}" for v in values} for q in queries}
+    return Questions(attribute, classes, queries, label or "", labels, variants)
+
+
+def _values(column: Sequence[str], options: argparse.Namespace) -> list[str]:
+    if options.values:
+        return [value.strip() for value in options.values.split(",")]
+    found = [value for value in sorted(set(column)) if value not in _NO_GROUP]
+    if not 2 <= len(found) <= _MOST_VALUES:
+        raise VlmEditError(
+            f"column {options.attribute!r} has {len(found)} values ({', '.join(found[:5])}...): "
+            "name those to tell apart with --values"
+        )
+    return found
+
+
+def _queries(
+    pairs: Pairs, labels: Mapping[str, str], options: argparse.Namespace
+) -> tuple[str, ...]:
+    """A file's; or those labels that images of some group have; or kinds of person."""
+    if options.queries:
+        try:
+            lines = Path(options.queries).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise VlmEditError(f"--queries {options.queries}: {error}") from error
+        found = tuple(line.strip() for line in lines if line.strip())
+        if not found:
+            raise VlmEditError(f"--queries {options.queries} holds no text")
+        return found
+    if not labels:
+        return NEUTRAL
+    groups, column = pairs.columns[options.attribute], pairs.columns[options.label]
+    known = {c for g, c in zip(groups, column, strict=True) if g not in _NO_GROUP}
+    return tuple(text for text, value in labels.items() if value in known)
+
+
+def _read(options: argparse.Namespace) -> Pairs:
+    if options.data.startswith(ZOO):
+        if options.split:
+            raise VlmEditError(f"{options.data} has no splits: leave --split out")
+        return load_pairs(options.data)
+    return read_any(options.data, options.split)
+
+
+def _drawn(pairs: Pairs, options: argparse.Namespace) -> Pairs:
+    if options.most is None or options.most >= len(pairs):
+        return pairs
+    if options.most < 2:
+        raise VlmEditError(f"--most {options.most}: at least 2 images are needed")
+    generator = torch.Generator().manual_seed(options.seed)
+    order = torch.randperm(len(pairs), generator=generator)[: options.most]
+    return pairs.select(sorted(order.tolist()))
+
+
+def _expect_enough(study: Study, sides: tuple[Sequence[int], Sequence[int]]) -> None:
+    for name, side in zip(("tune on", "test on"), sides, strict=True):
+        groups = [study.groups[i] for i in side]
+        for value in study.questions.values:
+            if groups.count(value) < _FEWEST:
+                raise VlmEditError(
+                    f"{groups.count(value)} images of {study.questions.attribute} {value!r} to "
+                    f"{name}: it takes {_FEWEST}; give more images, another --seed, or other "
+                    "--values"
+                )
+
+
+def _studies(
+    learn: Bench,
+    test: Bench,
+    named: str,
+    patch: Patch,
+    found: Mitigation | None,
+    dictionary: AnyDictionary | None,
+    options: argparse.Namespace,
+) -> dict[str, Study]:
+    """What is tested: nothing, the edit, random features, and baselines."""
+    studies = {"nothing": test.plain, named: test.edited(patch)}
+    if found is not None and dictionary is not None:
+        evidence = Evidence.gather(learn, dictionary)
+        live = evidence.codes().abs().amax(0).nonzero().flatten().tolist()
+        others = difference(live, found.features)
+        count = min(len(found.features), len(others))
+        drawn = random_like(found.features[:count], others, seed=options.seed)
+        random = edit(evidence, drawn, options.way, strength=found.point.strength)
+        studies[f"{options.way} of {count} random features"] = test.edited(random)
+    studies["difference in means"] = test.edited(difference_in_means(learn.plain))
+    studies["LEACE"] = test.edited(least_squares_erasure(learn.plain))
+    studies["prompt difference"] = test.edited(prompt_difference(learn.plain))
+    if len(set(learn.plain.pairs.texts)) > 1:
+        studies["modality centring"] = test.edited(modality_centring(learn.plain))
+    studies["BEND-VLM (queries only)"] = bend(test.plain, learn.plain)
+    return studies
+
+
+def _tables(outcomes: Mapping[str, Outcome], n: int, asked: Questions) -> list[Table]:
+    chance = 1 / len(asked.values)
+    effect = effect_table(
+        outcomes,
+        f"{asked.attribute}: what is left of it",
+        f"{n} images that nothing was fitted on. read: told by prompts, groups alike, chance "
+        f"{chance:.2f}; probe: told by a linear probe trained on the edited embeddings.\n"
+        "Skews: of the groups among the first images that queries find; 0 is as many as there are.",
+    )
+    cost = cost_table(outcomes, "What it costs", "Of the same images. 95 % intervals throughout.")
+    return [effect, *([cost] if cost else [])]
+
+
+def _write(
+    out: Path,
+    options: argparse.Namespace,
+    outcomes: Mapping[str, Outcome],
+    tables: Sequence[Table],
+) -> None:
+    told: dict[str, Any] = {}
+    for name, outcome in outcomes.items():
+        figures = {figure: _told(outcome.estimate(figure)) for figure in outcome.cases}
+        groups = {g: _told(e) for g, e in outcome.by_group("read").items()}
+        told[name] = {"figures": figures, "read by group": groups}
+    given = {k: v for k, v in vars(options).items() if k != "run"}
+    report = {"arguments": given, "edits": told, "tables": [str(table) for table in tables]}
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    (out / "bias.json").write_text(text + "\n", encoding="utf-8", errors="replace")
+
+
+def _told(estimate: Any) -> dict[str, float | int]:
+    return {key: getattr(estimate, key) for key in ("value", "low", "high", "n")}
+
+
+def _words(value: str) -> str:
+    return value.replace("_", " ")
