@@ -1,1 +1,57 @@
-"""Adversarial images across modalities, and defence by a patch, judged by adaptive attacks."""
+"""Adversarial images across modalities, and defence by a patch, judged by adaptive attacks.
+
+`docs/adversarial.md` teaches it.
+"""
+
+from vlm_edit.tasks.adversarial.apgd import apgd
+from vlm_edit.tasks.adversarial.attacks import Attacked, Ball, pgd
+from vlm_edit.tasks.adversarial.black_box import square
+from vlm_edit.tasks.adversarial.captions import Silence, Speaker, Speech
+from vlm_edit.tasks.adversarial.defence import (
+    Defence,
+    Stood,
+    Strength,
+    fooling,
+    predict,
+    suspicions,
+    withstand,
+)
+from vlm_edit.tasks.adversarial.features import Features, Movement, Others, Through, movement
+from vlm_edit.tasks.adversarial.hardening import Hardening, harden_features, harden_gains
+from vlm_edit.tasks.adversarial.host import ImageHost, Pixels, ZeroShot, embed_texts
+from vlm_edit.tasks.adversarial.losses import Away, Penalised, Targeted, Toward, Untargeted
+
+__all__ = [
+    "Attacked",
+    "Away",
+    "Ball",
+    "Defence",
+    "Features",
+    "Hardening",
+    "ImageHost",
+    "Movement",
+    "Others",
+    "Penalised",
+    "Pixels",
+    "Silence",
+    "Speaker",
+    "Speech",
+    "Stood",
+    "Strength",
+    "Targeted",
+    "Through",
+    "Toward",
+    "Untargeted",
+    "ZeroShot",
+    "apgd",
+    "embed_texts",
+    "fooling",
+    "harden_features",
+    "harden_gains",
+    "movement",
+    "pgd",
+    "predict",
+    "square",
+    "suspicions",
+    "withstand",
+]

@@ -74,7 +74,8 @@ class Ball:
 
 def length(x: Tensor) -> Tensor:
     """Euclidean length of each example of [n, ...], as [n, 1, ...]."""
-    return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+    found: Tensor = x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -82,7 +84,8 @@ def share_at(query: int, queries: int, first: float) -> float:
 
 def _side(size: torch.Size, share: float) -> int:
     height, width = size
-    return min(max(round((share * height * width) ** 0.5), 1), min(height, width))
+    side = int(round(math.sqrt(share * height * width)))
+    return min(max(side, 1), height, width)
 
 
 def _redrawn(
