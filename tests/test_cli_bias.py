@@ -52,6 +52,8 @@ def test_the_patch_it_writes_does_to_the_host_what_it_says(out: Path) -> None:
     values = ("man", "woman")
     prompts = {v: [v, f"a picture of {v}", f"a photo of a {v}"] for v in values}
     bench = Bench.read(host, processor, pairs, Questions("gender", prompts))
+    baseline = bench.edited(load_patch(out / "baseline.safetensors")).read_out().value
+    assert baseline < bench.plain.read_out().value - 0.1
     patch = load_patch(out / "patch.safetensors")
     assert patch.info["attribute"] == "man/woman"
     before, after = bench.plain.read_out().value, bench.edited(patch).read_out().value
@@ -71,6 +73,7 @@ def test_a_folder_of_faces_needs_no_dictionary_and_no_caption(
     assert "difference in means" in printed and "random features" not in printed
     assert "What it costs" not in printed  # neither labels nor captions: nothing to lose
     assert load_patch(out / "patch.safetensors")
+    assert not (out / "baseline.safetensors").exists()
 
 
 def test_prompts_queries_and_a_sample_can_be_given(

@@ -125,7 +125,8 @@ def run(options: argparse.Namespace) -> int:
             aim=AIMS[options.aim],
             tolerance=options.tolerance,
         )
-    patch = found.patch if found else difference_in_means(learn.plain)
+    simple = difference_in_means(learn.plain)
+    patch = found.patch if found else simple
     named = f"{options.way} of {len(found.features)} features" if found else "difference in means"
     studies = _studies(learn, test, named, patch, found, dictionary, options)
     outcomes = {name: Outcome.of(study, options.k) for name, study in studies.items()}
@@ -140,8 +141,11 @@ def run(options: argparse.Namespace) -> int:
         tables,
         seed=options.seed,
     )
-    patch.save(out / "patch.safetensors", model)
-    print(f"\npage:   {out / 'index.html'}\npatch:  {out / 'patch.safetensors'} ({named})")
+    print(f"\npage:   {out / 'index.html'}")
+    for name, saved in {named: patch, "difference in means": simple}.items():
+        file = out / ("patch.safetensors" if saved is patch else "baseline.safetensors")
+        saved.save(file, model)
+        print(f"patch:  {file} ({name})")
     return 0
 
 
