@@ -133,6 +133,21 @@ def test_the_cost_of_rules_comes_out_as_stored(scripts) -> None:
     expect_close(script.compute(), common.load("edits"))
 
 
+def test_what_is_left_of_gender_comes_out_as_stored(scripts) -> None:
+    common, script = scripts("common"), scripts("bias")
+    stored = common.load("bias")
+    expect_close(script.by_prompt(), stored["prompts"])
+    expect_close(script.leaning(), stored["leanings"])
+    (one, two), ways = script.halves(), script.ways()
+    assert list(stored["ways"]) == list(ways)
+    found = {
+        name: script.Outcome.of(ways[name](one, two)) + script.Outcome.of(ways[name](two, one))
+        for name in (script.BASELINE, "nothing", "ablate 8 features", "LEACE")
+    }
+    for name, outcome in found.items():
+        expect_close(script.figures(outcome, found[script.BASELINE]), stored["ways"][name], name)
+
+
 def test_the_picture_of_the_rules_is_what_they_draw(scripts) -> None:
     script = scripts("pictures")
     assert script.OUT.read_text("utf-8") == script.picture(), "run: python docs/results/pictures.py"
