@@ -10,10 +10,17 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from transformers import CLIPModel, CLIPProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CLIPModel,
+    CLIPProcessor,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    ResNetForImageClassification,
+)
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
@@ -21,10 +28,15 @@ from vlm_edit.errors import VlmEditError
 from vlm_edit.pairs import Pairs
 
 HOST = Path(__file__).parent / "emoji-clip"
+UNCLIP = Path(__file__).parent / "emoji-unclip"
+JUDGE = Path(__file__).parent / "emoji-judge"
 LLAVA = Path(__file__).parent / "emoji-llava"
 PAIRS = Path(__file__).parent / "pairs"
 DICTIONARIES = Path(__file__).parent / "dictionaries"
 TILE = 64
+
+if TYPE_CHECKING:
+    from vlm_edit.zoo.unclip import UnclipPipeline
 
 
 def load_host(dtype: torch.dtype = torch.float32) -> tuple[CLIPModel, CLIPProcessor]:
@@ -132,6 +144,58 @@ def load_dictionary(site: str = "joint") -> Dictionary:
     found = read_dictionary(DICTIONARIES / site)
     assert isinstance(found, Dictionary)
     return found
+
+
+def load_unclip(dtype: torch.dtype = torch.float32) -> UnclipPipeline:
+    """Load the bundled pipeline, which draws emoji from joint embeddings of ``emoji-clip``.
+
+    Args:
+        dtype: Type of the weights; they are stored in half precision.
+
+    Returns:
+        The pipeline with the host in it: a patch attached to ``pipe.clip`` acts on what is drawn.
+
+    Raises:
+        ImportError: diffusers is not installed: ``pip install 'vlm-edit[diffusion]'``.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> pipe = zoo.load_unclip()
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> pipe("a picture of dog face", num_inference_steps=2).images[0].size
+        (64, 64)
+    """
+    from vlm_edit.zoo.unclip import UnclipPipeline
+
+    clip, processor = load_host(dtype)
+    pipe: UnclipPipeline = UnclipPipeline.from_pretrained(
+        UNCLIP, clip=clip, processor=processor, dtype=dtype, local_files_only=True
+    )
+    return pipe
+
+
+def load_judge(dtype: torch.dtype = torch.float32) -> ResNetForImageClassification:
+    """Load the bundled classifier of emoji, which no other model here was trained with.
+
+    It names label, vendor, background and skin tone of 64x64 pictures, and judges what
+    ``emoji-unclip`` draws; ``vlm_edit.zoo.recipes.unclip_judge.judge`` reads its outputs.
+
+    Args:
+        dtype: Type of the weights; they are stored in half precision.
+
+    Returns:
+        The classifier in evaluation mode.
+
+    Raises:
+        OSError: The package was installed without its data files.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> zoo.load_judge().config.id2label[0].split("=")[0]
+        'label'
+    """
+    found = ResNetForImageClassification.from_pretrained(JUDGE, dtype=dtype, local_files_only=True)
+    return found.eval()
 
 
 def load_labels() -> tuple[str, ...]:
