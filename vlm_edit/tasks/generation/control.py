@@ -1,0 +1,122 @@
+"""What an image takes from a reference: edits of the embedding it is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlm_edit.dictionaries import Dictionary
+from vlm_edit.dictionaries.dictionary import expect_features
+from vlm_edit.edits import Ablate, Blend
+from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks import Tokens, record
+from vlm_edit.patches import Patch
+
+Stream = Literal["image", "text"]
+
+
+def read_reference(
+    model: nn.Module, site: str, call: Callable[[], Any], stream: Stream = "image"
+) -> Tensor:
+    """What passes a site while a reference is encoded: its mean over tokens.
+
+    Args:
+        model: The host whose site conditions the drawing.
+        site: The site.
+        call: Encodes one reference by the host, such as
+            ``lambda: host.get_image_features(**inputs)``.
+        stream: Whether the reference is an image or a text.
+
+    Returns:
+        [d] float32, on the CPU.
+
+    Raises:
+        VlmEditError: The call did not run the site, or encoded several references at once.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> host, processor = zoo.load_host()
+        >>> inputs = processor(text=["a cat"], return_tensors="pt")
+        >>> call = lambda: host.get_text_features(**inputs)
+        >>> read_reference(host, "joint", call, "text").shape
+        torch.Size([192])
+    """
+    with torch.no_grad(), record(model, site) as seen:
+        call()
+    hidden = seen.last(site, stream).hidden.float().cpu()
+    if len(hidden) != 1:
+        raise VlmEditError(
+            f"the call encoded {len(hidden)} references: a patch takes from one, read them one by "
+            "one"
+        )
+    return hidden.reshape(-1, hidden.shape[-1]).mean(0)
+
+
+def take(
+    site: str,
+    dictionary: Dictionary,
+    features: Sequence[int],
+    reference: Tensor,
+    strength: float = 1.0,
+    stream: Stream = "image",
+    tokens: Tokens = "all",
+) -> Patch:
+    """A patch by which drawings take some features from a reference, and nothing else of it.
+
+    ``Blend`` of the features toward the reference's code. With vision-dominant features that is its
+    style, with cross-modal ones what it shows.
+
+    Args:
+        site: Whose activations condition the drawing.
+        dictionary: Its own.
+        features: Such as ``selection.by_class(measurement, "vision")``.
+        reference: [d], of ``read_reference``.
+        strength: 0 draws what was asked for, 1 takes the features' code over.
+        stream: Of the reference.
+        tokens: As for ``Patch.at``.
+
+    Raises:
+        VlmEditError: A reference of another width, or features that the dictionary lacks.
+
+    Example:
+        >>> import torch
+        >>> from vlm_edit import Dictionary
+        >>> patch = take(
+        ...     "joint", Dictionary.identity(4), [1, 2], torch.tensor([0.0, 1.0, 2.0, 3.0])
+        ... )
+        >>> patch.bindings[0].splice(torch.zeros(1, 4))
+        tensor([[0., 1., 2., 0.]])
+    """
+    dictionary.encoder.expect_width(reference)
+    chosen = Ablate(features).features  # whole numbers, each once
+    expect_features(chosen, dictionary.n_features)
+    code = dictionary.encode(reference[None], stream)[0]
+    rule = Blend(chosen, code[list(chosen)].tolist(), strength=strength)
+    return Patch.at(site, dictionary, rule, tokens=tokens)
+
+
+def interpolate(
+    site: str, reference: Tensor, strength: float = 1.0, tokens: Tokens = "all"
+) -> Patch:
+    """The baseline without a dictionary: go toward the whole embedding of the reference.
+
+    Lengths are those of the embedding that is edited: only directions are blended.
+
+    Args:
+        site: As for ``take``.
+        reference: [d].
+        strength: 1 is the reference.
+        tokens: As for ``Patch.at``.
+
+    Example:
+        >>> import torch
+        >>> patch = interpolate("joint", torch.tensor([0.0, 5.0]))
+        >>> patch.bindings[0].splice(torch.tensor([[2.0, 0.0]])).round()
+        tensor([[0., 2.]])
+    """
+    width = reference.shape[-1]
+    neurons = Dictionary.identity(width, "constant_norm_rescale")
+    return take(site, neurons, range(width), reference, strength, tokens=tokens)

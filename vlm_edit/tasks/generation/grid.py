@@ -1,0 +1,99 @@
+"""A picture of what is taken from which reference, and how much of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vlm_edit.errors import VlmEditError
+
+_GAP, _LINE, _MARGIN = 6, 18, 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """Drawings from one reference, by rising strength.
+
+    Attributes:
+        title: What is taken, such as ``vision``.
+        reference: The reference, an image or a text.
+        drawings: One per strength.
+    """
+
+    title: str
+    reference: Image.Image | str
+    drawings: Sequence[Image.Image]
+
+
+def grid(
+    rows: Sequence[Row], strengths: Sequence[float], title: str = "", side: int = 96
+) -> Image.Image:
+    """Lay drawings out: a line per row, a column per strength, the reference before them.
+
+    Args:
+        rows: Lines, in order; a title that is the line's before is not written again.
+        strengths: Over the columns.
+        title: Over all.
+        side: Pixels of a tile; drawings are enlarged without smoothing.
+
+    Raises:
+        VlmEditError: No row, or one with another number of drawings.
+
+    Example:
+        >>> from PIL import Image
+        >>> blank = Image.new("RGB", (8, 8), "white")
+        >>> grid([Row("vision", blank, [blank, blank])], [0.0, 1.0]).size
+        (460, 136)
+    """
+    if not rows:
+        raise VlmEditError("a grid needs at least one row of drawings")
+    for row in rows:
+        if len(row.drawings) != len(strengths):
+            raise VlmEditError(
+                f"row {row.title!r} has {len(row.drawings)} drawings for {len(strengths)} strengths"
+            )
+    font = ImageFont.load_default(size=13)
+    label = 144
+    width = label + (len(strengths) + 1) * (side + _GAP) + 2 * _MARGIN - _GAP
+    top = _MARGIN + _LINE + (_LINE if title else 0)
+    page = Image.new("RGB", (width, top + len(rows) * (side + _GAP) + _MARGIN), "white")
+    pen = ImageDraw.Draw(page)
+    if title:
+        pen.text((_MARGIN, _MARGIN), title, "black", font)
+    head = top - _LINE
+    pen.text((_MARGIN + label, head), "reference", "black", font)
+    for i, strength in enumerate(strengths):
+        x = _MARGIN + label + (i + 1) * (side + _GAP)
+        pen.text((x, head), f"strength {strength:g}", "black", font)
+    for n, row in enumerate(rows):
+        y = top + n * (side + _GAP)
+        if n == 0 or rows[n - 1].title != row.title:
+            pen.text((_MARGIN, y + side // 2 - _LINE // 2), row.title, "black", font)
+        _put(page, pen, (_MARGIN + label, y), row.reference, side, font)
+        for i, drawing in enumerate(row.drawings):
+            _put(page, pen, (_MARGIN + label + (i + 1) * (side + _GAP), y), drawing, side, font)
+    return page
+
+
+def _put(
+    page: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    what: Image.Image | str,
+    side: int,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+) -> None:
+    """A tile: a picture, or words, broken where they would leave it."""
+    if isinstance(what, Image.Image):
+        page.paste(what.convert("RGB").resize((side, side), Image.Resampling.NEAREST), place)
+        return
+    lines: list[str] = []
+    for word in what.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and pen.textlength(longer, font) <= side:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    pen.multiline_text(place, "\n".join(lines[: side // 16]), "black", font, spacing=2)

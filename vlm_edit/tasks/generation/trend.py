@@ -1,0 +1,82 @@
+"""Whether more of an edit does more: shares over strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.statistics import Estimate, mean_estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Trend:
+    """What drawings show, at each strength of an edit.
+
+    Attributes:
+        strengths: s of them, rising.
+        values: [s, n], of each drawing: hit or miss, or a similarity.
+
+    Example:
+        >>> import torch
+        >>> trend = Trend([0.0, 0.5, 1.0], torch.tensor([[0, 0], [0, 1], [1, 1]]).bool())
+        >>> [e.value for e in trend.estimates()]
+        [0.0, 0.5, 1.0]
+        >>> trend.monotony().value
+        1.0
+    """
+
+    strengths: Sequence[float]
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        """Check shapes and order."""
+        rising = list(self.strengths)
+        if len(rising) < 2 or sorted(set(rising)) != rising:
+            raise VlmEditError(f"strengths are {rising}: give two or more, rising")
+        if self.values.ndim != 2 or len(self.values) != len(rising) or not self.values.numel():
+            raise VlmEditError(
+                f"values are {tuple(self.values.shape)} for {len(rising)} strengths: give "
+                "[strengths, drawings]"
+            )
+
+    def estimates(self, draws: int = 2000, seed: int = 0) -> list[Estimate]:
+        """Mean at each strength, with 95 % bootstrap intervals over drawings."""
+        return [mean_estimate(row.double(), draws=draws, seed=seed) for row in self.values]
+
+    def monotony(self, draws: int = 2000, seed: int = 0) -> Estimate:
+        """Spearman's correlation of the mean with the strength, bootstrapped over drawings.
+
+        1 where every step does more, -1 where every step does less, 0 where nothing changes.
+        """
+        values = self.values.double()
+        generator = torch.Generator().manual_seed(seed)
+        n = values.shape[1]
+        found = torch.tensor(
+            [
+                spearman(values[:, torch.randint(n, (n,), generator=generator)].mean(1))
+                for _ in range(draws)
+            ]
+        )
+        low, high = torch.quantile(found.double(), torch.tensor([0.025, 0.975]).double()).tolist()
+        return Estimate(spearman(values.mean(1)), low, high, n)
+
+
+def spearman(values: Tensor) -> float:
+    """Spearman's rank correlation of values [s] with their order; ties share their mean rank.
+
+    Example:
+        >>> import torch
+        >>> spearman(torch.tensor([1.0, 5.0, 7.0])), spearman(torch.tensor([2.0, 2.0, 2.0]))
+        (1.0, 0.0)
+    """
+    values = values.double()
+    below = (values[:, None] > values[None]).sum(1).double()
+    rank = below + ((values[:, None] == values[None]).sum(1).double() - 1) / 2
+    order = torch.arange(len(values), dtype=torch.float64)
+    rank, order = rank - rank.mean(), order - order.mean()
+    scale = rank.norm() * order.norm()
+    return round(float(rank @ order / scale), 12) if scale > 0 else 0.0
