@@ -133,6 +133,7 @@ def test_the_cost_of_rules_comes_out_as_stored(scripts) -> None:
     expect_close(script.compute(), common.load("edits"))
 
 
+@pytest.mark.slow
 def test_what_is_left_of_gender_comes_out_as_stored(scripts) -> None:
     common, script = scripts("common"), scripts("bias")
     stored = common.load("bias")
