@@ -1,0 +1,38 @@
+"""The picture shows each drawing where its row and strength say."""
+
+import pytest
+from PIL import Image
+
+from vlm_edit import VlmEditError
+from vlm_edit.tasks.generation import Row, grid
+
+COLOURS = ("red", "lime", "blue")
+
+
+def tile(colour):
+    return Image.new("RGB", (4, 4), colour)
+
+
+def test_drawings_stand_in_their_row_by_strength_behind_the_reference():
+    rows = [
+        Row("vision", tile("yellow"), [tile(c) for c in COLOURS]),
+        Row("cross", "some words that are long", [tile(c) for c in reversed(COLOURS)]),
+    ]
+    page = grid(rows, [0.0, 0.5, 1.0], "a title", side=40)
+    bands = [[], []]
+    for x in range(page.width):
+        for band, y in zip(bands, (64, 110), strict=True):
+            colour = page.getpixel((x, y))
+            known = {(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)}
+            if colour in known and band[-1:] != [colour]:
+                band.append(colour)
+    red, lime, blue = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    assert bands[0] == [(255, 255, 0), red, lime, blue]
+    assert bands[1] == [blue, lime, red]
+
+
+def test_a_row_with_another_number_of_drawings_is_refused():
+    with pytest.raises(VlmEditError, match="'vision' has 1 drawings for 2 strengths"):
+        grid([Row("vision", "x", [tile("red")])], [0.0, 1.0])
+    with pytest.raises(VlmEditError, match="at least one row"):
+        grid([], [0.0])

@@ -1,0 +1,56 @@
+"""Shares over strengths, and whether they rise."""
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from vlm_edit import VlmEditError
+from vlm_edit.tasks.generation import Trend, spearman
+
+
+def test_rank_correlation_is_scipys():
+    generator = torch.Generator().manual_seed(0)
+    for size in (2, 3, 5, 9):
+        for values in (torch.rand(size, generator=generator), torch.randint(3, (size,)).float()):
+            if values.unique().numel() > 1:
+                expected = spearmanr(range(size), values.numpy()).statistic
+                assert spearman(values) == pytest.approx(expected)
+
+
+def test_what_never_changes_has_no_trend():
+    assert Trend([0.0, 1.0], torch.ones(2, 9)).monotony().value == 0
+
+
+def test_a_mean_stands_between_its_bounds_and_counts_drawings():
+    generator = torch.Generator().manual_seed(1)
+    values = torch.rand(3, 400, generator=generator) < torch.tensor([[0.1], [0.4], [0.9]])
+    trend = Trend([0.0, 0.5, 1.0], values)
+    for row, found in zip(values, trend.estimates(), strict=True):
+        mean = float(row.double().mean())
+        half = 1.96 * (mean * (1 - mean) / 400) ** 0.5
+        assert found.value == pytest.approx(mean)
+        assert found.low == pytest.approx(mean - half, abs=0.01)
+        assert found.high == pytest.approx(mean + half, abs=0.01)
+        assert found.n == 400
+    monotony = trend.monotony()
+    assert (monotony.value, monotony.low) == (1.0, 1.0)
+
+
+def test_a_weak_trend_has_a_wide_interval():
+    values = torch.rand(4, 6, generator=torch.Generator().manual_seed(2)) < 0.5
+    found = Trend([0.0, 1.0, 2.0, 3.0], values).monotony()
+    assert found.high - found.low > 0.5
+
+
+@pytest.mark.parametrize(
+    ("strengths", "values", "match"),
+    [
+        ([0.0], torch.ones(1, 3), "two or more"),
+        ([1.0, 0.0], torch.ones(2, 3), "rising"),
+        ([0.0, 1.0], torch.ones(3, 3), "for 2 strengths"),
+        ([0.0, 1.0], torch.ones(2, 0), "drawings"),
+    ],
+)
+def test_what_is_no_trend_is_refused(strengths, values, match):
+    with pytest.raises(VlmEditError, match=match):
+        Trend(strengths, values)
