@@ -25,7 +25,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlm_edit import Ablate, Adapter, Clamp, Dictionary, Patch, Scale, Steer
+from vlm_edit import (
+    Ablate,
+    Adapter,
+    Blend,
+    Cap,
+    Clamp,
+    Detect,
+    Dictionary,
+    Keep,
+    Patch,
+    Project,
+    Scale,
+    Steer,
+)
 from vlm_edit.dictionaries import Encoder
 
 FOLDER = Path(__file__).resolve().parent
@@ -159,6 +172,21 @@ def cases() -> dict[str, Callable[[], Patch]]:
         "decode": lambda: at("language.0", made(), RULES, phase="decode", steps=(1, None)),
         "prompt": lambda: at("language.1", made(), RULES, "image", phase="prompt"),
     }
+    # Of format 2 and later.
+    whole = [0.2] * WIDTH
+    rules = {
+        "cap": [Cap([3, 9], 0.2)],
+        "blend": [Blend([1, 7], [0.5, 0.0], strength=0.75)],
+        "keep": [Keep([1, 2, 3])],
+        "project": [Project([4, 8])],
+        "detect": [Detect([1, 5], whole, threshold=0.2)],
+        "detect-add": [Ablate([3]), Detect([1, 5], whole, mode="add"), Scale([9], 2.0)],
+        "relative": [Steer([2, 6], 0.5, relative=True)],
+    }
+    for name, chosen in rules.items():
+        found[name] = lambda of=chosen: at("language.0", made(), of)
+    found["schedule"] = lambda: at("language.0", made(), RULES, schedule=[0.5, 2.0])
+    found["gate"] = lambda: at("language.1", made(), RULES, gate=-4.0)
     for activation in ("jumprelu", "topk", "topk_signed", "topk_abs", "groupmax", "identity"):
         found[activation] = lambda of=activation: at("language.0", made(of), RULES)
     for norm in ("layer_norm", "constant_norm_rescale"):
