@@ -83,13 +83,13 @@ class Speaker:
             lead: What the host writes between question and answer.
 
         Raises:
-            VlmEditError: An answer without tokens.
+            VlmEditError: No answer, or an empty one.
         """
+        if not answers or not all(answer.strip() for answer in answers):
+            raise VlmEditError("an answer is empty: an attack needs one for each image")
         tokenizer = self.processor.tokenizer
         end = [tokenizer.eos_token_id]
         listed = [tokenizer(lead + a, add_special_tokens=False)["input_ids"] + end for a in answers]
-        if any(len(ids) < 2 for ids in listed):
-            raise VlmEditError("an answer is empty: an attack needs one for each image")
         longest = max(map(len, listed))
         return torch.tensor([ids + [-100] * (longest - len(ids)) for ids in listed])
 
