@@ -6,7 +6,8 @@ r"""How easily is emoji-clip fooled, by which features, and what stands when the
 
 Images of the zoo's pairs. Even ones tune and fit everything; odd ones are attacked. The first
 lines of the tables say how many, and on what. With --tune, patches are tuned anew, so many seconds
-each, and written beside the results; without, those in vlm_edit/zoo/patches are attacked.
+each, and written beside the results (with --ship into the zoo, too); without, the one in
+vlm_edit/zoo/patches is attacked.
 """
 
 from __future__ import annotations
@@ -345,12 +346,15 @@ def main() -> None:
     parser.add_argument("--tune", type=float, default=0.0, help="seconds per patch; 0 for none")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop starting parts after")
     parser.add_argument("--out", default=str(common.HERE))
+    parser.add_argument("--ship", action="store_true", help="put what --tune made into the zoo")
     options = parser.parse_args()
     if options.device == "cpu":
         torch.set_num_threads(1)
     Path(options.out).mkdir(parents=True, exist_ok=True)
     result = compute(options)
     write(Path(options.out), result)
+    if options.ship:
+        defences.ship(Path(options.out), PATCHES)
     print("\n\n".join(map(str, tables(result))))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import cell
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +25,12 @@ LAYERS = tuple(f"vision.{i}" for i in range(4))
 SHIPPED = {"features": "robust-emoji-clip"}  # of the patches that are tuned here
 CAPS = (0.5, 0.9, 1.0)  # quantiles of a feature's code among true images where it fires
 DRAWS = 3
+NAMES = {
+    "gains": "tuned: gains of 1,024 features, vision.2",
+    "neurons": "tuned: gains of 4 x 192 neurons, vision.0 to 3",
+    "features": "tuned: 3 x 64 features made for it, vision.0 to 2",
+    "noise": "control: the same 3 x 64, tuned against noise",
+}
 
 
 def class_edits(classes: dict[str, list[int]]) -> list[Defence]:
@@ -173,13 +181,7 @@ def load_tuned(folder: Path) -> dict[str, Patch]:
 
 def tuned(patches: dict[str, Patch]) -> list[Defence]:
     """Tuned patches, alone and behind the low-pass."""
-    names = {
-        "gains": "tuned: gains of 1,024 features, vision.2",
-        "neurons": "tuned: gains of 4 x 192 neurons, vision.0 to 3",
-        "features": "tuned: 3 x 64 features made for it, vision.0 to 2",
-        "noise": "control: the same 3 x 64, tuned against noise",
-    }
-    found = [Defence(names[name], patch) for name, patch in patches.items()]
+    found = [Defence(NAMES[name], patch) for name, patch in patches.items()]
     if "features" in patches:
         name = "tuned: 3 x 64 features, and low-pass 24"
         found.append(Defence(name, patches["features"], before=LowPass(24)))
@@ -189,3 +191,45 @@ def tuned(patches: dict[str, Patch]) -> list[Defence]:
 def centre_of(embeddings: Tensor) -> Tensor:
     """Mean of embeddings of length 1."""
     return F.normalize(embeddings, dim=1).mean(0)
+
+
+def ship(folder: Path, patches: Path) -> None:
+    """Put the tuned features and their card into the zoo, with what was measured of them.
+
+    Args:
+        folder: Where ``features.safetensors`` and ``adversarial.json`` of one run lie.
+        patches: The zoo's.
+    """
+    result = json.loads((folder / "adversarial.json").read_text("utf-8"))
+    rows = {row["name"]: row for row in result["defences"]}
+    none, own = rows["none"], rows[NAMES["features"]]
+    patch = load_patch(folder / "features.safetensors")
+    title = "Three times 64 features whose ablation makes emoji-clip stand attacks better"
+    about = {
+        "title": title,
+        "tuned": f"{patch.info.get('tuned', '')} of even shipped pairs, PGD of 3 steps",
+        "made by": "docs/results/adversarial.py --tune, vlm_edit.tasks.adversarial.harden_features",
+        "what it is": "a trained adapter in the form of a dictionary: features without a meaning",
+    }
+    patch = replace(patch, info=about)
+    patches.mkdir(exist_ok=True)
+    patch.save(patches / f"{SHIPPED['features']}.safetensors")
+    effect = {
+        "read rightly, no attack": f"{cell(none['clean'])} without, {cell(own['clean'])} with"
+    }
+    for radius, without in none["robust"].items():
+        effect[f"under adaptive attacks at {radius}/255"] = (
+            f"{cell(without)} without, {cell(own['robust'][radius])} with"
+        )
+    low = rows["baseline: low-pass, 24 pixels"]
+    effect["the same, of a plain low-pass"] = ", ".join(cell(v) for v in low["robust"].values())
+    effect["measured"] = f"{result['images']} images of odd pairs, {result['device']}"
+    cost = {"time": f"{own['seconds'] / none['seconds']:.1f} times the plain host's, per image"}
+    card = patch.card(
+        effect=effect,
+        cost=cost,
+        license="apache-2.0",
+        repository="vlm_edit/zoo/patches",
+        file=f"{SHIPPED['features']}.safetensors",
+    )
+    (patches / "README.md").write_text(card, "utf-8")

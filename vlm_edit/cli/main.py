@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from vlm_edit import __version__
-from vlm_edit.cli import bias, drawing, editing, measuring, patching, training, verbs
+from vlm_edit.cli import attack, bias, drawing, editing, measuring, patching, training, verbs
 from vlm_edit.dictionaries import Kind
 from vlm_edit.dominance import Cut, Zeros
 from vlm_edit.errors import VlmEditError
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_edit(commands)
     _add_patch(commands)
     bias.add_parser(commands)
+    attack.add_parser(commands)
     drawing.add_parser(commands)
     return parser
 

@@ -33,6 +33,7 @@ JUDGE = Path(__file__).parent / "emoji-judge"
 LLAVA = Path(__file__).parent / "emoji-llava"
 PAIRS = Path(__file__).parent / "pairs"
 DICTIONARIES = Path(__file__).parent / "dictionaries"
+PATCHES = Path(__file__).parent / "patches"
 TILE = 64
 
 if TYPE_CHECKING:
@@ -196,6 +197,26 @@ def load_judge(dtype: torch.dtype = torch.float32) -> ResNetForImageClassificati
     """
     found = ResNetForImageClassification.from_pretrained(JUDGE, dtype=dtype, local_files_only=True)
     return found.eval()
+
+
+def patch_file(name: str) -> Path:
+    """The file of a bundled patch, for ``vlm_edit.load_patch``.
+
+    Args:
+        name: ``robust-emoji-clip``, which makes `emoji-clip` stand attacks on its images better.
+
+    Raises:
+        VlmEditError: None is bundled under this name.
+
+    Example:
+        >>> from vlm_edit import load_patch, zoo
+        >>> load_patch(zoo.patch_file("robust-emoji-clip")).bindings[0].site
+        'vision.0'
+    """
+    known = sorted(file.stem for file in PATCHES.glob("*.safetensors"))
+    if name not in known:
+        raise VlmEditError(f"no bundled patch {name!r}; there are {known}")
+    return PATCHES / f"{name}.safetensors"
 
 
 def load_labels() -> tuple[str, ...]:

@@ -1,0 +1,348 @@
+"""``vlm-edit attack``: fool a model on a folder, and see what stands behind a patch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_edit.cli.host import ZOO, load_host
+from vlm_edit.cli.subject import Subject, load_pairs
+from vlm_edit.dictionaries import Dictionary
+from vlm_edit.errors import VlmEditError
+from vlm_edit.pairs import Pairs
+from vlm_edit.patches import Patch, load_patch
+from vlm_edit.report import Table
+from vlm_edit.sites import unwrap
+from vlm_edit.statistics import proportion
+from vlm_edit.tasks import adversarial as adv
+from vlm_edit.tasks.adversarial.features import nearest_text
+from vlm_edit.tasks.adversarial.page import Case, drawn, most_moved, to_image, write_page
+
+_HUGE = 64 / 255
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verb and its arguments."""
+    attack = commands.add_parser(
+        "attack", help="fool a model on a folder of images, with a patch against it or without"
+    )
+    attack.add_argument("model", help="model folder, as save_pretrained writes it, or zoo:...")
+    attack.add_argument("pairs", help="CSV of images and texts, or folder: see README; zoo:pairs")
+    attack.add_argument("--label", help="column with the right class (each image's own text)")
+    attack.add_argument("--labels", metavar="FILE", help="further classes, a line each")
+    attack.add_argument("--prompt", default="a picture of {}", help="of a label (%(default)s)")
+    attack.add_argument("--question", help="ask a model that speaks, and attack its answer")
+    attack.add_argument("--target", metavar="TEXT", help="what is to be chosen, or answered")
+    attack.add_argument(
+        "--eps", type=float, nargs="+", default=[1, 2, 4, 8], help="radii, of 255 (%(default)s)"
+    )
+    attack.add_argument("--steps", type=int, default=20, help="of each attack (%(default)s)")
+    attack.add_argument(
+        "--queries", type=int, default=100, help="of Square Attack, 0 for none (%(default)s)"
+    )
+    attack.add_argument("--most", type=int, default=64, help="images, drawn (%(default)s)")
+    attack.add_argument("--seed", type=int, default=0, help="of every draw (%(default)s)")
+    attack.add_argument("--batch-size", type=int, default=64, help="(%(default)s)")
+    attack.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
+    attack.add_argument("--site", default="joint", help="of the dictionary (%(default)s)")
+    attack.add_argument("--dictionary", help="as for measure: to see which features move")
+    attack.add_argument(
+        "--class",
+        dest="name",
+        choices=("vision", "language", "cross"),
+        help="also attack through this class alone, and through as many random features",
+    )
+    attack.add_argument("--patch", help="a patch file to attack through, or zoo:robust-emoji-clip")
+    attack.add_argument("--out", default="vlm-edit-attack", help="folder to write (%(default)s)")
+    attack.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``vlm-edit attack``."""
+    _expect_consistent(options)
+    pairs = load_pairs(options.pairs)
+    pairs = pairs.select(drawn(len(pairs), options.most, options.seed))
+    patch = None if options.patch is None else _patch(options.patch)
+    model, processor = load_host(options.model)
+    model.to(options.device)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if options.question is not None:
+        tables, cases, images = _answers(options, model, processor, pairs, patch)
+    else:
+        tables, cases, images = _choices(options, model, processor, pairs, patch)
+    print("\n\n".join(map(str, tables)))
+    _write(out, options, tables, cases, images)
+    print(f"\npage:   {out / 'index.html'}\nimages: {out / 'images'}")
+    return 0
+
+
+def _expect_consistent(options: argparse.Namespace) -> None:
+    """Refuse what would be ignored."""
+    if options.name and not options.dictionary:
+        raise VlmEditError(f"--class {options.name} is a class of features: name --dictionary")
+    if options.name and options.site != "joint":
+        raise VlmEditError("--class needs --site joint, where a class's own effect is told")
+    if options.question is not None:
+        for name in ("label", "labels", "dictionary"):
+            if getattr(options, name) is not None:
+                raise VlmEditError(f"--question attacks an answer: leave --{name} out")
+    if options.most < 1 or any(not eps > 0 for eps in options.eps):
+        raise VlmEditError(f"--most {options.most}, --eps {options.eps}: both must be above 0")
+
+
+def _patch(name: str) -> Patch:
+    if not name.startswith(ZOO):
+        return load_patch(name)
+    from vlm_edit import zoo
+
+    return load_patch(zoo.patch_file(name.removeprefix(ZOO)))
+
+
+@dataclass(eq=False)
+class _Choice:
+    """Images, the classes they may be taken for, and the right one."""
+
+    plain: adv.ZeroShot
+    images: Tensor
+    labels: Tensor
+    names: Sequence[str]
+
+
+def _choice(options: argparse.Namespace, model: Any, processor: Any, pairs: Pairs) -> _Choice:
+    own, prompt = list(pairs.texts), "{}"
+    if options.label:
+        if options.label not in pairs.columns:
+            raise VlmEditError(
+                f"{pairs.name} has no column {options.label!r}: it has "
+                f"{', '.join(pairs.columns) or 'none'}"
+            )
+        own, prompt = list(pairs.columns[options.label]), options.prompt
+    more = Path(options.labels).read_text("utf-8").splitlines() if options.labels else []
+    names = sorted({*own, *(line.strip() for line in more if line.strip())})
+    if options.target and options.target not in names:
+        names.append(options.target)
+    if len(names) < 2:
+        raise VlmEditError(f"all images are {names}: give other classes with --labels")
+    if "{}" not in prompt:
+        raise VlmEditError(f"--prompt {prompt!r} has no {{}} where the label goes")
+    siglip = str(getattr(unwrap(model).config, "model_type", "")).startswith("siglip")
+    padded = {"padding": "max_length"} if siglip else {}
+    plain = adv.ZeroShot.of(model, processor, [prompt.format(name) for name in names], **padded)
+    images = plain.host.pixels.read([pairs.open(i) for i in range(len(pairs))])
+    labels = torch.tensor([names.index(name) for name in own])
+    return _Choice(plain, images.to(options.device), labels.to(options.device), names)
+
+
+Found = tuple[list[Table], list[Case], Tensor]
+
+
+def _choices(
+    options: argparse.Namespace, model: Any, processor: Any, pairs: Pairs, patch: Patch | None
+) -> Found:
+    """Attacks on the choice among texts."""
+    one = _choice(options, model, processor, pairs)
+    strength = adv.Strength(
+        options.steps, queries=options.queries, seed=options.seed, batch_size=options.batch_size
+    )
+    stood = {"the model": _stand(one, one.plain, options, strength)}
+    if patch is not None:
+        # A second copy leads where the patch may hide the gradient.
+        bare_model, bare_processor = load_host(options.model)
+        bare = _choice(options, bare_model.to(options.device), bare_processor, pairs).plain
+        with adv.Defence("patch", patch).on(model):
+            behind = _choice(options, model, processor, pairs).plain
+            stood["behind the patch"] = _stand(one, behind, options, strength, bare)
+    tables = [_standing(stood, len(pairs))]
+    if options.target:
+        tables.append(_targeted(one, options))
+    radius = options.eps[-1] / 255
+    attacked = adv.fooling(
+        one.plain, one.images, one.labels, radius,
+        steps=options.steps, seed=options.seed, batch_size=options.batch_size,
+    )  # fmt: skip
+    moved: list[list[tuple[str, float]]] = [[]] * len(pairs)
+    if options.dictionary:
+        more, moved = _features(options, one, attacked)
+        tables += more
+    was, now = (adv.predict(one.plain, x, options.batch_size) for x in (one.images, attacked))
+    shown = drawn(len(pairs), 12, options.seed)
+    cases = [
+        Case(pairs.describe(i), one.images[i].cpu(), attacked[i].cpu(),
+             one.names[int(was[i])], one.names[int(now[i])], moved[i])
+        for i in shown
+    ]  # fmt: skip
+    return tables, cases, attacked
+
+
+def _stand(
+    one: _Choice,
+    classifier: adv.ZeroShot,
+    options: argparse.Namespace,
+    strength: adv.Strength,
+    bare: adv.ZeroShot | None = None,
+) -> dict[str, Any]:
+    """What stands at each radius, and what suggests that gradients are masked."""
+    radii = [eps / 255 for eps in options.eps]
+    stood = [
+        adv.withstand(classifier, one.images, one.labels, radius, strength, surrogate=bare)
+        for radius in radii
+    ]
+    quick = adv.Strength(options.steps, queries=0, batch_size=options.batch_size)
+    huge = adv.withstand(classifier, one.images, one.labels, _HUGE, quick)
+    return {"stood": stood, "signs": adv.suspicions(stood, huge)}
+
+
+def _standing(found: Mapping[str, dict[str, Any]], n: int) -> Table:
+    attacks = list(dict.fromkeys(k for f in found.values() for s in f["stood"] for k in s.after))
+    rows = [
+        (name, f"{s.eps * 255:g}/255",
+         *(s.after[a].text(2) if a in s.after else "" for a in attacks))
+        for name, f in found.items() for s in f["stood"]
+    ]  # fmt: skip
+    signs = [f"{name}: {'; '.join(f['signs']) or 'none'}" for name, f in found.items()]
+    return Table(
+        "Images that are still read rightly, attack after attack",
+        ("", "radius", *attacks),
+        rows,
+        f"{n} images, l-inf, 95 % Wilson intervals. Each attack meets only what stood the ones "
+        "before, so the last column counts. Signs of masked gradients: " + "; ".join(signs) + ".",
+    )
+
+
+def _targeted(one: _Choice, options: argparse.Namespace) -> Table:
+    target = torch.full_like(one.labels, one.names.index(options.target))
+    rows = []
+    for eps in options.eps:
+        aim = adv.Targeted(one.plain, target)
+        own = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size}
+        reached = adv.apgd(aim, one.images, eps / 255, **own).reached
+        rows.append((f"{eps:g}/255", proportion(int(reached.sum()), len(reached)).text(2)))
+    return Table(f"Images taken for {options.target!r}", ("radius", "share"), rows, "APGD.")
+
+
+def _features(
+    options: argparse.Namespace, one: _Choice, attacked: Tensor
+) -> tuple[list[Table], list[list[tuple[str, float]]]]:
+    """Which features the attack moves and, if a class is named, attacks through it alone."""
+    subject = Subject.load(options)
+    given = subject.expect_dictionary()
+    subject.model.to(options.device)
+    dictionary = given if isinstance(given, Dictionary) else given.of("image")
+    features = adv.Features(one.plain.host, dictionary, options.site)
+    dominance = subject.measure(progress=False).dominance
+    cut: Any = "significant"
+    classes = {k: v for k, v in dominance.classes(cut).items() if v}
+    moved = adv.movement(features, one.images, attacked, classes, options.batch_size)
+    rows = [
+        (name, str(len(classes.get(name, ())) or ""), moved.share(name).text(2))
+        for name in moved.parts
+    ]
+    tables = [
+        Table(
+            f"What moves at {options.site} under PGD at {options.eps[-1]:g}/255",
+            ("class", "features", "share of the squared length"),
+            rows,
+            "Of what each class's change decodes to. Classes that work against each other sum to "
+            "more than 1; residual is what no feature explains. Bootstrap intervals.",
+        )
+    ]
+    if options.name:
+        tables.append(_through(options, one, features, classes.get(options.name, [])))
+    return tables, most_moved(features, one.images, attacked, classes)
+
+
+def _through(
+    options: argparse.Namespace, one: _Choice, features: adv.Features, chosen: Sequence[int]
+) -> Table:
+    if not chosen:
+        raise VlmEditError(f"no feature is {options.name}: give more pairs or another --class")
+    generator = torch.Generator().manual_seed(options.seed)
+    m = features.dictionary.n_features
+    random = torch.randperm(m, generator=generator)[: len(chosen)].tolist()
+    with torch.no_grad():
+        parts = [features(some) for some in one.images.split(options.batch_size)]
+    codes, normed = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    choose = nearest_text(one.plain.texts, one.plain.scale)
+    own = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size}
+    rows = []
+    for name, some in ((options.name, list(chosen)), (f"{len(chosen)} random", random)):
+        for eps in options.eps:
+            aim = adv.Through(features, some, codes, normed, choose, one.labels)
+            found = adv.apgd(aim, one.images, eps / 255, **own)
+            wrong = adv.predict(one.plain, found.images, options.batch_size) != one.labels
+            told = (proportion(int(x.sum()), len(x)).text(2) for x in (found.reached, wrong))
+            rows.append((name, f"{eps:g}/255", *told))
+    return Table(
+        "Attacks through one class of features: images misread",
+        ("features", "radius", "by what they do alone", "by the model"),
+        rows,
+        "APGD on the loss of the true embedding with these features' codes as the attacked image "
+        "has them.",
+    )
+
+
+def _answers(
+    options: argparse.Namespace, model: Any, processor: Any, pairs: Pairs, patch: Patch | None
+) -> Found:
+    """Attacks on what a model answers."""
+    speaker = adv.Speaker.of(model, processor, options.question)
+    images = speaker.pixels.read([pairs.open(i) for i in range(len(pairs))]).to(options.device)
+    rows, last, said = [], images, speaker.say(images)
+    own = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size}
+    for name, attached in (("the model", None), ("behind the patch", patch)):
+        if name != "the model" and attached is None:
+            continue
+        with adv.Defence(name, attached).on(model):
+            before = speaker.say(images)
+            wanted = [options.target] * len(before) if options.target else before
+            ids = speaker.answer_ids(wanted).to(options.device)
+            for eps in options.eps:
+                aim = adv.Speech(speaker, ids) if options.target else adv.Silence(speaker, ids)
+                found = adv.apgd(aim, images, eps / 255, **own)
+                hits = proportion(int(found.reached.sum()), len(found.reached)).text(2)
+                rows.append((name, f"{eps:g}/255", hits))
+                last = found.images if attached is None else last
+    now = speaker.say(last)
+    what = f"become {options.target!r}" if options.target else "change"
+    table = Table(
+        f"Answers to {options.question!r} that {what}",
+        ("", "radius", "share"),
+        rows,
+        f"{len(images)} images, APGD on the answer's tokens, 95 % Wilson intervals.",
+    )
+    cases = [
+        Case(pairs.describe(i), images[i].cpu(), last[i].cpu(), said[i], now[i])
+        for i in drawn(len(pairs), 12, options.seed)
+    ]
+    return [table], cases, last
+
+
+def _write(
+    out: Path,
+    options: argparse.Namespace,
+    tables: Sequence[Table],
+    cases: Sequence[Case],
+    images: Tensor,
+) -> None:
+    given = {k: v for k, v in vars(options).items() if k != "run"}
+    told = [
+        {"title": t.title, "columns": t.columns, "rows": t.rows, "note": t.note} for t in tables
+    ]
+    text = json.dumps({"arguments": given, "tables": told}, indent=1, ensure_ascii=False)
+    (out / "attack.json").write_text(text + "\n", encoding="utf-8", errors="replace")
+    (out / "images").mkdir(exist_ok=True)
+    for i, pixels in enumerate(images):
+        to_image(pixels).save(out / "images" / f"{i:05d}.png")
+    note = (
+        f"{len(cases)} images drawn at random with seed {options.seed}, attacked at "
+        f"{options.eps[-1]:g}/255 without a patch."
+    )
+    write_page(out / "index.html", f"{options.model} under attack", cases, tables, note)
