@@ -476,6 +476,10 @@ def speaking(vision: int = 24) -> Expected:
     }
 
 
+PROMPT_T5 = {
+    **{"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 2},
+    **{"vocab_size": VOCABULARY, "pad_token_id": 0},
+}
 PROJECTED_IMAGE = {"joint": (12, IMAGE)} | stack("vision", 24, IMAGE)
 PROJECTED_TEXT = {"joint": (12, TEXT_ONLY)} | stack("text", 16, TEXT_ONLY)
 IMAGE_LAYERS, TEXT_LAYERS = stack("vision", 24, IMAGE), stack("text", 16, TEXT_ONLY)
@@ -643,6 +647,18 @@ FAMILIES: dict[str, Family] = {
         lambda: tower("ChineseCLIPTextModel", CONTRASTIVE_TEXT),
         ended_texts,
         TEXT_LAYERS,
+        "last_hidden_state",
+    ),
+    "t5": clip_like(
+        lambda: library("T5EncoderModel")(library("T5Config")(**PROMPT_T5)),
+        ended_texts,
+        stack("encoder", 16, TEXT_ONLY),
+        "last_hidden_state",
+    ),
+    "umt5": clip_like(
+        lambda: library("UMT5EncoderModel")(library("UMT5Config")(**PROMPT_T5)),
+        ended_texts,
+        stack("encoder", 16, TEXT_ONLY),
         "last_hidden_state",
     ),
 }

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.sites import Site, unwrap
+from vlm_edit.sites import Host, PipelineHost, Site, unwrap
 
+PIPELINE = "pipeline"
 _SAMPLES = 16
 _HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def fingerprint(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
+def fingerprint(model: Host, sites: Sequence[Site]) -> dict[str, Any]:
     """Architecture, and a few weights of each of the sites' modules, as JSON-able values.
 
     Args:
@@ -26,7 +27,8 @@ def fingerprint(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
     """
     host = unwrap(model)
     return {
-        "architecture": _class_of(host).__name__,
+        # Many pipelines share their encoders, which their weights tell.
+        "architecture": PIPELINE if isinstance(host, PipelineHost) else _class_of(host).__name__,
         "model_type": getattr(getattr(host, "config", None), "model_type", None),
         "sites": {
             site.name: {
@@ -38,13 +40,13 @@ def fingerprint(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
     }
 
 
-def host_name(model: nn.Module) -> str | None:
+def host_name(model: Host) -> str | None:
     """What transformers loaded a host from: a name on the hub or a path; None if it did not."""
     name = getattr(getattr(unwrap(model), "config", None), "_name_or_path", None)
     return name if isinstance(name, str) and name else None
 
 
-def hub_name(model: nn.Module) -> str | None:
+def hub_name(model: Host) -> str | None:
     """A host's ``owner/name`` on the hub; None for a path, which is nobody else's business."""
     name = host_name(model)
     return name if name and _HUB.fullmatch(name) and not os.path.exists(name) else None

@@ -23,7 +23,7 @@ def test_the_page_has_every_host_that_is_tested_with_its_sites() -> None:
 
 def test_the_page_leaves_no_section_empty() -> None:
     text = PAGE.read_text("utf-8")
-    for mark in ("hosts", "openclip"):
+    for mark in ("hosts", "openclip", "pipelines"):
         assert len(text.split(f"<!-- {mark}: begin -->")[1].split("<!--")[0]) > 200
 
 
@@ -31,4 +31,5 @@ def test_every_adapter_that_is_shipped_is_tested_on_a_host_of_its_own() -> None:
     ours = [p for p in entry_points(group=ENTRY_POINTS) if p.value.startswith("vlm_edit_adapters.")]
     tested = {family.make().config.model_type for family in FAMILIES.values()}
     elsewhere = {"open_clip.CLIP", "open_clip.CustomTextCLIP"}  # by test_open_clip.py
-    assert {point.name for point in ours} == tested | elsewhere
+    pipelines = {p.name for p in ours if p.value.startswith("vlm_edit_adapters.diffusers:")}
+    assert {point.name for point in ours} == tested | elsewhere | pipelines  # test_pipelines.py

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from vlm_edit.errors import VlmEditError
+from vlm_edit.sites import Host, class_of, unwrap
 
 ZOO = "zoo:"
 
@@ -27,15 +28,20 @@ def load_host(path: str) -> tuple[nn.Module, Any]:
     if path.startswith(ZOO):
         return _load_from_zoo(path)
     model = load_model(path)
+    if not isinstance(model, nn.Module):
+        raise VlmEditError(
+            f"{path} is a pipeline ({class_of(unwrap(model)).__name__}), which has no processor of "
+            "images and texts: name the folder of one model"
+        )
     with _one_line(path):
         return model, transformers.AutoProcessor.from_pretrained(Path(path))
 
 
-def load_model(path: str) -> nn.Module:
-    """The model alone.
+def load_model(path: str) -> Host:
+    """The model alone, or the pipeline of models.
 
     Raises:
-        VlmEditError: No such folder, or transformers cannot read it.
+        VlmEditError: No such folder, or transformers (or diffusers) cannot read it.
     """
     import transformers
 
@@ -43,10 +49,13 @@ def load_model(path: str) -> nn.Module:
     if path.startswith(ZOO):
         return _load_from_zoo(path)[0]
     folder = Path(path)
+    if (folder / "model_index.json").is_file():
+        return _load_pipeline(folder)
     if not (folder / "config.json").is_file():
         raise VlmEditError(
             f"no model at {path!r}: it must be a folder with a config.json, as "
-            f"model.save_pretrained(folder) writes it, or {ZOO}emoji-clip or {ZOO}emoji-llava"
+            f"model.save_pretrained(folder) writes it (a pipeline's has a model_index.json), or "
+            f"{ZOO}emoji-clip or {ZOO}emoji-llava"
         )
     with _one_line(path):
         config = transformers.AutoConfig.from_pretrained(folder)
@@ -58,6 +67,20 @@ def load_model(path: str) -> nn.Module:
                 f"{transformers.__version__} does not have"
             )
         return cast("nn.Module", kind.from_pretrained(folder).eval())
+
+
+def _load_pipeline(folder: Path) -> Host:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise VlmEditError(
+            f"{folder} is a pipeline of diffusers, which is not installed: pip install "
+            "'vlm-edit[diffusion]'"
+        ) from error
+    if not sys.stderr.isatty():
+        diffusers.utils.logging.disable_progress_bar()
+    with _one_line(str(folder), "diffusers"):
+        return cast("Host", diffusers.DiffusionPipeline.from_pretrained(folder))
 
 
 def _load_from_zoo(name: str) -> tuple[nn.Module, Any]:
@@ -73,13 +96,13 @@ def _load_from_zoo(name: str) -> tuple[nn.Module, Any]:
 
 
 @contextmanager
-def _one_line(path: str) -> Iterator[None]:
+def _one_line(path: str, library: str = "transformers") -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         raise VlmEditError(
-            f"{path}: transformers cannot load it: {first}. A model of a kind it does not know can "
+            f"{path}: {library} cannot load it: {first}. A model of a kind it does not know can "
             "be loaded in Python and given an adapter: docs/writing-an-adapter.md"
         ) from error
 

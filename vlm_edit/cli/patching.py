@@ -99,6 +99,7 @@ def _new(name: str) -> Path:
 def _bake(patch: Patch, options: argparse.Namespace) -> int:
     """A copy of the model's folder with the edit in its weights, whole or not at all."""
     target = _new(options.bake)
+    model: Any
     processor: Any = None
     if options.model.startswith(ZOO):
         model, processor = load_host(options.model)

@@ -6,7 +6,7 @@ import argparse
 
 from vlm_edit.cli.host import load_model, quiet_when_piped
 from vlm_edit.report import Table
-from vlm_edit.sites import find_sites
+from vlm_edit.sites import class_of, find_sites, unwrap
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -25,5 +25,11 @@ def sites(options: argparse.Namespace) -> int:
         (site.name, str(site.width), ", ".join(site.streams), site.dead or "")
         for site in find_sites(model).values()
     ]
-    print(Table(f"Sites of {type(model).__name__}", ("site", "width", "streams", "dead"), rows))
+    print(
+        Table(
+            f"Sites of {class_of(unwrap(model)).__name__}",
+            ("site", "width", "streams", "dead"),
+            rows,
+        )
+    )
     return 0

@@ -23,6 +23,7 @@ _TOWERS = {
     "text": {"text", "language", "llm", "lm"},
 }
 _SITES_OF = {"vision": {"vision"}, "text": {"text", "language", "encoder", "decoder"}}
+_SITES = {"joint", *_SITES_OF["vision"], *_SITES_OF["text"]}
 _PREFIXES = ("https://huggingface.co/", "hf-hub:", "open-clip:", "open_clip:", "timm:", "timm/")
 _HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Open_clip's names, as some files put them together: an architecture, then whose weights.
@@ -77,11 +78,12 @@ def expect_site(info: Mapping[str, str], site: str) -> None:
     Raises:
         VlmEditError: As ``expect_origin``.
     """
-    trained = info.get("site")
+    trained, whole = info.get("site"), site
+    site = _own(site)
     if trained is not None:
-        if trained != site:
+        if trained not in (whole, site):
             raise VlmEditError(
-                f"the dictionary was trained at site {trained!r}, not at {site!r}, where its "
+                f"the dictionary was trained at site {trained!r}, not at {whole!r}, where its "
                 f"features mean nothing; {_MEND}"
             )
         return
@@ -95,12 +97,12 @@ def expect_site(info: Mapping[str, str], site: str) -> None:
             place, told = _Place(layer, tower=place.tower), f"layer {layer}"
     if place.part:
         raise VlmEditError(
-            f"the dictionary was trained at {told}, a part inside of a layer; site {site!r} is a "
+            f"the dictionary was trained at {told}, a part inside of a layer; site {whole!r} is a "
             f"layer's output, where its features mean nothing; {_MEND}"
         )
     if _differs(place, site):
         raise VlmEditError(
-            f"the dictionary was trained at {told}, not at {site!r}, where its features mean "
+            f"the dictionary was trained at {told}, not at {whole!r}, where its features mean "
             f"nothing; {_MEND}"
         )
 
@@ -153,6 +155,12 @@ def _layer_at(words: list[str]) -> int | None:
         return None
     staged = after[0] + 1 < len(words) and words[after[0] + 1].isdecimal()
     return None if staged or len(words[after[0]]) > 4 else after[0]
+
+
+def _own(site: str) -> str:
+    """Its name in its own host, of a site in a pipeline: text.3 for text_encoder.text.3."""
+    inner = site.partition(".")[2]
+    return inner if inner.split(".")[0] in _SITES else site
 
 
 def _differs(place: _Place, site: str) -> bool:

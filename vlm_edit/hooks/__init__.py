@@ -14,7 +14,7 @@ Example:
     True
 """
 
-from vlm_edit.hooks.calls import Call, Generation, read_call, read_prompt
+from vlm_edit.hooks.calls import Branch, Call, Generation, read_call, read_prompt
 from vlm_edit.hooks.dispatch import (
     Callback,
     Dispatcher,
@@ -24,6 +24,7 @@ from vlm_edit.hooks.dispatch import (
     hidden_of,
     replace_hidden,
 )
+from vlm_edit.hooks.guidance import runs_of
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.record import Capture, Recording, record
 from vlm_edit.hooks.threads import Threads
@@ -31,6 +32,7 @@ from vlm_edit.hooks.tracker import CallTracker
 from vlm_edit.hooks.where import Phase, Selection, Tokens, Where
 
 __all__ = [
+    "Branch",
     "Call",
     "CallTracker",
     "Callback",
@@ -52,4 +54,5 @@ __all__ = [
     "read_prompt",
     "record",
     "replace_hidden",
+    "runs_of",
 ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from vlm_edit.sites import Adapter, image_token_ids
+
+Branch = Literal["cond", "uncond"]
 
 
 @dataclass(eq=False)
@@ -27,6 +29,9 @@ class Call:
             compiled steps serve prompts of any length; None if nobody can know.
         prompt_real: [B, prompt] bool, like ``real`` for the whole prompt.
         grid: [images, 3], the sizes of the images in a packed sequence.
+        branch: In a pipeline: ``cond`` for what it is to draw, ``uncond`` for what guidance leads
+            it away from; [B] bool, True at rows of the one, where a call has both; None if nobody
+            can know.
     """
 
     shape: tuple[int, int] | None = None
@@ -37,6 +42,7 @@ class Call:
     prompt: int | Tensor | None = None
     prompt_real: Tensor | None = None
     grid: Tensor | None = None
+    branch: Branch | Tensor | None = None
 
     @property
     def decodes(self) -> bool:

@@ -19,7 +19,7 @@ from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.threads import InThread, Threads, expect_threads
 from vlm_edit.hooks.tracker import CallTracker
 from vlm_edit.hooks.where import Where
-from vlm_edit.sites import Adapter, Site, Tap, find_adapter, unwrap
+from vlm_edit.sites import Adapter, Host, Site, Tap, find_adapter, unwrap
 
 Callback = Callable[[Tensor, Where], Tensor]
 
@@ -111,7 +111,7 @@ _lock = threading.RLock()
 
 
 def attach(
-    model: nn.Module,
+    model: Host,
     site: Site,
     callback: Callback,
     adapter: Adapter | None = None,
@@ -191,7 +191,7 @@ def follow(
     tracker = CallTracker.acquire(root, adapter)
     # The callback must not hold the module: a host that is dropped while patched would stay.
     path, stream, axis = tracker.path_of(tap.path), tap.stream, tap.axis
-    if stream == "image" and adapter.grid is None:
+    if stream == "image" and adapter.grid is None and adapter.pipeline is None:
         where = Where(stream)
         run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
     else:

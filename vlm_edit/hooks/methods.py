@@ -1,4 +1,4 @@
-"""Stand in for a method of one module, as a hook stands behind its forward."""
+"""Stand in for a method of one module or pipeline, as a hook stands behind a forward."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
-
-from torch import nn
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -21,7 +19,7 @@ class StandIn:
     on where another's wrapper has come to lie over it.
     """
 
-    def __init__(self, module: nn.Module, name: str, around: Around) -> None:
+    def __init__(self, module: Any, name: str, around: Around) -> None:
         self._module = weakref.ref(module)  # no cycle: a host that is dropped is gone at once
         self._name = name
         self._around: Around | None = around
@@ -44,7 +42,7 @@ class StandIn:
         """In a copy of the module the stand-in belongs to the copy, and goes on while this does."""
         module = self._module()
         copied = memo.get(id(module))
-        if not isinstance(copied, nn.Module):
+        if copied is None:
             return self
         other = object.__new__(StandIn)
         other.__dict__.update(self.__dict__)

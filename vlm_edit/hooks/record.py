@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks.dispatch import Handle, attach
 from vlm_edit.hooks.where import Where
-from vlm_edit.sites import Adapter, Stream, find_site
+from vlm_edit.sites import Adapter, Host, Stream, find_site
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Recording:
 
 
 @contextmanager
-def record(model: nn.Module, *names: str, adapter: Adapter | None = None) -> Iterator[Recording]:
+def record(model: Host, *names: str, adapter: Adapter | None = None) -> Iterator[Recording]:
     """Record the outputs of sites while the block runs.
 
     Patches attached before the block show in the recording, patches attached inside do not.

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.hooks.calls import Call, Generation, read_call, read_prompt, read_step
+from vlm_edit.hooks.guidance import Guide
 from vlm_edit.hooks.methods import StandIn
-from vlm_edit.sites import Adapter
+from vlm_edit.sites import Adapter, PipelineHost
 from vlm_edit.sites.resolve import find_module
 
 _HOST = ""  # the path of the host itself among the modules whose calls are followed
@@ -34,7 +35,15 @@ class CallTracker:
         self._state = threading.local()  # not a subclass: compiled code would not write to it
         self._prompts: weakref.WeakKeyDictionary[Any, int | None] = weakref.WeakKeyDictionary()
         self._users = 0
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], Any]] = []
+        self._guide: Guide | None = None
+        if isinstance(root, PipelineHost) and adapter.pipeline is not None:
+            self._guide = Guide(root, adapter.pipeline)
+            self._undo += self._guide.undo
+            # Its models outlive a pipeline that is dropped while patched.
+            ending = weakref.finalize(root, _call_all, self._undo)
+            ending.atexit = False
+            self._undo.append(ending.detach)
         self.paths = tuple(
             path for path in (_HOST, *adapter.calls) if find_module(root, path) is not None
         )
@@ -66,8 +75,7 @@ class CallTracker:
         """Give the tracker back; the last one out removes its hooks."""
         self._users -= 1
         if not self._users:
-            for undo in self._undo:
-                undo()
+            _call_all(self._undo)
             self._trackers[root].remove(self)
 
     def path_of(self, path: str) -> str:
@@ -82,7 +90,9 @@ class CallTracker:
         if call is not None:
             return call
         generation = self.generation
-        return Call() if generation is None else generation.call
+        if generation is not None:
+            return generation.call
+        return Call() if self._guide is None else Call(branch=self._guide.only)
 
     @property
     def generation(self) -> Generation | None:
@@ -114,6 +124,8 @@ class CallTracker:
             call = read_call(module, self._adapter, inputs, outer, generation)
         if generation is None:
             self._begin(call, inputs)
+        if self._guide is not None:
+            call.branch = self._guide.branch_of(path, inputs)
         # A call of the host begins anew, also after one that was interrupted.
         self._state.calls = {path: call} if path == _HOST else {**calls, path: call}
 
@@ -185,6 +197,11 @@ class _Follow:
 
     def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self._tracker.leave(self._path, output)
+
+
+def _call_all(functions: list[Callable[[], Any]]) -> None:
+    while functions:
+        functions.pop()()
 
 
 def _signature(module: nn.Module) -> inspect.Signature:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries.encoder import move
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Where
+from vlm_edit.hooks import Branch, Where
 from vlm_edit.hooks.where import fit, given_in
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally
@@ -26,11 +26,13 @@ class Run:
             None for 1 everywhere.
         mask: [B, P] bool, the tokens of the prompt to edit; None to go by the patch.
         image_mask: [B, P] bool, the image tokens of the prompt; None to go by the host's call.
+        branch: Whose calls in a pipeline are edited; None for all calls of any host.
     """
 
     strength: Tensor | None = None
     mask: Tensor | None = None
     image_mask: Tensor | None = None
+    branch: Branch | None = None
 
     @classmethod
     def of(
@@ -94,9 +96,16 @@ class Active:
     def __call__(self, hidden: Tensor, where: Where) -> Tensor:
         """The output of one of the site's modules, edited."""
         run, selection = self.run, self.binding.selection
+        meant = True if run.branch is None else self._meant(where)
+        if meant is False:
+            self.tally.add(selection, where, hidden, False)
+            return hidden
         if run.image_mask is not None and where.stream == "mixed":
             where = Where(where.stream, where.call, run.image_mask)
         chosen = selection.choose(where, hidden, run.mask)
+        if isinstance(meant, Tensor) and chosen is not False:
+            rows = meant.to(hidden.device).reshape(-1, *[1] * (hidden.ndim - 2))
+            chosen = rows.expand(hidden.shape[:-1]) if chosen is True else rows & chosen
         strength = None if chosen is False else self._strength(hidden, where)
         if strength is not None:
             moved = strength != 0
@@ -108,6 +117,20 @@ class Active:
         if stream == "mixed" and splice.slice.encoder.centers:
             stream, image = _centred(where, hidden)
         return splice(hidden, None if chosen is True else chosen, stream, image, strength)
+
+    def _meant(self, where: Where) -> Tensor | bool:
+        """Whether a pipeline's encoder is called for the branch that is edited; [B] if for both."""
+        branch = where.call.branch
+        if branch is None:
+            raise VlmEditError(
+                f"branch={self.run.branch!r}: nobody can tell whether this call, which reaches "
+                f"{self.tally.site!r}, is for the prompt or for the negative one: it does not come "
+                "from the pipeline the patch is attached to, or its token ids are those of neither."
+                " Attach with branch='both', only while what is to be edited is encoded"
+            )
+        if isinstance(branch, Tensor):
+            return branch if self.run.branch == "cond" else ~branch
+        return branch == self.run.branch
 
     def _rows_on(self, rows: Tensor, device: torch.device) -> Tensor:
         if device not in self._devices:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Handle
+from vlm_edit.hooks import Handle, runs_of
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.report import Report
 
@@ -33,8 +34,11 @@ class Attachment(Handle):
         undo: list[Callable[[], None]],
         actives: Sequence[Active],
         shares: Sequence[Tensor] | None = None,
+        pipeline: nn.Module | None = None,
     ) -> None:
         super().__init__(undo)
+        self._pipeline = None if pipeline is None else weakref.ref(pipeline)
+        self._runs = 0 if pipeline is None else runs_of(pipeline)
         self.actives = tuple(actives)
         # Of each edit, 1 in the rows that are its own: a new strength must not reach the others.
         self._shares = tuple(shares or [torch.ones(1)] * len(self.actives))
@@ -103,9 +107,17 @@ class Attachment(Handle):
     def _warn_of_nothing(self, stacklevel: int) -> None:
         report = self.report()
         ran = [site.site for site in report.sites if site.calls]
+        host = None if self._pipeline is None else self._pipeline()
+        if not ran and host is not None and runs_of(host) > self._runs:
+            warnings.warn(
+                "the patch edited no token, though the pipeline ran: it did not call "
+                f"{', '.join(site.site.split('.')[0] for site in report.sites)}, since embeddings "
+                "were given, or it does not need it",
+                stacklevel=stacklevel,
+            )
         if ran and not report.edited_tokens:
             warnings.warn(
                 f"the patch edited no token, though the host ran {', '.join(ran)}: none was of "
-                "the stream, phase and positions it names, or every strength was 0",
+                "the stream, phase, positions and branch it names, or every strength was 0",
                 stacklevel=stacklevel,  # the line of the user's own
             )

@@ -14,7 +14,7 @@ from vlm_edit.edits import Ablate, Blend, Clamp, Keep, Move, Project, Rule, Scal
 from vlm_edit.errors import VlmEditError
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.card import further, tokens_text
-from vlm_edit.sites import Adapter, Site, Tap, unwrap
+from vlm_edit.sites import Adapter, Host, PipelineHost, Site, Tap, unwrap
 from vlm_edit.sites.resolve import find_module
 
 if TYPE_CHECKING:
@@ -235,9 +235,14 @@ class Baked:
 
 
 def bake(
-    patch: Patch, model: nn.Module, adapter: Adapter | None = None, check_host: bool = True
+    patch: Patch, model: Host, adapter: Adapter | None = None, check_host: bool = True
 ) -> Baked:
     """As ``Patch.bake``."""
+    if isinstance(unwrap(model), PipelineHost):
+        raise VlmEditError(
+            "weights of a pipeline's encoder act on the negative prompt too, which an edit of a "
+            f"pipeline leaves alone; {_ATTACH}"
+        )
     folds: dict[nn.Linear, _Fold] = {}
     for binding, site in patch.check(model, adapter, check_host):
         try:

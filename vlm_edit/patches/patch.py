@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit import hooks, tracing
 from vlm_edit.dictionaries import STREAMS, AnyDictionary, PairedDictionary
@@ -23,8 +23,8 @@ from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally
-from vlm_edit.patches.targets import device_of, target_of
-from vlm_edit.sites import Adapter, Site, find_site
+from vlm_edit.patches.targets import Branches, branch_in, device_of, target_of
+from vlm_edit.sites import Adapter, Host, Site, find_site
 
 Engine = Literal["hooks", "nnsight"]
 
@@ -153,21 +153,22 @@ class Patch:
 
     def attach(
         self,
-        model: nn.Module | tracing.NNsight,
+        model: Host | tracing.NNsight,
         adapter: Adapter | None = None,
         check_host: bool = True,
         *,
         strength: float | Sequence[float] | Sequence[Sequence[float]] | Tensor = 1.0,
         mask: Tensor | None = None,
         image_mask: Tensor | None = None,
+        branch: Branches | None = None,
         via: Engine = "hooks",
         threads: Threads = "all",
     ) -> Attachment:
         """Put the patch on a host: in force from now on, whole or not at all.
 
         Args:
-            model: The host, or an nnsight model around it. Neither its code nor its weights
-                change.
+            model: The host, an nnsight model around it, or a pipeline that holds hosts. Neither
+                its code nor its weights change.
             adapter: The host's adapter; by default found.
             check_host: Whether to compare the host with the one the patch was saved for, and its
                 name with the one its dictionaries were trained on.
@@ -178,6 +179,9 @@ class Patch:
                 by modality, padding included in P. Generated tokens are chosen as without it.
             image_mask: [B, P] bool, which tokens of the prompt are image, for calls that do not
                 tell because image features are merged into ``inputs_embeds`` already.
+            branch: In a pipeline with guidance: ``cond`` (its default) to edit what it draws
+                towards, the prompt's encoding; ``uncond`` what it is led away from, that of the
+                negative prompt; or ``both``.
             via: What calls the edits: forward ``hooks``, or ``nnsight``, whose traces then see
                 what they did; ``docs/nnsight.md`` tells the two apart. Outputs are the same to
                 the bit.
@@ -192,13 +196,14 @@ class Patch:
         Raises:
             VlmEditError: A site the host lacks, a dead site, another width, a stream that does
                 not pass there, another host than the patch was saved for or its dictionaries
-                were trained on, or a site that nnsight does not see.
+                were trained on, a site that nnsight does not see, or a branch of what has none.
         """
         if via not in get_args(Engine):
             raise VlmEditError(f"via is {via!r}; use 'hooks' or 'nnsight'")
         put = hooks.attach if via == "hooks" else tracing.attach
         host = tracing.host_of(model)
-        actives = self.prepare(host, adapter, check_host, Run.of(strength, mask, image_mask))
+        run = replace(Run.of(strength, mask, image_mask), branch=branch_in(host, branch))
+        actives = self.prepare(host, adapter, check_host, run)
         undo: list[Callable[[], None]] = []
         try:
             for site, active in actives:
@@ -206,11 +211,11 @@ class Patch:
         except BaseException:
             Handle(undo).remove()
             raise
-        return Attachment(undo, [active for _, active in actives])
+        return Attachment(undo, [active for _, active in actives], pipeline=host)
 
     def prepare(
         self,
-        model: nn.Module,
+        model: Host,
         adapter: Adapter | None = None,
         check_host: bool = True,
         run: Run | None = None,
@@ -226,7 +231,7 @@ class Patch:
         ]
 
     def check(
-        self, model: nn.Module, adapter: Adapter | None = None, check_host: bool = True
+        self, model: Host, adapter: Adapter | None = None, check_host: bool = True
     ) -> list[tuple[Binding, Site]]:
         """Everything that ``attach`` checks, without attaching.
 
@@ -246,7 +251,7 @@ class Patch:
                 raise VlmEditError(f"{error}; or pass check_host=False") from error
         return targets
 
-    def _expect_host(self, model: nn.Module, adapter: Adapter | None) -> None:
+    def _expect_host(self, model: Host, adapter: Adapter | None) -> None:
         self._expect_model(model)
         if self.host is not None:
             sites = [find_site(model, name, adapter) for name in self.host["sites"]]
@@ -255,7 +260,7 @@ class Patch:
     def save(
         self,
         path: str | os.PathLike[str],
-        model: nn.Module | None = None,
+        model: Host | None = None,
         adapter: Adapter | None = None,
     ) -> None:
         """Write the patch as one safetensors file.
@@ -315,7 +320,7 @@ class Patch:
     def push_to_hub(
         self,
         name: str,
-        model: nn.Module | None = None,
+        model: Host | None = None,
         *,
         adapter: Adapter | None = None,
         file: str = "patch.safetensors",
@@ -359,7 +364,7 @@ class Patch:
             )
 
     def bake(
-        self, model: nn.Module, adapter: Adapter | None = None, check_host: bool = True
+        self, model: Host, adapter: Adapter | None = None, check_host: bool = True
     ) -> baking.Baked:
         """Fold the patch into the host's weights: no hook, no cost. Only where that is exact.
 
@@ -382,7 +387,7 @@ class Patch:
         """
         return baking.bake(self, model, adapter, check_host)
 
-    def _expect_model(self, model: nn.Module) -> None:
+    def _expect_model(self, model: Host) -> None:
         for binding in self.bindings:
             expect_model(binding.model_name, host_name(model))
 

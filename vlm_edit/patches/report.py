@@ -82,7 +82,7 @@ class Tally:
 
     def __init__(self, site: str, device: torch.device) -> None:
         self.device = device
-        self._site = site
+        self.site = site
         self._calls = 0
         self._counts: Counter[tuple[str, str]] = Counter()
         self._steps: list[int] | None = None
@@ -177,7 +177,7 @@ class Tally:
             for i, row in enumerate(held.counts.tolist()):
                 counts.update({(STREAMS[i], PHASES[j]): n for j, n in enumerate(row)})
         return SiteReport(
-            self._site,
+            self.site,
             calls,
             sum(counts.values()),
             {s: sum(counts[s, p] for p in PHASES) for s in STREAMS},

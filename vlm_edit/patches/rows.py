@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit import tracing
 from vlm_edit.errors import VlmEditError
@@ -13,15 +13,17 @@ from vlm_edit.hooks import Handle, Threads
 from vlm_edit.patches.active import Active
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.patch import Engine, Patch
-from vlm_edit.sites import Adapter
+from vlm_edit.patches.targets import Branches
+from vlm_edit.sites import Adapter, Host
 
 
 def attach_rows(
-    model: nn.Module | tracing.NNsight,
+    model: Host | tracing.NNsight,
     patches: Sequence[Patch | None],
     adapter: Adapter | None = None,
     check_host: bool = True,
     *,
+    branch: Branches | None = None,
     via: Engine = "hooks",
     threads: Threads = "all",
 ) -> Attachment:
@@ -32,6 +34,7 @@ def attach_rows(
         patches: One per row; None leaves a row as it is. Beams of a row share its patch.
         adapter: The host's adapter; by default found.
         check_host: As for ``Patch.attach``.
+        branch: As for ``Patch.attach``.
         via: As for ``Patch.attach``.
         threads: As for ``Patch.attach``.
 
@@ -60,11 +63,17 @@ def attach_rows(
     try:
         for patch in distinct:
             rows = [float(own is patch) for own in patches]
-            own = patch.attach(model, adapter, check_host, strength=rows, via=via, threads=threads)
+            own = patch.attach(
+                *(model, adapter, check_host),
+                strength=rows,
+                branch=branch,
+                via=via,
+                threads=threads,
+            )
             undo.append(own.detach)
             actives += own.actives
             shares += [torch.tensor(rows)] * len(own.actives)
     except BaseException:
         Handle(undo).remove()
         raise
-    return Attachment(undo, actives, shares)
+    return Attachment(undo, actives, shares, tracing.host_of(model))

@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
 
 from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks import Branch
 from vlm_edit.patches.binding import Binding
-from vlm_edit.sites import Adapter, Site, expect_width, find_site, unwrap
+from vlm_edit.sites import (
+    Adapter,
+    Host,
+    PipelineHost,
+    Site,
+    class_of,
+    expect_width,
+    find_site,
+    unwrap,
+)
+
+Branches = Literal["cond", "uncond", "both"]
 
 
-def target_of(model: nn.Module, binding: Binding, adapter: Adapter | None) -> Site:
+def branch_in(host: nn.Module, branch: Any) -> Branch | None:
+    """The one branch of guidance whose calls are edited; None for all calls.
+
+    Raises:
+        VlmEditError: An unknown word, or a branch of a host that is no pipeline.
+    """
+    if branch is not None and branch not in get_args(Branches):
+        raise VlmEditError(f"branch is {branch!r}; use {', '.join(map(repr, get_args(Branches)))}")
+    if isinstance(host, PipelineHost):
+        return None if branch == "both" else cast("Branch", branch or "cond")
+    if branch is not None:
+        raise VlmEditError(
+            f"branch={branch!r} tells apart what a pipeline encodes, and {class_of(host).__name__} "
+            "is no pipeline: attach the patch to the pipeline, or leave branch out"
+        )
+    return None
+
+
+def target_of(model: Host, binding: Binding, adapter: Adapter | None) -> Site:
     """The binding's site with the taps it acts on, after every check that can be made now."""
     site = find_site(model, binding.site, adapter)
     if site.dead:
@@ -44,7 +75,7 @@ def target_of(model: nn.Module, binding: Binding, adapter: Adapter | None) -> Si
     return site
 
 
-def device_of(site: Site, model: nn.Module) -> torch.device:
+def device_of(site: Site, model: Host) -> torch.device:
     """Where a site's output will most likely be."""
     for module in (site.taps[0].module, unwrap(model)):
         for tensor in (*module.parameters(), *module.buffers()):

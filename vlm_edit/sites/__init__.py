@@ -3,11 +3,20 @@
 A host is any model of the user's. An adapter declares, for one family of hosts, which module
 paths are sites and whose tokens flow there. This room knows no model: adapters are found through
 the entry point group ``vlm_edit.adapters``, keyed by ``model.config.model_type`` or by the
-host's class.
+host's class. A pipeline's hosts are one host together, of which each brings its own adapter.
 """
 
-from vlm_edit.sites.declare import VISUAL_INPUTS, Adapter, SiteRule, Stream, TapRule
-from vlm_edit.sites.registry import ENTRY_POINTS, find_adapter
+from vlm_edit.sites.declare import (
+    VISUAL_INPUTS,
+    Adapter,
+    Encoder,
+    PipelineAdapter,
+    SiteRule,
+    Stream,
+    TapRule,
+)
+from vlm_edit.sites.pipelines import Host, Pipeline, PipelineHost, class_of
+from vlm_edit.sites.registry import ENTRY_POINTS, find_adapter, join_adapters
 from vlm_edit.sites.resolve import (
     Site,
     Tap,
@@ -22,15 +31,22 @@ __all__ = [
     "ENTRY_POINTS",
     "VISUAL_INPUTS",
     "Adapter",
+    "Encoder",
+    "Host",
+    "Pipeline",
+    "PipelineAdapter",
+    "PipelineHost",
     "Site",
     "SiteRule",
     "Stream",
     "Tap",
     "TapRule",
+    "class_of",
     "expect_width",
     "find_adapter",
     "find_site",
     "find_sites",
     "image_token_ids",
+    "join_adapters",
     "unwrap",
 ]

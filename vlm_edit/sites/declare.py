@@ -76,8 +76,8 @@ class SiteRule:
         width: Candidates for the width: dotted attributes of ``model.config`` or of the model
             itself, or the number. An attribute with a list has one entry per ``{i}``.
         consumed: Dotted attribute of the config that holds the index (or indices) into
-            ``hidden_states`` the host reads from these layers; later layers are dead. Only for
-            layers named by ``{i}`` alone.
+            ``hidden_states`` the host reads from these layers, or the index; later layers are
+            dead. Only for layers named by ``{i}`` alone.
         optional: Whether hosts of the family may lack the site without being refused.
 
     Raises:
@@ -87,7 +87,7 @@ class SiteRule:
     name: str
     taps: tuple[TapRule, ...]
     width: tuple[str | int, ...]
-    consumed: str | None = None
+    consumed: str | int | None = None
     optional: bool = False
 
     def __post_init__(self) -> None:
@@ -104,6 +104,61 @@ class SiteRule:
                 f"site {self.name!r} has consumed={self.consumed!r}, an index into layers, but "
                 "its name has not {i} alone: leave consumed out"
             )
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model inside a pipeline that reads what the pipeline is to draw.
+
+    Attributes:
+        name: The pipeline's name for it: ``text_encoder_2``. Its own adapter, found as if it stood
+            alone, names its sites: ``text_encoder_2.text.3``. Pipelines that lack it are fine.
+        tokenizer: The pipeline's name for its tokenizer; None where it reads images.
+        prompts: Arguments of the pipeline with its texts; of several the first that is given.
+        read: The index into its ``hidden_states`` that the pipeline reads, where it reads nothing
+            behind that: later layers are dead.
+        unread: Its own sites that the pipeline never reads.
+    """
+
+    name: str
+    tokenizer: str | None = None
+    prompts: tuple[str, ...] = ()
+    read: int | None = None
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PipelineAdapter:
+    """A declaration of what a family of pipelines encodes, and how it is led away from something.
+
+    Classifier-free guidance (https://arxiv.org/abs/2207.12598) draws towards a prompt and away
+    from a negative one; both go through the same encoders.
+
+    Attributes:
+        encoders: The models that have sites.
+        methods: Methods of the pipeline that run the encoders, for the prompt, for the negative
+            one or for both. None if nothing is ever encoded to be led away from.
+        negative: What begins the names of arguments with negative prompts.
+        given: Arguments that spare the prompt's encoding, being its result.
+        appended: Whether negative prompts are also encoded behind the prompts, as in Kandinsky's
+            priors, which draw an embedding of each.
+
+    Example:
+        >>> adapter = PipelineAdapter((Encoder("text_encoder", "tokenizer", ("prompt",)),), ("go",))
+        >>> adapter.encoder("text_encoder.encoder.layers.3").tokenizer
+        'tokenizer'
+    """
+
+    encoders: tuple[Encoder, ...]
+    methods: tuple[str, ...] = ()
+    negative: str = "negative_"
+    given: tuple[str, ...] = ("prompt_embeds", "text_model_output")
+    appended: bool = False
+
+    def encoder(self, path: str) -> Encoder | None:
+        """The encoder that a module's path in the pipeline leads into."""
+        name = path.split(".")[0]
+        return next((encoder for encoder in self.encoders if encoder.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -124,6 +179,7 @@ class Adapter:
             tell is taken from the call around it. Paths the host lacks are passed over.
         grid: Argument of such a call, [images, 3], whose rows multiply to the number of patches
             that each image has in a packed sequence [patches, D]; None for batched images.
+        pipeline: For the hosts of a pipeline together: what it encodes, and for whom.
 
     Example:
         >>> from vlm_edit.sites import Adapter, SiteRule, TapRule
@@ -141,6 +197,7 @@ class Adapter:
     visual_inputs: tuple[str, ...] = VISUAL_INPUTS
     calls: tuple[str, ...] = ()
     grid: str | None = None
+    pipeline: PipelineAdapter | None = None
 
     @classmethod
     def of(

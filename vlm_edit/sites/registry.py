@@ -5,39 +5,77 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from typing import cast
 
 from torch import nn
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.sites.declare import Adapter
+from vlm_edit.sites.declare import Adapter, PipelineAdapter
+from vlm_edit.sites.pipelines import Host, Pipeline, PipelineHost, class_of, joined
 from vlm_edit.sites.wrappers import unwrap
 
 ENTRY_POINTS = "vlm_edit.adapters"
 
 
-def find_adapter(model: nn.Module) -> Adapter:
+def find_adapter(model: Host) -> Adapter:
     """The adapter registered for a host.
 
     Looked up by ``model.config.model_type``; failing that by the host's class or one it inherits
-    from, named with its top-level package: ``open_clip.CLIP``.
+    from, named with its top-level package: ``open_clip.CLIP``. A pipeline's is put together from
+    what is registered for its class and for the models inside it.
 
     Raises:
-        VlmEditError: No adapter is registered for either.
+        VlmEditError: No adapter is registered for either, or one of the other kind.
     """
     host = unwrap(model)
     model_type = getattr(getattr(host, "config", None), "model_type", None)
     known = _registered()
-    classes = [_key(kind) for kind in type(host).__mro__]
+    classes = [_key(kind) for kind in class_of(host).__mro__]
     for key in (model_type, *classes):
         if isinstance(key, str) and key in known:
-            return _load(key, known[key])
+            return _fitting(key, _load(key, known[key]), host)
     names = ", ".join(sorted(known)) or "none: is vlm-edit installed?"
     raise VlmEditError(
-        f"no adapter for {type(host).__name__} (config.model_type is {model_type!r}, the class "
+        f"no adapter for {class_of(host).__name__} (config.model_type is {model_type!r}, the class "
         f"{classes[0]!r}; known: {names}). Pass adapter=Adapter.of({{...}}) with the paths of its "
         f"modules, or register one as an entry point of the group {ENTRY_POINTS!r}: "
         "docs/writing-an-adapter.md shows both"
     )
+
+
+def join_adapters(pipeline: Pipeline, rules: PipelineAdapter) -> Adapter:
+    """The adapter of a pipeline whose class none is registered for, from those of its models.
+
+    Args:
+        pipeline: What holds the models.
+        rules: What it encodes, and by which of its methods.
+
+    Raises:
+        VlmEditError: None of its encoders is of a kind that an adapter is known for.
+
+    Example:
+        >>> from vlm_edit import find_sites, zoo
+        >>> from vlm_edit.sites import Encoder
+        >>> class Mine:
+        ...     components = {"eye": zoo.load_host()[0]}
+        >>> pipeline = Mine()
+        >>> adapter = join_adapters(pipeline, PipelineAdapter((Encoder("eye"),)))
+        >>> list(find_sites(pipeline, adapter))[:2]
+        ['eye.joint', 'eye.vision.0']
+    """
+    return joined(cast("PipelineHost", unwrap(pipeline)), rules, find_adapter)
+
+
+def _fitting(key: str, adapter: Adapter | PipelineAdapter, host: nn.Module) -> Adapter:
+    if isinstance(host, PipelineHost) and isinstance(adapter, PipelineAdapter):
+        return joined(host, adapter, find_adapter)
+    if isinstance(host, PipelineHost) or isinstance(adapter, PipelineAdapter):
+        kind = "PipelineAdapter" if isinstance(host, PipelineHost) else "Adapter"
+        raise VlmEditError(
+            f"the entry point {key!r} of {ENTRY_POINTS} gives a {type(adapter).__name__}; "
+            f"{class_of(host).__name__} needs {'a' if kind[0] == 'P' else 'an'} {kind}"
+        )
+    return adapter
 
 
 def _key(kind: type) -> str:
@@ -52,7 +90,7 @@ def _registered() -> Mapping[str, list[EntryPoint]]:
     return {name: list(found.values()) for name, found in points.items()}
 
 
-def _load(key: str, points: list[EntryPoint]) -> Adapter:
+def _load(key: str, points: list[EntryPoint]) -> Adapter | PipelineAdapter:
     if len(points) > 1:
         names = " and ".join(point.value for point in points)
         raise VlmEditError(
@@ -65,7 +103,7 @@ def _load(key: str, points: list[EntryPoint]) -> Adapter:
         raise VlmEditError(
             f"the adapter for {key!r} ({points[0].value}) cannot be imported: {error}"
         ) from error
-    if not isinstance(adapter, Adapter):
+    if not isinstance(adapter, Adapter | PipelineAdapter):
         raise VlmEditError(
             f"the entry point {key!r} of {ENTRY_POINTS} gives a {type(adapter).__name__}, not an "
             "Adapter: it must name an Adapter instance"

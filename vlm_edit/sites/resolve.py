@@ -10,6 +10,7 @@ from torch import nn
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.sites.declare import MARKS, Adapter, SiteRule, Stream, TapRule
+from vlm_edit.sites.pipelines import Host, class_of
 from vlm_edit.sites.registry import find_adapter
 from vlm_edit.sites.wrappers import unwrap
 
@@ -60,11 +61,11 @@ class Site:
         return ("image", "text") if "mixed" in found else tuple(sorted(found))
 
 
-def find_sites(model: nn.Module, adapter: Adapter | None = None) -> dict[str, Site]:
+def find_sites(model: Host, adapter: Adapter | None = None) -> dict[str, Site]:
     """Every site of a host, by name.
 
     Args:
-        model: The host.
+        model: The host, or a pipeline of hosts.
         adapter: Declares the sites; by default found through ``model.config.model_type`` or the
             host's class.
 
@@ -81,15 +82,15 @@ def find_sites(model: nn.Module, adapter: Adapter | None = None) -> dict[str, Si
         >>> list(find_sites(host))[:2]
         ['joint', 'vision.0']
     """
-    model = unwrap(model)
-    adapter = adapter or find_adapter(model)
+    host = unwrap(model)
+    adapter = adapter or find_adapter(host)
     found: dict[str, Site] = {}
     for rule in adapter.sites:
-        found.update(_resolve(model, rule))
+        found.update(_resolve(host, rule))
     return found
 
 
-def find_site(model: nn.Module, name: str, adapter: Adapter | None = None) -> Site:
+def find_site(model: Host, name: str, adapter: Adapter | None = None) -> Site:
     """One site of a host.
 
     Raises:
@@ -97,12 +98,12 @@ def find_site(model: nn.Module, name: str, adapter: Adapter | None = None) -> Si
     """
     found = find_sites(model, adapter)
     if name not in found:
-        host = type(unwrap(model)).__name__
+        host = class_of(unwrap(model)).__name__
         raise VlmEditError(f"{host} has no site {name!r}; its sites are {_abridge(list(found))}")
     return found[name]
 
 
-def expect_width(model: nn.Module, site: Site, width: int) -> None:
+def expect_width(model: Host, site: Site, width: int) -> None:
     """Refuse a dictionary of another width than the site's.
 
     Raises:
@@ -111,7 +112,8 @@ def expect_width(model: nn.Module, site: Site, width: int) -> None:
     if width != site.width:
         raise VlmEditError(
             f"the dictionary is {width} wide, site {site.name!r} of "
-            f"{type(unwrap(model)).__name__} is {site.width}: it belongs to another site or host"
+            f"{class_of(unwrap(model)).__name__} is {site.width}: it belongs to another site or "
+            "host"
         )
 
 
@@ -151,7 +153,7 @@ def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:
         if rule.optional:
             return {}
         raise VlmEditError(
-            f"site {rule.name!r} of {type(model).__name__}: no module at "
+            f"site {rule.name!r} of {class_of(model).__name__}: no module at "
             f"{' or '.join(tap.paths)}. The host's layout differs from the adapter's: pass "
             "adapter= with the paths that model.named_modules() shows"
         )
@@ -163,10 +165,12 @@ def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:
             continue
         dead = None
         if rule.consumed is not None and numbers[0] > last:
-            value = _attribute(model.config, rule.consumed)
+            told = f"hidden_states[{rule.consumed}]"
+            if isinstance(rule.consumed, str):
+                told = f"{rule.consumed}={_attributes(model, rule.consumed)}"
             latest = "none of them" if last < 0 else _fill(rule.name, (last,))
             dead = (
-                f"the host reads {rule.consumed}={value} of {layers + 1} hidden states, "
+                f"the host reads {told} of {layers + 1} hidden states, "
                 f"that is, {latest} at the latest"
             )
         name = _fill(rule.name, numbers)
@@ -233,7 +237,7 @@ def _width(model: nn.Module, rule: SiteRule, numbers: Numbers) -> int:
         if isinstance(value, int):
             return value
     raise VlmEditError(
-        f"site {rule.name!r} of {type(model).__name__}: its width is not in the config under "
+        f"site {rule.name!r} of {class_of(model).__name__}: its width is not in the config under "
         f"{' or '.join(map(str, rule.width))}, nor on the model; name the attribute, or write "
         "the number, in the adapter's SiteRule.width"
     )
@@ -243,7 +247,9 @@ def _last_read(model: nn.Module, rule: SiteRule, layers: int) -> int:
     """Number of the last layer whose output the host reads: hidden_states[k] is layer k - 1."""
     if rule.consumed is None:
         return layers - 1
-    index = _attribute(model.config, rule.consumed)
+    index: Any = rule.consumed
+    if isinstance(index, str):
+        index = _attributes(model, index)
     if index is None:
         return layers - 1
     indices = [index] if isinstance(index, int) else list(index)

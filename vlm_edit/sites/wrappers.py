@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from torch import nn
 
+from vlm_edit.sites.pipelines import Host, host_of_pipeline
 
-def unwrap(model: nn.Module) -> nn.Module:
+
+def unwrap(model: Host) -> nn.Module:
     """The host inside wrappers of torch.compile, of data parallelism, of FSDP 1 and of peft.
+
+    A pipeline of hosts becomes one host, of which its models are parts.
 
     Example:
         >>> import torch
@@ -17,6 +21,10 @@ def unwrap(model: nn.Module) -> nn.Module:
         >>> unwrap(torch.nn.DataParallel(linear)) is linear
         True
     """
+    if not isinstance(model, nn.Module):
+        if isinstance(getattr(model, "components", None), Mapping):
+            return host_of_pipeline(model, unwrap)
+        return cast("nn.Module", model)  # of no use as a host; who needs one says so
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None:

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.sites import Adapter, Stream, find_site
+from vlm_edit.sites import Adapter, Host, Stream, find_site, unwrap
 
 if TYPE_CHECKING:
     from nnsight import NNsight
     from nnsight.intervention.envoy import Envoy
 
 
-def host_of(model: nn.Module | NNsight) -> nn.Module:
+def host_of(model: Host | NNsight) -> nn.Module:
     """The host that an nnsight model wraps; any ``torch.nn.Module`` is its own.
+
+    A pipeline's models are one host together.
 
     Raises:
         VlmEditError: Neither of both, or an nnsight model that has not loaded its weights.
@@ -30,10 +32,12 @@ def host_of(model: nn.Module | NNsight) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     host = getattr(model, "_module", None)
+    if not isinstance(host, nn.Module) and isinstance(unwrap(model), nn.Module):
+        return unwrap(model)
     if not isinstance(host, nn.Module):
         raise VlmEditError(
-            f"a {type(model).__name__} is no host: give a torch.nn.Module, or an nnsight model "
-            "around it"
+            f"a {type(model).__name__} is no host: give a torch.nn.Module, an nnsight model "
+            "around it, or a pipeline of diffusers"
         )
     if getattr(model, "dispatched", True) is False:
         raise VlmEditError(
