@@ -63,10 +63,11 @@ def grid(
     if title:
         pen.text((_MARGIN, _MARGIN), title, "black", font)
     head = top - _LINE
+    pen.text((_MARGIN, head), "taken, by strength", "black", font)
     pen.text((_MARGIN + label, head), "reference", "black", font)
     for i, strength in enumerate(strengths):
         x = _MARGIN + label + (i + 1) * (side + _GAP)
-        pen.text((x, head), f"strength {strength:g}", "black", font)
+        pen.text((x, head), f"{strength:g}", "black", font)
     for n, row in enumerate(rows):
         y = top + n * (side + _GAP)
         if n == 0 or rows[n - 1].title != row.title:
