@@ -97,12 +97,11 @@ def seconds(edit: Edit, x: Tensor, count: int) -> float:
 
 
 @torch.no_grad()
-def compare(
-    activation: str, shape: tuple[int, int], tokens: int, share: float | None, rounds: int
-) -> list[str]:
-    """A row: our time, and the others' over ours."""
+def times(
+    activation: str, shape: tuple[int, int], tokens: int, chosen: list[int], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of an edit by each method, round by round."""
     one = dictionary(*shape, activation)
-    chosen = [7] if share is None else list(range(int(share * shape[1])))
     splice = Splice.of(one, [Scale(chosen, FACTOR)])
     methods: dict[str, Edit | None] = {
         "ours": lambda x: splice(x),
@@ -116,20 +115,35 @@ def compare(
             raise SystemExit(f"{name} differs by {(output - outputs['ours']).abs().max():.2g}")
     known = {name: edit for name, edit in methods.items() if edit is not None}
     counts = {name: max(1, int(LEAST / seconds(edit, x, 1))) for name, edit in known.items()}
-    times: dict[str, list[float]] = {name: [] for name in known}
+    found: dict[str, list[float]] = {name: [] for name in known}
     names = list(known)
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            times[name].append(seconds(known[name], x, counts[name]))
+            found[name].append(seconds(known[name], x, counts[name]))
+    return found
+
+
+def spread(ours: list[float], others: list[float]) -> tuple[float, float, float]:
+    """Median and middle half of the rounds' ratios."""
+    ratios = sorted(b / a for a, b in zip(ours, others, strict=True))
+    quarter = len(ratios) // 4
+    return statistics.median(ratios), ratios[quarter], ratios[-1 - quarter]
+
+
+def compare(
+    activation: str, shape: tuple[int, int], tokens: int, share: float | None, rounds: int
+) -> list[str]:
+    """A row: our time, and the others' over ours."""
+    chosen = [7] if share is None else list(range(int(share * shape[1])))
+    found = times(activation, shape, tokens, chosen, rounds)
     row = [activation, f"{shape[0]} x {shape[1]}", str(tokens), str(len(chosen))]
-    row.append(f"{1e6 * statistics.median(times['ours']):,.0f}")
+    row.append(f"{1e6 * statistics.median(found['ours']):,.0f}")
     for name in ("whole", "sae-lens"):
-        if name not in times:
+        if name not in found:
             row.append("")
             continue
-        ratios = sorted(b / a for a, b in zip(times["ours"], times[name], strict=True))
-        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        row.append(f"{statistics.median(ratios):.3g} [{low:.3g}, {high:.3g}]")
+        middle, low, high = spread(found["ours"], found[name])
+        row.append(f"{middle:.3g} [{low:.3g}, {high:.3g}]")
     return row
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from edit_cost import dictionary, sae_lens, whole
+from edit_cost import dictionary, sae_lens, spread, whole
 from steering_cost import make_llava
 
 from vlm_edit import Dictionary, Patch, Project, Scale
@@ -78,18 +78,14 @@ def seconds(host: nn.Module, rows: int, tokens: int) -> float:
     return time.process_time() - start
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    host = make_llava(options.width, options.layers)
-    count, layer = sum(p.numel() for p in host.parameters()), options.layers // 2
-    print(f"{count / 1e6:.0f} M parameters, width {options.width}, {options.layers} layers")
-    jump, top = (dictionary(options.width, FEATURES, kind) for kind in ("jumprelu", "topk"))
+@torch.no_grad()
+def times(
+    width: int, layers: int, batches: tuple[int, ...], rounds: int
+) -> tuple[int, dict[int, dict[str, list[float]]]]:
+    """Parameters of the host, and seconds per token of each method, round by round, by batch."""
+    host = make_llava(width, layers)
+    layer = layers // 2
+    jump, top = (dictionary(width, FEATURES, kind) for kind in ("jumprelu", "topk"))
     methods: dict[str, Method | None] = {
         "plain": plain,
         "patch, JumpReLU": patched(layer, jump),
@@ -100,21 +96,35 @@ def main() -> None:
         "SAELens, TopK": hooked(layer, sae_lens(top, [FEATURE])),
     }
     known = {name: method for name, method in methods.items() if method is not None}
-    names, rows = list(known), []
-    for batch in (1, 8):
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for number in range(-1, options.rounds):  # the first warms up
+    names = list(known)
+    found: dict[int, dict[str, list[float]]] = {}
+    for batch in batches:
+        found[batch] = {name: [] for name in names}
+        for number in range(-1, rounds):  # the first warms up
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                with torch.no_grad(), known[name](host):
+                with known[name](host):
                     spent = seconds(host, batch, TOKENS) - seconds(host, batch, 1)
                 if number >= 0:
-                    times[name].append(spent / (TOKENS - 1))
-        for name in names:
-            ratios = sorted(a / b for a, b in zip(times[name], times["plain"], strict=True))
-            low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-            told = f"{statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]"
-            rows.append([str(batch), name, f"{1e3 * statistics.median(times[name]):.1f}", told])
-            print(*rows[-1], sep="  ", flush=True)
+                    found[batch][name].append(spent / (TOKENS - 1))
+    return sum(p.numel() for p in host.parameters()), found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    count, found = times(options.width, options.layers, (1, 8), options.rounds)
+    print(f"{count / 1e6:.0f} M parameters, width {options.width}, {options.layers} layers")
+    rows = []
+    for batch, methods in found.items():
+        for name, spent in methods.items():
+            middle, low, high = spread(methods["plain"], spent)
+            told = f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+            rows.append([str(batch), name, f"{1e3 * statistics.median(spent):.1f}", told])
     print(Table("", ("batch", "method", "ms a token", "times plain"), rows, "[middle half]."))
 
 
