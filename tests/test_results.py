@@ -152,3 +152,17 @@ def test_what_is_left_of_gender_comes_out_as_stored(scripts) -> None:
 def test_the_picture_of_the_rules_is_what_they_draw(scripts) -> None:
     script = scripts("pictures")
     assert script.OUT.read_text("utf-8") == script.picture(), "run: python docs/results/pictures.py"
+
+
+@pytest.mark.slow
+def test_drawings_are_made_and_read_for_every_way_and_table(scripts) -> None:
+    common, script = scripts("common"), scripts("generation")
+    found = script.compute(script.parse(["--pairs", "3", "--steps", "1"]))
+    stored = common.load("generation")
+    for stream in ("image", "text"):
+        assert list(found[stream]) == list(stored[stream])
+        for name, line in found[stream].items():
+            assert list(line) == list(script.READ)
+            for key, told in line.items():
+                assert len(told["shares"]) == len(stored[stream][name][key]["shares"])
+    assert [t.title for t in script.tables(found)] == [t.title for t in script.tables(stored)]
