@@ -288,6 +288,14 @@ def compute(options: argparse.Namespace) -> dict[str, Any]:
         "detectors": lambda: detectors(one, one.radii),
         "defences": lambda: _defences(one, patches, options.seconds - _passed(began), say),
     }
+    if options.only:  # the others stay as they were measured
+        result = json.loads((common.HERE / "adversarial.json").read_text("utf-8"))
+        sections = {name: sections[name] for name in options.only}
+    if "defences" in sections:
+        result["defended"] = {
+            "images": len(one.images), "steps": options.steps, "queries": options.queries,
+            "device": device_name(one.device),
+        }  # fmt: skip
     for name, section in sections.items():
         if _passed(began) > options.seconds:
             result["left out"].append(name)
@@ -346,6 +354,7 @@ def main() -> None:
     parser.add_argument("--tune", type=float, default=0.0, help="seconds per patch; 0 for none")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop starting parts after")
     parser.add_argument("--out", default=str(common.HERE))
+    parser.add_argument("--only", nargs="+", metavar="PART", help="measure these parts anew")
     parser.add_argument("--ship", action="store_true", help="put what --tune made into the zoo")
     options = parser.parse_args()
     if options.device == "cpu":

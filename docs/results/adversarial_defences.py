@@ -204,10 +204,13 @@ def ship(folder: Path, patches: Path) -> None:
     rows = {row["name"]: row for row in result["defences"]}
     none, own = rows["none"], rows[NAMES["features"]]
     patch = load_patch(folder / "features.safetensors")
+    ran = result.get("defended", result)
+    how = "of even shipped pairs, PGD of 3 steps"
+    told = patch.info.get("tuned", "")
     title = "Three times 64 features whose ablation makes emoji-clip stand attacks better"
     about = {
         "title": title,
-        "tuned": f"{patch.info.get('tuned', '')} of even shipped pairs, PGD of 3 steps",
+        "tuned": told if "even shipped pairs" in told else f"{told} {how}",
         "made by": "docs/results/adversarial.py --tune, vlm_edit.tasks.adversarial.harden_features",
         "what it is": "a trained adapter in the form of a dictionary: features without a meaning",
     }
@@ -223,7 +226,7 @@ def ship(folder: Path, patches: Path) -> None:
         )
     low = rows["baseline: low-pass, 24 pixels"]
     effect["the same, of a plain low-pass"] = ", ".join(cell(v) for v in low["robust"].values())
-    effect["measured"] = f"{result['images']} images of odd pairs, {result['device']}"
+    effect["measured"] = f"{ran['images']} images of odd pairs, {ran['device']}"
     cost = {"time": f"{own['seconds'] / none['seconds']:.1f} times the plain host's, per image"}
     card = patch.card(
         effect=effect,

@@ -95,6 +95,7 @@ def _restricted(rows: list[dict[str, Any]], result: dict[str, Any]) -> list[Tabl
 
 
 def _defences(rows: list[dict[str, Any]], result: dict[str, Any]) -> list[Table]:
+    result = result | result.get("defended", {})
     radii = list(rows[0]["robust"])
     base = rows[0]["seconds"]
     lines = [

@@ -67,6 +67,9 @@ What stands out:
   gap from .34 to .01; the mean one-sidedness of features falls by .04 with one centre for both
   streams, by .01 with a centre each, and not at all for raw neurons (standardising moves those).
   Deleting unimodal features does not close the gap here, it widens it, as random features do.
+- **No edit of a class defends against an attacker who knows it**, and no class is the weak one:
+  what an attack moves misleads through random features as well. A low-pass of pixels holds a
+  little (.27 of images at 2/255 against .10), and with a patch trained for it .31.
 - **What is drawn can be controlled by class**: taking vision-dominant features from a reference
   (96, or the strongest 10 of them) turns 1.00 and .98 of the backgrounds into the reference's and
   leaves the label as it was more often than not; taking cross-modal ones takes the label away (.34
@@ -128,6 +131,13 @@ SECTIONS = (
         "[Text to image](text-to-image.md#by-class-of-features) says how; "
         "[emoji-unclip](../vlm_edit/zoo/emoji-unclip/README.md) draws, "
         "and what it draws is recognised two thirds as often as real drawings are.",
+    ),
+    (
+        "adversarial",
+        "Attacks on images, and what stands",
+        "[Adversarial images](adversarial.md) says what the attacks and defences are, and what was "
+        "found. Even pairs tuned and fitted, odd ones are attacked. The defences were attacked by "
+        "`--only defences --images 48 --radii 1 2 4 --steps 8 --queries 40`.",
     ),
 )
 
