@@ -144,7 +144,12 @@ def test_each_adapter_loads_by_its_entry_point(installed: Environment) -> None:
         "found = entry_points(group='vlm_edit.adapters')\n"
         "answer = {e.name: [e.value, type(e.load()).__name__] for e in found}"
     )
-    assert answer == {name: [value, "Adapter"] for name, value in declared().items()}
+    kinds = {name: kind for name, (_, kind) in answer.items()}
+    assert {name: value for name, (value, _) in answer.items()} == declared()
+    pipelines = {name for name in kinds if name.endswith("Pipeline")}
+    assert len(pipelines) > 20
+    assert {name for name, kind in kinds.items() if kind == "PipelineAdapter"} == pipelines
+    assert {kind for name, kind in kinds.items() if name not in pipelines} == {"Adapter"}
 
 
 def declared() -> dict[str, str]:
