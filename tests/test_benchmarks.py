@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -128,3 +129,14 @@ def test_the_peer_of_the_monosemanticity_score_runs_without_a_gpu(tmp_path: Path
     found = module.peer_monosemanticity(tmp_path, torch.ones(3, 2), torch.eye(3))
     assert torch.equal(found, torch.ones(3))
     assert "datasets.here" not in sys.modules
+
+
+def test_the_page_of_speed_is_what_the_stored_measurements_say() -> None:
+    spec = importlib.util.spec_from_file_location("speed", COST.with_name("speed.py"))
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    found = json.loads(script.STORED.read_text("utf-8"))
+    text = script.page(found)
+    assert script.PAGE.read_text("utf-8") == text, "run: python tests/benchmarks/speed.py"
+    assert f"{found['vector']['nnsight'][0]:.1f} us" in text

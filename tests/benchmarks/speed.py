@@ -174,7 +174,8 @@ def gpu() -> list[str]:
     card = next(line.split(",")[0] for line in lines if line.startswith("NVIDIA"))
     edits = [c for c in cells if len(c) == 7 and c[0] in ("jumprelu", "topk")]
     tokens = [c for c in cells if len(c) == 4 and c[0].isdigit()]
-    ways = {way: [float(c[5]) for c in edits if c[4] == way] for way in ("eager", "graph")}
+    jump = [c for c in edits if c[0] == "jumprelu"]
+    ways = {way: [float(c[5]) for c in jump if c[4] == way] for way in ("eager", "graph")}
     head = GPU.format(
         card=card,
         least=f"{min(ways['eager']):.0f}",
@@ -211,21 +212,21 @@ def _aims(found: dict[str, Any]) -> Any:
             yield (
                 f"one JumpReLU feature of 8,192 and more, {_tokens(tokens)}, against {name}",
                 f"{aim} times",
-                f"{min(middles):,.3g} to {max(middles):,.3g}",
+                f"{_number(min(middles))} to {_number(max(middles))}",
                 _reached(middles, aim),
             )
     middles = [row[6][0] for row in rows if row[0] == "topk" and row[4] == 1]
     yield (
         "one TopK feature against SAELens",
         "3 times",
-        f"{min(middles):,.3g} to {max(middles):,.3g}",
+        f"{_number(min(middles))} to {_number(max(middles))}",
         _reached(middles, 3),
     )
     middles = [row[7][0] for row in rows if row[4] > 1]
     yield (
         "half of a dictionary against a whole hook",
         "no slower",
-        f"{min(middles):,.3g} to {max(middles):,.3g}",
+        f"{_number(min(middles))} to {_number(max(middles))}",
         _reached(middles, 1),
     )
     for batch, aim in (("1", 1.5), ("8", 2.5)):
@@ -265,9 +266,14 @@ def _reached(middles: list[float], aim: float) -> str:
 
 
 def _told(spread: Any, digits: int | None = None) -> str:
-    form = "{:,.3g}" if digits is None else f"{{:.{digits}f}}"
-    middle, low, high = (form.format(value) for value in spread)
+    middle, low, high = (_number(value, digits) for value in spread)
     return f"{middle} [{low}, {high}]"
+
+
+def _number(value: float, digits: int | None = None) -> str:
+    if digits is not None:
+        return f"{value:.{digits}f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _table(titles: tuple[str, ...], rows: list[Any]) -> str:
@@ -282,9 +288,12 @@ OMP_NUM_THREADS=1 VENV/bin/python tests/benchmarks/speed.py --measure
 ```
 
 writes this page; what VENV is stands at the top of the script. Ratios of CPU time, methods in turn
-within one run, one thread of a virtual machine that others share ({cpu}), float32, {rounds} rounds
-({versions}): medians, with the middle half of the rounds in brackets. Times do not carry over to
-another machine, ratios nearly do. [Benchmarks](benchmarks.md) has each script and its output.
+within one run, one thread, float32, {rounds} rounds: medians, with the middle half of the rounds
+in brackets. Times do not carry over to another machine, ratios nearly do; here other work ran
+beside it, which makes times longer and brackets wider. [Benchmarks](benchmarks.md) has the scripts
+one by one.
+
+A virtual machine of {cpu}; {versions}.
 """
 
 TAIL = """What stands in the way of the ones that were missed:
@@ -294,17 +303,20 @@ TAIL = """What stands in the way of the ones that were missed:
 - **600 tokens, 8,192 features**: what is left is memory, the hidden state read twice and written
   once.
 - **TopK in small dictionaries**: one row's product takes as long as a dozen operations of torch.
-- **`generate`**: the edit alone takes .1 ms of a token's 40, so it should be .3 %; whole runs
-  scatter by more. At batch 8 the host's own work is three times as large and hides the
-  dictionary's.
+- **`generate`**: the edit alone takes .1 ms of a token's 60, so it should be .2 %; whole runs
+  scatter by a hundred times as much. At batch 8 the host's own work is three times as large and
+  hides the dictionary's.
 """
 
 GPU = """## On a GPU
 
 `python tests/benchmarks/gpu_cost.py` on one {card} (its output lies beside the script): time by
-CUDA events, over that of a hook that does all. *Eager*: a dozen launches, {least} to
-{most} us whatever the size. *Graph*: as compiled decoding replays them, {graph_least} to
-{graph_most} us. Nothing in the edit waits for the device (`tests/test_cuda.py`).
+CUDA events, over that of a hook that does all. *Eager*, a JumpReLU edit is a dozen launches, {least}
+to {most} us whatever the size; *graph*, as compiled decoding replays them, {graph_least} to
+{graph_most} us. Of TopK every token is encoded whole there, since to look whether it need be would
+wait for the device: at one token and 8,192 features the edit is no faster than the hook when eager.
+Nothing in an edit waits for the device (`tests/test_cuda.py`). The card's time ended before
+`generate`.
 """
 
 
