@@ -120,11 +120,14 @@ def load_pipeline(name: str) -> Any:
         VlmEditError: diffusers is missing, or the folder holds no ``UnclipPipeline`` with a host.
     """
     try:
+        from diffusers.utils import logging
+
         from vlm_edit.zoo.unclip import UnclipPipeline
     except ImportError as error:
         raise VlmEditError(
             f"drawing needs diffusers ({error}): pip install 'vlm-edit[diffusion]'"
         ) from error
+    logging.disable_progress_bar()
     if name.startswith(ZOO):
         if name != f"{ZOO}emoji-unclip":
             raise VlmEditError(f"no pipeline {name!r}; the zoo has {ZOO}emoji-unclip")
