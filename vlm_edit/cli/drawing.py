@@ -63,7 +63,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--pairs", default=f"{ZOO}pairs", help="measure on these without --run (%(default)s)"
     )
     parser.add_argument(
-        "--cuts", choices=get_args(Cut), default="significant", help="for the classes (%(default)s)"
+        "--cuts", choices=get_args(Cut), default="sd", help="for the classes (%(default)s)"
     )
     parser.add_argument("--steps", type=int, help="of the scheduler (the pipeline's)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
