@@ -153,6 +153,19 @@ def auc_difference(
     return Estimate(whole, low, high, len(groups[0]))
 
 
+def middle(drawn: Tensor) -> tuple[float, float]:
+    """Where the middle 95 % of a bootstrap's draws [n] begin and end.
+
+    Example:
+        >>> import torch
+        >>> middle(torch.arange(41.0))
+        (1.0, 39.0)
+    """
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = drawn.double().quantile(ends).tolist()
+    return low, high
+
+
 def mean_estimate(values: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
     """A mean with its percentile bootstrap interval.
 
@@ -286,9 +299,7 @@ def _resample(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _percentiles(draw: Callable[[], float], draws: int) -> tuple[float, float]:
-    drawn = torch.tensor([draw() for _ in range(draws)], dtype=torch.float64)
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+    return middle(torch.tensor([draw() for _ in range(draws)], dtype=torch.float64))
 
 
 def _short(value: float, digits: int) -> str:

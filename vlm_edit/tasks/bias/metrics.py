@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.statistics import Estimate, proportion
+from vlm_edit.statistics import Estimate, middle, proportion
 
 DRAWS = 2000
 
@@ -269,8 +269,7 @@ def _bootstrap(
     many = sizes[:, None].expand(-1, draws).contiguous()
     drawn = torch.binomial(many, chance, generator=generator) / many
     found = figure(drawn)
-    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(float(figure(rates)), low, high, len(groups))
+    return Estimate(float(figure(rates)), *middle(found), len(groups))
 
 
 def _first(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> list[str]:

@@ -19,7 +19,7 @@ from vlm_edit.patches import Patch
 from vlm_edit.probing import probe
 from vlm_edit.report import Table
 from vlm_edit.selection import by_difference, difference
-from vlm_edit.statistics import Estimate, mean_estimate, proportion
+from vlm_edit.statistics import Estimate, mean_estimate, middle, proportion
 from vlm_edit.tasks.bias.bench import JOINT, Bench
 from vlm_edit.tasks.bias.mitigation import Evidence
 from vlm_edit.tasks.bias.study import Study
@@ -228,9 +228,8 @@ def leaning_difference(
     for _ in range(draws):
         means = [s[torch.randint(len(s), (len(s),), generator=generator)].mean() for s in scores]
         drawn.append(float(means[0] - means[1]))
-    low, high = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
     value = float(scores[0].mean() - scores[1].mean())
-    return Estimate(value, low, high, len(scores[0]) + len(scores[1]))
+    return Estimate(value, *middle(torch.tensor(drawn)), len(scores[0]) + len(scores[1]))
 
 
 def _probed(study: Study) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.statistics import Estimate, mean_estimate
+from vlm_edit.statistics import Estimate, mean_estimate, middle
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +61,7 @@ class Trend:
                 for _ in range(draws)
             ]
         )
-        low, high = torch.quantile(found.double(), torch.tensor([0.025, 0.975]).double()).tolist()
-        return Estimate(spearman(values.mean(1)), low, high, n)
+        return Estimate(spearman(values.mean(1)), *middle(found), n)
 
 
 def spearman(values: Tensor) -> float:
