@@ -152,10 +152,7 @@ class Splice:
         before, scale = placed.slice.codes(hidden, stream, image)
         code = before
         for rule, index in zip(self._acting, placed.columns, strict=True):
-            if index is None:
-                code = rule(code)
-            else:
-                code = code.index_copy(-1, index, rule(code[..., index]))
+            code = _ruled(rule, code, index)
         change = code - before
         return change if scale is None else change * scale
 
@@ -174,17 +171,16 @@ class Splice:
         for rule, index, prepared in zip(
             self._acting, placed.columns, placed.prepared, strict=True
         ):
-            own = code if index is None or code is None else code[..., index]
             if isinstance(rule, Move):
+                own = code if index is None or code is None else code[..., index]
                 moved = _plus(moved, _decoded(part, code, done, scale))
                 done = code
                 here = hidden.float() if moved is None else hidden.float() + moved
                 assert prepared is not None
                 moved = _plus(moved, rule.strength * rule.move(here, own, prepared))
             else:
-                assert code is not None and own is not None
-                changed = rule(own)
-                code = changed if index is None else code.index_copy(-1, index, changed)
+                assert code is not None
+                code = _ruled(rule, code, index)
         moved = _plus(moved, _decoded(part, code, done, scale))
         assert moved is not None
         return moved if opens is None else torch.where(opens, moved, 0.0)
@@ -237,6 +233,13 @@ def _gated(
         x = x - part.encoder.center(stream, image)
     assert part.columns is not None
     return codes[..., part.columns], scale, gate.opens(x, codes)
+
+
+def _ruled(rule: Rule, code: Tensor, index: Tensor | None) -> Tensor:
+    """The touched features' code [..., t] after a rule on those at the index; None for all."""
+    if index is None:
+        return rule(code)
+    return code.index_copy(-1, index, rule(code[..., index]))
 
 
 def _decoded(
