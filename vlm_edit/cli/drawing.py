@@ -18,6 +18,7 @@ from vlm_edit.dominance import Cut
 from vlm_edit.errors import VlmEditError
 from vlm_edit.measurement import load_measurement, measure
 from vlm_edit.pairs import IMAGE_ENDINGS
+from vlm_edit.patches import Patch
 from vlm_edit.selection import by_class
 from vlm_edit.tasks.generation import Row, Stream, grid, interpolate, read_reference, take
 
@@ -83,31 +84,24 @@ def draw(options: argparse.Namespace) -> int:
     if isinstance(dictionary, PairedDictionary):
         raise VlmEditError("draw takes codes over, and a paired dictionary has one per stream")
     source, classes = read(options.prompt), options.classes or list(CHOICES)
+    references = [read(told) for told in options.reference]
     features = _features(options, pipe, dictionary, [c for c in classes if c != WHOLE])
-    drawn: dict[float, Image.Image] = {}
+    embeddings = [embed(pipe, options.site, reference) for reference in references]
+    plain = _draw(pipe, source, options) if 0.0 in strengths else None
     rows = []
     for name in classes:
-        for told in options.reference:
-            reference = read(told)
-            embedding = embed(pipe, options.site, reference)
-            stream: Stream = "text" if isinstance(reference, str) else "image"
+        title, chosen = _title(name, features), features.get(name)
+        for told, reference, found in zip(options.reference, references, embeddings, strict=True):
             drawings = []
             for strength in strengths:
-                if strength == 0 and 0.0 in drawn:
-                    drawings.append(drawn[0.0])
+                if plain is not None and strength == 0:
+                    drawings.append(plain)
                     continue
-                if name == WHOLE:
-                    patch = interpolate(options.site, embedding, strength)
-                else:
-                    patch = take(
-                        options.site, dictionary, features[name], embedding, strength, stream
-                    )
+                patch = _patch(options.site, dictionary, chosen, reference, found, strength)
                 with patch.attach(pipe.clip):
                     drawings.append(_draw(pipe, source, options))
-                if strength == 0:
-                    drawn[0.0] = drawings[-1]
-            rows.append(Row(_title(name, features), reference, drawings))
-            print(f"{_title(name, features)}: {told}", flush=True)
+            rows.append(Row(title, reference, drawings))
+            print(f"{title}: {told}", flush=True)
     grid(rows, strengths, _short(options.prompt)).save(out)
     print(f"\npicture:  {out}")
     return 0
@@ -167,6 +161,21 @@ def embed(pipe: Any, site: str, what: str | Image.Image) -> Tensor:
     if isinstance(what, str):
         return read_reference(pipe.clip, site, lambda: pipe.encode_prompt(what), "text")
     return read_reference(pipe.clip, site, lambda: pipe.encode_image(what), "image")
+
+
+def _patch(
+    site: str,
+    dictionary: Dictionary,
+    features: list[int] | None,
+    reference: str | Image.Image,
+    embedding: Tensor,
+    strength: float,
+) -> Patch:
+    """What takes the features of a reference, or without any its whole embedding."""
+    if features is None:
+        return interpolate(site, embedding, strength)
+    stream: Stream = "text" if isinstance(reference, str) else "image"
+    return take(site, dictionary, features, embedding, strength, stream)
 
 
 def _draw(pipe: Any, source: str | Image.Image, options: argparse.Namespace) -> Image.Image:
