@@ -25,8 +25,12 @@ from vlm_edit import Blend, zoo
 from vlm_edit.controls import norm_matched, random_features
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate
+from vlm_edit.statistics import Estimate, mean_estimate
 from vlm_edit.tasks.generation import Trend
+from vlm_edit.zoo.recipes.evaluate import embed_texts
+from vlm_edit.zoo.recipes.unclip_drawings import embed_images
+from vlm_edit.zoo.recipes.unclip_judge import judge, prepare
+from vlm_edit.zoo.recipes.unclip_scores import edge_colours, shipped
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 OPTIONS = " --half"
@@ -66,9 +70,9 @@ class Subject:
         self.judge = zoo.load_judge().to(self.device)
         self.steps, self.noise = options.steps, torch.Generator().manual_seed(0)
         self.source, self.reference = self._pairs(options.pairs)
+        everything = shipped().images
+        self.shown, self.target = everything[self.source], everything[self.reference]
         host, processor = zoo.load_host()
-        from vlm_edit.zoo.recipes.evaluate import embed_texts
-
         self.labels = zoo.load_labels()
         self.directions = embed_texts(host, processor, [PROMPT.format(n) for n in self.labels])
         shape = self.pipe.unet.config
@@ -109,16 +113,11 @@ class Subject:
 
     def read(self, drawings: Tensor) -> dict[str, Tensor]:
         """What drawings show, by key of ``READ``: [n]."""
-        from vlm_edit.zoo.recipes.unclip_drawings import embed_images
-        from vlm_edit.zoo.recipes.unclip_judge import judge
-        from vlm_edit.zoo.recipes.unclip_scores import edge_colours
-
         seen = judge(self.judge, drawings)
         labels, host = seen.names("label"), self.pipe.clip
         embedded = embed_images(host, drawings).cpu()
         named = [self.labels[i] for i in (embedded @ self.directions.mT).argmax(1).tolist()]
         goal = F.normalize(self.hidden["image"][self.reference], dim=1)
-        target = zoo_images(self.reference)
         return {
             "background": _same(edge_colours(drawings), self.value("background", self.reference)),
             "vendor": _same(seen.names("vendor"), self.value("vendor", self.reference)),
@@ -126,27 +125,17 @@ class Subject:
             "kept": _same(labels, self.value("label", self.source)),
             "host kept": _same(named, self.value("label", self.source)),
             "near": (embedded * goal).sum(1),
-            "like": alike(self.judge, drawings, target),
+            "like": alike(self.judge, drawings, self.target),
         }
 
 
-def zoo_images(rows: list[int]) -> Tensor:
-    """Shipped images in [0, 1], [n, 3, 64, 64]."""
-    import numpy as np
-
-    pairs = zoo.load_pairs()
-    pixels = np.stack([np.asarray(pairs.open(i)) for i in rows])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-
-
 @torch.no_grad()
-def alike(judge: Any, first: Tensor, second: Tensor) -> Tensor:
+def alike(classifier: Any, first: Tensor, second: Tensor) -> Tensor:
     """Cosine of the independent classifier's pooled features of two sets of images, [n]."""
-    device = next(judge.parameters()).device
+    device = next(classifier.parameters()).device
 
     def pooled(images: Tensor) -> Tensor:
-        large = F.interpolate(images.to(device), size=128, mode="bilinear", align_corners=False)
-        return judge.resnet((large - 0.6) / 0.3).pooler_output.flatten(1).cpu()
+        return classifier.resnet(prepare(images.to(device))).pooler_output.flatten(1).cpu()
 
     return F.cosine_similarity(pooled(first), pooled(second), dim=1)
 
@@ -210,7 +199,7 @@ def compute(options: argparse.Namespace) -> dict[str, Any]:
     where = torch.cuda.get_device_name() if one.device.type == "cuda" else "one thread of a CPU"
     result["device"] = f"{where}, {'bfloat16' if one.half else 'float32'}"
     reference = one.hidden["image"][one.reference]
-    result["real"] = told(one.read(zoo_images(one.source)))
+    result["real"] = told(one.read(one.shown))
     for stream in ("image", "text"):
         source = one.hidden[stream][one.source]
         plain = one.read(one.draw(source))
@@ -236,8 +225,6 @@ def compute(options: argparse.Namespace) -> dict[str, Any]:
 def _prompted(one: Subject) -> dict[str, Any]:
     """The baseline of words: draw the reference's label."""
     host, processor = zoo.load_host()
-    from vlm_edit.zoo.recipes.evaluate import embed_texts
-
     texts = [PROMPT.format(label) for label in one.value("label", one.reference)]
     read = one.read(one.draw(embed_texts(host, processor, texts)))
     return {key: {"shares": [common.told(_mean(value))]} for key, value in read.items()}
@@ -249,8 +236,6 @@ def told(read: dict[str, Tensor]) -> dict[str, list[float]]:
 
 
 def _mean(values: Tensor) -> Estimate:
-    from vlm_edit.statistics import mean_estimate
-
     return mean_estimate(values.double(), draws=500)
 
 

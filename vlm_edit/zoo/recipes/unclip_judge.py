@@ -62,11 +62,16 @@ def values_of(model: ResNetForImageClassification) -> dict[str, tuple[str, ...]]
     return {factor: tuple(known) for factor, known in found.items()}
 
 
+def prepare(images: Tensor) -> Tensor:
+    """What the classifier takes, of images in [0, 1], shape (count, 3, height, width)."""
+    large = F.interpolate(images, size=_SIDE, mode="bilinear", align_corners=False)
+    return (large - _MEAN) / _STD
+
+
 def _logits(
     model: ResNetForImageClassification, values: dict[str, tuple[str, ...]], images: Tensor
 ) -> dict[str, Tensor]:
-    large = F.interpolate(images, size=_SIDE, mode="bilinear", align_corners=False)
-    flat = model(pixel_values=(large - _MEAN) / _STD).logits.float()
+    flat = model(pixel_values=prepare(images)).logits.float()
     parts = flat.split([len(known) for known in values.values()], dim=1)
     return dict(zip(values, parts, strict=True))
 
