@@ -5,7 +5,7 @@ import torch
 from conftest import make_clip, random_dictionary
 
 from vlm_edit import Dictionary, VlmEditError
-from vlm_edit.tasks.generation import interpolate, read_reference, take
+from vlm_edit.tasks.generation import interpolate, keep, read_reference, scale, take
 
 WIDTH = 12
 
@@ -59,6 +59,28 @@ def test_the_chosen_features_become_the_references_and_no_other_code_changes(str
     assert torch.equal(embedded(host, pixel_values=pixels()), plain)
 
 
+@pytest.mark.parametrize("factor", [0.0, 1.0, 2.0])
+def test_scaled_features_are_multiplied_and_no_other_changes(factor):
+    host, chosen = make_clip(), [1, 5, 7]
+    plain = embedded(host, pixel_values=pixels())
+    with scale("joint", Dictionary.identity(WIDTH), chosen, factor).attach(host):
+        found = embedded(host, pixel_values=pixels())
+    expected = plain.clone()
+    expected[:, chosen] *= factor
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+def test_kept_features_stay_and_all_others_fade(strength):
+    host, chosen = make_clip(), [1, 5, 7]
+    plain = embedded(host, pixel_values=pixels())
+    with keep("joint", Dictionary.identity(WIDTH), chosen, strength).attach(host):
+        found = embedded(host, pixel_values=pixels())
+    expected = plain * (1 - strength)
+    expected[:, chosen] = plain[:, chosen]
+    torch.testing.assert_close(found, expected)
+
+
 def test_each_stream_is_read_with_its_own_center():
     dictionary = random_dictionary(WIDTH)
     from dataclasses import replace
@@ -86,6 +108,9 @@ def test_a_feature_that_is_not_there_and_a_wrong_width_are_named():
     dictionary = random_dictionary(WIDTH)
     with pytest.raises(VlmEditError, match="40"):
         take("joint", dictionary, [40], torch.zeros(WIDTH))
+    for way in (scale, keep):
+        with pytest.raises(VlmEditError, match="feature 40"):
+            way("joint", dictionary, [40], 1.0)
     with pytest.raises(VlmEditError, match="width 5"):
         take("joint", dictionary, [3], torch.zeros(5))
     with pytest.raises(VlmEditError, match="at least one feature"):

@@ -36,3 +36,12 @@ def test_a_row_with_another_number_of_drawings_is_refused():
         grid([Row("vision", "x", [tile("red")])], [0.0, 1.0])
     with pytest.raises(VlmEditError, match="at least one row"):
         grid([], [0.0])
+
+
+def test_without_references_their_column_is_left_out():
+    drawings = [tile(c) for c in COLOURS]
+    page = grid([Row("vision", None, drawings)], [0.0, 0.5, 1.0], side=40)
+    shown = grid([Row("vision", tile("yellow"), drawings)], [0.0, 0.5, 1.0], side=40)
+    assert shown.width - page.width == 46
+    across = [page.getpixel((8 + 144 + 46 * i + 20, 46)) for i in range(3)]
+    assert across == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]

@@ -1,11 +1,30 @@
 """Control of what is drawn by classes of features: style, content or wording of a reference.
 
-``read_reference`` what passes a site, ``take`` some of its features into what is drawn,
-``interpolate`` as the baseline; ``Trend`` tells whether more does more, ``grid`` shows it.
+``read_reference`` what passes a site, ``take`` some of its features into what is drawn, ``scale``
+or ``keep`` some of what it is drawn from, ``interpolate`` as the baseline; ``Trend`` tells whether
+more does more, ``grid`` shows it.
 """
 
-from vlm_edit.tasks.generation.control import Stream, interpolate, read_reference, take
+from vlm_edit.tasks.generation.control import (
+    Stream,
+    interpolate,
+    keep,
+    read_reference,
+    scale,
+    take,
+)
 from vlm_edit.tasks.generation.grid import Row, grid
 from vlm_edit.tasks.generation.trend import Trend, spearman
 
-__all__ = ["Row", "Stream", "Trend", "grid", "interpolate", "read_reference", "spearman", "take"]
+__all__ = [
+    "Row",
+    "Stream",
+    "Trend",
+    "grid",
+    "interpolate",
+    "keep",
+    "read_reference",
+    "scale",
+    "spearman",
+    "take",
+]

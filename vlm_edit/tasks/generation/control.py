@@ -1,4 +1,4 @@
-"""What an image takes from a reference: edits of the embedding it is drawn from."""
+"""What an image takes from a reference or leaves out: edits of what it is drawn from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dictionaries.dictionary import expect_features
-from vlm_edit.edits import Ablate, Blend
+from vlm_edit.edits import Ablate, Blend, Keep, Scale
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Tokens, record
 from vlm_edit.patches import Patch
@@ -96,6 +96,69 @@ def take(
     code = dictionary.encode(reference[None], stream)[0]
     rule = Blend(chosen, code[list(chosen)].tolist(), strength=strength)
     return Patch.at(site, dictionary, rule, tokens=tokens)
+
+
+def scale(
+    site: str,
+    dictionary: Dictionary,
+    features: Sequence[int],
+    factor: float,
+    tokens: Tokens = "all",
+) -> Patch:
+    """A patch by which drawings have more or less of some features of what they are drawn from.
+
+    ``Scale``: 0 leaves the features out, 1 changes nothing, 2 doubles them.
+
+    Args:
+        site: As for ``take``.
+        dictionary: Its own.
+        features: Such as ``selection.by_class(measurement, "vision")``.
+        factor: By which their code is multiplied.
+        tokens: As for ``Patch.at``.
+
+    Raises:
+        VlmEditError: Features that the dictionary lacks.
+
+    Example:
+        >>> import torch
+        >>> from vlm_edit import Dictionary
+        >>> patch = scale("joint", Dictionary.identity(3), [1], 2.0)
+        >>> patch.bindings[0].splice(torch.tensor([[1.0, 1.0, 1.0]]))
+        tensor([[1., 2., 1.]])
+    """
+    return Patch.at(site, dictionary, Scale(features, factor=factor), tokens=tokens)
+
+
+def keep(
+    site: str,
+    dictionary: Dictionary,
+    features: Sequence[int],
+    strength: float = 1.0,
+    tokens: Tokens = "all",
+) -> Patch:
+    """A patch by which drawings keep some features of what they are drawn from, and lose others.
+
+    ``Keep``, with vision-dominant features: the style is left, what is shown is not. What the
+    dictionary does not explain stays.
+
+    Args:
+        site: As for ``take``.
+        dictionary: Its own.
+        features: As for ``scale``.
+        strength: 0 changes nothing, 1 deletes all other features.
+        tokens: As for ``Patch.at``.
+
+    Raises:
+        VlmEditError: Features that the dictionary lacks.
+
+    Example:
+        >>> import torch
+        >>> from vlm_edit import Dictionary
+        >>> patch = keep("joint", Dictionary.identity(3), [1], strength=0.5)
+        >>> patch.bindings[0].splice(torch.tensor([[1.0, 1.0, 1.0]]))
+        tensor([[0.5000, 1.0000, 0.5000]])
+    """
+    return Patch.at(site, dictionary, Keep(features, strength=strength), tokens=tokens)
 
 
 def interpolate(

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlm_edit.errors import VlmEditError
 
-_GAP, _LINE, _MARGIN = 6, 18, 8
+_GAP, _LINE, _MARGIN, _LABEL = 6, 18, 8, 144
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Row:
 
     Attributes:
         title: What is taken, such as ``vision``.
-        reference: The reference, an image or a text.
+        reference: The reference, an image or a text; None where nothing is taken from any.
         drawings: One per strength.
     """
 
     title: str
-    reference: Image.Image | str
+    reference: Image.Image | str | None
     drawings: Sequence[Image.Image]
 
 
@@ -31,6 +31,8 @@ def grid(
     rows: Sequence[Row], strengths: Sequence[float], title: str = "", side: int = 96
 ) -> Image.Image:
     """Lay drawings out: a line per row, a column per strength, the reference before them.
+
+    Without any reference its column is left out.
 
     Args:
         rows: Lines, in order; a title that is the line's before is not written again.
@@ -55,26 +57,28 @@ def grid(
                 f"row {row.title!r} has {len(row.drawings)} drawings for {len(strengths)} strengths"
             )
     font = ImageFont.load_default(size=13)
-    label = 144
-    width = label + (len(strengths) + 1) * (side + _GAP) + 2 * _MARGIN - _GAP
+    first = any(row.reference is not None for row in rows)  # columns before the drawings
+    width = _LABEL + (len(strengths) + first) * (side + _GAP) + 2 * _MARGIN - _GAP
     top = _MARGIN + _LINE + (_LINE if title else 0)
     page = Image.new("RGB", (width, top + len(rows) * (side + _GAP) + _MARGIN), "white")
     pen = ImageDraw.Draw(page)
     if title:
         pen.text((_MARGIN, _MARGIN), title, "black", font)
     head = top - _LINE
-    pen.text((_MARGIN, head), "taken, by strength", "black", font)
-    pen.text((_MARGIN + label, head), "reference", "black", font)
-    for i, strength in enumerate(strengths):
-        x = _MARGIN + label + (i + 1) * (side + _GAP)
+    pen.text((_MARGIN, head), "features, strength", "black", font)
+    left = [_MARGIN + _LABEL + i * (side + _GAP) for i in range(len(strengths) + first)]
+    if first:
+        pen.text((left[0], head), "reference", "black", font)
+    for x, strength in zip(left[first:], strengths, strict=True):
         pen.text((x, head), f"{strength:g}", "black", font)
     for n, row in enumerate(rows):
         y = top + n * (side + _GAP)
         if n == 0 or rows[n - 1].title != row.title:
             pen.text((_MARGIN, y + side // 2 - _LINE // 2), row.title, "black", font)
-        _put(page, pen, (_MARGIN + label, y), row.reference, side, font)
-        for i, drawing in enumerate(row.drawings):
-            _put(page, pen, (_MARGIN + label + (i + 1) * (side + _GAP), y), drawing, side, font)
+        if row.reference is not None:
+            _put(page, pen, (left[0], y), row.reference, side, font)
+        for x, drawing in zip(left[first:], row.drawings, strict=True):
+            _put(page, pen, (x, y), drawing, side, font)
     return page
 
 
