@@ -1,8 +1,11 @@
+import base64
+import io
 import json
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +14,15 @@ from vlm_edit import Pairs, VlmEditError
 from vlm_edit.dominance import CLASSES, DominanceAccumulator
 from vlm_edit.interpretability import TopExamples
 from vlm_edit.measurement import Measurement
-from vlm_edit.report import Examples, Table, class_table, feature_table, has_plotly, write_page
+from vlm_edit.report import (
+    Examples,
+    Picture,
+    Table,
+    class_table,
+    feature_table,
+    has_plotly,
+    write_page,
+)
 from vlm_edit.report import page as page_module
 from vlm_edit.report.columns import columns
 from vlm_edit.report.overview import null_histogram
@@ -106,6 +117,25 @@ def test_the_page_names_nothing_to_load(reading: Reading) -> None:
         assert "src" not in attributes and not (tag == "link" and attributes["href"] != "data:,")
         if tag == "a":
             assert (attributes["href"] or "").startswith("#")
+
+
+@needs_plotly
+def test_pictures_are_held_by_the_page_with_words_for_who_does_not_see_them(
+    tmp_path: Path, found: Measurement, pairs: Pairs
+) -> None:
+    noise = torch.randint(0, 256, (90, 120, 3), dtype=torch.uint8).numpy()
+    shown = Picture(HOSTILE, Image.fromarray(noise), f"noise {HOSTILE}", "a <note>")
+    path = tmp_path / "p.html"
+    write_page(path, found, pairs, "A page", pictures=[shown], budget=5_200_000)
+    assert path.stat().st_size <= 5_200_000
+    reading = Reading(path.read_text("utf-8"))
+    (img,) = [attributes for tag, attributes in reading.tags if tag == "img"]
+    assert img["alt"] == f"noise {HOSTILE}"
+    assert (img["width"], img["height"]) == ("120", "90")
+    held = base64.b64decode((img["src"] or "").removeprefix("data:image/png;base64,"))
+    assert (np.asarray(Image.open(io.BytesIO(held))) == noise).all()
+    assert HOSTILE in reading.text and "a <note>" in reading.text
+    assert ("a", {"href": "#pictures"}) in reading.tags
 
 
 @needs_plotly
@@ -230,9 +260,6 @@ def test_the_null_is_where_swapping_pairs_puts_the_scores() -> None:
 
 
 def test_every_picture_is_packed_once_where_its_place_says(tmp_path: Path) -> None:
-    import base64
-    import io
-
     count = PER_SHEET + 20
     colours = [(i % 16 * 16, i // 16 * 14, 128) for i in range(count)]
     pairs = Pairs([Image.new("RGB", (30, 30), c) for c in colours], ("x",) * count)

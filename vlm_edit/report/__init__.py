@@ -2,7 +2,16 @@
 
 from vlm_edit.report.page import has_plotly, write_page
 from vlm_edit.report.payload import Examples
+from vlm_edit.report.picture import Picture
 from vlm_edit.report.table import Table
 from vlm_edit.report.tables import class_table, feature_table
 
-__all__ = ["Examples", "Table", "class_table", "feature_table", "has_plotly", "write_page"]
+__all__ = [
+    "Examples",
+    "Picture",
+    "Table",
+    "class_table",
+    "feature_table",
+    "has_plotly",
+    "write_page",
+]

@@ -20,6 +20,7 @@ from vlm_edit.measurement import Measurement
 from vlm_edit.pairs import Pairs
 from vlm_edit.report.overview import Overview, notes
 from vlm_edit.report.payload import Examples, Payload, to_json
+from vlm_edit.report.picture import Picture
 from vlm_edit.report.sprites import Sprites, pack
 from vlm_edit.report.table import Table
 
@@ -43,6 +44,7 @@ def write_page(
     title: str,
     tables: Sequence[Table] = (),
     examples: Sequence[Examples] = (),
+    pictures: Sequence[Picture] = (),
     shown: int = 6,
     seed: int = 0,
     budget: int = 24_000_000,
@@ -51,9 +53,9 @@ def write_page(
 
     It has the distribution of the scores beside the one expected without an effect of modality,
     the classes by each rule, a plane of all features, a table of them that searches and sorts,
-    features drawn at random, the strongest of each class, and the given tables and examples. The
-    file holds all it needs: figures, thumbnails, and plotly.js, which draws. Pages are read in
-    browsers of 2023 and later.
+    features drawn at random, the strongest of each class, and the given tables, examples and
+    pictures. The file holds all it needs: figures, thumbnails, and plotly.js, which draws. Pages
+    are read in browsers of 2023 and later.
 
     Args:
         path: The file.
@@ -62,6 +64,7 @@ def write_page(
         title: Of the page.
         tables: Shown as they are.
         examples: Pairs shown on their own, such as before and after an edit.
+        pictures: Shown whole, such as grids of drawings.
         shown: Features per class, and drawn at random.
         seed: Of the random features.
         budget: Bytes of the file. What does not fit are thumbnails: the most active features have
@@ -94,6 +97,7 @@ def write_page(
         overview=about,
         tables=tables,
         examples=examples,
+        pictures=[(p, p.address) for p in pictures],
         seed=seed,
         csp=_policy(scripts.values()),
         style=Markup((files(_PACKAGE) / _WEB / "page.css").read_text("utf-8")),

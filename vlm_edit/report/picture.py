@@ -1,0 +1,37 @@
+"""A picture with what it shows."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A titled picture, such as a grid of drawings.
+
+    Attributes:
+        title: What it shows.
+        image: As it is; pages show it at its own size at most.
+        told: The same in words, for who does not see it.
+        note: How it was made; may be empty.
+
+    Example:
+        >>> Picture("Nothing", Image.new("RGB", (2, 2)), "a black square").address[:22]
+        'data:image/png;base64,'
+    """
+
+    title: str
+    image: Image.Image
+    told: str
+    note: str = ""
+
+    @property
+    def address(self) -> str:
+        """The picture as an address that holds it, a PNG."""
+        file = io.BytesIO()
+        self.image.save(file, "PNG", optimize=True)
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
