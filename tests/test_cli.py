@@ -155,8 +155,10 @@ def test_a_run_does_not_keep_the_edits_of_a_former_one(
     edit = ["edit", model, pairs, "--dictionary", dictionary, "--features", "3"]
     assert main([*edit, "--run", str(tmp_path)]) == 0
     assert (tmp_path / "edits").is_dir()
+    (tmp_path / "drawings").mkdir()
     assert main(measure) == 0
     assert not (tmp_path / "edits").exists()
+    assert not (tmp_path / "drawings").exists()
 
 
 def test_what_python_saved_has_a_page_too(tmp_path: Path) -> None:

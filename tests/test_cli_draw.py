@@ -1,9 +1,13 @@
 """``vlm-edit draw`` on the bundled pipeline."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
+from vlm_edit import Dictionary, measure, zoo
 from vlm_edit.cli import main
+from vlm_edit.cli.kept import pictures
 
 pytest.importorskip("diffusers")
 
@@ -40,9 +44,71 @@ def test_classes_are_measured_and_take_different_things(tmp_path, capsys):
     assert tile(out, 0, 1) != tile(out, 1, 1)
 
 
+def test_own_features_are_scaled_or_kept_without_a_reference(tmp_path, capsys):
+    pictures = []
+    for rule, idle in (("scale", 1), ("keep", 0)):
+        out = tmp_path / f"{rule}.png"
+        words = ["a picture of dog face", "--rule", rule, "--class", "cross", "--out", out]
+        assert run(*words, "--run", measured(tmp_path)) == 0
+        assert "cross (" in capsys.readouterr().out
+        pictures.append([tile(out, 0, column) for column in range(3)])
+        assert len(set(pictures[-1])) == 3
+        pictures[-1].insert(0, pictures[-1][idle])
+    assert pictures[0][0] == pictures[1][0]  # the prompt, drawn as it is
+    assert pictures[0][1] != pictures[1][3]
+
+
+def test_the_page_of_a_run_shows_what_was_drawn_with_it(tmp_path, capsys):
+    folder, out = measured(tmp_path), tmp_path / "x.png"
+    words = ["a <b>dog</b>", "--rule", "keep", "--class", "vision", "--strength", "1"]
+    assert run(*words, "--run", folder, "--out", out) == 0
+    assert run(*words, "--run", folder, "--out", out) == 0
+    kept = pictures(folder)
+    assert [p.title for p in kept] == ["a <b>dog</b>: keep"] * 2
+    with Image.open(out) as drawn:
+        assert kept[1].image.tobytes() == drawn.convert("RGB").tobytes()
+    assert "vision (" in kept[0].told
+    assert main(["report", str(folder), "--page", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert page.count("a &lt;b&gt;dog&lt;/b&gt;: keep</h3>") == 2
+    assert kept[0].address in page
+    capsys.readouterr()
+    damaged = folder / "drawings" / "002.png"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    assert main(["report", str(folder)]) == 2
+    assert "002.png is damaged: delete it, or draw again" in capsys.readouterr().err
+    Image.new("RGB", (4, 4)).save(damaged)
+    assert main(["report", str(folder)]) == 2
+    assert "002.png is damaged" in capsys.readouterr().err
+
+
+def test_a_run_of_something_else_is_refused_before_anything_is_drawn(tmp_path, capsys):
+    words = ["a dog", "--reference", "a cat", "--class", "whole", "--run"]
+    assert run(*words, tmp_path) == 2
+    assert "no measurement at" in capsys.readouterr().err
+    folder = measured(tmp_path, dictionary=Dictionary.identity(192))
+    assert run(*words, folder, "--out", tmp_path / "x.png") == 2
+    assert "is a run with another dictionary" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
+def measured(tmp_path, dictionary=None):
+    host, processor = zoo.load_host()
+    pairs = zoo.load_pairs().select(range(64))
+    found = measure(
+        host, processor, pairs, dictionary or zoo.load_dictionary("joint"), progress=False
+    )
+    told = {**found.provenance, "pairs": {"name": "zoo:pairs"}}
+    replace(found, provenance=told).save(tmp_path / "run")
+    return tmp_path / "run"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        ([], "name it with --reference"),
+        (["--rule", "keep", "--reference", "a cat"], "leave --reference out"),
+        (["--rule", "scale", "--class", "whole"], "a baseline of --rule blend"),
         (["--reference", "missing.png"], "no image could be read"),
         (["--reference", "a cat", "--strength", "much"], "give numbers"),
         (["--reference", "a cat", "--strength", "9"], "at most 8"),

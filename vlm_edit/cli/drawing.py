@@ -1,4 +1,4 @@
-"""``vlm-edit draw``: draw, taking a class of features from a reference."""
+"""``vlm-edit draw``: draw with a class of features taken from a reference, scaled or kept."""
 
 from __future__ import annotations
 
@@ -12,43 +12,64 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_edit.cli.host import ZOO, quiet_when_piped
-from vlm_edit.cli.subject import load_dictionary, load_pairs
+from vlm_edit.cli.kept import save_picture
+from vlm_edit.cli.subject import load_dictionary, load_pairs, run_of
 from vlm_edit.dictionaries import Dictionary, PairedDictionary
 from vlm_edit.dominance import Cut
 from vlm_edit.errors import VlmEditError
-from vlm_edit.measurement import load_measurement, measure
+from vlm_edit.measurement import measure
 from vlm_edit.pairs import IMAGE_ENDINGS
 from vlm_edit.patches import Patch
+from vlm_edit.report import Picture
 from vlm_edit.selection import by_class
-from vlm_edit.tasks.generation import Row, Stream, grid, interpolate, read_reference, take
+from vlm_edit.tasks.generation import (
+    Row,
+    Stream,
+    grid,
+    interpolate,
+    keep,
+    read_reference,
+    scale,
+    take,
+)
 
 WHOLE = "whole"
-CHOICES = ("vision", "cross", "language", WHOLE)
+CLASSES = ("vision", "cross", "language")
+STRENGTHS = {"blend": "0,0.5,1", "scale": "0,1,2", "keep": "0,0.5,1"}
+IDLE = {"blend": 0.0, "scale": 1.0, "keep": 0.0}  # the strength that changes nothing
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Arguments of the verb."""
     parser = commands.add_parser(
-        "draw", help="draw from a prompt or image, taking a class of features from a reference"
+        "draw",
+        help="draw from a prompt or image, with a class of features taken from a reference, "
+        "scaled, or kept alone",
     )
     parser.add_argument("prompt", help="what to draw: a text, or an image file")
     parser.add_argument(
         "--reference",
         action="append",
-        required=True,
         help="what to take from: an image file, or a text; may be given again",
+    )
+    parser.add_argument(
+        "--rule",
+        choices=tuple(STRENGTHS),
+        default="blend",
+        help="blend toward the reference; or of the prompt's own features scale some, or keep them "
+        "and lose all others (%(default)s)",
     )
     parser.add_argument(
         "--class",
         dest="classes",
         action="append",
-        choices=CHOICES,
-        help="of features to take, or the whole embedding; may be given again (all four)",
+        choices=(*CLASSES, WHOLE),
+        help="of features, or the reference's whole embedding; may be given again (all)",
     )
     parser.add_argument(
         "--strength",
-        default="0,0.5,1",
-        help="0 draws the prompt, 1 takes the features over; several with commas (%(default)s)",
+        help="several with commas: 0 draws the prompt, 1 takes the features over, or keeps nothing "
+        "else (0,0.5,1); for scale the factor (0,1,2)",
     )
     parser.add_argument(
         "--pipeline",
@@ -58,7 +79,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--site", default="joint", help="(%(default)s)")
     parser.add_argument("--dictionary", default=f"{ZOO}joint", help="(%(default)s)")
     parser.add_argument(
-        "--run", dest="run_folder", metavar="RUN", help="folder that measure wrote, for the classes"
+        "--run",
+        dest="run_folder",
+        metavar="RUN",
+        help="folder that measure wrote: for the classes, and its page shows the picture",
     )
     parser.add_argument(
         "--pairs", default=f"{ZOO}pairs", help="measure on these without --run (%(default)s)"
@@ -75,36 +99,74 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def draw(options: argparse.Namespace) -> int:
     """``vlm-edit draw``."""
     quiet_when_piped()
-    strengths = _strengths(options.strength)
+    strengths = _strengths(options.strength or STRENGTHS[options.rule])
+    classes = _expect_reference(options)
     out = Path(options.out)
     if not out.absolute().parent.is_dir():
         raise VlmEditError(f"--out {out}: its folder does not exist; make it first")
+    source = read(options.prompt)
+    references = [(told, read(told)) for told in options.reference or ()]
     pipe = load_pipeline(options.pipeline)
     dictionary = load_dictionary(options)
     if isinstance(dictionary, PairedDictionary):
         raise VlmEditError("draw takes codes over, and a paired dictionary has one per stream")
-    source, classes = read(options.prompt), options.classes or list(CHOICES)
-    references = [read(told) for told in options.reference]
     features = _features(options, pipe, dictionary, [c for c in classes if c != WHOLE])
-    embeddings = [embed(pipe, options.site, reference) for reference in references]
-    plain = _draw(pipe, source, options) if 0.0 in strengths else None
+    taken: list[tuple[str, str | Image.Image | None, Tensor | None]] = [
+        (told, what, embed(pipe, options.site, what)) for told, what in references
+    ] or [("", None, None)]
+    plain = _draw(pipe, source, options) if IDLE[options.rule] in strengths else None
     rows = []
     for name in classes:
-        title, chosen = _title(name, features), features.get(name)
-        for told, reference, found in zip(options.reference, references, embeddings, strict=True):
+        for told, reference, embedding in taken:
             drawings = []
             for strength in strengths:
-                if plain is not None and strength == 0:
+                if plain is not None and strength == IDLE[options.rule]:
                     drawings.append(plain)
                     continue
-                patch = _patch(options.site, dictionary, chosen, reference, found, strength)
+                chosen = features.get(name)
+                patch = _patch(options, dictionary, chosen, reference, embedding, strength)
                 with patch.attach(pipe.clip):
                     drawings.append(_draw(pipe, source, options))
-            rows.append(Row(title, reference, drawings))
-            print(f"{title}: {told}", flush=True)
-    grid(rows, strengths, _short(options.prompt)).save(out)
-    print(f"\npicture:  {out}")
+            rows.append(Row(_title(name, features), reference, drawings))
+            print(f"{rows[-1].title}: {told}" if told else rows[-1].title, flush=True)
+    _save(options, rows, strengths)
     return 0
+
+
+def _expect_reference(options: argparse.Namespace) -> list[str]:
+    """The classes asked for; whether there is a reference must go with the rule."""
+    if options.rule == "blend":
+        if not options.reference:
+            raise VlmEditError("--rule blend takes features of something: name it with --reference")
+        return options.classes or [*CLASSES, WHOLE]
+    if options.reference:
+        raise VlmEditError(
+            f"--rule {options.rule} changes the prompt's own features: leave --reference out"
+        )
+    if WHOLE in (options.classes or ()):
+        raise VlmEditError(f"--class {WHOLE} is a baseline of --rule blend: name a class")
+    return options.classes or [*CLASSES]
+
+
+def _save(options: argparse.Namespace, rows: Sequence[Row], strengths: Sequence[float]) -> None:
+    """The picture, and a copy for the run's page."""
+    title = f"{_short(options.prompt)}: {options.rule}"
+    image = grid(rows, strengths, title)
+    image.save(options.out)
+    print(f"\npicture:  {options.out}")
+    if not options.run_folder:
+        return
+    across = ", ".join(f"{strength:g}" for strength in strengths)
+    told = f"A grid of drawings. Across, strengths {across}. Down, features: "
+    told += "; ".join(dict.fromkeys(row.title for row in rows))
+    if options.reference:
+        told += f"; each of the references {', '.join(map(_short, options.reference))}"
+    note = (
+        f"By vlm-edit draw with {options.pipeline}, at {options.site}, classes by {options.cuts}, "
+        f"seed {options.seed}. One noise for all drawings."
+    )
+    save_picture(Path(options.run_folder), Picture(title, image, f"{told}.", note))
+    print(f"page:     vlm-edit report {options.run_folder}")
 
 
 def load_pipeline(name: str) -> Any:
@@ -164,18 +226,21 @@ def embed(pipe: Any, site: str, what: str | Image.Image) -> Tensor:
 
 
 def _patch(
-    site: str,
+    options: argparse.Namespace,
     dictionary: Dictionary,
     features: list[int] | None,
-    reference: str | Image.Image,
-    embedding: Tensor,
+    reference: str | Image.Image | None,
+    embedding: Tensor | None,
     strength: float,
 ) -> Patch:
-    """What takes the features of a reference, or without any its whole embedding."""
+    """The rule on these features; without any, toward the reference's whole embedding."""
+    if reference is None or embedding is None:
+        change = scale if options.rule == "scale" else keep
+        return change(options.site, dictionary, features or [], strength)
     if features is None:
-        return interpolate(site, embedding, strength)
+        return interpolate(options.site, embedding, strength)
     stream: Stream = "text" if isinstance(reference, str) else "image"
-    return take(site, dictionary, features, embedding, strength, stream)
+    return take(options.site, dictionary, features, embedding, strength, stream)
 
 
 def _draw(pipe: Any, source: str | Image.Image, options: argparse.Namespace) -> Image.Image:
@@ -190,14 +255,26 @@ def _features(
     options: argparse.Namespace, pipe: Any, dictionary: Dictionary, classes: Sequence[str]
 ) -> dict[str, list[int]]:
     """Each class's features, by a run or measured now."""
-    if not classes:
-        return {}
     if options.run_folder:
-        found = load_measurement(options.run_folder)
-    else:
+        found = run_of(options.run_folder, pipe.clip, dictionary)
+        if found.site != options.site:
+            raise VlmEditError(
+                f"{options.run_folder} measured {found.site}: draw with --site {found.site}, or "
+                f"measure {options.site}"
+            )
+    elif classes:
         pairs = load_pairs(options.pairs)
         found = measure(pipe.clip, pipe.processor, pairs, dictionary, options.site, progress=False)
-    return {name: by_class(found.dominance, cast("Any", name), options.cuts) for name in classes}
+    else:
+        return {}
+    chosen = {name: by_class(found.dominance, cast("Any", name), options.cuts) for name in classes}
+    for name, features in chosen.items():
+        if not features:
+            raise VlmEditError(
+                f"no feature is of class {name} by the cuts {options.cuts}: leave it out, or try "
+                "other --cuts"
+            )
+    return chosen
 
 
 def _strengths(told: str) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vlm_edit.cli.measuring import save_edit
+from vlm_edit.cli.kept import save_edit
 from vlm_edit.cli.subject import Subject, tell_left_out
 from vlm_edit.dominance import Cut
 from vlm_edit.edits import Rule, rule_from_dict

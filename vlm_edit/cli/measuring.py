@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from vlm_edit.cli import kept
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
 from vlm_edit.encoders import image_encoder, text_encoder
 from vlm_edit.errors import VlmEditError
@@ -22,9 +22,8 @@ from vlm_edit.measurement import (
     texts_digest,
 )
 from vlm_edit.pairs import Pairs
-from vlm_edit.report import Examples, Table, class_table, feature_table, write_page
+from vlm_edit.report import class_table, feature_table, write_page
 
-EDITS = "edits"
 CENTRED = "centred"
 
 
@@ -51,8 +50,8 @@ def measure(options: argparse.Namespace) -> int:
             return 0
         found = merge_parts(files, subject.pairs, judge)
     _tell(found, subject)
-    for former in (EDITS, CENTRED):  # of a run that was here before
-        shutil.rmtree(out / former, ignore_errors=True)
+    kept.clear(out)
+    shutil.rmtree(out / CENTRED, ignore_errors=True)  # of a run that was here before
     found.save(out)
     runs = [out]
     if options.centred:
@@ -74,10 +73,11 @@ def report(options: argparse.Namespace) -> int:
     run = Path(options.folder)
     found = load_measurement(run)
     pairs = _pairs_of(found, options.pairs)
-    tables, examples = _edits(run)
+    tables, examples = kept.edits(run)
+    pictures = kept.pictures(run)
     page = Path(options.page or run / "index.html")
     title = options.title or f"Features at {found.site}"
-    write_page(page, found, pairs, title, tables, examples, seed=options.seed)
+    write_page(page, found, pairs, title, tables, examples, pictures, seed=options.seed)
     print(f"page:   {page}")
     return 0
 
@@ -129,33 +129,3 @@ def _part(text: str) -> tuple[int, int]:
     if not 1 <= i <= n:
         raise VlmEditError(f"--part {text}: I must lie between 1 and N")
     return i - 1, n
-
-
-def save_edit(run: Path, table: Table, examples: Examples) -> None:
-    """Keep what an edit did with a run, for the run's page."""
-    folder = run / EDITS
-    folder.mkdir(exist_ok=True)
-    told = {
-        "table": [table.title, list(table.columns), [list(row) for row in table.rows], table.note],
-        "examples": [
-            examples.title,
-            [[number, list(lines)] for number, lines in examples.items],
-            examples.note,
-        ],
-    }
-    number = 1 + len(list(folder.glob("*.json")))
-    text = json.dumps(told, ensure_ascii=False, indent=1)
-    (folder / f"{number:03}.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _edits(run: Path) -> tuple[list[Table], list[Examples]]:
-    tables, examples = [], []
-    for file in sorted((run / EDITS).glob("*.json")):
-        try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            tables.append(Table(*told["table"]))
-            title, items, note = told["examples"]
-            examples.append(Examples(title, [(int(n), lines) for n, lines in items], note))
-        except (ValueError, KeyError, TypeError) as error:
-            raise VlmEditError(f"{file} is damaged: delete it, or edit again") from error
-    return tables, examples

@@ -169,24 +169,7 @@ class Subject:
         Raises:
             VlmEditError: No run there, or of something else.
         """
-        found = load_measurement(folder)
-        site = find_site(self.model, found.site)
-        known: Encodes = self.dictionary or Dictionary.identity(site.width)
-        here = provenance(self.model, site, known, {})
-        there = found.provenance
-        same = {
-            "model": here["host"]["sites"] == there.get("host", here["host"])["sites"],
-            "pairs": there.get("pairs", {}).get("listing") == pairs_listing(self.pairs),
-            "dictionary": self.dictionary is None
-            or there.get("dictionary", {}).get("digest") == here["dictionary"]["digest"],
-        }
-        for what, holds in same.items():
-            if not holds:
-                raise VlmEditError(
-                    f"{folder} is a run with another {what}: measure this one first, or leave "
-                    "--run out"
-                )
-        return found
+        return run_of(folder, self.model, self.dictionary, self.pairs)
 
     def expect_joint(self) -> None:
         """Refuse a host whose retrieval cannot be shown, before anything is measured."""
@@ -221,6 +204,36 @@ class Subject:
         self.skipped, self.truncated = tuple(reader.skipped), reader.truncated
         image, text = (torch.cat([b.hidden[s] for b in batches]) for s in ("image", "text"))
         return image, text, [number for batch in batches for number in batch.numbers]
+
+
+def run_of(
+    folder: str,
+    model: nn.Module,
+    dictionary: Dictionary | PairedDictionary[Dictionary] | None,
+    pairs: Pairs | None = None,
+) -> Measurement:
+    """A run of this model and, if they are named, with this dictionary and on these pairs.
+
+    Raises:
+        VlmEditError: No run there, or of something else.
+    """
+    found = load_measurement(folder)
+    site = find_site(model, found.site)
+    known: Encodes = dictionary or Dictionary.identity(site.width)
+    here = provenance(model, site, known, {})
+    there = found.provenance
+    same = {
+        "model": here["host"]["sites"] == there.get("host", here["host"])["sites"],
+        "pairs": pairs is None or there.get("pairs", {}).get("listing") == pairs_listing(pairs),
+        "dictionary": dictionary is None
+        or there.get("dictionary", {}).get("digest") == here["dictionary"]["digest"],
+    }
+    for what, holds in same.items():
+        if not holds:
+            raise VlmEditError(
+                f"{folder} is a run with another {what}: measure this one first, or leave --run out"
+            )
+    return found
 
 
 def tell_left_out(skipped: Sequence[tuple[int, str]], truncated: int) -> None:
