@@ -225,9 +225,10 @@ def grid(rows: Sequence[Tensor], across: int = 16) -> Image.Image:
 
     Args:
         rows: Sets of images in [0, 1], of one shape (count, 3, height, width).
-        across: Columns of a block; blocks lie below each other.
+        across: Columns of a block; blocks lie below each other, and a broken last one is left out.
     """
     blocks = []
+    across = min(across, len(rows[0]))
     for start in range(0, len(rows[0]) // across * across, across):
         for images in rows:
             tiles = F.pad(images[start : start + across].cpu(), (1, 1, 1, 1), value=1.0)
