@@ -53,12 +53,12 @@ def t5_tokenizer() -> Any:
     )
 
 
-def text_encoder(projected: bool = False) -> Any:
+def text_encoder(projected: bool = False, layers: int = LAYERS, **more: Any) -> Any:
     config = transformers.CLIPTextConfig(
         **{"vocab_size": 64, "hidden_size": WIDTH, "intermediate_size": 48},
-        **{"num_hidden_layers": LAYERS, "num_attention_heads": 2},
+        **{"num_hidden_layers": layers, "num_attention_heads": 2},
         **{"max_position_embeddings": LENGTH, "projection_dim": WIDTH},
-        **{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
+        **{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, **more},
     )
     kind = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
     return strong(getattr(transformers, kind)(config))
@@ -127,22 +127,31 @@ def unet(cross: int = WIDTH, **more: Any) -> Any:
     ).eval()
 
 
-def scheduler() -> Any:
-    return diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+def scheduler(**more: Any) -> Any:
+    return diffusers.DDIMScheduler(
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1, **more
+    )
 
 
 def flow() -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler()
 
 
-def stable_diffusion() -> Any:
-    return diffusers.StableDiffusionPipeline(
-        vae=vae(),
-        text_encoder=text_encoder(),
-        tokenizer=clip_tokenizer(),
-        unet=unet(),
-        scheduler=scheduler(),
+def stable_diffusion(**more: Any) -> Any:
+    parts = {
+        **{"vae": vae(), "text_encoder": text_encoder(), "tokenizer": clip_tokenizer()},
+        **{"unet": unet(), "scheduler": scheduler()},
         **{"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+    }
+    return diffusers.StableDiffusionPipeline(**{**parts, **more})
+
+
+def stable_diffusion_2() -> Any:
+    """OpenCLIP's text encoder, without its last layer, and a denoiser that predicts velocities."""
+    return stable_diffusion(
+        text_encoder=text_encoder(hidden_act="gelu", layers=LAYERS - 1),
+        unet=unet(use_linear_projection=True),
+        scheduler=scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
     )
 
 
@@ -379,6 +388,7 @@ def picture(colour: str = "red") -> Image.Image:
 
 PIPELINES: dict[str, Kind] = {
     "sd": Kind(stable_diffusion, ("text_encoder.text.2",), SMALL),
+    "sd2": Kind(stable_diffusion_2, ("text_encoder.text.0", "text_encoder.text.1"), SMALL),
     "ip_adapter": Kind(
         ip_adapter,
         ("text_encoder.text.1", "image_encoder.vision.1", "image_encoder.joint"),

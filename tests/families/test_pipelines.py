@@ -30,6 +30,7 @@ LIVE = [
     for site in kind.live
 ]
 EMBEDDED = ("sd", "sdxl", "sd3", "flux")  # their calls take what encode_prompt gives
+NAMED = {"sd": " 1.x", "sd2": " 2.x", "ip_adapter": " with IP-Adapter"}  # of one class
 BRANCHES = ("cond", "uncond", "both")
 
 
@@ -211,7 +212,7 @@ def test_the_page_of_hosts_has_every_pipeline_with_its_sites():
     rows = ["| pipeline | encoder | sites | read up to |", "| --- | --- | --- | --- |"]
     for name, kind in PIPELINES.items():
         pipeline = pipeline_of(name)
-        title = f"`{type(pipeline).__name__}`{' with IP-Adapter' if name == 'ip_adapter' else ''}"
+        title = f"`{type(pipeline).__name__}`{NAMED.get(name, '')}"
         sites = find_sites(pipeline).values()
         for encoder in dict.fromkeys(site.name.split(".")[0] for site in sites):
             own = [s for s in sites if s.name.startswith(f"{encoder}.")]
