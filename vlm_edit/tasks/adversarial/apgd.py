@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlm_edit.tasks.adversarial.attacks import Aim, Attacked, Ball, Best, Norm, checked, judged
+from vlm_edit.tasks.adversarial.attacks import (
+    Aim,
+    Attacked,
+    Ball,
+    Best,
+    Norm,
+    checked,
+    judged,
+    starts,
+)
 
 _RHO = 0.75  # share of steps that must raise the loss, or the step size is halved
 _MOMENTUM = 0.75
@@ -55,15 +64,9 @@ def apgd(
         [0.6000000238418579, 0.6000000238418579]
     """
     ball = checked(images, eps, norm, steps, restarts)
-    generator = torch.Generator().manual_seed(seed)
     best = Best(images, steps)
-    for restart in range(restarts):
-        left = torch.arange(len(images), device=images.device)
-        left = left[~best.reached] if restart else left
-        for rows in left.split(batch_size):
-            start = images[rows]
-            start = ball.start(start, generator) if random_start else start
-            _climb(aim, guide or aim, images, rows, start, ball, steps, best)
+    for rows, x in starts(best, images, ball, restarts, random_start, seed, batch_size):
+        _climb(aim, guide or aim, images, rows, x, ball, steps, best)
     return best.attacked()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -176,17 +176,43 @@ def pgd(
     """
     ball = checked(images, eps, norm, steps, restarts)
     size = max(2.5 * eps / steps, eps / 10) if step_size is None else step_size
-    generator = torch.Generator().manual_seed(seed)
     best = Best(images, steps)
+    for rows, x in starts(
+        best, images, ball, restarts, random_start, seed, batch_size, again=keep == "last"
+    ):
+        _climb(aim, guide or aim, images, rows, x, ball, size, steps, keep, best)
+    return best.attacked()
+
+
+def starts(
+    best: Best,
+    images: Tensor,
+    ball: Ball,
+    restarts: int,
+    random_start: bool,
+    seed: int,
+    batch_size: int,
+    again: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Numbers of some images and where they start: all once, then those that are not done.
+
+    Args:
+        best: What is done; looked at anew before each start.
+        images: [n, 3, h, w].
+        ball: Around each.
+        restarts: Starts of each.
+        random_start: As for ``pgd``.
+        seed: Of the starts.
+        batch_size: Images at once.
+        again: Whether images that are done start again too.
+    """
+    generator = torch.Generator().manual_seed(seed)
     for restart in range(restarts):
         left = torch.arange(len(images), device=images.device)
-        if restart and keep == "best":
+        if restart and not again:
             left = left[~best.reached]
         for rows in left.split(batch_size):
-            start = images[rows]
-            start = ball.start(start, generator) if random_start else start
-            _climb(aim, guide or aim, images, rows, start, ball, size, steps, keep, best)
-    return best.attacked()
+            yield rows, ball.start(images[rows], generator) if random_start else images[rows]
 
 
 def _climb(
