@@ -9,6 +9,7 @@ Tokenizers know a few words; nothing is loaded.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 from PIL import Image
 from torch import Tensor
@@ -309,6 +309,8 @@ def stable_unclip() -> Any:
 
 
 def karlo() -> Any:
+    # Where it lies depends on the version.
+    text_proj = vars(inspect.getmodule(diffusers.UnCLIPPipeline))["UnCLIPTextProjModel"]
     time = 16
     decoder = diffusers.UNet2DConditionModel(
         **{"block_out_channels": (4, 8), "layers_per_block": 1, "sample_size": 16},
@@ -333,7 +335,7 @@ def karlo() -> Any:
         decoder=decoder.eval(),
         text_encoder=text_encoder(projected=True),
         tokenizer=clip_tokenizer(),
-        text_proj=UnCLIPTextProjModel(
+        text_proj=text_proj(
             clip_embeddings_dim=WIDTH, time_embed_dim=time, cross_attention_dim=WIDTH
         ),
         super_res_first=diffusers.UNet2DModel(**refine).eval(),
