@@ -14,7 +14,7 @@ from vlm_edit import Pairs
 from vlm_edit.dominance import DominanceAccumulator
 from vlm_edit.interpretability import TopExamples
 from vlm_edit.measurement import Measurement
-from vlm_edit.report import Examples, Table, has_plotly, write_page
+from vlm_edit.report import Examples, Picture, Table, has_plotly, write_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -64,7 +64,10 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, found: Measurement) -> P
     path = tmp_path_factory.mktemp("page") / "page.html"
     tables = [Table("A table", ("name", "value"), ((HOSTILE, "1"),))]
     shown = [Examples("Before and after", [(3, ("before: a", f"after: {HOSTILE}"))])]
-    write_page(path, found, pairs_of(200), f"A title {HOSTILE}", tables, shown)
+    grid = Picture(
+        f"A grid {HOSTILE}", Image.new("RGB", (900, 60), "red"), f"red {HOSTILE}", "note"
+    )
+    write_page(path, found, pairs_of(200), f"A title {HOSTILE}", tables, shown, [grid])
     return path
 
 
@@ -134,6 +137,18 @@ def test_no_picture_is_missing(visit: Callable[..., Any]) -> None:
             return [data.places[pair], style.backgroundPosition, parseFloat(style.width)]; }"""
     )
     assert shown == f"-{place % 16 * side:g}px -{place // 16 * side:g}px"
+
+
+def test_a_wide_picture_is_shown_at_its_size_and_scrolls_by_itself(
+    visit: Callable[..., Any],
+) -> None:
+    page = visit(viewport={"width": 420, "height": 800})
+    picture = page.get_by_role("img", name=f"red {HOSTILE}", exact=True)
+    assert picture.evaluate("(i) => [i.complete, i.naturalWidth, i.width]") == [True, 900, 900]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.locator("#pictures figure").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('#pictures figure').scrollLeft > 0")
 
 
 def test_the_search_finds_numbers_and_words_of_captions(
