@@ -240,6 +240,35 @@ def test_images_of_any_mode_open_as_rgb(tmp_path: Path, mode: str) -> None:
         assert (opened.mode, opened.size) == ("RGB", (5, 7))
 
 
+def test_transparent_images_lie_on_white_whatever_colour_is_hidden_below(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    image.putpixel((1, 0), (0, 0, 255, 128))
+    palette = image.convert("P")
+    palette.info["transparency"] = palette.getpixel((0, 0))
+    for kind in (image, image.convert("LA"), palette):
+        kind.save(tmp_path / "a.png")
+        for source in (kind, tmp_path / "a.png"):
+            assert Pairs([source], ("one",)).open(0).getpixel((0, 0)) == (255, 255, 255)
+    assert Pairs([image], ("one",)).open(0).getpixel((1, 0)) == (127, 127, 255)
+
+
+def test_photographs_stand_as_their_camera_was_held(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 2), "blue")
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    opened = Pairs([tmp_path / "a.png"], ("one",)).open(0)
+    assert (opened.size, opened.getpixel((1, 0))) == ((2, 4), (255, 0, 0))
+
+
+def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
+    levels = np.array([[0, 257, 32896, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    opened = Pairs([tmp_path / "a.png"], ("one",)).open(0)
+    assert [opened.getpixel((i, 0))[0] for i in range(4)] == [0, 1, 128, 255]
+
+
 def broken_files() -> dict[str, bytes]:
     png, big = encoded(noise(), "PNG"), encoded(noise(300), "PNG")
     second = [found.start() for found in re.finditer(b"IDAT", big)][1]

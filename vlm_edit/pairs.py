@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from vlm_edit.errors import VlmEditError
 
@@ -70,7 +71,7 @@ class Pairs:
         return str(image) if isinstance(image, Path) else f"image {i}"
 
     def open(self, i: int) -> Image.Image:
-        """The image of a pair, RGB.
+        """The image of a pair, as ``as_seen`` makes it.
 
         Raises:
             VlmEditError: It is missing or cannot be read.
@@ -79,8 +80,8 @@ class Pairs:
         try:
             if isinstance(image, Path):
                 with Image.open(image) as opened:
-                    return opened.convert("RGB")
-            return image.convert("RGB")
+                    return as_seen(opened)
+            return as_seen(image)
         except Exception as error:  # decoders fail in many ways: a broken PNG is a SyntaxError
             reason = str(error) or type(error).__name__
             raise VlmEditError(f"{self.describe(i)}: {reason}") from error
@@ -100,6 +101,26 @@ class Pairs:
             raise VlmEditError(f"batch size is {size}; it must be at least 1")
         for start in range(0, len(self), size):
             yield range(start, min(start + size, len(self)))
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """An image as viewers show it, RGB: upright, on white where it is transparent.
+
+    ``convert("RGB")`` alone shows the colours that lie hidden below transparent pixels, leaves
+    photographs on their side, and cuts 16-bit greys off at 255.
+
+    Example:
+        >>> from PIL import Image
+        >>> as_seen(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0))
+        (255, 255, 255)
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def read_pairs(path: str | os.PathLike[str]) -> Pairs:
