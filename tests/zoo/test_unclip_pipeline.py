@@ -145,6 +145,7 @@ def test_a_saved_pipeline_with_its_host_is_whole(pipe, tmp_path):
         ({"embeds": torch.zeros(192)}, r"\[192\]"),
         ({"embeds": torch.zeros(1, 192), "latents": torch.zeros(2, 12, 32, 32)}, "latents"),
         ({"embeds": torch.zeros(1, 192), "output_type": "latent"}, "latent"),
+        ({"embeds": torch.zeros(1, 192), "num_inference_steps": 0}, "is 0: it must be at least 1"),
     ],
 )
 def test_an_input_that_fits_not_is_named(pipe, inputs, message):

@@ -146,11 +146,15 @@ class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
             The output, whose `images` are 64x64; a tuple of them where `return_dict` is false.
 
         Raises:
-            VlmEditError: Not one of prompt, image and embeds, or embeddings of another width.
+            VlmEditError: Not one of prompt, image and embeds, embeddings of another width, or no
+                step.
         """
         given = self._embeddings(prompt, image, embeds)
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        steps = num_inference_steps or self.config.num_inference_steps
+        steps = num_inference_steps
+        steps = self.config.num_inference_steps if steps is None else steps
+        if steps < 1:
+            raise VlmEditError(f"num_inference_steps is {steps}: it must be at least 1")
         device, dtype = self._execution_device, self.unet.dtype
         given = condition(given.to(device, torch.float32)).to(dtype)
         given = given.repeat_interleave(num_images_per_prompt, dim=0)
