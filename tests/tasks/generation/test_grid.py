@@ -45,3 +45,15 @@ def test_without_references_their_column_is_left_out():
     assert shown.width - page.width == 46
     across = [page.getpixel((8 + 144 + 46 * i + 20, 46)) for i in range(3)]
     assert across == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+def test_words_stay_in_their_tile_and_say_where_they_were_cut():
+    long = "Donaudampfschifffahrtsgesellschaft " * 9
+    drawings = [tile("red"), tile("red")]
+    page = grid([Row("vision", long, drawings)], [0.0, 1.0], f"title {long * 9}", side=64)
+    assert {page.getpixel((x, y)) for x in range(222, 286) for y in range(44, 108)} == {(255, 0, 0)}
+    assert {page.getpixel((page.width - 1, y)) for y in range(page.height)} == {(255, 255, 255)}
+    below = {page.getpixel((x, y)) for x in range(152, 216) for y in range(110, page.height)}
+    assert below == {(255, 255, 255)}
+    other = grid([Row("vision", "Donau", drawings)], [0.0, 1.0], "title", side=64)
+    assert page.tobytes() != other.tobytes()

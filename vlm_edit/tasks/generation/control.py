@@ -138,8 +138,7 @@ def keep(
 ) -> Patch:
     """A patch by which drawings keep some features of what they are drawn from, and lose others.
 
-    ``Keep``, with vision-dominant features: the style is left, what is shown is not. What the
-    dictionary does not explain stays.
+    ``Keep``. What the dictionary does not explain stays.
 
     Args:
         site: As for ``take``.
@@ -166,7 +165,7 @@ def interpolate(
 ) -> Patch:
     """The baseline without a dictionary: go toward the whole embedding of the reference.
 
-    Lengths are those of the embedding that is edited: only directions are blended.
+    The reference is brought to the length of the embedding that is edited.
 
     Args:
         site: As for ``take``.

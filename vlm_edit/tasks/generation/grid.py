@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlm_edit.errors import VlmEditError
 
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _GAP, _LINE, _MARGIN, _LABEL = 6, 18, 8, 144
 
 
@@ -63,7 +64,7 @@ def grid(
     page = Image.new("RGB", (width, top + len(rows) * (side + _GAP) + _MARGIN), "white")
     pen = ImageDraw.Draw(page)
     if title:
-        pen.text((_MARGIN, _MARGIN), title, "black", font)
+        pen.text((_MARGIN, _MARGIN), _cut(title, width - 2 * _MARGIN, pen, font), "black", font)
     head = top - _LINE
     pen.text((_MARGIN, head), "features, strength", "black", font)
     left = [_MARGIN + _LABEL + i * (side + _GAP) for i in range(len(strengths) + first)]
@@ -88,7 +89,7 @@ def _put(
     place: tuple[int, int],
     what: Image.Image | str,
     side: int,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    font: _Font,
 ) -> None:
     """A tile: a picture, or words, broken where they would leave it."""
     if isinstance(what, Image.Image):
@@ -101,4 +102,18 @@ def _put(
             lines[-1] = longer
         else:
             lines.append(word)
-    pen.multiline_text(place, "\n".join(lines[: side // 16]), "black", font, spacing=2)
+    most = max(1, side // 16)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"{lines[most - 1]} ..."]
+    told = [_cut(line, side, pen, font) for line in lines]
+    pen.multiline_text(place, "\n".join(told), "black", font, spacing=2)
+
+
+def _cut(text: str, width: int, pen: ImageDraw.ImageDraw, font: _Font) -> str:
+    """The text, or so much of it as fits with three dots behind it."""
+    if pen.textlength(text, font) <= width:
+        return text
+    kept = text.removesuffix(" ...")
+    while kept and pen.textlength(f"{kept}...", font) > width:
+        kept = kept[:-1]
+    return f"{kept}..."
