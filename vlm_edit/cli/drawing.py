@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -13,12 +16,12 @@ from torch import Tensor
 
 from vlm_edit.cli.host import ZOO, quiet_when_piped
 from vlm_edit.cli.kept import save_picture
+from vlm_edit.cli.pipeline import KIND, SHIPPED, embed, load_pipeline, read
 from vlm_edit.cli.subject import load_dictionary, load_pairs, run_of
 from vlm_edit.dictionaries import Dictionary, PairedDictionary
 from vlm_edit.dominance import Cut
 from vlm_edit.errors import VlmEditError
 from vlm_edit.measurement import measure
-from vlm_edit.pairs import IMAGE_ENDINGS
 from vlm_edit.patches import Patch
 from vlm_edit.report import Picture
 from vlm_edit.selection import by_class
@@ -28,7 +31,6 @@ from vlm_edit.tasks.generation import (
     grid,
     interpolate,
     keep,
-    read_reference,
     scale,
     take,
 )
@@ -36,6 +38,7 @@ from vlm_edit.tasks.generation import (
 WHOLE = "whole"
 CLASSES = ("vision", "cross", "language")
 STRENGTHS = {"blend": "0,0.5,1", "scale": "0,1,2", "keep": "0,0.5,1"}
+_FARTHEST = 8
 IDLE = {"blend": 0.0, "scale": 1.0, "keep": 0.0}  # the strength that changes nothing
 
 
@@ -69,12 +72,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--strength",
         help="several with commas: 0 draws the prompt, 1 takes the features over, or keeps nothing "
-        "else (0,0.5,1); for scale the factor (0,1,2)",
+        "else (0,0.5,1); for scale the factor (0,1,2); --strength=-1,1 if the first is negative",
     )
     parser.add_argument(
         "--pipeline",
-        default=f"{ZOO}emoji-unclip",
-        help="folder of an UnclipPipeline, or %(default)s",
+        default=SHIPPED,
+        help=f"folder of an {KIND} (%(default)s)",
     )
     parser.add_argument("--site", default="joint", help="(%(default)s)")
     parser.add_argument("--dictionary", default=f"{ZOO}joint", help="(%(default)s)")
@@ -101,11 +104,10 @@ def draw(options: argparse.Namespace) -> int:
     quiet_when_piped()
     strengths = _strengths(options.strength or STRENGTHS[options.rule])
     classes = _expect_reference(options)
-    out = Path(options.out)
-    if not out.absolute().parent.is_dir():
-        raise VlmEditError(f"--out {out}: its folder does not exist; make it first")
+    _expect_numbers(options)
+    _expect_out(options)
     source = read(options.prompt)
-    references = [(told, read(told)) for told in options.reference or ()]
+    references = [(told, read(told)) for told in dict.fromkeys(options.reference or ())]
     pipe = load_pipeline(options.pipeline)
     dictionary = load_dictionary(options)
     if isinstance(dictionary, PairedDictionary):
@@ -125,8 +127,13 @@ def draw(options: argparse.Namespace) -> int:
                     continue
                 chosen = features.get(name)
                 patch = _patch(options, dictionary, chosen, reference, embedding, strength)
-                with patch.attach(pipe.clip):
+                with patch.attach(pipe.clip) as attached:
                     drawings.append(_draw(pipe, source, options))
+                if not attached.report().edited_tokens:
+                    raise VlmEditError(
+                        f"--site {options.site} was not passed when {options.prompt!r} was "
+                        "embedded, and nothing was edited: name one that was, such as joint"
+                    )
             rows.append(Row(_title(name, features), reference, drawings))
             print(f"{rows[-1].title}: {told}" if told else rows[-1].title, flush=True)
     _save(options, rows, strengths)
@@ -138,91 +145,67 @@ def _expect_reference(options: argparse.Namespace) -> list[str]:
     if options.rule == "blend":
         if not options.reference:
             raise VlmEditError("--rule blend takes features of something: name it with --reference")
-        return options.classes or [*CLASSES, WHOLE]
+        return list(dict.fromkeys(options.classes or [*CLASSES, WHOLE]))
     if options.reference:
         raise VlmEditError(
             f"--rule {options.rule} changes the prompt's own features: leave --reference out"
         )
     if WHOLE in (options.classes or ()):
         raise VlmEditError(f"--class {WHOLE} is a baseline of --rule blend: name a class")
-    return options.classes or [*CLASSES]
+    return list(dict.fromkeys(options.classes or CLASSES))
+
+
+def _expect_numbers(options: argparse.Namespace) -> None:
+    if options.steps is not None and options.steps < 1:
+        raise VlmEditError(f"--steps {options.steps}: it must be at least 1")
+    if not 0 <= options.seed < 2**63:
+        raise VlmEditError(f"--seed {options.seed}: give a number from 0 to 2**63 - 1")
+
+
+def _expect_out(options: argparse.Namespace) -> None:
+    """Refuse before anything is drawn what could not be written, or would overwrite an input."""
+    out = Path(options.out)
+    Image.init()
+    if Image.EXTENSION.get(out.suffix.lower()) not in Image.SAVE:
+        raise VlmEditError(f"--out {options.out}: name a picture, such as draw.png")
+    if not out.absolute().parent.is_dir():
+        raise VlmEditError(f"--out {out}: its folder does not exist; make it first")
+    if out.is_dir():
+        raise VlmEditError(f"--out {out} is a folder: name a picture in it")
+    for told in (options.prompt, *(options.reference or ())):
+        if os.path.isfile(told) and out.exists() and out.samefile(told):
+            raise VlmEditError(f"--out {out} is what is drawn from: name another file")
 
 
 def _save(options: argparse.Namespace, rows: Sequence[Row], strengths: Sequence[float]) -> None:
     """The picture, and a copy for the run's page."""
-    title = f"{_short(options.prompt)}: {options.rule}"
+    title = f"{options.rule}: {_short(options.prompt)}"
     image = grid(rows, strengths, title)
-    image.save(options.out)
+    if options.run_folder:
+        _keep_for_page(options, rows, strengths, Picture(title, image, ""))
+    try:
+        image.save(options.out)
+    except (OSError, ValueError) as error:
+        raise VlmEditError(f"--out {options.out} could not be written ({error})") from error
     print(f"\npicture:  {options.out}")
-    if not options.run_folder:
-        return
+    if options.run_folder:
+        print(f"page:     vlm-edit report {options.run_folder}")
+
+
+def _keep_for_page(
+    options: argparse.Namespace, rows: Sequence[Row], strengths: Sequence[float], picture: Picture
+) -> None:
     across = ", ".join(f"{strength:g}" for strength in strengths)
     told = f"A grid of drawings. Across, strengths {across}. Down, features: "
     told += "; ".join(dict.fromkeys(row.title for row in rows))
     if options.reference:
         told += f"; each of the references {', '.join(map(_short, options.reference))}"
+    steps = "the pipeline's number of steps" if options.steps is None else f"{options.steps} steps"
     note = (
         f"By vlm-edit draw with {options.pipeline}, at {options.site}, classes by {options.cuts}, "
-        f"seed {options.seed}. One noise for all drawings."
+        f"{steps}, seed {options.seed}. One noise for all drawings."
     )
-    save_picture(Path(options.run_folder), Picture(title, image, f"{told}.", note))
-    print(f"page:     vlm-edit report {options.run_folder}")
-
-
-def load_pipeline(name: str) -> Any:
-    """The zoo's pipeline, or a folder's.
-
-    Raises:
-        VlmEditError: diffusers is missing, or the folder holds no ``UnclipPipeline`` with a host.
-    """
-    try:
-        from diffusers.utils import logging
-
-        from vlm_edit.zoo.unclip import UnclipPipeline
-    except ImportError as error:
-        raise VlmEditError(
-            f"drawing needs diffusers ({error}): pip install 'vlm-edit[diffusion]'"
-        ) from error
-    logging.disable_progress_bar()
-    if name.startswith(ZOO):
-        if name != f"{ZOO}emoji-unclip":
-            raise VlmEditError(f"no pipeline {name!r}; the zoo has {ZOO}emoji-unclip")
-        from vlm_edit import zoo
-
-        pipe = zoo.load_unclip()
-    elif not (Path(name) / "model_index.json").is_file():
-        raise VlmEditError(f"no pipeline at {name!r}: it must be a folder with a model_index.json")
-    else:
-        pipe = UnclipPipeline.from_pretrained(name, local_files_only=True)
-    if pipe.clip is None:
-        raise VlmEditError(
-            f"{name} holds no CLIP to embed prompts: save the pipeline with its clip"
-        )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def read(told: str) -> str | Image.Image:
-    """An image if there is such a file, else the text itself.
-
-    Raises:
-        VlmEditError: It looks like an image file and is none.
-    """
-    path = Path(told)
-    if path.suffix.lower() not in IMAGE_ENDINGS:
-        return told
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise VlmEditError(f"{told}: no image could be read there ({error})") from error
-
-
-def embed(pipe: Any, site: str, what: str | Image.Image) -> Tensor:
-    """What a prompt or an image is at the site, [d]."""
-    if isinstance(what, str):
-        return read_reference(pipe.clip, site, lambda: pipe.encode_prompt(what), "text")
-    return read_reference(pipe.clip, site, lambda: pipe.encode_image(what), "image")
+    save_picture(Path(options.run_folder), replace(picture, told=f"{told}.", note=note))
 
 
 def _patch(
@@ -259,8 +242,7 @@ def _features(
         found = run_of(options.run_folder, pipe.clip, dictionary)
         if found.site != options.site:
             raise VlmEditError(
-                f"{options.run_folder} measured {found.site}: draw with --site {found.site}, or "
-                f"measure {options.site}"
+                f"{options.run_folder} measured {found.site}: draw with --site {found.site}"
             )
     elif classes:
         pairs = load_pairs(options.pairs)
@@ -278,13 +260,19 @@ def _features(
 
 
 def _strengths(told: str) -> list[float]:
-    try:
-        found = sorted({float(part) for part in told.split(",")})
-    except ValueError:
-        raise VlmEditError(f"--strength {told}: give numbers, such as 0,0.5,1") from None
-    if any(not -8 <= value <= 8 for value in found):
-        raise VlmEditError(f"--strength {told}: 1 takes the features over; give at most 8")
-    return found
+    found = set()
+    for part in told.split(","):
+        try:
+            value = float(part)
+        except ValueError:
+            value = math.nan
+        if not -_FARTHEST <= value <= _FARTHEST:
+            raise VlmEditError(
+                f"--strength {told}: give numbers from -{_FARTHEST} to {_FARTHEST}, such as "
+                f"0,0.5,1, got {part!r}"
+            )
+        found.add(value)
+    return sorted(found)
 
 
 def _title(name: str, features: dict[str, list[int]]) -> str:

@@ -33,7 +33,7 @@ def load_host(path: str) -> tuple[nn.Module, Any]:
             f"{path} is a pipeline ({class_of(unwrap(model)).__name__}), which has no processor of "
             "images and texts: name the folder of one model"
         )
-    with _one_line(path):
+    with one_line(path):
         return model, transformers.AutoProcessor.from_pretrained(Path(path))
 
 
@@ -57,7 +57,7 @@ def load_model(path: str) -> Host:
             f"model.save_pretrained(folder) writes it (a pipeline's has a model_index.json), or "
             f"{ZOO}emoji-clip or {ZOO}emoji-llava"
         )
-    with _one_line(path):
+    with one_line(path):
         config = transformers.AutoConfig.from_pretrained(folder)
         name = (config.architectures or [None])[0]
         kind = getattr(transformers, name or "", None)
@@ -79,7 +79,7 @@ def _load_pipeline(folder: Path) -> Host:
         ) from error
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
-    with _one_line(str(folder), "diffusers"):
+    with one_line(str(folder), "diffusers"):
         return cast("Host", diffusers.DiffusionPipeline.from_pretrained(folder))
 
 
@@ -96,7 +96,8 @@ def _load_from_zoo(name: str) -> tuple[nn.Module, Any]:
 
 
 @contextmanager
-def _one_line(path: str, library: str = "transformers") -> Iterator[None]:
+def one_line(path: str, library: str = "transformers") -> Iterator[None]:
+    """Tell in one line why a library cannot load a folder."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:

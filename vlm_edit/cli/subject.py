@@ -218,6 +218,11 @@ def run_of(
         VlmEditError: No run there, or of something else.
     """
     found = load_measurement(folder)
+    if found.site not in find_sites(model):
+        raise VlmEditError(
+            f"{folder} measured {found.site}, which {type(model).__name__} lacks: name a run of "
+            "this model, or leave --run out"
+        )
     site = find_site(model, found.site)
     known: Encodes = dictionary or Dictionary.identity(site.width)
     here = provenance(model, site, known, {})
