@@ -36,6 +36,14 @@ def test_a_mean_stands_between_its_bounds_and_counts_drawings():
     assert (monotony.value, monotony.low) == (1.0, 1.0)
 
 
+def test_where_nothing_hits_the_interval_still_has_a_width():
+    nothing, everything = Trend([0.0, 1.0], torch.tensor([[False] * 30, [True] * 30])).estimates()
+    assert (nothing.value, nothing.low) == (0.0, 0.0)
+    assert 0.1 < nothing.high < 0.13  # about 3 / n and a bit
+    assert (everything.value, everything.high) == (1.0, 1.0)
+    assert everything.low < 0.9
+
+
 def test_a_weak_trend_has_a_wide_interval():
     values = torch.rand(4, 6, generator=torch.Generator().manual_seed(2)) < 0.5
     found = Trend([0.0, 1.0, 2.0, 3.0], values).monotony()

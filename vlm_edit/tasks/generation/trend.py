@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.statistics import Estimate, mean_estimate, middle
+from vlm_edit.statistics import Estimate, mean_estimate, middle, proportion
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class Trend:
 
     Attributes:
         strengths: s of them, rising.
-        values: [s, n], of each drawing: hit or miss, or a similarity.
+        values: [s, n], of each drawing: hit or miss (bool), or a similarity.
 
     Example:
         >>> import torch
@@ -44,7 +44,9 @@ class Trend:
             )
 
     def estimates(self, draws: int = 2000, seed: int = 0) -> list[Estimate]:
-        """Mean at each strength, with 95 % bootstrap intervals over drawings."""
+        """Mean at each strength: Wilson's interval for hits, of similarities a bootstrap, 95 %."""
+        if self.values.dtype == torch.bool:
+            return [proportion(int(row.sum()), len(row)) for row in self.values]
         return [mean_estimate(row.double(), draws=draws, seed=seed) for row in self.values]
 
     def monotony(self, draws: int = 2000, seed: int = 0) -> Estimate:
