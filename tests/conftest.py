@@ -1,5 +1,10 @@
 """Hosts that every test can have: tiny, random, seeded."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: workers and what they start share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable
 
 import pytest

@@ -129,7 +129,9 @@ def test_readme_holds_the_two_commands_each_on_one_line() -> None:
     marked = dict(re.findall(r"^<!-- ci: (\w+) -->\n```\w*\n(.*)\n```$", text, re.MULTILINE))
     assert set(marked) == {"demo", "tests"}
     assert marked["demo"].endswith("&& .venv/bin/vlm-edit demo")
-    assert marked["tests"].endswith("&& .venv/bin/python -m pytest")
+    assert marked["tests"].endswith(
+        "&& .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile"
+    )
 
 
 PAGE = """\
