@@ -42,7 +42,9 @@ def load_pipeline(name: str) -> Any:
     else:
         _expect_kind(name)
         with one_line(name, "diffusers"):
-            pipe = UnclipPipeline.from_pretrained(name, local_files_only=True)
+            pipe = UnclipPipeline.from_pretrained(
+                name, local_files_only=True, low_cpu_mem_usage=False
+            )
     if pipe.clip is None or pipe.processor is None:
         raise VlmEditError(
             f"{name} holds no CLIP to embed prompts, or no processor for it: save the pipeline "

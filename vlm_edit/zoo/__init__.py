@@ -170,7 +170,12 @@ def load_unclip(dtype: torch.dtype = torch.float32) -> UnclipPipeline:
 
     clip, processor = load_host(dtype)
     pipe: UnclipPipeline = UnclipPipeline.from_pretrained(
-        UNCLIP, clip=clip, processor=processor, dtype=dtype, local_files_only=True
+        UNCLIP,
+        clip=clip,
+        processor=processor,
+        dtype=dtype,
+        local_files_only=True,
+        low_cpu_mem_usage=False,  # diffusers' default warns where accelerate is missing
     )
     return pipe
 
