@@ -1,4 +1,4 @@
-"""Write docs/results.md, and the examples of docs/edits.md, from the results beside this script.
+"""Write docs/results.md, and examples on other pages, from the results beside this script.
 
 python docs/results/page.py
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 import common
 
 PAGE = Path(__file__).resolve().parents[1] / "results.md"
-EDITS = PAGE.with_name("edits.md")
+# Pages that show some of a result, and of which.
+EXAMPLES = {"edits.md": "edits", "text-to-image.md": "generation"}
 
 HEAD = """# Results
 
@@ -24,9 +25,9 @@ tables tell whether a score finds what is there; they do not tell that such feat
 web-scale model.** Nothing stands here beside a figure of the paper, whose tables we do not have.
 
 Each section's command writes a JSON file in `docs/results/` and prints the tables;
-`python docs/results/page.py` writes this page from the files. All of it takes some ten minutes on
-one thread: `pip install -e '.[test]'`, then the commands. Where a table says less than one would
-like, it says so all the same.
+`python docs/results/page.py` writes this page from the files. Most take minutes on one thread,
+those of drawings and attacks an hour and more: `pip install -e '.[test]'`, then the commands. Where
+a table says less than one would like, it says so all the same.
 
 What stands out:
 
@@ -71,10 +72,10 @@ What stands out:
   what an attack moves misleads through random features as well. A low-pass of pixels holds a
   little (.27 of images at 2/255 against .10), and with a patch trained for it .31.
 - **What is drawn can be controlled by class**: taking vision-dominant features from a reference
-  (96, or the strongest 10 of them) turns 1.00 and .98 of the backgrounds into the reference's and
-  leaves the label as it was more often than not; taking cross-modal ones takes the label away (.34
-  to .00, the reference's .12) and leaves the background (.02). As many random features blend both.
-  Whoever wants another label is better served by other words (.55).
+  (96, or the strongest 10 of them) turns .99 and .98 of the backgrounds into the reference's, and
+  the label stays in .23 and .36 of drawings, .36 without an edit; cross-modal ones take the label
+  away (.01, the reference's .14) and leave the background (.00). As many random features blend
+  both. Whoever wants another label is better served by other words (.55).
 - **Classes are no clusters**: neither their directions nor their top examples are closer together
   than those of random features.
 - **Categories of words tell little**: features of nouns and verbs are a shade less fused than
@@ -154,15 +155,16 @@ def page() -> str:
     return "\n".join(f"{part.strip()}\n" for part in parts)
 
 
-def edits_page() -> str:
-    """docs/edits.md with the examples of its rules."""
-    script = importlib.import_module("edits")
-    begin, end = (f"<!-- rules: {mark}" for mark in ("python", "end -->"))
-    before, rest = EDITS.read_text("utf-8").split(begin)
+def filled(file: str, name: str) -> str:
+    """A page of docs with the examples between its marks anew."""
+    begin, end = "<!-- results: python", "<!-- results: end -->"
+    before, rest = (PAGE.parent / file).read_text("utf-8").split(begin)
     line, after = rest.split("\n", 1)[0], rest.split(end)[1]
-    return f"{before}{begin}{line}\n{script.examples(common.load('edits'))}{end}{after}"
+    examples = importlib.import_module(name).examples(common.load(name))
+    return f"{before}{begin}{line}\n{examples}{end}{after}"
 
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    EDITS.write_text(edits_page(), encoding="utf-8")
+    for file, name in EXAMPLES.items():
+        (PAGE.parent / file).write_text(filled(file, name), encoding="utf-8")
