@@ -18,8 +18,8 @@ KINDS = {
 }
 READ = {
     "reference background": "takes the reference's background",
-    "reference vendor": "takes its vendor",
-    "reference label": "shows its label",
+    "reference vendor": "takes the reference's vendor",
+    "reference label": "shows the reference's label",
     "reference label by host": "the same, by emoji-clip",
     "source background": "keeps the source's background",
     "source vendor": "keeps the source's vendor",
