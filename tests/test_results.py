@@ -159,14 +159,16 @@ def test_the_picture_of_the_rules_is_what_they_draw(scripts) -> None:
 @pytest.mark.slow
 def test_drawings_are_made_and_read_for_every_way_and_table(scripts) -> None:
     common, script = scripts("common"), scripts("generation")
-    told = script.parse(["--pairs", "3", "--seeds", "2", "--steps", "1"])
-    one = script.Subject(told)
-    found = {kind: script.compute(one, kind) for kind in script.KINDS}
-    stored = common.load("generation")
+    told = script.parse(["--pairs", "2", "--seeds", "2", "--steps", "1"])
+    one, stored = script.Subject(told), common.load("generation")
+    some = {"image": "", "text": "prompt", "captions": "whole", "own": "keep vision"}
+    found = {kind: script.compute(one, kind, only) for kind, only in some.items()}
+    assert list(found["image"]) == list(stored["image"])
+    assert list(found["text"]) == ["nothing", script.PROMPTED]
     for kind, lines in found.items():
-        assert list(lines) == list(stored[kind])
         for name, line in lines.items():
             assert list(line) == list(stored[kind][name])
             assert all(len(line[key]) == len(stored[kind][name][key]) for key in script.READ)
-    tables = script.tables(found | {"about": script.about(one)})
-    assert [t.title for t in tables] == [t.title for t in script.tables(stored)]
+    mixed = {kind: stored[kind] | lines for kind, lines in found.items()}
+    tables = script.tables(mixed | {"about": script.about(one)})
+    assert [len(t.rows) for t in tables] == [len(t.rows) for t in script.tables(stored)]

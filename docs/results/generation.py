@@ -58,6 +58,13 @@ class Subject:
         live = (found.codes["image"] != 0).any(0) | (found.codes["text"] != 0).any(0)
         self.live = live.nonzero()[:, 0].tolist()
         self.image_codes = found.codes["image"]
+        self.far = {
+            name: norm_matched(
+                self.classes[name], self.live, self.image_codes, self.dictionary.decoder,
+                draws=RANDOM,
+            )
+            for name in ("vision", "cross")
+        }  # fmt: skip
         self.columns = zoo.load_pairs().columns
         self.pipe = zoo.load_unclip().to(self.device)
         self.pipe.unet.to(memory_format=torch.channels_last)
@@ -192,12 +199,8 @@ def edits(one: Subject, streams: tuple[str, str]) -> dict[str, list[Edit]]:
     strongest = [vision[i] for i in force[vision].topk(round(len(vision) / 10)).indices.tolist()]
     found[f"vision, strongest tenth ({len(strongest)})"] = [by_features(one, strongest, streams)]
     for name in ("vision", "cross"):
-        chosen = one.classes[name]
-        far = norm_matched(chosen, one.live, one.image_codes, decoder, draws=RANDOM)
-        for kind, drawn in (
-            ("many", random_features(chosen, one.live, draws=RANDOM)),
-            ("far", far),
-        ):
+        many = random_features(one.classes[name], one.live, draws=RANDOM)
+        for kind, drawn in (("many", many), ("far", one.far[name])):
             size = round(sum(map(len, drawn)) / len(drawn))
             title = f"random, as {kind} as {name} ({size})"
             found[title] = [by_features(one, features, streams) for features in drawn]
