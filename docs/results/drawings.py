@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_edit import Keep, zoo
-from vlm_edit.controls import random_features
 from vlm_edit.edits import Splice
 from vlm_edit.tasks.generation import Row, grid
 
@@ -53,15 +52,11 @@ def kept(
     one: generation.Subject, source: Tensor, plain: Tensor
 ) -> dict[str, tuple[bool, list[Tensor]]]:
     """By what alone is kept of the sources: drawings by strength."""
-    groups = {name: one.classes[name] for name in generation.CLASSES}
-    for name in ("vision", "cross"):
-        same = random_features(one.classes[name], one.live, draws=1)[0]
-        groups[f"random, as many as {name}"] = same
     found = {}
-    for name, features in groups.items():
+    for name, (features, *_) in generation.groups(one).items():
         rules = [Keep(features, strength=s) for s in STRENGTHS[1:]]
         edited = [Splice.of(one.dictionary, [rule])(source, None, "image") for rule in rules]
-        found[f"{name} ({len(features)})"] = (False, [plain, *map(one.draw, edited)])
+        found[name] = (False, [plain, *map(one.draw, edited)])
     return found
 
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import common
 import torch
-from generation_tables import KINDS, READ, STRENGTHS, examples, tables
+from generation_tables import KINDS, RANDOM, READ, STRENGTHS, examples, tables
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,20 +30,27 @@ from vlm_edit.controls import norm_matched, random_features
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.statistics import Estimate, mean_estimate, proportion
 from vlm_edit.tasks.generation import Trend
-from vlm_edit.zoo.recipes.evaluate import embed_texts
+from vlm_edit.zoo.recipes.evaluate import PROMPT, embed_texts
 from vlm_edit.zoo.recipes.unclip_drawings import embed_images
 from vlm_edit.zoo.recipes.unclip_judge import judge, prepare
-from vlm_edit.zoo.recipes.unclip_scores import edge_colours, shipped
+from vlm_edit.zoo.recipes.unclip_scores import edge_colours, same, shipped
 
 __all__ = ["OPTIONS", "compute", "examples", "tables"]
 
 OPTIONS = " --half"
 CLASSES = ("vision", "cross", "language")
-PROMPT = "a picture of {}"
-DRAWS, RANDOM = 500, 5  # of a bootstrap; of random features
+DRAWS = 500  # of a bootstrap
 PROMPTED = "prompt with the reference's label"
 
 Edit = Callable[[Tensor, Tensor, float], Tensor]  # of sources [n, d] and references, at a strength
+
+
+class Looks(NamedTuple):
+    """What each drawing shows, by name."""
+
+    background: list[str]
+    vendor: list[str]
+    label: list[str]
 
 
 class Subject:
@@ -58,6 +65,10 @@ class Subject:
         live = (found.codes["image"] != 0).any(0) | (found.codes["text"] != 0).any(0)
         self.live = live.nonzero()[:, 0].tolist()
         self.image_codes = found.codes["image"]
+        self.many = {
+            name: random_features(self.classes[name], self.live, draws=RANDOM)
+            for name in ("vision", "cross")
+        }
         self.far = {
             name: norm_matched(
                 self.classes[name], self.live, self.image_codes, self.dictionary.decoder,
@@ -74,7 +85,11 @@ class Subject:
         self.steps = options.steps
         self.source, self.reference = self._pairs(options.pairs)
         everything = shipped().images
-        self.shown, self.target = everything[self.source], everything[self.reference]
+        self.shown = everything[self.source]
+        self.pooled = {
+            "source": self.pool(self.shown),
+            "reference": self.pool(everything[self.reference]),
+        }
         host, processor = zoo.load_host()
         self.labels = zoo.load_labels()
         self.directions = embed_texts(host, processor, [PROMPT.format(n) for n in self.labels])
@@ -116,50 +131,42 @@ class Subject:
             ]
         return torch.cat(parts).float()
 
-    def read(self, drawings: Tensor, plain: Tensor, goals: dict[str, Tensor]) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def pool(self, images: Tensor) -> Tensor:
+        """The independent classifier's pooled features, [n, d]."""
+        found = self.judge.resnet(prepare(images.to(self.device))).pooler_output
+        return found.flatten(1).cpu()
+
+    def looks(self, drawings: Tensor) -> Looks:
+        """What drawings show to the independent classifier and at their edge."""
+        seen = judge(self.judge, drawings)
+        return Looks(edge_colours(drawings), seen.names("vendor"), seen.names("label"))
+
+    def read(self, drawings: Tensor, plain: Looks, goals: dict[str, Tensor]) -> dict[str, Tensor]:
         """What drawings show, by key of ``READ``: [n].
 
         Args:
             drawings: [n, 3, 64, 64].
-            plain: The same without an edit.
+            plain: How those without an edit look.
             goals: Embeddings of the sources and references.
         """
-        seen, before = judge(self.judge, drawings), judge(self.judge, plain)
+        seen, pooled = self.looks(drawings), self.pool(drawings)
         embedded = embed_images(self.pipe.clip, drawings).cpu()
         named = [self.labels[i] for i in (embedded @ self.directions.mT).argmax(1).tolist()]
-        edges = edge_colours(drawings)
         found = {
-            "stays background": _same(edges, edge_colours(plain)),
-            "stays vendor": _same(seen.names("vendor"), before.names("vendor")),
+            "stays background": same(seen.background, plain.background),
+            "stays vendor": same(seen.vendor, plain.vendor),
         }
-        for which, rows, images in (
-            ("reference", self.reference, self.target),
-            ("source", self.source, self.shown),
-        ):
+        for which, rows in (("reference", self.reference), ("source", self.source)):
             found |= {
-                f"{which} background": _same(edges, self.value("background", rows)),
-                f"{which} vendor": _same(seen.names("vendor"), self.value("vendor", rows)),
-                f"{which} label": _same(seen.names("label"), self.value("label", rows)),
-                f"{which} label by host": _same(named, self.value("label", rows)),
+                f"{which} background": same(seen.background, self.value("background", rows)),
+                f"{which} vendor": same(seen.vendor, self.value("vendor", rows)),
+                f"{which} label": same(seen.label, self.value("label", rows)),
+                f"{which} label by host": same(named, self.value("label", rows)),
                 f"{which} near": F.cosine_similarity(embedded, goals[which], dim=1),
-                f"{which} like": alike(self.judge, drawings, images),
+                f"{which} like": F.cosine_similarity(pooled, self.pooled[which], dim=1),
             }
         return {key: found[key].double() for key in READ}
-
-
-@torch.no_grad()
-def alike(classifier: Any, first: Tensor, second: Tensor) -> Tensor:
-    """Cosine of the independent classifier's pooled features of two sets of images, [n]."""
-    device = next(classifier.parameters()).device
-
-    def pooled(images: Tensor) -> Tensor:
-        return classifier.resnet(prepare(images.to(device))).pooler_output.flatten(1).cpu()
-
-    return F.cosine_similarity(pooled(first), pooled(second), dim=1)
-
-
-def _same(found: list[str], wanted: list[str]) -> Tensor:
-    return torch.tensor([a == b for a, b in zip(found, wanted, strict=True)])
 
 
 def by_features(one: Subject, features: list[int], streams: tuple[str, str]) -> Edit:
@@ -199,8 +206,7 @@ def edits(one: Subject, streams: tuple[str, str]) -> dict[str, list[Edit]]:
     strongest = [vision[i] for i in force[vision].topk(round(len(vision) / 10)).indices.tolist()]
     found[f"vision, strongest tenth ({len(strongest)})"] = [by_features(one, strongest, streams)]
     for name in ("vision", "cross"):
-        many = random_features(one.classes[name], one.live, draws=RANDOM)
-        for kind, drawn in (("many", many), ("far", one.far[name])):
+        for kind, drawn in (("many", one.many[name]), ("far", one.far[name])):
             size = round(sum(map(len, drawn)) / len(drawn))
             title = f"random, as {kind} as {name} ({size})"
             found[title] = [by_features(one, features, streams) for features in drawn]
@@ -208,14 +214,18 @@ def edits(one: Subject, streams: tuple[str, str]) -> dict[str, list[Edit]]:
     return found
 
 
+def groups(one: Subject) -> dict[str, list[list[int]]]:
+    """Classes by name, and as many random features, several draws."""
+    found = {f"{name} ({len(one.classes[name])})": [one.classes[name]] for name in CLASSES}
+    for name, drawn in one.many.items():
+        found[f"random, as many as {name} ({len(drawn[0])})"] = drawn
+    return found
+
+
 def own_edits(one: Subject) -> dict[str, list[Edit]]:
     """Every way to have more or less of an image's own features, by name; likewise."""
-    groups = {f"{name} ({len(one.classes[name])})": [one.classes[name]] for name in CLASSES}
-    for name in ("vision", "cross"):
-        drawn = random_features(one.classes[name], one.live, draws=RANDOM)
-        groups[f"random, as many as {name} ({len(drawn[0])})"] = drawn
     found: dict[str, list[Edit]] = {}
-    for name, drawn in groups.items():
+    for name, drawn in groups(one).items():
         for factor in (0.0, 2.0):
             scaled: list[Rule] = [Scale(features, factor=factor) for features in drawn]
             found[f"scale {name} by {factor:g}"] = [partial(_changed, one, r) for r in scaled]
@@ -240,12 +250,14 @@ def compute(one: Subject, kind: str, only: str = "") -> dict[str, Any]:
     reference = one.hidden[streams[1]][one.reference]
     goals = {"source": source, "reference": reference}
     seeds = range(len(one.latents))
-    plain = [one.draw(source, seed) for seed in seeds]
+    drawn = [one.draw(source, seed) for seed in seeds]
+    plain = [one.looks(drawings) for drawings in drawn]
 
     def show(embeddings: Tensor, seed: int = 0) -> Tensor:
         return _stacked(one.read(one.draw(embeddings, seed), plain[seed], goals))
 
-    untouched = torch.stack([_stacked(one.read(drawn, drawn, goals)) for drawn in plain])
+    read = [one.read(x, looks, goals) for x, looks in zip(drawn, plain, strict=True)]
+    untouched = torch.stack([_stacked(seen) for seen in read])
     lines: dict[str, Any] = {}
     if kind == "own":
         lines["(the source itself)"] = _line(_stacked(one.read(one.shown, plain[0], goals))[None])
@@ -255,14 +267,14 @@ def compute(one: Subject, kind: str, only: str = "") -> dict[str, Any]:
             continue
         full = [way(source, reference, 1.0) for way in ways]
         if len(ways) > 1:
-            drawn = [show(x, n % len(seeds)) for n, x in enumerate(full)]
-            lines[name] = _random_line(torch.stack(drawn))
+            shown = [show(x, n % len(seeds)) for n, x in enumerate(full)]
+            lines[name] = _random_line(torch.stack(shown))
         else:
-            read = [show(full[0], seed) for seed in seeds]
-            lines[name] = _line(torch.stack(read))
+            shown = [show(full[0], seed) for seed in seeds]
+            lines[name] = _line(torch.stack(shown))
             if kind != "own" and "significant" not in name:
                 between = [show(ways[0](source, reference, s)) for s in STRENGTHS[1:-1]]
-                lines[name]["trend"] = _trend(torch.stack([untouched[0], *between, read[0]]))
+                lines[name]["trend"] = _trend(torch.stack([untouched[0], *between, shown[0]]))
         print(kind, name, {k: lines[name][k][0] for k in READ}, flush=True)
     if kind == "text" and only in PROMPTED:
         lines[PROMPTED] = _line(torch.stack([show(_prompted(one), seed) for seed in seeds]))

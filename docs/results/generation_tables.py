@@ -9,6 +9,7 @@ import common
 from vlm_edit.report import Table
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+RANDOM = 5  # draws of random features
 # What is drawn from, and what is taken from; "own" takes nothing.
 KINDS = {
     "image": ("image", "image"),
@@ -32,16 +33,15 @@ READ = {
     "stays background": "background as without the edit",
     "stays vendor": "vendor as without the edit",
 }
+FACTORS = ("reference background", "reference vendor", "reference label", "source label")
 SHOWN = {
     "image": (
         "Drawn from an image, features taken from another image at strength 1",
-        ("reference background", "reference vendor", "reference label", "source label",
-         "source label by host", "reference near", "reference like"),
+        (*FACTORS, "source label by host", "reference near", "reference like"),
     ),
     "text": (
         "Drawn from a caption, features taken from an image at strength 1",
-        ("reference background", "reference vendor", "reference label", "source label",
-         "source label by host", "reference near", "reference like"),
+        (*FACTORS, "source label by host", "reference near", "reference like"),
     ),
     "captions": (
         "Drawn from a caption, features taken from another caption at strength 1",
@@ -54,7 +54,6 @@ SHOWN = {
          "source near", "source like"),
     ),
 }  # fmt: skip
-SEEDS = ("reference background", "reference vendor", "reference label", "source label")
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -90,16 +89,16 @@ def _note(about: dict[str, Any]) -> str:
         f"vendor, each drawn from {about['seeds']} noises; {about['steps']} steps, on "
         f"{about['device']}. Classes by mean -+ sd, where not said otherwise; the strongest tenth: "
         "of vision. Shares and means with 95 % bootstrap intervals over pairs (Wilson where none "
-        "shows it, or each); random: mean [lowest, highest] of 5 draws of live features, each from "
-        "one noise. Label and vendor by an independent classifier, background by the colour of the "
-        "edge; looks like: cosine of that classifier's features."
+        f"shows it, or each); random: mean [lowest, highest] of {RANDOM} draws of live features, "
+        "each from one noise. Label and vendor by an independent classifier, background by the "
+        "colour of the edge; looks like: cosine of that classifier's features."
     )
 
 
 def _trend_table(result: dict[str, Any]) -> Table:
     rows = []
     for kind in ("image", "text", "captions"):
-        keys = ("reference label", "source label") if kind == "captions" else SEEDS
+        keys = ("reference label", "source label") if kind == "captions" else FACTORS
         for edit, line in result[kind].items():
             for key in keys if "trend" in line else ():
                 trend = line["trend"][key]
@@ -116,7 +115,7 @@ def _trend_table(result: dict[str, Any]) -> Table:
 
 
 def _seed_table(result: dict[str, Any]) -> Table:
-    keys = (*SEEDS, "reference near", "reference like")
+    keys = (*FACTORS, "reference near", "reference like")
     rows = [
         [name, *(f"{line[key][4]:.3f} to {line[key][5]:.3f}" for key in keys)]
         for name, line in result["image"].items()
@@ -133,7 +132,6 @@ def _seed_table(result: dict[str, Any]) -> Table:
 
 def examples(result: dict[str, Any]) -> str:
     """What some ways do, in Markdown."""
-    keys = ("reference background", "reference vendor", "reference label", "source label")
     told = {
         "nothing": "nothing",
         "vision": "vision-dominant",
@@ -146,14 +144,14 @@ def examples(result: dict[str, Any]) -> str:
     }
     about = result["about"]
     rows = [
-        f"| {about['pairs']} pairs, strength 1 | {' | '.join(READ[key] for key in keys)} |",
-        "| --- " * (1 + len(keys)) + "|",
+        f"| {about['pairs']} pairs, strength 1 | {' | '.join(READ[key] for key in FACTORS)} |",
+        "| --- " * (1 + len(FACTORS)) + "|",
     ]
     for name, line in result["image"].items():
         plain, _, count = name.partition(" (")
         if plain in told:
             # Draws of random features differ by more than their mean tells.
-            shown = [line[key][:3] if "random" in name else line[key][:1] for key in keys]
+            shown = [line[key][:3] if "random" in name else line[key][:1] for key in FACTORS]
             cells = " | ".join(_range([f"{x:.2f}".removeprefix("0") for x in v]) for v in shown)
             number = f" ({count}" if count else ""
             rows.append(f"| {told[plain]}{number} | {cells} |")

@@ -123,8 +123,8 @@ class Scorer:
         first, five = _ranks(seen.logits["label"], truth["label"], list(seen.values["label"]))
         found |= {"judge R@1": first, "judge R@5": five}
         for factor in ("background", "vendor"):
-            found[f"judge {factor}"] = _same(seen.names(factor), truth[factor])
-        found["edge colour"] = _same(edge_colours(images), truth["background"])
+            found[f"judge {factor}"] = same(seen.names(factor), truth[factor])
+        found["edge colour"] = same(edge_colours(images), truth["background"])
         if given is not None:
             found["cosine"] = (embeds * given.cpu().roll(-shift, 0)).sum(1)
         return found
@@ -143,7 +143,7 @@ class Scorer:
             gram = x.T @ x + _RIDGE * len(x) / x.shape[1] * torch.eye(x.shape[1])
             weights = torch.linalg.solve(gram, x.T @ (y - middle))
             read[fold == k] = (embeds[fold == k] - mean) @ weights + middle
-        return _same([values[i] for i in read.argmax(1).tolist()], truth)
+        return same([values[i] for i in read.argmax(1).tolist()], truth)
 
 
 def edge_colours(images: Tensor) -> list[str]:
@@ -247,7 +247,8 @@ def _ranks(scores: Tensor, truth: Sequence[str], names: list[str]) -> tuple[Tens
     return (rank < 1) & known, (rank < 5) & known
 
 
-def _same(found: Sequence[str], truth: Sequence[str]) -> Tensor:
+def same(found: Sequence[str], truth: Sequence[str]) -> Tensor:
+    """Hit or miss of each."""
     return torch.tensor([a == b for a, b in zip(found, truth, strict=True)])
 
 
