@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from vlm_edit.cli.host import ZOO, quiet_when_piped
 from vlm_edit.cli.kept import save_picture
+from vlm_edit.cli.patching import expect_folder_of
 from vlm_edit.cli.pipeline import KIND, SHIPPED, embed, load_pipeline, read
 from vlm_edit.cli.subject import load_dictionary, load_pairs, run_of
 from vlm_edit.dictionaries import Dictionary, PairedDictionary
@@ -168,8 +168,7 @@ def _expect_out(options: argparse.Namespace) -> None:
     Image.init()
     if Image.EXTENSION.get(out.suffix.lower()) not in Image.SAVE:
         raise VlmEditError(f"--out {options.out}: name a picture, such as draw.png")
-    if not out.absolute().parent.is_dir():
-        raise VlmEditError(f"--out {out}: its folder does not exist; make it first")
+    expect_folder_of(out, f"--out {out}")
     if out.is_dir():
         raise VlmEditError(f"--out {out} is a folder: name a picture in it")
     for told in (options.prompt, *(options.reference or ())):
@@ -179,12 +178,11 @@ def _expect_out(options: argparse.Namespace) -> None:
 
 def _save(options: argparse.Namespace, rows: Sequence[Row], strengths: Sequence[float]) -> None:
     """The picture, and a copy for the run's page."""
-    title = f"{options.rule}: {_short(options.prompt)}"
-    image = grid(rows, strengths, title)
+    picture = _picture(options, rows, strengths)
     if options.run_folder:
-        _keep_for_page(options, rows, strengths, Picture(title, image, ""))
+        save_picture(Path(options.run_folder), picture)
     try:
-        image.save(options.out)
+        picture.image.save(options.out)
     except (OSError, ValueError) as error:
         raise VlmEditError(f"--out {options.out} could not be written ({error})") from error
     print(f"\npicture:  {options.out}")
@@ -192,9 +190,11 @@ def _save(options: argparse.Namespace, rows: Sequence[Row], strengths: Sequence[
         print(f"page:     vlm-edit report {options.run_folder}")
 
 
-def _keep_for_page(
-    options: argparse.Namespace, rows: Sequence[Row], strengths: Sequence[float], picture: Picture
-) -> None:
+def _picture(
+    options: argparse.Namespace, rows: Sequence[Row], strengths: Sequence[float]
+) -> Picture:
+    """The grid, and what it shows in words."""
+    title = f"{options.rule}: {_short(options.prompt)}"
     across = ", ".join(f"{strength:g}" for strength in strengths)
     told = f"A grid of drawings. Across, strengths {across}. Down, features: "
     told += "; ".join(dict.fromkeys(row.title for row in rows))
@@ -205,7 +205,7 @@ def _keep_for_page(
         f"By vlm-edit draw with {options.pipeline}, at {options.site}, classes by {options.cuts}, "
         f"{steps}, seed {options.seed}. One noise for all drawings."
     )
-    save_picture(Path(options.run_folder), replace(picture, told=f"{told}.", note=note))
+    return Picture(title, grid(rows, strengths, title), f"{told}.", note)
 
 
 def _patch(

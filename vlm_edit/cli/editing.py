@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from vlm_edit.cli.kept import save_edit
+from vlm_edit.cli.patching import expect_folder_of
 from vlm_edit.cli.subject import Subject, tell_left_out
 from vlm_edit.dominance import Cut
 from vlm_edit.edits import Rule, rule_from_dict
@@ -21,8 +22,8 @@ from vlm_edit.report import Table
 def edit(options: argparse.Namespace) -> int:
     """``vlm-edit edit``."""
     _expect_one_way(options)
-    if options.save_to and not Path(options.save_to).absolute().parent.is_dir():
-        raise VlmEditError(f"--save {options.save_to}: its folder does not exist; make it first")
+    if options.save_to:
+        expect_folder_of(Path(options.save_to), f"--save {options.save_to}")
     subject = Subject.load(options)
     subject.expect_joint()
     run = subject.load_run(options.into) if options.into else None

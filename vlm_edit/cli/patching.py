@@ -91,9 +91,14 @@ def _new(name: str) -> Path:
     place = Path(name).absolute()
     if place.exists():
         raise VlmEditError(f"{name} is there already: remove it, or name another place")
-    if not place.parent.is_dir():
-        raise VlmEditError(f"{name}: its folder does not exist; make it first")
+    expect_folder_of(place, name)
     return place
+
+
+def expect_folder_of(place: Path, told: str) -> None:
+    """Refuse a place whose folder is not there; told is how the user named it."""
+    if not place.absolute().parent.is_dir():
+        raise VlmEditError(f"{told}: its folder does not exist; make it first")
 
 
 def _bake(patch: Patch, options: argparse.Namespace) -> int:
