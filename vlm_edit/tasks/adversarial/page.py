@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.report import Table
+from vlm_edit.report.picture import address_of
 from vlm_edit.tasks.adversarial.features import Features
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -153,8 +152,8 @@ def _case(case: Case, gain: float) -> str:
         (apart, f"difference, {gain:g} times"),
     ]
     shown = "".join(
-        f"<figure><img alt='' src='{_source(pixels)}'><figcaption>{escape(told)}</figcaption>"
-        "</figure>"
+        f"<figure><img alt='' src='{address_of(to_image(pixels))}'>"
+        f"<figcaption>{escape(told)}</figcaption></figure>"
         for pixels, told in figures
     )
     most = max((abs(v) for _, v in case.moved), default=0.0) or 1.0
@@ -165,12 +164,6 @@ def _case(case: Case, gain: float) -> str:
     )
     moved = f"<div>features that moved most{bars}</div>" if bars else ""
     return f"<h3>{escape(case.name)}</h3><div class='case'>{shown}{moved}</div>"
-
-
-def _source(pixels: Tensor) -> str:
-    file = io.BytesIO()
-    to_image(pixels).save(file, "png")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _table(table: Table) -> str:
