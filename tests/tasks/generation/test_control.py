@@ -19,6 +19,16 @@ def embedded(host, **inputs):
         return host.get_image_features(**inputs).pooler_output
 
 
+def plain_and_edited(patch):
+    """What a fresh host makes of the pixels, without the patch, with it, and without it again."""
+    host = make_clip()
+    plain = embedded(host, pixel_values=pixels())
+    with patch.attach(host):
+        found = embedded(host, pixel_values=pixels())
+    assert torch.equal(embedded(host, pixel_values=pixels()), plain)
+    return plain, found
+
+
 def test_a_reference_is_what_passes_the_site():
     host = make_clip()
     found = read_reference(host, "joint", lambda: host.get_image_features(pixel_values=pixels()))
@@ -48,23 +58,18 @@ def test_a_call_that_does_not_run_the_site_is_refused():
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
 def test_the_chosen_features_become_the_references_and_no_other_code_changes(strength):
     dictionary = Dictionary.identity(WIDTH)
-    host, chosen = make_clip(), [1, 5, 7]
+    chosen = [1, 5, 7]
     reference = torch.randn(WIDTH, generator=torch.Generator().manual_seed(1))
-    plain = embedded(host, pixel_values=pixels())
-    with take("joint", dictionary, chosen, reference, strength).attach(host):
-        found = embedded(host, pixel_values=pixels())
+    plain, found = plain_and_edited(take("joint", dictionary, chosen, reference, strength))
     expected = plain.clone()
     expected[:, chosen] += strength * (reference[chosen] - plain[:, chosen])
     torch.testing.assert_close(found, expected)
-    assert torch.equal(embedded(host, pixel_values=pixels()), plain)
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.0, 2.0])
 def test_scaled_features_are_multiplied_and_no_other_changes(factor):
-    host, chosen = make_clip(), [1, 5, 7]
-    plain = embedded(host, pixel_values=pixels())
-    with scale("joint", Dictionary.identity(WIDTH), chosen, factor).attach(host):
-        found = embedded(host, pixel_values=pixels())
+    chosen = [1, 5, 7]
+    plain, found = plain_and_edited(scale("joint", Dictionary.identity(WIDTH), chosen, factor))
     expected = plain.clone()
     expected[:, chosen] *= factor
     torch.testing.assert_close(found, expected)
@@ -72,10 +77,8 @@ def test_scaled_features_are_multiplied_and_no_other_changes(factor):
 
 @pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
 def test_kept_features_stay_and_all_others_fade(strength):
-    host, chosen = make_clip(), [1, 5, 7]
-    plain = embedded(host, pixel_values=pixels())
-    with keep("joint", Dictionary.identity(WIDTH), chosen, strength).attach(host):
-        found = embedded(host, pixel_values=pixels())
+    chosen = [1, 5, 7]
+    plain, found = plain_and_edited(keep("joint", Dictionary.identity(WIDTH), chosen, strength))
     expected = plain * (1 - strength)
     expected[:, chosen] = plain[:, chosen]
     torch.testing.assert_close(found, expected)
@@ -95,11 +98,8 @@ def test_each_stream_is_read_with_its_own_center():
 
 
 def test_all_of_the_embedding_is_the_references_direction_at_the_sources_length():
-    host = make_clip()
     reference = torch.randn(WIDTH, generator=torch.Generator().manual_seed(3))
-    plain = embedded(host, pixel_values=pixels())
-    with interpolate("joint", reference).attach(host):
-        found = embedded(host, pixel_values=pixels())
+    plain, found = plain_and_edited(interpolate("joint", reference))
     torch.testing.assert_close(found.norm(), plain.norm(), rtol=1e-4, atol=1e-5)
     assert float(torch.cosine_similarity(found[0], reference, dim=0)) > 0.9999
 
