@@ -28,6 +28,7 @@ from vlm_edit.report import Table
 from vlm_edit.statistics import proportion
 
 COUNT = 12  # features about the background, as many as are about factors of images alone
+MOST = {"remove": 1.0, "turn": 4.0}  # the strongest that is tried
 READ = 0.5  # share of backgrounds that may still be read when they count as taken out
 TURNED = 0.9  # share of images that must be read as blue
 COLOUR = "blue"
@@ -181,8 +182,13 @@ def turned(one: Subject, x: Tensor) -> Tensor:
     return one.read(x)[other] == blue
 
 
+def step(task: str) -> float:
+    """How finely strengths are told apart: an eighth of the most, halved four times."""
+    return MOST[task] / 8 / 2 ** (STEPS - 8)
+
+
 def weakest(reached: Callable[[float], bool], most: float) -> float | None:
-    """The least strength that reaches an effect: an eighth of the most, halved four times."""
+    """The least strength that reaches an effect, but for ``step``."""
     grid = [most * (i + 1) / 8 for i in range(8)]
     above = next((s for s in grid if reached(s)), None)
     if above is None:
@@ -219,12 +225,13 @@ def compute() -> dict[str, Any]:
     """Both tasks."""
     one = subject()
     x = one.image[one.odd]
-    tasks: dict[str, tuple[dict[str, Edit], Any, float, Callable[[Tensor], bool]]] = {
-        "remove": (removals(one), removed, 1.0, lambda r: float(r.float().mean()) <= READ),
-        "turn": (turnings(one), turned, 4.0, lambda r: float(r.float().mean()) >= TURNED),
+    tasks: dict[str, tuple[dict[str, Edit], Any, Callable[[Tensor], bool]]] = {
+        "remove": (removals(one), removed, lambda r: float(r.float().mean()) <= READ),
+        "turn": (turnings(one), turned, lambda r: float(r.float().mean()) >= TURNED),
     }
     result: dict[str, Any] = {"features": len(one.features), "blue": len(one.blue)}
-    for task, (ways, measure, most, enough) in tasks.items():
+    for task, (ways, measure, enough) in tasks.items():
+        most = MOST[task]
         lines: dict[str, Any] = {"nothing": row(one, lambda x, _: x, 0.0, measure(one, x))}
         for name, edit in ways.items():
             found = weakest(partial(_reaches, one, edit, measure, enough), most)
