@@ -5,6 +5,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: workers and what they start share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -25,6 +26,17 @@ from vlm_edit.dictionaries import Activation, Encoder
 from vlm_edit.tasks.bias import Bench, Questions, Study
 
 IMAGE_TOKEN = 60
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Close with what was skipped, and what would enable it."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+    )
+    if reasons:
+        told = "; ".join(f"{n} ({reason})" for reason, n in reasons.most_common())
+        terminalreporter.write_line(f"skipped: {told}")
 
 
 def make_vision() -> CLIPVisionConfig:

@@ -91,7 +91,9 @@ MEASURING = COST.with_name("measurement_cost.py")
 TOY = ["--width=16", "--embedding=8", "--k=4", "--batch=64", "--pairs=60", "--keep=5", "--rounds=2"]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads peaks from /proc")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="needs Linux, for the peaks in /proc"
+)
 def test_the_cost_of_measuring_is_printed_for_every_row_or_its_peer_is_named() -> None:
     done = subprocess.run(
         [sys.executable, str(MEASURING), *TOY, "--sizes", "64", "128", "256", "--examples=60"],

@@ -19,7 +19,7 @@ from vlm_edit import (
 )
 from vlm_edit.edits import Splice
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 DEVICE, WIDTH = "cuda", 32
 RULES = {

@@ -1,20 +1,13 @@
 """OpenCLIP, which has no config, embeds text in a method, and builds vision towers by timm too.
 
 It imports torchvision, whose build must fit torch's: one that does not breaks transformers as well.
-So these tests are skipped where OpenCLIP is not installed, and run in an environment of their own:
+So these tests are skipped where OpenCLIP is not installed. `.ci/run` makes an environment for them,
+of a Python for which torch's own build has a torchvision:
 
-    pip install -e '.[test]' open_clip_torch
-    python -m pytest tests/families/test_open_clip.py
-
-Where torch has no torchvision of its build, as the CPU build of 2.13 has none, PyPI's will do once
-the two operators that it wants to describe exist. This, in the environment's sitecustomize.py:
-
-    import torch
-    for name in ("nms", "qnms"):
-        arguments = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        torch.library.define(f"torchvision::{name}", arguments)
-
-So they ran last, with OpenCLIP 3.3.0, timm 1.0.31, torchvision 0.29.2: 37 passed, none failed.
+    python3.13 -m venv .venv-second
+    .venv-second/bin/pip install -c constraints.txt torch torchvision
+    .venv-second/bin/pip install -c constraints.txt -e '.[test]' open_clip_torch timm
+    .venv-second/bin/python -m pytest tests/families/test_open_clip.py
 """
 
 from __future__ import annotations
@@ -34,7 +27,10 @@ from vlm_edit import Patch, Scale, Steer, find_sites, load_patch, record
 from vlm_edit.sites import Site
 
 if importlib.util.find_spec("open_clip") is None:
-    pytest.skip("needs OpenCLIP, and torchvision of torch's build", allow_module_level=True)
+    pytest.skip(
+        "needs OpenCLIP and torchvision: its first lines tell the environment",
+        allow_module_level=True,
+    )
 
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP  # noqa: E402
 

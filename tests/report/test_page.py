@@ -31,7 +31,7 @@ from vlm_edit.report.sprites import PER_SHEET, pack
 from vlm_edit.report.tables import strongest
 
 HOSTILE = "</script><b onclick=alert(1)>\"quoted\" 'x' & <!--"
-needs_plotly = pytest.mark.skipif(not has_plotly(), reason="plotly is not installed")
+needs_plotly = pytest.mark.skipif(not has_plotly(), reason="needs plotly: pip install plotly")
 
 
 class Reading(HTMLParser):

@@ -16,11 +16,13 @@ from vlm_edit.interpretability import TopExamples
 from vlm_edit.measurement import Measurement
 from vlm_edit.report import Examples, Picture, Table, has_plotly, write_page
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="needs playwright: pip install playwright"
+)
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
-    pytest.mark.skipif(not has_plotly(), reason="plotly is not installed"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.skipif(not has_plotly(), reason="needs plotly: pip install plotly"),
 ]
 
 HOSTILE = (

@@ -148,7 +148,7 @@ def rendered(tmp_path):
     return tmp_path
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch.optim.Muon")
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9, for its Muon")
 def test_a_run_that_is_killed_and_resumed_ends_bit_equal(rendered, tmp_path):
     tokenizer = train_tokenizer(["en 1", "de 2", "es 3"], 600)
     recipe = replace(training.Recipe(), steps=4, checkpoint=2, batch=4, captions=2)
@@ -164,7 +164,7 @@ def test_a_run_that_is_killed_and_resumed_ends_bit_equal(rendered, tmp_path):
         assert torch.equal(value, resumed.average.state_dict()[name]), name
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch.optim.Muon")
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9, for its Muon")
 def test_a_checkpoint_of_another_recipe_is_refused(rendered, tmp_path):
     tokenizer = train_tokenizer(["en 1"], 600)
     recipe = replace(training.Recipe(), batch=2, captions=2)

@@ -188,7 +188,7 @@ TINY = speaking.Recipe(
 )
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch.optim.Muon")
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9, for its Muon")
 def test_a_run_that_is_killed_and_resumed_ends_bit_equal(rendered, speaker, tmp_path):
     host = zoo.load_host()[0]
 
@@ -210,7 +210,7 @@ def test_a_run_that_is_killed_and_resumed_ends_bit_equal(rendered, speaker, tmp_
             assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch.optim.Muon")
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9, for its Muon")
 def test_a_checkpoint_of_another_recipe_is_refused(rendered, speaker, tmp_path):
     host = zoo.load_host()[0]
     speaking.Trainer(TINY, rendered, host, speaker, 0, 1).save(tmp_path / "c.safetensors")
