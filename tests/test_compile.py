@@ -149,6 +149,7 @@ def test_a_compiled_forward_is_one_graph(host, choice):
 
 
 @pytest.mark.slow
+@pytest.mark.kernels
 def test_inductor_gives_the_same_generation(host):
     inputs = prompts()
     with patch(tokens="text", steps=(1, 3)).attach(host):

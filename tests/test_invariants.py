@@ -16,6 +16,8 @@ from vlm_edit import Ablate, Clamp, Patch, Scale, Steer, VlmEditError, load_patc
 from vlm_edit.hooks import attach
 from vlm_edit.sites import find_site
 
+pytestmark = pytest.mark.kernels
+
 LLAVA = make_llava()  # shared by tests that leave it as it was, which a test below holds
 NEW = 6
 DENSE = random_dictionary(32)

@@ -20,6 +20,8 @@ from vlm_edit import (
     load_patch,
 )
 
+pytestmark = pytest.mark.kernels
+
 WIDTH, FEATURES = 32, 64
 HOSTS = {dtype: make_llava().to(dtype) for dtype in (torch.float32, torch.bfloat16)}
 SITES = {"language.0": WIDTH, "language.1": WIDTH, "vision.0": 24}

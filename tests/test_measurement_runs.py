@@ -29,6 +29,8 @@ from vlm_edit.measurement import (
 )
 from vlm_edit.measurement import run as room
 
+pytestmark = pytest.mark.kernels
+
 JUDGE = Judge(
     image=lambda images: torch.stack([_pixels(image) for image in images]),
     text=lambda texts: torch.stack([_letters(text) for text in texts]),

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.kernels
+
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 

@@ -14,6 +14,8 @@ from golden.read import FOLDER, cases, check
 from vlm_edit import Dictionary, load_dictionary
 from vlm_edit.dictionaries import Encoder, save_saelens
 
+pytestmark = pytest.mark.kernels
+
 SAE_LENS = os.environ.get("VLM_EDIT_SAE_LENS_PYTHON")
 
 

@@ -12,6 +12,8 @@ from vlm_edit import Ablate, Blend, Cap, Clamp, Dictionary, Keep, Scale, Steer, 
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Rule, Splice
 
+pytestmark = pytest.mark.kernels
+
 D, M = 6, 24
 
 

@@ -7,6 +7,8 @@ from safetensors.torch import load_file
 
 from vlm_edit import load_patch
 
+pytestmark = pytest.mark.kernels
+
 VERSIONS = sorted(FOLDER.glob("version-*"))
 FILES = [
     file

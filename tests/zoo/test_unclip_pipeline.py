@@ -8,6 +8,8 @@ from vlm_edit import zoo
 from vlm_edit.errors import VlmEditError
 from vlm_edit.zoo.unclip import UnclipPipeline, condition
 
+pytestmark = pytest.mark.kernels
+
 
 def small_unet() -> UNet2DConditionModel:
     torch.manual_seed(0)
