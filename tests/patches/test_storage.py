@@ -3,9 +3,9 @@
 import json
 import pickle
 import random
+import resource
 import struct
 import tracemalloc
-from pathlib import Path
 
 import pytest
 import torch
@@ -74,20 +74,18 @@ def test_the_file_holds_only_tensors_and_a_json_header(tmp_path):
     assert shapes["0.decoder"] == (4, 12)
 
 
-def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path):
     file = tmp_path / "p"
     make().save(file, CLIP)
     old = file.read_bytes()
 
-    written = Path.write_bytes
-
-    def full(path, data):
-        written(path, data[: len(data) // 2])
-        raise OSError("full")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(VlmEditError, match="cannot write the patch to .*full"):
-        make(seed=1).save(file, CLIP)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) // 2, before[1]))
+    try:
+        with pytest.raises(VlmEditError, match="cannot write the patch to .*File too large"):
+            make(seed=1).save(file, CLIP)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert file.read_bytes() == old
     assert list(tmp_path.iterdir()) == [file]
 

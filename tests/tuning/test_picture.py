@@ -3,6 +3,7 @@ import io
 import pytest
 from PIL import Image
 
+from vlm_edit import VlmEditError
 from vlm_edit.statistics import Estimate
 from vlm_edit.tuning import Point, Tuning, picture
 from vlm_edit.tuning.picture import Axis, Mark, scale
@@ -104,7 +105,7 @@ def test_ticks_are_round_within_the_axis_and_evenly_apart(low, high) -> None:
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_former_one(tmp_path) -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(VlmEditError, match="cannot write the picture to .*make its folder first"):
         Tuning(points()).plot(tmp_path / "nowhere" / "front.png")
     path = tmp_path / "front.png"
     Tuning(points()).plot(path, "bias", "skill")

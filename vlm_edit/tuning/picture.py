@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_edit.files import write_bytes
+from vlm_edit.files import packed, write_bytes
 
 Span = tuple[float, float, float]
 Box = tuple[float, float, float, float]
@@ -66,11 +66,9 @@ def draw(path: str | os.PathLike[str], marks: Sequence[Mark], x: Axis, y: Axis) 
         y: The vertical one.
 
     Raises:
-        OSError: It cannot be written.
+        VlmEditError: It cannot be written.
     """
-    data = io.BytesIO()
-    picture(marks, x, y).save(data, "PNG")
-    write_bytes(path, data.getvalue())
+    write_bytes(path, packed(partial(picture(marks, x, y).save, format="PNG")), "picture")
 
 
 def picture(marks: Sequence[Mark], x: Axis, y: Axis) -> Image.Image:

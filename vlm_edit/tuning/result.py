@@ -127,7 +127,7 @@ class Tuning:
             utility: What the vertical one is.
 
         Raises:
-            OSError: It cannot be written.
+            VlmEditError: It cannot be written.
         """
         front = self.front
         marks = [
