@@ -57,6 +57,7 @@ ARROWS: dict[str, set[str]] = {
             "measurement",
             "dominance",
             "interpretability",
+            "files",
             "groups",
             "pairs",
             "statistics",

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.subject import Subject, load_pairs
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import make_folder, packed, write_bytes, write_text
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.report import Table
@@ -72,8 +74,7 @@ def run(options: argparse.Namespace) -> int:
     patch = None if options.patch is None else _patch(options.patch)
     model, processor = load_host(options.model)
     model.to(options.device)
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(options.out)
     if options.question is not None:
         tables, cases, images = _answers(options, model, processor, pairs, patch)
     else:
@@ -337,10 +338,11 @@ def _write(
         {"title": t.title, "columns": t.columns, "rows": t.rows, "note": t.note} for t in tables
     ]
     text = json.dumps({"arguments": given, "tables": told}, indent=1, ensure_ascii=False)
-    (out / "attack.json").write_text(text + "\n", encoding="utf-8", errors="replace")
-    (out / "images").mkdir(exist_ok=True)
+    write_text(out / "attack.json", text + "\n", "table")
+    folder = make_folder(out / "images")
     for i, pixels in enumerate(images):
-        to_image(pixels).save(out / "images" / f"{i:05d}.png")
+        image = to_image(pixels)
+        write_bytes(folder / f"{i:05d}.png", packed(partial(image.save, format="PNG")), "image")
     note = (
         f"{len(cases)} images drawn at random with seed {options.seed}, attacked at "
         f"{options.eps[-1]:g}/255 without a patch."

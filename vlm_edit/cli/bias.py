@@ -14,6 +14,7 @@ from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.subject import load_dictionary, load_pairs, tell_left_out
 from vlm_edit.dictionaries import AnyDictionary
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import make_folder, write_text
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table
@@ -108,8 +109,7 @@ def run(options: argparse.Namespace) -> int:
     """``vlm-edit bias``."""
     pairs = _drawn(_read(options), options)
     asked = questions(pairs, options)
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(options.out)
     dictionary = load_dictionary(options) if options.dictionary else None
     model, processor = load_host(options.model)
     bench = Bench.read(model, processor, pairs, asked, batch_size=options.batch_size)
@@ -299,7 +299,7 @@ def _write(
     given = {k: v for k, v in vars(options).items() if k != "run"}
     report = {"arguments": given, "edits": told, "tables": [str(table) for table in tables]}
     text = json.dumps(report, indent=1, ensure_ascii=False)
-    (out / "bias.json").write_text(text + "\n", encoding="utf-8", errors="replace")
+    write_text(out / "bias.json", text + "\n", "table")
 
 
 def _told(estimate: Any) -> dict[str, float | int]:

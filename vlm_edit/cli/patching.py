@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import operator
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from vlm_edit.cli.host import ZOO, load_host, load_model
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import beside
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.patches.card import binding_rows, dictionary_text, host_text, line
 from vlm_edit.patches.comparing import differences
@@ -111,12 +111,9 @@ def _bake(patch: Patch, options: argparse.Namespace) -> int:
     else:
         model = load_model(options.model)
     baked = patch.bake(model, check_host=options.check_host)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with beside(target) as partial:
         _write(model, processor, Path(options.model), partial)
         partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print("\n".join(f"changed: {path}" for path in baked.weights))
     print(f"\nmodel:   {target}")
     return 0

@@ -22,6 +22,7 @@ from vlm_edit.dictionaries import (
 )
 from vlm_edit.dictionaries.origin import expect_origin
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import make_folder
 from vlm_edit.fingerprint import host_name
 from vlm_edit.measurement import collect
 from vlm_edit.report import Table
@@ -72,7 +73,7 @@ def train(options: argparse.Namespace) -> int:
         found = train_paired(streams, config, info, by=by)
     else:
         found = train_dictionary(streams, config, info)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     save_saelens(found, out)
     _tell(found, held_out, f"{len(pairs) - kept} pairs that it was not trained on")
     print(f"\ndictionary: {out}")

@@ -19,6 +19,7 @@ from vlm_edit.demo.pages import check_table, write_if_possible
 from vlm_edit.demo.steering import Steering
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
+from vlm_edit.files import make_folder
 from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
 from vlm_edit.report import Examples, Table, class_table
 from vlm_edit.zoo.questions import QUESTIONS
@@ -69,7 +70,7 @@ def run(
 def _run(out: Path | None, say: Callable[[str], None], sizes: Sizes) -> Told:
     start = time.perf_counter()
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     model, processor = zoo.load_llava()
     pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary(SITE)
     count = sum(p.numel() for p in model.parameters()) / 1e6

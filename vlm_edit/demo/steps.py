@@ -23,6 +23,7 @@ from vlm_edit.demo.factors import (
 from vlm_edit.demo.pages import check_table, write_if_possible
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
+from vlm_edit.files import make_folder
 from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
@@ -70,7 +71,7 @@ def run(folder: str | os.PathLike[str], say: Callable[[str], None] = print) -> R
 
 def _run(out: Path, say: Callable[[str], None]) -> Run:
     start = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     model, processor = zoo.load_host()
     pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary(SITE)
     say(f"host: emoji-clip, a CLIPModel of {_millions(model)} parameters\npairs: {len(pairs)}, "

@@ -16,6 +16,7 @@ from vlm_edit.dictionaries import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.origin import expect_model
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import write_text
 from vlm_edit.fingerprint import expect_host, fingerprint, host_name, hub_name
 from vlm_edit.hooks import Handle, Phase, Selection, Threads, Tokens
 from vlm_edit.patches import baking, card, hub, storage
@@ -358,7 +359,7 @@ class Patch:
             text = load_patch(target).card(
                 effect=effect, cost=cost, license=license, repository=name, file=file
             )
-            target.with_name("README.md").write_text(text, encoding="utf-8")
+            write_text(target.with_name("README.md"), text, "card")
             return hub.push(
                 name, Path(folder), message=f"Add {file}", private=private, revision=revision
             )

@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.resources import files
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import write_bytes
 from vlm_edit.measurement import Measurement
 from vlm_edit.pairs import Pairs
 from vlm_edit.report.overview import Overview, notes
@@ -112,7 +112,7 @@ def write_page(
 
     wanted = list(dict.fromkeys(payload.pictures()))
     bare = len(page(Sprites())) + _PER_PICTURE * len(wanted) + _SLACK
-    Path(path).write_bytes(page(pack(pairs, wanted, budget - bare)))
+    write_bytes(path, page(pack(pairs, wanted, budget - bare)), "page")
 
 
 def _scripts() -> dict[str, str]:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import write_text
 from vlm_edit.report import Table
 from vlm_edit.report.picture import address_of
 from vlm_edit.tasks.adversarial.features import Features
@@ -135,7 +135,7 @@ def write_page(
         *(_case(case, gain) for case in cases),
     ]
     # A caption or a path may hold halves of characters that UTF-8 cannot write.
-    Path(path).write_bytes("\n".join(parts).encode("utf-8", "replace"))
+    write_text(path, "\n".join(parts), "page")
 
 
 def to_image(pixels: Tensor) -> Image.Image:

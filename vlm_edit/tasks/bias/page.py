@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 
 import torch
 
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import write_text
 from vlm_edit.report import Table
 from vlm_edit.report.sprites import PER_ROW, PER_SHEET, SIDE, Sprites, pack
 from vlm_edit.tasks.bias.metrics import accuracy_by_group, max_skew, shares
@@ -97,7 +97,7 @@ def write_page(
         *(_table(table) for table in tables),
     ]
     # A caption or a path may hold halves of characters that UTF-8 cannot write.
-    Path(path).write_bytes("\n".join(parts).encode("utf-8", "replace"))
+    write_text(path, "\n".join(parts), "page")
 
 
 def _drawn(queries: list[str], shown: int, seed: int) -> list[str]:
