@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlm_edit import Dictionary, Pairs, VlmEditError, measure, zoo
@@ -269,6 +270,46 @@ def test_a_missing_or_damaged_run_is_refused(host, some, tmp_path) -> None:
     file.write_bytes(data[:-8])
     with pytest.raises(VlmEditError, match="not a readable"):
         load_measurement(tmp_path)
+
+
+def flip(file: Path, name: str) -> None:
+    """Change one bit of a tensor's first number."""
+    data = bytearray(file.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    begin = json.loads(data[8 : 8 + length])[name]["data_offsets"][0]
+    data[8 + length + begin + 5] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_flipped_bit_of_a_run_or_a_checkpoint_is_refused_by_name(host, some, tmp_path) -> None:
+    state = tmp_path / "state"
+    found = run(host, some, judge=None, checkpoint=state)
+    found.save(tmp_path)
+    flip(tmp_path / "measurement.safetensors", "ratios")
+    with pytest.raises(VlmEditError, match="measurement.safetensors is damaged: .*measurement has"):
+        load_measurement(tmp_path)
+    (name,) = [name for name in read_tensors(state)[1] if name.endswith("ratios")]
+    flip(state, name)
+    with pytest.raises(VlmEditError, match="state is damaged: .*checkpoint has changed"):
+        run(host, some, judge=None, checkpoint=state)
+
+
+def test_runs_and_checkpoints_of_former_versions_have_no_checksum_and_are_read(
+    host, some, tmp_path
+) -> None:
+    state, file = tmp_path / "state", tmp_path / "measurement.safetensors"
+    found = run(host, some, judge=None, checkpoint=state)
+    found.save(tmp_path)
+    for path in (state, file):
+        header, tensors = read_tensors(path)
+        del header["checksum"]
+        save_file(tensors, path, metadata={"vlm_edit": json.dumps(header)})
+    told = json.loads((tmp_path / "summary.json").read_text("utf-8"))
+    del told["checksum"]
+    (tmp_path / "summary.json").write_text(json.dumps(told), "utf-8")
+    expect_same(load_measurement(tmp_path), found)
+    expect_same(run(host, some, judge=None, checkpoint=state), found)
+    assert load_measurement(tmp_path).checksum() == found.checksum()
 
 
 def test_the_table_comes_as_json_and_without_pandas_says_what_to_install(

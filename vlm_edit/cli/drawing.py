@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -21,7 +22,8 @@ from vlm_edit.cli.subject import load_dictionary, load_pairs, run_of
 from vlm_edit.dictionaries import Dictionary, PairedDictionary
 from vlm_edit.dominance import Cut
 from vlm_edit.errors import VlmEditError
-from vlm_edit.measurement import measure
+from vlm_edit.files import packed, write_bytes
+from vlm_edit.measurement import Measurement, measure
 from vlm_edit.patches import Patch
 from vlm_edit.report import Picture
 from vlm_edit.selection import by_class
@@ -112,7 +114,8 @@ def draw(options: argparse.Namespace) -> int:
     dictionary = load_dictionary(options)
     if isinstance(dictionary, PairedDictionary):
         raise VlmEditError("draw takes codes over, and a paired dictionary has one per stream")
-    features = _features(options, pipe, dictionary, [c for c in classes if c != WHOLE])
+    run = run_of(options.run_folder, pipe.clip, dictionary) if options.run_folder else None
+    features = _features(options, pipe, dictionary, run, [c for c in classes if c != WHOLE])
     taken: list[tuple[str, str | Image.Image | None, Tensor | None]] = [
         (told, what, embed(pipe, options.site, what)) for told, what in references
     ] or [("", None, None)]
@@ -136,7 +139,7 @@ def draw(options: argparse.Namespace) -> int:
                     )
             rows.append(Row(_title(name, features), reference, drawings))
             print(f"{rows[-1].title}: {told}" if told else rows[-1].title, flush=True)
-    _save(options, rows, strengths)
+    _save(options, rows, strengths, run)
     return 0
 
 
@@ -176,17 +179,23 @@ def _expect_out(options: argparse.Namespace) -> None:
             raise VlmEditError(f"--out {out} is what is drawn from: name another file")
 
 
-def _save(options: argparse.Namespace, rows: Sequence[Row], strengths: Sequence[float]) -> None:
+def _save(
+    options: argparse.Namespace,
+    rows: Sequence[Row],
+    strengths: Sequence[float],
+    run: Measurement | None,
+) -> None:
     """The picture, and a copy for the run's page."""
     picture = _picture(options, rows, strengths)
-    if options.run_folder:
-        save_picture(Path(options.run_folder), picture)
+    kind = Image.EXTENSION[Path(options.out).suffix.lower()]
     try:
-        picture.image.save(options.out)
+        data = packed(partial(picture.image.save, format=kind))
     except (OSError, ValueError) as error:
         raise VlmEditError(f"--out {options.out} could not be written ({error})") from error
+    write_bytes(options.out, data, "picture")
     print(f"\npicture:  {options.out}")
-    if options.run_folder:
+    if run is not None:
+        save_picture(Path(options.run_folder), picture, run.checksum())
         print(f"page:     vlm-edit report {options.run_folder}")
 
 
@@ -235,11 +244,14 @@ def _draw(pipe: Any, source: str | Image.Image, options: argparse.Namespace) -> 
 
 
 def _features(
-    options: argparse.Namespace, pipe: Any, dictionary: Dictionary, classes: Sequence[str]
+    options: argparse.Namespace,
+    pipe: Any,
+    dictionary: Dictionary,
+    found: Measurement | None,
+    classes: Sequence[str],
 ) -> dict[str, list[int]]:
     """Each class's features, by a run or measured now."""
-    if options.run_folder:
-        found = run_of(options.run_folder, pipe.clip, dictionary)
+    if found is not None:
         if found.site != options.site:
             raise VlmEditError(
                 f"{options.run_folder} measured {found.site}: draw with --site {found.site}"

@@ -47,10 +47,10 @@ def edit(options: argparse.Namespace) -> int:
     if options.save_to:
         next(iter(named.values())).save(options.save_to, subject.model)
         print(f"\npatch:  {options.save_to}")
-    if options.into:
+    if run is not None:
         name, found = next(iter(after.items()))
         shown = found.changed(before, f"What images find, before and after: {name}")
-        save_edit(Path(options.into), table, shown)
+        save_edit(Path(options.into), table, shown, run.checksum())
         print(f"\npage:   vlm-edit report {options.into}")
     return 0
 

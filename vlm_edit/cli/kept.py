@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from PIL import Image, PngImagePlugin
 
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import locked, make_folder, packed, write_new
 from vlm_edit.report import Examples, Picture, Table
 
 EDITS, DRAWINGS = "edits", "drawings"
-_TITLE, _TOLD, _NOTE = "Title", "Description", "Comment"  # keywords of the PNG standard
+_ENDINGS = {EDITS: ".json", DRAWINGS: ".png"}
+_RUN = "run"
+# Keywords of the PNG standard.
+_TITLE, _TOLD, _NOTE, _SOURCE = "Title", "Description", "Comment", "Source"
+
+Kept = TypeVar("Kept")
 
 
 def clear(run: Path) -> None:
@@ -21,9 +31,10 @@ def clear(run: Path) -> None:
         shutil.rmtree(run / folder, ignore_errors=True)
 
 
-def save_edit(run: Path, table: Table, examples: Examples) -> None:
-    """Keep what an edit did."""
+def save_edit(run: Path, table: Table, examples: Examples, of: str) -> None:
+    """Keep what an edit did, of the run with this checksum."""
     told = {
+        _RUN: of,
         "table": [table.title, list(table.columns), [list(row) for row in table.rows], table.note],
         "examples": [
             examples.title,
@@ -31,57 +42,101 @@ def save_edit(run: Path, table: Table, examples: Examples) -> None:
             examples.note,
         ],
     }
-    text = json.dumps(told, ensure_ascii=False, indent=1)
-    _next(run / EDITS, ".json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(told, ensure_ascii=False, indent=1) + "\n"
+    _keep(run, EDITS, text.encode("utf-8", "replace"), _edit)
 
 
-def save_picture(run: Path, picture: Picture) -> None:
-    """Keep a grid of drawings; its words stand in the file itself."""
+def save_picture(run: Path, picture: Picture, of: str) -> None:
+    """Keep a grid of drawings, likewise; its words stand in the file itself."""
     words = PngImagePlugin.PngInfo()
-    for key, text in ((_TITLE, picture.title), (_TOLD, picture.told), (_NOTE, picture.note)):
+    told = {_TITLE: picture.title, _TOLD: picture.told, _NOTE: picture.note, _SOURCE: of}
+    for key, text in told.items():
         # Arguments may hold halves of characters that UTF-8 cannot write.
         words.add_itxt(key, text.encode("utf-8", "replace").decode("utf-8"))
-    picture.image.save(_next(run / DRAWINGS, ".png"), pnginfo=words)
+    data = packed(lambda file: picture.image.save(file, "PNG", pnginfo=words))
+    _keep(run, DRAWINGS, data, _picture)
 
 
-def edits(run: Path) -> tuple[list[Table], list[Examples]]:
-    """What was kept of edits, in their order.
-
-    Raises:
-        VlmEditError: A file is damaged.
-    """
-    tables, examples = [], []
-    for file in sorted((run / EDITS).glob("*.json")):
-        try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            tables.append(Table(*told["table"]))
-            title, items, note = told["examples"]
-            examples.append(Examples(title, [(int(n), lines) for n, lines in items], note))
-        except (ValueError, KeyError, TypeError) as error:
-            raise VlmEditError(f"{file} is damaged: delete it, or edit again") from error
-    return tables, examples
-
-
-def pictures(run: Path) -> list[Picture]:
-    """What was kept of drawings, in their order.
+def edits(run: Path, of: str | None = None) -> tuple[list[Table], list[Examples]]:
+    """What was kept of edits, in their order: of the run with this checksum, or all.
 
     Raises:
         VlmEditError: A file is damaged.
     """
-    found = []
-    for file in sorted((run / DRAWINGS).glob("*.png")):
-        try:
-            with Image.open(file) as image:
-                image.load()
-                words = {key: str(image.info[key]) for key in (_TITLE, _TOLD, _NOTE)}
-                found.append(Picture(words[_TITLE], image.copy(), words[_TOLD], words[_NOTE]))
-        except (OSError, SyntaxError, ValueError, KeyError) as error:
-            raise VlmEditError(f"{file} is damaged: delete it, or draw again") from error
-    return found
+    found = _kept(run, EDITS, _edit, of)
+    return [table for table, _ in found], [examples for _, examples in found]
 
 
-def _next(folder: Path, ending: str) -> Path:
-    """A file behind those that are there."""
-    folder.mkdir(exist_ok=True)
-    taken = [int(f.stem) for f in folder.glob(f"*{ending}") if f.stem.isdecimal()]
-    return folder / f"{max(taken, default=0) + 1:03}{ending}"
+def pictures(run: Path, of: str | None = None) -> list[Picture]:
+    """What was kept of drawings, likewise.
+
+    Raises:
+        VlmEditError: A file is damaged.
+    """
+    return _kept(run, DRAWINGS, _picture, of)
+
+
+def others(run: Path, of: str) -> list[Path]:
+    """Files of another run than that with this checksum, which a killed process did not delete."""
+    there = (*_all(run, EDITS, _edit), *_all(run, DRAWINGS, _picture))
+    return [file for file, whose, _ in there if whose not in (None, of)]
+
+
+def _kept(
+    run: Path, folder: str, read: Callable[[Path], tuple[str | None, Kept]], of: str | None
+) -> list[Kept]:
+    """Former versions did not tell whose a file is."""
+    return [
+        what for _, whose, what in _all(run, folder, read) if None in (of, whose) or whose == of
+    ]
+
+
+def _all(
+    run: Path, folder: str, read: Callable[[Path], tuple[str | None, Kept]]
+) -> Iterator[tuple[Path, str | None, Kept]]:
+    for file in sorted((run / folder).glob(f"*{_ENDINGS[folder]}")):
+        yield file, *read(file)
+
+
+def _edit(file: Path) -> tuple[str | None, tuple[Table, Examples]]:
+    """Whose it is, if that is told, and what was kept."""
+    try:
+        told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        title, items, note = told["examples"]
+        shown = Examples(title, [(int(n), lines) for n, lines in items], note)
+        return told.get(_RUN), (Table(*told["table"]), shown)
+    except (ValueError, KeyError, TypeError) as error:
+        raise VlmEditError(
+            f"{file} is damaged: delete it, or edit again with --run {file.parents[1]}"
+        ) from error
+
+
+def _picture(file: Path) -> tuple[str | None, Picture]:
+    """Likewise."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+            words = {key: str(image.info[key]) for key in (_TITLE, _TOLD, _NOTE)}
+            whose = image.info.get(_SOURCE)
+            found = Picture(words[_TITLE], image.copy(), words[_TOLD], words[_NOTE])
+            return None if whose is None else str(whose), found
+    except (OSError, SyntaxError, ValueError, KeyError) as error:
+        raise VlmEditError(
+            f"{file} is damaged: delete it, or draw again with --run {file.parents[1]}"
+        ) from error
+
+
+def _keep(run: Path, name: str, data: bytes, read: Callable[[Path], object]) -> None:
+    """Write a file behind those that are there; damaged ones, which no page can show, make room."""
+    with locked(run):
+        folder, ending = make_folder(run / name), _ENDINGS[name]
+        for file in folder.glob(f"*{ending}"):
+            try:
+                read(file)
+            except VlmEditError:
+                file.unlink(missing_ok=True)
+                print(f"deleted, since it was damaged: {file}", file=sys.stderr)
+        taken = [int(f.stem) for f in folder.glob(f"*{ending}") if f.stem.isdecimal()]
+        for number in itertools.count(max(taken, default=0) + 1):
+            if write_new(folder / f"{number:03}{ending}", data, f"page's part {name}"):
+                return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from vlm_edit.cli import kept
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
 from vlm_edit.encoders import image_encoder, text_encoder
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import locked, make_folder
 from vlm_edit.measurement import (
     Judge,
     Measurement,
@@ -19,6 +22,7 @@ from vlm_edit.measurement import (
     is_finished,
     load_measurement,
     merge_parts,
+    save_runs,
     texts_digest,
 )
 from vlm_edit.pairs import Pairs
@@ -37,35 +41,65 @@ def measure(options: argparse.Namespace) -> int:
     subject = Subject.load(options)
     if options.centred:
         expect_centrable(subject.expect_dictionary())
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     wanted: dict[str, Any] = {"zeros": options.zeros, "keep": options.keep, "judge": judge}
     files = [out / f"part-{i + 1}-of-{parts}.checkpoint" for i in range(parts)]
-    if parts == 1:
-        found = subject.measure(**wanted, checkpoint=files[0], every=options.every)
-    else:
-        subject.measure_part((part, parts), files[part], every=options.every, **wanted)
-        missing = sum(not is_finished(file) for file in files)
-        if missing:
-            print(f"part {part + 1} of {parts} is done; {missing} to go, in {out}")
-            return 0
-        found = merge_parts(files, subject.pairs, judge)
-    _tell(found, subject)
-    kept.clear(out)
-    shutil.rmtree(out / CENTRED, ignore_errors=True)  # of a run that was here before
-    found.save(out)
-    runs = [out]
+    if parts > 1:
+        return _measure_part(subject, out, part, files, options.every, wanted)
+    runs = {out: subject.measure(**wanted, checkpoint=files[0], every=options.every)}
+    _tell(runs[out], subject)
     if options.centred:
-        moved = centred(subject.expect_dictionary(), found.means)
-        runs.append(out / CENTRED)
-        again = subject.measure(**wanted, dictionary=moved)
+        moved = centred(subject.expect_dictionary(), runs[out].means)
+        runs[out / CENTRED] = again = subject.measure(**wanted, dictionary=moved)
         print("\nCodes with each stream centred apart (the gap is that of the activations):\n")
         print(f"{class_table(again)}\n")
-        again.save(runs[-1])
+    with locked(out):
+        _change(runs, files)
+    return 0
+
+
+def _measure_part(
+    subject: Subject,
+    out: Path,
+    part: int,
+    files: Sequence[Path],
+    every: float,
+    wanted: Mapping[str, Any],
+) -> int:
+    """Measure a part; the process that finds all of them finished makes the run."""
+    if not subject.was_measured(out, **wanted):
+        subject.measure_part((part, len(files)), files[part], every=every, **wanted)
+    with locked(out):
+        missing = sum(not is_finished(file) for file in files)
+        if missing and subject.was_measured(out, **wanted):
+            for file in files:
+                file.unlink(missing_ok=True)
+            print(f"{out} holds this measurement, whole; to measure anew name another folder\n")
+            _tell_where([out])
+        elif missing:
+            print(f"part {part + 1} of {len(files)} is done; {missing} to go, in {out}")
+        else:
+            found = merge_parts(files, subject.pairs, wanted["judge"])
+            _tell(found, subject)
+            _change({out: found}, files)
+    return 0
+
+
+def _change(runs: Mapping[Path, Measurement], files: Iterable[Path]) -> None:
+    """Put runs in the place of former ones; only then delete what belonged to those."""
+    out = next(iter(runs))
+    save_runs(runs)
+    kept.clear(out)
+    if out / CENTRED not in runs:
+        shutil.rmtree(out / CENTRED, ignore_errors=True)
     for file in files:
         file.unlink(missing_ok=True)
+    _tell_where(runs)
+
+
+def _tell_where(runs: Iterable[Path]) -> None:
     for run in runs:
         print(f"run:    {run}\npage:   vlm-edit report {run}")
-    return 0
 
 
 def report(options: argparse.Namespace) -> int:
@@ -73,11 +107,14 @@ def report(options: argparse.Namespace) -> int:
     run = Path(options.folder)
     found = load_measurement(run)
     pairs = _pairs_of(found, options.pairs)
-    tables, examples = kept.edits(run)
-    pictures = kept.pictures(run)
+    checksum = found.checksum()
+    tables, examples = kept.edits(run, checksum)
+    pictures = kept.pictures(run, checksum)
     page = Path(options.page or run / "index.html")
     title = options.title or f"Features at {found.site}"
     write_page(page, found, pairs, title, tables, examples, pictures, seed=options.seed)
+    for file in kept.others(run, checksum):
+        print(f"left out, since it is of a run that was here before: {file}", file=sys.stderr)
     print(f"page:   {page}")
     return 0
 

@@ -24,6 +24,7 @@ from vlm_edit.measurement import (
     measure_part,
     pairs_listing,
     provenance,
+    was_measured,
 )
 from vlm_edit.measurement import measure as measure_pairs
 from vlm_edit.pairs import Pairs, read_pairs
@@ -159,6 +160,18 @@ class Subject:
             self.site,
             part=part,
             checkpoint=checkpoint,
+            batch_size=self.batch_size,
+            **options,
+        )
+
+    def was_measured(self, folder: Path, **options: Any) -> bool:
+        """Whether a folder holds what ``measure`` with these options would give."""
+        try:
+            found = load_measurement(folder)
+        except VlmEditError:
+            return False
+        return was_measured(
+            *(found, self.model, self.processor, self.pairs, self.expect_dictionary(), self.site),
             batch_size=self.batch_size,
             **options,
         )

@@ -7,8 +7,8 @@ from vlm_edit.measurement.judge import Judge
 from vlm_edit.measurement.judging import EXAMPLES
 from vlm_edit.measurement.provenance import pairs_listing, provenance, texts_digest
 from vlm_edit.measurement.reader import STREAMS, Batch, Prepare, Reader
-from vlm_edit.measurement.result import Measurement, class_of, load_measurement
-from vlm_edit.measurement.run import is_finished, measure, measure_part, merge_parts
+from vlm_edit.measurement.result import Measurement, class_of, load_measurement, save_runs
+from vlm_edit.measurement.run import is_finished, measure, measure_part, merge_parts, was_measured
 
 __all__ = [
     "EXAMPLES",
@@ -30,5 +30,7 @@ __all__ = [
     "merge_parts",
     "pairs_listing",
     "provenance",
+    "save_runs",
     "texts_digest",
+    "was_measured",
 ]

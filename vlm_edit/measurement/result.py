@@ -16,12 +16,22 @@ from torch import Tensor
 
 from vlm_edit.dominance import CLASSES, Cut, Dominance
 from vlm_edit.errors import VlmEditError
-from vlm_edit.files import read_tensors, write_bytes, write_tensors
+from vlm_edit.files import (
+    CHECKSUM,
+    checksum,
+    locked,
+    make_folder,
+    pack_tensors,
+    read_tensors,
+    write_bytes,
+    write_together,
+)
 from vlm_edit.interpretability import TopExamples
 from vlm_edit.measurement.reader import STREAMS
 
 VERSION = 1
 FILE = "measurement.safetensors"
+SUMMARY = "summary.json"
 _WHAT = "measurement"
 _LISTED = 9  # examples per feature in tables
 
@@ -119,17 +129,16 @@ class Measurement:
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write ``table`` as CSV."""
-        columns = self.table()
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-        write_bytes(path, text.getvalue().encode("utf-8"))
+        write_bytes(path, _csv(self.table()), "table")
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write ``summary`` and ``table`` as JSON; undefined is null."""
         columns = {name: [_known(v) for v in values] for name, values in self.table().items()}
-        write_json(path, {"summary": self.summary(), "features": columns})
+        write_bytes(path, _json({"summary": self.summary(), "features": columns}), "table")
+
+    def checksum(self) -> str:
+        """32 digits of everything in it, by which the files of a run know that they are of one."""
+        return checksum(*self._taken_apart())
 
     def summary(self) -> dict[str, Any]:
         """The figures of the whole, as JSON-able values."""
@@ -150,6 +159,7 @@ class Measurement:
             "random_similarity": {name: list(values) for name, values in self.random.items()},
             "warnings": found.warnings(),
             "provenance": dict(self.provenance),
+            CHECKSUM: self.checksum(),
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -157,12 +167,17 @@ class Measurement:
 
         Args:
             folder: Made if need be; ``load_measurement`` reads it.
+
+        Raises:
+            VlmEditError: It cannot be written; a run that was there before still is.
         """
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        self.to_csv(target / "features.csv")
-        write_json(target / "summary.json", self.summary())
-        tensors, scalars = _taken_apart(self.dominance)
+        save_runs({Path(folder): self})
+
+    def _taken_apart(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Header and tensors, as they are written."""
+        values = {item.name: getattr(self.dominance, item.name) for item in fields(self.dominance)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        scalars = {name: value for name, value in values.items() if name not in tensors}
         tensors |= {f"interpretability.{k}": v for k, v in self.interpretability.items()}
         tensors |= {f"means.{k}": v for k, v in self.means.items()}
         for stream, top in self.examples.items():
@@ -180,7 +195,31 @@ class Measurement:
             "random": {name: list(values) for name, values in self.random.items()},
             "provenance": dict(self.provenance),
         }
-        write_tensors(target / FILE, tensors, header, _WHAT)
+        return header, tensors
+
+
+def save_runs(runs: Mapping[Path, Measurement]) -> None:
+    """Write several runs as one change, such as a run and the one inside it.
+
+    No file takes its name before all are on the disk. The first run's summary does so first and
+    its measurement last: in between, ``load_measurement`` refuses it.
+
+    Args:
+        runs: By folder, made if need be.
+
+    Raises:
+        VlmEditError: They cannot be written; runs that were there before still are.
+    """
+    files: dict[Path, bytes] = {}
+    last: dict[Path, bytes] = {}
+    for folder, found in runs.items():
+        target = make_folder(folder)
+        header, tensors = found._taken_apart()
+        files[target / SUMMARY] = _json(found.summary())
+        files[target / "features.csv"] = _csv(found.table())
+        (files if last else last)[target / FILE] = pack_tensors(tensors, header)
+    with locked(next(iter(runs))):
+        write_together({**files, **last}, "run")
 
 
 def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
@@ -213,6 +252,7 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
         raise VlmEditError(
             f"{path} is not a measurement of format {VERSION}: measure again, or update vlm-edit"
         )
+    _expect_whole(Path(folder), header)
     try:
         examples = {}
         for stream in STREAMS:
@@ -247,17 +287,34 @@ def class_of(found: Dominance, rule: Cut) -> list[str]:
     return [names[feature] for feature in range(len(found.scores))]
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write JSON, readable by people."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode("utf-8"))
+def _expect_whole(folder: Path, header: Mapping[str, Any]) -> None:
+    """Refuse a run whose change was broken off: its summary, which changes first, is of another."""
+    file = folder / SUMMARY
+    if not file.is_file():
+        return
+    try:
+        told = json.loads(file.read_text(encoding="utf-8")).get(CHECKSUM)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        told = "unreadable"
+    if told != header.get(CHECKSUM):
+        raise VlmEditError(
+            f"{folder} holds an unfinished change: {SUMMARY} is not of the run in {FILE}. Wait, if "
+            "a process is writing it; measure again, which takes up what was measured, if one was "
+            f"killed; for the run in {FILE}, delete {SUMMARY} and features.csv"
+        )
 
 
-def _taken_apart(dominance: Dominance) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Fields that are tensors, and the others."""
-    values = {item.name: getattr(dominance, item.name) for item in fields(dominance)}
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    return tensors, {name: value for name, value in values.items() if name not in tensors}
+def _csv(columns: Mapping[str, list[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue().encode("utf-8")
+
+
+def _json(value: Any) -> bytes:
+    """JSON, readable by people."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

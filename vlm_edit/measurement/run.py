@@ -14,7 +14,7 @@ from torch import nn
 from vlm_edit.dictionaries import Encodes
 from vlm_edit.dominance import Zeros
 from vlm_edit.errors import VlmEditError
-from vlm_edit.files import read_tensors, write_tensors
+from vlm_edit.files import make_folder, read_tensors, write_tensors
 from vlm_edit.measurement.accumulator import MeasurementAccumulator
 from vlm_edit.measurement.judge import Judge
 from vlm_edit.measurement.judging import EXAMPLES, SEED
@@ -140,6 +140,35 @@ def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
         return False
     state = _State.load(path, None)
     return state.next_batch >= state.batches(state.told["pairs"]["count"]).stop
+
+
+def was_measured(
+    found: Measurement,
+    model: nn.Module,
+    processor: Any,
+    pairs: Pairs,
+    dictionary: Encodes,
+    site: str = "joint",
+    **options: Any,
+) -> bool:
+    """Whether ``measure`` with these arguments would measure the same again.
+
+    Args:
+        found: What was measured.
+        model: As in ``measure``, like the next four.
+        processor: Its processor.
+        pairs: The pairs.
+        dictionary: Of the site's width.
+        site: Where.
+        options: As in ``measure``: zeros, keep, batch_size, judge, adapter, prepare.
+    """
+    state, _ = _begin(model, processor, pairs, dictionary, site, (0, 1), **options)
+    try:
+        there = {k: v for k, v in found.provenance["pairs"].items() if k != "digest"}
+        _expect_same({**found.provenance, "pairs": there}, state.told, "it")
+    except (VlmEditError, KeyError, TypeError, AttributeError):
+        return False
+    return True
 
 
 def _begin(
@@ -290,7 +319,7 @@ class _State:
             "skipped": self.skipped,
             "truncated": self.truncated,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_tensors(path, self.accumulator.state_dict(), header, _WHAT)
 
     @classmethod
