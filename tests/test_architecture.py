@@ -76,6 +76,25 @@ PLANNED: set[str] = set()
 FACE = "__init__"
 FROM_THE_FACE = {"__version__"}
 
+# Where something else than the room of files may write, by path below vlm_edit, and why.
+WRITERS = {
+    "files/": "writes whole files",
+    "cli/patching.py": "bakes into a folder beside the target, which is moved there whole",
+    "cli/kept.py": "encodes a picture into a buffer",
+    "report/picture.py": "encodes a picture into a buffer",
+    "report/sprites.py": "encodes a picture into a buffer",
+    "dictionaries/formats/saelens.py": "writes files in the way of another library",
+    "zoo/recipes/": "rebuild what is bundled, by hand, into a folder that nothing reads meanwhile",
+}
+# Of these, ``save`` is our own, which writes by the room of files.
+SAVED = {"self", "patch", "found", "merged", "saved", "next(iter(named.values()))"}
+WRITING = {
+    *("write_text", "write_bytes", "touch", "tofile", "savefig", "dump", "save_file", "savez"),
+    *("save_pretrained", "copy", "copy2", "copyfile", "copytree", "rename", "link", "symlink_to"),
+    *("hardlink_to", "truncate", "mkstemp", "NamedTemporaryFile", "to_parquet", "to_pickle"),
+}
+WRITE_MODE = re.compile(r"[rbt]*[wax+][wax+rbt]*")
+
 HOOK_CALL = re.compile(r"^register_(module_)?forward(_pre)?_hook$")
 
 
@@ -196,6 +215,36 @@ def forward_hook_calls(folder: Path) -> list[str]:
     ]
 
 
+def writing_calls(core: Path) -> list[str]:
+    """Calls that write to files, and by what they do."""
+    return [
+        f"{path.relative_to(core).as_posix()}:{node.lineno}: {name}"
+        for path in modules(core)
+        for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path)))
+        if isinstance(node, ast.Call)
+        and (name := getattr(node.func, "attr", getattr(node.func, "id", "")))
+        and writes(node, name)
+    ]
+
+
+def writes(call: ast.Call, name: str) -> bool:
+    of = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else None
+    if name == "open":
+        given = [*call.args, *(word.value for word in call.keywords if word.arg == "mode")]
+        modes = [a.value for a in given if isinstance(a, ast.Constant)]
+        flags = of == "os" and len(given) > 1 and "O_RDONLY" not in ast.unparse(given[1])
+        return flags or any(isinstance(m, str) and WRITE_MODE.fullmatch(m) for m in modes)
+    if name == "replace":  # of a path; of a text it takes two
+        return of == "os" or (of is not None and len(call.args) == 1 and not call.keywords)
+    if name == "save":
+        return of is not None and of not in SAVED
+    if name in ("copy", "dump"):
+        return of in ("shutil", "json", "pickle", "torch")
+    if name in ("write_text", "write_bytes"):
+        return of is not None
+    return name in WRITING
+
+
 def test_every_room_is_in_the_table_and_every_row_has_a_room() -> None:
     built = rooms(CORE)
     assert not built - set(ARROWS), "a new room: add it to ARROWS and to docs/architecture.md"
@@ -233,6 +282,12 @@ def test_only_hooks_registers_forward_hooks() -> None:
     ]
     assert not elsewhere
     assert not forward_hook_calls(ADAPTERS)
+
+
+def test_only_files_writes_to_files() -> None:
+    elsewhere = [where for where in writing_calls(CORE) if not where.startswith(tuple(WRITERS))]
+    assert not elsewhere, "write it by vlm_edit.files"
+    assert not writing_calls(ADAPTERS)
 
 
 def test_adapters_import_nothing_of_the_core_but_sites() -> None:
@@ -351,6 +406,35 @@ def test_every_way_to_register_a_forward_hook_is_found(tmp_path: Path) -> None:
     assert [where.split("/")[1] for where in forward_hook_calls(core)] == [
         *("four.py:1", "one.py:1", "three.py:1", "two.py:1")
     ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("open(p, 'w')", "open(p, mode='ab')", "p.open('r+')", "p.open(mode='x')"),
+        *("os.open(p, os.O_WRONLY)", "p.write_text(t)", "p.write_bytes(b)", "p.touch()"),
+        *("json.dump(x, f)", "torch.save(x, p)", "image.save(p)", "np.save(p, x)", "p.replace(q)"),
+        *("os.replace(p, q)", "p.rename(q)", "shutil.copyfile(p, q)", "save_file(t, p)"),
+        *("shutil.copy(p, q)", "model.save_pretrained(p)"),
+    ],
+)
+def test_every_way_to_write_a_file_is_found(line: str, tmp_path: Path) -> None:
+    assert len(writing_calls(tree(tmp_path, {"edits.py": line}))) == 1
+
+
+def test_what_reads_files_or_writes_by_files_is_not_taken_for_writing(tmp_path: Path) -> None:
+    lines = [
+        *(
+            "open(p)",
+            "p.open('rb')",
+            "p.open(newline='')",
+            "os.open(p, os.O_RDONLY)",
+            "pairs.open(3)",
+        ),
+        *("write_text(p, t)", "write_bytes(p, b)", "found.save(p)", "t.replace('a', 'b')"),
+        *("replace(x, a=1)", "x.copy()", "torch.load(p)", "json.dumps(x)"),
+    ]
+    assert not writing_calls(tree(tmp_path, {"edits.py": "\n".join(lines)}))
 
 
 def test_an_import_of_nnsight_inside_a_function_is_found(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import csv
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -122,6 +123,35 @@ def test_the_log_of_another_kind_of_run_is_not_gone_on_with(tmp_path: Path) -> N
     log.write_text(told)
     train_dictionary({"image": rows()}, config, progress=False, **kept)
     assert log.read_text() == told
+
+
+@pytest.mark.parametrize("left", [1, 3, 8, -3, -1])
+def test_a_line_of_the_log_that_was_cut_is_dropped(tmp_path: Path, left: int) -> None:
+    config, log = replace(CONFIG, steps=300), tmp_path / "log.csv"
+    kept = {"checkpoint": tmp_path / "c", "log": log}
+    train_dictionary({"image": rows()}, config, progress=False, **kept)
+    header, *lines = log.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3
+    log.write_bytes(b"".join([header, *lines[:2], lines[2][:left]]))
+    train_dictionary({"image": rows()}, config, progress=False, **kept)
+    assert log.read_bytes() == b"".join([header, *lines[:2]])
+    log.write_bytes(b"".join([header, lines[0], b"2,,,,\r\n", lines[1]]))
+    train_dictionary({"image": rows()}, config, progress=False, **kept)
+    assert log.read_bytes() == b"".join([header, *lines[:2]])
+
+
+def test_a_log_without_room_keeps_whole_lines(tmp_path: Path) -> None:
+    config, log = replace(CONFIG, steps=300), tmp_path / "log.csv"
+    train_dictionary({"image": rows()}, config, progress=False, log=log)
+    whole = log.read_bytes().splitlines(keepends=True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(b"".join(whole[:3])) + 4, before[1]))
+    try:
+        with pytest.raises(VlmEditError, match="cannot write the log to "):
+            train_dictionary({"image": rows()}, config, progress=False, log=log)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.read_bytes() == b"".join(whole[:3])
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

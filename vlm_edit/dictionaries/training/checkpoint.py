@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.trainer import Trainer
 from vlm_edit.errors import VlmEditError
-from vlm_edit.files import read_tensors, write_tensors
+from vlm_edit.files import append_text, read_tensors, write_tensors, write_text
 
 _WHAT = "state of a dictionary's training"
 
@@ -96,23 +97,32 @@ class Log:
         self.path = Path(path) if path is not None and world()[0] == 0 else None
         if self.path is None:
             return
-        kept = []
-        if done and self.path.exists():
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                if tuple(reader.fieldnames or ()) != self.fields:
-                    raise VlmEditError(
-                        f"{self.path} has columns {reader.fieldnames}, and this run's log "
-                        f"{list(self.fields)}: it is of another kind of run; name another file"
-                    )
-                kept = [row for row in reader if int(row["step"]) <= done]
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.fields)
-            writer.writeheader()
-            writer.writerows(kept)
+        kept = self._kept(self.path, done) if done and self.path.exists() else []
+        write_text(self.path, "".join(map(_line, [self.fields, *kept])), "log")
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
         """A line."""
         if self.path is not None:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.fields).writerow({"step": step, **figures})
+            append_text(self.path, _line([step, *(figures[name] for name in self.fields[1:])]))
+
+    def _kept(self, path: Path, done: int) -> list[list[str]]:
+        """Lines of steps that are done; one that a killed process has cut is not."""
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            whole = [line for line in file if line.endswith("\n")]
+        columns, *rows = csv.reader(whole) if whole else [[]]
+        if tuple(columns) != self.fields:
+            raise VlmEditError(
+                f"{path} has columns {columns}, and this run's log "
+                f"{list(self.fields)}: it is of another kind of run; name another file"
+            )
+        return [row for row in rows if self._holds(row) and int(row[0]) <= done]
+
+    def _holds(self, row: Sequence[str]) -> bool:
+        """Whether nothing of a line is missing: former versions went on behind a cut one."""
+        return len(row) == len(self.fields) and all(row) and row[0].isdecimal()
+
+
+def _line(values: Sequence[object]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(values)
+    return text.getvalue()
