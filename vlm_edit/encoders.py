@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from vlm_edit.errors import VlmEditError
+from vlm_edit.loading import one_line
 
 TextEncoder = Callable[[Sequence[str]], Tensor]
 ImageEncoder = Callable[[Sequence[Image]], Tensor]
@@ -23,6 +24,7 @@ _MODES = {
     "pooling_mode_max_tokens": "max",
 }
 _MODULES = ("Transformer", "Pooling", "Normalize")
+_OWN = "Pass a function of your own instead"
 
 
 def text_encoder(folder: str | Path, batch_size: int = 64) -> TextEncoder:
@@ -48,10 +50,17 @@ def text_encoder(folder: str | Path, batch_size: int = 64) -> TextEncoder:
     start = folder / modules.get("Transformer", "")
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(start), local_files_only=True)
-    model = AutoModel.from_pretrained(
-        str(start), local_files_only=True, use_safetensors=True, dtype=torch.float32
-    ).eval()
+    with one_line(start, mend=_OWN):
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(start), local_files_only=True, trust_remote_code=False
+        )
+        model = AutoModel.from_pretrained(
+            str(start),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+        ).eval()
     longest = _read(start / "sentence_bert_config.json").get("max_seq_length")
 
     def embed(texts: Sequence[str]) -> Tensor:
@@ -85,10 +94,17 @@ def image_encoder(folder: str | Path, batch_size: int = 32) -> ImageEncoder:
     folder = _checked(Path(folder), batch_size)
     from transformers import AutoImageProcessor, AutoModel
 
-    processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
-    model = AutoModel.from_pretrained(
-        str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
-    ).eval()
+    with one_line(folder, mend=_OWN):
+        processor = AutoImageProcessor.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+        model = AutoModel.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+        ).eval()
 
     def embed(images: Sequence[Image]) -> Tensor:
         shown = [image.convert("RGB") for image in images]

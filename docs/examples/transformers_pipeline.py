@@ -9,7 +9,7 @@ image = pairs.open(1)  # a keycap on blue
 
 # image-text-to-text, a LLaVA: four features of its first language layer stand for yellow.
 model, processor = zoo.load_llava()
-ask = pipeline("image-text-to-text", model=model, processor=processor)
+ask = pipeline("image-text-to-text", model=model, processor=processor, trust_remote_code=False)
 yellow = Clamp([342, 110, 49, 501], value=8.0)
 patch = Patch.at("language.0", zoo.load_dictionary("language.0"), yellow, tokens="image")
 
@@ -34,6 +34,7 @@ classify = pipeline(
     model=clip,
     image_processor=processor.image_processor,
     tokenizer=processor.tokenizer,
+    trust_remote_code=False,
 )
 labels = ["dog face", "red heart", "rocket"]
 

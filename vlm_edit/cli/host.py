@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
 from torch import nn
 
 from vlm_edit.errors import VlmEditError
+from vlm_edit.loading import expect_diffusers, one_line
 from vlm_edit.sites import Host, class_of, unwrap
 
 ZOO = "zoo:"
@@ -34,7 +33,8 @@ def load_host(path: str) -> tuple[nn.Module, Any]:
             "images and texts: name the folder of one model"
         )
     with one_line(path):
-        return model, transformers.AutoProcessor.from_pretrained(Path(path))
+        processor = transformers.AutoProcessor.from_pretrained(Path(path), trust_remote_code=False)
+        return model, processor
 
 
 def load_model(path: str) -> Host:
@@ -58,15 +58,24 @@ def load_model(path: str) -> Host:
             f"{ZOO}emoji-clip or {ZOO}emoji-llava"
         )
     with one_line(path):
-        config = transformers.AutoConfig.from_pretrained(folder)
-        name = (config.architectures or [None])[0]
-        kind = getattr(transformers, name or "", None)
-        if kind is None:
-            raise VlmEditError(
-                f"config.json names the architecture {name!r}, which transformers "
-                f"{transformers.__version__} does not have"
-            )
-        return cast("nn.Module", kind.from_pretrained(folder).eval())
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        kind = _class_of(config)
+        return cast("nn.Module", kind.from_pretrained(folder, trust_remote_code=False).eval())
+
+
+def _class_of(config: Any) -> Any:
+    """The class of transformers' models that a config names."""
+    import transformers
+
+    listed = config.architectures
+    name = listed[0] if isinstance(listed, list) and listed else listed
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise VlmEditError(
+            f"config.json names the architecture {name!r}, which is no model of transformers "
+            f"{transformers.__version__}"
+        )
+    return kind
 
 
 def _load_pipeline(folder: Path) -> Host:
@@ -77,10 +86,12 @@ def _load_pipeline(folder: Path) -> Host:
             f"{folder} is a pipeline of diffusers, which is not installed: pip install "
             "'vlm-edit[diffusion]'"
         ) from error
+    expect_diffusers(diffusers)
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
-    with one_line(str(folder), "diffusers"):
-        return cast("Host", diffusers.DiffusionPipeline.from_pretrained(folder))
+    with one_line(folder, "diffusers"):
+        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=False)
+        return cast("Host", pipe)
 
 
 def _load_from_zoo(name: str) -> tuple[nn.Module, Any]:
@@ -93,19 +104,6 @@ def _load_from_zoo(name: str) -> tuple[nn.Module, Any]:
     if name not in hosts:
         raise VlmEditError(f"the zoo has no model {name!r}: it has {', '.join(hosts)}")
     return hosts[name]()
-
-
-@contextmanager
-def one_line(path: str, library: str = "transformers") -> Iterator[None]:
-    """Tell in one line why a library cannot load a folder."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise VlmEditError(
-            f"{path}: {library} cannot load it: {first}. A model of a kind it does not know can "
-            "be loaded in Python and given an adapter: docs/writing-an-adapter.md"
-        ) from error
 
 
 def quiet_when_piped() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.cli.host import ZOO, one_line
+from vlm_edit.cli.host import ZOO
 from vlm_edit.errors import VlmEditError
+from vlm_edit.loading import expect_diffusers, one_line
 from vlm_edit.pairs import IMAGE_ENDINGS, as_seen
 from vlm_edit.tasks.generation import read_reference
 
@@ -25,14 +26,14 @@ def load_pipeline(name: str) -> Any:
         VlmEditError: diffusers is missing, or the folder holds no ``UnclipPipeline`` with a host.
     """
     try:
-        from diffusers.utils import logging
+        import diffusers
 
         from vlm_edit.zoo.unclip import UnclipPipeline
     except ImportError as error:
         raise VlmEditError(
             f"drawing needs diffusers ({error}): pip install 'vlm-edit[diffusion]'"
         ) from error
-    logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
     if name.startswith(ZOO):
         if name != SHIPPED:
             raise VlmEditError(f"no pipeline {name!r}; the zoo has {SHIPPED}")
@@ -40,10 +41,11 @@ def load_pipeline(name: str) -> Any:
 
         pipe = zoo.load_unclip()
     else:
+        expect_diffusers(diffusers)
         _expect_kind(name)
         with one_line(name, "diffusers"):
             pipe = UnclipPipeline.from_pretrained(
-                name, local_files_only=True, low_cpu_mem_usage=False
+                name, local_files_only=True, low_cpu_mem_usage=False, trust_remote_code=False
             )
     if pipe.clip is None or pipe.processor is None:
         raise VlmEditError(

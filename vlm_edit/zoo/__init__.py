@@ -59,8 +59,12 @@ def load_host(dtype: torch.dtype = torch.float32) -> tuple[CLIPModel, CLIPProces
         >>> model.get_text_features(**inputs).pooler_output.shape
         torch.Size([1, 192])
     """
-    model = CLIPModel.from_pretrained(HOST, dtype=dtype, local_files_only=True).eval()
-    return model, CLIPProcessor.from_pretrained(HOST, local_files_only=True)
+    model = CLIPModel.from_pretrained(
+        HOST, dtype=dtype, local_files_only=True, trust_remote_code=False
+    ).eval()
+    return model, CLIPProcessor.from_pretrained(
+        HOST, local_files_only=True, trust_remote_code=False
+    )
 
 
 def load_llava(
@@ -86,8 +90,12 @@ def load_llava(
         >>> processor.decode(ids[0], skip_special_tokens=True).split("?")[1].strip()
         'white'
     """
-    model = LlavaForConditionalGeneration.from_pretrained(LLAVA, dtype=dtype, local_files_only=True)
-    return model.eval(), LlavaProcessor.from_pretrained(LLAVA, local_files_only=True)
+    model = LlavaForConditionalGeneration.from_pretrained(
+        LLAVA, dtype=dtype, local_files_only=True, trust_remote_code=False
+    )
+    return model.eval(), LlavaProcessor.from_pretrained(
+        LLAVA, local_files_only=True, trust_remote_code=False
+    )
 
 
 def load_pairs() -> Pairs:
@@ -176,6 +184,7 @@ def load_unclip(dtype: torch.dtype = torch.float32) -> UnclipPipeline:
         dtype=dtype,
         local_files_only=True,
         low_cpu_mem_usage=False,  # diffusers' default warns where accelerate is missing
+        trust_remote_code=False,
     )
     return pipe
 
@@ -200,7 +209,9 @@ def load_judge(dtype: torch.dtype = torch.float32) -> ResNetForImageClassificati
         >>> zoo.load_judge().config.id2label[0].split("=")[0]
         'label'
     """
-    found = ResNetForImageClassification.from_pretrained(JUDGE, dtype=dtype, local_files_only=True)
+    found = ResNetForImageClassification.from_pretrained(
+        JUDGE, dtype=dtype, local_files_only=True, trust_remote_code=False
+    )
     return found.eval()
 
 

@@ -116,8 +116,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the dictionaries")
     parser.add_argument("--batches", type=int, default=400, help=f"of {BATCH} pairs")
     options = parser.parse_args()
-    model = CLIPModel.from_pretrained(options.host, dtype=torch.float32).eval()
-    processor = CLIPProcessor.from_pretrained(options.host)
+    model = CLIPModel.from_pretrained(
+        options.host, dtype=torch.float32, trust_remote_code=False
+    ).eval()
+    processor = CLIPProcessor.from_pretrained(options.host, trust_remote_code=False)
     pairs = TrainingPairs(options.pairs, processor.tokenizer, plain(), seed=1)
     streams = collect(model, pairs, options.batches)
     shipped = collect_shipped(model, processor, zoo.load_pairs())

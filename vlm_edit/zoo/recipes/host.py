@@ -65,7 +65,9 @@ def _work(
         meeting = checkpoint.with_name(f"meeting-{checkpoint.stem}-{os.getppid()}")
         store = f"file://{meeting.resolve()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    tokenizer = CLIPTokenizer.from_pretrained(checkpoint.parent / TOKENIZER)
+    tokenizer = CLIPTokenizer.from_pretrained(
+        checkpoint.parent / TOKENIZER, trust_remote_code=False
+    )
     trainer = Trainer(recipe, folder, tokenizer, rank, world)
     if start and not checkpoint.is_file():
         trainer.start_from(start)
@@ -90,7 +92,7 @@ def train(folder: Path, out: Path, recipe: Recipe, processes: int) -> None:
     trained, settled = out / "checkpoint.safetensors", out / "settled.safetensors"
     for args in ((recipe, folder, trained, None), (SETTLE, folder, settled, trained)):
         spawn(_work, (processes, *args), nprocs=processes)
-    tokenizer = CLIPTokenizer.from_pretrained(out / TOKENIZER)
+    tokenizer = CLIPTokenizer.from_pretrained(out / TOKENIZER, trust_remote_code=False)
     export(settled, tokenizer, out / "emoji-clip")
 
 
@@ -102,8 +104,8 @@ def report(folder: Path, host: Path, splits: tuple[str, ...]) -> str:
         host: Folder of the host.
         splits: Names of splits.
     """
-    model = CLIPModel.from_pretrained(host, dtype=torch.float32).eval()
-    processor = CLIPProcessor.from_pretrained(host)
+    model = CLIPModel.from_pretrained(host, dtype=torch.float32, trust_remote_code=False).eval()
+    processor = CLIPProcessor.from_pretrained(host, trust_remote_code=False)
     scores = evaluate.score(model, processor, folder, splits)
     if "hv-test" in splits:
         scores["shipped"] = evaluate.score_shipped(model, processor)

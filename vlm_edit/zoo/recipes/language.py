@@ -147,8 +147,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
     options = parser.parse_args()
     config = replace(CONFIG, n_features=options.features, k=options.k, steps=options.steps)
-    model = LlavaForConditionalGeneration.from_pretrained(options.host, dtype=torch.float32).eval()
-    processor = LlavaProcessor.from_pretrained(options.host)
+    model = LlavaForConditionalGeneration.from_pretrained(
+        options.host, dtype=torch.float32, trust_remote_code=False
+    ).eval()
+    processor = LlavaProcessor.from_pretrained(options.host, trust_remote_code=False)
     sites = options.sites or layers(model)
     inputs = training_inputs(options.pairs, processor, options.batches)
     streams = activations(model, sites, inputs, IMAGE_TOKENS)

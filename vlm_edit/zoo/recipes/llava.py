@@ -49,7 +49,7 @@ def make_processor(tokenizer: PreTrainedTokenizerFast, host: CLIPModel) -> Llava
     """Make the processor: the host's images, and an image token per feature of the tower."""
     vision = host.config.vision_config
     return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil.from_pretrained(zoo.HOST),
+        image_processor=CLIPImageProcessorPil.from_pretrained(zoo.HOST, trust_remote_code=False),
         tokenizer=tokenizer, patch_size=vision.patch_size,
         vision_feature_select_strategy="full", num_additional_image_tokens=1,
     )  # fmt: skip
@@ -64,7 +64,9 @@ def export(checkpoint: Path, folder: Path, recipe: Recipe | None = None) -> None
         recipe: Of the run.
     """
     host, _ = zoo.load_host()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.parent / TOKENIZER)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        checkpoint.parent / TOKENIZER, trust_remote_code=False
+    )
     model = build(host, tokenizer, recipe or Recipe())
     restore(model, below(load_file(checkpoint), "average."))
     model.half().save_pretrained(folder)
@@ -80,7 +82,9 @@ def _work(rank: int, world: int, recipe: Recipe, folder: Path, checkpoint: Path)
         meeting = checkpoint.with_name(f"meeting-{checkpoint.stem}-{os.getppid()}")
         store = f"file://{meeting.resolve()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.parent / TOKENIZER)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        checkpoint.parent / TOKENIZER, trust_remote_code=False
+    )
     Trainer(recipe, folder, zoo.load_host()[0], tokenizer, rank, world).run(checkpoint)
     if world > 1:
         dist.destroy_process_group()
@@ -149,8 +153,10 @@ def report(folder: Path, saved: Path, splits: Sequence[str], pairs: bool) -> str
         splits: Names of splits.
         pairs: Whether to score the shipped pairs too.
     """
-    model = LlavaForConditionalGeneration.from_pretrained(saved, dtype=torch.float32).eval()
-    processor = LlavaProcessor.from_pretrained(saved)
+    model = LlavaForConditionalGeneration.from_pretrained(
+        saved, dtype=torch.float32, trust_remote_code=False
+    ).eval()
+    processor = LlavaProcessor.from_pretrained(saved, trust_remote_code=False)
     lines = [
         "| drawings | number | what is it? | background | who is it? | who, of people alone |",
         "|---|---|---|---|---|---|",

@@ -62,7 +62,7 @@ def evaluate(options: argparse.Namespace, host: CLIPModel, processor: CLIPProces
     folder, device = options.evaluate, host.device
     torch.backends.cudnn.benchmark = False  # few batches of each shape
     unet = UNet2DConditionModel.from_pretrained(
-        folder / "unet", torch_dtype=torch.float32, local_files_only=True
+        folder / "unet", torch_dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )
     pipe = pipeline(unet.eval()).to(device)
     pipe.set_progress_bar_config(disable=True)

@@ -97,7 +97,7 @@ def judge(model: ResNetForImageClassification, images: Tensor, batch: int = 256)
 def load(folder: Path) -> ResNetForImageClassification:
     """Load a classifier in single precision."""
     model = ResNetForImageClassification.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )
     return model.eval()
 
