@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from dataclasses import dataclass
@@ -154,11 +155,8 @@ def test_each_adapter_loads_by_its_entry_point(installed: Environment) -> None:
 
 def declared() -> dict[str, str]:
     """The entry points that pyproject.toml declares for the adapters of this repository."""
-    text = (ROOT / "pyproject.toml").read_text("utf-8")
-    (table,) = re.findall(
-        r'^\[project\.entry-points\."vlm_edit.adapters"\]\n(.*?)^\[', text, re.M | re.S
-    )
-    found = dict(re.findall(r'^"?([\w.-]+)"? = "(.+)"$', table, re.M))
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    found: dict[str, str] = told["project"]["entry-points"]["vlm_edit.adapters"]
     assert {"clip", "blip-2", "open_clip.CLIP"} <= set(found)
     return found
 
