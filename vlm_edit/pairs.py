@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from PIL import Image, ImageOps
 from vlm_edit.errors import VlmEditError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Of the files themselves, whatever they are called. No PostScript: Pillow hands it to Ghostscript.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 IMAGE_COLUMNS = ("image", "file_name", "filename", "filepath", "path")
 TEXT_COLUMNS = ("text", "caption", "title")
 
@@ -77,14 +81,24 @@ class Pairs:
             VlmEditError: It is missing or cannot be read.
         """
         image = self.images[i]
+        if isinstance(image, Path):
+            with open_image(image) as opened:
+                return as_seen(opened)
         try:
-            if isinstance(image, Path):
-                with Image.open(image) as opened:
-                    return as_seen(opened)
             return as_seen(image)
-        except Exception as error:  # decoders fail in many ways: a broken PNG is a SyntaxError
-            reason = str(error) or type(error).__name__
-            raise VlmEditError(f"{self.describe(i)}: {reason}") from error
+        except Exception as error:
+            raise VlmEditError(f"{self.describe(i)}: {_reason(error)}") from error
+
+    def readable(self) -> tuple[Pairs, list[tuple[int, str]]]:
+        """The pairs whose image can be opened; the numbers of the others, with the reason."""
+        kept, left_out = [], []
+        for i in range(len(self)):
+            try:
+                self.open(i)
+                kept.append(i)
+            except VlmEditError as error:
+                left_out.append((i, str(error)))
+        return self.select(kept), left_out
 
     def select(self, indices: Sequence[int]) -> Pairs:
         """Some of the pairs, in the order given."""
@@ -101,6 +115,51 @@ class Pairs:
             raise VlmEditError(f"batch size is {size}; it must be at least 1")
         for start in range(0, len(self), size):
             yield range(start, min(start + size, len(self)))
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Open an image file that nobody vouches for; it is decoded within the block.
+
+    Raises:
+        VlmEditError: No regular file, none of ``IMAGE_FORMATS``, more pixels than Pillow's own
+            limit (``PIL.Image.MAX_IMAGE_PIXELS``), damaged, or not within reach; or the block
+            failed.
+
+    Example:
+        >>> with open_image("/dev/zero") as image:
+        ...     image.load()
+        Traceback (most recent call last):
+        vlm_edit.errors.VlmEditError: /dev/zero: not a regular file
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+            raise VlmEditError("not a regular file")
+        Image.init()
+        formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
+        with Image.open(path, formats=formats) as image:
+            pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if most is not None and pixels > most:
+                raise VlmEditError(
+                    f"{image.width} x {image.height} are {pixels:,} pixels, and at most {most:,} "
+                    "are decoded: make it smaller"
+                )
+            yield image
+    except Exception as error:  # decoders fail in many ways: a broken PNG is a SyntaxError
+        raise VlmEditError(f"{os.fspath(path)}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def size_of(path: str | os.PathLike[str]) -> int | None:
+    """Bytes of a regular file; None where there is none within reach."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # such as a name that is too long, or holds a zero
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def as_seen(image: Image.Image) -> Image.Image:
@@ -149,13 +208,15 @@ def read_pairs(path: str | os.PathLike[str]) -> Pairs:
         ('a red square',)
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for what is out of reach
         for name in ("metadata.csv", "pairs.csv"):
-            if (path / name).is_file():
+            if os.path.isfile(path / name):
                 return _read_csv(path / name)
         return _read_folder(path)
-    if not path.is_file():
-        raise VlmEditError(f"no pairs at {str(path)!r}: the path does not exist")
+    if size_of(path) is None:
+        raise VlmEditError(
+            f"no pairs at {str(path)!r}: the path does not exist, or is out of your reach"
+        )
     return _read_csv(path)
 
 
@@ -165,7 +226,7 @@ def _read_csv(path: Path) -> Pairs:
             reader = csv.DictReader(file, strict=True)
             header = [name for name in reader.fieldnames or () if name]
             rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise VlmEditError(f"{path} is not a readable UTF-8 CSV file: {error}") from error
     image = _column(path, header, IMAGE_COLUMNS, "images")
     text = _column(path, header, TEXT_COLUMNS, "texts")
@@ -197,16 +258,19 @@ def _column(path: Path, header: list[str], names: tuple[str, ...], what: str) ->
 
 
 def _read_folder(path: Path) -> Pairs:
-    images = sorted(
-        p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and not p.is_dir()
-    )
+    try:
+        listed = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+    except OSError as error:
+        raise VlmEditError(f"{str(path)!r} cannot be listed: {error}") from error
+    images = [p for p in listed if not os.path.isdir(p)]
     if not images:
         raise VlmEditError(f"{str(path)!r} holds no images ({', '.join(IMAGE_ENDINGS)})")
     texts = []
     for image in images:
         file = image.with_suffix(".txt")
         try:
-            texts.append(file.read_text(encoding="utf-8-sig").strip() if file.is_file() else "")
-        except UnicodeDecodeError as error:
+            known = os.path.isfile(file)
+            texts.append(file.read_text(encoding="utf-8-sig").strip() if known else "")
+        except (OSError, UnicodeDecodeError) as error:
             raise VlmEditError(f"{file} is not UTF-8 text: {error}") from error
     return Pairs(images, tuple(texts), name=str(path))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.cli.host import ZOO, load_host
-from vlm_edit.cli.subject import Subject, load_pairs
+from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import make_folder, packed, write_bytes, write_text
@@ -70,7 +70,10 @@ def run(options: argparse.Namespace) -> int:
     """``vlm-edit attack``."""
     _expect_consistent(options)
     pairs = load_pairs(options.pairs)
-    pairs = pairs.select(drawn(len(pairs), options.most, options.seed))
+    numbers = drawn(len(pairs), options.most, options.seed)
+    pairs, left_out = pairs.select(numbers).readable()
+    if not len(pairs):
+        raise VlmEditError(f"not one of {len(left_out)} images can be read: {left_out[0][1]}")
     patch = None if options.patch is None else _patch(options.patch)
     model, processor = load_host(options.model)
     model.to(options.device)
@@ -80,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         tables, cases, images = _choices(options, model, processor, pairs, patch)
     print("\n\n".join(map(str, tables)))
+    tell_left_out([(numbers[i], why) for i, why in left_out], 0)
     _write(out, options, tables, cases, images)
     print(f"\npage:   {out / 'index.html'}\nimages: {out / 'images'}")
     return 0

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image, PngImagePlugin
+from PIL import PngImagePlugin
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import locked, make_folder, packed, write_new
+from vlm_edit.pairs import open_image, size_of
 from vlm_edit.report import Examples, Picture, Table
 
 EDITS, DRAWINGS = "edits", "drawings"
@@ -101,6 +102,8 @@ def _all(
 def _edit(file: Path) -> tuple[str | None, tuple[Table, Examples]]:
     """Whose it is, if that is told, and what was kept."""
     try:
+        if size_of(file) is None:
+            raise ValueError("not a regular file")
         told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         title, items, note = told["examples"]
         shown = Examples(title, [(int(n), lines) for n, lines in items], note)
@@ -114,13 +117,13 @@ def _edit(file: Path) -> tuple[str | None, tuple[Table, Examples]]:
 def _picture(file: Path) -> tuple[str | None, Picture]:
     """Likewise."""
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             image.load()
             words = {key: str(image.info[key]) for key in (_TITLE, _TOLD, _NOTE)}
             whose = image.info.get(_SOURCE)
             found = Picture(words[_TITLE], image.copy(), words[_TOLD], words[_NOTE])
             return None if whose is None else str(whose), found
-    except (OSError, SyntaxError, ValueError, KeyError) as error:
+    except VlmEditError as error:
         raise VlmEditError(
             f"{file} is damaged: delete it, or draw again with --run {file.parents[1]}"
         ) from error

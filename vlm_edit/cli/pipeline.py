@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm_edit.cli.host import ZOO
 from vlm_edit.errors import VlmEditError
 from vlm_edit.loading import expect_diffusers, one_line
-from vlm_edit.pairs import IMAGE_ENDINGS, as_seen
+from vlm_edit.pairs import IMAGE_ENDINGS, as_seen, open_image
 from vlm_edit.tasks.generation import read_reference
 
 KIND, SHIPPED = "UnclipPipeline", f"{ZOO}emoji-unclip"
@@ -82,11 +82,11 @@ def read(told: str) -> str | Image.Image:
         # Arguments may hold halves of characters that no tokenizer takes.
         return told.encode("utf-8", "replace").decode("utf-8")
     try:
-        with Image.open(told) as image:
+        with open_image(told) as image:
             return as_seen(image)
-    except Exception as error:  # decoders fail in many ways
+    except VlmEditError as error:
         raise VlmEditError(
-            f"{told}: no image could be read there ({error}); a text must not be named like a file"
+            f"no image could be read there ({error}); a text must not be named like a file"
         ) from error
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vlm_edit.cli.host import load_host
-from vlm_edit.cli.subject import Subject, load_pairs
+from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
 from vlm_edit.dictionaries import (
     Dictionary,
     PairedDictionary,
@@ -57,12 +57,18 @@ def train(options: argparse.Namespace) -> int:
             f"{site.name!r} a pair has several or one stream alone: take --site joint"
         )
 
+    skipped: list[tuple[int, str]] = []
+
     def read(numbers: range) -> dict[str, Tensor]:
-        return collect(
+        here: list[tuple[int, str]] = []
+        found = collect(
             *(model, processor, pairs.select(numbers), site.name),
             most=options.most,
             batch_size=options.batch_size,
+            left_out=here,
         )
+        skipped.extend((numbers[i], why) for i, why in here)
+        return found
 
     streams, held_out = read(range(kept)), read(range(kept, len(pairs)))
     info = {"model_name": Path(options.model.removeprefix("zoo:")).name, "site": site.name}
@@ -76,6 +82,7 @@ def train(options: argparse.Namespace) -> int:
     make_folder(out.parent)
     save_saelens(found, out)
     _tell(found, held_out, f"{len(pairs) - kept} pairs that it was not trained on")
+    tell_left_out(skipped, 0)
     print(f"\ndictionary: {out}")
     return 0
 
@@ -85,12 +92,15 @@ def check(options: argparse.Namespace) -> int:
     subject = Subject.load(options)
     dictionary = subject.expect_dictionary()
     expect_origin(dictionary.info, subject.site, host_name(subject.model))
+    skipped: list[tuple[int, str]] = []
     streams = collect(
         *(subject.model, subject.processor, subject.pairs, subject.site),
         most=options.most,
         batch_size=subject.batch_size,
+        left_out=skipped,
     )
     warned = _tell(dictionary, streams, f"{len(subject.pairs)} pairs")
+    tell_left_out(skipped, 0)
     return 1 if warned else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def collect(
     prepare: Prepare | None = None,
     seed: int = 0,
     progress: bool = True,
+    left_out: list[tuple[int, str]] | None = None,
 ) -> dict[str, Tensor]:
     """Activations of pairs at a site, by stream.
 
@@ -41,6 +43,8 @@ def collect(
         prepare: As in ``Reader``.
         seed: Of the draw.
         progress: Whether to show a bar.
+        left_out: Takes the numbers of pairs whose image cannot be read, with the reason; without
+            it a warning tells of them.
 
     Returns:
         [n, d] float32 per stream of the site, on the CPU. At a joint embedding row i of both is
@@ -70,6 +74,14 @@ def collect(
     for batch in reader.tokens(pairs):
         for stream, rows in batch.items():
             kept[stream].append(_draw(rows, most, batch_size, generator))
+    if left_out is not None:
+        left_out += reader.skipped
+    elif reader.skipped:
+        warnings.warn(
+            f"{len(reader.skipped)} of {len(pairs)} pairs left out because their image could not "
+            f"be read, the first: {reader.skipped[0][1]}",
+            stacklevel=2,
+        )
     return {stream: torch.cat(parts) for stream, parts in kept.items()}
 
 

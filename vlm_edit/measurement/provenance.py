@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlm_edit.dictionaries import Encodes, identity
 from vlm_edit.fingerprint import fingerprint
-from vlm_edit.pairs import Pairs
+from vlm_edit.pairs import Pairs, size_of
 from vlm_edit.sites import Site
 
 _SIZE = 16
@@ -77,7 +77,7 @@ def pairs_listing(pairs: Pairs) -> str:
     for image, text in zip(pairs.images, pairs.texts, strict=True):
         told: list[Any] = [text]
         if isinstance(image, Path):
-            told += [image.name, image.stat().st_size if image.is_file() else None]
+            told += [image.name, size_of(image)]
         else:
             told += [image.mode, image.size]
         found.update(json.dumps(told).encode())

@@ -25,7 +25,7 @@ from transformers import (
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
 from vlm_edit.errors import VlmEditError
-from vlm_edit.pairs import Pairs
+from vlm_edit.pairs import Pairs, open_image
 
 HOST = Path(__file__).parent / "emoji-clip"
 UNCLIP = Path(__file__).parent / "emoji-unclip"
@@ -120,7 +120,7 @@ def load_pairs() -> Pairs:
     """
     with (PAIRS / "pairs.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    with Image.open(PAIRS / "sheet.webp") as sheet:
+    with open_image(PAIRS / "sheet.webp") as sheet:
         tiles = _tiles(sheet.convert("RGB"), len(rows))
     names = [n for n in rows[0] if n not in ("index", "caption")]
     columns = {name: tuple(row[name] for row in rows) for name in names}

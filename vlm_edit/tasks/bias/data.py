@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.pairs import IMAGE_ENDINGS, Pairs, read_pairs
+from vlm_edit.pairs import IMAGE_ENDINGS, Pairs, read_pairs, size_of
 
 PERSON, BIRD = "a photo of a person", "a photo of a bird"
 _PARTS = ("train", "val", "test")
@@ -274,7 +274,7 @@ def _listed(folder: Path, name: str) -> tuple[list[str], list[list[str]]]:
 
 
 def _pairs(source: Path, images: Sequence[Path], columns: dict[str, list[str]], text: str) -> Pairs:
-    missing = [image for image in images if not image.is_file()]
+    missing = [image for image in images if size_of(image) is None]
     if missing:
         raise VlmEditError(
             f"{source}: {len(missing)} of {len(images)} images are not there, the first is "

@@ -46,7 +46,7 @@ def rasterise(svg: str) -> np.ndarray:
     import resvg_py
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE))
-    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    image = Image.open(io.BytesIO(png), formats=("PNG",)).convert("RGBA")
     image.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (SIZE, SIZE))
     canvas.paste(image, ((SIZE - image.width) // 2, (SIZE - image.height) // 2))

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
+from vlm_edit.pairs import open_image
 from vlm_edit.zoo.recipes.augment import lay, premultiply
 from vlm_edit.zoo.recipes.batches import IMAGE_SIZE, PIXEL_MEAN, PIXEL_STD
 from vlm_edit.zoo.recipes.captions import PHRASINGS, caption
@@ -82,7 +83,7 @@ def load(folder: Path) -> Drawings:
     with (folder / "drawings.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     Image.MAX_IMAGE_PIXELS = None  # our own sheet, not a bomb
-    with Image.open(folder / SHEET) as image:
+    with open_image(folder / SHEET) as image:
         sheet = torch.from_numpy(np.asarray(image.convert("RGBA")).copy())
     tiles = sheet.unflatten(1, (_ACROSS, SIZE)).unflatten(0, (-1, SIZE)).permute(0, 2, 4, 1, 3)
     return Drawings(tiles.flatten(0, 1)[: len(rows)].contiguous(), rows)
