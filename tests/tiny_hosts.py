@@ -303,6 +303,37 @@ def packed(family: Family, images: Tensor, texts: list[list[int]]) -> dict[str, 
     }
 
 
+def qwen3_vl_moe() -> nn.Module:
+    text = {**TEXT, "head_dim": 16, "rope_scaling": ROPE, "rope_parameters": ROPE}
+    experts = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    shared = {"patch_size": 4, "temporal_patch_size": 1, "spatial_merge_size": 2}
+    config = library("Qwen3VLMoeConfig")(
+        text_config={**text, **experts},
+        vision_config={**shared, **QWEN3_VISION},
+        vision_end_token_id=59,
+        **QWEN_IDS,
+    )
+    return library("Qwen3VLMoeForConditionalGeneration")(config)
+
+
+def llama4() -> nn.Module:
+    experts = {"num_local_experts": 2, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 32}
+    chunks = {"attention_chunk_size": 64, "attn_temperature_tuning": False, "head_dim": 16}
+    sizes = {
+        **{"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2},
+        **{"intermediate_size": 96, "vision_output_dim": 48, "image_size": 16, "patch_size": 4},
+        **{"projector_input_dim": 48, "projector_output_dim": 48},
+    }
+    config = library("Llama4Config")(
+        text_config=library("Llama4TextConfig")(**{**TEXT, **experts, **chunks}),
+        vision_config=library("Llama4VisionConfig")(**sizes, pixel_shuffle_ratio=0.5),
+        image_token_index=IMAGE_TOKEN,
+        boi_token_index=58,
+        eoi_token_index=59,
+    )
+    return library("Llama4ForConditionalGeneration")(config)
+
+
 def paligemma() -> nn.Module:
     return tied(
         "PaliGemmaConfig",
@@ -661,4 +692,10 @@ FAMILIES: dict[str, Family] = {
         stack("encoder", 16, TEXT_ONLY),
         "last_hidden_state",
     ),
+}
+
+# Hosts of no shipped adapter, whose blocks of experts lay the tokens of all rows end to end.
+WITH_EXPERTS: dict[str, Family] = {
+    "llama4": Family(llama4, plain, {}),
+    "qwen3_vl_moe": Family(qwen3_vl_moe, packed, {}),
 }

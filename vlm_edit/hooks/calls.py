@@ -57,6 +57,23 @@ class Call:
             return start - prompt
         return None
 
+    def shows(self, hidden: Tensor) -> bool:
+        """Whether an output has this call's tokens in rows, or nothing is known of either."""
+        return self.shape is None or (hidden.ndim == 3 and hidden.size(1) == self.shape[1])
+
+    def in_rows(self, hidden: Tensor) -> Tensor | None:
+        """[B, S, D], the tokens of an output that lays all rows end to end; None if it does not.
+
+        Blocks of experts do so: [B * S, D], or [1, B * S, D].
+        """
+        if self.shape is None or hidden.ndim not in (2, 3):
+            return None
+        rows, length = self.shape
+        laid = hidden.ndim == 2 or hidden.size(0) == 1
+        if not laid or hidden.size(-2) != rows * length:
+            return None
+        return hidden.reshape(rows, length, hidden.size(-1))
+
     def places(self, device: torch.device | None = None) -> Tensor:
         """[S], where its tokens stand in the sequence; needs ``shape`` and ``start``."""
         if self.columns is not None:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.threads import InThread, Threads, expect_threads
 from vlm_edit.hooks.tracker import CallTracker
 from vlm_edit.hooks.where import Where
-from vlm_edit.sites import Adapter, Host, Site, Tap, find_adapter, unwrap
+from vlm_edit.sites import Adapter, Host, Site, Stream, Tap, find_adapter, unwrap
 
 Callback = Callable[[Tensor, Where], Tensor]
 
@@ -181,7 +182,8 @@ def follow(
     Args:
         root: The host, unwrapped.
         tap: A tap of it.
-        callback: Takes hidden states with the width last, and a ``Where``.
+        callback: Takes hidden states with the width last, tokens in the rows of the host's call
+            also where the output lays them end to end, and a ``Where``.
         adapter: The host's adapter.
 
     Returns:
@@ -195,7 +197,7 @@ def follow(
         where = Where(stream)
         run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
     else:
-        run = lambda hidden: callback(hidden, Where(stream, tracker.now(path)))  # noqa: E731
+        run = lambda hidden: _in_rows(callback, stream, tracker.now(path), hidden)  # noqa: E731
     known = weakref.ref(root)
 
     def release() -> None:
@@ -206,6 +208,15 @@ def follow(
     if axis == -1:
         return run, release
     return lambda hidden: run(hidden.movedim(axis, -1)).movedim(-1, axis), release
+
+
+def _in_rows(callback: Callback, stream: Stream, call: Call, hidden: Tensor) -> Tensor:
+    """What a callback makes of an output; it sees the rows that the host was called with."""
+    if stream != "image" and not call.shows(hidden):
+        rows = call.in_rows(hidden)
+        if rows is not None:
+            return callback(rows, Where(stream, call)).reshape(hidden.shape)
+    return callback(hidden, Where(stream, call))
 
 
 def _attach_tap(

@@ -163,6 +163,8 @@ class Selection:
         if self.tokens not in ("all", where.stream) and where.stream != "mixed":
             raise VlmEditError(f"no {self.tokens} tokens pass here, only {where.stream}")
         if hidden.ndim != 3:
+            if mask is None:
+                expect_rows(where, hidden, self._asked, pooled=self.tokens == "all")
             return self._choose_whole(where, hidden, mask)
         call = _call_of(where, hidden)
         parts = [self._in_window(call), self._at_positions(call)]
@@ -189,6 +191,12 @@ class Selection:
                 f"{tuple(hidden.shape)}: it needs a mask of {tuple(hidden.shape[:-1])}"
             )
         return mask.to(hidden.device)
+
+    @property
+    def _asked(self) -> str:
+        """What is asked of each token, in the user's words."""
+        told = [f"{name}={getattr(self, name)!r}" for name in ("tokens", "phase", "steps")]
+        return ", ".join(told[:2] if self.steps is None else told)
 
     def _in_window(self, call: Call) -> Tensor | bool:
         if self.phase == "both" and self.steps is None:
@@ -276,6 +284,32 @@ def given_in(
         known = repeat(known, "b s -> (b k) s", k=len(otherwise) // len(known))
     rest = otherwise if isinstance(otherwise, Tensor) else torch.tensor(otherwise, device=device)
     return torch.where(columns < width, known, rest)
+
+
+def expect_rows(where: Where, hidden: Tensor, asked: str, pooled: bool = True) -> None:
+    """Refuse what nobody can tell of a mixed site's output that has no tokens in rows.
+
+    Args:
+        where: What is known of it.
+        hidden: The output.
+        asked: What is asked, in the user's words.
+        pooled: Whether it can be answered where the output is one for each row of the batch.
+
+    Raises:
+        VlmEditError: Its image and text tokens may stand anywhere.
+    """
+    if where.stream != "mixed" or hidden.ndim == 3:
+        return
+    shape = where.call.shape
+    if pooled and shape is not None and len(hidden) == shape[0]:
+        return
+    seen = "no token ids" if shape is None else f"token ids of shape {shape}"
+    raise VlmEditError(
+        f"{asked}: image and text share this site's output of {tuple(hidden.shape)}, and the "
+        f"host's call shows {seen}: nobody can tell which row is which token. Pass mask= of "
+        f"{tuple(hidden.shape[:-1])}, use a site whose output is [batch, tokens, width], or edit "
+        "all tokens of inputs without padding"
+    )
 
 
 def fit(mask: Tensor | None, hidden: Tensor) -> Tensor | None:

@@ -241,6 +241,8 @@ class Reader:
         hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden
         if hidden.ndim > 2 and capture.where.images_at(hidden) is None:
             hidden = self._tokens(capture.where, hidden, site, stream)[2]
+        elif tap.stream == "mixed":
+            capture.where.select(stream, hidden)  # refuses: nobody can tell its rows apart
         _expect_finite(hidden, site)
         return hidden
 
@@ -255,6 +257,7 @@ class Reader:
         hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden  # a map of features
         images = where.images_at(hidden)
         if hidden.ndim == 2 and images is None:
+            where.select(stream, hidden)  # refuses where nobody can tell the rows apart
             _expect_finite(hidden, site)
             return hidden, placed.encode_sparse(hidden, stream), placed.normalise(hidden, stream)
         if images is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm_edit.dictionaries.encoder import move
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Branch, Where
-from vlm_edit.hooks.where import fit, given_in
+from vlm_edit.hooks.where import expect_rows, fit, given_in
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally
 
@@ -163,6 +163,7 @@ class Active:
         call, schedule = where.call, self.binding.schedule
         assert schedule is not None
         if where.stream == "image" or hidden.ndim != 3:
+            expect_rows(where, hidden, f"schedule={list(schedule)}")
             return None
         if call.prompt is None or call.start is None or call.shape is None:
             raise VlmEditError(
@@ -200,6 +201,8 @@ class Active:
         one, rows = len(rows) == 1, self._rows_on(rows, hidden.device)
         if one and len(hidden) != len(rows):
             rows = rows[:1]  # held for another batch before ``set_strength`` gave one for all
+        if len(rows) > 1:
+            expect_rows(where, hidden, f"a strength for each of {len(rows)} rows")
         images = where.images_at(hidden)
         if len(rows) > 1 and images is not None:
             if where.call.grid is not None and len(rows) != len(where.call.grid):

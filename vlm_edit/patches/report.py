@@ -247,8 +247,11 @@ _STREAM: dict[bool | None, str] = {True: "image", False: "text", None: "unknown"
 def _phase(where: Where, hidden: Tensor) -> str | None:
     """The phase of all tokens of an output; None where it holds both, or a tensor tells."""
     call = where.call
-    if where.stream == "image" or hidden.ndim != 3:
+    if where.stream == "image":
         return "prompt"
+    if hidden.ndim != 3:
+        pooled = call.shape is not None and len(hidden) == call.shape[0]
+        return "prompt" if pooled or where.stream == "text" else "unknown"
     if call.decodes:
         return "decode"
     if call.prompt is None or call.start is None or call.shape is None:
@@ -272,5 +275,7 @@ def _by_stream(image: Tensor | bool | None, where: Where, hidden: Tensor, chosen
         place = STREAMS.index(_STREAM[image])
         return torch.stack([total if i == place else zero for i in range(len(STREAMS))])
     seen = where.image_at(hidden)
-    images = zero if seen is None else (chosen & seen).sum()
+    if seen is None:  # nobody can tell which of its rows are whose
+        return torch.stack([zero, zero, total])
+    images = (chosen & seen).sum()
     return torch.stack([images, total - images, zero])
