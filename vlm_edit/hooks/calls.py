@@ -32,6 +32,12 @@ class Call:
         branch: In a pipeline: ``cond`` for what it is to draw, ``uncond`` for what guidance leads
             it away from; [B] bool, True at rows of the one, where a call has both; None if nobody
             can know.
+        attention: The call's own attention mask, of whatever form.
+        given: Ids that the host has made this sequence of, where it is of another length: they
+            tell neither which tokens are image nor where any stands. None where it is not.
+        hidden_padding: Whether some tokens are padding and nobody can tell which.
+        packed: Whether a row holds several sequences, so that ``start`` and ``prompt`` of its
+            tokens cannot be known.
     """
 
     shape: tuple[int, int] | None = None
@@ -43,6 +49,10 @@ class Call:
     prompt_real: Tensor | None = None
     grid: Tensor | None = None
     branch: Branch | Tensor | None = None
+    attention: Any = None
+    given: int | None = None
+    hidden_padding: bool = False
+    packed: bool = False
 
     @property
     def decodes(self) -> bool:
@@ -74,6 +84,26 @@ class Call:
             return None
         return hidden.reshape(rows, length, hidden.size(-1))
 
+    def grow(self, shape: tuple[int, int], generation: Generation | None) -> None:
+        """Become the call of a longer sequence, which the host has made of these tokens.
+
+        All that it put in belongs to the prompt, and nobody can tell where.
+        """
+        given, length = cast("tuple[int, int]", self.shape)[1], shape[1]
+        prompt = self.prompt if generation is None else generation.given
+        start = known_int(self.start)
+        whole = start == 0 and isinstance(prompt, int) and given >= prompt
+        total = cast("int", prompt) + length - given if whole else None
+        self.shape, self.given, self.image = shape, given, None
+        if isinstance(self.start, Tensor):
+            self.columns = self.start + torch.arange(length, device=self.start.device)
+        self.real, self.hidden_padding = _real_of_merged(self.attention, start, length)
+        if generation is not None:
+            generation.merge(shape[0], total, self.real if whole else None)
+            self.prompt, self.prompt_real = generation.prompt_of(self.start), self.real
+        else:
+            self.prompt, self.prompt_real = total, self.real
+
     def places(self, device: torch.device | None = None) -> Tensor:
         """[S], where its tokens stand in the sequence; needs ``shape`` and ``start``."""
         if self.columns is not None:
@@ -90,11 +120,41 @@ class Generation:
         call: The prompt as one call.
         length: Its length as a tensor.
         lengths: For hosts with a decoder of its own sequence, that sequence's prompt by path.
+        given: Its length in what ``generate`` was given; None if that shows no sequence.
+        embedded: Whether ``generate`` was given embeddings.
+        begun: Whether the host was called.
     """
 
     call: Call
     length: Tensor | None = None
     lengths: dict[str, int] = field(default_factory=dict)
+    given: int | None = None
+    embedded: bool = False
+    begun: bool = False
+
+    def begin(self, inputs: Mapping[str, Any], call: Call) -> None:
+        """Learn from the host's first call how long the prompt is that it really reads.
+
+        A host may have put many embeddings in the place of one id before it goes on.
+        """
+        self.begun = True
+        if self.given is None or self.embedded or inputs.get("input_ids") is not None:
+            return
+        rows, length = cast("tuple[int, int]", call.shape)
+        start = known_int(call.start)
+        if start is None or start + length == self.given:
+            return
+        real, call.hidden_padding = _real_of_merged(inputs.get("attention_mask"), 0, start + length)
+        self.merge(rows, start + length, real)
+
+    def merge(self, rows: int, prompt: int | None, real: Tensor | None) -> None:
+        """Go on with a prompt of another length than was given; None if nobody can know it."""
+        call, device = self.call, None if self.length is None else self.length.device
+        call.image, call.given, call.prompt = None, self.given, prompt
+        call.shape = (rows, prompt or 0)
+        call.real = None if real is None or bool(real.all()) else real
+        call.prompt_real = call.real
+        self.length = None if prompt is None else torch.tensor(prompt, device=device)
 
     def prompt_of(self, start: int | Tensor | None) -> int | Tensor | None:
         """The prompt's length, as a tensor beside one."""
@@ -130,12 +190,17 @@ def read_call(
     columns = None
     if isinstance(start, Tensor):  # now: the host changes it in place
         columns = start + torch.arange(length, device=start.device)
-    prompt = None if generation is None else generation.prompt_of(start)
-    call = Call((rows, length), start=start, columns=columns, prompt=prompt)
+    call = Call((rows, length), start=start, columns=columns)
+    call.attention = inputs.get("attention_mask")
     if generation is not None:
+        if not generation.begun:
+            generation.begin(inputs, call)
+        call.given, call.prompt = generation.call.given, generation.prompt_of(start)
         call.prompt_real = generation.call.prompt_real
+    elif (outer is not None and outer.packed) or _packs(inputs, call):
+        call.packed, call.start = True, None
     call.image = _image(module, adapter, inputs, call, outer, generation)
-    call.real = _real(inputs.get("attention_mask"), call)
+    call.real = _real(call.attention, call)
     return call
 
 
@@ -180,7 +245,9 @@ def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) 
     sequence = (
         inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
     )
-    return Generation(call, torch.tensor(call.prompt, device=sequence.device))
+    embedded = inputs.get("inputs_embeds") is not None
+    prompt = torch.tensor(call.prompt, device=sequence.device)
+    return Generation(call, prompt, given=call.prompt, embedded=embedded)
 
 
 def _image(
@@ -198,18 +265,21 @@ def _image(
     visual = _shows_images(adapter, inputs)
     if ids is not None:
         return _any_of([ids == i for i in image_token_ids(module, adapter)]) if visual else False
-    if visual:
+    if visual and call.given is None:
+        ids_of_images = image_token_ids(module, adapter)
+        if min(ids_of_images) < 0:  # no row of the table: the host never embeds it
+            return None
         embed = cast(Callable[[], nn.Module], module.get_input_embeddings)()
-        tokens = torch.tensor(image_token_ids(module, adapter), device=embeds.device)
+        tokens = torch.tensor(ids_of_images, device=embeds.device)
         return _any_of([(embeds == token).all(-1) for token in embed(tokens)])
-    for known in (outer, generation.call if generation else None):
-        if known is None or known.image is None or known.shape is None:
-            continue
-        if known.image is False:
-            return False
-        if isinstance(call.start, int) and call.shape is not None:
-            return take_columns(cast("Tensor", known.image), call.start, call.shape[1], False)
-    return None
+    if outer is not None and outer.shape is not None and outer.image is not None:
+        return outer.image if outer.shape[1] == embeds.size(1) else None
+    known = None if generation is None else generation.call.image
+    if isinstance(known, Tensor):
+        if not isinstance(call.start, int):
+            return None
+        return take_columns(known, call.start, embeds.size(1), False)
+    return known
 
 
 def take_columns(known: Tensor, start: int, length: int, beyond: bool) -> Tensor:
@@ -238,6 +308,62 @@ def _real(attention: Any, call: Call) -> Tensor | None:
     if call.columns is not None:
         return attention[:, call.columns.clamp(max=attention.shape[1] - 1)].bool()
     return attention[:, -length:].bool()
+
+
+def _real_of_merged(attention: Any, start: int | None, length: int) -> tuple[Tensor | None, bool]:
+    """Real tokens of a sequence longer than its ids, [B, S]; whether padding hides in it."""
+    if attention is None:
+        return None, False
+    if not isinstance(attention, Tensor) or attention.ndim not in (2, 4) or start is None:
+        return None, True
+    end = start + length
+    if attention.ndim == 2 and attention.shape[1] >= end:
+        return attention[:, start:end].bool(), False
+    if torch.compiler.is_compiling():
+        return None, True
+    if attention.ndim == 2:  # of the ids: where none is padding, no token is
+        return None, not bool(attention.all())
+    seen = attention[:, 0, :length, :end]
+    return _real_of_causal(seen if seen.dtype == torch.bool else seen == 0, start)
+
+
+def _real_of_causal(seen: Tensor, start: int) -> tuple[Tensor | None, bool]:
+    """As ``_real_of_merged``, from what each token sees, [B, S, S]; a window hides padding."""
+    if bool(seen[:, -1].all()):
+        return None, False
+    real = seen[:, -1]
+    if start or seen.shape[1] != seen.shape[2]:
+        return None, True
+    before = torch.ones_like(seen[0]).tril() & real[:, None]
+    wrong = ((before & ~seen) | (seen & ~real[:, None])) & real[:, :, None]
+    return (None, True) if bool(wrong.any()) else (real, False)
+
+
+def _packs(inputs: Mapping[str, Any], call: Call) -> bool:
+    """Whether rows hold several sequences, as in continuous batching and padding-free training."""
+    if any(inputs.get(name) is not None for name in ("cu_seq_lens_q", "cu_seqlens_q")):
+        return True
+    places, length = inputs.get("position_ids"), cast("tuple[int, int]", call.shape)[1]
+    if length == 1 or not isinstance(places, Tensor) or call.start != 0:
+        return False
+    if places.ndim == 3 and len(places) == 4:  # places in the text, then those of M-RoPE
+        places = places[0]
+    if places.ndim != 2 or places.shape[1] != length:
+        return False
+    attention = call.attention
+    if torch.compiler.is_compiling():  # nobody looks at a tensor there
+        return attention is None
+    again = (places[:, 1:] < places[:, :-1]) | (places[:, 1:] == 0)
+    if isinstance(attention, Tensor) and attention.shape[1:] == (length,):
+        again = again & attention[:, 1:].bool() & attention[:, :-1].bool()
+    return bool(again.any())
+
+
+def known_int(start: int | Tensor | None) -> int | None:
+    """A place as a number, where it may be looked at; None where nobody can know."""
+    if isinstance(start, Tensor):
+        return None if torch.compiler.is_compiling() else int(start)
+    return start
 
 
 def _real_of_prompt(call: Call) -> Tensor | None:

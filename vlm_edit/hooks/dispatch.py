@@ -197,7 +197,9 @@ def follow(
         where = Where(stream)
         run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
     else:
-        run = lambda hidden: _in_rows(callback, stream, tracker.now(path), hidden)  # noqa: E731
+        run = lambda hidden: _in_rows(  # noqa: E731
+            callback, stream, tracker.at(path, stream, hidden), hidden
+        )
     known = weakref.ref(root)
 
     def release() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -11,10 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks.calls import Call, Generation, read_call, read_prompt, read_step
 from vlm_edit.hooks.guidance import Guide
 from vlm_edit.hooks.methods import StandIn
-from vlm_edit.sites import Adapter, PipelineHost
+from vlm_edit.sites import Adapter, PipelineHost, Stream
 from vlm_edit.sites.resolve import find_module
 
 _HOST = ""  # the path of the host itself among the modules whose calls are followed
@@ -34,6 +36,7 @@ class CallTracker:
         self._adapter = adapter
         self._state = threading.local()  # not a subclass: compiled code would not write to it
         self._prompts: weakref.WeakKeyDictionary[Any, int | None] = weakref.WeakKeyDictionary()
+        self._heard: list[list[VlmEditError]] = []  # one per run of ``generate_batch``
         self._users = 0
         self._undo: list[Callable[[], Any]] = []
         self._guide: Guide | None = None
@@ -59,6 +62,8 @@ class CallTracker:
             self._undo.append(
                 StandIn(root, "generate", lambda *run: self._generate(reader, *run)).remove
             )
+        if callable(getattr(root, "generate_batch", None)):
+            self._undo.append(StandIn(root, "generate_batch", self._generate_batch).remove)
 
     @classmethod
     def acquire(cls, root: nn.Module, adapter: Adapter) -> CallTracker:
@@ -94,6 +99,20 @@ class CallTracker:
             return generation.call
         return Call() if self._guide is None else Call(branch=self._guide.only)
 
+    def at(self, path: str, stream: Stream, hidden: Tensor) -> Call:
+        """As ``now``, for an output whose tokens are looked at: it shows how many there are."""
+        call = self.now(path)
+        if stream == "image" or call.shows(hidden) or hidden.ndim != 3:
+            return call
+        if call.in_rows(hidden) is not None:
+            return call
+        generation, shape = self.generation, (hidden.size(0), hidden.size(1))
+        if generation is not None and call is generation.call:
+            return Call(shape, start=None)  # of a module that ``generate`` calls alone
+        if stream == "mixed" and shape[1] > cast("tuple[int, int]", call.shape)[1]:
+            call.grow(shape, generation)
+        return call
+
     @property
     def generation(self) -> Generation | None:
         """The run of ``generate`` under way in this thread."""
@@ -122,7 +141,11 @@ class CallTracker:
                 call.prompt = generation.lengths.setdefault(path, call.shape[1])
         else:
             call = read_call(module, self._adapter, inputs, outer, generation)
-        if generation is None:
+            if outer is not None and _is_longer(call, outer):
+                outer.attention = call.attention
+                outer.grow(cast("tuple[int, int]", call.shape), generation)
+                call = outer
+        if generation is None and call is not outer:
             self._begin(call, inputs)
         if self._guide is not None:
             call.branch = self._guide.branch_of(path, inputs)
@@ -136,6 +159,11 @@ class CallTracker:
         if generation is not None or path not in calls or torch.compiler.is_compiling():
             return
         call = calls[path]
+        if output is None and call.packed and self._heard:
+            error = sys.exc_info()[1]  # torch calls this while it handles what a forward raised
+            if isinstance(error, VlmEditError):
+                for heard in self._heard:
+                    heard.append(error)
         cache = getattr(output, "past_key_values", None)
         if cache is not None and call.shape is not None:
             length = call.shape[1]
@@ -175,6 +203,20 @@ class CallTracker:
             self._state.generation = before
             self._state.calls = {}
 
+    def _generate_batch(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Raise here what an edit raises in the thread of the engine, which only logs it."""
+        heard: list[VlmEditError] = []
+        self._heard.append(heard)
+        try:
+            output = original(*args, **kwargs)
+        finally:
+            self._heard = [other for other in self._heard if other is not heard]
+        if heard:
+            raise heard[0]
+        return output
+
 
 class _Follow:
     """The hooks on one followed module."""
@@ -209,6 +251,10 @@ def _signature(module: nn.Module) -> inspect.Signature:
     signature = inspect.signature(module.forward)
     kept = [p for p in signature.parameters.values() if p.name != "self"]
     return signature.replace(parameters=kept)
+
+
+def _is_longer(call: Call, outer: Call) -> bool:
+    return call.shape is not None and outer.shape is not None and call.shape[1] > outer.shape[1]
 
 
 def _is_zero(start: int | Tensor | None) -> bool:

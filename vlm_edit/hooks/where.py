@@ -40,11 +40,13 @@ class Where:
         """[B, S] bool, True at image tokens; False where none is; None where it is not known."""
         if self.stream != "mixed":
             return None
+        known = self.call.image
+        if known is None and self.call.decodes:
+            known = False  # what is generated is text
         if self.image_mask is None:
-            return self.call.image
+            return known
         return cast(
-            "Tensor | bool | None",
-            given_in(self.image_mask, self.call, self.call.image, "image_mask"),
+            "Tensor | bool | None", given_in(self.image_mask, self.call, known, "image_mask")
         )
 
     @property
@@ -158,12 +160,13 @@ class Selection:
             VlmEditError: A stream that does not pass, a call that does not tell what is asked,
                 or a mask of another shape.
         """
-        if self._whole and mask is None and where.real is None:
+        padding = where.stream != "image" and where.call.hidden_padding
+        if self._whole and mask is None and where.real is None and not padding:
             return True
         if self.tokens not in ("all", where.stream) and where.stream != "mixed":
             raise VlmEditError(f"no {self.tokens} tokens pass here, only {where.stream}")
         if hidden.ndim != 3:
-            if mask is None:
+            if mask is None or self.phase != "both" or self.steps is not None:
                 expect_rows(where, hidden, self._asked, pooled=self.tokens == "all")
             return self._choose_whole(where, hidden, mask)
         call = _call_of(where, hidden)
@@ -171,6 +174,13 @@ class Selection:
         parts.append(self._of_stream(where, call, mask))
         if any(part is False for part in parts):
             return False
+        if padding and mask is None:
+            raise VlmEditError(
+                f"the host has made a sequence of {hidden.size(1)} tokens of {call.given} ids, "
+                "some of which are padding, and its attention mask does not show which: name the "
+                "module that is called with the whole sequence in Adapter.calls, or pass mask= of "
+                f"{tuple(hidden.shape[:2])}"
+            )
         found = [fit(p, hidden) for p in (*parts, where.real) if isinstance(p, Tensor)]
         return _all_of(cast("list[Tensor]", found))
 
@@ -203,9 +213,8 @@ class Selection:
             return True
         if call.prompt is None or call.start is None:
             raise VlmEditError(
-                f"phase={self.phase!r}, steps={self.steps}: this call goes on with a cache whose "
-                "prompt was not seen in one call, so nobody can tell prompt from answer. Use the "
-                "host's generate, give the whole prompt to one call, or use phase='both'"
+                f"phase={self.phase!r}, steps={self.steps}: {unplaced(call)}, so nobody can tell "
+                f"prompt from answer. {_MENDS[call.packed]}, or use phase='both'"
             )
         first, last = self.steps or (0, None)
         spans: list[tuple[_Place, _Place | None]] = [(call.prompt + first, None)]
@@ -224,8 +233,7 @@ class Selection:
             return False
         if call.prompt is None or call.start is None:
             raise VlmEditError(
-                f"positions={self.positions}: this call goes on with a cache whose prompt was not "
-                "seen in one call. Use the host's generate, or give the whole prompt to one call"
+                f"positions={self.positions}: {unplaced(call)}. {_MENDS[call.packed]}"
             )
         return _placed(self.positions, call)
 
@@ -240,7 +248,15 @@ class Selection:
             else:
                 chosen = image == (self.tokens == "image")
         if mask is not None:
-            chosen = cast("Tensor | bool | None", given_in(mask, call, chosen, "mask"))
+            beyond = self.tokens != "image"  # what is generated is text
+            chosen = cast("Tensor | bool | None", given_in(mask, call, chosen, "mask", beyond))
+        if chosen is None and call.given is not None:
+            length = call.prompt if isinstance(call.prompt, int) else "tokens"
+            raise VlmEditError(
+                f"tokens={self.tokens!r}: the host has made a sequence of another length of "
+                f"{call.given} ids, so nobody can tell image tokens from text. Say which are image "
+                f"with attach(..., image_mask=), [batch, {length}], or use tokens='all'"
+            )
         if chosen is None:
             raise VlmEditError(
                 f"tokens={self.tokens!r}: this call of the host shows neither input_ids nor image "
@@ -251,13 +267,31 @@ class Selection:
 
 
 def given_in(
-    given: Tensor, call: Call, otherwise: Tensor | float | None, name: str
+    given: Tensor,
+    call: Call,
+    otherwise: Tensor | float | None,
+    name: str,
+    beyond: bool = False,
 ) -> Tensor | float | None:
     """The part of what a user says of the prompt that falls into a call, then what else is known.
+
+    Args:
+        given: [B, P], one value per token of the prompt.
+        call: The call.
+        otherwise: What is known of the call's tokens without it.
+        name: What the user calls it.
+        beyond: What holds of tokens behind the prompt where nothing is known without it.
 
     Raises:
         VlmEditError: The mask's length is not the prompt's, or the call's place is not known.
     """
+    if call.packed:
+        raise VlmEditError(f"{name} is given, but {unplaced(call)}. {_MENDS[True]}")
+    if given.ndim != 2:
+        raise VlmEditError(
+            f"{name} is {tuple(given.shape)}: give one value per token of the prompt, [batch, "
+            "tokens], padding included"
+        )
     if call.shape is None or call.start is None:
         raise VlmEditError(
             f"{name} is given, but this call of the host does not show which tokens it holds: "
@@ -276,7 +310,7 @@ def given_in(
         if call.start + length <= width:
             return given[:, call.start : call.start + length]
     if otherwise is None:
-        otherwise = False
+        otherwise = beyond
     device = otherwise.device if isinstance(otherwise, Tensor) else given.device
     columns = call.places(device)
     known = given.to(columns.device)[:, columns.clamp(max=width - 1)]
@@ -284,6 +318,22 @@ def given_in(
         known = repeat(known, "b s -> (b k) s", k=len(otherwise) // len(known))
     rest = otherwise if isinstance(otherwise, Tensor) else torch.tensor(otherwise, device=device)
     return torch.where(columns < width, known, rest)
+
+
+def unplaced(call: Call) -> str:
+    """Why nobody can tell where a call's tokens stand."""
+    if call.packed:
+        return (
+            "this call packs several sequences into a row (it has cu_seq_lens_q, or position_ids "
+            "that begin again), as continuous batching and training without padding do"
+        )
+    return "this call goes on with a cache whose prompt was not seen in one call"
+
+
+_MENDS = {
+    False: "Use the host's generate, or give the whole prompt to one call",
+    True: "Use the host's generate on a padded batch, or edit all tokens of both phases alike",
+}
 
 
 def expect_rows(where: Where, hidden: Tensor, asked: str, pooled: bool = True) -> None:

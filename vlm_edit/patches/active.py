@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm_edit.dictionaries.encoder import move
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Branch, Where
-from vlm_edit.hooks.where import expect_rows, fit, given_in
+from vlm_edit.hooks.where import expect_rows, fit, given_in, unplaced
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally
 
@@ -167,9 +167,8 @@ class Active:
             return None
         if call.prompt is None or call.start is None or call.shape is None:
             raise VlmEditError(
-                "a schedule counts decode steps, and this call goes on with a cache whose prompt "
-                "was not seen in one call: use the host's generate, or give the whole prompt to "
-                "one call"
+                f"a schedule counts decode steps, and {unplaced(call)}: use the host's generate, "
+                "on a padded batch, or give the whole prompt to one call"
             )
         if isinstance(call.start, int) and call.start + call.shape[1] <= call.prompt:
             return None
