@@ -1,6 +1,7 @@
 """BLIP-2: a vision tower, a Q-Former whose queries read the image, and OPT or T5.
 
-`generate` calls the language model, never the host.
+`generate` calls the language model, never the host. A Q-Former that reads text beside its queries,
+as InstructBLIP's does, is refused at `qformer.{i}`.
 """
 
 from vlm_edit.sites import Adapter, SiteRule, TapRule
@@ -14,7 +15,7 @@ adapter = Adapter(
         ),
         SiteRule(
             "qformer.{i}",
-            (TapRule(("qformer.encoder.layer.{i}",), "image"),),
+            (TapRule(("qformer.encoder.layer.{i}",), "image", tokens="num_query_tokens"),),
             width=("qformer_config.hidden_size",),
         ),
         SiteRule(

@@ -190,6 +190,8 @@ def follow(
         From the tap's hidden state to the edited one; and a function that gives back what was
         needed to follow the host's calls.
     """
+    if tap.tokens is not None:
+        callback = _counted(callback, tap.path, tap.stream, tap.tokens)
     tracker = CallTracker.acquire(root, adapter)
     # The callback must not hold the module: a host that is dropped while patched would stay.
     path, stream, axis = tracker.path_of(tap.path), tap.stream, tap.axis
@@ -219,6 +221,21 @@ def _in_rows(callback: Callback, stream: Stream, call: Call, hidden: Tensor) -> 
         if rows is not None:
             return callback(rows, Where(stream, call)).reshape(hidden.shape)
     return callback(hidden, Where(stream, call))
+
+
+def _counted(callback: Callback, path: str, stream: Stream, tokens: int) -> Callback:
+    """A callback that refuses outputs in which other tokens stand beside the stream's."""
+
+    def run(hidden: Tensor, where: Where) -> Tensor:
+        if hidden.ndim == 3 and hidden.size(1) != tokens:
+            raise VlmEditError(
+                f"{path} gives out {tuple(hidden.shape)}, and {tokens} tokens of a row are "
+                f"{stream}: others share the sequence, and the adapter does not say which they are."
+                " Use another site of this host"
+            )
+        return callback(hidden, where)
+
+    return run
 
 
 def _attach_tap(

@@ -39,6 +39,9 @@ class TapRule:
             inside the module, of the ``nn.Linear`` that gives it (``linear_2``); with a ``+``
             before it, of one whose output is added to it last, by itself (``+mlp.fc2``). Empty if
             neither is sure; a module that is an ``nn.Linear`` needs none.
+        tokens: How many tokens of the stream a row has, where hosts of one layout may put others
+            beside them: an attribute of the config (or of the host itself), or the number. An
+            output with more or fewer is refused. None where the stream has all of them.
 
     Raises:
         VlmEditError: No path, or another stream.
@@ -48,6 +51,7 @@ class TapRule:
     stream: Stream
     axis: int = -1
     ends: tuple[str, ...] = ()
+    tokens: str | int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no host can have."""

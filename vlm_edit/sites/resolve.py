@@ -28,6 +28,7 @@ class Tap:
         axis: Which axis of the output is the width.
         method: The method whose result is the site; None for the module's own output.
         ends: What the module's output ends in, as in ``TapRule``; None where that is not known.
+        tokens: How many tokens a row of the output must have; None for any number.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Tap:
     axis: int = -1
     method: str | None = None
     ends: str | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,12 +209,29 @@ def _tap(model: nn.Module, rule: TapRule, path: str) -> Tap | None:
         if module is None:
             return None
         there = (end for end in rule.ends if find_module(module, end.removeprefix("+")) is not None)
-        return Tap(path, module, rule.stream, rule.axis, ends=next(there, None))
+        return Tap(
+            *(path, module, rule.stream, rule.axis),
+            ends=next(there, None),
+            tokens=_tokens(model, rule),
+        )
     parent, _, method = path.removesuffix("()").rpartition(".")
     module = find_module(model, parent)
     if module is None or not callable(getattr(module, method, None)):
         return None
     return Tap(path, module, rule.stream, rule.axis, method)
+
+
+def _tokens(model: nn.Module, rule: TapRule) -> int | None:
+    if rule.tokens is None or isinstance(rule.tokens, int):
+        return rule.tokens
+    value = _attributes(model, rule.tokens)
+    if not isinstance(value, int):
+        raise VlmEditError(
+            f"the module at {rule.paths[0]} of {class_of(model).__name__}: neither the config nor "
+            f"the model has a number {rule.tokens!r}; name the attribute that says how many tokens "
+            "a row has, or write the number, in the adapter's TapRule.tokens"
+        )
+    return value
 
 
 def _fill(text: str, numbers: Numbers) -> str:
