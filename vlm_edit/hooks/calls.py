@@ -123,6 +123,9 @@ class Generation:
         given: Its length in what ``generate`` was given; None if that shows no sequence.
         embedded: Whether ``generate`` was given embeddings.
         begun: Whether the host was called.
+        caches: The cache of each followed path's first call.
+        others: Caches of sequences beside the prompt's, such as guidance's unconditional one.
+        beside: The calls under way of such sequences.
     """
 
     call: Call
@@ -131,6 +134,22 @@ class Generation:
     given: int | None = None
     embedded: bool = False
     begun: bool = False
+    caches: dict[str, Any] = field(default_factory=dict)
+    others: list[Any] = field(default_factory=list)
+    beside: list[Call] = field(default_factory=list)
+
+    def is_of(self, path: str, cache: Any) -> bool:
+        """Whether a call with this cache is of the generation's own sequence."""
+        own = self.caches.setdefault(path, cache)
+        if cache is own or not callable(getattr(own, "get_seq_length", None)):
+            return True
+        if any(cache is other for other in self.others):
+            return False
+        return known_int(_length_of(cache)) != 0  # else another begins
+
+    def forget_prompt(self) -> None:
+        """Know the prompt's length no longer: it is the answer's as well, or another sequence's."""
+        self.call.prompt = self.length = self.given = None
 
     def begin(self, inputs: Mapping[str, Any], call: Call) -> None:
         """Learn from the host's first call how long the prompt is that it really reads.

@@ -154,12 +154,19 @@ def hidden_of(output: Any, module: nn.Module) -> Tensor:
     """The hidden state in a module's output: the tensor itself, or the first of a tuple.
 
     Raises:
-        VlmEditError: Neither of both.
+        VlmEditError: Neither of both; or two states of one shape, whose sum goes on.
     """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        return output[0]
+        first, *rest = output
+        if len(rest) == 1 and isinstance(rest[0], Tensor) and rest[0].shape == first.shape:
+            raise VlmEditError(
+                f"{type(module).__name__} returns two tensors of {tuple(first.shape)}, as layers "
+                "of serving engines return their output and the residual it is still to be added "
+                "to: neither is the hidden state. Name a module that returns their sum"
+            )
+        return first
     raise VlmEditError(
         f"{type(module).__name__} returns a {type(output).__name__}; a site's module must return "
         "a tensor or a tuple that begins with one. Name a submodule that does in the adapter"

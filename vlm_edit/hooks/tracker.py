@@ -127,6 +127,13 @@ class CallTracker:
     def enter(self, path: str, module: nn.Module, inputs: Mapping[str, Any]) -> None:
         """A followed module is called."""
         generation = self.generation
+        if (
+            generation is not None
+            and not torch.compiler.is_compiling()
+            and not generation.is_of(path, inputs.get("past_key_values"))
+        ):
+            self._enter_beside(generation, path, module, inputs)
+            return
         if generation is not None and path == _HOST:
             step = read_step(self._adapter, inputs, generation)
             if step is not None:
@@ -152,13 +159,28 @@ class CallTracker:
         # A call of the host begins anew, also after one that was interrupted.
         self._state.calls = {path: call} if path == _HOST else {**calls, path: call}
 
+    def _enter_beside(
+        self, generation: Generation, path: str, module: nn.Module, inputs: Mapping[str, Any]
+    ) -> None:
+        """A step of ``generate`` asks the host about another sequence, which has its own prompt."""
+        calls = {} if path == _HOST else self._calls
+        call = read_call(module, self._adapter, inputs, calls.get(_HOST))
+        self._begin(call, inputs)
+        generation.beside.append(call)
+        self._state.calls = {**calls, path: call}
+
     def leave(self, path: str, output: Any) -> None:
         """A followed module has returned, or failed."""
         generation, calls = self.generation, self._calls
         self._state.calls = {} if path == _HOST else {p: c for p, c in calls.items() if p != path}
-        if generation is not None or path not in calls or torch.compiler.is_compiling():
+        if path not in calls or torch.compiler.is_compiling():
             return
         call = calls[path]
+        if generation is not None:
+            if not any(call is other for other in generation.beside):
+                return
+            generation.beside = [other for other in generation.beside if other is not call]
+            generation.others.append(getattr(output, "past_key_values", None))
         if output is None and call.packed and self._heard:
             error = sys.exc_info()[1]  # torch calls this while it handles what a forward raised
             if isinstance(error, VlmEditError):
@@ -196,7 +218,9 @@ class CallTracker:
         first = inputs.pop("inputs", None)
         if isinstance(first, Tensor) and not first.is_floating_point():
             inputs.setdefault("input_ids", first)
-        self._state.generation = read_prompt(root, self._adapter, inputs)
+        self._state.generation = generation = read_prompt(root, self._adapter, inputs)
+        if _shares_its_prompt(inputs):
+            generation.forget_prompt()
         try:
             return original(*args, **kwargs)
         finally:
@@ -251,6 +275,21 @@ def _signature(module: nn.Module) -> inspect.Signature:
     signature = inspect.signature(module.forward)
     kept = [p for p in signature.parameters.values() if p.name != "self"]
     return signature.replace(parameters=kept)
+
+
+def _shares_its_prompt(inputs: Mapping[str, Any]) -> bool:
+    """Whether a run of ``generate`` cannot tell its prompt from other things.
+
+    The model that drafts for another is called anew for each draft, with all of the answer so far;
+    and without a cache nothing tells guidance's unconditional sequence from the prompt's.
+    """
+    config = inputs.get("generation_config")
+
+    def said(name: str) -> Any:
+        return inputs.get(name, getattr(config, name, None))
+
+    guided = said("guidance_scale") not in (None, 1) and said("use_cache") is False
+    return bool(getattr(config, "is_assistant", False)) or guided
 
 
 def _is_longer(call: Call, outer: Call) -> bool:

@@ -327,7 +327,10 @@ def unplaced(call: Call) -> str:
             "this call packs several sequences into a row (it has cu_seq_lens_q, or position_ids "
             "that begin again), as continuous batching and training without padding do"
         )
-    return "this call goes on with a cache whose prompt was not seen in one call"
+    return (
+        "this call goes on with a cache whose prompt was not seen in one call, or drafts for "
+        "another model, or is one of two sequences without a cache"
+    )
 
 
 _MENDS = {
