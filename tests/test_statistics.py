@@ -1,4 +1,5 @@
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from vlm_edit.statistics import (
     auc,
     auc_estimate,
     benjamini_hochberg,
+    mcnemar,
     mean_estimate,
     proportion,
     ratio_estimate,
@@ -227,3 +229,53 @@ def test_a_figure_has_three_decimals_and_no_leading_zero(value: float, text: str
 
 def test_a_figure_has_as_many_decimals_as_asked() -> None:
     assert Estimate(0.5, -0.04, 1.0, 1).text(1) == ".5 [.0, 1.0]"
+
+
+# The same cases under two treatments
+
+
+def treated(only_first: int, only_second: int, both: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether cases are right under each of two treatments, in an order that says nothing."""
+    cases = [(True, False)] * only_first + [(False, True)] * only_second + [(True, True)] * both
+    order = torch.randperm(len(cases), generator=torch.Generator().manual_seed(0))
+    first, second = torch.tensor(cases)[order].unbind(1)
+    return first, second
+
+
+@settings(UNHURRIED, max_examples=60)
+@given(st.integers(0, 400), st.integers(0, 400), st.integers(1, 30))
+def test_the_paired_test_is_scipys_of_the_cases_that_differ(one: int, two: int, both: int) -> None:
+    found = mcnemar(*treated(one, two, both))
+    assert (found.only_first, found.only_second, found.n) == (one, two, one + two + both)
+    expected = binomtest(one, one + two).pvalue if one + two else 1.0
+    assert found.p == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize(("one", "two"), [(5, 1), (3, 3), (0, 7), (4, 2)])
+def test_the_paired_test_counts_how_often_exchanged_cases_differ_as_much(one, two) -> None:
+    first, second = treated(one, two, both=2)
+    apart = first.int() - second.int()
+    # Exchange the two treatments within any of the cases: every way is as likely by chance.
+    sums = [abs(sum(s * int(a) for s, a in zip(signs, apart, strict=True)))
+            for signs in product((1, -1), repeat=len(apart))]  # fmt: skip
+    share = sum(s >= abs(int(apart.sum())) for s in sums) / len(sums)
+    assert mcnemar(first, second).p == pytest.approx(share)
+
+
+def test_the_paired_test_does_not_mind_which_treatment_comes_first() -> None:
+    first, second = treated(9, 2, both=5)
+    assert mcnemar(first, second).p == mcnemar(second, first).p
+    assert mcnemar(first, first).p == 1.0
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (torch.ones(3, dtype=torch.bool), torch.ones(4, dtype=torch.bool)),
+        (torch.ones(3), torch.ones(3)),
+        (torch.ones(0, dtype=torch.bool), torch.ones(0, dtype=torch.bool)),
+    ],
+)
+def test_a_paired_test_of_other_cases_or_none_is_refused(first, second) -> None:
+    with pytest.raises(VlmEditError, match="a paired test"):
+        mcnemar(first, second)

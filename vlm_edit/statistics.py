@@ -206,6 +206,63 @@ def ratio_estimate(above: Tensor, below: Tensor, draws: int = 2000, seed: int = 
     return Estimate(ratio(both), low, high, len(both))
 
 
+@dataclass(frozen=True)
+class PairedTest:
+    """What becomes of the same cases under two treatments, by McNemar's exact test.
+
+    Attributes:
+        only_first: Cases that are right under the first treatment alone.
+        only_second: Those right under the second alone.
+        n: All cases.
+        p: Chance of shares as unlike as these, or more, if neither treatment were better.
+
+    Example:
+        >>> print(PairedTest(8, 1, 48, 0.0390625))
+        8 and 1 of 48, p .039
+    """
+
+    only_first: int
+    only_second: int
+    n: int
+    p: float
+
+    def __str__(self) -> str:
+        """Both counts, and p with three decimals."""
+        told = "< .001" if self.p < 0.001 else _short(self.p, 3)
+        return f"{self.only_first} and {self.only_second} of {self.n}, p {told}"
+
+
+def mcnemar(first: Tensor, second: Tensor) -> PairedTest:
+    """Compare two treatments of the same cases by McNemar's exact test (McNemar 1947).
+
+    Intervals of two shares of the same cases say little of their difference, which is of the
+    cases that only one of both gets right. Without a difference each of those is a toss of a coin.
+
+    Args:
+        first: [n] bool, whether each case is right.
+        second: [n] bool, of the same cases in the same order.
+
+    Raises:
+        VlmEditError: Other cases, none, or what is not bool.
+
+    Example:
+        >>> import torch
+        >>> first = torch.tensor([True, True, True, False, True, True])
+        >>> mcnemar(first, torch.tensor([False] * 5 + [True])).p
+        0.125
+    """
+    if first.dtype != torch.bool or second.dtype != torch.bool or first.shape != second.shape:
+        raise VlmEditError(
+            f"a paired test needs [n] bool of the same cases, got {tuple(first.shape)} "
+            f"{first.dtype} and {tuple(second.shape)} {second.dtype}"
+        )
+    if not first.numel():
+        raise VlmEditError("a paired test of no cases: there is nothing to compare")
+    one, two = int((first & ~second).sum()), int((second & ~first).sum())
+    tail = sum(math.comb(one + two, k) for k in range(min(one, two) + 1))
+    return PairedTest(one, two, first.numel(), min(1.0, 2 * tail / 2 ** (one + two)))
+
+
 def benjamini_hochberg(p: Tensor, alpha: float = 0.05) -> Tensor:
     """Tests that pass at a false discovery rate (Benjamini and Hochberg 1995).
 
