@@ -16,6 +16,7 @@ from vlm_edit.statistics import (
     auc,
     auc_estimate,
     benjamini_hochberg,
+    drawn_difference,
     mcnemar,
     mean_estimate,
     proportion,
@@ -279,3 +280,31 @@ def test_the_paired_test_does_not_mind_which_treatment_comes_first() -> None:
 def test_a_paired_test_of_other_cases_or_none_is_refused(first, second) -> None:
     with pytest.raises(VlmEditError, match="a paired test"):
         mcnemar(first, second)
+
+
+# Means of random draws, of the same cases
+
+
+def test_a_difference_of_single_draws_is_the_paired_difference() -> None:
+    one, two = (torch.rand(1, 200, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    found, paired = drawn_difference(one, two), mean_estimate((one - two).flatten().double())
+    assert found.value == pytest.approx(paired.value)
+    assert (found.low, found.high) == pytest.approx((paired.low, paired.high), abs=0.01)
+    assert found.n == 200
+
+
+def test_the_interval_of_a_difference_of_draws_holds_what_draws_differ_by() -> None:
+    # Every case is alike, so that nothing varies but the draws.
+    own = torch.tensor([[0.2], [0.4], [0.9]]).expand(3, 50)
+    other = torch.zeros(1, 50)
+    means = [(a + b + c) / 3 for a, b, c in product((0.2, 0.4, 0.9), repeat=3)]
+    low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
+    found = drawn_difference(own, other)
+    assert found.value == pytest.approx(0.5)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.07)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (5,), (0, 5)])
+def test_a_difference_of_other_cases_or_of_no_draw_is_refused(shape) -> None:
+    with pytest.raises(VlmEditError, match=r"draws|difference"):
+        drawn_difference(torch.zeros(3, 5), torch.zeros(shape))

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As typed after ``vlm-edit``; by default the process's own.
 
     Returns:
-        0; 1 if a check of the demonstration does not hold, or two patches differ; 2 with a
+        0; 1 if a verdict of the demonstration is not the known one, or two patches differ; 2 with a
         message on standard error for what the user can mend.
     """
     options = _parser().parse_args(arguments)

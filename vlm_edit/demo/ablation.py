@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.controls import activity_matched, random_features, turned
-from vlm_edit.demo.factors import Check, estimates, over_draws
+from vlm_edit.demo.factors import Check, alive, estimates, over_draws
 from vlm_edit.demo.interview import (
     ASKED,
     Interview,
@@ -21,9 +21,8 @@ from vlm_edit.demo.interview import (
 from vlm_edit.edits import Ablate
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate, mean_estimate
+from vlm_edit.statistics import Estimate, drawn_difference, mean_estimate
 
-SHOWN = ("vision", "language", "cross")
 COLUMNS = ("name", "background", "who (people)")
 
 
@@ -46,7 +45,7 @@ class Ablation:
     def __post_init__(self) -> None:
         self.numbers = draw(len(self.interview.pairs), self.sizes.edited)
         self.activity = self.codes["image"].mean(0)
-        self.live = sorted(k for name in SHOWN for k in self.classes[name])
+        self.live = alive(self.classes)
 
     def table(self) -> tuple[Table, list[Check]]:
         """Accuracy of each question, and what it proves."""
@@ -144,8 +143,8 @@ class Ablation:
             lost = mean_estimate(before[column].double() - after[column].double())
             told, holds = [], lost.low > 0
             for control, draws in drawn.items():
-                mean = torch.stack([d[column].double() for d in draws]).mean(0)
-                ahead = mean_estimate(mean - after[column][: len(few)].double())
+                kept = torch.stack([d[column].double() for d in draws])
+                ahead = drawn_difference(kept, after[column][None, : len(few)].double())
                 told.append(f"{ahead} more than {control}")
                 holds = holds and (ahead.low > 0 or control == "random, as active")
             verdicts.append(

@@ -63,7 +63,7 @@ class Edits:
 
     def table(self, classes: Mapping[str, list[int]]) -> Table:
         """What each class's ablation takes, beside as many random features."""
-        rows, _ = class_rows(classes, self.read, seed=1)
+        rows = class_rows(classes, self.read, seed=1)
         rows.insert(0, ("nothing", estimates(self.read(None))))
         return Table(
             "Ablate a class of features in the host: before and after",

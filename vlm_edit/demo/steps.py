@@ -79,14 +79,14 @@ def _run(out: Path, say: Callable[[str], None]) -> Run:
         f"{dictionary.n_features} features at site {SITE!r}\n")  # fmt: skip
     found, hidden = _measure(model, processor, pairs, dictionary)
     codes = {stream: dictionary.encode(h, stream) for stream, h in hidden.items()}
-    classes = found.dominance.classes("sd")
-    tables = [class_table(found), feature_table(found, pairs, rule="sd")]
+    classes = found.dominance.classes()
+    tables = [class_table(found), feature_table(found, pairs)]
     for table in tables:
         say(f"{table}\n")
     reading = Reading(pairs)
     kept, right = factor_table(reading, codes, dictionary.decoder, classes)
     say(f"{kept}\n")
-    verdicts = checks(found.dominance, codes, pairs, right)
+    verdicts = checks(found.dominance, classes, codes, pairs, right)
     patch = _save_patch(out / "no-vision-dominant.safetensors", model, dictionary, classes)
     edits = Edits(model, processor, pairs, dictionary, hidden, reading)
     verdicts.append(edits.attached_equals_spliced(patch))
