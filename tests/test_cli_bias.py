@@ -42,6 +42,15 @@ def test_one_command_writes_figures_a_page_and_a_patch(out: Path) -> None:
     assert figures["nothing"]["read"]["value"] > figures[named[0]]["read"]["value"] + 0.1
     assert {"read", "probe", "recognised", "kept", "R@1", "MaxSkew"} <= set(figures["nothing"])
     assert report["edits"]["nothing"]["read by group"].keys() == {"man", "woman"}
+    people = figures["nothing"]["read"]["n"], figures["nothing"]["kept"]["n"]
+    chance = report["edits"]["nothing"]["by chance"]["MaxSkew"]
+    assert 0 < chance["low"] < chance["value"] < chance["high"] and chance["n"] == 400
+    effect, cost = report["tables"]
+    assert "(groups dealt at random)" in effect
+    assert f"{people[0]} images of man or woman that nothing was fitted on" in effect
+    assert f"of the {people[0]} images of man or woman; the others: of all {people[1]}" in cost
+    assert [row for row in effect.splitlines() if ", below chance" in row][0].startswith("prompt")
+    assert report["edits"]["prompt difference"]["below chance"] == ["read"]
     assert "What queries find first" in (out / "index.html").read_text("utf-8")
 
 

@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
     named = f"{options.way} of {len(found.features)} features" if found else "difference in means"
     studies = _studies(learn, test, named, patch, found, dictionary, options)
     outcomes = {name: Outcome.of(study, options.k) for name, study in studies.items()}
-    tables = _tables(outcomes, len(test.plain.pairs), asked)
+    tables = _tables(outcomes, test.plain)
     print("\n\n".join(map(str, tables)))
     tell_left_out(bench.skipped, 0)
     _write(out, options, outcomes, tables)
@@ -272,17 +272,30 @@ def _studies(
     return studies
 
 
-def _tables(outcomes: Mapping[str, Outcome], n: int, asked: Questions) -> list[Table]:
-    chance = 1 / len(asked.values)
+def _tables(outcomes: Mapping[str, Outcome], study: Study) -> list[Table]:
+    asked, people = study.questions, len(study.told_apart)
+    told = f"{people} images of {' or '.join(asked.values)}"
     effect = effect_table(
         outcomes,
         f"{asked.attribute}: what is left of it",
-        f"{n} images that nothing was fitted on. read: told by prompts, groups alike, chance "
-        f"{chance:.2f}; probe: told by a linear probe trained on the edited embeddings.\n"
-        "Skews: of the groups among the first images that queries find; 0 is as many as there are.",
+        f"{told} that nothing was fitted on. read: told by prompts, groups alike, chance "
+        f"{1 / len(asked.values):.2f}; probe: told by a linear probe trained on the edited "
+        "embeddings.\nSkews: of the groups among the first of these images that queries find; 0 is "
+        "as many as there are.\nDealt at random: the same groups dealt to the same images "
+        f"{_dealings(outcomes)} times, mean [middle 95 %]: no list is even by chance.",
     )
-    cost = cost_table(outcomes, "What it costs", "Of the same images. 95 % intervals throughout.")
+    cost = cost_table(
+        outcomes,
+        "What it costs",
+        f"recognised, gap and worst group: of the {told}; the others: of all "
+        f"{len(study.pairs)} on that side. 95 % intervals throughout.",
+    )
     return [effect, *([cost] if cost else [])]
+
+
+def _dealings(outcomes: Mapping[str, Outcome]) -> int:
+    first = next(iter(outcomes.values()))
+    return max((len(draws) for draws in first.chance.values()), default=0)
 
 
 def _write(
@@ -295,7 +308,11 @@ def _write(
     for name, outcome in outcomes.items():
         figures = {figure: _told(outcome.estimate(figure)) for figure in outcome.cases}
         groups = {g: _told(e) for g, e in outcome.by_group("read").items()}
-        told[name] = {"figures": figures, "read by group": groups}
+        chance = {skew: _told(outcome.by_chance(skew)) for skew in outcome.chance}
+        told[name] = {"figures": figures, "read by group": groups, "by chance": chance}
+        told[name]["below chance"] = [
+            n for n in ("read", "probe") if n in outcome.cases and outcome.below_chance(n)
+        ]
     given = {k: v for k, v in vars(options).items() if k != "run"}
     report = {"arguments": given, "edits": told, "tables": [str(table) for table in tables]}
     text = json.dumps(report, indent=1, ensure_ascii=False)

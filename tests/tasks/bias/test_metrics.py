@@ -12,6 +12,7 @@ from vlm_edit.tasks.bias.metrics import (
     accuracy_by_group,
     accuracy_gap,
     balanced_accuracy,
+    chance_skew,
     kl_at,
     max_skew,
     ndkl,
@@ -73,6 +74,13 @@ def test_what_each_query_finds_is_ranked_by_similarity() -> None:
         order = sorted(range(40), key=lambda i: -row[i])
         by_hand.append(max_skew([groups[i] for i in order], 10, target))
     assert found["MaxSkew"].tolist() == pytest.approx(by_hand)
+    ranked = [sorted(range(40), key=lambda i: -row[i])[:10] for row in similarity.tolist()]
+    for name, figure in (
+        ("KL", lambda r: kl_at(r, 10, target)),
+        ("NDKL", lambda r: ndkl(r, target)),
+    ):
+        told = [figure([groups[i] for i in row]) for row in ranked]
+        assert found[name].tolist() == pytest.approx(told)
     assert {len(values) for values in found.values()} == {6}
 
 
@@ -133,3 +141,35 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
 def test_what_cannot_be_counted_is_refused_by_name(call: Callable[[], object], words: str) -> None:
     with pytest.raises(VlmEditError, match=words):
         call()
+
+
+# Chance
+
+
+def test_skews_by_chance_are_those_of_the_same_groups_dealt_again() -> None:
+    generator = torch.Generator().manual_seed(3)
+    similarity, groups = torch.rand(5, 30, generator=generator), ["a"] * 12 + ["b"] * 15 + ["c"] * 3
+    found = chance_skew(similarity, groups, k=8, draws=4, seed=7)
+    dealer = torch.Generator().manual_seed(7)
+    for draw in range(4):
+        dealt = [groups[i] for i in torch.randperm(30, generator=dealer).tolist()]
+        for name, values in retrieval_skew(similarity, dealt, k=8).items():
+            assert found[name][draw].tolist() == pytest.approx(values.tolist(), abs=1e-12)
+
+
+def test_a_skew_that_is_there_lies_above_chance_and_none_within_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    groups = ["a", "b"] * 60
+    noise = torch.rand(40, 120, generator=generator)
+    leaning = noise + torch.tensor([0.3 * (g == "a") for g in groups])
+    for similarity, above in ((noise, False), (leaning, True)):
+        chance = chance_skew(similarity, groups, k=20, draws=200)["MaxSkew"].mean(1)
+        skew = float(retrieval_skew(similarity, groups, k=20)["MaxSkew"].mean())
+        low, high = chance.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        assert (skew > high) is above and skew > low
+        assert float(chance.min()) > 0
+
+
+def test_chance_of_no_draw_is_refused() -> None:
+    with pytest.raises(VlmEditError, match="draws is 0"):
+        chance_skew(torch.ones(1, 2), ["a", "b"], 1, draws=0)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vlm_edit import Ablate, Adapter, Pairs, Patch, Project, VlmEditError, zoo
 from vlm_edit.tasks.bias import Bench, Outcome, Questions, Study, split
-from vlm_edit.tasks.bias.outcome import cost_table, effect_table
+from vlm_edit.tasks.bias.outcome import DEALT, cost_table, effect_table
 
 
 def test_the_read_out_is_the_nearest_mean_prompt_of_every_image(bench: Bench) -> None:
@@ -103,6 +103,10 @@ def test_outcomes_of_two_splits_are_those_of_all_their_cases(planted: Study) -> 
         assert both.estimate(name).value == whole.estimate(name).value
         assert both.estimate(name).n == 40
     assert len(both.cases["MaxSkew"]) == 4
+    halves = [half.by_chance("MaxSkew") for half in (one, two)]
+    assert both.by_chance("MaxSkew").value == pytest.approx(sum(h.value for h in halves) / 2)
+    with pytest.raises(VlmEditError, match="of 'read' no chance was drawn"):
+        both.by_chance("read")
     assert both.ahead(both, "read").value == 0
     with pytest.raises(VlmEditError, match="cannot be joined"):
         _ = one + Outcome.of(planted.part(sides[1]), k=3, folds=0)
@@ -119,7 +123,9 @@ def test_tables_have_a_row_for_each_edit_and_no_column_for_what_was_not_asked(
     effect = effect_table(found, "Effect")
     assert effect.columns == ("edit", "read", "man", "woman", "probe", *(
         f"{name}@5" for name in ("MaxSkew", "KL", "NDKL")))  # fmt: skip
-    assert [row[0] for row in effect.rows] == ["nothing", "again"]
+    assert [row[0] for row in effect.rows] == [DEALT, "nothing", "again"]
+    assert effect.rows[0][1:5] == ("", "", "", "")
+    assert effect.rows[0][5] == str(found["nothing"].by_chance("MaxSkew"))
     cost = cost_table(found, "Cost")
     assert cost is not None and cost.columns[:2] == ("edit", "recognised")
     bare = replace(
@@ -131,6 +137,20 @@ def test_tables_have_a_row_for_each_edit_and_no_column_for_what_was_not_asked(
     told = {"nothing": Outcome.of(bare, folds=0)}
     assert cost_table(told, "Cost") is None
     assert effect_table(told, "Effect").columns == ("edit", "read", "man", "woman")
+
+
+def test_a_table_says_what_is_read_less_often_than_a_guess_would_be() -> None:
+    groups = ("man", "woman") * 50
+    share = {"reversed": 10, "a guess": 50, "seen": 90}
+    found = {
+        name: Outcome(groups, {"read": torch.tensor([True] * n + [False] * (100 - n))})
+        for name, n in share.items()
+    }
+    assert {name: one.below_chance("read") for name, one in found.items()} == {
+        "reversed": True, "a guess": False, "seen": False,
+    }  # fmt: skip
+    told = {row[0]: row[1].endswith(", below chance") for row in effect_table(found, "").rows}
+    assert told == {"reversed": True, "a guess": False, "seen": False}
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.statistics import Estimate, middle, proportion
 
 DRAWS = 2000
+SKEWS = ("MaxSkew", "KL", "NDKL")
 
 
 def shares(groups: Sequence[str]) -> dict[str, float]:
@@ -220,6 +222,71 @@ def retrieval_skew(
         >>> found["MaxSkew"]
         tensor([0.6931], dtype=torch.float64)
     """
+    numbers, order, share = _ranked(similarity, groups, k, wanted)
+    figures = _skews(F.one_hot(numbers[order], len(share)), share)
+    return dict(zip(SKEWS, figures, strict=True))
+
+
+def chance_skew(
+    similarity: Tensor,
+    groups: Sequence[str],
+    k: int,
+    wanted: Mapping[str, float] | None = None,
+    draws: int = 400,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """What ``retrieval_skew`` would be if groups meant nothing: dealt to the images at random.
+
+    No list of K images is even, so no skew is 0 by chance. Queries, images and what each query
+    finds stay as they are; within a draw all queries meet the same dealing, since they find much
+    the same images.
+
+    Args:
+        similarity: As in ``retrieval_skew``.
+        groups: As in ``retrieval_skew``.
+        k: As in ``retrieval_skew``.
+        wanted: As in ``retrieval_skew``.
+        draws: How often groups are dealt.
+        seed: Of the dealings.
+
+    Returns:
+        ``MaxSkew``, ``KL`` and ``NDKL``, [draws, q] float64 each.
+
+    Raises:
+        VlmEditError: As ``retrieval_skew``, or no draw.
+
+    Example:
+        >>> import torch
+        >>> found = chance_skew(torch.tensor([[0.9, 0.8, 0.1, 0.2]]), ["a", "a", "b", "b"], k=2)
+        >>> 0 < float(found["MaxSkew"].mean()) < 0.6931
+        True
+    """
+    if draws < 1:
+        raise VlmEditError(f"draws is {draws}; chance takes at least one")
+    numbers, order, share = _ranked(similarity, groups, k, wanted)
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(draws):
+        dealt = numbers[torch.randperm(len(numbers), generator=generator)]
+        found.append(_skews(F.one_hot(dealt[order], len(share)), share))
+    return dict(zip(SKEWS, torch.stack(found).unbind(1), strict=True))
+
+
+def _skews(first: Tensor, share: Tensor) -> Tensor:
+    """MaxSkew, KL and NDKL, [3, q], of one-hot groups [q, k, g] and wanted shares [g]."""
+    depth = torch.arange(1, first.shape[1] + 1, dtype=torch.float64)
+    found = first.double().cumsum(1) / depth[:, None]
+    log = (found / share).log()
+    divergence = torch.where(found > 0, found * log, 0.0).sum(2).clamp_min(0)
+    weight = 1 / (depth + 1).log2()
+    ndkl_of = divergence @ weight / weight.sum()
+    return torch.stack([log[:, -1].amax(1), divergence[:, -1], ndkl_of])
+
+
+def _ranked(
+    similarity: Tensor, groups: Sequence[str], k: int, wanted: Mapping[str, float] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Groups as numbers [n], what each query finds first [q, k], and the share of each group."""
     if similarity.ndim != 2 or similarity.shape[1] != len(groups):
         raise VlmEditError(
             f"similarity of queries to {len(groups)} images with a group must be [q, "
@@ -228,14 +295,11 @@ def retrieval_skew(
     target = shares(groups) if wanted is None else dict(wanted)
     if not 1 <= k <= len(groups):
         raise VlmEditError(f"k is {k}: {len(groups)} images can be ranked")
-    order = similarity.argsort(dim=1, descending=True, stable=True)[:, :k].tolist()
-    ranked = [[groups[i] for i in row] for row in order]
-    figures = {
-        "MaxSkew": [max_skew(row, k, target) for row in ranked],
-        "KL": [kl_at(row, k, target) for row in ranked],
-        "NDKL": [ndkl(row, target) for row in ranked],
-    }
-    return {name: torch.tensor(values, dtype=torch.float64) for name, values in figures.items()}
+    _first(groups, k, target)
+    names = list(target)
+    order = similarity.argsort(dim=1, descending=True, stable=True)[:, :k].cpu()
+    share = torch.tensor([target[name] for name in names], dtype=torch.float64)
+    return torch.tensor([names.index(group) for group in groups]), order, share
 
 
 def _members(right: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,17 +11,20 @@ from torch import Tensor
 from vlm_edit.errors import VlmEditError
 from vlm_edit.probing import probe
 from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate, mean_estimate, proportion
+from vlm_edit.statistics import Estimate, mean_estimate, middle, proportion
 from vlm_edit.tasks.bias.metrics import (
+    SKEWS,
     accuracy_by_group,
     accuracy_gap,
     balanced_accuracy,
+    chance_skew,
     retrieval_skew,
     worst_group,
 )
 from vlm_edit.tasks.bias.study import Study
 
-SKEWS = ("MaxSkew", "KL", "NDKL")
+DEALT = "(groups dealt at random)"
+BELOW = ", below chance"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,8 @@ class Outcome:
         cases: By figure: [m] of those images for ``read``, ``probe`` and ``recognised``; [n] of
             all images for ``kept``, ``R@1`` and ``R@5``; [q] of the queries for the skews.
         k: Hits that the skews count.
+        chance: By skew, what it would be if groups were dealt to the images at random, [draws, q]
+            of the queries.
 
     Example:
         >>> import torch
@@ -45,6 +50,7 @@ class Outcome:
     groups: tuple[str, ...]
     cases: Mapping[str, Tensor] = field(default_factory=dict)
     k: int = 20
+    chance: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, study: Study, k: int = 20, folds: int = 5) -> Outcome:
@@ -65,9 +71,12 @@ class Outcome:
             cases |= {"recognised": study.recognised(), "kept": study.kept()}
         if len(set(study.pairs.texts)) > 1:
             cases |= {f"R@{at}": study.finds(at) for at in (1, 5)}
+        chance: dict[str, Tensor] = {}
         if asked.queries:
-            cases |= retrieval_skew(study.query_similarity(), groups, k)
-        return cls(tuple(groups), cases, k)
+            ranked = study.query_similarity()
+            cases |= retrieval_skew(ranked, groups, k)
+            chance = chance_skew(ranked, groups, k)
+        return cls(tuple(groups), cases, k, chance)
 
     def __add__(self, other: Outcome) -> Outcome:
         """Both outcomes' cases in one: of several splits, each tuned on the others' images.
@@ -81,7 +90,12 @@ class Outcome:
                 f"{other.k} cannot be joined"
             )
         joined = {name: torch.cat([own, other.cases[name]]) for name, own in self.cases.items()}
-        return Outcome(self.groups + other.groups, joined, self.k)
+        dealt = {
+            name: torch.cat([own, other.chance[name]], dim=1)
+            for name, own in self.chance.items()
+            if name in other.chance
+        }
+        return Outcome(self.groups + other.groups, joined, self.k, dealt)
 
     def estimate(self, name: str) -> Estimate:
         """A figure with its interval.
@@ -98,6 +112,26 @@ class Outcome:
         if name in SKEWS:
             return mean_estimate(values)
         return proportion(int(values.sum()), len(values))
+
+    def by_chance(self, name: str) -> Estimate:
+        """What a skew would be if groups meant nothing: the mean, and the middle 95 % of draws.
+
+        Raises:
+            VlmEditError: A figure of which chance was not drawn.
+        """
+        if name not in self.chance:
+            raise VlmEditError(
+                f"of {name!r} no chance was drawn: there is {', '.join(self.chance) or 'none'}"
+            )
+        means = self.chance[name].mean(1)
+        return Estimate(float(means.mean()), *middle(means), len(means))
+
+    def below_chance(self, name: str) -> bool:
+        """Whether ``read`` or ``probe`` is right less often than a guess, by its whole interval.
+
+        Groups are then told as well as ever, by taking each for the other.
+        """
+        return self.estimate(name).high < 1 / len(set(self.groups))
 
     def by_group(self, name: str) -> dict[str, Estimate]:
         """``read``, ``probe`` or ``recognised`` of each group."""
@@ -129,18 +163,28 @@ class Outcome:
 
 
 def effect_table(outcomes: Mapping[str, Outcome], title: str, note: str = "") -> Table:
-    """What is still read of the attribute, and how unequal retrieval is, a row a way."""
+    """What is still read of the attribute, and how unequal retrieval is, a row a way.
+
+    The first row is what the skews of the first way would be if groups were dealt to the images
+    at random: the mean, and the middle 95 % of the draws. What is read less often than a guess
+    would be says so.
+    """
     first = next(iter(outcomes.values()))
     groups = sorted(set(first.groups))
-    columns: dict[str, Callable[[Outcome], str]] = {"read": lambda o: str(o.estimate("read"))}
+    columns: dict[str, Callable[[Outcome], str]] = {"read": _read("read")}
     for group in groups:
         columns[group] = _of_group("read", group)
     if "probe" in first.cases:
-        columns["probe"] = lambda o: str(o.estimate("probe"))
+        columns["probe"] = _read("probe")
     for name in SKEWS:
         if name in first.cases:
             columns[f"{name}@{first.k}"] = _of(name)
-    return _table(outcomes, columns, title, note)
+    table = _table(outcomes, columns, title, note)
+    if not first.chance:
+        return table
+    dealt = {f"{name}@{first.k}": str(first.by_chance(name)) for name in first.chance}
+    row = (DEALT, *(dealt.get(column, "") for column in columns))
+    return replace(table, rows=[row, *table.rows])
 
 
 def cost_table(outcomes: Mapping[str, Outcome], title: str, note: str = "") -> Table | None:
@@ -168,6 +212,10 @@ def _table(
         (name, *(cell(outcome) for cell in columns.values())) for name, outcome in outcomes.items()
     ]
     return Table(title, ("edit", *columns), rows, note)
+
+
+def _read(name: str) -> Callable[[Outcome], str]:
+    return lambda outcome: f"{outcome.estimate(name)}{BELOW if outcome.below_chance(name) else ''}"
 
 
 def _of(name: str) -> Callable[[Outcome], str]:
