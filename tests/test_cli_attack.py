@@ -34,6 +34,9 @@ def test_one_command_fools_a_model_on_a_folder(
     assert main(given) == 0
     told = json.loads((out / "attack.json").read_text("utf-8"))
     (table,) = told["tables"]
+    assert f"Read among {len(told['read among'])} texts" in table["note"]
+    assert set(told["read among"]) <= set(zoo.load_pairs().texts[:10])
+    assert f"Read among {len(told['read among'])} texts" in (out / "index.html").read_text("utf-8")
     assert table["columns"] == ["", "radius", "clean", "PGD", "APGD-CE", "APGD-DLR", "Square"]
     assert [row[1] for row in table["rows"]] == ["2/255", "4/255"]
     assert "still read rightly" in capsys.readouterr().out
@@ -48,6 +51,7 @@ def test_attacked_images_are_within_the_radius_of_the_hosts_own(tmp_path: Path) 
     assert main([*given, "--out", str(tmp_path)]) == 0
     told = json.loads((tmp_path / "attack.json").read_text("utf-8"))
     assert told["arguments"]["label"] == "label"
+    assert "labels that the 8 images drawn have" in told["tables"][0]["note"]
     from vlm_edit.tasks.adversarial import ImageHost
     from vlm_edit.tasks.adversarial.page import drawn
 
@@ -72,6 +76,16 @@ def test_a_class_is_attacked_beside_as_many_random_features(tmp_path: Path) -> N
     ]
     names = [row[0] for row in told[3]["rows"]]
     assert names[0] == "vision" and names[2].endswith(" random")
+    moved = [row[:2] for row in told[2]["rows"]]
+    assert [name for name, _ in moved[::2]] == [
+        "vision",
+        "language",
+        "cross",
+        "undecided",
+        "residual",
+    ]
+    assert all(name == f"{size} random" for name, size in moved[1::2])
+    assert [size for _, size in moved[:-1:2]] == [size for _, size in moved[1::2]]
     assert "features that moved most" in (tmp_path / "index.html").read_text("utf-8")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
+from vlm_edit.controls import random_features
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import make_folder, packed, write_bytes, write_text
@@ -22,12 +23,13 @@ from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.report import Table
 from vlm_edit.sites import unwrap
-from vlm_edit.statistics import proportion
+from vlm_edit.statistics import Estimate, proportion
 from vlm_edit.tasks import adversarial as adv
-from vlm_edit.tasks.adversarial.features import nearest_text
+from vlm_edit.tasks.adversarial.features import RESIDUAL, nearest_text
 from vlm_edit.tasks.adversarial.page import Case, drawn, most_moved, to_image, write_page
 
 _HUGE = 64 / 255
+_DRAWS = 5  # of as many random features beside each class
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -79,12 +81,12 @@ def run(options: argparse.Namespace) -> int:
     model.to(options.device)
     out = make_folder(options.out)
     if options.question is not None:
-        tables, cases, images = _answers(options, model, processor, pairs, patch)
+        tables, cases, images, names = _answers(options, model, processor, pairs, patch)
     else:
-        tables, cases, images = _choices(options, model, processor, pairs, patch)
+        tables, cases, images, names = _choices(options, model, processor, pairs, patch)
     print("\n\n".join(map(str, tables)))
     tell_left_out([(numbers[i], why) for i, why in left_out], 0)
-    _write(out, options, tables, cases, images)
+    _write(out, options, tables, cases, images, names)
     print(f"\npage:   {out / 'index.html'}\nimages: {out / 'images'}")
     return 0
 
@@ -146,7 +148,7 @@ def _choice(options: argparse.Namespace, model: Any, processor: Any, pairs: Pair
     return _Choice(plain, images.to(options.device), labels.to(options.device), names)
 
 
-Found = tuple[list[Table], list[Case], Tensor]
+Found = tuple[list[Table], list[Case], Tensor, Sequence[str]]
 
 
 def _choices(
@@ -165,9 +167,10 @@ def _choices(
         with adv.Defence("patch", patch).on(model):
             behind = _choice(options, model, processor, pairs).plain
             stood["behind the patch"] = _stand(one, behind, options, strength, bare)
-    tables = [_standing(stood, len(pairs))]
+    among = _among(one, options)
+    tables = [_standing(stood, len(pairs), among)]
     if options.target:
-        tables.append(_targeted(one, options))
+        tables.append(_targeted(one, options, among))
     radius = options.eps[-1] / 255
     attacked = adv.fooling(
         one.plain, one.images, one.labels, radius,
@@ -184,7 +187,7 @@ def _choices(
              one.names[int(was[i])], one.names[int(now[i])], moved[i])
         for i in shown
     ]  # fmt: skip
-    return tables, cases, attacked
+    return tables, cases, attacked, one.names
 
 
 def _stand(
@@ -205,7 +208,16 @@ def _stand(
     return {"stood": stood, "signs": adv.suspicions(stood, huge)}
 
 
-def _standing(found: Mapping[str, dict[str, Any]], n: int) -> Table:
+def _among(one: _Choice, options: argparse.Namespace) -> str:
+    """Which texts an image may be taken for: the more, the easier it is misread."""
+    whose = f"the {len(one.labels)} images drawn have" if options.label else "of the images drawn"
+    own = f"labels that {whose}" if options.label else f"texts {whose}"
+    more = [f"those of {options.labels}"] if options.labels else []
+    more += [f"{options.target!r}"] if options.target else []
+    return f"Read among {len(one.names)} texts: {' and '.join([own, *more])}."
+
+
+def _standing(found: Mapping[str, dict[str, Any]], n: int, among: str) -> Table:
     attacks = list(dict.fromkeys(k for f in found.values() for s in f["stood"] for k in s.after))
     rows = [
         (name, f"{s.eps * 255:g}/255",
@@ -217,12 +229,14 @@ def _standing(found: Mapping[str, dict[str, Any]], n: int) -> Table:
         "Images that are still read rightly, attack after attack",
         ("", "radius", *attacks),
         rows,
-        f"{n} images, l-inf, 95 % Wilson intervals. Each attack meets only what stood the ones "
-        "before, so the last column counts. Signs of masked gradients: " + "; ".join(signs) + ".",
+        f"{n} images, l-inf, 95 % Wilson intervals. {among} Each attack meets only what stood the "
+        "ones before, so the last column counts. Signs of masked gradients: "
+        + "; ".join(signs)
+        + ".",
     )
 
 
-def _targeted(one: _Choice, options: argparse.Namespace) -> Table:
+def _targeted(one: _Choice, options: argparse.Namespace, among: str) -> Table:
     target = torch.full_like(one.labels, one.names.index(options.target))
     rows = []
     for eps in options.eps:
@@ -230,7 +244,9 @@ def _targeted(one: _Choice, options: argparse.Namespace) -> Table:
         own = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size}
         reached = adv.apgd(aim, one.images, eps / 255, **own).reached
         rows.append((f"{eps:g}/255", proportion(int(reached.sum()), len(reached)).text(2)))
-    return Table(f"Images taken for {options.target!r}", ("radius", "share"), rows, "APGD.")
+    return Table(
+        f"Images taken for {options.target!r}", ("radius", "share"), rows, f"APGD. {among}"
+    )
 
 
 def _features(
@@ -245,33 +261,56 @@ def _features(
     dominance = subject.measure(progress=False).dominance
     cut: Any = "significant"
     classes = {k: v for k, v in dominance.classes(cut).items() if v}
-    moved = adv.movement(features, one.images, attacked, classes, options.batch_size)
-    rows = [
-        (name, str(len(classes.get(name, ())) or ""), moved.share(name).text(2))
-        for name in moved.parts
-    ]
-    tables = [
-        Table(
-            f"What moves at {options.site} under PGD at {options.eps[-1]:g}/255",
-            ("class", "features", "share of the squared length"),
-            rows,
-            "Of what each class's change decodes to. Classes that work against each other sum to "
-            "more than 1; residual is what no feature explains. Bootstrap intervals.",
-        )
-    ]
+    live = (~dominance.dead).nonzero().flatten().tolist()
+    tables = [_movements(options, one, features, attacked, classes, live)]
     if options.name:
-        tables.append(_through(options, one, features, classes.get(options.name, [])))
+        tables.append(_through(options, one, features, classes.get(options.name, []), live))
     return tables, most_moved(features, one.images, attacked, classes)
 
 
+def _movements(
+    options: argparse.Namespace,
+    one: _Choice,
+    features: adv.Features,
+    attacked: Tensor,
+    classes: Mapping[str, list[int]],
+    live: Sequence[int],
+) -> Table:
+    """What moves of each class, and of as many random live features."""
+    drawn = {
+        f"{name} {i}": chosen
+        for name, members in classes.items()
+        for i, chosen in enumerate(random_features(members, live, _DRAWS, options.seed))
+    }
+    sets = {**classes, **drawn}
+    moved = adv.movement(features, one.images, attacked, sets, options.batch_size)
+    rows = []
+    for name, members in classes.items():
+        rows.append((name, str(len(members)), moved.share(name).text(2)))
+        shares = [moved.share(f"{name} {i}").value for i in range(_DRAWS)]
+        spread = Estimate(sum(shares) / _DRAWS, min(shares), max(shares), _DRAWS)
+        rows.append((f"{len(members)} random", str(len(members)), spread.text(2)))
+    rows.append((RESIDUAL, "", moved.share(RESIDUAL).text(2)))
+    return Table(
+        f"What moves at {options.site} under PGD at {options.eps[-1]:g}/255",
+        ("class", "features", "share of the squared length"),
+        rows,
+        "Of what each class's change decodes to. Classes that work against each other sum to "
+        "more than 1; residual is what no feature explains. Bootstrap intervals; random: as many "
+        f"live features, mean of {_DRAWS} draws [lowest, highest].",
+    )
+
+
 def _through(
-    options: argparse.Namespace, one: _Choice, features: adv.Features, chosen: Sequence[int]
+    options: argparse.Namespace,
+    one: _Choice,
+    features: adv.Features,
+    chosen: Sequence[int],
+    live: Sequence[int],
 ) -> Table:
     if not chosen:
         raise VlmEditError(f"no feature is {options.name}: give more pairs or another --class")
-    generator = torch.Generator().manual_seed(options.seed)
-    m = features.dictionary.n_features
-    random = torch.randperm(m, generator=generator)[: len(chosen)].tolist()
+    (random,) = random_features(chosen, live, 1, options.seed)
     with torch.no_grad():
         parts = [features(some) for some in one.images.split(options.batch_size)]
     codes, normed = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -327,7 +366,7 @@ def _answers(
         Case(pairs.describe(i), images[i].cpu(), last[i].cpu(), said[i], now[i])
         for i in drawn(len(pairs), 12, options.seed)
     ]
-    return [table], cases, last
+    return [table], cases, last, []
 
 
 def _write(
@@ -336,12 +375,17 @@ def _write(
     tables: Sequence[Table],
     cases: Sequence[Case],
     images: Tensor,
+    names: Sequence[str],
 ) -> None:
     given = {k: v for k, v in vars(options).items() if k != "run"}
     told = [
         {"title": t.title, "columns": t.columns, "rows": t.rows, "note": t.note} for t in tables
     ]
-    text = json.dumps({"arguments": given, "tables": told}, indent=1, ensure_ascii=False)
+    text = json.dumps(
+        {"arguments": given, "read among": list(names), "tables": told},
+        indent=1,
+        ensure_ascii=False,
+    )
     write_text(out / "attack.json", text + "\n", "table")
     folder = make_folder(out / "images")
     for i, pixels in enumerate(images):
