@@ -1,4 +1,4 @@
-"""What is remembered of a host, so that another is refused."""
+"""What is remembered of a host: enough to tell most others apart, not every one."""
 
 from __future__ import annotations
 

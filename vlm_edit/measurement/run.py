@@ -47,7 +47,8 @@ def measure(
 ) -> Measurement:
     """Measure how much each feature of a dictionary belongs to image or text, and what it is of.
 
-    One pass over the pairs. Memory does not depend on their number.
+    One pass over the pairs. What is summed up does not grow with their number; a batch's images,
+    texts and activations are held at once, so memory goes by ``batch_size`` and their sizes.
 
     Args:
         model: The host, in eval mode, wherever its weights are.

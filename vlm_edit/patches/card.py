@@ -128,8 +128,11 @@ def card(
             ("site", "tokens", "rule", "features", "how many"),
             [row for binding in patch.bindings for row in binding_rows(binding)],
         ),
-        f"Host: {_plain(host_text(patch.host))}. A host of another architecture or with other "
-        "weights at these sites is refused; `check_host=False` attaches it all the same.",
+        f"Host: {_plain(host_text(patch.host))}. A host of another architecture, or "
+        "another width at these sites, is refused; so is one in which any of 16 weights of each "
+        "module there, evenly spaced in its largest parameter, differs by more than 2 % of the "
+        "greatest of them. Other weights are not compared, and none that are quantised, offloaded "
+        "or sharded. `check_host=False` attaches it all the same.",
         "Dictionaries:\n\n"
         + "\n".join(
             f"- `{b.site}`: {_plain(dictionary_text(b))}" for b in _distinct(patch.bindings)
