@@ -4,15 +4,24 @@ Each zip in ``golden`` was written by the script of its name there, in that libr
 """
 
 import os
+import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
 from golden import pack
 from golden.read import FOLDER, cases, check
 
-from vlm_edit import Dictionary, load_dictionary
-from vlm_edit.dictionaries import Encoder, save_saelens
+from vlm_edit import Dictionary, load_dictionary, zoo
+from vlm_edit.dictionaries import (
+    Encoder,
+    PairedDictionary,
+    TrainConfig,
+    save_saelens,
+    train_dictionary,
+    train_paired,
+)
 
 pytestmark = pytest.mark.kernels
 
@@ -30,11 +39,22 @@ def test_all_golden_files_together_stay_small():
     assert sum(sizes) < 1_000_000
 
 
-@pytest.mark.skipif(
+needs_sae_lens = pytest.mark.skipif(
     not SAE_LENS,
     reason="needs the environment that golden/saelens.py describes: VLM_EDIT_SAE_LENS_PYTHON="
     "VENV/bin/python python -m pytest tests/dictionaries/test_golden.py -k sae_lens_reads",
 )
+
+
+def expect_agreement(root, count):
+    """sae-lens finds in so many cases what we expect of them."""
+    command = [str(SAE_LENS), str(FOLDER / "saelens.py"), "--check", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{count} cases agree" in done.stdout
+
+
+@needs_sae_lens
 def test_sae_lens_reads_what_is_saved_here(tmp_path):
     g = torch.Generator().manual_seed(0)
     for activation in ("relu", "topk", "topk_abs", "jumprelu"):
@@ -58,7 +78,31 @@ def test_sae_lens_reads_what_is_saved_here(tmp_path):
                 pack.expect(tmp_path, case, x, codes, found)
                 back = load_dictionary(tmp_path / case / "files")
                 assert torch.equal(back.encode(x), codes)
-    command = [str(SAE_LENS), str(FOLDER / "saelens.py"), "--check", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "24 cases agree" in done.stdout
+    expect_agreement(tmp_path, 24)
+
+
+@needs_sae_lens
+def test_sae_lens_reads_each_stream_of_what_is_trained_here(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    streams = {s: torch.randn(400, 6, generator=g) + 4 * torch.randn(6, generator=g)
+               for s in ("image", "text")}  # fmt: skip
+    config = TrainConfig(n_features=16, k=3, steps=50, batch_size=64)
+    made = {"zoo": zoo.load_dictionary("joint")}
+    for kind in ("batchtopk", "topk", "relu"):
+        made[kind] = train_dictionary(streams, replace(config, kind=kind), progress=False)
+    made["ncl"] = train_dictionary(streams, TrainConfig(16, 16, 50, 64, kind="ncl"), progress=False)
+    made["separate"] = train_paired(streams, config, progress=False)
+    made["image"] = train_dictionary({"image": streams["image"]}, config, progress=False)
+    count = 0
+    for name, found in made.items():
+        save_saelens(found, tmp_path / "saved" / name)
+        for stream in ("image", "text") if name != "image" else ("image",):
+            half = found.of(stream) if isinstance(found, PairedDictionary) else found
+            folder = tmp_path / "saved" / name / (stream if name != "image" else "")
+            case = f"{name}-{stream}"
+            shutil.copytree(folder, pack.files(tmp_path / "cases", case), dirs_exist_ok=True)
+            x = torch.randn(9, half.width, generator=g) * 3 + 1
+            told = (half.encode(x, stream), half.reconstruct(x, stream))
+            pack.expect(tmp_path / "cases", case, x, *told)
+            count += 1
+    expect_agreement(tmp_path / "cases", count)

@@ -4,7 +4,7 @@ from vlm_edit.dictionaries.dictionary import Dictionary, Slice
 from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
 from vlm_edit.dictionaries.encodes import Encodes, identity
 from vlm_edit.dictionaries.formats import Layout, load_dictionary
-from vlm_edit.dictionaries.formats.saelens import save_saelens
+from vlm_edit.dictionaries.formats.saving import save_saelens
 from vlm_edit.dictionaries.matching import Similarity, match_dictionaries
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary

@@ -7,6 +7,7 @@ import tracemalloc
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vlm_edit import Dictionary, VlmEditError, load_dictionary
 from vlm_edit.dictionaries import Encoder, Rows, StoredDictionary, formats, save_saelens
@@ -14,10 +15,9 @@ from vlm_edit.dictionaries import Encoder, Rows, StoredDictionary, formats, save
 
 @pytest.fixture
 def folder(tmp_path):
-    encoder = Encoder(
-        torch.randn(4, 8), torch.randn(8), "topk", k=2, centers={"image": torch.randn(4)}
-    )
+    encoder = Encoder(torch.randn(4, 8), torch.randn(8), "topk", k=2)
     save_saelens(Dictionary(encoder, torch.randn(8, 4), torch.randn(4)), tmp_path / "sae")
+    save_file({"image": torch.randn(4)}, tmp_path / "sae" / "centers.safetensors")
     return tmp_path / "sae"
 
 

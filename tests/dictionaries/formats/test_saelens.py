@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from vlm_edit import Dictionary, VlmEditError, load_dictionary
-from vlm_edit.dictionaries import Encoder, save_saelens
+from vlm_edit import VlmEditError, load_dictionary
 
 D, M = 6, 16
 OLD = {"metadata": ...}
@@ -332,78 +331,6 @@ def test_a_slice_read_from_disk_is_that_of_the_whole(tmp_path, architecture, ext
     assert torch.equal(part.decoder, whole.decoder[features])
 
 
-@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "topk_abs"])
-@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
-@pytest.mark.parametrize("subtracts", [True, False])
-def test_a_saved_dictionary_comes_back_bit_for_bit(tmp_path, activation, norm, subtracts):
-    g = torch.Generator().manual_seed(0)
-    bias = torch.randn(D, generator=g)
-    dictionary = Dictionary(
-        Encoder(
-            torch.randn(D, M, generator=g),
-            torch.randn(M, generator=g),
-            activation,
-            threshold=torch.rand(M, generator=g) if activation == "jumprelu" else None,
-            k=3 if "topk" in activation else None,
-            subtract=bias if subtracts else None,
-            norm=norm,
-            centers={"image": torch.randn(D, generator=g), "text": torch.randn(D, generator=g)},
-        ),
-        torch.randn(M, D, generator=g),
-        bias,
-        {"model_name": "host"},
-    )
-    save_saelens(dictionary, tmp_path / "new" / "folder")
-    back = load_dictionary(tmp_path / "new" / "folder")
-    x = torch.randn(7, D, generator=g)
-    for stream in ("image", "text"):
-        assert torch.equal(back.encode(x, stream), dictionary.encode(x, stream))
-    assert torch.equal(back.decoder, dictionary.decoder)
-    assert torch.equal(back.decoder_bias, bias)
-    assert back.info == {"model_name": "host"}
-    x = x[:, None]
-    bare = tmp_path / "new" / "folder"
-    (bare / "centers.safetensors").unlink()
-    torch.testing.assert_close(load_dictionary(bare).encode(x), sae_lens(bare, x)[0].float())
-
-
-def test_a_saved_config_says_that_it_is_of_version_6(tmp_path):
-    save_saelens(
-        Dictionary(Encoder(torch.eye(D), torch.ones(D)), torch.eye(D), torch.ones(D)), tmp_path
-    )
-    config = json.loads((tmp_path / "cfg.json").read_text())
-    assert config["metadata"]["sae_lens_version"].startswith("6.")
-
-
-def test_saving_over_a_centred_dictionary_leaves_no_center_behind(tmp_path):
-    weight = torch.randn(D, M)
-    for centers in ({"image": torch.ones(D)}, {}):
-        encoder = Encoder(weight, torch.zeros(M), centers=centers)
-        save_saelens(Dictionary(encoder, weight.T, torch.zeros(D)), tmp_path)
-        assert set(load_dictionary(tmp_path).encoder.centers) == set(centers)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_tied_parameters_can_be_saved_in_either_precision(tmp_path, dtype):
-    shared = torch.nn.Parameter(torch.randn(D, D))
-    zeros = torch.zeros(D)
-    save_saelens(Dictionary(Encoder(shared, zeros), shared, zeros), tmp_path, dtype)
-    assert load_file(tmp_path / "sae_weights.safetensors")["W_enc"].dtype == dtype
-    assert torch.equal(load_dictionary(tmp_path).decoder, shared.to(dtype).float())
-
-
-def test_what_sae_lens_cannot_hold_is_not_saved(tmp_path):
-    with pytest.raises(VlmEditError, match="no architecture for activation 'identity'"):
-        save_saelens(Dictionary.identity(D), tmp_path)
-    encoder = Encoder(torch.zeros(D, M), torch.zeros(M), subtract=torch.ones(D))
-    with pytest.raises(VlmEditError, match="subtracts the decoder's bias or nothing"):
-        save_saelens(Dictionary(encoder, torch.zeros(M, D), torch.zeros(D)), tmp_path)
-    capped = Encoder(torch.zeros(D, M), torch.zeros(M), soft_cap=1.0)
-    with pytest.raises(VlmEditError, match=r"nothing for soft_cap, which is 1\.0"):
-        save_saelens(Dictionary(capped, torch.zeros(M, D), torch.zeros(D)), tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -475,14 +402,6 @@ def test_centers_that_do_not_fit_are_refused(tmp_path, centers):
     save_file(centers, write(tmp_path) / "centers.safetensors")
     with pytest.raises(VlmEditError, match="center of"):
         load_dictionary(tmp_path)
-
-
-def test_others_may_read_a_dictionary_as_they_may_any_file_made_here(tmp_path):
-    (tmp_path / "plain").touch()
-    save_saelens(Dictionary(Encoder(torch.eye(4), torch.zeros(4)), torch.eye(4), torch.zeros(4)),
-                 tmp_path / "saved")  # fmt: skip
-    modes = {file.stat().st_mode for file in (tmp_path / "saved").iterdir()}
-    assert modes == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_a_dictionary_with_nan_in_it_is_refused(tmp_path):

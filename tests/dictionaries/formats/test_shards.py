@@ -35,9 +35,9 @@ def shard(folder, name):
 
 def saelens(folder):
     g = torch.Generator().manual_seed(0)
-    centers = {"image": torch.randn(6, generator=g)}
-    encoder = Encoder(torch.randn(6, 8, generator=g), torch.zeros(8), "topk", k=3, centers=centers)
+    encoder = Encoder(torch.randn(6, 8, generator=g), torch.zeros(8), "topk", k=3)
     save_saelens(Dictionary(encoder, torch.randn(8, 6, generator=g), torch.ones(6)), folder)
+    save_file({"image": torch.randn(6, generator=g)}, folder / "centers.safetensors")
     return ["sae_weights.safetensors", "centers.safetensors"], {}
 
 

@@ -1,13 +1,14 @@
 """The SAELens format, versions 3 to 6: ``cfg.json`` beside ``sae_weights.safetensors``.
 
-We write version 6. Beside the two files we keep ``centers.safetensors``, a vector per stream that
-is subtracted after the norm. SAELens does not know it and reads the rest.
+What we write is of version 6, see ``saving``. Its weights say in their header what was folded into
+them, and which saving they are of. Earlier we left centers unfolded, in ``centers.safetensors``: a
+vector per stream that is subtracted after the norm, which SAELens does not know.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import base64
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
-from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.encoder import Activation, Norm
 from vlm_edit.dictionaries.formats.format import Format, Told
 from vlm_edit.dictionaries.formats.source import (
@@ -27,24 +28,33 @@ from vlm_edit.dictionaries.formats.source import (
     expect_names,
     expect_scalar,
     expect_vector,
+    parse_json,
+    read_header,
 )
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.errors import VlmEditError
+from vlm_edit.files import HEADER
 
 CONFIG, WEIGHTS, CENTERS = "cfg.json", "sae_weights.safetensors", "centers.safetensors"
 SCALER = "activation_scaler.json"
 
+# In the weights' header, in one text, since safetensors keeps no order of several: which saving
+# they are of, as cfg.json says too; what they are the half of; and what was folded into the two
+# biases that the mark is of.
+SAVING, PART, FOLDED, MARK = "vlm_edit_saving", "part", "folded", "mark"
+CENTER = "center."
+
 # Those that a dictionary is saved as; the others below are read only.
-_ACTIVATIONS: dict[str, Activation] = {
+ARCHITECTURES: dict[str, Activation] = {
     "standard": "relu",
     "jumprelu": "jumprelu",
     "topk": "topk",
     "abstopk": "topk_abs",
 }
 # Checkpoints of a training under way keep BatchTopK's one threshold by itself.
-_ARCHITECTURES: dict[str, Activation] = {
-    **_ACTIVATIONS,
+_READ: dict[str, Activation] = {
+    **ARCHITECTURES,
     "gated": "jumprelu",
     "batchtopk": "jumprelu",
     "matryoshka_batchtopk": "jumprelu",
@@ -71,24 +81,55 @@ _NORMS: dict[str, Norm] = {
     "constant_norm_rescale": "constant_norm_rescale",
     "expected_average_only_in": "none",
 }
-_VERSION = "sae_lens_version"
+VERSION = "sae_lens_version"
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source is a folder in this format."""
-    return source.has(CONFIG, WEIGHTS)
+    """Whether a source is a folder in this format, or holds two that were saved together."""
+    return source.has(CONFIG, WEIGHTS) or bool(halves(source.path))
 
 
-def read(source: Source, told: Told) -> StoredDictionary:
-    """Read a folder in this format.
+def halves(root: Path) -> dict[Path, dict[str, str]]:
+    """Folders below one that are halves of what was saved there, and their weights' headers."""
+    found = {root / stream: _told(root / stream / WEIGHTS) for stream in STREAMS}
+    return {folder: header for folder, header in found.items() if PART in header}
+
+
+def mark(b_enc: Tensor, b_dec: Tensor) -> str:
+    """Tells biases as they lie in a file from others."""
+    found = hashlib.blake2b(digest_size=16)
+    for bias in (b_enc, b_dec):
+        found.update(bias.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def read(source: Source, told: Told) -> StoredDictionary | PairedDictionary[StoredDictionary]:
+    """Read a folder in this format, or the two in it that were saved together.
 
     Raises:
         VlmEditError: A file is missing or not valid, an architecture or normalisation that is
-            not supported, or tensors that do not fit the config.
+            not supported, tensors that do not fit the config, or files of different savings.
     """
     del told
+    headers = halves(source.path).values()
+    if source.has(CONFIG, WEIGHTS) or not headers:
+        return _read_folder(source)
+    found = {(header[PART], header.get(SAVING)) for header in headers}
+    if len(headers) < len(STREAMS) or len(found) > 1:
+        raise VlmEditError(
+            f"{source.path}: the folders {' and '.join(STREAMS)} in it are not of one saving: save "
+            "the dictionary anew, or take one of them alone by file="
+        )
+    image, text = (_read_folder(Source(source.file(stream))) for stream in STREAMS)
+    # Of a shared dictionary either says all: only what SAELens makes of the two differs.
+    return image if found.pop()[0] == "shared" else PairedDictionary(image, text)
+
+
+def _read_folder(source: Source) -> StoredDictionary:
     path, config = source.path, source.json(CONFIG)
+    header = _told(source.file(WEIGHTS))
+    _expect_one_saving(path, config, header)
     tensors = source.tensors(WEIGHTS)
     architecture, k, soft_cap = _read_architecture(path, config)
     _expect_tensors(path, tensors, architecture)
@@ -106,7 +147,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
         bias=bias,
         decoder=Rows(decoder, "W_dec", factor),
         decoder_bias=decoder_bias,
-        activation=_ARCHITECTURES[architecture],
+        activation=_READ[architecture],
         threshold=threshold,
         k=k,
         subtract=decoder_bias if _flag(path, config, "apply_b_dec_to_input", True) else None,
@@ -121,89 +162,61 @@ def read(source: Source, told: Told) -> StoredDictionary:
             f"{path}: cfg.json states d_in, d_sae = {stated}, but W_enc is "
             f"{tuple(weight.shape)}: the two files are not of one dictionary"
         )
+    stored = _unfolded(path, stored, header, tensors)
     return stored if scale is None else _of_unscaled(stored, scale)
 
 
 FORMAT = Format("saelens", f"{CONFIG} and {WEIGHTS}", recognises, read)
 
 
-def save_saelens(
-    dictionary: Dictionary | PairedDictionary[Dictionary] | PairedDictionary[StoredDictionary],
-    path: str | os.PathLike[str],
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a dictionary as a folder that SAELens v6 reads; one per stream as two such folders.
-
-    Args:
-        dictionary: With activation relu, jumprelu, topk or topk_abs.
-        path: The folder, made if need be; for one per stream, of the folders ``image`` and
-            ``text``.
-        dtype: Of the weights in the file.
-
-    Raises:
-        VlmEditError: An activation that the format does not have; nothing is written then.
-    """
-    if isinstance(dictionary, PairedDictionary):
-        both = dictionary.load()
-        parts = {Path(path, name): _described(both.of(name)) for name in STREAMS}
-    else:
-        parts = {Path(path): _described(dictionary)}
-    for folder, (config, tensors, centers) in parts.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_tensors(tensors, folder / WEIGHTS, dtype)
-        (folder / CENTERS).unlink(missing_ok=True)  # of a dictionary saved here before
-        if centers:
-            _write_tensors(centers, folder / CENTERS, torch.float32)
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _told(weights: Path) -> dict[str, str]:
+    """What weights that were saved here say of themselves."""
+    text = read_header(weights).get(HEADER)
+    if text is None:
+        return {}
+    try:
+        told = parse_json(text, weights)
+    except VlmEditError:
+        return {SAVING: ""}  # of none
+    return {name: value for name, value in told.items() if isinstance(value, str)}
 
 
-def _described(
-    dictionary: Dictionary,
-) -> tuple[dict[str, Any], dict[str, Tensor], Mapping[str, Tensor]]:
-    """Config, tensors and centers of a dictionary that the format has."""
-    encoder = dictionary.encoder
-    architectures = {value: key for key, value in _ACTIVATIONS.items()}
-    if encoder.activation not in architectures:
+def _expect_one_saving(path: Path, config: dict[str, Any], header: Mapping[str, str]) -> None:
+    """Refuse weights of one saving beside the config of another: that was stopped half-way."""
+    metadata = config.get("metadata")
+    told = metadata.get(SAVING) if isinstance(metadata, dict) else None
+    if SAVING in header and header[SAVING] != told:
         raise VlmEditError(
-            f"SAELens has no architecture for activation {encoder.activation!r}; "
-            "raw neurons need no file: use Dictionary.identity(width)"
+            f"{path}: {CONFIG} and {WEIGHTS} are not of one saving, which was stopped half-way, or "
+            "one of them is another's: save the dictionary anew"
         )
-    if encoder.soft_cap is not None:
-        raise VlmEditError(f"SAELens 6 has nothing for soft_cap, which is {encoder.soft_cap} here")
-    subtracts = encoder.subtract is not None
-    if subtracts and not torch.equal(encoder.subtract, dictionary.decoder_bias):  # type: ignore[arg-type]
-        raise VlmEditError("SAELens subtracts the decoder's bias or nothing; this one differs")
-    config: dict[str, Any] = {
-        "architecture": architectures[encoder.activation],
-        "d_in": dictionary.width,
-        "d_sae": dictionary.n_features,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": subtracts,
-        "normalize_activations": encoder.norm,
-        "reshape_activations": "none",
-        "metadata": {_VERSION: "6.0.0", **dictionary.info},
-    }
-    tensors = {
-        "W_enc": encoder.weight,
-        "b_enc": encoder.bias,
-        "W_dec": dictionary.decoder,
-        "b_dec": dictionary.decoder_bias,
-    }
-    if encoder.threshold is not None:
-        tensors["threshold"] = encoder.threshold
-    if encoder.k is not None:
-        config |= {"k": encoder.k, "rescale_acts_by_decoder_norm": False}
-    return config, tensors, encoder.centers
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
-    # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    copies = {k: v.detach().to("cpu", dtype, copy=True).contiguous() for k, v in tensors.items()}
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(copies, path)
-    path.chmod(mode)  # safetensors writes files that only their owner may read
+def _unfolded(
+    path: Path, stored: StoredDictionary, header: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> StoredDictionary:
+    """The dictionary as it was before ``save_saelens`` folded what SAELens has no place for."""
+    if FOLDED not in header:
+        return stored
+    if header.get(MARK) != mark(tensors["b_enc"], tensors["b_dec"]):
+        raise VlmEditError(
+            f"{path}: b_enc or b_dec of {WEIGHTS} are others than those that its header tells of: "
+            "write the file without that header (its metadata)"
+        )
+    try:
+        was = load(base64.b64decode(header[FOLDED], validate=True))
+    except (ValueError, SafetensorError, RuntimeError) as error:
+        raise VlmEditError(f"{path}: the header of {WEIGHTS} is damaged: {error}") from error
+    centers = sorted(name for name in was if name.startswith(CENTER))
+    expect_names(path, was, {"b_enc", "b_dec"}, {"subtract", *centers})
+    vectors = {name: expect_vector(path, was, name) for name in was}
+    return replace(
+        stored,
+        bias=vectors["b_enc"],
+        decoder_bias=vectors["b_dec"],
+        subtract=vectors.get("subtract"),
+        centers={name.removeprefix(CENTER): vectors[name] for name in centers},
+    )
 
 
 def _read_architecture(path: Path, config: dict[str, Any]) -> tuple[str, int | None, float | None]:
@@ -214,14 +227,13 @@ def _read_architecture(path: Path, config: dict[str, Any]) -> tuple[str, int | N
         raise VlmEditError(
             f"{path}: architecture {name!r} is not supported: {_NOT_DICTIONARIES[name]}"
         )
-    if not isinstance(name, str) or name not in _ARCHITECTURES:
+    if not isinstance(name, str) or name not in _READ:
         raise VlmEditError(
-            f"{path}: architecture {name!r} is not supported; "
-            f"supported: {', '.join(_ARCHITECTURES)}"
+            f"{path}: architecture {name!r} is not supported; supported: {', '.join(_READ)}"
         )
     function = config.get("activation_fn_str", config.get("activation_fn"))
     if function is None or (not old and function in ("relu", name)):
-        return name, _read_k(path, config) if "topk" in _ARCHITECTURES[name] else None, None
+        return name, _read_k(path, config) if "topk" in _READ[name] else None, None
     if old and function == "topk" and name in ("standard", "topk"):
         arguments = config.get("activation_fn_kwargs")
         if not isinstance(arguments, dict) or set(arguments) != {"k"}:
@@ -240,7 +252,7 @@ def _read_architecture(path: Path, config: dict[str, Any]) -> tuple[str, int | N
 def _is_old(config: dict[str, Any]) -> bool:
     """Whether SAELens before version 6 wrote it: those did not say their version."""
     metadata = config.get("metadata")
-    version = config.get(_VERSION) or (metadata if isinstance(metadata, dict) else {}).get(_VERSION)
+    version = config.get(VERSION) or (metadata if isinstance(metadata, dict) else {}).get(VERSION)
     return not re.match(r"([6-9]|[1-9]\d)(\D|$)", str(version))
 
 
@@ -366,7 +378,7 @@ def _read_info(config: dict[str, Any]) -> dict[str, str]:
     }
     if isinstance(values["layer"], int) and not isinstance(values["layer"], bool):
         values["layer"] = str(values["layer"])
-    info = {k: v for k, v in values.items() if isinstance(v, str) and k != _VERSION}
+    info = {k: v for k, v in values.items() if isinstance(v, str) and k not in (VERSION, SAVING)}
     hook = _LAYER.search(info.get("hook_name", ""))
     return info if hook is None else {"layer": hook[1], **info}
 

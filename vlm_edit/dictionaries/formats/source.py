@@ -72,6 +72,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise VlmEditError(f"{path} is not a readable safetensors file: {error}") from error
 
 
+def read_header(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError, ValueError, OverflowError, RuntimeError):
+        return {}
+
+
 def read_shards(index: Path) -> dict[str, Tensor]:
     """Tensors of several safetensors files, as views of them, by the index that lies beside.
 

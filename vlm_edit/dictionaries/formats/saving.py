@@ -1,0 +1,242 @@
+"""Write dictionaries as folders that SAELens 6 reads, whole or not at all.
+
+SAELens subtracts the decoder's bias or nothing, and knows no streams. What a dictionary here
+subtracts besides is folded in, and kept as it was in the header of the weights, where SAELens does
+not look and from which it cannot part.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from vlm_edit.dictionaries.dictionary import Dictionary
+from vlm_edit.dictionaries.encoder import Encoder
+from vlm_edit.dictionaries.formats.saelens import (
+    ARCHITECTURES,
+    CENTER,
+    CENTERS,
+    CONFIG,
+    FOLDED,
+    MARK,
+    PART,
+    SAVING,
+    VERSION,
+    WEIGHTS,
+    halves,
+    mark,
+)
+from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
+from vlm_edit.dictionaries.stored import StoredDictionary
+from vlm_edit.errors import VlmEditError
+from vlm_edit.files import HEADER
+
+
+@dataclass(frozen=True, eq=False)
+class _Folder:
+    """What goes into a folder.
+
+    Attributes:
+        config: Of ``cfg.json``.
+        tensors: Of the weights.
+        folded: What they were before folding; empty where nothing was folded.
+    """
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    folded: Mapping[str, Tensor]
+
+
+def save_saelens(
+    dictionary: Dictionary | PairedDictionary[Dictionary] | PairedDictionary[StoredDictionary],
+    path: str | os.PathLike[str],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a dictionary so that SAELens 6 and ``load_dictionary`` read it right.
+
+    A dictionary whose streams have different centers is written as two folders, ``image`` and
+    ``text``, and so is one for each stream: SAELens reads each of the two, and ``load_dictionary``
+    makes of the folder around them what was saved. Anything else is one folder.
+
+    Args:
+        dictionary: With activation relu, jumprelu, topk or topk_abs.
+        path: The folder, made if need be. A dictionary that was saved there before is replaced at
+            the end; a reader takes the old one, the new one or none, never parts of both.
+        dtype: Of the weights in the file.
+
+    Raises:
+        VlmEditError: An activation that the format does not have, or a folder that cannot be
+            written to; what was there before is still there.
+    """
+    root, part, parts = Path(path), "", {}
+    with torch.no_grad():
+        if isinstance(dictionary, PairedDictionary):
+            both, part = dictionary.load(), "paired"
+            parts = {root / name: _described(both.of(name), name) for name in STREAMS}
+        elif _is_split(dictionary.encoder):
+            part = "shared"
+            parts = {root / name: _described(dictionary, name) for name in STREAMS}
+        else:
+            parts = {root: _described(dictionary, next(iter(dictionary.encoder.centers), None))}
+        _write(root, parts, part, dtype)
+
+
+def _is_split(encoder: Encoder) -> bool:
+    """Whether streams have different centers."""
+    first, *rest = encoder.centers.values() or (torch.empty(0),)
+    return any(not torch.equal(first, other) for other in rest)
+
+
+def _described(dictionary: Dictionary, stream: str | None) -> _Folder:
+    """What goes into the folder of a dictionary in use for a stream."""
+    encoder = dictionary.encoder
+    architectures = {value: key for key, value in ARCHITECTURES.items()}
+    if encoder.activation not in architectures:
+        raise VlmEditError(
+            f"SAELens has no architecture for activation {encoder.activation!r}; "
+            "raw neurons need no file: use Dictionary.identity(width)"
+        )
+    if encoder.soft_cap is not None:
+        raise VlmEditError(f"SAELens 6 has nothing for soft_cap, which is {encoder.soft_cap} here")
+    applies, tensors, folded = _folded(dictionary, stream)
+    config: dict[str, Any] = {
+        "architecture": architectures[encoder.activation],
+        "d_in": dictionary.width,
+        "d_sae": dictionary.n_features,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": applies,
+        "normalize_activations": encoder.norm,
+        "reshape_activations": "none",
+        "metadata": {VERSION: "6.0.0", **dictionary.info},
+    }
+    if encoder.threshold is not None:
+        tensors["threshold"] = encoder.threshold
+    if encoder.k is not None:
+        config |= {"k": encoder.k, "rescale_acts_by_decoder_norm": False}
+    return _Folder(config, tensors, folded)
+
+
+def _folded(
+    dictionary: Dictionary, stream: str | None
+) -> tuple[bool, dict[str, Tensor], dict[str, Tensor]]:
+    """Whether SAELens is to subtract the decoder's bias, the weights, and what they were."""
+    encoder, bias, decoder_bias = (
+        dictionary.encoder,
+        dictionary.encoder.bias,
+        dictionary.decoder_bias,
+    )
+    offset = encoder.subtract
+    if encoder.centers:
+        # As the encoder adds them, so that equal ones stay equal to the bit.
+        center = encoder.center(stream)
+        offset = center if offset is None else center + offset
+        decoder_bias = center + decoder_bias
+    applies = offset is not None and torch.equal(offset, decoder_bias)
+    if offset is not None and not applies:
+        bias = (bias.double() - offset.double() @ encoder.weight.double()).float()
+    tensors = {
+        "W_enc": encoder.weight,
+        "b_enc": bias,
+        "W_dec": dictionary.decoder,
+        "b_dec": decoder_bias,
+    }
+    if bias is encoder.bias and decoder_bias is dictionary.decoder_bias:
+        return applies, tensors, {}
+    was = {"b_enc": encoder.bias, "b_dec": dictionary.decoder_bias}
+    was |= {} if encoder.subtract is None else {"subtract": encoder.subtract}
+    return applies, tensors, was | {f"{CENTER}{k}": v for k, v in encoder.centers.items()}
+
+
+def _write(root: Path, parts: Mapping[Path, _Folder], part: str, dtype: torch.dtype) -> None:
+    """Write everything beside what is there, and move it into place when all of it is written.
+
+    The weights go first, and name the saving that their ``cfg.json`` must name too: in between the
+    two disagree, and are refused.
+    """
+    saving = _digest(parts, dtype)
+    made = [folder for folder in (*parts, root) if not folder.exists()]
+    pieces: dict[Path, Path] = {}
+    try:
+        for folder, content in parts.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            target = folder / WEIGHTS
+            pieces[target] = _beside(target)
+            _write_weights(content, pieces[target], dtype, {SAVING: saving, PART: part})
+        for folder, content in parts.items():
+            target = folder / CONFIG
+            pieces[target] = _beside(target)
+            told = {**content.config["metadata"], SAVING: saving}
+            text = json.dumps({**content.config, "metadata": told}, indent=2)
+            pieces[target].write_text(f"{text}\n", encoding="utf-8")
+        _place(root, pieces, part)
+    except (OSError, SafetensorError) as error:
+        raise VlmEditError(f"cannot write the dictionary to {str(root)!r}: {error}") from error
+    finally:
+        for piece in pieces.values():
+            piece.unlink(missing_ok=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _place(root: Path, pieces: Mapping[Path, Path], part: str) -> None:
+    """Move what is written to where it belongs, then take out what was there arranged otherwise."""
+    stale = [] if part else list(halves(root))
+    if part and (root / CONFIG).is_file() and (root / WEIGHTS).is_file():
+        stale = [root]
+    for target, piece in pieces.items():
+        if target.name == CONFIG:
+            (target.parent / CENTERS).unlink(missing_ok=True)  # which were beside, once
+        piece.replace(target)
+    for folder in stale:
+        for name in (CONFIG, WEIGHTS, CENTERS):  # without the first nobody reads the others
+            (folder / name).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _digest(parts: Mapping[Path, _Folder], dtype: torch.dtype) -> str:
+    """Of all that is written."""
+    found = hashlib.blake2b(str(dtype).encode(), digest_size=16)
+    for content in parts.values():
+        found.update(json.dumps(content.config, sort_keys=True).encode())
+        for tensors in (content.tensors, content.folded):
+            for name, tensor in sorted(tensors.items()):
+                found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def _copies(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    # safetensors refuses tensors that share memory, as tied weights do.
+    return {k: v.detach().to("cpu", dtype, copy=True).contiguous() for k, v in tensors.items()}
+
+
+def _write_weights(
+    content: _Folder, path: Path, dtype: torch.dtype, header: Mapping[str, str]
+) -> None:
+    tensors = _copies(content.tensors, dtype)
+    told = {name: value for name, value in header.items() if value}
+    if content.folded:
+        told[FOLDED] = base64.b64encode(save(_copies(content.folded))).decode()
+        told[MARK] = mark(tensors["b_enc"], tensors["b_dec"])
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, {HEADER: json.dumps(told)})
+    path.chmod(mode)  # safetensors writes files that only their owner may read
