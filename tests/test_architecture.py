@@ -22,11 +22,13 @@ ADAPTERS = ROOT / "adapters" / "vlm_edit_adapters"
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "sites": {"errors"},
-    "fingerprint": {"errors", "sites"},
+    "checksums": {"errors"},
+    "weights": {"errors", "checksums"},
+    "fingerprint": {"errors", "sites", "weights"},
     "pairs": {"errors"},
     "codes": {"errors"},
     "files": {"errors"},
-    "dictionaries": {"errors", "codes", "files"},
+    "dictionaries": {"errors", "checksums", "codes", "files"},
     "dominance": {"errors", "codes", "statistics"},
     "planted": {"errors", "codes"},
     "interpretability": {"errors", "codes", "statistics"},
@@ -44,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "measurement": {
         *("errors", "sites", "hooks", "codes", "dictionaries", "dominance", "interpretability"),
-        *("pairs", "fingerprint", "files"),
+        *("pairs", "fingerprint", "weights", "files"),
     },
     "selection": {
         *("errors", "sites", "hooks", "codes", "dictionaries", "dominance", "controls"),

@@ -4,40 +4,72 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.sites import Host, PipelineHost, Site, unwrap
+from vlm_edit.weights import Sample, sample, spaced
 
 PIPELINE = "pipeline"
-_SAMPLES = 16
 _HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def fingerprint(model: Host, sites: Sequence[Site]) -> dict[str, Any]:
+def fingerprint(
+    model: Host, sites: Sequence[Site], like: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Architecture, and a few weights of each of the sites' modules, as JSON-able values.
+
+    Of a host in pieces it holds what lies in this process, with its places; where weights cannot
+    be read, why.
 
     Args:
         model: The host.
         sites: Sites of the host that a patch edits.
+        like: An earlier fingerprint, to look at the same places as it did.
     """
     host = unwrap(model)
+    asked = (like or {}).get("sites", {})
     return {
         # Many pipelines share their encoders, which their weights tell.
         "architecture": PIPELINE if isinstance(host, PipelineHost) else _class_of(host).__name__,
         "model_type": getattr(getattr(host, "config", None), "model_type", None),
-        "sites": {
-            site.name: {
-                "width": site.width,
-                "weights": {tap.path: _sample(tap.module) for tap in site.taps},
-            }
-            for site in sites
-        },
+        "sites": {site.name: _site(host, site, asked.get(site.name, {})) for site in sites},
     }
+
+
+def _site(host: nn.Module, site: Site, like: Mapping[str, Any]) -> dict[str, Any]:
+    """What is remembered of a site; ``held`` and ``unread`` only where weights are not plain."""
+    weights: dict[str, list[float] | None] = {}
+    held: dict[str, dict[str, Any]] = {}
+    unread: dict[str, str] = {}
+    before = list(like.get("weights", ()))
+    for number, tap in enumerate(site.taps):
+        there = like.get("held", {}).get(before[number]) if number < len(before) else None
+        found = sample(tap.module, there and there["at"], host, tap.path)
+        weights[tap.path] = None
+        if isinstance(found, str):
+            unread[tap.path] = found
+        elif found.whole:
+            weights[tap.path] = list(found.values.values())
+        else:
+            told = {"at": list(found.values), "values": list(found.values.values())}
+            held[tap.path] = {"of": found.of, **told}
+    told = {"width": site.width, "weights": weights}
+    return told | ({"held": held} if held else {}) | ({"unread": unread} if unread else {})
+
+
+def unguarded(host: Mapping[str, Any]) -> dict[str, str]:
+    """Sites of a fingerprint that say nothing of their weights, with the reason."""
+    found = {}
+    for name, site in host["sites"].items():
+        if not any(site["weights"].values()) and not site.get("held"):
+            reasons = [*site.get("unread", {}).values()]
+            found[name] = reasons[0] if reasons else "its weights could not be read"
+    return found
 
 
 def host_name(model: Host) -> str | None:
@@ -52,11 +84,14 @@ def hub_name(model: Host) -> str | None:
     return name if name and _HUB.fullmatch(name) and not os.path.exists(name) else None
 
 
-def expect_host(expected: dict[str, Any], actual: dict[str, Any]) -> None:
+def expect_host(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[str, str]:
     """Refuse a host that is not the one a patch was made for.
 
     Weights are compared to 2 % of their scale, so that a host in half precision passes; weights
-    that cannot be read (quantised, offloaded) are passed over.
+    that cannot be read (quantised, put away, in another process) are passed over.
+
+    Returns:
+        Sites whose weights could not be compared at all, with the reason.
 
     Raises:
         VlmEditError: Another architecture, width or other weights.
@@ -68,6 +103,7 @@ def expect_host(expected: dict[str, Any], actual: dict[str, Any]) -> None:
                 f"the patch was made for a host with {key} {expected[key]!r}, this one has "
                 f"{actual[key]!r}: {mend}"
             )
+    blind = {}
     for name, site in expected["sites"].items():
         found = actual["sites"][name]
         if site["width"] != found["width"]:
@@ -80,34 +116,70 @@ def expect_host(expected: dict[str, Any], actual: dict[str, Any]) -> None:
                 f"site {name!r} is {len(site['weights'])} modules in the patch's host, "
                 f"{len(found['weights'])} in this one: {mend}"
             )
-        pairs = zip(site["weights"].items(), found["weights"].values(), strict=True)
-        for (path, weights), here in pairs:
-            if weights and here and not same_weights(weights, here):
+        verdicts = same_weights(site, found)
+        for path, same in verdicts.items():
+            if same is False:
                 raise VlmEditError(
                     f"the weights at {path} differ from those of the host this patch was made "
                     f"for: {mend}"
                 )
+        if not any(verdicts.values()):
+            blind[name] = _why_blind(site, found)
+    return blind
+
+
+def same_weights(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Whether samples of a site's modules are one another's to 2 % of their scale, by path.
+
+    None is where nothing of a module is known on both sides.
+    """
+    found: dict[str, bool | None] = {}
+    for path, there in zip(expected["weights"], actual["weights"], strict=False):
+        a, b = _sample_at(expected, path), _sample_at(actual, there)
+        found[path] = None if a is None or b is None else _alike(a, b)
+    return found
+
+
+def _alike(a: Sample, b: Sample) -> bool | None:
+    size = a.of or b.of
+    if a.of and b.of and a.of != b.of:
+        return False
+    if size:
+        a, b = (s if s.of else Sample(size, _placed(s, size)) for s in (a, b))
+    elif len(a.values) != len(b.values):
+        return False
+    shared = [place for place in a.values if place in b.values]
+    if not shared:
+        return None
+    x, y = (torch.tensor([s.values[place] for place in shared]) for s in (a, b))
+    scale = torch.tensor(list(a.values.values())).abs().max()
+    return bool(((x - y).abs() <= 0.02 * scale).all())
+
+
+def _sample_at(site: Mapping[str, Any], path: str) -> Sample | None:
+    """A module's sample; of size 0 where only its values are known, evenly spaced."""
+    held = site.get("held", {}).get(path)
+    if held:
+        return Sample(held["of"], dict(zip(held["at"], held["values"], strict=True)))
+    values = site["weights"][path]
+    return Sample(0, dict(enumerate(values))) if values else None
+
+
+def _placed(found: Sample, size: int) -> dict[int, float]:
+    places = spaced(size)
+    return dict(zip(places, found.values.values(), strict=False))
+
+
+def _why_blind(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> str:
+    there, here = ([*site.get("unread", {}).values()] for site in (expected, actual))
+    if here:
+        return f"in this host {here[0]}"
+    if there:
+        return f"in the host it was saved for {there[0]}"
+    return "this process holds other pieces of its weights than the one that saved the patch"
 
 
 def _class_of(host: nn.Module) -> type:
     """The host's class, behind one that FSDP has made of it."""
     classes = type(host).__mro__
     return next(c for c in classes if not c.__module__.startswith("torch.distributed"))
-
-
-def same_weights(expected: list[float], actual: list[float]) -> bool:
-    """Whether samples of weights are one another's to 2 % of their scale."""
-    a, b = torch.tensor(expected), torch.tensor(actual)
-    return a.shape == b.shape and bool(((a - b).abs() <= 0.02 * a.abs().max()).all())
-
-
-def _sample(module: nn.Module) -> list[float] | None:
-    """Evenly spaced entries of a module's largest parameter; None where it cannot be read."""
-    largest: Tensor | None = max(module.parameters(), key=Tensor.numel, default=None)
-    sharded = hasattr(largest, "full_tensor")  # reading it would wait for all processes
-    if largest is None or largest.is_meta or sharded or not largest.is_floating_point():
-        return None
-    flat, count = largest.detach().flatten(), min(_SAMPLES, largest.numel())
-    # Whole numbers: a float32 linspace runs past the end of a large parameter.
-    index = [i * (flat.numel() - 1) // max(count - 1, 1) for i in range(count)]
-    return [round(float(v), 6) for v in flat[index].float().cpu()]

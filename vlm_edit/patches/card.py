@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 from vlm_edit.edits import Rule
+from vlm_edit.fingerprint import unguarded
 from vlm_edit.hooks import Selection
 from vlm_edit.patches.binding import Binding
 
@@ -131,8 +132,8 @@ def card(
         f"Host: {_plain(host_text(patch.host))}. A host of another architecture, or "
         "another width at these sites, is refused; so is one in which any of 16 weights of each "
         "module there, evenly spaced in its largest parameter, differs by more than 2 % of the "
-        "greatest of them. Other weights are not compared, and none that are quantised, offloaded "
-        "or sharded. `check_host=False` attaches it all the same.",
+        "greatest of them. Other weights are not compared. `check_host=False` attaches it all the "
+        "same." + _untold(patch.host),
         "Dictionaries:\n\n"
         + "\n".join(
             f"- `{b.site}`: {_plain(dictionary_text(b))}" for b in _distinct(patch.bindings)
@@ -162,6 +163,15 @@ def _metadata(patch: Patch, license: str | None) -> str:
         told |= {"base_model": base, "base_model_relation": "adapter"}
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in told.items()]
     return "\n".join(["---", *lines, "---"])
+
+
+def _untold(host: Mapping[str, Any] | None) -> str:
+    """What to know where a patch has no samples of its host's weights."""
+    blind = {} if host is None else unguarded(host)
+    if not blind:
+        return ""
+    sites = ", ".join(f"`{_plain(site)}` ({_plain(why)})" for site, why in blind.items())
+    return f" Of these no weights are known, and another host is not told from its own: {sites}."
 
 
 def _use(repository: str, file: str) -> str:

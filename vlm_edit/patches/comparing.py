@@ -98,8 +98,7 @@ def _host(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> 
     for name in sorted({*first["sites"]} & {*second["sites"]}):
         a, b = first["sites"][name], second["sites"][name]
         found += _unequal("host", f"width of {name}", a["width"], b["width"])
-        pairs = zip_longest(a["weights"].values(), b["weights"].values())
-        if any(x and y and not same_weights(x, y) for x, y in pairs):
+        if False in same_weights(a, b).values():
             found.append(Difference("host", f"weights at {name}", "its own", "others"))
     return found
 

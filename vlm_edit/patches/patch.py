@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from vlm_edit.dictionaries.origin import expect_model
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import write_text
-from vlm_edit.fingerprint import expect_host, fingerprint, host_name, hub_name
+from vlm_edit.fingerprint import expect_host, fingerprint, host_name, hub_name, unguarded
 from vlm_edit.hooks import Handle, Phase, Selection, Threads, Tokens
 from vlm_edit.patches import baking, card, hub, storage
 from vlm_edit.patches.active import Active, Run
@@ -146,7 +147,7 @@ class Patch:
         if self.host and other.host:
             shared = {k: v for k, v in self.host["sites"].items() if k in other.host["sites"]}
             try:
-                expect_host({**self.host, "sites": shared}, dict(other.host))
+                expect_host({**self.host, "sites": shared}, other.host)
             except VlmEditError as error:
                 raise VlmEditError(f"these patches do not belong to one host: {error}") from error
             host = {**self.host, "sites": {**self.host["sites"], **other.host["sites"]}}
@@ -256,7 +257,14 @@ class Patch:
         self._expect_model(model)
         if self.host is not None:
             sites = [find_site(model, name, adapter) for name in self.host["sites"]]
-            expect_host(dict(self.host), fingerprint(model, sites))
+            blind = expect_host(self.host, fingerprint(model, sites, like=self.host))
+            if blind:
+                warnings.warn(
+                    f"whether this is the host the patch was made for cannot be told {_at(blind)}: "
+                    "another one with other weights is let in too; check_host=False says that you "
+                    "know which it is",
+                    stacklevel=5,  # the line of attach
+                )
 
     def save(
         self,
@@ -281,6 +289,13 @@ class Patch:
             self._expect_model(model)
             sites = [find_site(model, binding.site, adapter) for binding in self.bindings]
             host = {**fingerprint(model, sites), "name": hub_name(model)}
+            if unguarded(host):
+                warnings.warn(
+                    "the patch is saved without samples of the host's weights "
+                    f"{_at(unguarded(host))}: it cannot tell another host; save it from one whose "
+                    "weights lie in memory",
+                    stacklevel=2,
+                )
         missing = [b.site for b in self.bindings if host is None or b.site not in host["sites"]]
         if host is None or missing:
             raise VlmEditError(
@@ -391,6 +406,11 @@ class Patch:
     def _expect_model(self, model: Host) -> None:
         for binding in self.bindings:
             expect_model(binding.model_name, host_name(model))
+
+
+def _at(reasons: Mapping[str, str]) -> str:
+    """At which sites, and why."""
+    return "; ".join(f"at {name} ({why})" for name, why in reasons.items())
 
 
 def load_patch(

@@ -248,8 +248,23 @@ def _expect_fingerprint(host: Any, sites: set[str]) -> dict[str, Any]:
         for weights in site["weights"].values():
             if weights is not None and not all(isinstance(v, float) for v in weights):
                 raise VlmEditError("the host's fingerprint holds something else than numbers")
+        for held in site.get("held", {}).values():
+            _expect_held(held)
+        if not all(isinstance(why, str) for why in site.get("unread", {}).values()):
+            raise VlmEditError("the host's fingerprint does not say in words what is not read")
     for key in ("architecture", "model_type", "name"):
         if not isinstance(host.get(key), str | None):
             raise VlmEditError(f"the host's {key} is {host[key]!r}, expected text")
     told = {key: host[key] for key in ("architecture", "model_type", "sites")}
     return told | ({"name": host["name"]} if "name" in host else {})
+
+
+def _expect_held(held: Mapping[str, Any]) -> None:
+    """Refuse samples that are not of a tensor's entries."""
+    size, places, values = held["of"], held["at"], held["values"]
+    if not all(type(n) is int for n in (size, *places)) or not all(
+        isinstance(v, float) for v in values
+    ):
+        raise VlmEditError("the host's fingerprint holds something else than numbers")
+    if len(places) != len(values) or not all(0 <= place < size for place in places):
+        raise VlmEditError(f"the host's fingerprint samples places outside of 0 to {size - 1}")
