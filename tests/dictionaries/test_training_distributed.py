@@ -1,12 +1,9 @@
 import csv
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_together
 from safetensors.torch import load_file, save_file
 
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
@@ -24,7 +21,7 @@ import sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from safetensors.torch import load_file, save_file
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/.."]
 from test_training_distributed import KINDS, config
 from vlm_edit.dictionaries import train_dictionary
 from vlm_edit.errors import VlmEditError
@@ -44,6 +41,44 @@ try:
 except VlmEditError as error:
     assert "must divide" in str(error)
     save_file(found, f"{sys.argv[2]}/{dist.get_rank()}.safetensors")
+dist.destroy_process_group()
+"""
+
+
+DIFFERING = """
+import sys
+from datetime import timedelta
+import torch, torch.distributed as dist
+from safetensors.torch import save_file
+from vlm_edit.dictionaries import TrainConfig, train_dictionary
+from vlm_edit.errors import VlmEditError
+torch.set_num_threads(1)
+dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+rank, generator = dist.get_rank(), torch.Generator().manual_seed(0)
+plain = {name: torch.randn(300, 6, generator=generator) for name in ("image", "text")}
+last = {**plain, "text": plain["text"].clone()}
+last["text"][200, 3] += 1e-6
+cases = {
+    "values of image": {**plain, "image": plain["image"] * 1.7},
+    "values of text": last,
+    "rows of image, values of image, rows of text, values of text (rows in all, by process: 600":
+        {name: x[:100] for name, x in plain.items()},
+    "rows of text, values of text (rows in all, by process: 600, 300": {"image": plain["image"]},
+    "config": plain,
+}
+for expected, other in cases.items():
+    seed = rank if expected == "config" else 0
+    config = TrainConfig(n_features=8, k=2, steps=2, batch_size=8, seed=seed)
+    mine = other if rank == 1 else plain
+    save_file(mine, f"{sys.argv[1]}/{rank}")
+    for given in (mine, f"{sys.argv[1]}/{rank}"):
+        try:
+            train_dictionary(given, config, progress=False)
+        except VlmEditError as error:
+            assert f"differ from process 0 in process 1: {expected}" in str(error), error
+        else:
+            raise AssertionError(expected)
+train_dictionary({**plain}, TrainConfig(n_features=8, k=2, steps=2, batch_size=8), progress=False)
 dist.destroy_process_group()
 """
 
@@ -72,24 +107,8 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
     x = torch.randn(400, 6, generator=generator)
     streams = {"image": x, "text": x + 0.3 * torch.randn(400, 6, generator=generator)}
     save_file(streams, tmp_path / "x.safetensors")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    here = str(Path(__file__).parent)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, here, str(tmp_path)],
-            env={
-                **os.environ,
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "RANK": str(rank),
-                "WORLD_SIZE": "2",
-            },
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    ran = run_together(SCRIPT, Path(__file__).parent, tmp_path)
+    assert [status for status, _ in ran] == [0, 0], ran
     found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     assert (tmp_path / "0").exists() and not (tmp_path / "1").exists()
@@ -106,6 +125,11 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
             assert kind == "ncl"
             continue
         assert torch.allclose(found[0][f"{kind}.threshold"], alone.encoder.threshold, atol=2e-4)
+
+
+def test_processes_with_other_activations_or_another_config_are_refused(tmp_path: Path) -> None:
+    ran = run_together(DIFFERING, tmp_path)
+    assert [status for status, _ in ran] == [0, 0], ran
 
 
 @pytest.mark.parametrize("guess", [-9.0, 0.0, 0.5, 9.0])

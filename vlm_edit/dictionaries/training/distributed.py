@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from vlm_edit.checksums import checksums
+from vlm_edit.errors import VlmEditError
+
+_STREAMS = ("image", "text")
 
 
 def world() -> tuple[int, int]:
@@ -34,6 +41,44 @@ def gathered(value: Tensor) -> Tensor:
     parts = [torch.empty_like(value) for _ in range(count)]
     dist.all_gather(parts, value.contiguous())
     return torch.cat(parts)
+
+
+def expect_alike(streams: Mapping[str, Tensor], config: str, device: torch.device) -> None:
+    """Refuse to train where a process has other activations, or another config, than the first.
+
+    Every process draws the same batches by their numbers, and takes its part of each.
+
+    Args:
+        streams: Activations as they were given.
+        config: All settings, as text.
+        device: Where processes can tell each other.
+
+    Raises:
+        VlmEditError: In every process; it names those that differ and in what.
+    """
+    if world()[1] == 1:
+        return
+    named = {name: streams[name] for name in _STREAMS if name in streams}
+    sums = checksums(named.items())
+    told = [int.from_bytes(hashlib.sha256(config.encode()).digest()[:7], "big")]
+    for name in _STREAMS:
+        told.append((*named[name].shape, 0)[0] if name in named else 0)
+        told.append(int(sums.get(name, "0")[:14], 16))
+    rows = gathered(torch.tensor([told], device=device)).cpu().tolist()
+    kinds = ("config", *(f"{what} of {name}" for name in _STREAMS for what in ("rows", "values")))
+    differing = {
+        rank: [kind for kind, a, b in zip(kinds, row, rows[0], strict=True) if a != b]
+        for rank, row in enumerate(rows)
+        if row != rows[0]
+    }
+    if differing:
+        words = "; ".join(f"process {rank}: {', '.join(of)}" for rank, of in differing.items())
+        sizes = ", ".join(str(row[1] + row[3]) for row in rows)
+        raise VlmEditError(
+            f"the processes of a training must all have the same, and differ from process 0 in "
+            f"{words} (rows in all, by process: {sizes}): give every process all activations, it "
+            "takes its part of each batch"
+        )
 
 
 def joined(value: Tensor) -> Tensor:

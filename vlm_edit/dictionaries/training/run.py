@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.training.checkpoint import Checkpoint, Log
 from vlm_edit.dictionaries.training.config import TrainConfig
-from vlm_edit.dictionaries.training.data import Data
-from vlm_edit.dictionaries.training.distributed import world
+from vlm_edit.dictionaries.training.data import Data, opened
+from vlm_edit.dictionaries.training.distributed import expect_alike, world
 from vlm_edit.dictionaries.training.trainer import Trainer
 from vlm_edit.errors import VlmEditError
 
@@ -42,7 +42,8 @@ def train_dictionary(
     regression from all codes to all normed and centred activations, see ``fit_decoder``.
 
     Where ``torch.distributed`` is initialised, each process takes an equal part of every batch,
-    and all get the dictionary that one process would, up to rounding.
+    and all get the dictionary that one process would, up to rounding. Each must be given all
+    activations: they are compared first.
 
     Args:
         streams: [n, d] activations by stream, ``image``, ``text`` or both, of any floating dtype;
@@ -65,8 +66,8 @@ def train_dictionary(
         The dictionary, on the CPU; with decoder rows of norm 1, unless it is of kind ``ncl``.
 
     Raises:
-        VlmEditError: Activations or a config that cannot be trained with, or a checkpoint of
-            another config or other activations.
+        VlmEditError: Activations or a config that cannot be trained with, or that are not the
+            same in all processes; or a checkpoint of another config or other activations.
 
     Example:
         >>> import torch
@@ -77,8 +78,11 @@ def train_dictionary(
         16
     """
     config.expect()
-    data = Data.of(streams, config)
     rank, processes = world()
+    if processes > 1:
+        given = streams if isinstance(streams, Mapping) else opened(streams)
+        expect_alike(given, repr(config), torch.device(device))
+    data = Data.of(streams, config)
     if config.batch_size // len(data.streams) % processes:
         raise VlmEditError(
             f"batch_size is {config.batch_size}; each stream's part of it must divide by the "
