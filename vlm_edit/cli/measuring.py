@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vlm_edit.files import locked, make_folder
 from vlm_edit.measurement import (
     Judge,
     Measurement,
+    RepeatedPairs,
     centred,
     expect_centrable,
     is_finished,
@@ -33,6 +35,12 @@ CENTRED = "centred"
 
 def measure(options: argparse.Namespace) -> int:
     """``vlm-edit measure``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RepeatedPairs)  # told in a line of its own
+        return _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> int:
     out = Path(options.out)
     part, parts = _part(options.part)
     if parts > 1 and options.centred:
@@ -141,6 +149,10 @@ def _tell(found: Measurement, subject: Subject) -> None:
     for table in (class_table(found), feature_table(found, subject.pairs)):
         print(f"{table}\n")
     tell_left_out(found.skipped, found.truncated)
+    for stream, repeats in found.repeats.items():
+        text = repeats.warning(found.n_pairs, stream)
+        if text is not None:
+            print(f"vlm-edit: warning: {text}", file=sys.stderr)
 
 
 def _judge(options: argparse.Namespace) -> Judge | None:

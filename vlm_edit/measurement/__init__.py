@@ -7,6 +7,7 @@ from vlm_edit.measurement.judge import Judge
 from vlm_edit.measurement.judging import EXAMPLES
 from vlm_edit.measurement.provenance import pairs_listing, provenance, texts_digest
 from vlm_edit.measurement.reader import STREAMS, Batch, Prepare, Reader
+from vlm_edit.measurement.repeats import RepeatedPairs, Repeats
 from vlm_edit.measurement.result import Measurement, class_of, load_measurement, save_runs
 from vlm_edit.measurement.run import is_finished, measure, measure_part, merge_parts, was_measured
 
@@ -19,6 +20,8 @@ __all__ = [
     "MeasurementAccumulator",
     "Prepare",
     "Reader",
+    "RepeatedPairs",
+    "Repeats",
     "centred",
     "expect_centrable",
     "class_of",

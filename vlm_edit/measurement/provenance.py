@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from array import array
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from vlm_edit.dictionaries import Encodes, identity
 from vlm_edit.fingerprint import fingerprint
+from vlm_edit.measurement.sources import image_digest, image_key, to_array, to_tensor
 from vlm_edit.pairs import Pairs, size_of
 from vlm_edit.sites import Site
 
@@ -25,6 +27,9 @@ _PACKAGES = ("vlm-edit", "torch", "transformers", "numpy")
 
 class PairsDigest:
     """A digest of pairs as they were read: of numbers, texts and pixels, in any order.
+
+    Attributes:
+        images: 64 bits of each image, in the order of reading.
 
     Example:
         >>> from PIL import Image
@@ -36,20 +41,23 @@ class PairsDigest:
 
     def __init__(self) -> None:
         self._sum = 0
+        self.images = array("q")
 
     def update(
         self, numbers: Sequence[int], images: Sequence[Image.Image], texts: Sequence[str]
     ) -> None:
         """Add pairs."""
         for number, image, text in zip(numbers, images, texts, strict=True):
-            head = json.dumps([number, text, image.mode, image.size]).encode()
-            one = hashlib.blake2b(head, digest_size=_SIZE)
-            one.update(image.tobytes())
+            shown = image_digest(image)
+            one = hashlib.blake2b(json.dumps([number, text]).encode(), digest_size=_SIZE)
+            one.update(shown)
             self._add(int.from_bytes(one.digest(), "big"))
+            self.images.append(image_key(shown))
 
     def merge(self, other: PairsDigest) -> None:
         """Add the pairs of another."""
         self._add(other._sum)
+        self.images.extend(other.images)
 
     def _add(self, value: int) -> None:
         self._sum = (self._sum + value) % (1 << 8 * _SIZE)
@@ -60,11 +68,13 @@ class PairsDigest:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All there is, as tensors."""
-        return {"sum": torch.tensor(list(self._sum.to_bytes(_SIZE, "big")), dtype=torch.uint8)}
+        total = torch.tensor(list(self._sum.to_bytes(_SIZE, "big")), dtype=torch.uint8)
+        return {"sum": total, "images": to_tensor(self.images)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there."""
         self._sum = int.from_bytes(bytes(state["sum"].tolist()), "big")
+        self.images = to_array(state["images"])
 
 
 def pairs_listing(pairs: Pairs) -> str:

@@ -28,6 +28,7 @@ from vlm_edit.files import (
 )
 from vlm_edit.interpretability import TopExamples
 from vlm_edit.measurement.reader import STREAMS
+from vlm_edit.measurement.repeats import Repeats, from_json, to_json
 
 VERSION = 1
 FILE = "measurement.safetensors"
@@ -55,6 +56,8 @@ class Measurement:
         random: Per stream and m, what m random examples have in common: mean, and the bounds
             between which 95 % of the draws lie; by names such as ``image_10``.
         provenance: Host, dictionary, pairs, settings and versions, JSON-able.
+        repeats: Per stream, how often its images (texts) come again among the pairs measured;
+            without an entry where it is not known.
     """
 
     dominance: Dominance
@@ -68,6 +71,12 @@ class Measurement:
     interpretability: Mapping[str, Tensor] = field(default_factory=dict)
     random: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    repeats: Mapping[str, Repeats] = field(default_factory=dict)
+
+    def warnings(self) -> list[str]:
+        """What a reader of the scores must know: of zeros and cuts, and of pairs that repeat."""
+        told = [found.warning(self.n_pairs, stream) for stream, found in self.repeats.items()]
+        return [*self.dominance.warnings(), *filter(None, told)]
 
     def table(self) -> dict[str, list[Any]]:
         """Columns by name, a value per feature: scores, intervals, tests, classes, examples.
@@ -157,7 +166,8 @@ class Measurement:
                 for rule in get_args(Cut)
             },
             "random_similarity": {name: list(values) for name, values in self.random.items()},
-            "warnings": found.warnings(),
+            "distinct": {f"{s}s": repeats.distinct for s, repeats in self.repeats.items()},
+            "warnings": self.warnings(),
             "provenance": dict(self.provenance),
             CHECKSUM: self.checksum(),
         }
@@ -194,6 +204,7 @@ class Measurement:
             "scores": list(self.interpretability),
             "random": {name: list(values) for name, values in self.random.items()},
             "provenance": dict(self.provenance),
+            "repeats": to_json(self.repeats),
         }
         return header, tensors
 
@@ -273,6 +284,7 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
             {name: tensors.pop(f"interpretability.{name}") for name in header["scores"]},
             {name: (float(a), float(b), float(c)) for name, (a, b, c) in header["random"].items()},
             header["provenance"],
+            from_json(header.get("repeats", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise VlmEditError(

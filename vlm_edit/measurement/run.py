@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +18,26 @@ from vlm_edit.dominance import Zeros
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import make_folder, read_tensors, write_tensors
 from vlm_edit.measurement.accumulator import MeasurementAccumulator
+from vlm_edit.measurement.details import details, summed
 from vlm_edit.measurement.judge import Judge
 from vlm_edit.measurement.judging import EXAMPLES, SEED
 from vlm_edit.measurement.provenance import pairs_listing, provenance, texts_digest
 from vlm_edit.measurement.reader import STREAMS, Prepare, Reader
+from vlm_edit.measurement.repeats import RepeatedPairs
 from vlm_edit.measurement.result import Measurement
+from vlm_edit.measurement.sources import expect_images, stamp, to_array, to_tensor
 from vlm_edit.pairs import Pairs
 from vlm_edit.sites import Adapter, find_site
 
 _WHAT = "checkpoint"
-_VERSION = 1
+_VERSION = 2
+_STAMPS = "stamps"
+_COMPARED = ("host", "dictionary", "pairs", "settings", "versions")
+_OF_DETAILS = {
+    "weights": "other weights of the host",
+    "config": "another config of the host",
+    "processor": "another processor",
+}
 
 
 def measure(
@@ -69,11 +81,14 @@ def measure(
         progress: Whether to show a bar.
 
     Returns:
-        The measurement; pairs whose image could not be read are listed in ``skipped``.
+        The measurement; pairs whose image could not be read are listed in ``skipped``. Where
+        many pairs are of one image or one text, which tests do not know of, it warns
+        (``RepeatedPairs``).
 
     Raises:
         VlmEditError: A site with one stream only, another width than the dictionary's, not
-            one image that can be read, or a checkpoint of another measurement.
+            one image that can be read, or a checkpoint of another measurement: of a host or a
+            processor that has changed since, or of images that were others when they were read.
 
     Example:
         >>> from vlm_edit import measure, zoo
@@ -207,6 +222,7 @@ def _begin(
         "seed": SEED,
     }
     told = provenance(model, place, dictionary, settings)
+    told["details"] = details(model, processor, prepare)
     told["pairs"] = {
         "name": pairs.name,
         "count": len(pairs),
@@ -252,6 +268,7 @@ def merge_parts(
                 f"part {state.part[0] + 1} of {state.part[1]} is not finished: run it again, it "
                 "goes on where it stopped"
             )
+        state.expect_images(pairs, f"part {state.part[0] + 1}")
     for state in states[1:]:
         first.merge(state)
     return first.finish(pairs)
@@ -267,6 +284,7 @@ class _State:
     next_batch: int = 0
     skipped: list[tuple[int, str]] = field(default_factory=list)
     truncated: int = 0
+    stamps: array[int] = field(default_factory=lambda: array("q"))
 
     def __post_init__(self) -> None:
         i, n = self.part
@@ -283,13 +301,17 @@ class _State:
     def run(self, reader: Reader, pairs: Pairs, checkpoint: Path | None, every: float) -> None:
         """Read the pairs that are still to be read."""
         if checkpoint is not None and checkpoint.is_file():
-            self._go_on(checkpoint)
+            self._go_on(checkpoint, pairs)
         reader.skipped[:], reader.truncated = self.skipped, self.truncated
         saved = time.monotonic()
         wanted = self.batches(len(pairs))
+        cut = list(pairs.batches(reader.batch_size))
+        before = self._stamps(pairs, cut, self.next_batch)  # of files as they were before reading
         for number, batch in reader.read_numbered(pairs, range(self.next_batch, wanted.stop)):
             if batch is not None:
                 self.accumulator.update(batch)
+            self.stamps.extend(before)
+            before = self._stamps(pairs, cut, number + 1)
             self.next_batch = number + 1
             self.skipped, self.truncated = list(reader.skipped), reader.truncated
             if checkpoint is not None and time.monotonic() - saved >= every:
@@ -298,7 +320,18 @@ class _State:
         if checkpoint is not None:
             self.save(checkpoint)
 
-    def _go_on(self, checkpoint: Path) -> None:
+    def _stamps(self, pairs: Pairs, cut: Sequence[range], number: int) -> list[int]:
+        return [stamp(pairs.images[i]) for i in cut[number]] if number < len(cut) else []
+
+    def expect_images(self, pairs: Pairs, what: str) -> None:
+        """Refuse pairs whose images are not those that were read."""
+        first = self.batches(len(pairs)).start * int(self.told["settings"]["batch_size"])
+        skipped = {number for number, _ in self.skipped}
+        expect_images(
+            *(pairs, first, self.stamps, self.accumulator.digest.images, skipped, what),
+        )
+
+    def _go_on(self, checkpoint: Path, pairs: Pairs) -> None:
         there = _State.load(checkpoint, self.accumulator.judge)
         _expect_same(there.told, self.told, f"the checkpoint {str(checkpoint)!r}")
         if there.part != self.part:
@@ -308,6 +341,8 @@ class _State:
             )
         self.accumulator, self.next_batch = there.accumulator, there.next_batch
         self.skipped, self.truncated = there.skipped, there.truncated
+        self.stamps = there.stamps
+        self.expect_images(pairs, f"the checkpoint {str(checkpoint)!r}")
 
     def save(self, path: Path) -> None:
         """Write everything, whole or not at all."""
@@ -321,7 +356,8 @@ class _State:
             "truncated": self.truncated,
         }
         make_folder(path.parent)
-        write_tensors(path, self.accumulator.state_dict(), header, _WHAT)
+        tensors = {**self.accumulator.state_dict(), _STAMPS: to_tensor(self.stamps)}
+        write_tensors(path, tensors, header, _WHAT)
 
     @classmethod
     def load(cls, path: Path, judge: Judge | None) -> _State:
@@ -335,11 +371,13 @@ class _State:
             accumulator = MeasurementAccumulator(
                 told["dictionary"]["features"], settings["zeros"], settings["keep"], judge
             )
+            stamps = to_array(tensors.pop(_STAMPS))
             accumulator.load_state_dict(tensors)
             skipped = [(int(n), str(why)) for n, why in header["skipped"]]
             i, n = header["part"]
             return cls(
-                accumulator, told, (i, n), header["next_batch"], skipped, header["truncated"]
+                *(accumulator, told, (i, n), header["next_batch"], skipped),
+                *(header["truncated"], stamps),
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise VlmEditError(
@@ -356,18 +394,28 @@ class _State:
         """The measurement, once everything is read."""
         digest = str(self.accumulator.digest)
         told = {**self.told, "pairs": {**self.told["pairs"], "digest": digest}}
+        told["digests"] = summed(told.pop("details"))
         site = told["settings"]["site"]
-        return self.accumulator.compute(site, self.skipped, self.truncated, pairs, told)
+        found = self.accumulator.compute(site, self.skipped, self.truncated, pairs, told)
+        for stream, repeats in found.repeats.items():
+            text = repeats.warning(found.n_pairs, stream)
+            if text is not None:
+                warnings.warn(text, RepeatedPairs, stacklevel=3)  # the line of measure
+        return found
 
 
 def _expect_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
     """Refuse to go on with, or to merge, what was measured otherwise."""
-    for key in ("host", "dictionary", "pairs", "settings", "versions"):
-        for name in sorted({*there[key], *here[key]} - {"name"}):  # a path may have moved
-            a, b = there[key].get(name), here[key].get(name)
-            if a != b:
-                raise VlmEditError(
-                    f"{what} was measured with another {key} ({name}: {str(a)[:60]}, here "
-                    f"{str(b)[:60]}): measure into another folder or file, or delete it to begin "
-                    "anew"
-                )
+    told = [{**x["details"], **x} for x in (there, here)]
+    for key, name in (*_OF_DETAILS.items(), *((k, f"another {k}") for k in _COMPARED)):
+        a, b = (x[key] for x in told)
+        # A path may have moved; the weights at the site have been compared to the bit.
+        names = sorted({*a, *b} - ({"name", "sites"} if key in _COMPARED else set()))
+        changed = [n for n in names if a.get(n) != b.get(n)]
+        if changed:
+            first, more = changed[0], len(changed) - 1
+            raise VlmEditError(
+                f"{what} was measured with {name} ({first}: {str(a.get(first))[:60]}, here "
+                f"{str(b.get(first))[:60]}{f'; and {more} more' if more else ''}): measure into "
+                "another folder or file, or delete it to begin anew"
+            )

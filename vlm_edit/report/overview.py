@@ -47,7 +47,7 @@ class Overview:
             _figures(found),
             [(name, CLASS_NAMES[name]) for name in CLASSES],
             _rules(found),
-            found.dominance.warnings(),
+            found.warnings(),
             [*_flat(_provenance(found, pairs)), ("seed of the random features", str(seed))],
         )
 

@@ -53,7 +53,7 @@ def class_table(found: Measurement) -> Table:
         f"Firing together on matched pairs more than by chance: "
         f"{int(found.dominance.paired().sum())} features."
     )
-    for warning in found.dominance.warnings():
+    for warning in found.warnings():
         note += f"\nWARNING: {warning}"
     return Table(
         "Modality Dominance Score: classes of features", ("rule", "cuts", *names), rows, note

@@ -1,0 +1,77 @@
+"""Images and texts that come more than once among pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Other pairs with the same image that a pair has on average: above this, tests are told wrong.
+_MANY = 0.05
+_OTHER = {"image": "caption", "text": "image"}
+
+
+class RepeatedPairs(UserWarning):
+    """Pairs that are not independent, though tests and intervals take them to be."""
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How often images, or texts, come again.
+
+    Attributes:
+        distinct: How many there are.
+        most: Pairs of the one that comes most often.
+        others: Other pairs that a pair shares its own with, on average.
+
+    Example:
+        >>> import torch
+        >>> Repeats.of(torch.tensor([7, 7, 7, 8]))
+        Repeats(distinct=2, most=3, others=1.5)
+    """
+
+    distinct: int
+    most: int
+    others: float
+
+    @classmethod
+    def of(cls, keys: Tensor) -> Repeats:
+        """Of the key of each pair's image or text, int64 [n]."""
+        counts = keys.unique(return_counts=True)[1].double()
+        if not len(counts):
+            return cls(0, 0, 0.0)
+        others = float(counts.square().sum() / counts.sum()) - 1
+        return cls(len(counts), int(counts.max()), others)
+
+    def warning(self, n_pairs: int, stream: str) -> str | None:
+        """What to know and to do where many pairs are of one image, or of one text."""
+        if self.others <= _MANY:
+            return None
+        other = _OTHER[stream]
+        what = "show" if stream == "image" else "have"
+        return (
+            f"{n_pairs} pairs {what} {self.distinct} {stream}s, one of them {self.most} times: "
+            "tests and intervals treat pairs as independent, which pairs of one "
+            f"{stream} are not, so P-values are too small, intervals too narrow, and too many "
+            f"features are called dominant or paired. Keep one {other} of each {stream}: one row "
+            f"for each in the CSV file, or pairs.select(...) in Python"
+        )
+
+
+def to_json(found: Mapping[str, Repeats]) -> dict[str, list[float]]:
+    """Plain values by stream."""
+    return {stream: list(astuple(repeats)) for stream, repeats in found.items()}
+
+
+def from_json(told: Mapping[str, Any]) -> dict[str, Repeats]:
+    """What ``to_json`` made them of."""
+    return {s: Repeats(int(d), int(most), float(o)) for s, (d, most, o) in told.items()}
+
+
+def text_keys(texts: list[str]) -> Tensor:
+    """A number for each text, the same for the same."""
+    known: dict[str, int] = {}
+    return torch.tensor([known.setdefault(text, len(known)) for text in texts], dtype=torch.long)
