@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vlm_edit import Ablate, Clamp, Dictionary, Patch, Scale, Steer, VlmEditError, load_patch
+from vlm_edit import (
+    Ablate,
+    Clamp,
+    Dictionary,
+    Patch,
+    Project,
+    Scale,
+    Steer,
+    VlmEditError,
+    load_patch,
+)
 from vlm_edit.dictionaries import Encoder
 
 CLIP = make_clip()
@@ -171,6 +181,48 @@ def test_tensors_that_do_not_belong_are_refused(tmp_path, tensors, message):
     rewrite(file, lambda h: h, tensors)
     with pytest.raises(VlmEditError, match=message):
         load_patch(file)
+
+
+NUMBERS = [float("nan"), float("inf"), -float("inf")]
+
+
+def everything(file):
+    """A patch with every tensor that a file can hold, under their names."""
+    patch = make("jumprelu", centers=True)
+    dictionary = Dictionary(
+        Encoder(torch.rand(12, 20), torch.rand(20)), torch.rand(20, 12), torch.rand(12)
+    )
+    (patch + Patch.at("joint", dictionary, Project([1, 2]), gate=0.1)).save(file, CLIP)
+    return list(load_file(file))
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_tensor_with_nan_or_infinity_is_refused_by_its_name(tmp_path, number):
+    names = everything(tmp_path / "whole")
+    assert {"0.threshold", "0.center.text", "2.gate.decoder", "2.gate.bias"} <= set(names)
+    for name in names:
+        file = tmp_path / "p"
+        everything(file)
+        tensor = load_file(file)[name]
+        tensor.view(-1)[-1] = number
+        rewrite(file, lambda h: h, {name: tensor})
+        with pytest.raises(VlmEditError, match="holds NaN or infinity") as raised:
+            load_patch(file, verify=False)
+        told = str(raised.value)
+        assert str(file) in told
+        words = name.replace("_", " ").split(".")[1:]
+        assert all(word in told for word in words), (name, told)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("rule", [Ablate([3, 4]), Project([3, 4]), Steer([3], 1.0)])
+def test_a_patch_is_not_made_of_a_dictionary_with_nan_or_infinity(number, rule):
+    decoder = torch.rand(20, 12)
+    decoder[3, 5] = number
+    dictionary = Dictionary(Encoder(torch.rand(12, 20), torch.rand(20)), decoder, torch.rand(12))
+    with pytest.raises(VlmEditError, match="the decoder of features 3.* holds NaN or infinity"):
+        Patch.at("joint", dictionary, rule)
+    Patch.at("joint", dictionary, Ablate([2]))  # of which nothing is touched
 
 
 def test_files_that_are_no_patches_are_refused(tmp_path):

@@ -58,6 +58,7 @@ class Splice:
         if not self.rules:
             raise VlmEditError("an edit needs at least one rule, such as Ablate([3])")
         part = self.slice
+        _expect_finite(part, self.gate)
         acting = tuple(rule.acting() for rule in self.rules)
         touched = [tuple(rule.touches(part.n_features)) for rule in acting]
         columns = tuple(_columns(part.features, features) for features in touched)
@@ -268,6 +269,32 @@ def _times(change: Tensor, strength: Tensor | None) -> Tensor:
 
 def _plus(moved: Tensor | None, change: Tensor | None) -> Tensor | None:
     return change if moved is None else (moved if change is None else moved + change)
+
+
+def _expect_finite(part: Slice, gate: Gate | None) -> None:
+    """Refuse weights that would turn the host's outputs to NaN in silence."""
+    encoder = part.encoder
+    held = {
+        "encoder weight": encoder.weight,
+        "encoder bias": encoder.bias,
+        "decoder": part.decoder,
+        "threshold": encoder.threshold,
+        "subtract": encoder.subtract,
+    } | {f"center of the {stream} stream": center for stream, center in encoder.centers.items()}
+    if gate is not None:
+        held |= {"gate's decoder": gate.decoder, "gate's bias": gate.bias}
+    for name, tensor in held.items():
+        if tensor is None or not tensor.numel():
+            continue
+        if not bool(torch.stack(tensor.detach().aminmax()).isfinite().all()):  # no copy of it
+            raise VlmEditError(
+                f"the {name} of features {_first(part.features)} holds NaN or infinity: fetch the "
+                "dictionary or the patch anew, or train it again"
+            )
+
+
+def _first(features: Sequence[int]) -> str:
+    return ", ".join(map(str, features[:3])) + (", ..." if len(features) > 3 else "")
 
 
 def _columns(touched: tuple[int, ...], features: tuple[int, ...]) -> Tensor | None:
