@@ -85,6 +85,18 @@ def test_offline_a_cached_patch_is_read_and_an_uncached_one_named(tmp_path, made
     assert "error: no patch at 'owner/other'" in told[5] and "not in the cache" in told[5]
 
 
+def test_without_a_network_a_cached_patch_is_read(tmp_path, made):
+    cached(tmp_path / "home", {"p.safetensors": made(3)})
+    calls = [
+        ("owner/name", {}),
+        ("owner/name", {"revision": COMMIT}),
+        ("owner/name", {"revision": "v2"}),
+    ]
+    told = in_process(calls, HF_HOME=str(tmp_path / "home"), HF_ENDPOINT="http://127.0.0.1:9")
+    assert told[:2] == ["edits (3,)"] * 2
+    assert "revision 'v2' of the repository owner/name is not in the cache" in told[2]
+
+
 class Hub(BaseHTTPRequestHandler):
     """The answers of the hub that reading a file needs."""
 

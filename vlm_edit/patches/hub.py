@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from vlm_edit.dictionaries.formats.hub import REPOSITORY, asked, listed
+from vlm_edit.dictionaries.formats.hub import REPOSITORY, asked, listed, listing
 from vlm_edit.errors import VlmEditError
 
 _ENDING = ".safetensors"
@@ -91,15 +91,13 @@ def _expect_none(name: str, **given: str | None) -> None:
 
 
 def _fetch(name: str, file: str | None, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download
 
     where = f"the repository {name} (or what is cached of it)"
-    if constants.HF_HUB_OFFLINE:
-        root = Path(asked(name, lambda: snapshot_download(name, revision=revision), "patch"))
-        files = sorted(p.relative_to(root).as_posix() for p in root.rglob(f"*{_ENDING}"))
-        return root / _wanted(where, files, file)
-    files = asked(name, lambda: HfApi().list_repo_files(name, revision=revision), "patch")
+    files, kept = listing(name, revision, "patch")
     wanted = _wanted(where, [f for f in files if f.endswith(_ENDING)], file)
+    if kept is not None:
+        return kept / wanted
     return Path(asked(name, lambda: hf_hub_download(name, wanted, revision=revision), "patch"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from glob import escape
 from itertools import islice
@@ -15,6 +16,7 @@ from vlm_edit.errors import VlmEditError
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHOWN = 10
 _T = TypeVar("_T")
 _LOOKED_AT = 5000
@@ -63,20 +65,128 @@ def _inside(root: Path, file: str | None) -> Path:
 
 
 def _fetch(name: str, file: str | None, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    if constants.HF_HUB_OFFLINE:
-        root = Path(asked(name, lambda: snapshot_download(name, revision=revision)))
-        files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-        return root / _wanted(name, files, file)
-    files = asked(name, lambda: HfApi().list_repo_files(name, revision=revision))
+    files, kept = listing(name, revision)
     wanted = _wanted(name, files, file)
+    if kept is not None:
+        return kept / wanted
     needed = [escape(f) for f in files if _belongs(PurePosixPath(f), PurePosixPath(wanted))]
     found = asked(name, lambda: snapshot_download(name, revision=revision, allow_patterns=needed))
     return Path(found) / wanted
 
 
-def asked(name: str, call: Callable[[], _T], what: str = "dictionary", done: str = "fetched") -> _T:
+def listing(
+    name: str, revision: str | None, what: str = "dictionary"
+) -> tuple[list[str], Path | None]:
+    """Files of a repository, as the hub tells them; or the cache, where the hub cannot be reached.
+
+    The hub is asked once, without trying again, for as long as ``HF_HUB_ETAG_TIMEOUT`` says.
+
+    Args:
+        name: The repository's.
+        revision: Branch, tag or commit.
+        what: As for ``asked``.
+
+    Returns:
+        The files, and the folder of huggingface_hub's cache that they are in, if it was the cache
+        that told them.
+
+    Raises:
+        VlmEditError: Neither knows the repository and the revision.
+    """
+    from huggingface_hub import HfApi, constants
+
+    kept = _cached(name, revision)
+    if constants.HF_HUB_OFFLINE:
+        if kept is None:
+            raise VlmEditError(_missing(name, revision, what))
+        return _files(kept), kept
+
+    def ask() -> list[str] | None:
+        seconds = constants.HF_HUB_ETAG_TIMEOUT
+        try:
+            found = HfApi().repo_info(name, revision=revision, timeout=seconds)
+        except Exception as error:
+            if kept is None or not _unreachable(error):
+                raise
+            return None
+        return [file.rfilename for file in found.siblings or ()]
+
+    files = asked(name, ask, what, revision=revision)
+    if files is not None:
+        return files, None
+    assert kept is not None
+    if kept.name != revision:  # a branch may have moved on, a commit does not
+        warnings.warn(
+            f"the hub cannot be reached for {name}: taking what its cache has of it, commit "
+            f"{kept.name[:12]}",
+            stacklevel=2,
+        )
+    return _files(kept), kept
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """The folder of the cache with what was fetched of a revision."""
+    home, revision = _home(name), revision or "main"
+    if ".." in PurePosixPath(revision).parts:
+        return None
+    ref = home / "refs" / revision
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    found = home / "snapshots" / commit
+    return found if _COMMIT.fullmatch(commit) and found.is_dir() else None
+
+
+def _home(name: str) -> Path:
+    """Where the cache keeps a repository."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
+
+
+def _files(folder: Path) -> list[str]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def _missing(name: str, revision: str | None, what: str) -> str:
+    """What to say of a revision of a repository that cannot be fetched and is not cached."""
+    home = _home(name)
+    refs = (path for path in (home / "refs").rglob("*") if path.is_file())
+    known = {path.relative_to(home / "refs").as_posix(): path.read_text().strip() for path in refs}
+    commits = {path.name for path in (home / "snapshots").glob("*")}
+    named = [f"{ref} ({known[ref][:12]})" for ref in sorted(known) if known[ref] in commits]
+    named += sorted(commits - set(known.values()))
+    if not named:
+        return (
+            f"no {what} at {name!r}: there is no such path, and the repository is not in the "
+            "cache of huggingface_hub and cannot be fetched (offline?): fetch it where there is a "
+            "network, or name a folder"
+        )
+    return (
+        f"revision {revision or 'main'!r} of the repository {name} is not in the cache of "
+        f"huggingface_hub and cannot be fetched (offline?): fetch it where there is a network; the "
+        f"cache has {', '.join(named[:_SHOWN])}"
+    )
+
+
+def _unreachable(error: Exception) -> bool:
+    """Whether the hub did not answer, or only that it is out of order."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return int(status) >= 500
+    # Without a network the client's own errors come through: httpx's or requests', by version.
+    ours = type(error).__module__.startswith(("httpx", "httpcore", "requests"))
+    return ours or isinstance(error, ConnectionError | TimeoutError)
+
+
+def asked(
+    name: str,
+    call: Callable[[], _T],
+    what: str = "dictionary",
+    done: str = "fetched",
+    revision: str | None = None,
+) -> _T:
     """What the hub, or its cache, answers.
 
     Args:
@@ -84,6 +194,7 @@ def asked(name: str, call: Callable[[], _T], what: str = "dictionary", done: str
         call: Asks.
         what: Is looked for, for messages.
         done: To the repository, likewise.
+        revision: Of the repository, likewise.
 
     Raises:
         VlmEditError: It refuses, or cannot be reached.
@@ -111,19 +222,16 @@ def asked(name: str, call: Callable[[], _T], what: str = "dictionary", done: str
     except RevisionNotFoundError as error:
         raise VlmEditError(f"the repository {name} has no such revision: {error}") from error
     except LocalEntryNotFoundError as error:
-        raise VlmEditError(
-            f"no {what} at {name!r}: there is no such path, and the repository is not in the "
-            "cache of huggingface_hub and cannot be fetched (offline?): fetch it where there is a "
-            "network, or name a folder"
-        ) from error
+        raise VlmEditError(_missing(name, revision, what)) from error
     except (EntryNotFoundError, HFValidationError, OSError) as error:
         told = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise VlmEditError(f"the repository {name} cannot be {done}: {told}") from error
     except Exception as error:
-        # Without a network the client's own errors come through: httpx's or requests', by version.
-        if not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
+        if not _unreachable(error):
             raise
-        raise VlmEditError(f"the hub cannot be reached for {name}: {error}") from error
+        raise VlmEditError(
+            f"the hub cannot be reached for {name} ({error}); {_missing(name, revision, what)}"
+        ) from error
 
 
 def _wanted(name: str, files: Sequence[str], file: str | None) -> str:
