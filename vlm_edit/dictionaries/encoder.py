@@ -83,14 +83,7 @@ class Encoder:
             raise VlmEditError("threshold goes with activation='jumprelu', and only with it")
         if self.threshold is not None:
             expect("threshold", self.threshold, (m,))
-        if (self.k is not None) != self.competes:
-            raise VlmEditError(
-                f"k goes with activations {', '.join(_COMPETING)}, and only with them"
-            )
-        if self.k is not None and not 1 <= self.k <= m:
-            raise VlmEditError(f"k is {self.k}; it must lie between 1 and the {m} features")
-        if self.activation == "groupmax" and m % (self.k or 1):
-            raise VlmEditError(f"{m} features cannot be cut into {self.k} groups of one size")
+        expect_k(self.activation, self.k, m)
         if self.soft_cap is not None and not 0 < self.soft_cap < float("inf"):
             raise VlmEditError(f"soft_cap is {self.soft_cap}; it must be a number above 0")
 
@@ -402,6 +395,16 @@ def move(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on a device, fit for a forward with gradients even if made without."""
     moved = tensor.to(device)
     return moved.clone() if moved.is_inference() else moved
+
+
+def expect_k(activation: Activation, k: int | None, m: int) -> None:
+    """Refuse a k that does not fit the activation or the number of features."""
+    if (k is not None) != (activation in _COMPETING):
+        raise VlmEditError(f"k goes with activations {', '.join(_COMPETING)}, and only with them")
+    if k is not None and not 1 <= k <= m:
+        raise VlmEditError(f"k is {k}; it must lie between 1 and the {m} features")
+    if activation == "groupmax" and m % (k or 1):
+        raise VlmEditError(f"{m} features cannot be cut into {k} groups of one size")
 
 
 def expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

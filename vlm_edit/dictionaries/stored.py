@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries.check import Check
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice, expect_features, expect_site
-from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
+from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm, expect_k
 from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.streaming import Strongest, decode_parts, encode_parts
 from vlm_edit.errors import VlmEditError
@@ -123,6 +123,7 @@ class StoredDictionary:
                 f"the encoder is of {m} features and width {d}, the decoder of "
                 f"{self.decoder.tensor.shape[0]} and {self.decoder.tensor.shape[1]}"
             )
+        expect_k(self.activation, self.k, m)
         # The encoder of one feature checks every option and each vector's size in it.
         for name, vector, size in (
             *(("encoder bias", self.bias, m), ("threshold", self.threshold, m)),
@@ -265,9 +266,10 @@ class StoredDictionary:
         if self.k is not None and self.activation != "groupmax":
             part = replace(self, activation="identity", k=None, soft_cap=None)
         for features in self._parts():
+            k = None
             if self.activation == "groupmax":  # whole groups lie in a part and compete in it alone
-                part = replace(self, k=(self.k or 1) * len(features) // self.n_features)
-            yield part._encoder(features).to(self.device)
+                k = (self.k or 1) * len(features) // self.n_features
+            yield part._encoder(features, k).to(self.device)
 
     def _decoder(self) -> Tensor:
         rows = torch.empty(self.n_features, self.width)
@@ -275,7 +277,7 @@ class StoredDictionary:
             rows[some.start : some.stop] = self.decoder.take(some)
         return rows
 
-    def _encoder(self, features: Sequence[int] | None) -> Encoder:
+    def _encoder(self, features: Sequence[int] | None, k: int | None = None) -> Encoder:
         index = _index(features)
 
         def part(vector: Tensor | None) -> Tensor | None:
@@ -294,7 +296,7 @@ class StoredDictionary:
             bias=bias,
             activation=self.activation,
             threshold=part(self.threshold),
-            k=self.k,
+            k=self.k if k is None else k,
             subtract=None if self.subtract is None else self.subtract.float(),
             norm=self.norm,
             centers={name: center.float() for name, center in self.centers.items()},

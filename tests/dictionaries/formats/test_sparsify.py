@@ -53,6 +53,21 @@ def by_hand(w, x, k=4, kind="topk"):
     return codes.float(), (codes @ w["W_dec"] + w["b_dec"]).float()
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "k", "message"),
+    [
+        ("groupmax", 17, "k is 17; it must lie between 1 and the 16 features"),
+        ("groupmax", 5, "16 features cannot be cut into 5 groups"),
+        ("topk", 999, "k is 999; it must lie between 1 and the 16 features"),
+    ],
+)
+def test_a_k_that_does_not_fit_the_features_is_refused(tmp_path, lazy, kind, k, message):
+    write(tmp_path, activation=kind, k=k)
+    with pytest.raises(VlmEditError, match=message):
+        load_dictionary(tmp_path, lazy=lazy)
+
+
 @pytest.mark.parametrize(("d", "m"), [(6, 16), (8, 8)])
 @pytest.mark.parametrize("kind", ["topk", "groupmax", "signed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
