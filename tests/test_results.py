@@ -194,6 +194,31 @@ def test_the_cost_of_rules_comes_out_as_stored(scripts) -> None:
 
 
 @pytest.mark.slow
+def test_the_gap_without_unimodal_features_comes_out_as_stored(scripts, monkeypatch) -> None:
+    common, script = scripts("common"), scripts("unimodal")
+    kind, stored = "no centre", common.load("unimodal")
+    monkeypatch.setattr(script, "SEEDS", (0,))
+    monkeypatch.setattr(script, "KINDS", {kind: script.KINDS[kind]})
+    monkeypatch.setattr(script, "CUTS", script.CUTS[-1:])
+    found = script.compute()
+    expect_close(found["nothing"], stored["nothing"])
+    (line,), before = found["deleted"][kind], stored["deleted"][kind][-1]
+    assert abs(line["features"]["own"][0] - before["features"]["own"][0]) <= 5
+    for name in script.FIGURES:
+        expect_close(line[f"{name} by seed"][0], before[f"{name} by seed"][0])
+
+
+def test_what_is_said_of_the_gap_without_unimodal_features_is_stored(scripts) -> None:
+    stored = scripts("common").load("unimodal")["deleted"]
+    for line in stored["no centre"]:
+        for control in ("size", "norm"):
+            assert line[control]["gap ahead"][2] < 0 < line[control]["R@1 ahead"][1]
+    unedited = scripts("common").load("unimodal")["nothing"]["gap by seed"][0]
+    assert all(min(line["gap by seed"]) > unedited for line in stored["a centre per stream"])
+    assert all(max(line["gap by seed"]) < unedited for line in stored["no centre"])
+
+
+@pytest.mark.slow
 def test_what_is_left_of_gender_comes_out_as_stored(scripts) -> None:
     common, script = scripts("common"), scripts("bias")
     stored = common.load("bias")
@@ -207,6 +232,8 @@ def test_what_is_left_of_gender_comes_out_as_stored(scripts) -> None:
     }
     for name, outcome in found.items():
         expect_close(script.figures(outcome, found[script.BASELINE]), stored["ways"][name], name)
+    chance = script.dealt(found["nothing"])
+    expect_close(chance, stored["chance"]["nothing"])
 
 
 def test_the_picture_of_the_rules_is_what_they_draw(scripts) -> None:

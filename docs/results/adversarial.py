@@ -37,6 +37,13 @@ HELD = 0.01  # of the squared length: how far everything else may move in an att
 WEIGHT = 30.0  # of that movement in the loss
 HUGE = 64  # no image may stand here
 PATCHES = Path(zoo.__file__).parent / "patches"
+PAIRED = (  # what leaves more than nothing does: compared with it image by image
+    "joint: Ablate vision",
+    "baseline: low-pass, 24 pixels",
+    "baseline: JPEG, quality 30",
+    defences.NAMES["features"],
+    "tuned: 3 x 64 features, and low-pass 24",
+)
 
 
 class Subject:
@@ -287,6 +294,7 @@ def compute(options: argparse.Namespace) -> dict[str, Any]:
         "typographic": lambda: typographic(one, defences.tuned(patches)),
         "detectors": lambda: detectors(one, one.radii),
         "defences": lambda: _defences(one, patches, options.seconds - _passed(began), say),
+        "paired": lambda: paired(one, patches, say),
     }
     if options.only:  # the others stay as they were measured
         result = json.loads((common.HERE / "adversarial.json").read_text("utf-8"))
@@ -326,6 +334,31 @@ def _defences(
         say(f"{defence.name}: {rows[-1]['clean'][0]:.3f} " + " ".join(
             f"{v[0]:.3f}" for v in rows[-1]["robust"].values()))  # fmt: skip
     return rows
+
+
+def paired(one: Subject, patches: dict[str, Any], say: Any) -> dict[str, Any]:
+    """Image by image, what stands behind nothing and behind what helps a little."""
+    chosen = [d for d in all_defences(one, patches) if d.name == "none" or d.name in PAIRED]
+    told: dict[str, Any] = {"images": len(one.images), "steps": one.strength.steps,
+                            "queries": one.strength.queries, "stood": {}}  # fmt: skip
+    for defence in chosen:
+        with defence.on(one.model):
+            classifier = defence.classifier(one.plain)
+            rows = {}
+            for eps in one.radii:
+                radius = eps / 255
+                fooled = adv.fooling(
+                    one.bare, one.images, one.labels, radius,
+                    steps=one.strength.steps, batch_size=one.strength.batch_size,
+                )  # fmt: skip
+                stood = adv.withstand(
+                    classifier, one.images, one.labels, radius, one.strength,
+                    surrogate=one.bare, transfer=fooled,
+                )  # fmt: skip
+                rows[str(eps)] = "".join(str(int(x)) for x in stood.standing)
+        told["stood"][defence.name] = rows
+        say(f"{defence.name}: {rows}")
+    return told
 
 
 def _passed(began: float) -> float:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from common import cell
 
 from vlm_edit.report import Table
+from vlm_edit.statistics import mcnemar
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -15,7 +17,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     made = {
         "attacks": _attacks, "movements": _movements, "restricted": _restricted,
         "defences": _defences, "detectors": _detectors, "typographic": _typographic,
-        "captions": _captions,
+        "captions": _captions, "paired": _paired,
     }  # fmt: skip
     return [t for name, make in made.items() if name in result for t in make(result[name], result)]
 
@@ -129,6 +131,28 @@ def _defences(rows: list[dict[str, Any]], result: dict[str, Any]) -> list[Table]
             "to nothing more. Signs are looked for at all radii, and at 64/255, where nothing may "
             "stand.",
         ),
+    ]
+
+
+def _paired(part: dict[str, Any], result: dict[str, Any]) -> list[Table]:
+    stood = {
+        name: {eps: torch.tensor([c == "1" for c in row]) for eps, row in rows.items()}
+        for name, rows in part["stood"].items()
+    }
+    base = stood.pop("none")
+    lines = [
+        (name, *(str(mcnemar(rows[eps], base[eps])) for eps in base))
+        for name, rows in stood.items()
+    ]
+    ran = _ran(result | {key: part[key] for key in ("images", "steps")})
+    return [
+        Table(
+            "Images that stand behind a defence alone, and behind nothing alone",
+            ("defence", *(f"{eps}/255" for eps in base)),
+            lines,
+            f"{ran.split(';')[0]}: the same images under the same attacks as in the table of "
+            "defences; p: McNemar's exact test of the two counts, one comparison at a time.",
+        )
     ]
 
 

@@ -19,7 +19,7 @@ import common
 import torch
 from bias_captions import captions
 from bias_more import more
-from bias_tables import BASELINE, CHANCE, COMPARED, DRAWS, NUMBERS, VALUES, K, tables
+from bias_tables import BASELINE, BY_CHANCE, CHANCE, COMPARED, DRAWS, NUMBERS, VALUES, K, tables
 
 from vlm_edit import Patch, zoo
 from vlm_edit.dictionaries import Dictionary
@@ -209,6 +209,7 @@ def compute(folder: str | None = None) -> dict[str, Any]:
         for name, way in ways().items()
     }
     result["ways"] = {name: figures(one, found[BASELINE]) for name, one in found.items()}
+    result["chance"] = {name: dealt(found[name]) for name in BY_CHANCE}
     result["captions"] = captions(halves())
     result["more"] = more(Path(folder), bench(), ways()) if folder else common.load("bias")["more"]
     return result
@@ -222,6 +223,11 @@ def figures(one: Outcome, baseline: Outcome) -> dict[str, Any]:
     told["worst"] = common.told(one.worst("recognised")[1])
     told["ahead"] = {name: common.told(one.ahead(baseline, name)) for name in COMPARED}
     return told
+
+
+def dealt(one: Outcome) -> dict[str, Any]:
+    """Its skews if genders were dealt to the images at random."""
+    return {skew: common.told(one.by_chance(skew)) for skew in one.chance}
 
 
 def by_prompt() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.probing import hits, probe, variance_explained
 from vlm_edit.report import Table
-from vlm_edit.statistics import proportion
+from vlm_edit.statistics import PairedTest, mcnemar, proportion
 
 COUNT = 12  # features about the background, as many as are about factors of images alone
 MOST = {"remove": 1.0, "turn": 4.0}  # the strongest that is tried
@@ -204,17 +204,24 @@ def row(one: Subject, edit: Edit, strength: float, effect: Tensor) -> dict[str, 
     """Everything that is told of an edit at a strength."""
     x = one.image[one.odd]
     edited = edit(x, strength)
-    similar = F.normalize(edited, dim=1) @ F.normalize(one.labels, dim=1).mT
-    right = similar.argmax(1) == one.label[one.odd]
+    right = recognised(one, edited)
     found = hits(edited, one.text[one.odd], one.named, one.named)
+    paired = mcnemar(recognised(one, x), right)
     return {
         "strength": common.rounded(strength),
         "effect": _share(effect),
         "zero_shot": _share(right),
+        "lost": [paired.only_first, paired.only_second, paired.n, common.rounded(paired.p)],
         "retrieval": _share(found),
         "moved": common.rounded(float(((edited - x).norm(dim=1) / x.norm(dim=1)).mean())),
         "away": common.rounded(one.away(edited) / one.away(x)),
     }
+
+
+def recognised(one: Subject, x: Tensor) -> Tensor:
+    """Which of the odd pairs' images are nearest to their own label, [n] bool."""
+    similar = F.normalize(x, dim=1) @ F.normalize(one.labels, dim=1).mT
+    return similar.argmax(1) == one.label[one.odd]
 
 
 def _share(right: Tensor) -> list[float]:
@@ -279,10 +286,21 @@ def tables(result: dict[str, Any]) -> list[Table]:
         shown.append(
             Table(
                 title,
-                ("edit", "strength", effect, "zero-shot", "retrieval", "moved", "distance"),
+                (
+                    "edit",
+                    "strength",
+                    effect,
+                    "zero-shot",
+                    "lost and gained",
+                    "retrieval",
+                    "moved",
+                    "distance",
+                ),
                 rows,
                 f"{note} Strength: of the whole change, 1 is the rule as its name says; *: the "
-                "effect was not reached at any tried, and the strongest stands here. Moved: mean "
+                "effect was not reached at any tried, and the strongest stands here. Lost and "
+                "gained: images recognised without the edit alone and with it alone, p by "
+                "McNemar's exact test, one comparison at a time. Moved: mean "
                 "of |change| / |embedding|. Distance: mean squared Mahalanobis distance from plain "
                 "embeddings over that of the plain ones: 1 is where they lie. 512 odd pairs, "
                 "95 % Wilson intervals.",
@@ -330,11 +348,17 @@ def examples(result: dict[str, Any]) -> str:
 
 def _cells(name: str, line: dict[str, Any]) -> list[str]:
     star = "" if line.get("reached", True) else "*"
-    shares = [common.cell(line[key]) for key in ("effect", "zero_shot", "retrieval")]
+    effect, zero_shot, retrieval = (
+        common.cell(line[key]) for key in ("effect", "zero_shot", "retrieval")
+    )
+    *counts, p = line["lost"]
     return [
         name,
         f"{line['strength']:.2f}{star}",
-        *shares,
+        effect,
+        zero_shot,
+        str(PairedTest(*counts, p)),
+        retrieval,
         f"{line['moved']:.2f}",
         f"{line['away']:.2f}",
     ]

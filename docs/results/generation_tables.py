@@ -134,12 +134,15 @@ def examples(result: dict[str, Any]) -> str:
     """What some ways do, in Markdown."""
     told = {
         "nothing": "nothing",
-        "vision": "vision-dominant",
-        "vision, strongest tenth": "vision-dominant, the strongest tenth",
-        "cross": "cross-modal",
-        "language": "language-dominant",
-        "random, as many as vision": "random, as many as vision-dominant",
-        "random, as many as cross": "random, as many as cross-modal",
+        "vision": "vision-dominant, mean -+ sd",
+        "vision, significant": "vision-dominant",
+        "vision, strongest tenth": "vision-dominant, mean -+ sd, the strongest tenth",
+        "cross": "cross-modal, mean -+ sd",
+        "cross, significant": "cross-modal",
+        "language": "language-dominant, mean -+ sd",
+        "language, significant": "language-dominant",
+        "random, as many as vision": "random",
+        "random, as many as cross": "random",
         "whole embedding": "the whole embedding",
     }
     about = result["about"]
