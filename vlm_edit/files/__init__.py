@@ -2,6 +2,7 @@
 
 from vlm_edit.files.tensors import (
     CHECKSUM,
+    HEADER,
     checksum,
     has_checksum,
     pack_tensors,
@@ -22,6 +23,7 @@ from vlm_edit.files.whole import (
 
 __all__ = [
     "CHECKSUM",
+    "HEADER",
     "append_text",
     "beside",
     "checksum",

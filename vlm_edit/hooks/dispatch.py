@@ -159,7 +159,8 @@ def hidden_of(output: Any, module: nn.Module) -> Tensor:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        first, *rest = output
+        first: Tensor = output[0]
+        rest = output[1:]
         if len(rest) == 1 and isinstance(rest[0], Tensor) and rest[0].shape == first.shape:
             raise VlmEditError(
                 f"{type(module).__name__} returns two tensors of {tuple(first.shape)}, as layers "
