@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GitConfig, GitForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from vlm_edit import Adapter, Clamp, Dictionary, Patch, VlmEditError, find_sites
-from vlm_edit.hooks import record
+from vlm_edit.hooks import Call, Generation, Selection, Where, record
 
 PLACE, PATCHES, MARK = -200, 4, 4.25
 
@@ -249,6 +249,16 @@ def test_a_loop_of_the_users_own_knows_the_phases(host):
     seen, report = marked(host, loop, choice={"phase": "decode"})
     expect(seen, host.real & False, [True, True])
     assert report.steps == (0, 1)
+
+
+def test_positions_from_the_end_do_not_count_what_was_generated_without_a_cache():
+    call, generation = Call((2, 8), start=0, prompt=6), Generation(Call((2, 6), prompt=6), given=6)
+    call.attention = torch.tensor([[0] + [1] * 11, [1] * 12])
+    call.grow((2, 12), generation)
+    assert generation.call.prompt == call.prompt == 10
+    assert call.prompt_real.shape == generation.call.prompt_real.shape == (2, 10)
+    chosen = Selection(positions=(-1,)).choose(Where("mixed", call), torch.zeros(2, 12, 3))
+    assert chosen.nonzero().tolist() == [[0, 9], [1, 9]]
 
 
 # Image tokens before the text, in each forward, which no id shows.

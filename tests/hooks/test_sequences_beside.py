@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import IMAGE_TOKEN, make_llava
 from torch import nn
+from transformers import LogitsProcessor
 
 from vlm_edit import Adapter, Clamp, Dictionary, Patch, VlmEditError
 from vlm_edit.sites import find_adapter
@@ -80,6 +81,37 @@ def test_guidance_of_a_host_whose_parts_are_followed_shows_them_too(llava_inputs
     ):
         seen, _ = marked(act, patch(**choice).attach(LLAVA, own))
         assert [bool(one.all()) for one in seen] == expected
+
+
+class Contrast(LogitsProcessor):
+    """Asks the host about the same tokens again, with other images, as visual contrast does."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def __call__(self, ids, scores):
+        attention = self.inputs["attention_mask"]
+        more = attention.new_ones(len(ids), ids.shape[1] - attention.shape[1])
+        output = LLAVA(
+            input_ids=ids,
+            attention_mask=torch.cat([attention, more], 1),
+            pixel_values=self.inputs["pixel_values"].flip(-1),
+        )
+        return scores - 0.5 * output.logits[:, -1]
+
+
+def test_the_same_tokens_asked_about_again_have_the_same_prompt(llava_inputs):
+    inputs, real = rows(llava_inputs), llava_inputs["attention_mask"].bool()
+    act = lambda: LLAVA.generate(**inputs, **QUIET, logits_processor=[Contrast(inputs)])  # noqa: E731
+    seen, _ = marked(act, patch(phase="decode").attach(LLAVA))
+    assert [one.shape[1] for one in seen[1::2]] == [9, 10, 11, 12]
+    for one in seen[1::2]:
+        assert not one[:, :9].any()
+        assert one[:, 9:].all()
+    seen, _ = marked(act, patch(phase="prompt").attach(LLAVA))
+    for one in seen[1::2]:
+        assert torch.equal(one[:, :9], real)
+        assert not one[:, 9:].any()
 
 
 def test_guidance_without_a_cache_does_not_tell_the_phase(llava_inputs):

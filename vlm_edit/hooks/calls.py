@@ -98,11 +98,10 @@ class Call:
         if isinstance(self.start, Tensor):
             self.columns = self.start + torch.arange(length, device=self.start.device)
         self.real, self.hidden_padding = _real_of_merged(self.attention, start, length)
+        self.prompt_real = None if total is None or self.real is None else self.real[:, :total]
         if generation is not None:
-            generation.merge(shape[0], total, self.real if whole else None)
-            self.prompt, self.prompt_real = generation.prompt_of(self.start), self.real
-        else:
-            self.prompt, self.prompt_real = total, self.real
+            generation.merge(shape[0], total, self.prompt_real)
+        self.prompt = total if generation is None else generation.prompt_of(self.start)
 
     def places(self, device: torch.device | None = None) -> Tensor:
         """[S], where its tokens stand in the sequence; needs ``shape`` and ``start``."""
@@ -122,6 +121,7 @@ class Generation:
         lengths: For hosts with a decoder of its own sequence, that sequence's prompt by path.
         given: Its length in what ``generate`` was given; None if that shows no sequence.
         embedded: Whether ``generate`` was given embeddings.
+        ids: [B, P], what it was given otherwise.
         begun: Whether the host was called.
         caches: The cache of each followed path's first call.
         others: Caches of sequences beside the prompt's, such as guidance's unconditional one.
@@ -133,19 +133,26 @@ class Generation:
     lengths: dict[str, int] = field(default_factory=dict)
     given: int | None = None
     embedded: bool = False
+    ids: Tensor | None = None
     begun: bool = False
     caches: dict[str, Any] = field(default_factory=dict)
     others: list[Any] = field(default_factory=list)
     beside: list[Call] = field(default_factory=list)
 
-    def is_of(self, path: str, cache: Any) -> bool:
-        """Whether a call with this cache is of the generation's own sequence."""
+    def is_of(self, path: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether a call is of the generation's own sequence."""
+        cache = inputs.get("past_key_values")
         own = self.caches.setdefault(path, cache)
         if cache is own or not callable(getattr(own, "get_seq_length", None)):
             return True
         if any(cache is other for other in self.others):
             return False
-        return known_int(_length_of(cache)) != 0  # else another begins
+        if known_int(_length_of(cache)) != 0:
+            return True
+        ids, given = inputs.get("input_ids"), self.ids  # here another begins, or the same anew
+        if ids is None or given is None or ids.shape[1] < given.shape[1]:
+            return False
+        return ids.shape[0] == given.shape[0] and torch.equal(ids[:, : given.shape[1]], given)
 
     def forget_prompt(self) -> None:
         """Know the prompt's length no longer: it is the answer's as well, or another sequence's."""
@@ -264,9 +271,13 @@ def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) 
     sequence = (
         inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
     )
-    embedded = inputs.get("inputs_embeds") is not None
-    prompt = torch.tensor(call.prompt, device=sequence.device)
-    return Generation(call, prompt, given=call.prompt, embedded=embedded)
+    return Generation(
+        call,
+        torch.tensor(call.prompt, device=sequence.device),
+        given=call.prompt,
+        embedded=inputs.get("inputs_embeds") is not None,
+        ids=inputs.get("input_ids"),
+    )
 
 
 def _image(

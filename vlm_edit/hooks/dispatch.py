@@ -160,8 +160,8 @@ def hidden_of(output: Any, module: nn.Module) -> Tensor:
         return output
     if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
         first: Tensor = output[0]
-        rest = output[1:]
-        if len(rest) == 1 and isinstance(rest[0], Tensor) and rest[0].shape == first.shape:
+        second = output[1] if len(output) == 2 else None
+        if isinstance(second, Tensor) and second.shape == first.shape:
             raise VlmEditError(
                 f"{type(module).__name__} returns two tensors of {tuple(first.shape)}, as layers "
                 "of serving engines return their output and the residual it is still to be added "

@@ -130,7 +130,7 @@ class CallTracker:
         if (
             generation is not None
             and not torch.compiler.is_compiling()
-            and not generation.is_of(path, inputs.get("past_key_values"))
+            and not generation.is_of(path, inputs)
         ):
             self._enter_beside(generation, path, module, inputs)
             return
