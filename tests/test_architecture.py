@@ -83,7 +83,7 @@ FROM_THE_FACE = {"__version__"}
 WRITERS = {
     "files/": "writes whole files",
     "cli/patching.py": "bakes into a folder beside the target, which is moved there whole",
-    "cli/kept.py": "encodes a picture into a buffer",
+    "cli/kept.py": "encodes a picture into a buffer, and moves damaged files aside",
     "report/picture.py": "encodes a picture into a buffer",
     "report/sprites.py": "encodes a picture into a buffer",
     "dictionaries/formats/saelens.py": "writes files in the way of another library",

@@ -142,12 +142,14 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path, place, told) -> No
     assert names(tmp_path) == ["file", "folder"] and not names(tmp_path / "folder")
 
 
-def test_a_folder_that_may_not_be_written_to_is_refused_before_and_when_it_is(tmp_path) -> None:
+def test_a_folder_that_may_not_be_written_to_is_refused_before_and_when_it_is(
+    tmp_path, monkeypatch
+) -> None:
     folder = tmp_path / "read"
     folder.mkdir()
     write_bytes(folder / "x", OLD)
     folder.chmod(0o555)
-    os.chdir(folder)
+    monkeypatch.chdir(folder)
     wanted = []
 
     def refused() -> None:
@@ -164,7 +166,6 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_and_when_it_is(tm
     try:
         assert end_of(forked(refused)) == 0
     finally:
-        os.chdir("/")
         folder.chmod(0o755)
     assert (folder / "x").read_bytes() == OLD and names(folder) == ["x"]
 

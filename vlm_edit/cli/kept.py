@@ -130,15 +130,16 @@ def _picture(file: Path) -> tuple[str | None, Picture]:
 
 
 def _keep(run: Path, name: str, data: bytes, read: Callable[[Path], object]) -> None:
-    """Write a file behind those that are there; damaged ones, which no page can show, make room."""
+    """Write a file behind those that are there; damaged ones, which stop pages, are set aside."""
     with locked(run):
         folder, ending = make_folder(run / name), _ENDINGS[name]
         for file in folder.glob(f"*{ending}"):
             try:
                 read(file)
             except VlmEditError:
-                file.unlink(missing_ok=True)
-                print(f"deleted, since it was damaged: {file}", file=sys.stderr)
+                aside = file.with_name(f"{file.name}.damaged")
+                file.replace(aside)
+                print(f"set aside, since it is damaged: {aside}", file=sys.stderr)
         taken = [int(f.stem) for f in folder.glob(f"*{ending}") if f.stem.isdecimal()]
         for number in itertools.count(max(taken, default=0) + 1):
             if write_new(folder / f"{number:03}{ending}", data, f"page's part {name}"):

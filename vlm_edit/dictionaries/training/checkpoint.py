@@ -109,7 +109,7 @@ class Log:
         """Lines of steps that are done; one that a killed process has cut is not."""
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             whole = [line for line in file if line.endswith("\n")]
-        columns, *rows = csv.reader(whole) if whole else [[]]
+        columns, *rows = csv.reader(whole or [_line(self.fields)])
         if tuple(columns) != self.fields:
             raise VlmEditError(
                 f"{path} has columns {columns}, and this run's log "
