@@ -17,6 +17,7 @@ from vlm_edit import (
     Steer,
     load_patch,
 )
+from vlm_edit.checksums import checksum
 from vlm_edit.edits import Splice
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -177,3 +178,10 @@ def test_both_towers_of_a_clip_are_edited():
             found = host(input_ids=ids, pixel_values=pixels)
     assert not torch.allclose(found.image_embeds, plain.image_embeds)
     assert not torch.allclose(found.text_embeds, plain.text_embeds)
+
+
+def test_a_checksum_is_that_of_the_cpu():
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        x = torch.randn(3_000_001, generator=torch.Generator().manual_seed(0)).to(dtype)
+        assert checksum(x.to(DEVICE)) == checksum(x)
+        assert checksum(x[1:].to(DEVICE)[:9]) == checksum(x[1:10])

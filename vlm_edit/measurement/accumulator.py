@@ -16,7 +16,7 @@ from vlm_edit.measurement.judge import Judge
 from vlm_edit.measurement.judging import likeness_scores, monosemanticity_scores
 from vlm_edit.measurement.provenance import PairsDigest
 from vlm_edit.measurement.reader import STREAMS, Batch
-from vlm_edit.measurement.repeats import Repeats, text_keys
+from vlm_edit.measurement.repeats import Repeats
 from vlm_edit.measurement.result import Measurement
 from vlm_edit.measurement.sources import to_tensor
 from vlm_edit.pairs import Pairs
@@ -100,8 +100,7 @@ class MeasurementAccumulator:
             site: Where they were read.
             skipped: Pairs left out, with the reason.
             truncated: Texts that were cut.
-            pairs: All of them: where the judge looks the top examples up, which it does not
-                without, and whose texts are looked through for such as come again.
+            pairs: Where the judge looks the top examples up; without them it does not.
             provenance: Goes into the result.
         """
         scores: dict[str, Tensor] = {}
@@ -124,18 +123,13 @@ class MeasurementAccumulator:
             scores,
             random,
             dict(provenance or {}),
-            self._repeats(pairs, {number for number, _ in skipped}),
+            self._repeats(),
         )
 
-    def _repeats(self, pairs: Pairs | None, skipped: set[int]) -> dict[str, Repeats]:
-        """Per stream, where the images, or the texts, are known."""
-        found = {}
-        if self.digest.images:
-            found["image"] = Repeats.of(to_tensor(self.digest.images))
-        if pairs is not None:
-            texts = [text for i, text in enumerate(pairs.texts) if i not in skipped]
-            found["text"] = Repeats.of(text_keys(texts))
-        return found
+    def _repeats(self) -> dict[str, Repeats]:
+        """Per stream; empty where batches had no images."""
+        keys = {"image": self.digest.images, "text": self.digest.texts}
+        return {s: Repeats.of(to_tensor(some)) for s, some in keys.items() if some}
 
     def state_dict(self) -> dict[str, Tensor]:
         """All there is, as tensors."""

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from vlm_edit.dictionaries import Encodes, identity
 from vlm_edit.fingerprint import fingerprint
-from vlm_edit.measurement.sources import image_digest, image_key, to_array, to_tensor
+from vlm_edit.measurement.sources import image_digest, key_of, to_array, to_tensor
 from vlm_edit.pairs import Pairs, size_of
 from vlm_edit.sites import Site
 
 _SIZE = 16
+_UTF = ("utf-8", "surrogatepass")  # a caption may hold halves of characters
 _PACKAGES = ("vlm-edit", "torch", "transformers", "numpy")
 
 
@@ -30,6 +31,7 @@ class PairsDigest:
 
     Attributes:
         images: 64 bits of each image, in the order of reading.
+        texts: Likewise of each text.
 
     Example:
         >>> from PIL import Image
@@ -42,6 +44,7 @@ class PairsDigest:
     def __init__(self) -> None:
         self._sum = 0
         self.images = array("q")
+        self.texts = array("q")
 
     def update(
         self, numbers: Sequence[int], images: Sequence[Image.Image], texts: Sequence[str]
@@ -52,12 +55,14 @@ class PairsDigest:
             one = hashlib.blake2b(json.dumps([number, text]).encode(), digest_size=_SIZE)
             one.update(shown)
             self._add(int.from_bytes(one.digest(), "big"))
-            self.images.append(image_key(shown))
+            self.images.append(key_of(shown))
+            self.texts.append(key_of(hashlib.blake2b(text.encode(*_UTF), digest_size=8).digest()))
 
     def merge(self, other: PairsDigest) -> None:
         """Add the pairs of another."""
         self._add(other._sum)
         self.images.extend(other.images)
+        self.texts.extend(other.texts)
 
     def _add(self, value: int) -> None:
         self._sum = (self._sum + value) % (1 << 8 * _SIZE)
@@ -69,12 +74,16 @@ class PairsDigest:
     def state_dict(self) -> dict[str, Tensor]:
         """All there is, as tensors."""
         total = torch.tensor(list(self._sum.to_bytes(_SIZE, "big")), dtype=torch.uint8)
-        return {"sum": total, "images": to_tensor(self.images)}
+        return {
+            "sum": total,
+            "images": to_tensor(self.images),
+            "texts": to_tensor(self.texts),
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there."""
         self._sum = int.from_bytes(bytes(state["sum"].tolist()), "big")
-        self.images = to_array(state["images"])
+        self.images, self.texts = (to_array(state[name]) for name in ("images", "texts"))
 
 
 def pairs_listing(pairs: Pairs) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 # Other pairs with the same image that a pair has on average: above this, tests are told wrong.
@@ -69,9 +68,3 @@ def to_json(found: Mapping[str, Repeats]) -> dict[str, list[float]]:
 def from_json(told: Mapping[str, Any]) -> dict[str, Repeats]:
     """What ``to_json`` made them of."""
     return {s: Repeats(int(d), int(most), float(o)) for s, (d, most, o) in told.items()}
-
-
-def text_keys(texts: list[str]) -> Tensor:
-    """A number for each text, the same for the same."""
-    known: dict[str, int] = {}
-    return torch.tensor([known.setdefault(text, len(known)) for text in texts], dtype=torch.long)

@@ -27,7 +27,7 @@ def image_digest(image: Image.Image) -> bytes:
     return found.digest()
 
 
-def image_key(digest: bytes) -> int:
+def key_of(digest: bytes) -> int:
     """The first 64 bits of a digest."""
     return int.from_bytes(digest[:8], "big", signed=True)
 
@@ -44,7 +44,7 @@ def stamp(image: Image.Image | Path) -> int:
     except (OSError, ValueError):
         return _GONE
     told = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode()
-    return image_key(hashlib.blake2b(told, digest_size=8).digest())
+    return key_of(hashlib.blake2b(told, digest_size=8).digest())
 
 
 def expect_images(
@@ -64,7 +64,7 @@ def expect_images(
         pairs: The pairs as they are now.
         first: Number of the first pair that was read; the others follow.
         stamps: Of each, read or skipped.
-        keys: ``image_key`` of each that was read.
+        keys: ``key_of`` of each that was read.
         skipped: Numbers of those that could not be read.
         what: Who had read them, for the message.
 
@@ -73,7 +73,7 @@ def expect_images(
     """
     seen = iter(keys)
     for number, before in enumerate(stamps, first):
-        key = None if number in skipped else next(seen)
+        key = None if number in skipped else next(seen, None)
         if before != _IN_MEMORY and before == stamp(pairs.images[number]):
             continue
         if key != _key(pairs, number):
@@ -86,7 +86,7 @@ def expect_images(
 
 def _key(pairs: Pairs, number: int) -> int | None:
     try:
-        return image_key(image_digest(pairs.open(number)))
+        return key_of(image_digest(pairs.open(number)))
     except VlmEditError:
         return None
 
