@@ -1,4 +1,4 @@
-"""The one exception of this library."""
+"""The one exception of this library, and what of a stranger's text a terminal may show."""
 
 
 class VlmEditError(ValueError):
@@ -12,3 +12,23 @@ class VlmEditError(ValueError):
         ...     print(error)
         Ablate needs at least one feature: features is empty
     """
+
+
+def printable(value: object) -> str:
+    r"""Text without control characters, which a file may hold to fool a terminal.
+
+    Example:
+        >>> printable("a\x1b[2J cat\n")
+        'a [2J cat '
+    """
+    return "".join(c if c.isprintable() else " " for c in str(value))
+
+
+def line(value: object) -> str:
+    r"""The same on one line, with single spaces.
+
+    Example:
+        >>> line("a\x1b[2J\n cat")
+        'a [2J cat'
+    """
+    return " ".join(printable(value).split())

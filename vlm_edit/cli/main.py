@@ -11,7 +11,7 @@ from vlm_edit import __version__
 from vlm_edit.cli import attack, bias, drawing, editing, measuring, patching, training, verbs
 from vlm_edit.dictionaries import Kind
 from vlm_edit.dominance import Cut, Zeros
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import VlmEditError, printable
 from vlm_edit.measurement import EXAMPLES
 
 
@@ -29,16 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except VlmEditError as error:
-        print(f"vlm-edit: {error}", file=sys.stderr)
+        _tell(error)
         return 2
     except BrokenPipeError:
         return 0
     except OSError as error:
-        print(f"vlm-edit: {error}", file=sys.stderr)
+        _tell(error)
         return 2
     except KeyboardInterrupt:
         print("vlm-edit: interrupted", file=sys.stderr)
         return 130
+
+
+def _tell(error: Exception) -> None:
+    told = "\n".join(printable(part) for part in str(error).split("\n"))
+    print(f"vlm-edit: {told}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

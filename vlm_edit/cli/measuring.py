@@ -130,16 +130,19 @@ def report(options: argparse.Namespace) -> int:
 def _pairs_of(found: Measurement, named: str | None) -> Pairs:
     """The pairs that a run measured, where it found them or where they are now."""
     told = found.provenance.get("pairs", {})
-    source = named or told.get("name")
-    if source is None:
+    told = told if isinstance(told, dict) else {}
+    # Only with their digest: a stranger's run may name any file of the reader's.
+    source = named or (told.get("name") if "texts" in told else None)
+    if not isinstance(source, str):
         raise VlmEditError("the run does not say which pairs it measured: name them with --pairs")
     try:
         pairs = load_pairs(source)
     except VlmEditError as error:
         raise VlmEditError(f"{error}; name the pairs of the run with --pairs") from error
     if told.get("texts", texts_digest(pairs)) != texts_digest(pairs):
+        count = told.get("count", found.n_pairs)
         raise VlmEditError(
-            f"{source} ({len(pairs)} pairs) does not hold the texts of the {told['count']} pairs "
+            f"{source} ({len(pairs)} pairs) does not hold the texts of the {count} pairs "
             "that the run measured: name the run's own with --pairs"
         )
     return pairs

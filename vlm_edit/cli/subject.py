@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.dictionaries import Dictionary, Encodes, Norm, PairedDictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import VlmEditError, line
 from vlm_edit.measurement import (
     Measurement,
     Reader,
@@ -259,7 +259,7 @@ def tell_left_out(skipped: Sequence[tuple[int, str]], truncated: int) -> None:
     if skipped:
         print(f"{len(skipped)} pairs left out because their image could not be read:")
         for number, why in skipped[:5]:
-            print(f"    pair {number} (from 0): {why}")
+            print(f"    pair {number} (from 0): {line(why)}")
         if len(skipped) > 5:
             print(f"    and {len(skipped) - 5} more: vlm-edit measure lists them in summary.json")
     if truncated:

@@ -265,6 +265,8 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
         )
     _expect_whole(Path(folder), header)
     try:
+        if not isinstance(header["provenance"], dict):
+            raise TypeError("provenance is no object")
         examples = {}
         for stream in STREAMS:
             state = _take(tensors, f"examples.{stream}.")

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 from vlm_edit.edits import Rule
+from vlm_edit.errors import line
 from vlm_edit.fingerprint import unguarded
 from vlm_edit.hooks import Selection
 from vlm_edit.patches.binding import Binding
@@ -225,12 +226,6 @@ def _title(repository: str, file: str) -> str:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *([_plain(c) for c in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def line(value: object) -> str:
-    """Text of one line without control characters, which a file may hold to fool a terminal."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return " ".join(text.split())
 
 
 def _plain(value: object) -> str:

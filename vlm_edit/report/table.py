@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlm_edit.errors import printable
+
 
 @dataclass(frozen=True)
 class Table:
@@ -31,10 +33,14 @@ class Table:
     note: str = ""
 
     def __str__(self) -> str:
-        """Aligned columns for a terminal."""
-        lines = [self.columns, *self.rows]
+        """Aligned columns for a terminal, which the text of a cell can tell nothing."""
+        lines = [[printable(cell) for cell in cells] for cells in (self.columns, *self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         lines.insert(1, ["-" * width for width in widths])
         text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
-        parts = [self.title, *(line.rstrip() for line in text), *filter(None, [self.note])]
+        parts = [
+            printable(self.title),
+            *(line.rstrip() for line in text),
+            *filter(None, [self.note]),
+        ]
         return "\n".join(parts)
