@@ -70,11 +70,11 @@ What stands out:
   gap from .34 to .01; the mean one-sidedness of features falls by .04 with one centre for both
   streams, by .01 with a centre each, and not at all for raw neurons (standardising moves those).
 - **Deleting unimodal features narrows the gap where the dictionary has no centre, and widens it
-  where it has.** With a centre per stream, as the zoo's has, most of the gap lies in the centres, where
-  nothing can be deleted: .34 becomes .37 (98 features, MDS outside of .2 and .8), as without random
-  ones (.37). Without a centre it becomes .13 (194 features; as many random ones .26), at an R@1 of
-  .59 (random .50, unedited .76); with Iso-Energy's cuts (energy, .05 and .95; 72 features) .23
-  (random .32), at .73 (random .70). That is what Iso-Energy (ICLR 2026) says, in part: the gap
+  where it has.** With a centre per stream, as the zoo's has, most of the gap lies in the centres,
+  where nothing can be deleted: .34 becomes .37 (98 features, MDS outside of .2 and .8), as without
+  random ones (.37). Without a centre it becomes .13 (194 features; as many random ones .26), at an
+  R@1 of .59 (random .50, unedited .76); with Iso-Energy's cuts (energy, .05 and .95; 72 features)
+  .23 (random .32), at .73 (random .70). That is what Iso-Energy (ICLR 2026) says, in part: the gap
   narrows by a third to two thirds, and what closes most of it costs retrieval.
 - **No edit of a class defends against an attacker who knows it**, and no class is the weak one:
   what an attack moves misleads through random features as well. A low-pass of pixels holds a
