@@ -86,7 +86,7 @@ WRITERS = {
     "cli/kept.py": "encodes a picture into a buffer, and moves damaged files aside",
     "report/picture.py": "encodes a picture into a buffer",
     "report/sprites.py": "encodes a picture into a buffer",
-    "dictionaries/formats/saelens.py": "writes files in the way of another library",
+    "dictionaries/formats/saving.py": "writes as another library does, beside the targets",
     "zoo/recipes/": "rebuild what is bundled, by hand, into a folder that nothing reads meanwhile",
 }
 # Of these, ``save`` is our own, which writes by the room of files.

@@ -282,10 +282,10 @@ def repository(tmp_path, monkeypatch):
         )
         return tmp_path
 
-    def repo_info(name, revision, timeout):  # noqa: ARG001
+    def model_info(name, revision, timeout):  # noqa: ARG001
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=f) for f in asked["files"]])
 
-    api = SimpleNamespace(repo_info=repo_info)
+    api = SimpleNamespace(model_info=model_info)
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

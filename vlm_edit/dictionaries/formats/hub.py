@@ -106,7 +106,7 @@ def listing(
     def ask() -> list[str] | None:
         seconds = constants.HF_HUB_ETAG_TIMEOUT
         try:
-            found = HfApi().repo_info(name, revision=revision, timeout=seconds)
+            found = HfApi().model_info(name, revision=revision, timeout=seconds)
         except Exception as error:
             if kept is None or not _unreachable(error):
                 raise

@@ -8,11 +8,11 @@ not look and from which it cannot part.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from vlm_edit.dictionaries.formats.saelens import (
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.errors import VlmEditError
-from vlm_edit.files import HEADER
+from vlm_edit.files import HEADER, beside
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,27 +169,30 @@ def _write(root: Path, parts: Mapping[Path, _Folder], part: str, dtype: torch.dt
     saving = _digest(parts, dtype)
     made = [folder for folder in (*parts, root) if not folder.exists()]
     pieces: dict[Path, Path] = {}
-    try:
-        for folder, content in parts.items():
-            folder.mkdir(parents=True, exist_ok=True)
-            target = folder / WEIGHTS
-            pieces[target] = _beside(target)
-            _write_weights(content, pieces[target], dtype, {SAVING: saving, PART: part})
-        for folder, content in parts.items():
-            target = folder / CONFIG
-            pieces[target] = _beside(target)
-            told = {**content.config["metadata"], SAVING: saving}
-            text = json.dumps({**content.config, "metadata": told}, indent=2)
-            pieces[target].write_text(f"{text}\n", encoding="utf-8")
-        _place(root, pieces, part)
-    except (OSError, SafetensorError) as error:
-        raise VlmEditError(f"cannot write the dictionary to {str(root)!r}: {error}") from error
-    finally:
-        for piece in pieces.values():
-            piece.unlink(missing_ok=True)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+    with contextlib.ExitStack() as stack:
+        stack.callback(_drop_empty, made)
+        try:
+            for folder, content in parts.items():
+                folder.mkdir(parents=True, exist_ok=True)
+                target = folder / WEIGHTS
+                pieces[target] = stack.enter_context(beside(target))
+                _write_weights(content, pieces[target], dtype, {SAVING: saving, PART: part})
+            for folder, content in parts.items():
+                target = folder / CONFIG
+                pieces[target] = stack.enter_context(beside(target))
+                told = {**content.config["metadata"], SAVING: saving}
+                text = json.dumps({**content.config, "metadata": told}, indent=2)
+                pieces[target].write_text(f"{text}\n", encoding="utf-8")
+            _place(root, pieces, part)
+        except (OSError, SafetensorError) as error:
+            raise VlmEditError(f"cannot write the dictionary to {str(root)!r}: {error}") from error
+
+
+def _drop_empty(folders: Iterable[Path]) -> None:
+    """Take folders away again that were made for what could not be written."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _place(root: Path, pieces: Mapping[Path, Path], part: str) -> None:
@@ -217,10 +220,6 @@ def _digest(parts: Mapping[Path, _Folder], dtype: torch.dtype) -> str:
             for name, tensor in sorted(tensors.items()):
                 found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
-
-
-def _beside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
 
 
 def _copies(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
