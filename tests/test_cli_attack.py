@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,24 @@ def test_a_patch_is_attacked_through(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "out" / "attack.json").read_text("utf-8"))["tables"][0]
     assert [row[0] for row in told["rows"]] == ["the model"] * 2 + ["behind the patch"] * 2
     assert "surrogate" in told["columns"]
+    # Of the same images, so that as many more stand as its counts differ by.
+    apart = re.findall(r"(\d)/255: (\d+) and (\d+) of 8, p ", told["note"])
+    assert [radius for radius, _, _ in apart] == ["2", "4"]
+    shares = [float(next(c for c in row[::-1] if c).split()[0]) for row in told["rows"]]
+    for i, (_, gained, lost) in enumerate(apart):
+        assert shares[2 + i] - shares[i] == pytest.approx((int(gained) - int(lost)) / 8, abs=0.011)
+
+
+def test_features_that_nothing_activated_have_no_random_ones_beside_them(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    given = ["attack", "zoo:emoji-clip", str(folder_of(data, 4)), *SMALL, "--most", "4"]
+    assert main([*given, "--dictionary", "zoo:joint", "--out", str(tmp_path / "out")]) == 0
+    moved = json.loads((tmp_path / "out" / "attack.json").read_text("utf-8"))["tables"][1]["rows"]
+    names = [name for name, _, _ in moved]
+    sizes = {name: int(size) for name, size, _ in moved if size}
+    assert sizes["dead"] > 256  # more than there are live ones
+    assert f"{sizes['dead']} random" not in names and names[-2:] == ["dead", "residual"]
 
 
 def test_a_model_that_speaks_is_asked(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def test_one_command_writes_figures_a_page_and_a_patch(out: Path) -> None:
     effect, cost = report["tables"]
     assert "(groups dealt at random)" in effect
     assert f"{people[0]} images of man or woman that nothing was fitted on" in effect
-    assert f"of the {people[0]} images of man or woman; the others: of all {people[1]}" in cost
+    assert f"Of all {people[1]} images" in cost
+    assert f"worst group of the {people[0]} images of man or woman." in cost
     assert [row for row in effect.splitlines() if ", below chance" in row][0].startswith("prompt")
     assert report["edits"]["prompt difference"]["below chance"] == ["read"]
     assert "What queries find first" in (out / "index.html").read_text("utf-8")
@@ -96,7 +97,9 @@ def test_prompts_queries_and_a_sample_can_be_given(
     report = json.loads((tmp_path / "out" / "bias.json").read_text("utf-8"))
     assert report["edits"]["nothing"]["figures"]["MaxSkew"]["n"] == 2
     assert report["arguments"]["prompt"] == ["man=man", "woman=woman", "woman=lady"]
-    assert "350 images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Of all 350 images that nothing was fitted on. 95 %" in printed
+    assert f"{report['edits']['nothing']['figures']['read']['n']} images of man or woman" in printed
 
 
 @pytest.mark.parametrize(

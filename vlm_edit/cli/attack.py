@@ -23,7 +23,7 @@ from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.report import Table
 from vlm_edit.sites import unwrap
-from vlm_edit.statistics import Estimate, proportion
+from vlm_edit.statistics import Estimate, mcnemar, proportion
 from vlm_edit.tasks import adversarial as adv
 from vlm_edit.tasks.adversarial.features import RESIDUAL, nearest_text
 from vlm_edit.tasks.adversarial.page import Case, drawn, most_moved, to_image, write_page
@@ -224,15 +224,26 @@ def _standing(found: Mapping[str, dict[str, Any]], n: int, among: str) -> Table:
          *(s.after[a].text(2) if a in s.after else "" for a in attacks))
         for name, f in found.items() for s in f["stood"]
     ]  # fmt: skip
-    signs = [f"{name}: {'; '.join(f['signs']) or 'none'}" for name, f in found.items()]
+    signs = "; ".join(f"{k}: {'; '.join(f['signs']) or 'none'}" for k, f in found.items())
+    apart = _apart(*(f["stood"] for f in found.values())) if len(found) == 2 else ""
     return Table(
         "Images that are still read rightly, attack after attack",
         ("", "radius", *attacks),
         rows,
         f"{n} images, l-inf, 95 % Wilson intervals. {among} Each attack meets only what stood the "
-        "ones before, so the last column counts. Signs of masked gradients: "
-        + "; ".join(signs)
-        + ".",
+        f"ones before, so the last column counts. Signs of masked gradients: {signs}.{apart}",
+    )
+
+
+def _apart(bare: Sequence[adv.Stood], behind: Sequence[adv.Stood]) -> str:
+    """Which of the same images a patch holds and loses, at each radius."""
+    told = [
+        f"{one.eps * 255:g}/255: {mcnemar(two.standing.cpu(), one.standing.cpu())}"
+        for one, two in zip(bare, behind, strict=True)
+    ]
+    return (
+        "\nImages that stand behind the patch alone, and without it alone, with the p of "
+        f"McNemar's exact test: {'; '.join(told)}."
     )
 
 
@@ -280,6 +291,7 @@ def _movements(
     drawn = {
         f"{name} {i}": chosen
         for name, members in classes.items()
+        if name != "dead"  # no live features are like these
         for i, chosen in enumerate(random_features(members, live, _DRAWS, options.seed))
     }
     sets = {**classes, **drawn}
@@ -287,6 +299,8 @@ def _movements(
     rows = []
     for name, members in classes.items():
         rows.append((name, str(len(members)), moved.share(name).text(2)))
+        if name == "dead":
+            continue
         shares = [moved.share(f"{name} {i}").value for i in range(_DRAWS)]
         spread = Estimate(sum(shares) / _DRAWS, min(shares), max(shares), _DRAWS)
         rows.append((f"{len(members)} random", str(len(members)), spread.text(2)))
@@ -302,12 +316,9 @@ def _movements(
 
 
 def _through(
-    options: argparse.Namespace,
-    one: _Choice,
-    features: adv.Features,
-    chosen: Sequence[int],
-    live: Sequence[int],
-) -> Table:
+    options: argparse.Namespace, one: _Choice, features: adv.Features, chosen: Sequence[int],
+    live: Sequence[int]
+) -> Table:  # fmt: skip
     if not chosen:
         raise VlmEditError(f"no feature is {options.name}: give more pairs or another --class")
     (random,) = random_features(chosen, live, 1, options.seed)
@@ -381,11 +392,8 @@ def _write(
     told = [
         {"title": t.title, "columns": t.columns, "rows": t.rows, "note": t.note} for t in tables
     ]
-    text = json.dumps(
-        {"arguments": given, "read among": list(names), "tables": told},
-        indent=1,
-        ensure_ascii=False,
-    )
+    report = {"arguments": given, "read among": list(names), "tables": told}
+    text = json.dumps(report, indent=1, ensure_ascii=False)
     write_text(out / "attack.json", text + "\n", "table")
     folder = make_folder(out / "images")
     for i, pixels in enumerate(images):

@@ -284,11 +284,12 @@ def _tables(outcomes: Mapping[str, Outcome], study: Study) -> list[Table]:
         "as many as there are.\nDealt at random: the same groups dealt to the same images "
         f"{_dealings(outcomes)} times, mean [middle 95 %]: no list is even by chance.",
     )
+    of_people = f"; recognised, gap and worst group of the {told}" if asked.labels else ""
     cost = cost_table(
         outcomes,
         "What it costs",
-        f"recognised, gap and worst group: of the {told}; the others: of all "
-        f"{len(study.pairs)} on that side. 95 % intervals throughout.",
+        f"Of all {len(study.pairs)} images that nothing was fitted on{of_people}. 95 % intervals "
+        "throughout.",
     )
     return [effect, *([cost] if cost else [])]
 
