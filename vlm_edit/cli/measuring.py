@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edit.cli import kept
+from vlm_edit.cli.host import ZOO
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
 from vlm_edit.encoders import image_encoder, text_encoder
 from vlm_edit.errors import VlmEditError
@@ -131,8 +132,9 @@ def _pairs_of(found: Measurement, named: str | None) -> Pairs:
     """The pairs that a run measured, where it found them or where they are now."""
     told = found.provenance.get("pairs", {})
     told = told if isinstance(told, dict) else {}
-    # Only with their digest: a stranger's run may name any file of the reader's.
-    source = named or (told.get("name") if "texts" in told else None)
+    # Without their digest a stranger's run may name any file of the reader's.
+    own = "texts" in told or told.get("name") == f"{ZOO}pairs"
+    source = named or (told.get("name") if own else None)
     if not isinstance(source, str):
         raise VlmEditError("the run does not say which pairs it measured: name them with --pairs")
     try:
