@@ -100,6 +100,18 @@ def test_a_cache_that_cannot_be_measured_leaves_the_place_unknown():
     assert call.real.tolist() == [[False]]
 
 
+@pytest.mark.parametrize("length", [2, 4])
+def test_a_call_inside_another_has_its_streams_wherever_it_stands(length):
+    host, cache = SimpleNamespace(), SimpleNamespace(get_seq_length=lambda: 3)
+    outer = Call((1, 2), torch.tensor([[True, False]]), start=3)
+    inputs = {"inputs_embeds": torch.zeros(1, length, 4), "past_key_values": cache}
+    call = read_call(host, ADAPTER, inputs, outer)
+    if length == 2:
+        assert call.image.tolist() == [[True, False]]
+    else:
+        assert call.image is None
+
+
 def test_a_pooled_output_is_of_the_prompt_and_takes_a_mask_of_its_own_shape():
     where, hidden = Where("text", Call((2, 3))), torch.zeros(2, 4)
     assert Selection("text", "decode").choose(where, hidden) is False

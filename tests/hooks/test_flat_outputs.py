@@ -258,6 +258,55 @@ def test_an_edit_of_all_tokens_needs_no_rows_where_nothing_is_padded():
         assert torch.equal(host(ids[:, :2]), plain + torch.tensor([0.0, 2.0, 0.0, 0.0]))
 
 
+class Routed(nn.Module):
+    """Gives out what each of two experts got, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block = nn.Embedding(8, 4), nn.Identity()
+
+    def forward(self, input_ids, **_):
+        return self.block(self.embed(input_ids).flatten(0, 1).repeat(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("choice", "options"),
+    [({}, {"strength": [1.0, 0.0]}), ({"schedule": [0.5]}, {}), ({"tokens": "text"}, {})],
+)
+def test_what_experts_get_is_not_taken_for_rows(choice, options):
+    host = Routed()
+    edit = Patch.at("block", Dictionary.identity(4), [Steer([1], 2.0)], **choice)
+    with (
+        edit.attach(host, adapter=SORTED, **options),
+        pytest.raises(VlmEditError, match=r"output of \(12, 4\).* shape \(2, 3\)"),
+    ):
+        host(IDS)
+
+
+class Pooled(nn.Module):
+    """Gives out one embedding of image and text together."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block = nn.Embedding(8, 4), nn.Identity()
+
+    def forward(self, input_ids, pixel_values=None):
+        return self.block(self.embed(input_ids).mean(1) + pixel_values.mean())
+
+
+def test_a_pooled_output_of_both_streams_is_measured_for_neither():
+    inputs = {"input_ids": torch.tensor([[1, 7, 2], [1, 7, 3]]), "pixel_values": torch.ones(1)}
+    reader = Reader(
+        *(Pooled().eval(), None, Dictionary.identity(4), "block", SORTED),
+        prepare=lambda *_: inputs,
+        progress=False,
+    )
+    pairs = Pairs([Image.new("RGB", (8, 8))] * 2, ("a", "b"))
+    for read in (reader.read, reader.tokens):
+        with pytest.raises(VlmEditError, match="nobody can tell which row is which token"):
+            list(read(pairs))
+
+
 def test_a_pooled_output_of_both_streams_is_of_neither():
     where, hidden = (
         Where("mixed", Call((2, 3), torch.ones(2, 3, dtype=torch.bool))),

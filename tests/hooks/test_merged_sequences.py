@@ -261,6 +261,47 @@ def test_positions_from_the_end_do_not_count_what_was_generated_without_a_cache(
     assert chosen.nonzero().tolist() == [[0, 9], [1, 9]]
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_padding_shows_in_what_tokens_see_unless_a_window_hides_it(window):
+    real = torch.tensor([[False, False, True, True, True, True]])
+    seen = torch.ones(6, 6, dtype=torch.bool).tril() & real
+    if window is not None:
+        seen = seen.triu(1 - window)
+    call = Call((1, 3), start=0, prompt=3)
+    call.attention = torch.where(seen, 0.0, -1e9).view(1, 1, 6, 6)
+    call.grow((1, 6), None)
+    assert call.hidden_padding is (window is not None)
+    if window is None:
+        assert torch.equal(call.real, real)
+
+
+class Shortening(Merging):
+    """Its language model gets fewer tokens than there are ids."""
+
+    def forward(self, input_ids=None, **rest):
+        if input_ids is not None and input_ids.shape[1] > 1:
+            rest["attention_mask"] = rest["attention_mask"][:, 2:]
+            input_ids, rest["inputs_embeds"] = None, self.model.embed_tokens(input_ids[:, 2:])
+        return super().forward(input_ids=input_ids, **rest)
+
+    generate = LlamaForCausalLM.generate
+
+
+def test_a_sequence_shorter_than_the_ids_is_followed_too():
+    host, ids = Shortening().eval(), torch.tensor([[1, 5, 6, 7, 8, 9]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    act = lambda: host.generate(**inputs, **QUIET)  # noqa: E731
+    for choice, expected in (
+        ({"phase": "prompt"}, [[True] * 4, [False], [False], [False]]),
+        ({"phase": "decode"}, [[False] * 4, [True], [True], [True]]),
+        ({"positions": (-1,)}, [[False] * 3 + [True], [False], [False], [False]]),
+    ):
+        seen, _ = marked(host, act, WHOLE, choice)
+        assert [one[0].tolist() for one in seen] == expected
+    with pytest.raises(VlmEditError, match=r"of 6 ids, .*image_mask="):
+        marked(host, act, WHOLE, {"tokens": "text"})
+
+
 # Image tokens before the text, in each forward, which no id shows.
 
 

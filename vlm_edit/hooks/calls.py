@@ -85,9 +85,9 @@ class Call:
         return hidden.reshape(rows, length, hidden.size(-1))
 
     def grow(self, shape: tuple[int, int], generation: Generation | None) -> None:
-        """Become the call of a longer sequence, which the host has made of these tokens.
+        """Become the call of a sequence of another length, which the host has made of these tokens.
 
-        All that it put in belongs to the prompt, and nobody can tell where.
+        All that it put in, or took out, belongs to the prompt, and nobody can tell where.
         """
         given, length = cast("tuple[int, int]", self.shape)[1], shape[1]
         prompt = self.prompt if generation is None else generation.given
@@ -341,7 +341,7 @@ def _real(attention: Any, call: Call) -> Tensor | None:
 
 
 def _real_of_merged(attention: Any, start: int | None, length: int) -> tuple[Tensor | None, bool]:
-    """Real tokens of a sequence longer than its ids, [B, S]; whether padding hides in it."""
+    """Real tokens of a sequence of another length than its ids; whether padding hides in it."""
     if attention is None:
         return None, False
     if not isinstance(attention, Tensor) or attention.ndim not in (2, 4) or start is None:

@@ -148,7 +148,7 @@ class CallTracker:
                 call.prompt = generation.lengths.setdefault(path, call.shape[1])
         else:
             call = read_call(module, self._adapter, inputs, outer, generation)
-            if outer is not None and _is_longer(call, outer):
+            if outer is not None and _is_of_another_length(call, outer):
                 outer.attention = call.attention
                 outer.grow(cast("tuple[int, int]", call.shape), generation)
                 call = outer
@@ -292,8 +292,8 @@ def _shares_its_prompt(inputs: Mapping[str, Any]) -> bool:
     return bool(getattr(config, "is_assistant", False)) or guided
 
 
-def _is_longer(call: Call, outer: Call) -> bool:
-    return call.shape is not None and outer.shape is not None and call.shape[1] > outer.shape[1]
+def _is_of_another_length(call: Call, outer: Call) -> bool:
+    return call.shape is not None and outer.shape is not None and call.shape[1] != outer.shape[1]
 
 
 def _is_zero(start: int | Tensor | None) -> bool:
