@@ -43,10 +43,12 @@ PROMPT = "a picture of {}"
 T_95 = {2: 4.303, 3: 3.182, 4: 2.776}  # Student's, by degrees of freedom
 BASE = "TopK"
 
-SHARED = TrainConfig(
-    n_features=512, k=16, steps=1000, batch_size=1024, lr=3e-3, norm="constant_norm_rescale"
+# What was compared was trained before gradients were clipped by default.
+BARE = TrainConfig(
+    n_features=512, steps=1000, batch_size=1024, lr=3e-3, norm="constant_norm_rescale", clip=None
 )
-NCL = TrainConfig(n_features=512, kind="ncl", steps=1000, lr=3e-3, norm="constant_norm_rescale")
+SHARED = replace(BARE, k=16)
+NCL = replace(BARE, kind="ncl")
 WAYS: dict[str, TrainConfig | None] = {
     "ReLU + L1": replace(SHARED, kind="relu", target_l0=16),
     "JumpReLU": replace(SHARED, kind="jumprelu", target_l0=16),

@@ -250,11 +250,85 @@ def test_as_many_features_are_masked_as_was_asked_for() -> None:
         ({"kind": "matryoshka", "prefixes": ()}, "prefixes are"),
         ({"k": 0}, "k is 0"),
         ({"mask": -0.1}, "mask is -0.1"),
+        ({"clip": 0.0}, "clip is 0.0; it must be above 0, or None"),
+        ({"clip": math.nan}, "clip is nan"),
+        ({"clip": "none"}, "clip is 'none'"),
+        ({"n_features": 64.0}, "n_features is 64.0; it must be a whole number"),
+        ({"steps": True}, "steps is True; it must be a whole number"),
+        ({"batch_size": "32"}, "batch_size is '32'; it must be a whole number"),
+        ({"lr": "fast"}, "lr is 'fast'; it must be a number"),
     ],
 )
 def test_numbers_at_the_edge_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(VlmEditError, match=message):
         train_dictionary({"image": random(9, 4)}, replace(CONFIG, **options), progress=False)
+
+
+KINDS = {
+    "relu": {},
+    "topk": {"kind": "topk"},
+    "batchtopk": {"kind": "batchtopk"},
+    "jumprelu": {"kind": "jumprelu"},
+    "matryoshka": {"kind": "matryoshka"},
+    "grouped": {"kind": "topk", "group": 0.1, "mask": 0.2},
+    "ncl": {"kind": "ncl"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("clip", [1e-3, 1e6])
+def test_a_gradient_longer_than_the_clip_is_cut_to_it_and_keeps_its_direction(
+    kind: str, clip: float
+) -> None:
+    base = TrainConfig(n_features=12, steps=40, batch_size=32, clip=None, **KINDS[kind])  # type: ignore[arg-type]
+    config = base if kind == "ncl" else replace(base, k=2)
+    data = {"image": random(200, 6), "text": random(200, 6, seed=1)}
+
+    def trainer(clip: float | None) -> Trainer:
+        told = replace(config, clip=clip)
+        return Trainer(Data.of(data, told), told, CPU)
+
+    raw = trainer(None)  # its gradient is taken here, without a step
+    x, mask, rows = raw._batch()
+    given = (x, rows) if kind == "ncl" else (x, mask, None, 0.0, 0.0)
+    raw.objective(*given)[0].backward()
+    gradients = [p.grad for p in raw.objective.parameters() if p.grad is not None]
+    length = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+    whole, cut = trainer(None), trainer(clip)
+    whole.step()
+    cut.step()
+    share = min(1.0, clip / length)
+    assert (share < 1) == (clip == 1e-3)
+    for a, b in zip(whole.objective.parameters(), cut.objective.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        torch.testing.assert_close(b.grad, share * a.grad, rtol=1e-4, atol=1e-9)
+
+
+def test_what_cannot_be_trained_on_or_written_is_refused_before_any_step(tmp_path: Path) -> None:
+    endless = replace(CONFIG, steps=10**9)
+    x = random(50, 6)
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        ({"image": x.numpy()}, {}, "of 'image' are a ndarray: give a tensor, such as torch.from_"),
+        (x, {}, "streams is a Tensor: give activations by stream"),
+        ({"image": x}, {"device": "warp"}, "device 'warp' cannot be used here"),
+        ({"image": x}, {"log": tmp_path / "no" / "a.csv"}, "log is .*: make it first"),
+        ({"image": x}, {"checkpoint": tmp_path / "no" / "c"}, "checkpoint is .*: make it first"),
+        ({"image": x}, {"checkpoint": tmp_path}, "checkpoint is .*, a folder: name a file in it"),
+    ]
+    if not torch.cuda.is_available():
+        cases.append(({"image": x}, {"device": "cuda"}, "device 'cuda' cannot be used here"))
+    for streams, options, message in cases:
+        with pytest.raises(VlmEditError, match=message):
+            train_dictionary(streams, endless, progress=False, **options)
+
+
+def test_a_training_that_came_to_nothing_says_so() -> None:
+    streams = {"image": random(200, 6)}
+    config = replace(CONFIG, lr=1e6, clip=None)
+    with pytest.warns(UserWarning, match=r"no feature was active.*smaller lr \(it was 1000000"):
+        train_dictionary(streams, config, progress=False)
+    with pytest.raises(VlmEditError, match="weights are not finite after 40 steps"):
+        train_dictionary(streams, replace(config, kind="topk", lr=1e30), progress=False)
 
 
 def test_a_share_of_less_than_a_feature_is_one_feature() -> None:

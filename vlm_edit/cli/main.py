@@ -9,7 +9,7 @@ from typing import get_args
 
 from vlm_edit import __version__
 from vlm_edit.cli import attack, bias, drawing, editing, measuring, patching, training, verbs
-from vlm_edit.dictionaries import Kind
+from vlm_edit.dictionaries import Kind, TrainConfig
 from vlm_edit.dominance import Cut, Zeros
 from vlm_edit.errors import VlmEditError, printable
 from vlm_edit.measurement import EXAMPLES
@@ -86,7 +86,11 @@ def _add_sites(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     train = commands.add_parser("train", help="train a dictionary on a model's activations")
     _add_places(train)
-    train.add_argument("--out", required=True, help="folder for the dictionary (SAELens v6)")
+    train.add_argument(
+        "--out",
+        required=True,
+        help="folder for the dictionary (SAELens v6; of two streams, a folder in it for each)",
+    )
     train.add_argument("--kind", choices=get_args(Kind), default="batchtopk", help="(%(default)s)")
     train.add_argument(
         "--separate", action="store_true", help="one for each stream, matched over pairs"
@@ -97,10 +101,24 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("--rows", type=int, default=1024, help="activations a step (%(default)s)")
     train.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     train.add_argument(
+        "--lr", type=float, default=TrainConfig.lr, help="learning rate (%(default)s)"
+    )
+    train.add_argument(
+        "--clip",
+        type=_norm,
+        default=TrainConfig.clip,
+        metavar="NORM",
+        help="longest gradient of a step, or none (%(default)s)",
+    )
+    train.add_argument(
         "--held-out", type=float, default=0.1, help="share of pairs to check it on (%(default)s)"
     )
     train.add_argument("--most", type=int, help="tokens kept of a pair and stream (all)")
     train.set_defaults(run=training.train)
+
+
+def _norm(text: str) -> float | None:
+    return None if text == "none" else float(text)
 
 
 def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -45,6 +45,8 @@ def train(options: argparse.Namespace) -> int:
         steps=options.steps,
         batch_size=options.rows,
         seed=options.seed,
+        lr=options.lr,
+        clip=options.clip,
         target_l0=options.k if options.kind in ("relu", "jumprelu") else None,
         norm="constant_norm_rescale" if options.site == "joint" else "none",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -12,6 +13,8 @@ from vlm_edit.errors import VlmEditError
 Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"]
 
 _OF_NCL = ("temperature", "ridge")
+_WHOLE = ("n_features", "k", "steps", "batch_size", "dead_after", "seed")
+_NUMBERS = ("lr", "sparsity", "group", "auxiliary", "mask", "bandwidth", "temperature", "ridge")
 _NOT_OF_NCL = ("k", "auxiliary", "sparsity", "target_l0", "bandwidth", "prefixes", "group", "mask")
 
 
@@ -56,13 +59,15 @@ class TrainConfig:
         temperature: Of ``ncl``: what its cosines are divided by. Fixed, not learnt. Higher ones
             make codes sparser and tell pairs apart less well; the authors' runs have 0.2.
         ridge: Of ``ncl``: penalty on its decoder, in units of the features' mean variance.
+        clip: Norm that the gradient of a step is cut to where it is longer, so that few activations
+            much longer than the others do not throw the weights about. None to leave it.
     """
 
     n_features: int = 512
     k: int = 16
     steps: int = 4000
     batch_size: int = 1024
-    lr: float = 1e-3
+    lr: float = 3e-3
     norm: Norm = "none"
     center: bool = True
     auxiliary: float = 1 / 32
@@ -77,6 +82,7 @@ class TrainConfig:
     mask: float = 0.0
     temperature: float = 0.1
     ridge: float = 1e-2
+    clip: float | None = 0.05
 
     @property
     def paired(self) -> bool:
@@ -105,6 +111,7 @@ class TrainConfig:
             raise VlmEditError(
                 f"unknown kind {self.kind!r}: use one of {', '.join(get_args(Kind))}"
             )
+        self._expect_numbers()
         self._expect_kind()
         if self.kind != "ncl" and not 1 <= self.k <= self.n_features:
             raise VlmEditError(f"k is {self.k}; it must lie between 1 and {self.n_features}")
@@ -121,6 +128,21 @@ class TrainConfig:
         if not shares or shares[-1] != 1 or not all(0 < share <= 1 for share in shares):
             raise VlmEditError(
                 f"prefixes are {shares}; they are shares above 0, the last of them 1"
+            )
+
+    def _expect_numbers(self) -> None:
+        for name in _WHOLE:
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+                raise VlmEditError(f"{name} is {value!r}; it must be a whole number")
+        for name in _NUMBERS:
+            if not isinstance(getattr(self, name), numbers.Real):
+                raise VlmEditError(f"{name} is {getattr(self, name)!r}; it must be a number")
+        if self.clip is not None and not (
+            isinstance(self.clip, numbers.Real) and 0 < float(self.clip) < math.inf
+        ):
+            raise VlmEditError(
+                f"clip is {self.clip!r}; it must be above 0, or None for no clipping"
             )
 
     def _expect_kind(self) -> None:

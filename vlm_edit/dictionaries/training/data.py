@@ -45,7 +45,7 @@ class Data:
     def of(cls, given: Mapping[str, Tensor] | str | os.PathLike[str], config: TrainConfig) -> Data:
         """Check activations and take their statistics."""
         mapped = not isinstance(given, Mapping)
-        streams = opened(given) if not isinstance(given, Mapping) else dict(given)
+        streams = dict(given) if isinstance(given, Mapping) else opened(given)
         width = _expect(streams, config)
         blank = Encoder(torch.zeros(width, 1), torch.zeros(1), norm=config.norm)
         small = sum(data.numel() for data in streams.values()) <= _KEPT
@@ -97,6 +97,11 @@ class Data:
 
 def opened(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Views of a safetensors file."""
+    if not isinstance(path, str | os.PathLike):
+        raise VlmEditError(
+            f"streams is a {type(path).__name__}: give activations by stream, as {{'image': x}}, "
+            "or the path of a safetensors file of them"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -109,6 +114,12 @@ def opened(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _expect(streams: Mapping[str, Tensor], config: TrainConfig) -> int:
     """Refuse activations that do not fit; their width."""
+    for name, data in streams.items():
+        if not isinstance(data, Tensor):
+            raise VlmEditError(
+                f"the activations of {name!r} are a {type(data).__name__}: give a tensor, such as "
+                "torch.from_numpy(array)"
+            )
     flat = all(data.ndim == 2 and data.is_floating_point() for data in streams.values())
     widths = {data.shape[-1] for data in streams.values()} if flat else set()
     if len(widths) != 1 or not set(streams) <= {"image", "text"}:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -66,8 +68,9 @@ def train_dictionary(
         The dictionary, on the CPU; with decoder rows of norm 1, unless it is of kind ``ncl``.
 
     Raises:
-        VlmEditError: Activations or a config that cannot be trained with, or that are not the
-            same in all processes; or a checkpoint of another config or other activations.
+        VlmEditError: Activations, a config or a device that cannot be trained with or on, or that
+            are not the same in all processes; a checkpoint or log that cannot be written, a
+            checkpoint of another config or other activations, or weights that are no longer finite.
 
     Example:
         >>> import torch
@@ -78,6 +81,9 @@ def train_dictionary(
         16
     """
     config.expect()
+    _expect_device(device)
+    for name, path in {"checkpoint": checkpoint, "log": log}.items():
+        _expect_place(name, path)
     rank, processes = world()
     if processes > 1:
         given = streams if isinstance(streams, Mapping) else opened(streams)
@@ -106,5 +112,33 @@ def train_dictionary(
                 bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()})
             if saved is not None:
                 saved.keep(last=trainer.done == config.steps)
+            if trainer.done == config.steps and not figures["l0"]:
+                warnings.warn(
+                    "no feature was active in the last batch: the dictionary is of no use. Train "
+                    f"with a smaller lr (it was {config.lr}), sparsity or mask",
+                    stacklevel=2,
+                )
     kind = {"kind": "ncl"} if config.kind == "ncl" else {}  # what it explains is not its purpose
     return trainer.result({**kind, **(info or {})}, progress)
+
+
+def _expect_device(device: torch.device | str) -> None:
+    """Refuse a device before anything is worked out for it."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        told = str(error).splitlines()[0][:200]
+        raise VlmEditError(f"device {str(device)!r} cannot be used here: {told}") from error
+
+
+def _expect_place(name: str, path: str | os.PathLike[str] | None) -> None:
+    """Refuse a file that could not be written when the time for it has come."""
+    if path is None:
+        return
+    if Path(path).is_dir():
+        raise VlmEditError(f"{name} is {os.fspath(path)!r}, a folder: name a file in it")
+    if not Path(path).absolute().parent.is_dir():
+        raise VlmEditError(
+            f"{name} is {os.fspath(path)!r}, and there is no folder {str(Path(path).parent)!r}: "
+            "make it first"
+        )

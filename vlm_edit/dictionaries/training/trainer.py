@@ -18,6 +18,7 @@ from vlm_edit.dictionaries.training.contrast import Contrast, fit_decoder
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.objective import Figures, Objective
+from vlm_edit.errors import VlmEditError
 
 # How the coefficient follows the L0 that is missing, and how fast that changes, so that it does not
 # overshoot; and how fast the mean follows the L0 of a batch. Per step.
@@ -77,6 +78,8 @@ class Trainer:
             group["lr"] = self.config.lr * schedule(self.done / self.config.steps)
         self.optimiser.zero_grad()
         loss.backward()
+        if self.config.clip is not None:  # of several processes the mean, which all have by now
+            torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip)
         self.objective.before_step()
         self.optimiser.step()
         self.objective.after_step()
@@ -92,6 +95,11 @@ class Trainer:
     def result(self, info: Mapping[str, str], progress: bool = False) -> Dictionary:
         """The dictionary in the units of the data, on the CPU."""
         found, config, scale = self.objective, self.config, self.data.scale
+        if not all(bool(values.isfinite().all()) for values in found.parameters()):
+            raise VlmEditError(
+                f"the weights are not finite after {self.done} steps: train with a smaller lr than "
+                f"{config.lr}"
+            )
         weight, bias = found.weight.detach(), found.bias.detach() * scale
         if isinstance(found, Contrast):
             bias = found.in_use() * scale

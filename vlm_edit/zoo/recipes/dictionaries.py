@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,11 +33,11 @@ from vlm_edit.zoo.recipes.augment import Strength
 from vlm_edit.zoo.recipes.batches import TrainingPairs
 
 VISION_SITE = "vision.2"
+# How the shipped ones were trained, at the rate and without the clipping of their time.
+COMMON = TrainConfig(k=16, lr=1e-3, clip=None)
 CONFIGS = {
-    "joint": TrainConfig(
-        n_features=512, k=16, steps=6000, norm="constant_norm_rescale", center=True
-    ),
-    VISION_SITE: TrainConfig(n_features=1024, k=16, steps=4000, center=False),
+    "joint": replace(COMMON, n_features=512, steps=6000, norm="constant_norm_rescale"),
+    VISION_SITE: replace(COMMON, n_features=1024, steps=4000, center=False),
 }
 BATCH = 128
 

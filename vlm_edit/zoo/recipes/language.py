@@ -23,16 +23,16 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vlm_edit import zoo
-from vlm_edit.dictionaries import TrainConfig, save_saelens, train_dictionary
+from vlm_edit.dictionaries import save_saelens, train_dictionary
 from vlm_edit.hooks import record
 from vlm_edit.zoo.questions import QUESTIONS, answer
 from vlm_edit.zoo.recipes.captions import PHRASINGS, caption
 from vlm_edit.zoo.recipes.concepts import LANGUAGES
 from vlm_edit.zoo.recipes.dialogues import Dialogues
-from vlm_edit.zoo.recipes.dictionaries import plain, read_back, report
+from vlm_edit.zoo.recipes.dictionaries import COMMON, plain, read_back, report
 from vlm_edit.zoo.recipes.pairs import BACKGROUNDS
 
-CONFIG = TrainConfig(n_features=512, k=16, steps=3000, norm="constant_norm_rescale", center=True)
+CONFIG = replace(COMMON, n_features=512, steps=3000, norm="constant_norm_rescale")
 BATCH = 64
 IMAGE_TOKENS = 12
 
