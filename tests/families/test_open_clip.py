@@ -1,13 +1,8 @@
 """OpenCLIP, which has no config, embeds text in a method, and builds vision towers by timm too.
 
 It imports torchvision, whose build must fit torch's: one that does not breaks transformers as well.
-So these tests are skipped where OpenCLIP is not installed. `.ci/run` makes an environment for them,
-of a Python for which torch's own build has a torchvision:
-
-    python3.13 -m venv .venv-second
-    .venv-second/bin/pip install -c constraints.txt torch torchvision
-    .venv-second/bin/pip install -c constraints.txt -e '.[test]' open_clip_torch timm
-    .venv-second/bin/python -m pytest tests/families/test_open_clip.py
+So these tests are skipped where OpenCLIP is not installed. `.ci/second` makes an environment for
+them, of a Python for which torch's own build has a torchvision, and runs them.
 """
 
 from __future__ import annotations
@@ -28,7 +23,7 @@ from vlm_edit.sites import Site
 
 if importlib.util.find_spec("open_clip") is None:
     pytest.skip(
-        "needs OpenCLIP and torchvision: its first lines tell the environment",
+        "needs OpenCLIP and torchvision: .ci/second makes an environment with both",
         allow_module_level=True,
     )
 
