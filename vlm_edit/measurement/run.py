@@ -179,9 +179,12 @@ def was_measured(
         options: As in ``measure``: zeros, keep, batch_size, judge, adapter, prepare.
     """
     state, _ = _begin(model, processor, pairs, dictionary, site, (0, 1), **options)
+    parts = state.told["details"]  # of which a run keeps digests
     try:
+        if found.provenance["digests"] != summed(parts):
+            return False
         there = {k: v for k, v in found.provenance["pairs"].items() if k != "digest"}
-        _expect_same({**found.provenance, "pairs": there}, state.told, "it")
+        _expect_same({**found.provenance, "details": parts, "pairs": there}, state.told, "it")
     except (VlmEditError, KeyError, TypeError, AttributeError):
         return False
     return True
