@@ -13,8 +13,7 @@ from safetensors import safe_open
 from vlm_edit import load_patch, measure, zoo
 from vlm_edit.cli import main
 from vlm_edit.dictionaries import save_saelens
-from vlm_edit.files import read_tensors, write_tensors
-from vlm_edit.measurement import load_measurement
+from vlm_edit.measurement import Batch, MeasurementAccumulator, load_measurement
 
 ZOO = ("zoo:emoji-clip", "zoo:pairs")
 
@@ -184,14 +183,23 @@ def test_a_run_whose_pairs_are_gone_or_unknown_asks_for_them(
 
 
 def test_a_part_under_way_is_not_taken_for_a_finished_one(
-    model: str, pairs: str, dictionary: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    model: str, pairs: str, dictionary: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     measure = ["measure", model, pairs, "--dictionary", dictionary, "--out", str(tmp_path)]
     measure += ["--batch-size", "8", "--every", "0", "--part"]
-    other = tmp_path / "part-2-of-2.checkpoint"
-    assert main([*measure, "2/2"]) == 0
-    header, tensors = read_tensors(other)
-    write_tensors(other, tensors, header | {"next_batch": header["next_batch"] - 1})
+    update, seen = MeasurementAccumulator.update, []
+
+    def stopped(accumulator: MeasurementAccumulator, batch: Batch) -> None:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(batch)
+        update(accumulator, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MeasurementAccumulator, "update", stopped)
+        assert main([*measure, "2/2"]) == 130
+    assert (tmp_path / "part-2-of-2.checkpoint").is_file()
     capsys.readouterr()
     assert main([*measure, "1/2"]) == 0
     assert "part 1 of 2 is done; 1 to go" in capsys.readouterr().out
