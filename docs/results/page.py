@@ -114,7 +114,8 @@ SECTIONS = (
         "training",
         "Which way of training gives what",
         "Joint embeddings of emoji-clip, 512 features, 1,000 steps of 1,024 out of 102,400 "
-        "embeddings of 51,200 drawn pairs; k or the target of L0 is 16 where there is one. "
+        "embeddings of 51,200 drawn pairs, without clipping of gradients; k or the target of L0 is "
+        "16 where there is one. "
         "Penalties, the mask's share, rates and temperatures were chosen on one seed by zero-shot "
         "accuracy on drawings of the split hv-dev, which are in no table. `build/emoji` is what "
         "`python -m vlm_edit.zoo.recipes.pairs` renders.",
