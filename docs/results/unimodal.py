@@ -33,7 +33,7 @@ RESAMPLED = 2000
 PLAIN = TrainConfig(
     **{"kind": "batchtopk", "n_features": 512, "k": 16, "steps": 1500, "batch_size": 1024},
     **{"lr": 1e-3, "norm": "constant_norm_rescale", "center": False},
-    **{"auxiliary": 1 / 32, "dead_after": 200},
+    **{"auxiliary": 1 / 32, "dead_after": 200, "clip": None},
 )
 KINDS = {"no centre": PLAIN, "a centre per stream": replace(PLAIN, center=True)}
 MDS, ENERGY = "MDS", "energy"
