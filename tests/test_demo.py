@@ -10,6 +10,7 @@ import torch
 from vlm_edit import load_patch, zoo
 from vlm_edit.cli import main
 from vlm_edit.demo.factors import (
+    QUANTITIES,
     Check,
     Reading,
     alive,
@@ -126,6 +127,23 @@ def test_a_class_without_features_is_no_class_to_compare_with() -> None:
     sets = as_many({"vision": [1, 2], "language": [], "cross": [3], "undecided": [], "dead": []})
     assert list(sets) == ["vision", "cross", "random"]
     assert as_many({"vision": [], "language": [], "cross": [], "undecided": [5], "dead": []}) == {}
+
+
+@pytest.mark.parametrize(("by_chance", "holds"), [(0.2, True), (0.9, False)])
+def test_a_class_that_is_no_better_than_as_many_random_features_does_not_read_best(
+    codes: dict[str, torch.Tensor], by_chance: float, holds: bool
+) -> None:
+    found, pairs = modality_dominance(codes["image"], codes["text"]), zoo.load_pairs()
+    share = {"vision": 0.9, "language": 0.2, "cross": 0.2, "random": by_chance}
+    generator = torch.Generator().manual_seed(0)
+    right = {
+        (name, column): torch.rand(5, len(pairs), generator=generator) < value
+        for name, value in share.items()
+        for column in QUANTITIES
+    }
+    told = checks(found, found.classes(), codes, pairs, right)
+    claim = "background is read best from vision features"
+    assert {check.claim: check.holds for check in told}[claim] is holds
 
 
 def test_with_the_streams_exchanged_the_checks_of_one_modality_fail(
