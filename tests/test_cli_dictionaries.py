@@ -7,7 +7,12 @@ import torch
 
 from vlm_edit import collect, load_dictionary, zoo
 from vlm_edit.cli import main
-from vlm_edit.dictionaries import PairedDictionary, save_saelens
+from vlm_edit.dictionaries import (
+    PairedDictionary,
+    TrainConfig,
+    save_saelens,
+    train_dictionary,
+)
 
 
 def test_train_writes_a_dictionary_that_check_finds_fit_and_measure_takes(tmp_path, capsys):
@@ -35,6 +40,25 @@ def test_a_trained_dictionary_is_the_same_again_with_its_seed(tmp_path):
     a, b, c = (load_dictionary(tmp_path / name).decoder for name in "abc")
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_the_rate_and_the_clip_of_training_are_passed_on(tmp_path, capsys):
+    training = ["--features", "32", "--k", "4", "--steps", "20", "--rows", "256", "--out"]
+    pairs = zoo.load_pairs()
+    streams = collect(*zoo.load_host(), pairs.select(range(round(0.9 * len(pairs)))))
+    config = TrainConfig(32, 4, 20, 256, norm="constant_norm_rescale")
+    for name, flags, change in (
+        ("a", [], {}),
+        ("b", ["--lr", "0.01", "--clip", "none"], {"lr": 0.01, "clip": None}),
+        ("c", ["--clip", "0.002"], {"clip": 0.002}),
+    ):
+        out = str(tmp_path / name)
+        assert main(["train", "zoo:emoji-clip", "zoo:pairs", *training, out, *flags]) == 0
+        found = train_dictionary(streams, replace(config, **change), progress=False)
+        assert torch.equal(load_dictionary(out).decoder, found.decoder)
+    out = str(tmp_path / "d")
+    assert main(["train", "zoo:emoji-clip", "zoo:pairs", *training, out, "--clip", "0"]) == 2
+    assert "clip is 0.0; it must be above 0" in capsys.readouterr().err
 
 
 def test_check_refuses_a_dictionary_of_another_site_and_warns_of_one_that_does_not_fit(
