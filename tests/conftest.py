@@ -7,6 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: workers and what they s
 
 from collections import Counter
 from collections.abc import Callable
+from inspect import signature
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     CLIPTextConfig,
     CLIPVisionConfig,
     LlamaConfig,
+    LlamaModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
@@ -26,6 +28,10 @@ from vlm_edit.dictionaries import Activation, Encoder
 from vlm_edit.tasks.bias import Bench, Questions, Study
 
 IMAGE_TOKEN = 60
+# What this transformers calls a cache, in arguments and in outputs.
+CACHE = next(
+    n for n in ("cache", "past_key_values") if n in signature(LlamaModel.forward).parameters
+)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, make_llava, random_dictionary
+from conftest import CACHE, IMAGE_TOKEN, make_llava, random_dictionary
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, StaticCache
 
@@ -59,7 +59,7 @@ def generate(host, inputs, compiled, backend="eager"):
     config._compile_all_devices = True  # as on a GPU, where ``generate`` compiles by itself
     output = host.generate(
         **inputs,
-        past_key_values=StaticCache(config=host.config.get_text_config(), max_cache_len=32),
+        **{CACHE: StaticCache(config=host.config.get_text_config(), max_cache_len=32)},
         compile_config=config,
         disable_compile=not compiled,
         max_new_tokens=NEW,

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import modeling_outputs
 
 IMAGE_TOKEN = 60
 VOCABULARY = 64
@@ -317,6 +318,10 @@ def qwen3_vl_moe() -> nn.Module:
 
 
 def llama4() -> nn.Module:
+    # transformers 5.24 asks its language model's output for this, and raises without it.
+    output = modeling_outputs.MoeCausalLMOutputWithPast
+    if not hasattr(output, "image_outputs"):
+        output.image_outputs = None
     experts = {"num_local_experts": 2, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 32}
     chunks = {"attention_chunk_size": 64, "attn_temperature_tuning": False, "head_dim": 16}
     sizes = {

@@ -10,7 +10,7 @@ from torch import nn
 
 from vlm_edit import Adapter, VlmEditError
 from vlm_edit.hooks import Call, CallTracker, Selection, Where, read_call, record
-from vlm_edit.hooks.calls import Generation
+from vlm_edit.hooks.calls import Generation, read_step
 from vlm_edit.sites import find_adapter
 
 ADAPTER = Adapter((), image_token="image_token_id")
@@ -60,6 +60,15 @@ def test_only_the_end_of_a_longer_attention_mask_belongs_to_a_call_with_a_cache(
     cache = SimpleNamespace(get_seq_length=lambda: 3)
     call = read_call(host, ADAPTER, inputs | {"past_key_values": cache})
     assert call.real.tolist() == [[False], [True]]
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params", "memory"])
+def test_a_cache_is_known_by_whatever_name_it_comes(name):
+    host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
+    inputs = {"input_ids": torch.full((2, 1), 5), name: SimpleNamespace(get_seq_length=lambda: 3)}
+    call = read_call(host, ADAPTER, inputs, generation=Generation(Call((2, 3), prompt=3)))
+    assert (call.start, call.decodes) == (3, True)
+    assert read_step(ADAPTER, inputs, Generation(Call((2, 3), prompt=3))).step == 0
 
 
 @pytest.mark.parametrize("attention", [torch.ones(2, 1, 4, 4), torch.ones(2, 3), {"full": 1}])

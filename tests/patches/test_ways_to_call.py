@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN
+from conftest import CACHE, IMAGE_TOKEN
 from test_where_edits_act import LLAVA, generate, patch
 from transformers import LogitsProcessor
 
@@ -43,7 +43,7 @@ def test_a_turn_of_its_new_part_alone_is_that_of_the_whole_conversation(
     for new in (False, True):
         with torch.no_grad(), patch(**choice).attach(LLAVA) as attached:
             before = LLAVA.generate(**text, **QUIET, return_dict_in_generate=True)
-            cache, said = before.past_key_values, before.sequences
+            cache, said = before[CACHE], before.sequences
             image = torch.full((len(said), 4), IMAGE_TOKEN)
             ids = torch.cat([said, image, torch.full((len(said), 2), 9)], 1)
             attention = torch.cat([inputs["attention_mask"], torch.ones_like(ids[:, 9:])], 1)
@@ -52,7 +52,7 @@ def test_a_turn_of_its_new_part_alone_is_that_of_the_whole_conversation(
                 input_ids=ids[:, cache.get_seq_length() :] if new else ids,
                 attention_mask=attention,
                 pixel_values=inputs["pixel_values"],
-                past_key_values=cache,
+                **{CACHE: cache},
                 **QUIET,
             )
             site = attached.report().sites[0]
@@ -98,13 +98,13 @@ def test_a_call_after_an_interrupt_begins_anew(llava_inputs, way):
 def test_a_cache_that_was_added_to_tells_no_phase(llava_inputs):
     inputs = first(llava_inputs)
     with torch.no_grad(), patch(tokens="image").attach(LLAVA):
-        cache = LLAVA(**inputs, use_cache=True).past_key_values
-        LLAVA(input_ids=torch.tensor([[7, 8]]), past_key_values=cache)
+        cache = LLAVA(**inputs, use_cache=True)[CACHE]
+        LLAVA(input_ids=torch.tensor([[7, 8]]), **{CACHE: cache})
         with (
             patch(phase="decode").attach(LLAVA),
             pytest.raises(VlmEditError, match="nobody can tell prompt from answer"),
         ):
-            LLAVA(input_ids=torch.tensor([[7]]), past_key_values=cache)
+            LLAVA(input_ids=torch.tensor([[7]]), **{CACHE: cache})
 
 
 def test_a_mask_counts_also_where_nothing_else_is_chosen(llava_inputs):

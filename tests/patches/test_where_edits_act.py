@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, make_llava, random_dictionary
+from conftest import CACHE, IMAGE_TOKEN, make_llava, random_dictionary
 
 from vlm_edit import Clamp, Patch, Scale, Steer, VlmEditError
 from vlm_edit.patches import attach_rows
@@ -327,7 +327,7 @@ def test_a_conversation_that_goes_on_in_one_cache_has_a_prompt_each_turn(llava_i
         LLAVA.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=first.past_key_values,
+            **{CACHE: first[CACHE]},
             **quiet,
         )
     after = attached.report().sites[0]

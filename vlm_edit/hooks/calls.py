@@ -14,6 +14,9 @@ from vlm_edit.sites import Adapter, image_token_ids
 
 Branch = Literal["cond", "uncond"]
 
+# What hosts call the cache they go on with: transformers since 5.24, before, and at state spaces.
+_CACHES = ("cache", "past_key_values", "cache_params")
+
 
 @dataclass(eq=False)
 class Call:
@@ -141,7 +144,7 @@ class Generation:
 
     def is_of(self, path: str, inputs: Mapping[str, Any]) -> bool:
         """Whether a call is of the generation's own sequence."""
-        cache = inputs.get("past_key_values")
+        cache = cache_in(inputs)
         own = self.caches.setdefault(path, cache)
         if cache is own or not callable(getattr(own, "get_seq_length", None)):
             return True
@@ -212,7 +215,7 @@ def read_call(
         grid = inputs.get(adapter.grid) if adapter.grid else None
         return Call(grid=grid)
     rows, length = sequence.size(0), sequence.size(1)
-    start = _length_of(inputs.get("past_key_values"))
+    start = _length_of(cache_in(inputs))
     columns = None
     if isinstance(start, Tensor):  # now: the host changes it in place
         columns = start + torch.arange(length, device=start.device)
@@ -235,7 +238,7 @@ def read_step(adapter: Adapter, inputs: Mapping[str, Any], generation: Generatio
 
     Most steps are such, and this looks at no tensor. None for all others.
     """
-    ids, start = inputs.get("input_ids"), _length_of(inputs.get("past_key_values"))
+    ids, start = inputs.get("input_ids"), _length_of(cache_in(inputs))
     # ``start`` first: beside a static cache compiled code must not know the prompt's length.
     if ids is None or not isinstance(start, int):
         return None
@@ -254,7 +257,7 @@ def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) 
     Raises:
         VlmEditError: The host's config lacks the placeholder's id.
     """
-    call = read_call(module, adapter, {k: v for k, v in inputs.items() if k != "past_key_values"})
+    call = read_call(module, adapter, {k: v for k, v in inputs.items() if k not in _CACHES})
     if call.shape is None:
         return Generation(call)
     rows, length = call.shape
@@ -407,6 +410,19 @@ def _real_of_prompt(call: Call) -> Tensor | None:
         return None
     padded = take_columns(whole, 0, whole.shape[1] + 1, True)
     return padded[:, call.columns.clamp(max=whole.shape[1])]
+
+
+def cache_in(inputs: Mapping[str, Any]) -> Any:
+    """The cache that a call goes on with, by whatever name; None if it has none."""
+    for name in _CACHES:
+        if inputs.get(name) is not None:
+            return inputs[name]
+    return next((v for v in inputs.values() if hasattr(v, "get_seq_length")), None)
+
+
+def cache_of(output: Any) -> Any:
+    """The cache that a call returned; None if it did not."""
+    return next((c for n in _CACHES if (c := getattr(output, n, None)) is not None), None)
 
 
 def _length_of(cache: Any) -> int | Tensor | None:

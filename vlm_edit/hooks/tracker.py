@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks.calls import Call, Generation, read_call, read_prompt, read_step
+from vlm_edit.hooks.calls import (
+    Call,
+    Generation,
+    cache_in,
+    cache_of,
+    read_call,
+    read_prompt,
+    read_step,
+)
 from vlm_edit.hooks.guidance import Guide
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.sites import Adapter, PipelineHost, Stream
@@ -180,13 +188,13 @@ class CallTracker:
             if not any(call is other for other in generation.beside):
                 return
             generation.beside = [other for other in generation.beside if other is not call]
-            generation.others.append(getattr(output, "past_key_values", None))
+            generation.others.append(cache_of(output))
         if output is None and call.packed and self._heard:
             error = sys.exc_info()[1]  # torch calls this while it handles what a forward raised
             if isinstance(error, VlmEditError):
                 for heard in self._heard:
                     heard.append(error)
-        cache = getattr(output, "past_key_values", None)
+        cache = cache_of(output)
         if cache is not None and call.shape is not None:
             length = call.shape[1]
             if isinstance(call.prompt, int) and call.prompt == length and _is_zero(call.start):
@@ -199,7 +207,7 @@ class CallTracker:
         if call.shape is None:
             return
         if call.shape[1] == 1 and not torch.compiler.is_compiling():
-            call.prompt = _recall(self._prompts, inputs.get("past_key_values"))
+            call.prompt = _recall(self._prompts, cache_in(inputs))
         if call.prompt is None and _is_zero(call.start):
             call.prompt, call.prompt_real = call.shape[1], call.real
 
