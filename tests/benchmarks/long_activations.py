@@ -23,7 +23,7 @@ from vlm_edit.report import Table
 
 WIDTH, DIRECTIONS, ACTIVE = 64, 256, 6
 MOVED, FAR = 0.005, 40
-WAYS = [(0.001, None), (0.003, 0.05)]  # the former defaults, and today's
+WAYS = [(0.001, None), (0.003, None), (0.003, 0.05)]  # former defaults, the rate, the clip too
 
 
 def sums(count: int) -> dict[str, Tensor]:
