@@ -172,6 +172,26 @@ def test_what_is_known_of_each_feature_merges_exactly() -> None:
         assert torch.equal(merged.state_dict()[name], state[name]), name
 
 
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("falling", [False, True])
+def test_features_that_no_example_leaves_silent_have_a_score_in_batches_of_one(
+    merged, falling
+) -> None:
+    _, embeddings = drawn(12, 3)
+    codes = torch.rand(12, 3, generator=torch.Generator().manual_seed(1)).double() + 0.5
+    codes = codes.sort(0, descending=falling).values  # each example a new minimum, or none
+    assert all(len(column.unique()) == 12 for column in codes.T)
+    found = SimilarityAccumulator(3, 5)
+    for code, embedding in zip(codes.split(1), embeddings.split(1), strict=True):
+        if merged:
+            found.merge(filled(code, embedding))
+        else:
+            found.update(code, embedding)
+    expected = ms_by_double_loop(codes, embeddings)
+    assert not any(math.isnan(score) for score in expected)
+    assert close(found.compute(), expected)
+
+
 def test_small_differences_on_a_large_offset_are_right_or_not_a_number() -> None:
     codes, embeddings = drawn()
     for offset in (1e3, 1e5, 1e7, 1e9):
