@@ -103,3 +103,17 @@ def test_warnings_name_cuts_beyond_the_ends_few_pairs_and_silence() -> None:
     assert few.startswith("1 of 20 live features")
     assert "No feature is ever active" in modality_dominance(image * 0, text * 0).warnings()[0]
     assert measured(200, torch.rand(30), rate=0.5, noise=0.1).warnings() == []
+
+
+def test_six_pairs_are_not_too_few_for_the_swap_test_and_five_are() -> None:
+    def found(pairs: int) -> Dominance:
+        image, text = torch.zeros(20, 3), torch.zeros(20, 3)
+        image[:pairs, 0] = 1.0
+        image[:, 1] = text[:, 2] = 1.0
+        return modality_dominance(image, text)
+
+    for pairs, few in ((6, False), (5, True)):
+        assert (2 / 2**pairs >= 0.05) == few  # of all ways to swap, the two most extreme
+        told = [line for line in found(pairs).warnings() if "too few for the swap test" in line]
+        assert len(told) == few
+        assert bool(found(pairs).swap_test()[0] >= 0.05) == few

@@ -46,6 +46,14 @@ def test_intervals_without_pairs_and_with_one_promise_nothing() -> None:
         found.intervals(95)
 
 
+@pytest.mark.parametrize("zeros", ["skip", "half", "epsilon"])
+def test_a_feature_that_never_fires_has_no_interval_under_any_convention(zeros: Zeros) -> None:
+    image, text = torch.zeros(20, 2), torch.zeros(20, 2)
+    image[:9, 0] = text[5:, 0] = 1.0
+    low, high = modality_dominance(image, text, zeros).intervals()
+    assert low.isnan().tolist() == high.isnan().tolist() == [False, True]
+
+
 def test_the_modality_score_is_the_ratio_of_means() -> None:
     image, text = some(30, 4, 1), some(30, 4, 2)
     image[:, 3] = text[:, 3] = 0
