@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import random_dictionary
 from test_where_edits_act import LLAVA, generate, patch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from vlm_edit import Patch, Scale, VlmEditError
 from vlm_edit.patches import attach_rows
@@ -78,6 +79,26 @@ def test_a_new_strength_is_that_of_an_attachment_made_with_it(llava_inputs):
             assert torch.equal(again, expected)
             attached = patch().attach(LLAVA, strength=[0.5, 0.2])
         attached.detach()
+
+
+def test_a_graph_of_operations_that_was_taken_before_obeys_a_new_strength(clip):
+    """As a captured CUDA graph must, it keeps the tensors that it saw, not what they stood for."""
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def features(images):
+        return clip.vision_model(pixel_values=images).last_hidden_state
+
+    one, plain = Patch.at("vision.1", random_dictionary(24), Scale(range(20), 3.0)), []
+    with torch.no_grad():
+        for strength in ([0.5, 2.0], [0.0, 1.0], [0.25, 0.25]):
+            with one.attach(clip, strength=strength):
+                plain.append(features(pixels))
+        with one.attach(clip, strength=[0.5, 2.0]) as attached:
+            taken = make_fx(features)(pixels)
+            for strength, expected in zip(([0.5, 2.0], [0.0, 1.0], 0.25), plain, strict=True):
+                attached.set_strength(strength)
+                torch.testing.assert_close(taken(pixels), expected)
+    assert not torch.allclose(plain[0], plain[1], atol=1e-3)
 
 
 def test_a_new_strength_leaves_other_rows_as_they_are(llava_inputs):
