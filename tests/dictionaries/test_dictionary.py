@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_edit import Dictionary, VlmEditError
+from vlm_edit import Ablate, Dictionary, VlmEditError
 from vlm_edit.dictionaries import Encoder
+from vlm_edit.edits import Splice
 
 D, M = 6, 20
 ACTIVATIONS = ("relu", "jumprelu", "topk", "identity")
@@ -136,6 +137,25 @@ def test_a_code_at_its_threshold_is_zero_and_negative_thresholds_let_nothing_neg
         torch.eye(3), torch.zeros(3), "jumprelu", threshold=torch.tensor([0.5, 0.5, -2.0])
     )
     code, _ = encoder(torch.tensor([[0.5, 0.75, -1.0]]))
+    assert code.tolist() == [[0.0, 0.75, 0.0]]
+
+
+@pytest.mark.parametrize("door", ["encode", "followed", "sparse", "slice", "edit"])
+def test_a_code_at_its_threshold_is_zero_by_whatever_door(door):
+    threshold = torch.tensor([0.5, 0.5, 0.25])
+    encoder = Encoder(torch.eye(3), torch.zeros(3), "jumprelu", threshold=threshold)
+    dictionary = Dictionary(encoder, torch.eye(3), torch.zeros(3))
+    x = torch.tensor([[0.5, 0.75, 0.25]])
+    if door == "encode":
+        code = dictionary.encode(x)
+    elif door == "followed":
+        code = dictionary.encode(x.requires_grad_()).detach()
+    elif door == "sparse":
+        code = dictionary.encode_sparse(x).dense()
+    elif door == "slice":
+        code = dictionary.slice([0, 1, 2]).codes(x)[0]
+    else:
+        code = x - Splice.of(dictionary, [Ablate([0, 1, 2])])(x)
     assert code.tolist() == [[0.0, 0.75, 0.0]]
 
 

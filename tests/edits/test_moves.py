@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_splice import D, M, make, naive
 
-from vlm_edit import Ablate, Detect, Keep, Project, Scale, Steer, VlmEditError
+from vlm_edit import Ablate, Detect, Dictionary, Keep, Project, Scale, Steer, VlmEditError
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Splice
 
@@ -177,3 +177,10 @@ def test_a_gate_that_is_always_open_changes_nothing_about_the_edit():
 def test_a_gate_that_nothing_could_pass_is_refused(least):
     with pytest.raises(VlmEditError, match="it is the share of a token"):
         Splice.of(make("relu", "none", False, 0), [Ablate([1])], gate=least)
+
+
+def test_a_gate_of_all_opens_for_tokens_that_are_explained_wholly_and_for_no_other():
+    dictionary = Dictionary(Encoder(torch.eye(3), torch.zeros(3)), torch.eye(3), torch.zeros(3))
+    hidden = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, -3.0]])  # ReLU does not explain below zero
+    found = Splice.of(dictionary, [Ablate([1])], gate=1.0)(hidden)
+    assert found.tolist() == [[1.0, 0.0, 3.0], [1.0, 2.0, -3.0]]
