@@ -18,24 +18,40 @@ def random(*shape):
 
 WEIGHT, BIAS, DECODER = random(WIDTH, FEATURES), random(FEATURES), random(FEATURES, WIDTH) / 8
 CENTERS = {"image": random(2, WIDTH)[0], "text": random(3, WIDTH)[0]}
-DICTIONARY = Dictionary(Encoder(WEIGHT, BIAS, centers=CENTERS), DECODER, torch.zeros(WIDTH))
+FEW, K = [3, 11], 5  # of TopK few features, so that in some tokens neither could be active
+DICTIONARIES = {
+    "relu": Dictionary(Encoder(WEIGHT, BIAS, centers=CENTERS), DECODER, torch.zeros(WIDTH)),
+    "topk": Dictionary(
+        Encoder(WEIGHT, BIAS, "topk", k=K, centers=CENTERS), DECODER, torch.zeros(WIDTH)
+    ),
+}
 
 
-def edited_by_hand(hidden, image, chosen):
-    """Every feature three times as active at the chosen tokens, each centred by its stream."""
+def change_by_hand(token, center, kind):
+    """What it adds to a token that its features are three times as active."""
+    code = ((token - center) @ WEIGHT + BIAS).clamp(min=0)
+    if kind == "relu":
+        return (FACTOR * code - code) @ DECODER
+    strongest = sorted(range(FEATURES), key=lambda k: -float(code[k]))[:K]
+    kept = [k for k in FEW if k in strongest]
+    return (FACTOR * code[kept] - code[kept]) @ DECODER[kept]
+
+
+def edited_by_hand(hidden, image, chosen, kind="relu"):
+    """Each chosen token centred by its own stream."""
     rows = []
     for row, is_image, is_chosen in zip(hidden, image, chosen, strict=True):
         for token, of_image, meant in zip(row, is_image, is_chosen, strict=True):
             center = CENTERS["image" if of_image else "text"]
-            code = ((token - center) @ WEIGHT + BIAS).clamp(min=0)
-            rows.append(token + (FACTOR * code - code) @ DECODER if meant else token)
+            rows.append(token + change_by_hand(token, center, kind) if meant else token)
     return torch.stack(rows).view_as(hidden)
 
 
 @torch.no_grad()
-def outputs(inputs, tokens="all", said=None, **options):
+def outputs(inputs, tokens="all", said=None, kind="relu", **options):
     """Each call's output before and after the edit, both of the edited generation."""
-    patch = Patch.at(SITE, DICTIONARY, Scale(range(FEATURES), FACTOR), tokens=tokens)
+    features = range(FEATURES) if kind == "relu" else FEW
+    patch = Patch.at(SITE, DICTIONARIES[kind], Scale(features, FACTOR), tokens=tokens)
     with (
         record(LLAVA, SITE) as before,
         patch.attach(LLAVA, image_mask=said),
@@ -74,14 +90,15 @@ MODES = [
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("tokens", ["all", "image", "text"])
-def test_each_step_is_centred_by_the_mean_of_its_own_tokens(llava_inputs, tokens, mode):
+@pytest.mark.parametrize("kind", DICTIONARIES)
+def test_each_step_is_centred_by_the_mean_of_its_own_tokens(llava_inputs, kind, tokens, mode):
     place, generated = 0, 0
-    for before, after in outputs(llava_inputs, tokens, **mode):
+    for before, after in outputs(llava_inputs, tokens, kind=kind, **mode):
         if mode.get("use_cache") is False:
             place = 0
         image, real = known(llava_inputs, before, place)
         chosen = real & {"all": real, "image": image, "text": ~image}[tokens]
-        expected = edited_by_hand(before, image, chosen)
+        expected = edited_by_hand(before, image, chosen, kind)
         torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(after[~chosen], before[~chosen])
         place += before.shape[1]
