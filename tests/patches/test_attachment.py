@@ -135,7 +135,14 @@ def test_a_negative_strength_edits_and_rows_of_none_are_not_counted(llava_inputs
 
 
 @pytest.mark.parametrize(
-    "choice", [{}, {"tokens": "text", "steps": (1, 3)}, {"phase": "decode"}, {"positions": (0, -1)}]
+    "choice",
+    [
+        {},
+        {"tokens": "text", "steps": (1, 3)},
+        {"phase": "decode"},
+        {"phase": "decode", "steps": (0, 1)},
+        {"positions": (0, -1)},
+    ],
 )
 def test_the_report_does_not_depend_on_the_cache(llava_inputs, choice):
     with patch(**choice).attach(LLAVA) as attached:

@@ -201,6 +201,16 @@ def test_each_row_has_its_own_patch_or_none(llava_inputs):
     assert torch.equal(generate(llava_inputs), plain)
 
 
+def test_rows_that_share_a_patch_are_edited_once_each(llava_inputs):
+    one, real = patch(phase="prompt"), int(llava_inputs["attention_mask"].sum())
+    with one.attach(LLAVA) as attached:
+        expected = generate(llava_inputs)
+        assert attached.report().edited_tokens == real
+    with attach_rows(LLAVA, [one, one]) as attached:
+        torch.testing.assert_close(generate(llava_inputs), expected)
+    assert attached.report().edited_tokens == real
+
+
 def test_rows_that_do_not_fit_the_batch_are_refused(llava_inputs):
     with (
         patch().attach(LLAVA, strength=[1.0, 1.0, 1.0]),
