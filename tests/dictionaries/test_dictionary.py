@@ -186,6 +186,44 @@ def test_explained_variance_is_one_for_neurons_and_follows_its_formula_otherwise
     assert dictionary.explained_variance(x, "text") == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("stream", [None, "image", "text", "mixed"])
+def test_a_reconstruction_has_norm_and_center_put_back(norm, stream):
+    dictionary = make(norm=norm, centers=("image", "text") if stream else ())
+    x = torch.randn(7, D, generator=torch.Generator().manual_seed(2)) * 3 + 1
+    image = torch.arange(7) % 3 == 0
+    found = dictionary.reconstruct(x, stream, image if stream == "mixed" else None)
+    for i, row in enumerate(x.double()):
+        own = ("image" if image[i] else "text") if stream == "mixed" else stream
+        center = dictionary.encoder.centers[own].double() if own else torch.zeros(D).double()
+        code = expected_codes(dictionary, x[i], center)
+        decoded = code @ dictionary.decoder.double() + dictionary.decoder_bias.double() + center
+        mean = row.mean() if norm == "layer_norm" else 0.0
+        scale = {
+            "none": 1.0,
+            "layer_norm": float((row - row.mean()).norm()) / (D - 1) ** 0.5,
+            "constant_norm_rescale": float(row.norm()) / D**0.5,
+        }[norm]
+        expected = (decoded * scale + mean).float()
+        torch.testing.assert_close(found[i], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_standardised_dictionary_has_the_codes_of_standardised_activations():
+    dictionary, x = make(), torch.randn(9, D, generator=torch.Generator().manual_seed(3)) * 5 + 2
+    mean, scale = torch.linspace(-2, 2, D), torch.linspace(0.5, 4, D)
+    for by in (scale, 0.5):
+        z = (x - mean) / by
+        moved = dictionary.standardised(mean, by)
+        torch.testing.assert_close(
+            moved.encode(x), expected_codes(dictionary, z).float(), rtol=1e-3, atol=1e-3
+        )
+        expected = dictionary.reconstruct(z) * by + mean
+        torch.testing.assert_close(moved.reconstruct(x), expected, rtol=1e-3, atol=1e-3)
+    for wrong in (0.0, scale * torch.tensor([1.0, 1, 1, 0, 1, 1]), -scale):
+        with pytest.raises(VlmEditError, match="every scale must be above 0"):
+            dictionary.standardised(mean, wrong)
+
+
 @pytest.mark.parametrize("feature", [-1, M])
 def test_a_feature_that_does_not_exist_is_refused(feature):
     with pytest.raises(VlmEditError, match=rf"feature {feature} is not .* features 0 to {M - 1}"):

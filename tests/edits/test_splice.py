@@ -109,6 +109,32 @@ def test_gradients_equal_those_of_the_naive_way(activation, norm):
     assert not torch.allclose(gradients[0], weight)
 
 
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
+@pytest.mark.parametrize("norm", ["none", "layer_norm"])
+def test_gradients_of_the_dictionarys_own_weights_equal_those_of_the_naive_way(activation, norm):
+    """Whoever trains a dictionary through an edit goes by them."""
+    rules = [Scale([1, 2, 3], 0.25), Ablate([4, 5])]
+    x = torch.randn(3, 4, D, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(3, 4, generator=torch.Generator().manual_seed(2)) > 0.5
+    weight = torch.randn(3, 4, D, generator=torch.Generator().manual_seed(3))
+    gradients = []
+    for way in (
+        lambda d: Splice.of(d, rules)(x, None, "mixed", image),
+        lambda d: naive(d, rules, x, None, "mixed", image),
+    ):
+        dictionary = make(activation, norm, True, 0)
+        encoder = dictionary.encoder
+        leaves = [encoder.weight, encoder.bias, encoder.subtract, dictionary.decoder]
+        leaves += [encoder.centers["image"], encoder.centers["text"]]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        (way(dictionary) * weight).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+        assert mine.any()
+
+
 def test_gradients_of_tokens_outside_the_mask_pass_untouched():
     splice = Splice.of(make("relu", "layer_norm", False, 0), [Ablate(range(M))])
     x = torch.randn(1, 2, D, requires_grad=True)
