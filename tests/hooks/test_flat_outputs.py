@@ -250,6 +250,18 @@ def test_rows_that_are_not_the_calls_are_edited_as_a_mask_of_their_own_says():
     assert site.streams["unknown"] == site.phases["unknown"] == site.tokens == 3
 
 
+@pytest.mark.parametrize("choice", [{"phase": "prompt"}, {"phase": "decode"}, {"steps": (0, 2)}])
+def test_a_mask_of_rows_does_not_tell_their_phase_or_step(choice):
+    host, mask = Sorted(), torch.tensor([True, False, False, True, True])
+    inputs = {"input_ids": IDS, "attention_mask": (IDS != 0).long(), "pixel_values": torch.ones(1)}
+    edit = Patch.at("block", Dictionary.identity(4), [Steer([1], 2.0)], **choice)
+    with (
+        edit.attach(host, adapter=SORTED, mask=mask),
+        pytest.raises(VlmEditError, match="nobody can tell which row is which token"),
+    ):
+        host(**inputs)
+
+
 def test_an_edit_of_all_tokens_needs_no_rows_where_nothing_is_padded():
     host, ids = Sorted(), torch.tensor([[1, 7, 2], [4, 7, 3]])
     edit = Patch.at("block", Dictionary.identity(4), [Steer([1], 2.0)])

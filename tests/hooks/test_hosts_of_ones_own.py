@@ -1,0 +1,127 @@
+"""Hosts whose ``generate`` goes a way of its own."""
+
+import pytest
+import torch
+from torch import nn
+
+from vlm_edit import Adapter, Clamp, Dictionary, Patch, VlmEditError
+
+IMAGE, MARK = 7, 4.25
+OWN = Adapter.of({"block": ("block", "mixed", 4)}, image_token=IMAGE)
+
+
+class Held:
+    """As long as what was read."""
+
+    def __init__(self):
+        self.length = 0
+
+    def get_seq_length(self):
+        return self.length
+
+
+class Answering(nn.Module):
+    """Answers with two image tokens, of which one comes with an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block = nn.Embedding(8, 4), nn.Identity()
+
+    def forward(self, input_ids, pixel_values=None, cache=None):
+        hidden = self.block(self.embed(input_ids) + (0 if pixel_values is None else pixel_values))
+        cache.length += input_ids.shape[1]
+        return hidden
+
+    def generate(self, input_ids, pixel_values=None):
+        cache, step = Held(), torch.full((len(input_ids), 1), IMAGE)
+        prompt = self(input_ids, pixel_values, cache)
+        return [prompt, self(step, None, cache), self(step, pixel_values, cache)]
+
+
+@pytest.mark.parametrize("tokens", ["image", "text", "all"])
+@torch.no_grad()
+def test_a_step_that_comes_with_an_image_has_image_tokens_and_one_without_has_none(tokens):
+    host, ids = Answering(), torch.tensor([[1, IMAGE, 2], [1, 3, IMAGE]])
+    patch = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
+    with patch.attach(host, adapter=OWN) as attached:
+        outputs = host.generate(ids, pixel_values=torch.ones(1))
+    site, both = attached.report().sites[0], torch.ones(2, 1, dtype=torch.bool)
+    image = [ids == IMAGE, ~both, both]
+    chosen = {"image": image, "text": [~mask for mask in image], "all": [m | True for m in image]}
+    for output, expected in zip(outputs, chosen[tokens], strict=True):
+        assert torch.equal(output[..., 3] == MARK, expected)
+    assert site.streams == {
+        "image": 0 if tokens == "text" else 4,
+        "text": 0 if tokens == "image" else 6,
+        "unknown": 0,
+    }
+    assert site.phases["decode"] == (4 if tokens == "all" else 2)
+    assert tokens == "text" or site.steps == ((1, 1) if tokens == "image" else (0, 1))
+
+
+class InPieces(Answering):
+    """Reads embeddings two at a time, as a prompt too long for one call, then answers once."""
+
+    def forward(self, inputs_embeds=None, input_ids=None, cache=None):
+        embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        cache.length += embeds.shape[1]
+        return self.block(embeds)
+
+    def generate(self, inputs_embeds):
+        cache = Held()
+        pieces = [self(piece, cache=cache) for piece in inputs_embeds.split(2, 1)]
+        answers = [self(input_ids=torch.full((2, 1), 3), cache=cache) for _ in range(2)]
+        return torch.cat([*pieces, *answers], 1)
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"phase": "prompt"}, [1, 1, 1, 1, 1, 0, 0]),
+        ({"phase": "decode"}, [0, 0, 0, 0, 0, 1, 1]),
+        ({"phase": "decode", "steps": (1, 2)}, [0, 0, 0, 0, 0, 0, 1]),
+        ({"positions": (0, -1)}, [1, 0, 0, 0, 1, 0, 0]),
+    ],
+)
+@torch.no_grad()
+def test_a_prompt_of_embeddings_that_is_read_in_pieces_is_one_prompt(choice, expected):
+    patch = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), **choice)
+    host = InPieces()
+    with patch.attach(host, adapter=OWN):
+        output = host.generate(inputs_embeds=torch.randn(2, 5, 4))
+    assert (output[..., 3] == MARK).tolist() == [[bool(e) for e in expected]] * 2
+
+
+class Seeing(nn.Module):
+    """Puts places for patches into its embeddings, and looks at the image when it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block, self.eye = nn.Embedding(8, 4), nn.Identity(), nn.Identity()
+
+    def forward(self, inputs_embeds, attention_mask=None, images=None):  # noqa: ARG002
+        seen = self.eye(images)
+        return self.block(torch.cat([seen, inputs_embeds[:, seen.shape[1] :]], 1))
+
+    def generate(self, input_ids, attention_mask=None, images=None):
+        places = torch.zeros(len(input_ids), images.shape[1], 4)
+        embeds = torch.cat([places, self.embed(input_ids)], 1)
+        return self(inputs_embeds=embeds, attention_mask=attention_mask, images=images)
+
+
+@torch.no_grad()
+def test_padding_that_nobody_can_find_in_the_sequence_is_not_in_the_images():
+    sites = {"block": ("block", "mixed", 4), "eye": ("eye", "image", 4)}
+    own = Adapter.of(sites, image_token=IMAGE, visual_inputs=("images",))
+    ids, images = torch.tensor([[1, 2, 3], [0, 1, 2]]), torch.randn(2, 2, 4)
+    given = {"input_ids": ids, "attention_mask": (ids != 0).long(), "images": images}
+    host = Seeing()
+    with Patch.at("eye", Dictionary.identity(4), Clamp([3], MARK)).attach(host, adapter=own):
+        output = host.generate(**given)
+    assert (output[..., 3] == MARK).tolist() == [[True] * 2 + [False] * 3] * 2
+    edit = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK))
+    with (
+        edit.attach(host, adapter=own),
+        pytest.raises(VlmEditError, match="5 tokens of 3 ids, some of which are padding"),
+    ):
+        host.generate(**given)
