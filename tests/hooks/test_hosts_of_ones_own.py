@@ -112,7 +112,7 @@ class Seeing(nn.Module):
 @torch.no_grad()
 def test_padding_that_nobody_can_find_in_the_sequence_is_not_in_the_images():
     sites = {"block": ("block", "mixed", 4), "eye": ("eye", "image", 4)}
-    own = Adapter.of(sites, image_token=IMAGE, visual_inputs=("images",))
+    own = Adapter.of(sites, image_token=IMAGE, visual_inputs=("images",), grid="sizes")
     ids, images = torch.tensor([[1, 2, 3], [0, 1, 2]]), torch.randn(2, 2, 4)
     given = {"input_ids": ids, "attention_mask": (ids != 0).long(), "images": images}
     host = Seeing()
