@@ -148,6 +148,18 @@ def test_a_compiled_forward_is_one_graph(host, choice):
         torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_compiled_call_of_one_token_holds_one_sequence(host):
+    """Though nobody looks at its places there, and it has no attention mask."""
+    inputs = {"input_ids": torch.tensor([[5]]), "position_ids": torch.tensor([[0]])}
+    compiled = torch.compile(host, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        plain = host(**inputs).logits
+        with patch(phase="prompt").attach(compiled):
+            expected = host(**inputs).logits
+            torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(plain, expected, atol=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.kernels
 def test_inductor_gives_the_same_generation(host):

@@ -125,3 +125,48 @@ def test_padding_that_nobody_can_find_in_the_sequence_is_not_in_the_images():
         pytest.raises(VlmEditError, match="5 tokens of 3 ids, some of which are padding"),
     ):
         host.generate(**given)
+
+
+class Speaking(nn.Module):
+    """What a host speaks with, of embeddings alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Identity()
+
+    def forward(self, inputs_embeds):
+        return self.block(inputs_embeds)
+
+
+class Growing(nn.Module):
+    """Calls what it speaks with itself, on all that was said so far, without a cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.language = nn.Embedding(8, 4), Speaking()
+
+    def forward(self, input_ids, pixel_values=None):
+        return self.language(inputs_embeds=self.embed(input_ids) + pixel_values)
+
+    def generate(self, input_ids, pixel_values=None):
+        embeds, outputs = self.embed(input_ids) + pixel_values, []
+        for _ in range(3):
+            outputs.append(self.language(inputs_embeds=embeds))
+            embeds = torch.cat([embeds, self.embed(torch.full((len(embeds), 1), 5))], 1)
+        return outputs
+
+
+@pytest.mark.parametrize("tokens", ["image", "text"])
+@torch.no_grad()
+def test_what_grows_behind_the_prompt_without_a_cache_is_text(tokens):
+    own = Adapter.of(
+        {"block": ("language.block", "mixed", 4)}, image_token=IMAGE, calls=("language",)
+    )
+    host, ids = Growing(), torch.tensor([[1, IMAGE, 2], [1, 3, IMAGE]])
+    patch = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
+    with patch.attach(host, adapter=own):
+        outputs = host.generate(ids, pixel_values=torch.ones(1))
+    for grown, output in enumerate(outputs):
+        image = torch.cat([ids == IMAGE, torch.zeros(2, grown, dtype=torch.bool)], 1)
+        expected = image if tokens == "image" else ~image
+        assert torch.equal(output[..., 3] == MARK, expected)
