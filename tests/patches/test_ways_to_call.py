@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import CACHE, IMAGE_TOKEN
 from test_where_edits_act import LLAVA, generate, patch
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, StaticCache
 
 from vlm_edit import VlmEditError
 
@@ -105,6 +105,22 @@ def test_a_cache_that_was_added_to_tells_no_phase(llava_inputs):
             pytest.raises(VlmEditError, match="nobody can tell prompt from answer"),
         ):
             LLAVA(input_ids=torch.tensor([[7]]), **{CACHE: cache})
+
+
+@pytest.mark.parametrize("words", [1, 3])
+def test_a_cache_that_was_emptied_begins_with_a_prompt_of_its_own(words):
+    cache = StaticCache(config=LLAVA.config.get_text_config(), max_cache_len=16)
+    with torch.no_grad(), patch(phase="decode").attach(LLAVA) as attached:
+        LLAVA(input_ids=torch.tensor([[1, 5, 6, 7]]), **{CACHE: cache})
+        LLAVA(input_ids=torch.tensor([[8]]), **{CACHE: cache})
+        assert attached.report().sites[0].phases["decode"] == 1
+        cache.reset()
+        LLAVA(input_ids=torch.tensor([[1, 5, 6][:words]]), **{CACHE: cache})
+        assert attached.report().sites[0].phases["decode"] == 1
+        for _ in range(2):
+            LLAVA(input_ids=torch.tensor([[8]]), **{CACHE: cache})
+    site = attached.report().sites[0]
+    assert (site.phases["decode"], site.steps) == (3, (0, 1))
 
 
 def test_a_mask_counts_also_where_nothing_else_is_chosen(llava_inputs):

@@ -197,7 +197,7 @@ class CallTracker:
         cache = cache_of(output)
         if cache is not None and call.shape is not None:
             length = call.shape[1]
-            if isinstance(call.prompt, int) and call.prompt == length and _is_zero(call.start):
+            if isinstance(call.prompt, int) and call.prompt == length:
                 _remember(self._prompts, cache, length)
             elif length > 1:
                 _remember(self._prompts, cache, None)  # a piece of the prompt, or of the answer
@@ -208,7 +208,7 @@ class CallTracker:
             return
         if call.shape[1] == 1 and not torch.compiler.is_compiling():
             call.prompt = _recall(self._prompts, cache_in(inputs))
-        if call.prompt is None and _is_zero(call.start):
+        if _is_zero(call.start):  # also where an emptied cache held another prompt before
             call.prompt, call.prompt_real = call.shape[1], call.real
 
     def _generate(
