@@ -1,11 +1,11 @@
-"""Methods of a pipeline that encode and call each other: each call is its own method's."""
+"""Whose a call of an encoder is: of methods that call each other, and where one call has both."""
 
 import pytest
 import torch
 from conftest import random_dictionary
-from tiny_pipelines import LENGTH, WIDTH, clip_tokenizer, text_encoder
+from tiny_pipelines import LENGTH, PIPELINES, WIDTH, clip_tokenizer, text_encoder
 
-from vlm_edit import Patch, Scale
+from vlm_edit import Patch, Scale, record
 from vlm_edit.sites import Encoder, PipelineAdapter, join_adapters
 
 SITE = "words.text.1"
@@ -61,3 +61,27 @@ def test_after_a_method_within_a_method_the_outer_ones_prompts_are_known(branch,
         assert torch.equal(got, wanted)
     assert len(found) == (3 if inner == "title" else 2)
     assert not any(torch.equal(a, b) for a, b in zip(plain, edited, strict=True))
+
+
+@pytest.mark.parametrize("branch", ["cond", "uncond", "both"])
+def test_of_rows_that_are_meant_only_the_chosen_tokens_are_edited(branch):
+    """Kandinsky encodes prompts and negative prompts in one call, behind each other."""
+    kind, texts, shunned = PIPELINES["kandinsky_prior"], ["a cat", "a red dog"], ["a dog", "blue"]
+    pipeline, site, ids = kind.make(), "text_encoder.text.1", []
+    pipeline.text_encoder.register_forward_pre_hook(lambda _, args: ids.append(args[0]))
+    patch = Patch.at(site, random_dictionary(WIDTH), Scale(range(20), -2.0), positions=(0, 2))
+    with (
+        record(pipeline, site) as before,
+        patch.attach(pipeline, branch=branch),
+        record(pipeline, site) as after,
+    ):
+        kind.draw(pipeline, texts, negative_prompt=shunned)
+    mixed = 0
+    for rows, a, b in zip(ids, before.captures, after.captures, strict=True):
+        words = [pipeline.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+        assert set(words) <= {*texts, *shunned}
+        mixed += bool(set(words) & set(texts)) and bool(set(words) & set(shunned))
+        for word, changed in zip(words, (a.hidden != b.hidden).any(-1), strict=True):
+            meant = branch == "both" or (word in texts) == (branch == "cond")
+            assert changed.nonzero().flatten().tolist() == ([0, 2] if meant else [])
+    assert mixed

@@ -170,3 +170,60 @@ def test_what_grows_behind_the_prompt_without_a_cache_is_text(tokens):
         image = torch.cat([ids == IMAGE, torch.zeros(2, grown, dtype=torch.bool)], 1)
         expected = image if tokens == "image" else ~image
         assert torch.equal(output[..., 3] == MARK, expected)
+
+
+class Pruning(nn.Module):
+    """Goes on without the first tokens, as hosts do that drop image tokens on their way."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block = nn.Embedding(8, 4), nn.Identity()
+
+    def forward(self, input_ids, pixel_values=None):
+        return self.block(self.embed(input_ids)[:, 1:] + pixel_values)
+
+
+@pytest.mark.parametrize(
+    "choice", [{"tokens": "image"}, {"tokens": "text"}, {"positions": (-1,)}, {"positions": (0,)}]
+)
+def test_of_tokens_that_were_dropped_on_the_way_nobody_guesses_which_are_left(choice):
+    host, ids = Pruning(), torch.tensor([[1, IMAGE, 2], [1, 3, IMAGE]])
+    patch = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), **choice)
+    with (
+        patch.attach(host, adapter=OWN),
+        pytest.raises(
+            VlmEditError, match=r"shape \((2|1), 3\) but this site's output is \(2, 2, 4\)"
+        ),
+    ):
+        host(ids, pixel_values=torch.ones(1))
+
+
+class Direct(nn.Module):
+    """Calls a part as a whole, or straight what is in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.language = nn.Embedding(8, 4), Speaking()
+
+    def forward(self, input_ids, pixel_values=None, straight=False):
+        embeds = self.embed(input_ids) + pixel_values
+        return (self.language.block if straight else self.language)(embeds)
+
+
+@torch.no_grad()
+def test_of_a_call_that_was_interrupted_within_a_part_nothing_is_left():
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    own = Adapter.of(
+        {"block": ("language.block", "mixed", 4)}, image_token=IMAGE, calls=("language",)
+    )
+    host, patch = Direct(), Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), "image")
+    before, ids = torch.tensor([[IMAGE, IMAGE, 2]]), torch.tensor([[1, 2, IMAGE]])
+    with patch.attach(host, adapter=own):
+        handle = host.language.block.register_forward_pre_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            host(before, pixel_values=torch.ones(1))
+        handle.remove()
+        output = host(ids, pixel_values=torch.ones(1), straight=True)
+    assert torch.equal(output[..., 3] == MARK, ids == IMAGE)
