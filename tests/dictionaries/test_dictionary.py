@@ -264,11 +264,23 @@ def test_centers_need_to_know_the_stream():
         ({"k": 3}, "k goes with"),
         ({"activation": "topk", "k": 0}, "k is 0; it must lie between 1 and the 20 features"),
         ({"activation": "topk", "k": M + 1}, "k is 21"),
+        ({"soft_cap": 0.0}, "soft_cap is 0.0; it must be a number above 0"),
+        ({"soft_cap": float("inf")}, "soft_cap is inf"),
+        ({"soft_cap": float("nan")}, "soft_cap is nan"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_once(change, message):
     with pytest.raises(VlmEditError, match=message):
         Encoder(**({"weight": torch.zeros(D, M), "bias": torch.zeros(M)} | change))
+
+
+@pytest.mark.parametrize("activation", ["topk", "topk_signed", "topk_abs", "groupmax"])
+def test_where_all_features_stay_none_competes(activation):
+    encoder = Encoder(torch.eye(3), torch.zeros(3), activation, k=3)
+    x = torch.tensor([[1.0, -2.0, 0.5]])
+    signed = activation in ("topk_signed", "topk_abs")
+    code = Dictionary(encoder, torch.eye(3), torch.zeros(3)).encode(x)
+    assert code.tolist() == [[1.0, -2.0 if signed else 0.0, 0.5]]
 
 
 def test_halves_of_different_shapes_are_refused():

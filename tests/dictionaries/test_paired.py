@@ -101,6 +101,11 @@ def test_either_ones_origin_is_held():
             both.expect_site("vision.2")
 
 
+def test_where_the_two_tell_different_things_the_images_is_told():
+    image, text = half(0, info={"run": "a", "site": "joint"}), half(1, info={"run": "b", "k": "8"})
+    assert PairedDictionary(image, text).info == {"run": "a", "site": "joint", "k": "8"}
+
+
 def test_its_digest_tells_both_and_their_sides(paired):
     turned = PairedDictionary(half(1, centers=["text"]), half(0, centers=["image"]))
     other = PairedDictionary(paired.image, half(2, centers=["text"]))

@@ -163,6 +163,7 @@ def test_keep_touches_all_others():
     ("make", "message"),
     [
         (lambda: Blend([1, 2], [1.0]), "reference has 1 values for 2 features"),
+        (lambda: Blend([1, 2], [1.0] * 3), "reference has 3 values for 2 features"),
         (lambda: Blend([1], "4"), "reference must be a list of numbers, got '4'"),
         (lambda: Blend([1], 4.0), "reference must be a list of numbers, got 4.0"),
         (lambda: Blend([1], [float("nan")]), "reference must be a finite number"),

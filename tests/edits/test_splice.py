@@ -240,6 +240,22 @@ def test_an_edit_without_rules_or_of_a_missing_feature_is_refused():
         Splice.of(make("relu", "none", False, 0), [Ablate([0, M])])
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "name", ["weight", "bias", "threshold", "subtract", "image", "text", "decoder", "decoder_bias"]
+)
+def test_weights_that_would_turn_outputs_to_nan_are_refused(name, wrong):
+    dictionary = make("jumprelu", "none", True, 0)
+    encoder, gate = dictionary.encoder, 0.5 if name == "decoder_bias" else None
+    spoiled = dictionary if name.startswith("decoder") else encoder
+    tensor = encoder.centers.get(name)
+    tensor = getattr(spoiled, name) if tensor is None else tensor
+    at = (2,) * tensor.ndim  # of feature 2, where a tensor has features
+    tensor[at] = wrong
+    with pytest.raises(VlmEditError, match="of features 2 holds NaN or infinity: fetch the dic"):
+        Splice.of(dictionary, [Ablate([2])], gate)
+
+
 @pytest.mark.parametrize("activation", ["relu", "topk"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_steering_adds_one_vector_and_encodes_nothing(activation, dtype, monkeypatch):
