@@ -558,6 +558,13 @@ def saved(clip, clip_processor, files, dictionary, tmp_path) -> tuple[Any, Path]
     return found, tmp_path / "deep" / "result"
 
 
+def test_a_state_that_holds_more_than_is_known_is_refused() -> None:
+    state = MeasurementAccumulator(4).state_dict()
+    MeasurementAccumulator(4).load_state_dict(state)
+    with pytest.raises(VlmEditError, match=r"another version: it also holds 'surprise\.sum'"):
+        MeasurementAccumulator(4).load_state_dict(state | {"surprise.sum": torch.zeros(4)})
+
+
 def test_saved_rows_say_what_was_measured_of_each_feature(saved) -> None:
     found, folder = saved
     with (folder / "features.csv").open(newline="", encoding="utf-8") as file:

@@ -1,5 +1,7 @@
 """Codes against a formula in float64, written from the formats' papers and not from the code."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -281,6 +283,27 @@ def test_where_all_features_stay_none_competes(activation):
     signed = activation in ("topk_signed", "topk_abs")
     code = Dictionary(encoder, torch.eye(3), torch.zeros(3)).encode(x)
     assert code.tolist() == [[1.0, -2.0 if signed else 0.0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    "name", ["weight", "bias", "threshold", "subtract", "image", "text", "decoder", "decoder_bias"]
+)
+def test_a_digest_tells_every_number(name):
+    one, other = (make("jumprelu", centers=("image", "text")) for _ in range(2))
+    assert one.digest() == other.digest()
+    spoiled = other if name.startswith("decoder") else other.encoder
+    tensor = other.encoder.centers.get(name)
+    tensor = getattr(spoiled, name) if tensor is None else tensor
+    tensor.view(-1)[-1] += 1e-3
+    assert one.digest() != other.digest()
+
+
+@pytest.mark.parametrize(
+    "change", [{"k": 3}, {"norm": "layer_norm"}, {"soft_cap": 2.0}, {"activation": "topk_abs"}]
+)
+def test_a_digest_tells_every_option(change):
+    one = make("topk")
+    assert replace(one, encoder=replace(one.encoder, **change)).digest() != one.digest()
 
 
 def test_halves_of_different_shapes_are_refused():

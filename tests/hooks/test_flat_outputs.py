@@ -329,6 +329,15 @@ def test_a_pooled_output_of_both_streams_is_of_neither():
         Selection("image").choose(where, hidden)
 
 
+def test_a_pooled_output_of_both_streams_is_the_prompts():
+    host, edit = Pooled(), Patch.at("block", Dictionary.identity(4), [Steer([1], 2.0)])
+    with edit.attach(host, adapter=SORTED) as attached, torch.no_grad():
+        host(torch.tensor([[1, 7, 2], [1, 7, 3]]), torch.ones(1))
+    site = attached.report().sites[0]
+    assert (site.tokens, site.steps) == (2, None)
+    assert site.phases == {"prompt": 2, "decode": 0, "unknown": 0}
+
+
 def test_one_row_that_holds_all_is_seen_as_the_calls_rows():
     call = Call((2, 3), start=0)
     hidden = torch.arange(24.0).view(1, 6, 4)

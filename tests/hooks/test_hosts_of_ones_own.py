@@ -172,6 +172,46 @@ def test_what_grows_behind_the_prompt_without_a_cache_is_text(tokens):
         assert torch.equal(output[..., 3] == MARK, expected)
 
 
+class Continuing(nn.Module):
+    """Is given the new part of a conversation, and calls what it speaks with itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.language = nn.Embedding(8, 4), Remembering()
+
+    def forward(self, input_ids, pixel_values=None):
+        return self.language(self.embed(input_ids) + pixel_values)
+
+    def generate(self, input_ids, attention_mask=None, pixel_values=None, cache=None):  # noqa: ARG002
+        return self.language(self.embed(input_ids) + pixel_values, cache)
+
+
+class Remembering(Speaking):
+    def forward(self, inputs_embeds, cache=None):
+        cache.length += inputs_embeds.shape[1]
+        return self.block(inputs_embeds)
+
+
+@pytest.mark.parametrize("tokens", ["image", "text"])
+@torch.no_grad()
+def test_images_of_the_new_part_of_a_conversation_stand_where_it_begins(tokens):
+    own = Adapter.of(
+        {"block": ("language.block", "mixed", 4)}, image_token=IMAGE, calls=("language",)
+    )
+    host, ids, cache = Continuing(), torch.tensor([[IMAGE, 2, IMAGE], [3, IMAGE, 2]]), Held()
+    cache.length = 4
+    patch = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
+    with patch.attach(host, adapter=own):
+        output = host.generate(
+            ids,
+            attention_mask=torch.ones(2, 7, dtype=torch.long),
+            pixel_values=torch.ones(1),
+            cache=cache,
+        )
+    image = ids == IMAGE
+    assert torch.equal(output[..., 3] == MARK, image if tokens == "image" else ~image)
+
+
 class Pruning(nn.Module):
     """Goes on without the first tokens, as hosts do that drop image tokens on their way."""
 
