@@ -18,7 +18,7 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def made(activation, cap=None, norm="none"):
+def made(activation, cap=None):
     return Dictionary(
         Encoder(
             random(D, M) / D**0.5,
@@ -27,7 +27,6 @@ def made(activation, cap=None, norm="none"):
             threshold=random(M, seed=2) / 3 if activation == "jumprelu" else None,
             k=K if activation.startswith("topk") or activation == "groupmax" else None,
             subtract=random(D, seed=3) / 4,
-            norm=norm,
             soft_cap=cap,
         ),
         random(M, D, seed=4) / D**0.5,
@@ -113,8 +112,7 @@ def test_an_ablation_takes_out_just_what_the_formula_puts_in(activation, cap, fe
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_one_token_that_no_touched_feature_could_be_active_in_keeps_every_bit(activation):
-    """Neither are features that are below zero, where the activation drops these."""
+def test_a_token_alone_keeps_every_bit_where_the_touched_feature_is_silent(activation):
     dictionary, tokens = made(activation), random(40, D, seed=9)
     silent = torch.tensor([code_by_hand(dictionary, x)[FEW[0]] == 0 for x in tokens])
     assert silent.any() != (activation == "identity")
