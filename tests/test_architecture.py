@@ -68,7 +68,6 @@ ARROWS: dict[str, set[str]] = {
     },
 }
 ARROWS["tasks"] = set(ARROWS)
-ARROWS["demo"] = set(ARROWS) - {"tasks"}
 ARROWS["cli"] = set(ARROWS)
 ARROWS["__main__"] = {"cli"}
 

@@ -14,11 +14,11 @@ from common import Subject
 from torch import Tensor
 
 from vlm_edit import zoo
-from vlm_edit.demo.factors import TEXT_ONLY, VISION_ONLY
 from vlm_edit.interpretability import bridge_score
 from vlm_edit.probing import variance_explained
 from vlm_edit.report import Table
 from vlm_edit.statistics import Estimate, auc, auc_difference, auc_estimate
+from vlm_edit.tasks.demo.factors import TEXT_ONLY, VISION_ONLY
 
 CARRIES = 0.1  # share of variance from which on a feature is about a factor
 SHARED = 0.05  # the same for the group of the concept, of which single features carry less

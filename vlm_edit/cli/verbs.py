@@ -11,7 +11,7 @@ from vlm_edit.sites import class_of, find_sites, unwrap
 
 def demo(options: argparse.Namespace) -> int:
     """``vlm-edit demo``."""
-    from vlm_edit.demo import as_known, run, run_generation
+    from vlm_edit.tasks.demo import as_known, run, run_generation
 
     quiet_when_piped()
     done = run_generation(options.out) if options.llava else run(options.out or "vlm-edit-demo")

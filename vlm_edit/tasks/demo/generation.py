@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from vlm_edit import zoo
-from vlm_edit.demo.ablation import Ablation
-from vlm_edit.demo.factors import Check
-from vlm_edit.demo.interview import Interview, Sizes, draw
-from vlm_edit.demo.pages import check_table, write_if_possible
-from vlm_edit.demo.steering import Steering
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
 from vlm_edit.files import make_folder
 from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
 from vlm_edit.report import Examples, Table, class_table
+from vlm_edit.tasks.demo.ablation import Ablation
+from vlm_edit.tasks.demo.factors import Check
+from vlm_edit.tasks.demo.interview import Interview, Sizes, draw
+from vlm_edit.tasks.demo.pages import check_table, write_if_possible
+from vlm_edit.tasks.demo.steering import Steering
 from vlm_edit.zoo.questions import QUESTIONS
 
 SITE = "language.0"

@@ -13,14 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit import zoo
-from vlm_edit.demo.edits import SITE, Edits
-from vlm_edit.demo.factors import (
-    Check,
-    Reading,
-    checks,
-    factor_table,
-)
-from vlm_edit.demo.pages import check_table, write_if_possible
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
 from vlm_edit.files import make_folder
@@ -28,6 +20,14 @@ from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table, class_table, feature_table
+from vlm_edit.tasks.demo.edits import SITE, Edits
+from vlm_edit.tasks.demo.factors import (
+    Check,
+    Reading,
+    checks,
+    factor_table,
+)
+from vlm_edit.tasks.demo.pages import check_table, write_if_possible
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from vlm_edit.controls import turned
-from vlm_edit.demo.factors import CARRIES, Check, estimates
-from vlm_edit.demo.interview import Interview, Sizes, cells, draw
 from vlm_edit.edits import Clamp, Rule
 from vlm_edit.patches import Patch
 from vlm_edit.probing import variance_explained
 from vlm_edit.report import Table
 from vlm_edit.statistics import mean_estimate
+from vlm_edit.tasks.demo.factors import CARRIES, Check, estimates
+from vlm_edit.tasks.demo.interview import Interview, Sizes, cells, draw
 
 GAIN = 8.0  # how far steering overshoots the target's mean; chosen on drawings not shipped
 

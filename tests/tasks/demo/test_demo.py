@@ -9,7 +9,9 @@ import torch
 
 from vlm_edit import load_patch, zoo
 from vlm_edit.cli import main
-from vlm_edit.demo.factors import (
+from vlm_edit.dominance import Cut, modality_dominance
+from vlm_edit.measurement import Reader
+from vlm_edit.tasks.demo.factors import (
     QUANTITIES,
     Check,
     Reading,
@@ -20,8 +22,6 @@ from vlm_edit.demo.factors import (
     factor_table,
     over_draws,
 )
-from vlm_edit.dominance import Cut, modality_dominance
-from vlm_edit.measurement import Reader
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def codes() -> dict[str, torch.Tensor]:
     return {s: torch.cat([batch.codes[s].dense() for batch in batches]) for s in ("image", "text")}
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 UNTRUE = "group is read best from cross features"
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit import zoo
-from vlm_edit.demo.factors import QUANTITIES, Check, Reading, class_rows, estimates, note
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate, Splice
 from vlm_edit.hooks import record
@@ -20,6 +19,7 @@ from vlm_edit.pairs import Pairs
 from vlm_edit.patches import load_patch
 from vlm_edit.probing import hits
 from vlm_edit.report import Examples, Table
+from vlm_edit.tasks.demo.factors import QUANTITIES, Check, Reading, class_rows, estimates, note
 
 SITE = "joint"
 PROMPT = "a picture of {}"

@@ -5,12 +5,12 @@ import torch
 
 from vlm_edit import zoo
 from vlm_edit.cli import main
-from vlm_edit.demo import generation
-from vlm_edit.demo.ablation import Ablation
-from vlm_edit.demo.generation import SITE
-from vlm_edit.demo.interview import Interview, Sizes, guess
-from vlm_edit.demo.steering import Steering
 from vlm_edit.measurement import load_measurement
+from vlm_edit.tasks.demo import generation
+from vlm_edit.tasks.demo.ablation import Ablation
+from vlm_edit.tasks.demo.generation import SITE
+from vlm_edit.tasks.demo.interview import Interview, Sizes, guess
+from vlm_edit.tasks.demo.steering import Steering
 
 SMALL = Sizes(edited=64, control=48, target=8, draws=1)
 

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from vlm_edit.controls import activity_matched, random_features, turned
-from vlm_edit.demo.factors import Check, alive, estimates, over_draws
-from vlm_edit.demo.interview import (
+from vlm_edit.edits import Ablate
+from vlm_edit.patches import Patch
+from vlm_edit.report import Table
+from vlm_edit.statistics import Estimate, drawn_difference, mean_estimate
+from vlm_edit.tasks.demo.factors import Check, alive, estimates, over_draws
+from vlm_edit.tasks.demo.interview import (
     ASKED,
     Interview,
     Sizes,
@@ -18,10 +22,6 @@ from vlm_edit.demo.interview import (
     draw,
     guess,
 )
-from vlm_edit.edits import Ablate
-from vlm_edit.patches import Patch
-from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate, drawn_difference, mean_estimate
 
 COLUMNS = ("name", "background", "who (people)")
 

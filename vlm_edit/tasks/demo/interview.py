@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from vlm_edit.demo.factors import DRAWS
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Rule
 from vlm_edit.hooks import record
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.statistics import Estimate, proportion
+from vlm_edit.tasks.demo.factors import DRAWS
 from vlm_edit.zoo.questions import QUESTIONS, answers, ask
 
 ASKED = ("what", "background", "who")

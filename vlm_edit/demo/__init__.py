@@ -1,7 +1,0 @@
-"""The demonstrations: the whole way on the bundled hosts, checked against what is known of them."""
-
-from vlm_edit.demo.factors import as_known
-from vlm_edit.demo.generation import run as run_generation
-from vlm_edit.demo.steps import run
-
-__all__ = ["as_known", "run", "run_generation"]
