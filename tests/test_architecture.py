@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "vlm_edit"
 ADAPTERS = ROOT / "adapters" / "vlm_edit_adapters"
+EXPERIMENTS = ROOT / "docs" / "experiments"  # not installed
 
 # A room is a module or a package right below vlm_edit; each may import the rooms in its set.
 # docs/architecture.md says the same in words: change both together.
@@ -53,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
         *("measurement", "pairs", "fingerprint", "statistics"),
     },
     "tuning": {"errors", "patches", "report", "files", "statistics"},
-    "zoo": {"errors", "pairs", "dictionaries", "hooks", "probing", "statistics"},
+    "zoo": {"errors", "pairs", "dictionaries"},
     "report": {
         *(
             "errors",
@@ -86,7 +87,6 @@ WRITERS = {
     "report/picture.py": "encodes a picture into a buffer",
     "report/sprites.py": "encodes a picture into a buffer",
     "dictionaries/formats/saving.py": "writes as another library does, beside the targets",
-    "zoo/recipes/": "rebuild what is bundled, by hand, into a folder that nothing reads meanwhile",
 }
 # Of these, ``save`` is our own, which writes by the room of files.
 SAVED = {"self", "patch", "found", "merged", "saved", "next(iter(named.values()))"}
@@ -308,6 +308,14 @@ def test_the_core_imports_no_adapter() -> None:
     assert importers_of("vlm_edit_adapters", CORE) == set()
 
 
+def test_nothing_that_is_installed_imports_an_experiment() -> None:
+    names = {path.parent.name for path in EXPERIMENTS.glob("*/*.py")}
+    names |= {path.stem for path in EXPERIMENTS.glob("*.py")}
+    assert {"recipes", "results"} <= names
+    for name in names - {"__main__"}:
+        assert importers_of(name, CORE) == importers_of(name, ADAPTERS) == set(), name
+
+
 def test_importing_the_library_loads_nothing_heavy_but_torch() -> None:
     code = (
         "import json, sys, torch\n"
@@ -361,7 +369,7 @@ def test_an_arrow_that_points_up_is_found(tmp_path: Path) -> None:
     ],
 )
 def test_every_way_to_import_a_room_is_seen(line: str, tmp_path: Path) -> None:
-    core = tree(tmp_path, {"cli.py": "", "zoo/__init__.py": "", "zoo/recipes.py": line})
+    core = tree(tmp_path, {"cli.py": "", "zoo/__init__.py": "", "zoo/unclip.py": line})
     (message,) = forbidden_arrows(core)
     assert message.endswith("zoo may not import cli")
 

@@ -324,9 +324,12 @@ def test_a_pipe_among_the_edits_of_a_run_is_told_at_once(tmp_path):
 def test_every_image_of_a_file_is_opened_by_its_format():
     """One function opens what users bring; the rest names one format, of bytes just made."""
     found = {}
-    for path in sorted((ROOT / "vlm_edit").rglob("*.py")):
+    for path in [p for f in ("vlm_edit", "docs") for p in sorted((ROOT / f).rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
                 words = {word.arg for word in node.keywords}
                 found[path.relative_to(ROOT).as_posix()] = words
-    assert found == {"vlm_edit/pairs.py": {"formats"}, "vlm_edit/zoo/recipes/pairs.py": {"formats"}}
+    assert found == {
+        "vlm_edit/pairs.py": {"formats"},
+        "docs/experiments/recipes/pairs.py": {"formats"},
+    }

@@ -231,6 +231,22 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
     assert {name for name in names if not name.startswith(info)} == set(source_files())
 
 
+def test_the_experiments_are_in_the_sdist_and_not_installed(
+    installed: Environment, distributions: Path
+) -> None:
+    names = ("recipes", "results", "vlm_edit.zoo.recipes")
+    answer = installed.ask(
+        "from importlib.util import find_spec\n"
+        f"answer = [name for name in {names!r} if find_spec(name) is not None]"
+    )
+    assert answer == []
+    (sdist,) = distributions.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    experiments = (ROOT / "docs" / "experiments").rglob("*.py")
+    assert {path.relative_to(ROOT).as_posix() for path in experiments} <= held
+
+
 def test_the_wheel_and_the_sdist_carry_the_licences(wheel: Path, distributions: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         licences = {name.split("/")[-1] for name in archive.namelist() if "/licenses/" in name}

@@ -3,7 +3,6 @@
 import importlib
 import math
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,25 +13,21 @@ import torch
 
 pytestmark = pytest.mark.kernels
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS = DOCS / "experiments" / "results"
 
 
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[Any]:
-    """Imports a script of docs/results by name."""
-    before, threads = set(sys.modules), torch.get_num_threads()
-    sys.path.insert(0, str(RESULTS))
+    """Imports a script of docs/experiments/results by name."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
     def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
+        return importlib.import_module(f"results.{name}")
 
     yield load
     torch.set_num_threads(threads)
-    sys.path.remove(str(RESULTS))
-    for name in set(sys.modules) - before:
-        if str(RESULTS) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 def expect_close(found: Any, stored: Any, where: str = "", near: float = 0.02) -> None:
@@ -103,13 +98,13 @@ def _counted(name: str) -> tuple[str, int]:
 def test_examples_on_other_pages_are_what_the_stored_results_say(scripts) -> None:
     page = scripts("page")
     for file, name in page.EXAMPLES.items():
-        text = (RESULTS.parent / file).read_text("utf-8")
-        assert text == page.filled(file, name), "run: python docs/results/page.py"
+        text = (DOCS / file).read_text("utf-8")
+        assert text == page.filled(file, name), "run: python docs/experiments results.page"
 
 
 def test_the_page_of_results_is_what_the_stored_results_say(scripts) -> None:
     page = scripts("page")
-    assert page.PAGE.read_text("utf-8") == page.page(), "run: python docs/results/page.py"
+    assert page.PAGE.read_text("utf-8") == page.page(), "run: python docs/experiments results.page"
 
 
 def test_every_stored_result_is_on_the_page_with_its_command(scripts) -> None:
@@ -120,7 +115,7 @@ def test_every_stored_result_is_on_the_page_with_its_command(scripts) -> None:
     text = page.page()
     for name in named:
         options = getattr(scripts(name), "OPTIONS", "")
-        assert f"python docs/results/{name}.py{options}\n" in text
+        assert f"python docs/experiments results.{name}{options}\n" in text
 
 
 def test_classes_of_the_joint_dictionary_come_out_as_stored(scripts) -> None:
@@ -238,7 +233,9 @@ def test_what_is_left_of_gender_comes_out_as_stored(scripts) -> None:
 
 def test_the_picture_of_the_rules_is_what_they_draw(scripts) -> None:
     script = scripts("pictures")
-    assert script.OUT.read_text("utf-8") == script.picture(), "run: python docs/results/pictures.py"
+    assert script.OUT.read_text("utf-8") == script.picture(), (
+        "run: python docs/experiments results.pictures"
+    )
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Compare training with sae-lens' own trainer: explained variance at equal L0, time per step.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/dictionary_training.py --pairs build/emoji \
-        --sae-lens VENV/bin/python
+    PYTHONPATH=docs/experiments OMP_NUM_THREADS=1 python \
+        tests/benchmarks/dictionary_training.py --pairs build/emoji --sae-lens VENV/bin/python
 
 VENV is an environment with ``sae-lens==6.54.12``, build/emoji is what the zoo's pairs recipe
 rendered. Both train BatchTopK dictionaries on the same joint embeddings of emoji-clip, of both
@@ -92,10 +92,10 @@ def embeddings(pairs: Path, batches: int = 120) -> dict[str, torch.Tensor]:
     """Joint embeddings of both streams, of training drawings and of the shipped pairs."""
     from transformers import CLIPProcessor
 
+    from recipes.batches import TrainingPairs
+    from recipes.dictionaries import collect as collect_batches
+    from recipes.dictionaries import plain
     from vlm_edit import collect, zoo
-    from vlm_edit.zoo.recipes.batches import TrainingPairs
-    from vlm_edit.zoo.recipes.dictionaries import collect as collect_batches
-    from vlm_edit.zoo.recipes.dictionaries import plain
 
     host, processor = zoo.load_host()
     assert isinstance(processor, CLIPProcessor)

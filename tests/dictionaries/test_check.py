@@ -7,9 +7,9 @@ from itertools import islice
 import pytest
 import torch
 
+from recipes.language import activations, shipped_inputs
 from vlm_edit import Dictionary, VlmEditError, record, zoo
 from vlm_edit.dictionaries import Encoder, TrainConfig, train_dictionary
-from vlm_edit.zoo.recipes.language import activations, shipped_inputs
 
 ELSEWHERE = "probably come from another layer or another host"
 

@@ -5,9 +5,9 @@ from itertools import islice
 import pytest
 import torch
 
+from recipes.language import CONFIG, activations, layers, shipped_inputs
 from vlm_edit import Ablate, Patch, VlmEditError, find_sites, measure, record, zoo
 from vlm_edit.zoo.questions import QUESTIONS, ask
-from vlm_edit.zoo.recipes.language import CONFIG, activations, layers, shipped_inputs
 
 LANGUAGE = [f"language.{i}" for i in range(4)]
 

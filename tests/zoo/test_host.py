@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from transformers import AutoProcessor, CLIPModel, CLIPProcessor
 
+from recipes import evaluate, training
+from recipes.architecture import sine_positions
+from recipes.augment import Augmenter, Strength, premultiply
+from recipes.batches import TrainingPairs, may_mirror
+from recipes.words import LENGTH, train_tokenizer
 from vlm_edit import zoo
 from vlm_edit.probing import probe
-from vlm_edit.zoo.recipes import evaluate, training
-from vlm_edit.zoo.recipes.architecture import sine_positions
-from vlm_edit.zoo.recipes.augment import Augmenter, Strength, premultiply
-from vlm_edit.zoo.recipes.batches import TrainingPairs, may_mirror
-from vlm_edit.zoo.recipes.words import LENGTH, train_tokenizer
 
 
 @pytest.fixture(scope="module")

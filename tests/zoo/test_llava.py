@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
+from recipes import speaking
+from recipes.augment import Strength
+from recipes.dialogues import Dialogues, every_text, pack, train_speaker, visible
 from vlm_edit import Ablate, Patch, find_sites, measure, zoo
 from vlm_edit.zoo.questions import QUESTIONS, answers, ask
-from vlm_edit.zoo.recipes import speaking
-from vlm_edit.zoo.recipes.augment import Strength
-from vlm_edit.zoo.recipes.dialogues import Dialogues, every_text, pack, train_speaker, visible
 
 SITE = "language.0"
 
@@ -137,7 +137,7 @@ def test_its_sites_are_live_and_its_dictionary_fits_one(llava, pairs):
 
 
 def test_the_dictionary_explains_what_its_card_says(llava):
-    from vlm_edit.zoo.recipes.language import activations, shipped_inputs
+    from recipes.language import activations, shipped_inputs
 
     card = (zoo.DICTIONARIES / "README.md").read_text("utf-8")
     model, processor = llava

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2_contingency
 
+from recipes import captions, concepts, icons, pairs, splits
+from recipes.concepts import Names, Variant
 from vlm_edit import zoo
-from vlm_edit.zoo.recipes import captions, concepts, icons, pairs, splits
-from vlm_edit.zoo.recipes.concepts import Names, Variant
 
 ALONE = ("background", "language", "phrasing")
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +19,12 @@ from safetensors.torch import load_file
 
 pytest.importorskip("diffusers")
 
+from recipes import unclip_drawings, unclip_judge, unclip_scores, unclip_training
+from recipes.pairs import BACKGROUNDS, COLUMNS
 from vlm_edit import zoo
-from vlm_edit.zoo.recipes import unclip_drawings, unclip_judge, unclip_scores, unclip_training
-from vlm_edit.zoo.recipes.pairs import BACKGROUNDS, COLUMNS
 from vlm_edit.zoo.unclip import PATCH, UnclipPipeline, condition
 
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "docs" / "experiments"
 THINGS = 8
 SPLITS = ("train", "hv-dev", "hv-test")
 
@@ -233,7 +235,7 @@ def test_what_ships_is_the_average_in_half_precision(supply, recipe, tmp_path):
 
 @pytest.mark.slow
 def test_a_training_that_is_killed_goes_on_and_leaves_a_pipeline(rendered, tmp_path):
-    command = [sys.executable, "-m", "vlm_edit.zoo.recipes.unclip", "--pairs", str(rendered)]
+    command = [sys.executable, str(EXPERIMENTS), "recipes.unclip", "--pairs", str(rendered)]
     command += ["--out", str(tmp_path), "--batch", "2", "--judge-batch", "2", "--device", "cpu"]
     command += ["--judge-minutes", "0.01", "--layout", "contiguous", "--checkpoint", "1"]
     command += ["--no-baseline", "--count", "4", "--steps", "1", "--guidance", "2"]

@@ -3,7 +3,7 @@
 The hosts are `emoji-clip`, a transformers `CLIPModel` trained on emoji of seven vendors, and
 `emoji-llava`, a `LlavaForConditionalGeneration` on its vision tower that answers questions. The
 pairs show emoji that neither has seen drawn by that vendor, with captions in three languages.
-Recipes that rebuild all of it are in `vlm_edit.zoo.recipes`.
+Recipes that rebuild all of it are in `docs/experiments/recipes` of a checkout, not installed.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def load_judge(dtype: torch.dtype = torch.float32) -> ResNetForImageClassificati
     """Load the bundled classifier of emoji, which no other model here was trained with.
 
     It names label, vendor, background and skin tone of 64x64 pictures, and judges what
-    ``emoji-unclip`` draws; ``vlm_edit.zoo.recipes.unclip_judge.judge`` reads its outputs.
+    ``emoji-unclip`` draws; ``recipes.unclip_judge.judge`` of `docs/experiments` reads its outputs.
 
     Args:
         dtype: Type of the weights; they are stored in half precision.
