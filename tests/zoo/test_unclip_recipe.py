@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 pytest.importorskip("diffusers")
 
 from recipes import unclip_drawings, unclip_judge, unclip_scores, unclip_training
+from recipes.checkpoints import read_facts
 from recipes.pairs import BACKGROUNDS, COLUMNS
 from vlm_edit import zoo
 from vlm_edit.zoo.unclip import PATCH, UnclipPipeline, condition
@@ -195,7 +196,8 @@ def test_the_rate_warms_up_and_falls_to_nothing_over_the_time():
 def steps(trainer, seed, count):
     trainer.supply.reseed(seed)
     for _ in range(count):
-        trainer._one_step(0.1)
+        trainer.spent = 0.1 * trainer.seconds
+        trainer.one_step()
         trainer.step += 1
 
 
@@ -247,14 +249,14 @@ def test_a_training_that_is_killed_goes_on_and_leaves_a_pipeline(rendered, tmp_p
         time.sleep(0.1)
     endless.send_signal(signal.SIGKILL)
     endless.wait()
-    before = int(unclip_training.read_facts(checkpoint)["step"])
+    before = int(read_facts(checkpoint)["step"])
     assert before > 0
     told = subprocess.run(
         [*command, "--minutes", "0.05"], env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert f"going on from step {before}" in told
     assert "judge trained" not in told  # it was, before the kill
-    assert int(unclip_training.read_facts(checkpoint)["step"]) >= before
+    assert int(read_facts(checkpoint)["step"]) >= before
     assert load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     report = (tmp_path / "report.md").read_text("utf-8")
     assert "drawn from the caption" in report and (tmp_path / "grid.png").is_file()

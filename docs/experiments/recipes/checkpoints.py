@@ -1,13 +1,12 @@
-"""Parts of a training run that every host's trainer shares."""
+"""What the checkpoint of a training run holds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
@@ -22,22 +21,6 @@ def read_facts(checkpoint: Path) -> dict[str, str]:
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose name starts so, without that start."""
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def share_gradients(parameters: Sequence[Tensor], world: int) -> None:
-    """Replace gradients by their mean over all processes.
-
-    Args:
-        parameters: The same in every process.
-        world: Number of processes.
-    """
-    if world == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients]) / world
-    dist.all_reduce(flat)
-    parts = flat.split([g.numel() for g in gradients])
-    torch._foreach_copy_(gradients, [f.view_as(g) for f, g in zip(parts, gradients, strict=True)])
 
 
 def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:

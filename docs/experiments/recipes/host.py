@@ -10,17 +10,16 @@ The second prints the table of the model card.
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from recipes import evaluate
 from recipes.batches import IMAGE_SIZE, PIXEL_MEAN, PIXEL_STD
+from recipes.loop import one_of
 from recipes.pairs import load_names
 from recipes.training import SETTLE, Recipe, Trainer, load_average
 from recipes.words import every_caption, train_tokenizer
@@ -59,21 +58,14 @@ def export(checkpoint: Path, tokenizer: CLIPTokenizer, folder: Path) -> None:
 def _work(
     rank: int, world: int, recipe: Recipe, folder: Path, checkpoint: Path, start: Path | None
 ) -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    if world > 1:
-        meeting = checkpoint.with_name(f"meeting-{checkpoint.stem}-{os.getppid()}")
-        store = f"file://{meeting.resolve()}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    tokenizer = CLIPTokenizer.from_pretrained(
-        checkpoint.parent / TOKENIZER, trust_remote_code=False
-    )
-    trainer = Trainer(recipe, folder, tokenizer, rank, world)
-    if start and not checkpoint.is_file():
-        trainer.start_from(start)
-    trainer.run(checkpoint)
-    if world > 1:
-        dist.destroy_process_group()
+    with one_of(rank, world, checkpoint):
+        tokenizer = CLIPTokenizer.from_pretrained(
+            checkpoint.parent / TOKENIZER, trust_remote_code=False
+        )
+        trainer = Trainer(recipe, folder, tokenizer, rank, world)
+        if start and not checkpoint.is_file():
+            trainer.start_from(start)
+        trainer.run(checkpoint)
 
 
 def train(folder: Path, out: Path, recipe: Recipe, processes: int) -> None:

@@ -10,13 +10,11 @@ The second prints the table of the model card.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import spawn
@@ -31,6 +29,7 @@ from transformers import (
 from recipes.checkpoints import below
 from recipes.dialogues import every_text, train_speaker
 from recipes.evaluate import choose
+from recipes.loop import one_of
 from recipes.pairs import BACKGROUNDS, composite, load_drawings, load_names
 from recipes.speaking import Recipe, Trainer, build, restore
 from recipes.splits import draw
@@ -76,18 +75,11 @@ def export(checkpoint: Path, folder: Path, recipe: Recipe | None = None) -> None
 
 
 def _work(rank: int, world: int, recipe: Recipe, folder: Path, checkpoint: Path) -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    if world > 1:
-        meeting = checkpoint.with_name(f"meeting-{checkpoint.stem}-{os.getppid()}")
-        store = f"file://{meeting.resolve()}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(
-        checkpoint.parent / TOKENIZER, trust_remote_code=False
-    )
-    Trainer(recipe, folder, zoo.load_host()[0], tokenizer, rank, world).run(checkpoint)
-    if world > 1:
-        dist.destroy_process_group()
+    with one_of(rank, world, checkpoint):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            checkpoint.parent / TOKENIZER, trust_remote_code=False
+        )
+        Trainer(recipe, folder, zoo.load_host()[0], tokenizer, rank, world).run(checkpoint)
 
 
 def train(folder: Path, out: Path, recipe: Recipe, processes: int) -> None:

@@ -1,16 +1,14 @@
-"""One training run of the LLaVA, on one or more processes, that goes on after a kill."""
+"""What a training run of the LLaVA does in a step; `loop` runs it."""
 
 from __future__ import annotations
 
 import copy
-import json
-import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     CLIPModel,
@@ -20,38 +18,22 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recipes.augment import Strength
-from recipes.checkpoints import (
-    below,
-    load_optimizers,
-    optimizer_tensors,
-    read_facts,
-    share_gradients,
-)
+from recipes.checkpoints import below
 from recipes.dialogues import Dialogue, Dialogues, visible
+from recipes.loop import StepRecipe, StepTrainer
 
 TOWER = "model.vision_tower."
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a run.
+class Recipe(StepRecipe):
+    """Everything that decides a run; `StepRecipe` says the rest.
+
+    AdamW is of embeddings, norms and biases; Muon of the matrices of the decoder and of the
+    projector.
 
     Attributes:
-        steps: Optimizer steps; may be changed on a resume before the decay starts.
-        batch: Images per step and process.
-        learning_rate: Of AdamW: embeddings, norms, biases.
-        muon_rate: Of Muon: the matrices of the decoder and of the projector.
-        weight_decay: Of all matrices.
-        warm_up: Steps of linear warm-up to a constant rate.
-        decay: Share of the steps, the last ones, in which the rates fall to nothing.
         smoothing: Label smoothing.
-        average: Decay of the moving average of the weights that ships.
-        gentle: Share of augmentation at the very start and at the very end.
-        strength: Full augmentation, reached after `strengthen` steps.
-        strengthen: See `strength`.
-        checkpoint: Steps between checkpoints, where all chance is seeded anew.
-        seed: Seed of everything.
         width: Of the decoder.
         layers: Of the decoder.
         heads: Of each of its layers.
@@ -60,35 +42,15 @@ class Recipe:
 
     steps: int = 900
     batch: int = 96
-    learning_rate: float = 2e-3
-    muon_rate: float = 4e-3
-    weight_decay: float = 0.1
+    checkpoint: int = 100
     warm_up: int = 100
     decay: float = 0.5
-    smoothing: float = 0.1
-    average: float = 0.998
-    gentle: float = 0.4
-    strength: Strength = field(default_factory=Strength)
     strengthen: int = 400
-    checkpoint: int = 100
-    seed: int = 0
+    smoothing: float = 0.1
     width: int = 192
     layers: int = 4
     heads: int = 6
     silent: int = 1
-
-    def left(self, step: int) -> float:
-        """Share of the decay that is still to come: 1 before it, 0 at the end."""
-        return min(1.0, (1 - step / self.steps) / self.decay)
-
-    def rate(self, step: int) -> float:
-        """Learning rate at a step, as a share of the largest."""
-        return min(1.0, (step + 1) / self.warm_up) * self.left(step)
-
-    def strength_at(self, step: int) -> Strength:
-        """Augmentation at a step: it grows at first and falls in the last third of the decay."""
-        share = min(1.0, step / self.strengthen, 3 * self.left(step))
-        return self.strength.scaled(self.gentle + (1 - self.gentle) * share)
 
 
 def build(
@@ -170,8 +132,8 @@ def start_projector(model: LlavaForConditionalGeneration, seen: Tensor) -> None:
     first.bias.copy_(-first.weight @ flat.mean(0))
 
 
-class Trainer:
-    """The state of a run: model, its moving average, optimizers and step."""
+class Trainer(StepTrainer[Recipe]):
+    """A run of the LLaVA: model and its moving average."""
 
     def __init__(
         self,
@@ -192,8 +154,7 @@ class Trainer:
             rank: Number of this process.
             world: Number of processes.
         """
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.rank, self.world, self.step = recipe, rank, world, 0
+        super().__init__(recipe, rank, world)
         self.data = Dialogues(folder, tokenizer, recipe.strength, recipe.seed)
         self.model = build(host, tokenizer, recipe)
         self.model.set_attn_implementation("eager")  # faster than fused on CPU at this length
@@ -201,76 +162,26 @@ class Trainer:
         start_projector(self.model, look(self.model, self.data.batch(some).pixels))
         self.average = copy.deepcopy(self.model).eval()
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.parameters = list(self.trained.values())
         self.optimizers = self._optimizers()
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         matrices = [p for n, p in self.trained.items() if p.ndim == 2 and "embed" not in n]
         embeddings = [p for n, p in self.trained.items() if p.ndim == 2 and "embed" in n]
         plain = [p for p in self.trained.values() if p.ndim == 1]
-        r = self.recipe
-        return {
-            "muon": torch.optim.Muon(
-                matrices, lr=r.muon_rate, weight_decay=r.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            ),
-            "adamw": torch.optim.AdamW(
-                [
-                    {"params": embeddings, "weight_decay": r.weight_decay},
-                    {"params": plain, "weight_decay": 0.0},
-                ],
-                lr=r.learning_rate, betas=(0.9, 0.98),
-            ),
-        }  # fmt: skip
+        return self.recipe.optimizers(matrices, embeddings, plain)
 
-    def run(self, checkpoint: Path) -> None:
-        """Train to the last step, with a checkpoint now and then.
+    def reseed(self, seed: int) -> None:
+        """Draw dialogues and views of their images anew, as strongly as the step asks for."""
+        self.data.reseed(self.recipe.strength_at(self.step), seed)
 
-        Args:
-            checkpoint: File to go on from, where there is one, and to write to.
-        """
-        if checkpoint.is_file():
-            self.load(checkpoint)
-        began, first = time.monotonic(), self.step
-        sums: dict[str, float] = {}
-        while self.step < self.recipe.steps:
-            if self.step % self.recipe.checkpoint == 0:
-                seed = self.recipe.seed + 1_000_003 * self.step + self.rank
-                self.data.reseed(self.recipe.strength_at(self.step), seed)
-            for name, value in self._one_step().items():
-                sums[name] = sums.get(name, 0.0) + value / self.recipe.checkpoint
-            self.step += 1
-            if self.step % self.recipe.checkpoint and self.step < self.recipe.steps:
-                continue
-            if self.rank == 0:
-                seconds = time.monotonic() - began
-                rate = (self.step - first) * self.recipe.batch * self.world / seconds
-                told = "  ".join(f"{k} {v:.3f}" for k, v in sums.items())
-                print(f"{self.step:6} {seconds:6.0f} s {rate:5.0f} images/s  {told}", flush=True)
-                self.save(checkpoint)
-            sums = {}
+    def averaged(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the trained parameters of the average, and of the model."""
+        return [p for p in self.average.parameters() if p.requires_grad], self.parameters
 
-    def _one_step(self) -> dict[str, float]:
-        loss, told = self._loss(self.data.batch(self.recipe.batch))
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad()
-        loss.backward()
-        share_gradients(list(self.trained.values()), self.world)
-        nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
-        largest = {"muon": self.recipe.muon_rate, "adamw": self.recipe.learning_rate}
-        for name, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = largest[name] * self.recipe.rate(self.step)
-            optimizer.step()
-        decay = min(self.recipe.average, (self.step + 1) / (self.step + 20))
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                [p for p in self.average.parameters() if p.requires_grad],
-                list(self.trained.values()), 1 - decay,
-            )  # fmt: skip
-        return told
-
-    def _loss(self, batch: Dialogue) -> tuple[Tensor, dict[str, float]]:
-        """Weighted mean over the answers' tokens."""
+    def losses(self) -> dict[str, Tensor]:
+        """Return the weighted mean over the answers' tokens, and the share right of each kind."""
+        batch = self.data.batch(self.recipe.batch)
         self.model.model.language_model.train()
         with torch.autocast("cpu", torch.bfloat16):
             image = self.model.model.multi_modal_projector(look(self.model, batch.pixels))
@@ -284,45 +195,19 @@ class Trainer:
         with torch.no_grad():
             right = (logits.argmax(1) == targets).float()
             kinds = {"name": 1.0, "who": 0.5, "background": 0.3, "caption": 0.4}
-            told = {k: float(right[weights == w].mean()) for k, w in kinds.items()}
-        return loss, {"loss": loss.item(), **told}
+            shares = {k: right[weights == w].mean() for k, w in kinds.items()}
+        return {"loss": loss, **shares}
 
-    def save(self, checkpoint: Path) -> None:
-        """Write everything that a resumed run needs.
-
-        Args:
-            checkpoint: File to write.
-        """
-        tensors = {f"model.{k}": v for k, v in self.trained.items()}
+    def state(self) -> dict[str, Tensor]:
+        """Return what is trained of the model and of its average."""
         named = self.average.named_parameters()
-        tensors |= {f"average.{k}": p for k, p in named if p.requires_grad}
-        tensors |= optimizer_tensors(self.optimizers)
-        facts = {"step": str(self.step), "recipe": self._told()}
-        part = checkpoint.with_suffix(".part")
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, part, facts)
-        part.replace(checkpoint)
+        average = {f"average.{k}": p for k, p in named if p.requires_grad}
+        return {f"model.{k}": v for k, v in self.trained.items()} | average
 
-    def _told(self) -> str:
-        told = {k: v for k, v in asdict(self.recipe).items() if k != "steps"}
-        return json.dumps(told | {"processes": self.world})
-
-    def load(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint of the same recipe.
-
-        Args:
-            checkpoint: File that `save` wrote.
-
-        Raises:
-            ValueError: It belongs to another recipe.
-        """
-        facts = read_facts(checkpoint)
-        if facts["recipe"] != self._told():
-            raise ValueError(f"{checkpoint} is of another recipe: give another folder")
-        tensors = load_file(checkpoint)
-        self.step = int(facts["step"])
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
         restore(self.model, below(tensors, "model."))
         restore(self.average, below(tensors, "average."))
-        load_optimizers(self.optimizers, tensors)
 
 
 def restore(model: LlavaForConditionalGeneration, tensors: dict[str, Tensor]) -> None:

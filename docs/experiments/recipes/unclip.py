@@ -53,7 +53,7 @@ def train(options: argparse.Namespace, host: CLIPModel, processor: CLIPProcessor
     trainer = Trainer(recipe, supply, LAYOUTS[layout], options.compile)
     options.state.mkdir(parents=True, exist_ok=True)
     until = options.began + options.deadline - options.reserve
-    trainer.run(options.state / CHECKPOINT, lambda: export(trainer.average, options.out), until)
+    trainer.train(options.state / CHECKPOINT, lambda: export(trainer.average, options.out), until)
     _note(options, f"unet trained: {trainer.step} steps of {recipe.batch}")
 
 

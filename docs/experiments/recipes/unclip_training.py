@@ -1,28 +1,22 @@
-"""One training run of `emoji-unclip`, bounded by wall time, that goes on after a kill."""
+"""What a training run of `emoji-unclip` does in a step, until its time is spent; `loop` runs it."""
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recipes.checkpoints import (
-    below,
-    load_optimizers,
-    optimizer_tensors,
-    read_facts,
-)
+from recipes import loop
+from recipes.checkpoints import below
 from recipes.unclip_drawings import Supply
 from vlm_edit.zoo.unclip import PATCH, UnclipPipeline, condition
 
@@ -30,38 +24,31 @@ TIMES = 1000
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a run, but for the speed of the machine.
+class Recipe(loop.Recipe):
+    """Everything that decides a run, but for the speed of the machine; `loop.Recipe` says the rest.
 
     Attributes:
         minutes: Wall time of the whole run, over which the rate falls to nothing.
-        batch: Images per step.
-        learning_rate: Of AdamW.
-        weight_decay: Of all matrices.
-        warm_up: Steps of linear warm-up.
         clip: Largest norm of the gradient.
-        average: Decay of the moving average of the weights that ships.
         from_text: Share of images drawn from the embedding of a caption instead of their own.
         dropped: Share of images without an embedding, for classifier-free guidance.
         noise: Largest length of the noise on embeddings of length one.
         half: Whether to compute in bfloat16; the weights proper stay in single precision.
         checkpoint: Seconds between checkpoints.
-        seed: Seed of everything.
     """
 
-    minutes: float = 6.0
     batch: int = 512
+    checkpoint: float = 45.0
+    warm_up: int = 300
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    warm_up: int = 300
-    clip: float = 1.0
     average: float = 0.999
+    minutes: float = 6.0
+    clip: float = 1.0
     from_text: float = 0.35
     dropped: float = 0.1
     noise: float = 0.15
     half: bool = True
-    checkpoint: float = 45.0
-    seed: int = 0
 
     def rate(self, step: int, share: float) -> float:
         """Learning rate at a step, after a share of the time, as a share of the largest."""
@@ -119,8 +106,10 @@ def flow_loss(
     return F.mse_loss(found.float(), noise - clean)
 
 
-class Trainer:
-    """The state of a run: weights, their moving average, optimizer, step and time spent."""
+class Trainer(loop.Trainer[Recipe]):
+    """A run until its time is spent."""
+
+    FREE = ("minutes", "checkpoint")
 
     def __init__(
         self,
@@ -137,26 +126,23 @@ class Trainer:
             layout: How images and kernels lie in memory; it decides the speed alone.
             compiled: Whether to compile the UNet.
         """
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.supply, self.device = recipe, supply, supply.device
-        self.layout = layout
+        super().__init__(recipe)
+        self.supply, self.device, self.layout = supply, supply.device, layout
         self.master = build().to(self.device, memory_format=layout).train()
         self.average = copy.deepcopy(self.master).eval().requires_grad_(False)
         self.worker = copy.deepcopy(self.master).bfloat16() if recipe.half else self.master
         self.forward = torch.compile(self.worker) if compiled else self.worker
         matrices = [p for p in self.master.parameters() if p.ndim > 1]
         others = [p for p in self.master.parameters() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": recipe.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=recipe.learning_rate, betas=(0.9, 0.99),
-        )  # fmt: skip
-        self.step, self.spent = 0, 0.0
-        self.history: list[str] = []
+        groups = [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99))
+        self.optimizers = {"adamw": adamw}
+        self.until, self.seconds, self.saved = math.inf, 60 * recipe.minutes, 0.0
 
-    def run(self, checkpoint: Path, ship: Callable[[], None], until: float = math.inf) -> None:
+    def train(self, checkpoint: Path, ship: Callable[[], None], until: float = math.inf) -> None:
         """Train until the time is spent, with a checkpoint now and then.
 
         Args:
@@ -164,32 +150,39 @@ class Trainer:
             ship: Writes the averaged weights, after each checkpoint.
             until: Reading of `time.monotonic` by which to be done, should that be earlier.
         """
-        if checkpoint.is_file():
-            self.load(checkpoint)
-            print(f"unet: going on from step {self.step} after {self.spent:.0f} s")
-        first, before, began = self.step, self.spent, time.monotonic()
-        self.supply.reseed(self.recipe.seed + 1_000_003 * self.step)
-        saved, total, count = began, torch.zeros((), device=self.device), 0
-        seconds = min(60 * self.recipe.minutes, before + until - began)
-        while self.spent < seconds:
-            total += self._one_step(self.spent / seconds)
-            self.step, count = self.step + 1, count + 1
-            if self.step % 20 == 0 and self.device.type == "cuda":
-                torch.cuda.synchronize()  # the clock is of work done, not of work queued
-            now = time.monotonic()
-            self.spent = before + now - began
-            if now - saved > self.recipe.checkpoint or self.spent >= seconds:
-                speed = (self.step - first) * self.recipe.batch / (now - began)
-                self.history.append(
-                    f"unet {self.step:6} {self.spent:6.0f} s {speed:7.0f} images/s  "
-                    f"loss {total.item() / count:.4f}"
-                )
-                print(self.history[-1], flush=True)
-                saved, count = now, 0
-                total.zero_()
-                self.save(checkpoint)
-                ship()
+        self.until = until
+        self.run(checkpoint, ship)
         ship()
+
+    def begin(self) -> None:
+        """Take the time there is, and draw by the seed of the step that is next."""
+        self.seconds = min(self.seconds, self.spent + self.until - time.monotonic())
+        self.saved = self.spent
+        self.reseed(self.chance())
+
+    def ended(self) -> bool:
+        """Tell whether the time is spent."""
+        return self.spent >= self.seconds
+
+    def _share(self) -> float:
+        return 1.0 if self.ended() else self.spent / self.seconds
+
+    def due(self) -> bool:
+        """Tell whether the last checkpoint is so many seconds ago."""
+        return self.spent - self.saved > self.recipe.checkpoint
+
+    def save(self, checkpoint: Path) -> None:
+        """Write everything that a resumed run needs, and note when."""
+        self.saved = self.spent
+        super().save(checkpoint)
+
+    def reseed(self, seed: int) -> None:
+        """Draw images, embeddings, times and noise anew."""
+        self.supply.reseed(seed)
+
+    def averaged(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the parameters of the average, and those in single precision."""
+        return list(self.average.parameters()), list(self.master.parameters())
 
     def speed(self, steps: int) -> float:
         """Tell how fast steps are, after as many that warm up; they count as no steps of the run.
@@ -203,11 +196,12 @@ class Trainer:
         for _ in range(2):
             began = time.monotonic()
             for _ in range(steps):
-                loss = self._one_step(0.0)
+                loss = self.one_step()["loss"]
             loss.item()  # waits for the device
         return steps * self.recipe.batch / (time.monotonic() - began)
 
-    def _one_step(self, share: float) -> Tensor:
+    def one_step(self) -> dict[str, Tensor]:
+        """Descend the error of the velocity in a fresh batch, at the rate of the time spent."""
         r, supply = self.recipe, self.supply
         images, embeds = supply.batch(r.batch, r.from_text, r.noise)
         kept = torch.rand(r.batch, generator=supply.generator, device=self.device) >= r.dropped
@@ -223,56 +217,27 @@ class Trainer:
             gradients = [w.grad for w in workers if w.grad is not None]
             torch._foreach_copy_([m.grad for m in masters if m.grad is not None], gradients)
         torch.nn.utils.clip_grad_norm_(masters, r.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = r.learning_rate * r.rate(self.step, share)
-        self.optimizer.step()
+        self.descend({"adamw": r.learning_rate * r.rate(self.step, self._share())})
         for parameter in workers:
             parameter.grad = None
-        with torch.no_grad():
-            if r.half:
+        if r.half:
+            with torch.no_grad():
                 torch._foreach_copy_(workers, masters)
-            decay = min(r.average, (self.step + 1) / (self.step + 20))
-            torch._foreach_lerp_(list(self.average.parameters()), masters, 1 - decay)
-        return loss.detach()
+        self.follow()
+        if (self.step + 1) % 20 == 0 and self.device.type == "cuda":
+            torch.cuda.synchronize()  # the clock is of work done, not of work queued
+        return {"loss": loss.detach()}
 
-    def _told(self) -> str:
-        free = ("minutes", "checkpoint")
-        return json.dumps({k: v for k, v in asdict(self.recipe).items() if k not in free})
-
-    def save(self, checkpoint: Path) -> None:
-        """Write everything that a resumed run needs.
-
-        Args:
-            checkpoint: File to write.
-        """
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights in single precision, and their average."""
         tensors = {f"master.{k}": v for k, v in self.master.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        tensors |= optimizer_tensors({"adamw": self.optimizer})
-        facts = {"step": str(self.step), "spent": str(self.spent), "recipe": self._told()}
-        facts["history"] = "\n".join(self.history)
-        part = checkpoint.with_suffix(".part")
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, facts)
-        part.replace(checkpoint)
+        return tensors | {f"average.{k}": v for k, v in self.average.state_dict().items()}
 
-    def load(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint of the same recipe.
-
-        Args:
-            checkpoint: File that `save` wrote.
-
-        Raises:
-            ValueError: It belongs to another recipe.
-        """
-        facts = read_facts(checkpoint)
-        if facts["recipe"] != self._told():
-            raise ValueError(f"{checkpoint} is of another recipe: give another folder")
-        tensors = load_file(checkpoint)  # the optimizer counts its steps on the CPU
-        self.step, self.spent = int(facts["step"]), float(facts["spent"])
-        self.history = facts["history"].splitlines()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
         self.master.load_state_dict(below(tensors, "master."))
         self.average.load_state_dict(below(tensors, "average."))
         self.worker.load_state_dict(below(tensors, "master."))
-        load_optimizers({"adamw": self.optimizer}, tensors)
 
 
 def pipeline(unet: UNet2DConditionModel, guidance: float = 2.0) -> UnclipPipeline:
