@@ -31,7 +31,6 @@ ARROWS: dict[str, set[str]] = {
     "files": {"errors"},
     "dictionaries": {"errors", "checksums", "codes", "files"},
     "dominance": {"errors", "codes", "statistics"},
-    "planted": {"errors", "codes"},
     "interpretability": {"errors", "codes", "statistics"},
     "encoders": {"errors", "loading"},
     "loading": {"errors"},
@@ -311,7 +310,7 @@ def test_the_core_imports_no_adapter() -> None:
 def test_nothing_that_is_installed_imports_an_experiment() -> None:
     names = {path.parent.name for path in EXPERIMENTS.glob("*/*.py")}
     names |= {path.stem for path in EXPERIMENTS.glob("*.py")}
-    assert {"recipes", "results"} <= names
+    assert {"planted", "recipes", "results"} <= names
     for name in names - {"__main__"}:
         assert importers_of(name, CORE) == importers_of(name, ADAPTERS) == set(), name
 

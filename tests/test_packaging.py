@@ -234,7 +234,7 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
 def test_the_experiments_are_in_the_sdist_and_not_installed(
     installed: Environment, distributions: Path
 ) -> None:
-    names = ("recipes", "results", "vlm_edit.zoo.recipes")
+    names = ("planted", "recipes", "results", "vlm_edit.zoo.recipes")
     answer = installed.ask(
         "from importlib.util import find_spec\n"
         f"answer = [name for name in {names!r} if find_spec(name) is not None]"

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+import planted as planted_room
+from planted import planted_pairs
 from vlm_edit import VlmEditError, modality_dominance
-from vlm_edit import planted as planted_room
-from vlm_edit.planted import planted_pairs
 
 TRUTH = torch.tensor([0.0, 0.1, 0.5, 0.5, 0.8, 1.0])
 

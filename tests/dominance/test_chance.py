@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from planted import planted_pairs
 from vlm_edit import VlmEditError, modality_dominance
 from vlm_edit.dominance import CLASSES, Dominance
-from vlm_edit.planted import planted_pairs
 
 
 def measured(n: int, truth: torch.Tensor, **options) -> Dominance:

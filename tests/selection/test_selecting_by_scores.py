@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from planted import planted_pairs
 from vlm_edit import Dominance, VlmEditError, by_class, by_firing, by_score, modality_dominance
-from vlm_edit.planted import planted_pairs
 from vlm_edit.selection import difference, intersection, random_like, union
 
 TRUTH = torch.linspace(0, 1, 41)
