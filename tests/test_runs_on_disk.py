@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from vlm_edit import Measurement, VlmEditError, measure, zoo
@@ -51,9 +53,20 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["measure", *told, "--batch-size", "8", "--out"]
 
 
-def killed(work: Callable[[], object], before: Callable[[str, Any], bool]) -> int:
-    """Do some work in a child that is killed before a file operation: its code, or -9."""
+def fork() -> int:
+    """Fork; the child does without the pool of threads, of which it has only the memory."""
     pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)
+    return pid
+
+
+def killed(work: Callable[[], object], before: Callable[[str, Any], bool]) -> int:
+    """Save in a child that is killed before a file operation: its code, or -9.
+
+    For files alone: a fork that measures would run a model beside threads it has not got.
+    """
+    pid = fork()
     if pid == 0:
         code = 1
         try:
@@ -63,10 +76,26 @@ def killed(work: Callable[[], object], before: Callable[[str, Any], bool]) -> in
             work()
             code = 0
         except BaseException:
-            traceback.print_exc()
+            traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run_until_killed(command: list[str], event: str, name: str) -> None:
+    """Run a command in a process of its own that is killed before it moves or deletes a file."""
+    program = f"""
+import os, sys
+path = 1 if {event!r} == "os.rename" else 0
+def watch(event, given):
+    if event == {event!r} and {name!r} in str(given[path]):
+        os.kill(os.getpid(), 9)
+sys.addaudithook(watch)
+from vlm_edit.cli import main
+sys.exit(main({command!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def nth_change(number: int) -> Callable[[str, Any], bool]:
@@ -145,7 +174,7 @@ def test_two_runs_saved_together_change_together(both, tmp_path) -> None:
 
 def test_of_two_processes_that_save_into_one_folder_the_last_wins_whole(both, tmp_path) -> None:
     run, (one, two) = tmp_path / "run", both
-    slow = os.fork()
+    slow = fork()
     if slow == 0:  # stops when two of its three files have their names
         last = takes("measurement.safetensors")
         sys.addaudithook(
@@ -174,7 +203,7 @@ def test_measuring_again_loses_nothing_before_the_new_run_is_whole(
     kept.save_edit(run, TABLE, SHOWN, old.checksum())
     again = [*command, str(run), "--keep", "10"]
     for name in ("summary.json", "features.csv", "measurement.safetensors"):
-        assert killed(lambda: main(again), takes(name)) == -signal.SIGKILL
+        run_until_killed(again, "os.rename", name)
         assert titles(run) == ["moved"]
         if name == "summary.json":  # the first to change: all is as it was
             assert state(run, tmp_path) == old.checksum()
@@ -318,8 +347,7 @@ def test_a_part_started_again_beside_its_run_says_that_it_is_there(
 def test_a_run_whose_parts_a_killed_process_did_not_delete_is_whole(command, tmp_path) -> None:
     part = [*command, str(tmp_path), "--part"]
     assert main([*part, "1/2"]) == 0
-    gone = lambda event, given: event == "os.remove" and ".checkpoint" in str(given[0])  # noqa: E731
-    assert killed(lambda: main([*part, "2/2"]), gone) == -signal.SIGKILL
+    run_until_killed([*part, "2/2"], "os.remove", ".checkpoint")
     assert len(list(tmp_path.glob("*.checkpoint"))) == 2
     assert main([*part, "1/2"]) == 0
     assert load_measurement(tmp_path).n_pairs == 16 and not list(tmp_path.glob("*.checkpoint"))
