@@ -19,7 +19,7 @@ NEW = 5
 
 def patch_at(site: str = "language.1", tokens: Any = "image", width: int = 32, **chosen) -> Patch:
     rules = [Scale(range(30), 3.0), Steer([31], 2.0)]
-    return Patch.at(site, random_dictionary(width), rules, tokens, **chosen)
+    return Patch(site, random_dictionary(width), rules, tokens, **chosen)
 
 
 def tensors(output: Any) -> list[Tensor]:

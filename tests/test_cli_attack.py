@@ -93,7 +93,7 @@ def test_a_class_is_attacked_beside_as_many_random_features(tmp_path: Path) -> N
 def test_a_patch_is_attacked_through(tmp_path: Path) -> None:
     model, _ = zoo.load_host()
     file = tmp_path / "patch.safetensors"
-    Patch.at("joint", zoo.load_dictionary("joint"), Ablate(range(100)), "image").save(file, model)
+    Patch("joint", zoo.load_dictionary("joint"), Ablate(range(100)), "image").save(file, model)
     given = ["attack", "zoo:emoji-clip", "zoo:pairs", "--label", "label", *SMALL]
     assert main([*given, "--patch", str(file), "--out", str(tmp_path / "out")]) == 0
     told = json.loads((tmp_path / "out" / "attack.json").read_text("utf-8"))["tables"][0]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vlm_edit import collect, load_dictionary, zoo
+from vlm_edit import load_dictionary, zoo
 from vlm_edit.cli import main
 from vlm_edit.dictionaries import (
     PairedDictionary,
@@ -13,6 +13,7 @@ from vlm_edit.dictionaries import (
     save_saelens,
     train_dictionary,
 )
+from vlm_edit.measurement import collect
 
 
 def test_train_writes_a_dictionary_that_check_finds_fit_and_measure_takes(tmp_path, capsys):
@@ -82,7 +83,7 @@ def test_what_a_dictionary_s_files_leave_open_is_passed_on(tmp_path, capsys):
     assert main([*measured, str(tmp_path / "inside"), "--dictionary-k", "4"]) == 2
     assert "leave it out" in capsys.readouterr().err
     assert main([*measured, str(tmp_path / "inside"), "--dictionary-format", "onnx"]) == 2
-    assert "format 'onnx' is not known" in capsys.readouterr().err
+    assert "unknown format 'onnx'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("share", ["0", "1", "0.0001", "-1", "2"])

@@ -19,11 +19,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     host, processor = zoo.load_host()
     joint = zoo.load_dictionary("joint")
     info = {"class": "vision", "note": "red\x1b[31m"}
-    Patch.at("joint", joint, [Ablate([7, 12]), Scale([3], 2.0)], "image", info).save(
+    Patch("joint", joint, [Ablate([7, 12]), Scale([3], 2.0)], "image", info).save(
         folder / "a.safetensors", host
     )
-    Patch.at("joint", joint, Ablate([7, 13]), "image").save(folder / "b.safetensors", host)
-    Patch.at("joint", Dictionary.identity(192), Ablate([3, 5])).save(folder / "n.safetensors", host)
+    Patch("joint", joint, Ablate([7, 13]), "image").save(folder / "b.safetensors", host)
+    Patch("joint", Dictionary.identity(192), Ablate([3, 5])).save(folder / "n.safetensors", host)
     host.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     (folder / "model" / "README.md").write_text("of the model")

@@ -47,7 +47,7 @@ def test_captions_and_names_of_a_list_tell_a_terminal_nothing(pairs, tmp_path, c
     told = capsys.readouterr().out
     assert "txt" in told and "1 pairs left out" in told and silent(told)
 
-    Patch.at("joint", zoo.load_dictionary("joint"), Ablate([1])).save(
+    Patch("joint", zoo.load_dictionary("joint"), Ablate([1])).save(
         tmp_path / "patch.safetensors", zoo.load_host()[0]
     )
     patch = str(tmp_path / "patch.safetensors")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vlm_edit import VlmEditError, collect, record, zoo
+from vlm_edit import VlmEditError, record, zoo
+from vlm_edit.measurement import collect
 from vlm_edit.sites import find_site
 
 

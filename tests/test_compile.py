@@ -6,7 +6,8 @@ from conftest import CACHE, IMAGE_TOKEN, make_llava, random_dictionary
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, StaticCache
 
-from vlm_edit import Blend, Cap, Detect, Keep, Patch, Project, Scale, Steer
+from vlm_edit import Keep, Patch, Project, Scale, Steer
+from vlm_edit.edits import Blend, Cap, Detect
 
 NEW = 6
 DICTIONARY = random_dictionary(32)
@@ -41,7 +42,7 @@ def host():
 
 
 def patch(**choice) -> Patch:
-    return Patch.at("language.1", DICTIONARY, Scale(range(30), 3.0), **choice)
+    return Patch("language.1", DICTIONARY, Scale(range(30), 3.0), **choice)
 
 
 def prompts(words=3):
@@ -91,7 +92,7 @@ def test_a_compiled_decode_step_is_one_graph_and_edits_as_the_eager_one(host, ch
 @pytest.mark.parametrize("activation", ["relu", "topk"])
 def test_every_rule_stays_in_one_graph(host, rule, activation):
     inputs = prompts()
-    one = Patch.at("language.1", random_dictionary(32, activation=activation), RULES[rule])
+    one = Patch("language.1", random_dictionary(32, activation=activation), RULES[rule])
     with one.attach(host):
         expected = generate(host, inputs, compiled=False)
     plain = generate(host, inputs, compiled=False)

@@ -4,21 +4,9 @@ import pytest
 import torch
 from conftest import IMAGE_TOKEN, make_clip, make_llava, random_dictionary
 
-from vlm_edit import (
-    Ablate,
-    Blend,
-    Cap,
-    Clamp,
-    Detect,
-    Keep,
-    Patch,
-    Project,
-    Scale,
-    Steer,
-    load_patch,
-)
+from vlm_edit import Ablate, Clamp, Keep, Patch, Project, Scale, Steer, load_patch
 from vlm_edit.checksums import checksum
-from vlm_edit.edits import Splice
+from vlm_edit.edits import Blend, Cap, Detect, Splice
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -83,7 +71,7 @@ def test_every_rule_gives_what_it_gives_on_a_cpu(rule, activation, dtype):
 
 @pytest.mark.parametrize("activation", ["relu", "topk"])
 def test_a_generation_is_the_cpus(activation):
-    one = Patch.at("language.1", random_dictionary(WIDTH, activation=activation), Scale([3], 4.0))
+    one = Patch("language.1", random_dictionary(WIDTH, activation=activation), Scale([3], 4.0))
     host = make_llava()
     with one.attach(host) as slow:
         expected = generate(host, prompts("cpu"))
@@ -98,7 +86,7 @@ def test_a_generation_is_the_cpus(activation):
 
 
 def test_a_host_in_bfloat16_keeps_its_dtype_and_is_known_as_the_same(tmp_path):
-    one = Patch.at("language.1", random_dictionary(WIDTH), Clamp([3], 4.0), tokens="text")
+    one = Patch("language.1", random_dictionary(WIDTH), Clamp([3], 4.0), tokens="text")
     one.save(tmp_path / "x.safetensors", make_llava())
     host = make_llava().to(DEVICE, torch.bfloat16)
     given = prompts(dtype=torch.bfloat16)
@@ -123,7 +111,7 @@ def test_no_edit_waits_for_the_device(activation, choice):
     splice(hidden)
     mask = torch.ones(2, 9, dtype=torch.bool, device=DEVICE)
     waits = syncs(lambda: host(**prompts()))
-    with Patch.at("language.1", dictionary, rules, **choice).attach(host):
+    with Patch("language.1", dictionary, rules, **choice).attach(host):
         host(**prompts())
         assert syncs(lambda: splice(hidden, mask)) == 0
         assert syncs(lambda: host(**prompts())) <= waits
@@ -145,7 +133,7 @@ def syncs(run):
 
 @pytest.mark.parametrize("activation", ["jumprelu", "topk"])
 def test_a_static_cache_is_compiled_and_edited_alike(activation):
-    one = Patch.at("language.1", random_dictionary(WIDTH, activation=activation), Scale([3], 4.0))
+    one = Patch("language.1", random_dictionary(WIDTH, activation=activation), Scale([3], 4.0))
     host = make_llava().to(DEVICE)
     with one.attach(host):
         expected = generate(host, prompts(), disable_compile=True)
@@ -169,7 +157,7 @@ def test_a_dictionary_measures_and_sparsifies_alike():
 
 def test_both_towers_of_a_clip_are_edited():
     host = make_clip().to(DEVICE)
-    one = Patch.at("joint", random_dictionary(12), Ablate(range(10)))
+    one = Patch("joint", random_dictionary(12), Ablate(range(10)))
     pixels = torch.randn(2, 3, 16, 16, device=DEVICE)
     ids = torch.tensor([[1, 5, 63]], device=DEVICE)
     with torch.no_grad():

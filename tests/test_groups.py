@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vlm_edit import Ablate, Dictionary, VlmEditError, modality_dominance, zoo
+from vlm_edit import Ablate, Dictionary, VlmEditError, zoo
 from vlm_edit.codes import SparseCodes
-from vlm_edit.dominance import modality_gap
+from vlm_edit.dominance import modality_dominance, modality_gap
 from vlm_edit.edits import Splice
 from vlm_edit.groups import (
     centred,

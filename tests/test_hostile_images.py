@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlm_edit import Pairs, VlmEditError, collect, measure, read_pairs, zoo
+from vlm_edit import Pairs, VlmEditError, measure, read_pairs, zoo
 from vlm_edit.cli import kept, main
 from vlm_edit.cli.pipeline import read
-from vlm_edit.measurement import pairs_listing
+from vlm_edit.measurement import collect, pairs_listing
 from vlm_edit.pairs import IMAGE_FORMATS, open_image
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,7 +24,7 @@ DENSE = random_dictionary(32)
 
 
 def edit(name="language.1", tokens="image", rules=None, dictionary=DENSE) -> Patch:
-    return Patch.at(name, dictionary, rules or [Scale(range(30), 3.0), Steer([31], 2.0)], tokens)
+    return Patch(name, dictionary, rules or [Scale(range(30), 3.0), Steer([31], 2.0)], tokens)
 
 
 def hooks_of(model) -> int:

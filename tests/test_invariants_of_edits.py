@@ -6,19 +6,8 @@ from conftest import IMAGE_TOKEN, make_llava, random_dictionary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_edit import (
-    Ablate,
-    Blend,
-    Cap,
-    Clamp,
-    Detect,
-    Keep,
-    Patch,
-    Project,
-    Scale,
-    Steer,
-    load_patch,
-)
+from vlm_edit import Ablate, Clamp, Keep, Patch, Project, Scale, Steer, load_patch
+from vlm_edit.edits import Blend, Cap, Detect
 
 pytestmark = pytest.mark.kernels
 
@@ -67,7 +56,7 @@ def patches(draw):
         options["schedule"] = draw(st.sampled_from([None, [0.5, 2.0]]))
     options["gate"] = draw(st.sampled_from([None, None, 0.1]))
     dictionary = random_dictionary(width, FEATURES, activation)
-    return Patch.at(site, dictionary, draw(rules(width)), **options)
+    return Patch(site, dictionary, draw(rules(width)), **options)
 
 
 def inputs(dtype):
@@ -161,7 +150,7 @@ def test_saved_and_loaded_it_does_the_same_to_the_bit(tmp_path_factory, one):
 def test_gradients_reach_the_pixels_through_every_rule(engine):
     host, given = HOSTS[torch.float32], inputs(torch.float32)
     every = [Scale([1, 2], 2.0), Project([3]), Steer([4], 0.1, relative=True), Cap([5], 0.2)]
-    one = Patch.at("vision.0", random_dictionary(24, FEATURES), every, gate=0.05)
+    one = Patch("vision.0", random_dictionary(24, FEATURES), every, gate=0.05)
     pixels = given["pixel_values"].requires_grad_()
     with one.attach(host, via=engine):
         host(**{**given, "pixel_values": pixels}).logits.sum().backward()

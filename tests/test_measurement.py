@@ -23,9 +23,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlm_edit import Dictionary, Pairs, VlmEditError, measure, modality_dominance, modality_gap, zoo
+from vlm_edit import Dictionary, Pairs, VlmEditError, measure, zoo
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Encoder
+from vlm_edit.dominance import modality_dominance, modality_gap
 from vlm_edit.hooks import Capture, Recording, Where
 from vlm_edit.measurement import Batch, MeasurementAccumulator, Reader
 from vlm_edit.sites import Site, Tap

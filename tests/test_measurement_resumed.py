@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from vlm_edit import Measurement, Pairs, VlmEditError, measure, zoo
-from vlm_edit.cli.main import main
+from vlm_edit.cli import main
 from vlm_edit.measurement import (
     RepeatedPairs,
     Repeats,

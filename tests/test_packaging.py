@@ -134,7 +134,7 @@ def test_the_installed_version_is_the_one_in_the_package(installed: Environment)
         "import vlm_edit, importlib.metadata\n"
         "answer = [vlm_edit.__version__, importlib.metadata.version('vlm-edit')]"
     )
-    source = (ROOT / "vlm_edit/__init__.py").read_text("utf-8")
+    source = (ROOT / "vlm_edit/_version.py").read_text("utf-8")
     (written,) = re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE)
     assert versions == [written, written]
 

@@ -67,7 +67,8 @@ def expect_searched(found: dict[str, Any], stored: dict[str, Any], step: float, 
     """
     strength = stored["strength"]
     assert abs(found["strength"] - strength) <= 1.001 * step, (where, found, stored)
-    if found["strength"] == strength:
+    # Where an edit brings all images to one place, rounding says which text is the nearest to it.
+    if found["strength"] == strength and stored["away"] > 1e-6:
         expect_close(found, stored, where)
         return
     for key in ("effect", "zero_shot", "retrieval"):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_edit import Adapter, SiteRule, TapRule, VlmEditError, find_sites
-from vlm_edit.sites import find_adapter, find_site, image_token_ids, unwrap
+from vlm_edit import Adapter, VlmEditError, find_sites
+from vlm_edit.sites import SiteRule, TapRule, find_adapter, find_site, image_token_ids, unwrap
 
 registry = importlib.import_module("vlm_edit.sites.registry")
 

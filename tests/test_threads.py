@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
-from vlm_edit import Ablate, Clamp, Patch, Scale, Steer, VlmEditError, attach_rows, tracing
+from vlm_edit import Ablate, Clamp, Patch, Scale, Steer, VlmEditError, tracing
 from vlm_edit.hooks import Call, Selection, Where, dispatch
-from vlm_edit.patches import Attachment
+from vlm_edit.patches import Attachment, attach_rows
 from vlm_edit.patches.report import Tally
 from vlm_edit.sites import find_site
 
@@ -44,7 +44,7 @@ def _threads_take_turns_often(llava_inputs) -> Iterator[None]:
 
 def patch(site: str = "language.1", rules: Any = None, tokens: Any = "image", **chosen) -> Patch:
     dictionary = TOWER if site.startswith("vision") else DENSE
-    return Patch.at(site, dictionary, rules or Scale(range(30), 3.0), tokens, **chosen)
+    return Patch(site, dictionary, rules or Scale(range(30), 3.0), tokens, **chosen)
 
 
 PATCHES = {

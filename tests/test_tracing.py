@@ -14,19 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig
 
-from vlm_edit import (
-    Ablate,
-    Adapter,
-    Clamp,
-    Patch,
-    Scale,
-    SiteRule,
-    Steer,
-    TapRule,
-    VlmEditError,
-    tracing,
-)
+from vlm_edit import Ablate, Adapter, Clamp, Patch, Scale, Steer, VlmEditError, tracing
 from vlm_edit.patches.active import Active
+from vlm_edit.sites import SiteRule, TapRule
 
 Inputs = dict[str, Tensor]
 
@@ -75,7 +65,7 @@ RULES = {
 def test_a_traced_patch_gives_the_bits_of_an_attached_one(
     nnsight, clip, clip_inputs, dictionary, site, rule
 ) -> None:
-    patch = Patch.at(site, dictionary(WIDTHS[site.split(".")[0]]), RULES[rule])
+    patch = Patch(site, dictionary(WIDTHS[site.split(".")[0]]), RULES[rule])
     expected = hooked(clip, patch, clip_inputs)
     assert not torch.equal(expected.logits_per_image, plain(clip, clip_inputs).logits_per_image)
     found = traced(tracing.edited(nnsight.NNsight(clip), patch), clip_inputs)
@@ -86,7 +76,7 @@ def test_a_traced_patch_gives_the_bits_of_an_attached_one(
 def test_a_traced_patch_of_one_stream_of_the_joint_site_leaves_the_other(
     nnsight, clip, clip_inputs, dictionary, tokens
 ) -> None:
-    patch = Patch.at("joint", dictionary(12), Steer([3], amount=4.0), tokens=tokens)
+    patch = Patch("joint", dictionary(12), Steer([3], amount=4.0), tokens=tokens)
     expected = hooked(clip, patch, clip_inputs)
     found = traced(tracing.edited(nnsight.NNsight(clip), patch), clip_inputs)
     assert_same_bits(found, expected, CLIP_OUTPUTS)
@@ -102,7 +92,7 @@ def test_a_traced_patch_of_one_stream_of_the_joint_site_leaves_the_other(
 def test_every_kind_of_dictionary_gives_the_same_bits(
     nnsight, clip, clip_inputs, dictionary, activation
 ) -> None:
-    patch = Patch.at("vision.1", dictionary(24, activation=activation), Clamp([1, 2], value=3.0))
+    patch = Patch("vision.1", dictionary(24, activation=activation), Clamp([1, 2], value=3.0))
     expected = hooked(clip, patch, clip_inputs)
     found = traced(tracing.edited(nnsight.NNsight(clip), patch), clip_inputs)
     assert_same_bits(found, expected, CLIP_OUTPUTS)
@@ -110,11 +100,11 @@ def test_every_kind_of_dictionary_gives_the_same_bits(
 
 def several(dictionary: Callable[..., Any]) -> dict[str, Patch]:
     return {
-        "joint": Patch.at("joint", dictionary(12), Steer([3], amount=2.0)),
-        "text": Patch.at("text.1", dictionary(16), Clamp([4], value=3.0)),
-        "vision": Patch.at("vision.2", dictionary(24), Ablate([1, 2])),
-        "early": Patch.at("vision.0", dictionary(24), Scale([6], factor=5.0)),
-        "again": Patch.at("joint", dictionary(12, seed=1), Clamp([3], value=-4.0)),
+        "joint": Patch("joint", dictionary(12), Steer([3], amount=2.0)),
+        "text": Patch("text.1", dictionary(16), Clamp([4], value=3.0)),
+        "vision": Patch("vision.2", dictionary(24), Ablate([1, 2])),
+        "early": Patch("vision.0", dictionary(24), Scale([6], factor=5.0)),
+        "again": Patch("joint", dictionary(12, seed=1), Clamp([3], value=-4.0)),
     }
 
 
@@ -155,7 +145,7 @@ def test_edits_at_one_site_keep_their_order(nnsight, clip, clip_inputs, dictiona
 def test_the_unedited_model_stays_unedited(nnsight, clip, clip_inputs, dictionary) -> None:
     before = plain(clip, clip_inputs)
     model = nnsight.NNsight(clip)
-    patch = Patch.at("joint", dictionary(12), Clamp([3], value=9.0))
+    patch = Patch("joint", dictionary(12), Clamp([3], value=9.0))
     edited = tracing.edited(model, patch)
     changed = traced(edited, clip_inputs)
     assert not torch.equal(changed.logits_per_image, before.logits_per_image)
@@ -175,7 +165,7 @@ def test_an_edited_model_can_be_edited_again(nnsight, clip, clip_inputs, diction
 
 
 def test_what_a_trace_reads_at_the_site_is_edited(nnsight, clip, clip_inputs, dictionary) -> None:
-    patch = Patch.at("joint", dictionary(12), Clamp([3], value=9.0), tokens="image")
+    patch = Patch("joint", dictionary(12), Clamp([3], value=9.0), tokens="image")
     model = tracing.edited(nnsight.NNsight(clip), patch)
     with torch.no_grad(), model.trace(**clip_inputs):
         seen = model.visual_projection.output.save()
@@ -184,7 +174,7 @@ def test_what_a_trace_reads_at_the_site_is_edited(nnsight, clip, clip_inputs, di
 
 
 def test_inputs_by_position_are_understood(nnsight, clip, clip_inputs, dictionary) -> None:
-    patch = Patch.at("text.1", dictionary(16), Clamp([4], value=3.0))
+    patch = Patch("text.1", dictionary(16), Clamp([4], value=3.0))
     order = ("input_ids", "pixel_values", "attention_mask")
     positional = [clip_inputs[name] for name in order]
     expected = hooked(clip, patch, clip_inputs)
@@ -195,7 +185,7 @@ def test_inputs_by_position_are_understood(nnsight, clip, clip_inputs, dictionar
 
 
 def test_a_traced_patch_lets_gradients_through(nnsight, clip, clip_inputs, dictionary) -> None:
-    patch = Patch.at("vision.1", dictionary(24), Scale([1, 2], factor=2.0))
+    patch = Patch("vision.1", dictionary(24), Scale([1, 2], factor=2.0))
     weight = clip.vision_model.embeddings.patch_embedding.weight
     with patch.attach(clip):
         clip(**clip_inputs).logits_per_image.sum().backward()
@@ -216,7 +206,7 @@ def test_a_traced_patch_lets_gradients_through(nnsight, clip, clip_inputs, dicti
 def test_a_traced_patch_of_a_mixed_sequence_acts_on_the_same_tokens(
     nnsight, llava, llava_inputs, dictionary, site, tokens
 ) -> None:
-    patch = Patch.at(site, dictionary(32), Clamp([1, 2], value=6.0), tokens=tokens)
+    patch = Patch(site, dictionary(32), Clamp([1, 2], value=6.0), tokens=tokens)
     expected = hooked(llava, patch, llava_inputs)
     before = plain(llava, llava_inputs)
     found = traced(tracing.edited(nnsight.NNsight(llava), patch), llava_inputs)
@@ -233,7 +223,7 @@ def test_a_traced_patch_of_the_vision_side_of_a_generative_host_acts(
     nnsight, llava, llava_inputs, dictionary, site
 ) -> None:
     width = 24 if site == "vision.0" else 32
-    patch = Patch.at(site, dictionary(width), Steer([1, 2], amount=5.0))
+    patch = Patch(site, dictionary(width), Steer([1, 2], amount=5.0))
     expected = hooked(llava, patch, llava_inputs)
     assert not torch.equal(expected.logits, plain(llava, llava_inputs).logits)
     found = traced(tracing.edited(nnsight.NNsight(llava), patch), llava_inputs)
@@ -243,8 +233,8 @@ def test_a_traced_patch_of_the_vision_side_of_a_generative_host_acts(
 def test_a_patch_of_both_sides_of_a_generative_host_acts_whole(
     nnsight, llava, llava_inputs, dictionary
 ) -> None:
-    vision = Patch.at("vision.1", dictionary(24), Ablate([1, 2]))
-    language = Patch.at("language.1", dictionary(32), Clamp([5], value=4.0), tokens="text")
+    vision = Patch("vision.1", dictionary(24), Ablate([1, 2]))
+    language = Patch("language.1", dictionary(32), Clamp([5], value=4.0), tokens="text")
     for patch in (vision + language, language + vision):
         expected = hooked(llava, patch, llava_inputs)
         found = traced(tracing.edited(nnsight.NNsight(llava), patch), llava_inputs)
@@ -258,7 +248,7 @@ def test_a_patch_of_both_sides_of_a_generative_host_acts_whole(
 def test_every_step_of_a_generation_is_edited_as_by_hooks_and_without_warnings(
     nnsight, llava, llava_inputs, dictionary, site, tokens
 ) -> None:
-    patch = Patch.at(site, dictionary(32), Clamp([1, 2, 3, 4], value=6.0), tokens=tokens)
+    patch = Patch(site, dictionary(32), Clamp([1, 2, 3, 4], value=6.0), tokens=tokens)
     options = {"max_new_tokens": 6, "do_sample": False}
     before = llava.generate(**llava_inputs, **options)
     with patch.attach(llava):
@@ -278,14 +268,14 @@ def test_every_step_of_a_generation_is_edited_as_by_hooks_and_without_warnings(
 def test_a_patch_of_a_module_that_the_call_does_not_run_is_an_error_and_not_silent(
     nnsight, llava, dictionary
 ) -> None:
-    patch = Patch.at("projector", dictionary(32), Steer([1, 2], amount=5.0))
+    patch = Patch("projector", dictionary(32), Steer([1, 2], amount=5.0))
     model = tracing.edited(nnsight.NNsight(llava), patch)
     with pytest.raises(Exception, match="multi_modal_projector"):
         traced(model, {"input_ids": torch.tensor([[1, 5, 6]])})
 
 
 def test_an_error_of_an_edit_surfaces(nnsight, llava, llava_inputs, dictionary) -> None:
-    patch = Patch.at("language.0", dictionary(32), Ablate([1]), tokens="image")
+    patch = Patch("language.0", dictionary(32), Ablate([1]), tokens="image")
     model = tracing.edited(nnsight.NNsight(llava), patch)
     embeds = llava.get_input_embeddings()(llava_inputs["input_ids"])
     with pytest.raises(VlmEditError, match="nobody can tell image tokens"):
@@ -303,7 +293,7 @@ def test_an_error_of_an_edit_in_a_later_step_surfaces(
         return plain_call(active, hidden, where)
 
     monkeypatch.setattr(Active, "__call__", fail_late)
-    patch = Patch.at("language.0", dictionary(32), Ablate([1]))
+    patch = Patch("language.0", dictionary(32), Ablate([1]))
     model = tracing.edited(nnsight.NNsight(llava), patch)
     with pytest.raises(VlmEditError, match="too late"):
         model.interleave(lambda: llava.generate(**llava_inputs, max_new_tokens=3))
@@ -344,7 +334,7 @@ TUPLES = Adapter(
 
 def test_a_layer_that_returns_a_tuple_is_edited_and_keeps_the_rest(nnsight, dictionary) -> None:
     host, x = TupleHost().eval(), torch.randn(2, 3, 4)
-    patch = Patch.at("vision.0", dictionary(4), Clamp([1], value=5.0))
+    patch = Patch("vision.0", dictionary(4), Clamp([1], value=5.0))
     with patch.attach(host, adapter=TUPLES), torch.no_grad():
         expected = host(x)
     model = tracing.edited(nnsight.NNsight(host), patch, adapter=TUPLES)
@@ -359,7 +349,7 @@ def test_a_layer_that_returns_a_tuple_is_edited_and_keeps_the_rest(nnsight, dict
 
 @pytest.mark.parametrize("thing", [make_clip(), "clip", None], ids=["host", "string", "none"])
 def test_anything_but_an_nnsight_model_is_refused_with_the_mend(thing, dictionary) -> None:
-    patch = Patch.at("joint", dictionary(12), Ablate([1]))
+    patch = Patch("joint", dictionary(12), Ablate([1]))
     kind = type(thing).__name__
     with pytest.raises(VlmEditError, match=rf"got a {kind}: wrap the host with nnsight\.NNsight"):
         tracing.edited(thing, patch)
@@ -375,7 +365,7 @@ def test_anything_but_an_nnsight_model_is_refused_with_the_mend(thing, dictionar
 def test_a_patch_that_does_not_fit_is_refused_as_by_attach(
     nnsight, clip, dictionary, site, width, message
 ) -> None:
-    patch = Patch.at(site, dictionary(width), Ablate([1]))
+    patch = Patch(site, dictionary(width), Ablate([1]))
     with pytest.raises(VlmEditError, match=message):
         tracing.edited(nnsight.NNsight(clip), patch)
 
@@ -385,7 +375,7 @@ def test_a_patch_of_another_host_is_refused_unless_told_otherwise(
 ) -> None:
     from vlm_edit import load_patch
 
-    Patch.at("joint", dictionary(12), Clamp([1], value=4.0)).save(tmp_path / "p", clip)
+    Patch("joint", dictionary(12), Clamp([1], value=4.0)).save(tmp_path / "p", clip)
     patch = load_patch(tmp_path / "p")
     found = traced(tracing.edited(nnsight.NNsight(clip), patch), clip_inputs)
     assert_same_bits(found, hooked(clip, patch, clip_inputs), CLIP_OUTPUTS)

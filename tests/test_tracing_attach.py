@@ -319,7 +319,7 @@ def test_rows_have_their_own_patches_as_under_hooks(llava_inputs) -> None:
 
 
 def test_two_patches_of_one_site_act_in_the_order_they_came(clip_inputs) -> None:
-    one, other = patch_at("joint", "all", 12), Patch.at("joint", random_dictionary(12), Ablate([3]))
+    one, other = patch_at("joint", "all", 12), Patch("joint", random_dictionary(12), Ablate([3]))
     run = CLIP_CALLS["forward"](clip_inputs)
     found = {}
     for via in ("hooks", "nnsight"):

@@ -33,7 +33,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 def test_phases_steps_and_positions_of_a_stored_patch_are_those_of_hooks(
     nnsight, llava, llava_inputs, dictionary, choice, cache
 ) -> None:
-    patch = Patch.at("language.1", dictionary(32), Clamp([1, 2], value=6.0), **CHOICES[choice])
+    patch = Patch("language.1", dictionary(32), Clamp([1, 2], value=6.0), **CHOICES[choice])
     options = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [IMAGE_TOKEN]}
     if cache == "static":
         options |= {"cache_implementation": "static", "disable_compile": True}
@@ -53,7 +53,7 @@ def test_phases_steps_and_positions_of_a_stored_patch_are_those_of_hooks(
 def test_an_edited_model_that_is_dropped_leaves_nothing_on_the_host(
     nnsight, llava, dictionary
 ) -> None:
-    patch = Patch.at("language.1", dictionary(32), Clamp([1, 2], value=6.0))
+    patch = Patch("language.1", dictionary(32), Clamp([1, 2], value=6.0))
     hooks = len(llava._forward_pre_hooks)
     model = tracing.edited(nnsight.NNsight(llava), patch)
     assert len(llava._forward_pre_hooks) == hooks + 1
@@ -71,7 +71,7 @@ def test_an_edited_model_that_is_dropped_leaves_nothing_on_the_host(
 def test_the_hosts_own_calls_are_edited_while_interleaved_and_plain_afterwards(
     nnsight, llava, llava_inputs, dictionary, site
 ) -> None:
-    patch = Patch.at(site, dictionary(32), Clamp([1, 2, 3, 4], value=6.0))
+    patch = Patch(site, dictionary(32), Clamp([1, 2, 3, 4], value=6.0))
     options = {"max_new_tokens": 6, "do_sample": False}
     calls: dict[str, Callable[[], Any]] = {
         "forward": lambda: llava(**llava_inputs).logits,
@@ -105,7 +105,7 @@ def test_a_model_that_prepares_its_inputs_is_interleaved_with_those_of_the_host(
     model = nnsight.TransformersModel(
         llava, tokenizer=tokenizer, processor=tokenizer, task="image-text-to-text"
     )
-    patch = Patch.at("language.1", dictionary(32), Clamp([1, 2, 3, 4], value=6.0))
+    patch = Patch("language.1", dictionary(32), Clamp([1, 2, 3, 4], value=6.0))
     options = {"max_new_tokens": 6, "do_sample": False}
     before = llava.generate(**llava_inputs, **options)
     with patch.attach(llava):
@@ -140,7 +140,7 @@ def test_a_users_own_stored_edit_acts_on_features_while_interleaved(
 def test_an_exception_while_interleaved_leaves_the_host_as_it_was(
     nnsight, llava, llava_inputs, dictionary
 ) -> None:
-    patch = Patch.at("language.1", dictionary(32), Clamp([1, 2], value=6.0))
+    patch = Patch("language.1", dictionary(32), Clamp([1, 2], value=6.0))
     before = llava(**llava_inputs).logits
     with patch.attach(llava):
         expected = llava(**llava_inputs).logits

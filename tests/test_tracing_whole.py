@@ -231,7 +231,7 @@ def test_what_is_no_host_is_refused(via) -> None:
 
 def test_a_site_that_is_a_method_is_refused_with_the_mend() -> None:
     host = Map()
-    patch = Patch.at("joint", random_dictionary(2), Clamp([1], 3.0))
+    patch = Patch("joint", random_dictionary(2), Clamp([1], 3.0))
     with pytest.raises(VlmEditError, match=r"'embed\(\)' is a method.*via='hooks'"):
         patch.attach(host, adapter=MAP, via="nnsight")
     assert not [line for line in left(host) if "vlm_edit" in line]

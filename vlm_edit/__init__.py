@@ -1,76 +1,80 @@
-"""Measure which features of a vision-language model belong to which modality, and edit them."""
+"""Measure which features of a vision-language model belong to which modality, and edit them.
 
-from vlm_edit.dictionaries import Dictionary, load_dictionary
-from vlm_edit.dominance import Dominance, modality_dominance, modality_gap
-from vlm_edit.edits import Ablate, Blend, Cap, Clamp, Detect, Keep, Project, Scale, Steer
-from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import record
-from vlm_edit.measurement import (
-    Judge,
-    Measurement,
-    centred,
-    collect,
-    load_measurement,
-    measure,
-    measure_part,
-    merge_parts,
-)
-from vlm_edit.pairs import Pairs, read_pairs
-from vlm_edit.patches import Patch, attach_rows, load_patch
-from vlm_edit.selection import (
-    by_answers,
-    by_class,
-    by_concept,
-    by_effect,
-    by_firing,
-    by_score,
-    random_like,
-)
-from vlm_edit.sites import Adapter, SiteRule, TapRule, find_sites
-from vlm_edit.tuning import tune
+What stands here is what most need; each name is imported when it is first used. The rest lies in
+the rooms: ``vlm_edit.selection``, ``vlm_edit.measurement``, ``vlm_edit.edits`` and so on.
+"""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vlm_edit._version import __version__
+
+if TYPE_CHECKING:
+    from vlm_edit.dictionaries import Dictionary, load_dictionary
+    from vlm_edit.edits import Ablate, Clamp, Keep, Project, Scale, Steer
+    from vlm_edit.errors import VlmEditError
+    from vlm_edit.hooks import record
+    from vlm_edit.measurement import Measurement, measure
+    from vlm_edit.pairs import Pairs, read_pairs
+    from vlm_edit.patches import Patch, load_patch
+    from vlm_edit.selection import by_class
+    from vlm_edit.sites import Adapter, find_sites
+
+_ROOMS = {
+    "Ablate": "edits",
+    "Adapter": "sites",
+    "Clamp": "edits",
+    "Dictionary": "dictionaries",
+    "Keep": "edits",
+    "Measurement": "measurement",
+    "Pairs": "pairs",
+    "Patch": "patches",
+    "Project": "edits",
+    "Scale": "edits",
+    "Steer": "edits",
+    "VlmEditError": "errors",
+    "by_class": "selection",
+    "find_sites": "sites",
+    "load_dictionary": "dictionaries",
+    "load_patch": "patches",
+    "measure": "measurement",
+    "read_pairs": "pairs",
+    "record": "hooks",
+}
 
 __all__ = [
     "Ablate",
     "Adapter",
-    "Blend",
-    "Cap",
     "Clamp",
-    "Detect",
     "Dictionary",
-    "Dominance",
-    "Judge",
     "Keep",
     "Measurement",
     "Pairs",
     "Patch",
     "Project",
     "Scale",
-    "SiteRule",
     "Steer",
-    "TapRule",
     "VlmEditError",
-    "attach_rows",
-    "by_answers",
+    "__version__",
     "by_class",
-    "by_concept",
-    "by_effect",
-    "by_firing",
-    "by_score",
-    "centred",
-    "collect",
     "find_sites",
     "load_dictionary",
-    "load_measurement",
     "load_patch",
     "measure",
-    "measure_part",
-    "merge_parts",
-    "modality_dominance",
-    "modality_gap",
-    "random_like",
     "read_pairs",
     "record",
-    "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used (PEP 562)."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List what is there, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import WrongHost
 from vlm_edit.sites import Host, PipelineHost, Site, unwrap
 from vlm_edit.weights import Sample, sample, spaced
 
@@ -99,7 +99,7 @@ def expect_host(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[
     mend = "attach it to the host it was made for, or pass check_host=False"
     for key in ("architecture", "model_type"):
         if expected[key] != actual[key]:
-            raise VlmEditError(
+            raise WrongHost(
                 f"the patch was made for a host with {key} {expected[key]!r}, this one has "
                 f"{actual[key]!r}: {mend}"
             )
@@ -107,19 +107,19 @@ def expect_host(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[
     for name, site in expected["sites"].items():
         found = actual["sites"][name]
         if site["width"] != found["width"]:
-            raise VlmEditError(
+            raise WrongHost(
                 f"site {name!r} is {site['width']} wide in the patch's host, {found['width']} in "
                 f"this one: {mend}"
             )
         if len(site["weights"]) != len(found["weights"]):
-            raise VlmEditError(
+            raise WrongHost(
                 f"site {name!r} is {len(site['weights'])} modules in the patch's host, "
                 f"{len(found['weights'])} in this one: {mend}"
             )
         verdicts = same_weights(site, found)
         for path, same in verdicts.items():
             if same is False:
-                raise VlmEditError(
+                raise WrongHost(
                     f"the weights at {path} differ from those of the host this patch was made "
                     f"for: {mend}"
                 )

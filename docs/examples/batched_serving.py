@@ -7,7 +7,8 @@ from contextlib import nullcontext
 
 import torch
 
-from vlm_edit import Clamp, Patch, attach_rows, zoo
+from vlm_edit import Clamp, Patch, zoo
+from vlm_edit.patches import attach_rows
 
 host, processor = zoo.load_llava()
 pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary("language.0")
@@ -17,7 +18,7 @@ COLOURS = {
     "green": [49, 501, 482, 193],
 }
 PATCHES = {
-    name: Patch.at("language.0", dictionary, Clamp(features, value=8.0), tokens="image")
+    name: Patch("language.0", dictionary, Clamp(features, value=8.0), tokens="image")
     for name, features in COLOURS.items()
 }
 requests = queue.Queue()

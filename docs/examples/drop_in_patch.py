@@ -15,7 +15,7 @@ def make(file):
     found = measure(model, processor, zoo.load_pairs().select(range(256)), dictionary, "language.0")
     vision = found.dominance.classes("fixed")["vision"]
     info = {"about": f"without the {len(vision)} vision-dominant features of 256 pairs"}
-    Patch.at("language.0", dictionary, Ablate(vision), tokens="image", info=info).save(file, model)
+    Patch("language.0", dictionary, Ablate(vision), tokens="image", info=info).save(file, model)
 
 
 class Server:

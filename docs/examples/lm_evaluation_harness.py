@@ -78,7 +78,7 @@ llama.lm_head.load_state_dict(llava.lm_head.state_dict())
 own = Adapter.of({"language.{i}": ("model.layers.{i}", "text", "hidden_size")})
 
 # check_host=False: the dictionary names the LLaVA as the host that it was trained on.
-patch = Patch.at("language.0", dictionary, YELLOW, tokens="all")
+patch = Patch("language.0", dictionary, YELLOW, tokens="all")
 for name, host, adapter in (("LLaVA", llava, None), ("Llama", llama, own)):
     model = HFLM(
         pretrained=host,
@@ -100,6 +100,6 @@ for name, host, adapter in (("LLaVA", llava, None), ("Llama", llama, own)):
 # Its model of images and text: the patch knows image tokens as ever.
 model = HFMultimodalLM(pretrained=llava, processor=processor, batch_size=2, device="cpu")
 before = see(model)
-with Patch.at("language.0", dictionary, YELLOW, tokens="image").attach(llava) as attached:
+with Patch("language.0", dictionary, YELLOW, tokens="image").attach(llava) as attached:
     print("images:", before, see(model))
 print(attached.report())

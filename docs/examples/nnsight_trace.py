@@ -9,7 +9,7 @@ host, processor = zoo.load_llava()
 text = "<image>\nwhat colour is the background?"
 inputs = processor(images=zoo.load_pairs().open(1), text=text, return_tensors="pt")  # on blue
 dictionary, features = zoo.load_dictionary("language.0"), [49, 501, 482, 193]
-patch = Patch.at("language.0", dictionary, Clamp(features, value=8.0), tokens="image")
+patch = Patch("language.0", dictionary, Clamp(features, value=8.0), tokens="image")
 model = nnsight.NNsight(host)
 
 

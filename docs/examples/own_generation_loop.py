@@ -41,7 +41,7 @@ print("plain:  ", told(before))
 
 # The cache tells prompt from answer, the ids tell image tokens from text.
 for choice in ({"tokens": "image"}, {"tokens": "all", "phase": "decode", "steps": (0, 2)}):
-    with Patch.at("language.0", dictionary, yellow, **choice).attach(host) as attached:
+    with Patch("language.0", dictionary, yellow, **choice).attach(host) as attached:
         ids = generate(inputs)
         whole = host.generate(**inputs, do_sample=False, max_new_tokens=12)
     print(f"{choice}:", told(ids))

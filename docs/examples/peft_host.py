@@ -13,7 +13,7 @@ plain, processor = zoo.load_llava()
 text = ["<image>\nwhat colour is the background?"]
 inputs = processor(images=[pairs.open(1)], text=text, return_tensors="pt")  # a keycap on blue
 yellow = Clamp([342, 110, 49, 501], value=8.0)
-patch = Patch.at("language.0", zoo.load_dictionary("language.0"), yellow, tokens="image")
+patch = Patch("language.0", zoo.load_dictionary("language.0"), yellow, tokens="image")
 
 
 def answer(host):

@@ -35,7 +35,7 @@ print(f"feature {int(features[0])} is {float(more[0]):.2f} more active on yellow
 
 # One batch, four strengths: 0 leaves a row bit for bit as it is.
 blue = pairs.columns["background"].index("blue")
-patch = Patch.at("language.0", dictionary, steer, tokens="image")
+patch = Patch("language.0", dictionary, steer, tokens="image")
 options = {"do_sample": False, "max_new_tokens": 8}
 with patch.attach(host, strength=[0, 1, 2, 3]) as attached:
     print("strengths 0, 1, 2, 3:", told(host.generate(**ask([blue] * 4), **options)))
@@ -50,7 +50,7 @@ with patch.attach(host, strength=[0, 3]):
 
 # The prompt alone, or what is generated alone, up to the second step.
 for choice in ({"phase": "prompt"}, {"phase": "decode", "steps": (0, 2)}):
-    with Patch.at("language.0", dictionary, steer, **choice).attach(host, strength=3) as attached:
+    with Patch("language.0", dictionary, steer, **choice).attach(host, strength=3) as attached:
         print(f"{choice}:", told(host.generate(**ask([blue], "what is it?"), **options)))
     print(attached.report())
 

@@ -11,7 +11,7 @@ image = pairs.open(1)  # a keycap on blue
 model, processor = zoo.load_llava()
 ask = pipeline("image-text-to-text", model=model, processor=processor, trust_remote_code=False)
 yellow = Clamp([342, 110, 49, 501], value=8.0)
-patch = Patch.at("language.0", zoo.load_dictionary("language.0"), yellow, tokens="image")
+patch = Patch("language.0", zoo.load_dictionary("language.0"), yellow, tokens="image")
 
 
 def answer():
@@ -46,7 +46,7 @@ def scores():
 
 
 before = scores()
-patch = Patch.at("joint", zoo.load_dictionary("joint"), Clamp([7], value=9.0), tokens="image")
+patch = Patch("joint", zoo.load_dictionary("joint"), Clamp([7], value=9.0), tokens="image")
 with patch.attach(clip) as attached:
     print("zero-shot-image-classification:", [before, scores()])
 print(attached.report())

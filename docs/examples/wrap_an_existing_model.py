@@ -30,7 +30,7 @@ classes = found.dominance.classes("fixed")
 print("features at language.0:", {name: len(members) for name, members in classes.items()})
 
 # 2. Edit: take the vision-dominant features out of the image tokens.
-patch = Patch.at("language.0", dictionary, Ablate(classes["vision"]), tokens="image")
+patch = Patch("language.0", dictionary, Ablate(classes["vision"]), tokens="image")
 
 questions = ("what is it?", "what colour is the background?")
 asked = [(pairs.open(number), question) for number in range(300, 304) for question in questions]

@@ -72,7 +72,7 @@ def planted_pairs(
 
     Example:
         >>> import torch
-        >>> from vlm_edit import modality_dominance
+        >>> from vlm_edit.dominance import modality_dominance
         >>> planted = planted_pairs(4000, torch.tensor([0.2, 0.5, 1.0]), rate=0.5)
         >>> found = modality_dominance(planted.image, planted.text)
         >>> [round(score, 1) for score in found.scores.tolist()]

@@ -95,7 +95,8 @@ def embeddings(pairs: Path, batches: int = 120) -> dict[str, torch.Tensor]:
     from recipes.batches import TrainingPairs
     from recipes.dictionaries import collect as collect_batches
     from recipes.dictionaries import plain
-    from vlm_edit import collect, zoo
+    from vlm_edit import zoo
+    from vlm_edit.measurement import collect
 
     host, processor = zoo.load_host()
     assert isinstance(processor, CLIPProcessor)

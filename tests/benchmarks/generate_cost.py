@@ -36,7 +36,7 @@ Method = Callable[[nn.Module], AbstractContextManager[object]]
 def patched(layer: int, one: Dictionary, project: bool = False) -> Method:
     """By a patch."""
     rule = Project([FEATURE]) if project else Scale([FEATURE], 3.0)
-    patch = Patch.at(f"language.{layer}", one, rule)
+    patch = Patch(f"language.{layer}", one, rule)
     return patch.attach
 
 

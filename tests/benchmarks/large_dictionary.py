@@ -91,7 +91,7 @@ def use(path: Path, lazy: bool) -> None:
     measured("  load", load)
     dictionary = kept["dictionary"]
     edit = Ablate(list(range(0, M, M // 10))[:10])
-    measured("  a patch of 10 features", lambda: Patch.at("language.24", dictionary, edit))
+    measured("  a patch of 10 features", lambda: Patch("language.24", dictionary, edit))
     x = torch.randn(64, D, generator=torch.Generator().manual_seed(1))
     measured("  codes of 64 tokens", lambda: dictionary.encode_sparse(x))
     codes = dictionary.encode_sparse(x)

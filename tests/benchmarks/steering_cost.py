@@ -97,7 +97,7 @@ def ours(subject: Subject) -> Iterator[Edit]:
     width = len(subject.vector)
     encoder = Encoder(torch.zeros(width, 1), torch.zeros(1))
     dictionary = Dictionary(encoder, subject.vector[None], torch.zeros(width))
-    patch = Patch.at(f"language.{subject.layer}", dictionary, Steer([0], 1.0))
+    patch = Patch(f"language.{subject.layer}", dictionary, Steer([0], 1.0))
     with patch.attach(subject.host, subject.adapter):
         yield lambda work: work(subject.host)
 
@@ -203,7 +203,7 @@ def jumprelu(width: int, features: int) -> Dictionary:
 def feature_patch(subject: Subject) -> Patch:
     """Feature 7, three times as strong."""
     dictionary = jumprelu(len(subject.vector), subject.features)
-    return Patch.at(f"language.{subject.layer}", dictionary, Scale([7], 3.0))
+    return Patch(f"language.{subject.layer}", dictionary, Scale([7], 3.0))
 
 
 def make_llava(width: int, layers: int) -> LlavaForConditionalGeneration:

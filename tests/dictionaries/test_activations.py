@@ -92,7 +92,7 @@ def test_codes_are_those_of_the_formula(door, activation, cap):
 def test_an_ablation_takes_out_just_what_the_formula_puts_in(activation, cap, features, gradients):
     """At rows of tokens, and at one token alone."""
     dictionary, clip = made(activation, cap), make_clip()
-    patch = Patch.at("vision.1", dictionary, Ablate(features))
+    patch = Patch("vision.1", dictionary, Ablate(features))
     with (
         torch.set_grad_enabled(gradients),
         record(clip, "vision.1") as before,
@@ -116,6 +116,6 @@ def test_a_token_alone_keeps_every_bit_where_the_touched_feature_is_silent(activ
     dictionary, tokens = made(activation), random(40, D, seed=9)
     silent = torch.tensor([code_by_hand(dictionary, x)[FEW[0]] == 0 for x in tokens])
     assert silent.any() != (activation == "identity")
-    splice = Patch.at("vision.1", dictionary, Ablate(FEW[:1])).bindings[0].splice
+    splice = Patch("vision.1", dictionary, Ablate(FEW[:1])).bindings[0].splice
     for x, same in zip(tokens.split(1), silent, strict=True):
         assert torch.equal(splice(x), x) == bool(same)

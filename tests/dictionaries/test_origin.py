@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from vlm_edit import Ablate, Dictionary, Patch, VlmEditError, attach_rows, load_patch, measure, zoo
+from vlm_edit import Ablate, Dictionary, Patch, VlmEditError, load_patch, measure, zoo
 from vlm_edit.dictionaries.origin import expect_model, expect_origin, expect_site
+from vlm_edit.patches import attach_rows
 
 SAME = [
     ("blocks.9.hook_resid_post", "vision.9"),
@@ -195,19 +196,19 @@ def trained(width, **info):
 
 def test_a_patch_at_another_layer_is_refused_when_it_is_made():
     with pytest.raises(VlmEditError, match="trained at 'blocks.2.hook_resid_post', not at"):
-        Patch.at("vision.1", trained(24, hook_name="blocks.2.hook_resid_post"), Ablate([3]))
-    Patch.at("vision.2", trained(24, hook_name="blocks.2.hook_resid_post"), Ablate([3]))
+        Patch("vision.1", trained(24, hook_name="blocks.2.hook_resid_post"), Ablate([3]))
+    Patch("vision.2", trained(24, hook_name="blocks.2.hook_resid_post"), Ablate([3]))
 
 
 def test_a_patch_of_another_host_is_refused_when_it_is_attached_or_saved(named, tmp_path):
-    patch = Patch.at("vision.1", trained(24, model_name="openai/clip-vit-large"), Ablate([3]))
+    patch = Patch("vision.1", trained(24, model_name="openai/clip-vit-large"), Ablate([3]))
     message = "trained on 'openai/clip-vit-large', and this host is 'openai/clip-vit-base-patch32'"
     for attempt in (
         lambda: patch.attach(named),
         lambda: patch.check(named),
         lambda: patch.save(tmp_path / "patch.safetensors", named),
         lambda: attach_rows(named, [patch]),
-        lambda: (Patch.at("vision.0", trained(24), Ablate([3])) + patch).attach(named),
+        lambda: (Patch("vision.0", trained(24), Ablate([3])) + patch).attach(named),
     ):
         with pytest.raises(VlmEditError, match=message):
             attempt()
@@ -216,7 +217,7 @@ def test_a_patch_of_another_host_is_refused_when_it_is_attached_or_saved(named, 
 
 def test_a_patch_of_this_host_passes_and_so_does_one_that_says_nothing(named, tmp_path):
     for info in ({"model_name": "OpenAI/clip-vit-base-patch32"}, {"model_name": "mine"}, {}):
-        patch = Patch.at("vision.1", trained(24, **info), Ablate([3]))
+        patch = Patch("vision.1", trained(24, **info), Ablate([3]))
         patch.attach(named).remove()
         patch.save(tmp_path / "patch.safetensors", named)
         load_patch(tmp_path / "patch.safetensors").attach(named).remove()
@@ -225,7 +226,7 @@ def test_a_patch_of_this_host_passes_and_so_does_one_that_says_nothing(named, tm
 def test_the_mend_that_the_message_names_lets_it_through(named):
     other = trained(24, model_name="a/b", hook_name="blocks.2.hook_resid_post")
     freed = dataclasses.replace(other, info={})
-    Patch.at("vision.1", freed, Ablate([3])).attach(named).remove()
+    Patch("vision.1", freed, Ablate([3])).attach(named).remove()
 
 
 def test_measuring_with_another_hosts_or_layers_dictionary_is_refused():
@@ -254,9 +255,9 @@ def test_the_bundled_dictionaries_work_from_any_folder(tmp_path, monkeypatch):
     ):
         host, _ = load()
         dictionary = zoo.load_dictionary(site)
-        Patch.at(site, dictionary, Ablate([3])).attach(host).remove()
+        Patch(site, dictionary, Ablate([3])).attach(host).remove()
         host.config._name_or_path = "someone/emoji"
-        Patch.at(site, dictionary, Ablate([3])).attach(host).remove()
+        Patch(site, dictionary, Ablate([3])).attach(host).remove()
 
 
 def test_hosts_that_no_library_loaded_have_no_name():
@@ -264,4 +265,4 @@ def test_hosts_that_no_library_loaded_have_no_name():
 
     host = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     adapter = Adapter.of({"hidden": ("0", "image", 4)})
-    Patch.at("hidden", trained(4, model_name="a/b"), Ablate([1])).attach(host, adapter).remove()
+    Patch("hidden", trained(4, model_name="a/b"), Ablate([1])).attach(host, adapter).remove()

@@ -13,7 +13,6 @@ from vlm_edit import (
     Patch,
     Steer,
     VlmEditError,
-    collect,
     load_dictionary,
     load_patch,
     measure,
@@ -29,6 +28,7 @@ from vlm_edit.dictionaries import (
     train_paired,
 )
 from vlm_edit.dictionaries import matching as module
+from vlm_edit.measurement import collect
 
 D, M = 5, 6
 
@@ -299,7 +299,7 @@ def test_a_host_is_measured_and_edited_by_a_dictionary_for_each_stream(
     assert torch.equal(text[:, 3], one.encode(x["text"], "text")[:, 4])
 
     feature = int((image > 0).sum(0).mul((text > 0).sum(0)).argmax())
-    patch = Patch.at("joint", zoo_pair, [Ablate([feature])])
+    patch = Patch("joint", zoo_pair, [Ablate([feature])])
     patch.save(tmp_path / "patch.safetensors", host)
     inputs = processor(
         text=list(pairs.texts), images=[pairs.open(i) for i in range(32)], return_tensors="pt",
@@ -322,9 +322,9 @@ def test_a_host_is_measured_and_edited_by_a_dictionary_for_each_stream(
 
 def test_a_patch_of_a_pair_acts_where_tokens_are_generated_on_text_alone(zoo_pair):
     pair = PairedDictionary(half(0), half(1))
-    both = Patch.at("language.0", pair, Steer([1], 2.0))
+    both = Patch("language.0", pair, Steer([1], 2.0))
     assert [b.selection.tokens for b in both.bindings] == ["image", "text"]
-    alone = Patch.at("language.0", pair, Steer([1], 2.0), phase="decode")
+    alone = Patch("language.0", pair, Steer([1], 2.0), phase="decode")
     assert [b.selection.tokens for b in alone.bindings] == ["text"]
-    image = Patch.at("joint", zoo_pair, Ablate([1]), tokens="image")
+    image = Patch("joint", zoo_pair, Ablate([1]), tokens="image")
     assert [b.selection.tokens for b in image.bindings] == ["image"]

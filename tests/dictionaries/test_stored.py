@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlm_edit import Ablate, Patch, VlmEditError, collect, load_dictionary, measure, zoo
+from vlm_edit import Ablate, Patch, VlmEditError, load_dictionary, measure, zoo
 from vlm_edit.dictionaries import Encoder, Rows, StoredDictionary, save_saelens, streaming
 from vlm_edit.dictionaries import stored as module
 from vlm_edit.dictionaries.dictionary import Dictionary
+from vlm_edit.measurement import collect
 
 
 def test_rows_are_taken_as_the_whole_would_give_them():
@@ -77,7 +78,7 @@ def test_a_patch_of_a_stored_dictionary_is_the_patch_of_the_whole(tmp_path, acti
     stored, whole = load_dictionary(tmp_path, lazy=True), load_dictionary(tmp_path)
     assert isinstance(stored, StoredDictionary)
     assert (stored.width, stored.n_features) == (6, 16)
-    edited = [Patch.at("joint", d, Ablate([3, 11])).bindings[0].splice(x) for d in (stored, whole)]
+    edited = [Patch("joint", d, Ablate([3, 11])).bindings[0].splice(x) for d in (stored, whole)]
     assert torch.equal(*edited)
     assert not torch.equal(edited[0], x)
     with pytest.raises(VlmEditError, match="feature 16 is not in this dictionary"):

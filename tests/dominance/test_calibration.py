@@ -7,8 +7,7 @@ import torch
 from scipy.stats import binom
 
 from planted import planted_pairs
-from vlm_edit import modality_dominance
-from vlm_edit.dominance import Dominance
+from vlm_edit.dominance import Dominance, modality_dominance
 from vlm_edit.statistics import benjamini_hochberg
 
 ALPHA = 0.05

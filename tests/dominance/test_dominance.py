@@ -7,13 +7,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlm_edit import VlmEditError, modality_dominance, modality_gap
+from vlm_edit import VlmEditError
 from vlm_edit.dominance import (
     CLASSES,
     Dominance,
     DominanceAccumulator,
     GapAccumulator,
     Zeros,
+    modality_dominance,
+    modality_gap,
 )
 from vlm_edit.dominance.accumulator import _MOST_PAIRS
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import binomtest, hypergeom
 
-from vlm_edit import modality_dominance
+from vlm_edit.dominance import modality_dominance
 from vlm_edit.dominance.flips import LEVELS, flip_p, flipped_sums, level_sums
 from vlm_edit.dominance.pairing import fisher_p
 

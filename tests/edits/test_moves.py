@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_splice import D, M, make, naive
 
-from vlm_edit import Ablate, Detect, Dictionary, Keep, Project, Scale, Steer, VlmEditError
+from vlm_edit import Ablate, Dictionary, Keep, Project, Scale, Steer, VlmEditError
 from vlm_edit.dictionaries import Encoder
-from vlm_edit.edits import Splice
+from vlm_edit.edits import Detect, Splice
 
 some = st.lists(st.integers(0, M - 1), min_size=1, max_size=4, unique=True)
 strengths = st.sampled_from([0.0, 0.5, 1.0, -1.0])

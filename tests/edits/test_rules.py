@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_edit import Ablate, Blend, Cap, Clamp, Detect, Keep, Project, Scale, Steer, VlmEditError
-from vlm_edit.edits import Rule, rule_from_dict
+from vlm_edit import Ablate, Clamp, Keep, Project, Scale, Steer, VlmEditError
+from vlm_edit.edits import Blend, Cap, Detect, Rule, rule_from_dict
 
 number = st.sampled_from([-2.5, -1.0, 0.0, 0.75, 3.0])  # not floats: most of those are tiny
 features = st.lists(st.integers(0, 50), min_size=1, max_size=4, unique=True)

@@ -8,9 +8,9 @@ from conftest import random_dictionary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_edit import Ablate, Blend, Cap, Clamp, Dictionary, Keep, Scale, Steer, VlmEditError
+from vlm_edit import Ablate, Clamp, Dictionary, Keep, Scale, Steer, VlmEditError
 from vlm_edit.dictionaries import Encoder
-from vlm_edit.edits import Rule, Splice
+from vlm_edit.edits import Blend, Cap, Rule, Splice
 
 pytestmark = pytest.mark.kernels
 

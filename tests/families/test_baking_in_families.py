@@ -70,7 +70,7 @@ def matrix(width):
 def test_baked_is_as_attached_or_refused(name, site, make, expected):
     family, host = FAMILIES[name], host_of(name)
     inputs = family.inputs()
-    patch = Patch.at(site, *make(find_sites(host)[site].width))
+    patch = Patch(site, *make(find_sites(host)[site].width))
     before = {key: value.clone() for key, value in host.state_dict().items()}
     if site not in expected.get(name, ()):
         with pytest.raises(VlmEditError, match="cannot be baked: .*; attach the patch instead"):

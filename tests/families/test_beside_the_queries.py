@@ -50,7 +50,7 @@ def test_an_instruction_beside_the_queries_is_refused(kind):
     host, inputs = make(kind), inputs_for(kind)
     rules = [Steer([3], 2.0)]
     for choice in ({}, {"tokens": "image"}, {"positions": (0,)}):
-        patch = Patch.at("qformer.1", random_dictionary(16), rules, **choice)
+        patch = Patch("qformer.1", random_dictionary(16), rules, **choice)
         with (
             torch.no_grad(),
             patch.attach(host, BLIP2) as attached,
@@ -73,7 +73,7 @@ def test_queries_alone_are_edited():
     host = family.make()
     with (
         torch.no_grad(),
-        Patch.at("qformer.1", random_dictionary(16), [Steer([3], 2.0)]).attach(host) as attached,
+        Patch("qformer.1", random_dictionary(16), [Steer([3], 2.0)]).attach(host) as attached,
     ):
         host(**family.inputs())
     assert attached.report().sites[0].streams == {"image": 8, "text": 0, "unknown": 0}

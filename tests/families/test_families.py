@@ -44,7 +44,7 @@ def said(name: str) -> list[Tensor]:
 def edit(site: Site, tokens: str = "all") -> Patch:
     """Half of the features scaled, one steered: nothing a LayerNorm would cancel."""
     rules = [Scale(range(20), -2.0), Steer([25], 3.0)]
-    return Patch.at(site.name, random_dictionary(site.width), rules, tokens)
+    return Patch(site.name, random_dictionary(site.width), rules, tokens)
 
 
 def hooks_of(host: nn.Module) -> int:

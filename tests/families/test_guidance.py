@@ -18,17 +18,8 @@ from conftest import random_dictionary
 from tiny_pipelines import LENGTH, PIPELINES, WIDTH, clip_tokenizer, picture, text_encoder
 from torch import Tensor, nn
 
-from vlm_edit import (
-    Patch,
-    Scale,
-    Steer,
-    VlmEditError,
-    attach_rows,
-    find_sites,
-    load_patch,
-    record,
-    zoo,
-)
+from vlm_edit import Patch, Scale, Steer, VlmEditError, find_sites, load_patch, record, zoo
+from vlm_edit.patches import attach_rows
 from vlm_edit.sites import (
     Encoder,
     PipelineAdapter,
@@ -43,7 +34,7 @@ RULES = (Scale(range(20), -2.0), Steer([25], 3.0))
 
 
 def edit(site: str = SITE, width: int = WIDTH) -> Patch:
-    return Patch.at(site, random_dictionary(width), RULES)
+    return Patch(site, random_dictionary(width), RULES)
 
 
 @functools.cache
@@ -410,15 +401,15 @@ def test_a_saved_patch_fits_other_pipelines_of_the_same_encoder_and_no_other_enc
 def test_a_dictionary_knows_its_site_also_inside_a_pipeline():
     known = random_dictionary(WIDTH)
     for info in ({"site": "text.1"}, {"site": SITE}, {"hook_name": "text_model.encoder.layers.1"}):
-        Patch.at(SITE, dataclasses.replace(known, info=info), RULES)
+        Patch(SITE, dataclasses.replace(known, info=info), RULES)
     for info in ({"site": "text.0"}, {"hook_name": "text_model.encoder.layers.2"}):
         with pytest.raises(VlmEditError, match=f"not at '{SITE}'"):
-            Patch.at(SITE, dataclasses.replace(known, info=info), RULES)
+            Patch(SITE, dataclasses.replace(known, info=info), RULES)
 
 
 def test_a_branch_belongs_to_pipelines():
     host, _ = zoo.load_host()
-    patch = Patch.at("joint", zoo.load_dictionary("joint"), Scale([3], 0.0))
+    patch = Patch("joint", zoo.load_dictionary("joint"), Scale([3], 0.0))
     with pytest.raises(VlmEditError, match="branch='cond'.*CLIPModel is no pipeline"):
         patch.attach(host, branch="cond")
     with pytest.raises(VlmEditError, match="'cond', 'uncond', 'both'"):

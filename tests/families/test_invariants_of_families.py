@@ -45,7 +45,7 @@ def same(left, right):
 
 def patch(name, site, *rules):
     width = find_sites(host_of(name))[site].width
-    return Patch.at(site, random_dictionary(width), rules)
+    return Patch(site, random_dictionary(width), rules)
 
 
 def hooks_of(host):

@@ -207,7 +207,7 @@ def edit(host, choice):
     if host.config.is_encoder_decoder and ("steps" in choice or choice.get("phase") == "decode"):
         site = find_sites(host)["decoder.1"]  # the encoder never sees what is generated
     rules = [Scale(range(20), -2.0), Steer([25], 3.0)]
-    return Patch.at(site.name, random_dictionary(site.width), rules, **choice)
+    return Patch(site.name, random_dictionary(site.width), rules, **choice)
 
 
 @functools.cache

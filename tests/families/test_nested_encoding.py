@@ -9,7 +9,7 @@ from vlm_edit import Patch, Scale, record
 from vlm_edit.sites import Encoder, PipelineAdapter, join_adapters
 
 SITE = "words.text.1"
-PATCH = Patch.at(SITE, random_dictionary(WIDTH), Scale(range(20), -2.0))
+PATCH = Patch(SITE, random_dictionary(WIDTH), Scale(range(20), -2.0))
 
 
 class Nested:
@@ -69,7 +69,7 @@ def test_of_rows_that_are_meant_only_the_chosen_tokens_are_edited(branch):
     kind, texts, shunned = PIPELINES["kandinsky_prior"], ["a cat", "a red dog"], ["a dog", "blue"]
     pipeline, site, ids = kind.make(), "text_encoder.text.1", []
     pipeline.text_encoder.register_forward_pre_hook(lambda _, args: ids.append(args[0]))
-    patch = Patch.at(site, random_dictionary(WIDTH), Scale(range(20), -2.0), positions=(0, 2))
+    patch = Patch(site, random_dictionary(WIDTH), Scale(range(20), -2.0), positions=(0, 2))
     with (
         record(pipeline, site) as before,
         patch.attach(pipeline, branch=branch),

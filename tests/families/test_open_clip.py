@@ -80,7 +80,7 @@ def said(host: nn.Module) -> dict[str, Tensor]:
 
 def edit(site: Site, tokens: str = "all") -> Patch:
     rules = [Scale(range(20), -2.0), Steer([25], 3.0)]
-    return Patch.at(site.name, random_dictionary(site.width), rules, tokens)
+    return Patch(site.name, random_dictionary(site.width), rules, tokens)
 
 
 @pytest.mark.parametrize("name", HOSTS)

@@ -15,7 +15,7 @@ PLACES = ["vision.1", "projector"]
 
 def edit(site):
     rules = [Scale(range(20), -2.0), Steer([25], 3.0)]
-    return Patch.at(site.name, random_dictionary(site.width), rules)
+    return Patch(site.name, random_dictionary(site.width), rules)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -43,7 +43,7 @@ def test_each_packed_image_has_its_own_strength(name, place):
 @pytest.mark.parametrize("name", QWEN)
 def test_positions_at_packed_patches_are_refused(name):
     family, host = FAMILIES[name], FAMILIES[name].make()
-    patch = Patch.at("vision.1", random_dictionary(find_sites(host)["vision.1"].width),
+    patch = Patch("vision.1", random_dictionary(find_sites(host)["vision.1"].width),
                      Scale([1], 2.0), positions=(0,))  # fmt: skip
     with patch.attach(host), pytest.raises(VlmEditError, match="has no sequence of tokens per row"):
         family.answers(host, family.inputs())

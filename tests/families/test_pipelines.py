@@ -51,7 +51,7 @@ def drawn(name: str) -> Tensor:
 
 def edit(site: Site, name: str | None = None) -> Patch:
     rules = [Scale(range(20), -2.0), Steer([25], 3.0)]
-    return Patch.at(name or site.name, random_dictionary(site.width), rules)
+    return Patch(name or site.name, random_dictionary(site.width), rules)
 
 
 def hooks_of(pipeline: Any) -> int:
@@ -82,7 +82,7 @@ def test_an_edit_that_changes_nothing_draws_the_same_bits(name):
     sites = find_sites(pipeline)
     before = drawn(name)
     for site in kind.live:
-        patch = Patch.at(site, random_dictionary(sites[site].width), Scale(range(20), 1.0))
+        patch = Patch(site, random_dictionary(sites[site].width), Scale(range(20), 1.0))
         for branch in BRANCHES:
             with patch.attach(pipeline, branch=branch):
                 assert torch.equal(kind.draw(pipeline, **led(name)), before)

@@ -59,7 +59,7 @@ WIDTHS = {
 
 def edit(name: str, tokens: str = "all") -> Patch:
     rules = [Scale(range(20), -2.0), Steer([25], 3.0)]
-    return Patch.at(name, random_dictionary(WIDTHS[name]), rules, tokens)
+    return Patch(name, random_dictionary(WIDTHS[name]), rules, tokens)
 
 
 def test_a_plain_module_has_the_places_it_is_said_to_have():

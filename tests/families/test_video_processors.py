@@ -73,7 +73,7 @@ def test_an_edit_of_image_tokens_moves_those_of_the_videos_alone(name):
     torch.manual_seed(0)
     host, inputs = FAMILIES[name].make(), inputs_of(name)
     site, moved = mixed_site(host), []
-    patch = Patch.at(site.name, random_dictionary(site.width), [Steer([3], 5.0)], tokens="image")
+    patch = Patch(site.name, random_dictionary(site.width), [Steer([3], 5.0)], tokens="image")
 
     def keep(hidden, _where):
         moved.append(hidden.detach().clone())

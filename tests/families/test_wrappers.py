@@ -28,7 +28,7 @@ RULES = [Scale(range(20), -2.0), Steer([25], 3.0)]
 
 
 def patch() -> Patch:
-    return Patch.at("vision.0", random_dictionary(24), RULES) + Patch.at(
+    return Patch("vision.0", random_dictionary(24), RULES) + Patch(
         "language.1", random_dictionary(32), RULES, tokens="image"
     )
 

@@ -75,7 +75,7 @@ def outputs(host, module, act):
 
 
 def patch(**choice):
-    return Patch.at("moe.0", Dictionary.identity(32), [Clamp([3], MARK)], **choice)
+    return Patch("moe.0", Dictionary.identity(32), [Clamp([3], MARK)], **choice)
 
 
 def changed(name, act, strength=1.0, **choice):
@@ -152,7 +152,7 @@ def test_positions_strengths_and_masks_are_those_of_rows(name):
 def test_an_edit_of_a_batch_is_that_of_its_rows_unpadded(name):
     family, host = WITH_EXPERTS[name], host_of(name)
     rules = random_dictionary(32)
-    edit = Patch.at("moe.0", rules, [Steer([3, 25], 2.0)], tokens="text")
+    edit = Patch("moe.0", rules, [Steer([3, 25], 2.0)], tokens="text")
     with edit.attach(host, adapter=adapter(name)):
         batch = family.answers(host, family.inputs())
         alone = [family.answers(host, family.inputs(rows=(row,)))[0] for row in (0, 1)]
@@ -230,7 +230,7 @@ IDS = torch.tensor([[1, 7, 2], [0, 7, 3]])
 def test_rows_that_are_not_the_calls_are_refused(choice, options):
     host = Sorted()
     inputs = {"input_ids": IDS, "attention_mask": (IDS != 0).long(), "pixel_values": torch.ones(1)}
-    edit = Patch.at("block", Dictionary.identity(4), [Steer([1], 2.0)], **choice)
+    edit = Patch("block", Dictionary.identity(4), [Steer([1], 2.0)], **choice)
     with (
         edit.attach(host, adapter=SORTED, **options),
         pytest.raises(VlmEditError, match=r"output of \(5, 4\).* shape \(2, 3\).*Pass mask= of"),
@@ -242,7 +242,7 @@ def test_rows_that_are_not_the_calls_are_edited_as_a_mask_of_their_own_says():
     host, mask = Sorted(), torch.tensor([True, False, False, True, True])
     inputs = {"input_ids": IDS, "attention_mask": (IDS != 0).long(), "pixel_values": torch.ones(1)}
     plain = host(**inputs)
-    edit = Patch.at("block", Dictionary.identity(4), [Steer([1], 2.0)])
+    edit = Patch("block", Dictionary.identity(4), [Steer([1], 2.0)])
     with edit.attach(host, adapter=SORTED, mask=mask) as attached:
         edited = host(**inputs)
     assert torch.equal((edited != plain).any(-1), mask)
@@ -254,7 +254,7 @@ def test_rows_that_are_not_the_calls_are_edited_as_a_mask_of_their_own_says():
 def test_a_mask_of_rows_does_not_tell_their_phase_or_step(choice):
     host, mask = Sorted(), torch.tensor([True, False, False, True, True])
     inputs = {"input_ids": IDS, "attention_mask": (IDS != 0).long(), "pixel_values": torch.ones(1)}
-    edit = Patch.at("block", Dictionary.identity(4), [Steer([1], 2.0)], **choice)
+    edit = Patch("block", Dictionary.identity(4), [Steer([1], 2.0)], **choice)
     with (
         edit.attach(host, adapter=SORTED, mask=mask),
         pytest.raises(VlmEditError, match="nobody can tell which row is which token"),
@@ -264,7 +264,7 @@ def test_a_mask_of_rows_does_not_tell_their_phase_or_step(choice):
 
 def test_an_edit_of_all_tokens_needs_no_rows_where_nothing_is_padded():
     host, ids = Sorted(), torch.tensor([[1, 7, 2], [4, 7, 3]])
-    edit = Patch.at("block", Dictionary.identity(4), [Steer([1], 2.0)])
+    edit = Patch("block", Dictionary.identity(4), [Steer([1], 2.0)])
     plain = host(ids[:, :2])
     with edit.attach(host, adapter=SORTED):
         assert torch.equal(host(ids[:, :2]), plain + torch.tensor([0.0, 2.0, 0.0, 0.0]))
@@ -287,7 +287,7 @@ class Routed(nn.Module):
 )
 def test_what_experts_get_is_not_taken_for_rows(choice, options):
     host = Routed()
-    edit = Patch.at("block", Dictionary.identity(4), [Steer([1], 2.0)], **choice)
+    edit = Patch("block", Dictionary.identity(4), [Steer([1], 2.0)], **choice)
     with (
         edit.attach(host, adapter=SORTED, **options),
         pytest.raises(VlmEditError, match=r"output of \(12, 4\).* shape \(2, 3\)"),
@@ -330,7 +330,7 @@ def test_a_pooled_output_of_both_streams_is_of_neither():
 
 
 def test_a_pooled_output_of_both_streams_is_the_prompts():
-    host, edit = Pooled(), Patch.at("block", Dictionary.identity(4), [Steer([1], 2.0)])
+    host, edit = Pooled(), Patch("block", Dictionary.identity(4), [Steer([1], 2.0)])
     with edit.attach(host, adapter=SORTED) as attached, torch.no_grad():
         host(torch.tensor([[1, 7, 2], [1, 7, 3]]), torch.ones(1))
     site = attached.report().sites[0]

@@ -42,7 +42,7 @@ class Answering(nn.Module):
 @torch.no_grad()
 def test_a_step_that_comes_with_an_image_has_image_tokens_and_one_without_has_none(tokens):
     host, ids = Answering(), torch.tensor([[1, IMAGE, 2], [1, 3, IMAGE]])
-    patch = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
+    patch = Patch("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
     with patch.attach(host, adapter=OWN) as attached:
         outputs = host.generate(ids, pixel_values=torch.ones(1))
     site, both = attached.report().sites[0], torch.ones(2, 1, dtype=torch.bool)
@@ -85,7 +85,7 @@ class InPieces(Answering):
 )
 @torch.no_grad()
 def test_a_prompt_of_embeddings_that_is_read_in_pieces_is_one_prompt(choice, expected):
-    patch = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), **choice)
+    patch = Patch("block", Dictionary.identity(4), Clamp([3], MARK), **choice)
     host = InPieces()
     with patch.attach(host, adapter=OWN):
         output = host.generate(inputs_embeds=torch.randn(2, 5, 4))
@@ -116,10 +116,10 @@ def test_padding_that_nobody_can_find_in_the_sequence_is_not_in_the_images():
     ids, images = torch.tensor([[1, 2, 3], [0, 1, 2]]), torch.randn(2, 2, 4)
     given = {"input_ids": ids, "attention_mask": (ids != 0).long(), "images": images}
     host = Seeing()
-    with Patch.at("eye", Dictionary.identity(4), Clamp([3], MARK)).attach(host, adapter=own):
+    with Patch("eye", Dictionary.identity(4), Clamp([3], MARK)).attach(host, adapter=own):
         output = host.generate(**given)
     assert (output[..., 3] == MARK).tolist() == [[True] * 2 + [False] * 3] * 2
-    edit = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK))
+    edit = Patch("block", Dictionary.identity(4), Clamp([3], MARK))
     with (
         edit.attach(host, adapter=own),
         pytest.raises(VlmEditError, match="5 tokens of 3 ids, some of which are padding"),
@@ -163,7 +163,7 @@ def test_what_grows_behind_the_prompt_without_a_cache_is_text(tokens):
         {"block": ("language.block", "mixed", 4)}, image_token=IMAGE, calls=("language",)
     )
     host, ids = Growing(), torch.tensor([[1, IMAGE, 2], [1, 3, IMAGE]])
-    patch = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
+    patch = Patch("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
     with patch.attach(host, adapter=own):
         outputs = host.generate(ids, pixel_values=torch.ones(1))
     for grown, output in enumerate(outputs):
@@ -200,7 +200,7 @@ def test_images_of_the_new_part_of_a_conversation_stand_where_it_begins(tokens):
     )
     host, ids, cache = Continuing(), torch.tensor([[IMAGE, 2, IMAGE], [3, IMAGE, 2]]), Held()
     cache.length = 4
-    patch = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
+    patch = Patch("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
     with patch.attach(host, adapter=own):
         output = host.generate(
             ids,
@@ -228,7 +228,7 @@ class Pruning(nn.Module):
 )
 def test_of_tokens_that_were_dropped_on_the_way_nobody_guesses_which_are_left(choice):
     host, ids = Pruning(), torch.tensor([[1, IMAGE, 2], [1, 3, IMAGE]])
-    patch = Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), **choice)
+    patch = Patch("block", Dictionary.identity(4), Clamp([3], MARK), **choice)
     with (
         patch.attach(host, adapter=OWN),
         pytest.raises(
@@ -258,7 +258,7 @@ def test_of_a_call_that_was_interrupted_within_a_part_nothing_is_left():
     own = Adapter.of(
         {"block": ("language.block", "mixed", 4)}, image_token=IMAGE, calls=("language",)
     )
-    host, patch = Direct(), Patch.at("block", Dictionary.identity(4), Clamp([3], MARK), "image")
+    host, patch = Direct(), Patch("block", Dictionary.identity(4), Clamp([3], MARK), "image")
     before, ids = torch.tensor([[IMAGE, IMAGE, 2]]), torch.tensor([[1, 2, IMAGE]])
     with patch.attach(host, adapter=own):
         handle = host.language.block.register_forward_pre_hook(stop)

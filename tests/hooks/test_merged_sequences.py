@@ -89,7 +89,7 @@ def prompts(rows):
 def marked(host, act, own=OWN, choice=None, **said):
     """Which tokens [B, S] each call of the first layer marks, and the report."""
     seen = []
-    patch = Patch.at("language.0", Dictionary.identity(32), Clamp([3], MARK), **choice or {})
+    patch = Patch("language.0", Dictionary.identity(32), Clamp([3], MARK), **choice or {})
     with patch.attach(host, adapter=own, **said) as attached:
         layer = find_sites(host, own)["language.0"].taps[0].module
         handle = layer.register_forward_hook(

@@ -101,7 +101,7 @@ def test_a_host_that_is_dropped_while_it_is_stood_in_for_is_gone():
 
 def test_a_patched_llava_and_its_copy_generate_each_with_their_own_weights(llava, llava_inputs):
     options = {"max_new_tokens": 3, "do_sample": False}
-    patch = Patch.at("language.1", Dictionary.identity(32), Scale(range(8), -2.0), phase="decode")
+    patch = Patch("language.1", Dictionary.identity(32), Scale(range(8), -2.0), phase="decode")
     plain = llava.generate(**llava_inputs, **options)
     with patch.attach(llava) as attached:
         assert "generate" in vars(llava)
@@ -141,7 +141,7 @@ ADAPTER = Adapter.of({"joint": ("encode_text()", "text", 3)})
 def test_a_method_is_a_site_before_it_normalises():
     host, ids = Encoder(), torch.tensor([[1, 2], [3, 4]])
     plain = host.encode_text(ids)
-    patch = Patch.at("joint", Dictionary.identity(3), Scale([0], 3.0))
+    patch = Patch("joint", Dictionary.identity(3), Scale([0], 3.0))
     expected = plain * torch.tensor([3.0, 1.0, 1.0])
     with patch.attach(host, adapter=ADAPTER), record(host, "joint", adapter=ADAPTER) as recording:
         assert torch.equal(host.encode_text(ids), expected)
@@ -153,7 +153,7 @@ def test_a_method_is_a_site_before_it_normalises():
 
 
 def test_an_error_in_generate_ends_the_generation(llava, llava_inputs):
-    patch = Patch.at("language.1", Dictionary.identity(32), Scale([0], 2.0), phase="decode")
+    patch = Patch("language.1", Dictionary.identity(32), Scale([0], 2.0), phase="decode")
     with patch.attach(llava):
         with pytest.raises(ValueError, match="features and image tokens"):
             llava.generate(**llava_inputs | {"pixel_values": llava_inputs["pixel_values"][:1]})

@@ -23,7 +23,7 @@ REFUSED = [
 
 
 def patch(site="language.1", **choice):
-    return Patch.at(site, Dictionary.identity(32), Clamp([0, 1, 2, 3], 4.0), **choice)
+    return Patch(site, Dictionary.identity(32), Clamp([0, 1, 2, 3], 4.0), **choice)
 
 
 @pytest.fixture(scope="module")

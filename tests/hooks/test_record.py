@@ -42,7 +42,7 @@ def test_captures_keep_their_graph(clip, clip_inputs):
 def test_a_patch_attached_before_shows_and_one_attached_inside_does_not(
     clip, clip_inputs, dictionary
 ):
-    patch = Patch.at("joint", dictionary(12), Ablate(range(20)))
+    patch = Patch("joint", dictionary(12), Ablate(range(20)))
 
     def run() -> torch.Tensor:
         return clip.get_text_features(input_ids=clip_inputs["input_ids"]).pooler_output

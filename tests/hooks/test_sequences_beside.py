@@ -19,7 +19,7 @@ QUIET = {"do_sample": False, "max_new_tokens": NEW, "suppress_tokens": [IMAGE_TO
 
 
 def patch(**choice):
-    return Patch.at("language.1", Dictionary.identity(32), Clamp([3], MARK), **choice)
+    return Patch("language.1", Dictionary.identity(32), Clamp([3], MARK), **choice)
 
 
 def rows(llava_inputs, n=2):
@@ -166,7 +166,7 @@ class Engine(nn.Module):
 def test_a_layer_that_leaves_its_sum_to_the_next_is_refused():
     engine = Engine()
     own = Adapter.of({"language.{i}": ("layers.{i}", "text", 4)})
-    edit = Patch.at("language.0", Dictionary.identity(4), Clamp([1], 2.0))
+    edit = Patch("language.0", Dictionary.identity(4), Clamp([1], 2.0))
     with (
         edit.attach(engine, adapter=own),
         pytest.raises(VlmEditError, match=r"Fused returns two tensors of \(1, 3, 4\).*their sum"),

@@ -88,7 +88,7 @@ def test_a_graph_of_operations_that_was_taken_before_obeys_a_new_strength(clip):
     def features(images):
         return clip.vision_model(pixel_values=images).last_hidden_state
 
-    one, plain = Patch.at("vision.1", random_dictionary(24), Scale(range(20), 3.0)), []
+    one, plain = Patch("vision.1", random_dictionary(24), Scale(range(20), 3.0)), []
     with torch.no_grad():
         for strength in ([0.5, 2.0], [0.0, 1.0], [0.25, 0.25]):
             with one.attach(clip, strength=strength):
@@ -162,14 +162,14 @@ def test_steps_outside_the_window_are_not_reported_of_calls_that_hold_several(ll
 
 
 def test_the_report_counts_every_token_of_images():
-    vision = Patch.at("vision.1", random_dictionary(24), Scale([0], 2.0))
+    vision = Patch("vision.1", random_dictionary(24), Scale([0], 2.0))
     with vision.attach(LLAVA) as attached, torch.no_grad():
         LLAVA.get_image_features(torch.zeros(3, 3, 16, 16))
     assert attached.report().sites[0].streams == {"image": 15, "text": 0, "unknown": 0}
 
 
 def test_a_strength_per_row_does_not_guess_how_images_belong_to_rows():
-    vision = Patch.at("vision.1", random_dictionary(24), Scale([0], 2.0))
+    vision = Patch("vision.1", random_dictionary(24), Scale([0], 2.0))
     with (
         vision.attach(LLAVA, strength=[1.0, 0.5]),
         torch.no_grad(),

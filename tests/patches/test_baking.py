@@ -13,7 +13,6 @@ from torch import nn
 from vlm_edit import (
     Ablate,
     Adapter,
-    Cap,
     Clamp,
     Dictionary,
     Keep,
@@ -21,12 +20,12 @@ from vlm_edit import (
     Project,
     Scale,
     Steer,
-    TapRule,
     VlmEditError,
 )
 from vlm_edit.dictionaries import Encoder
-from vlm_edit.edits import Blend, Detect, Rule, Splice
+from vlm_edit.edits import Blend, Cap, Detect, Rule, Splice
 from vlm_edit.patches.baking import linear_of
+from vlm_edit.sites import TapRule
 
 
 def state(host):
@@ -76,24 +75,24 @@ RULES = {
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("tokens", ["all", "image", "text"])
 def test_edits_of_raw_neurons_go_into_the_projections(clip, clip_inputs, name, tokens):
-    patch = Patch.at("joint", Dictionary.identity(12), RULES[name], tokens)
+    patch = Patch("joint", Dictionary.identity(12), RULES[name], tokens)
     check(patch, clip, clip_inputs, joint)
 
 
 def test_only_the_streams_own_projection_changes(clip):
-    patch = Patch.at("joint", Dictionary.identity(12), Ablate([1]), "text")
+    patch = Patch("joint", Dictionary.identity(12), Ablate([1]), "text")
     assert patch.bake(clip).weights == ("text_projection.weight",)
 
 
 def test_a_span_of_any_dictionarys_directions_is_projected_out(clip, clip_inputs):
     for dictionary in (random_dictionary(12), random_dictionary(12, activation="topk")):
-        check(Patch.at("joint", dictionary, Project([3, 9])), clip, clip_inputs, joint)
+        check(Patch("joint", dictionary, Project([3, 9])), clip, clip_inputs, joint)
 
 
 def test_several_edits_of_one_site_are_folded_in_their_order(clip, clip_inputs):
     neurons = Dictionary.identity(12)
-    first = Patch.at("joint", neurons, Scale([0], 3.0))
-    second = Patch.at("joint", random_dictionary(12), Project([1]), "image")
+    first = Patch("joint", neurons, Scale([0], 3.0))
+    second = Patch("joint", random_dictionary(12), Project([1]), "image")
     check(first + second, clip, clip_inputs, joint)
     check(second + first, clip, clip_inputs, joint)
 
@@ -101,13 +100,13 @@ def test_several_edits_of_one_site_are_folded_in_their_order(clip, clip_inputs):
 @pytest.mark.parametrize("site", ["vision.0", "vision.1", "text.1"])
 def test_a_constant_goes_into_the_last_bias_of_a_layer(clip, clip_inputs, site):
     width = 24 if site.startswith("vision") else 16
-    patch = Patch.at(site, random_dictionary(width), [Steer([3, 7], 1.5), Steer([3], -0.25)])
+    patch = Patch(site, random_dictionary(width), [Steer([3, 7], 1.5), Steer([3], -0.25)])
     check(patch, clip, clip_inputs, joint)
 
 
 def test_a_projectors_output_takes_a_matrix_and_a_constant(llava, llava_inputs):
     neurons = Dictionary.identity(32)
-    patch = Patch.at("projector", neurons, [Clamp([0, 3], 2.0), Scale([5], 0.5), Steer([7], 1.0)])
+    patch = Patch("projector", neurons, [Clamp([0, 3], 2.0), Scale([5], 0.5), Steer([7], 1.0)])
     check(patch, llava, llava_inputs, lambda out: out.logits)
 
 
@@ -115,14 +114,14 @@ def test_a_sequential_models_linear_is_baked_with_an_adapter_of_ones_own():
     torch.manual_seed(0)
     host = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
     adapter = Adapter.of({"joint": ("2", "image", 5)})
-    patch = Patch.at("joint", Dictionary.identity(5), [Clamp([1], 3.0), Steer([0], 1.0)])
+    patch = Patch("joint", Dictionary.identity(5), [Clamp([1], 3.0), Steer([0], 1.0)])
     check(patch, host, {"input": torch.randn(6, 3)}, lambda out: out, adapter)
 
 
 def test_a_host_in_half_precision_is_baked_to_its_rounding(clip, clip_inputs):
     inputs = clip_inputs | {"pixel_values": clip_inputs["pixel_values"].bfloat16()}
     host, before = clip.bfloat16(), None
-    patch = Patch.at("joint", Dictionary.identity(12), Ablate([1]))
+    patch = Patch("joint", Dictionary.identity(12), Ablate([1]))
     before = state(host)
     with patch.attach(host):
         attached = joint(outputs(host, inputs))
@@ -181,30 +180,30 @@ CENTRED = replace(
     encoder=replace(NEURONS.encoder, centers={s: torch.ones(12) for s in ("image", "text")}),
 )
 REFUSED = [
-    (lambda: Patch.at("joint", random_dictionary(12), Ablate([1])), "activation relu is not linea"),
-    (lambda: Patch.at("joint", random_dictionary(12, activation="topk"), Ablate([1])), "topk is n"),
-    (lambda: Patch.at("joint", Dictionary.identity(12, "layer_norm"), Ablate([1])), "norm layer_n"),
-    (lambda: Patch.at("joint", Dictionary.identity(12, "layer_norm"), Steer([1], 1.0)), "'s norm"),
+    (lambda: Patch("joint", random_dictionary(12), Ablate([1])), "activation relu is not linea"),
+    (lambda: Patch("joint", random_dictionary(12, activation="topk"), Ablate([1])), "topk is n"),
+    (lambda: Patch("joint", Dictionary.identity(12, "layer_norm"), Ablate([1])), "norm layer_n"),
+    (lambda: Patch("joint", Dictionary.identity(12, "layer_norm"), Steer([1], 1.0)), "'s norm"),
     (
-        lambda: Patch.at(
+        lambda: Patch(
             "joint", replace(NEURONS, encoder=replace(NEURONS.encoder, soft_cap=1.0)), Ablate([1])
         ),
         "soft_cap is not linear",
     ),
-    (lambda: Patch.at("joint", NEURONS, Cap([1], 1.0)), "the rule Cap is not linear"),
-    (lambda: Patch.at("joint", NEURONS, Detect([1], [0.0] * 12)), "the rule Detect is not linear"),
-    (lambda: Patch.at("joint", NEURONS, Steer([1], 1.0, relative=True)), "the rule Push is not l"),
-    (lambda: Patch.at("joint", NEURONS, Own([1])), "the rule Own is not linear"),
-    (lambda: Patch.at("joint", NEURONS, Ablate([1]), gate=0.5), "a gate looks at each token"),
-    (lambda: Patch.at("joint", NEURONS, Clamp([1], 1.0)), "has no bias, and the edit adds a const"),
-    (lambda: Patch.at("joint", NEURONS, Ablate([1]), phase="prompt"), "some tokens only"),
-    (lambda: Patch.at("joint", NEURONS, Ablate([1]), schedule=[1.0, 0.5]), "it has a schedule"),
+    (lambda: Patch("joint", NEURONS, Cap([1], 1.0)), "the rule Cap is not linear"),
+    (lambda: Patch("joint", NEURONS, Detect([1], [0.0] * 12)), "the rule Detect is not linear"),
+    (lambda: Patch("joint", NEURONS, Steer([1], 1.0, relative=True)), "the rule Push is not l"),
+    (lambda: Patch("joint", NEURONS, Own([1])), "the rule Own is not linear"),
+    (lambda: Patch("joint", NEURONS, Ablate([1]), gate=0.5), "a gate looks at each token"),
+    (lambda: Patch("joint", NEURONS, Clamp([1], 1.0)), "has no bias, and the edit adds a const"),
+    (lambda: Patch("joint", NEURONS, Ablate([1]), phase="prompt"), "some tokens only"),
+    (lambda: Patch("joint", NEURONS, Ablate([1]), schedule=[1.0, 0.5]), "it has a schedule"),
     (
-        lambda: Patch.at("text.0", Dictionary.identity(16), Ablate([1])),
+        lambda: Patch("text.0", Dictionary.identity(16), Ablate([1])),
         "is only added to the site's output, and the edit is more than a constant",
     ),
     (
-        lambda: Patch.at("text.0", random_dictionary(16), Steer([1], 1.0), positions=[-1]),
+        lambda: Patch("text.0", random_dictionary(16), Steer([1], 1.0), positions=[-1]),
         r"some tokens only \(all tokens, positions -1\)",
     ),
 ]
@@ -212,7 +211,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_what_is_not_exact_is_refused_with_the_reason_and_nothing_changes(clip, make, message):
-    fits = Patch.at("joint", NEURONS, Ablate([3]))  # also where an edit before it would fit
+    fits = Patch("joint", NEURONS, Ablate([3]))  # also where an edit before it would fit
     before = state(clip)
     for patch in (make(), fits + make()):
         with pytest.raises(VlmEditError, match=f"cannot be baked: .*{message}.*attach the patch"):
@@ -222,10 +221,10 @@ def test_what_is_not_exact_is_refused_with_the_reason_and_nothing_changes(clip, 
 
 def test_a_center_of_each_stream_is_folded_where_streams_have_modules_of_their_own(clip):
     with pytest.raises(VlmEditError, match="adds a constant"):  # the center is one
-        Patch.at("joint", CENTRED, Ablate([1])).bake(clip)
+        Patch("joint", CENTRED, Ablate([1])).bake(clip)
     torch.manual_seed(0)
     host = nn.Sequential(nn.Linear(3, 12))
-    patch = Patch.at("joint", CENTRED, Ablate([1]))
+    patch = Patch("joint", CENTRED, Ablate([1]))
     pure, mixed = (Adapter.of({"joint": ("0", stream, 12)}) for stream in ("text", "mixed"))
     check(patch, host, {"input": torch.randn(6, 3)}, lambda out: out, pure)
     with pytest.raises(VlmEditError, match="centres each stream apart, and both pass here"):
@@ -233,7 +232,7 @@ def test_a_center_of_each_stream_is_folded_where_streams_have_modules_of_their_o
 
 
 def test_layers_whose_end_no_adapter_tells_are_refused(llava):
-    patch = Patch.at("language.0", random_dictionary(32), Steer([1], 1.0))
+    patch = Patch("language.0", random_dictionary(32), Steer([1], 1.0))
     with pytest.raises(VlmEditError, match=r"LlamaDecoderLayer, and its adapter .*TapRule.ends"):
         patch.bake(llava)
 
@@ -241,7 +240,7 @@ def test_layers_whose_end_no_adapter_tells_are_refused(llava):
 def test_tokens_of_one_stream_in_a_shared_sequence_are_refused():
     torch.manual_seed(0)
     host = nn.Sequential(nn.Linear(3, 12))
-    patch = Patch.at("joint", NEURONS, Ablate([1]), "image")
+    patch = Patch("joint", NEURONS, Ablate([1]), "image")
     with pytest.raises(VlmEditError, match=r"some tokens only \(image tokens\)"):
         patch.bake(host, Adapter.of({"joint": ("0", "mixed", 12)}))
 
@@ -264,7 +263,7 @@ def test_tied_weights_are_refused(clip, tie):
     tie(clip)
     before = state(clip)
     with pytest.raises(VlmEditError, match="visual_projection.weight is tied: "):
-        Patch.at("joint", NEURONS, Ablate([1]), "image").bake(clip)
+        Patch("joint", NEURONS, Ablate([1]), "image").bake(clip)
     assert same(clip, before)
 
 
@@ -275,11 +274,11 @@ class Subclass(nn.Linear):
 def test_modules_that_are_no_plain_linear_are_refused(clip):
     clip.visual_projection = Subclass(24, 12, bias=False)
     with pytest.raises(VlmEditError, match="visual_projection is a Subclass"):
-        Patch.at("joint", NEURONS, Ablate([1])).bake(clip)
+        Patch("joint", NEURONS, Ablate([1])).bake(clip)
 
 
 def test_parametrised_and_absent_weights_are_refused(clip):
-    patch = Patch.at("joint", NEURONS, Ablate([1]), "image")
+    patch = Patch("joint", NEURONS, Ablate([1]), "image")
     meta = copy.deepcopy(clip)
     meta.visual_projection.to("meta")
     with pytest.raises(VlmEditError, match="quantised, offloaded or sharded"):
@@ -301,14 +300,14 @@ def test_a_failed_write_leaves_every_weight_as_it_was(clip, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "copy_", fails)
     with pytest.raises(VlmEditError, match=r"text_projection.weight cannot be written: disk on fi"):
-        Patch.at("joint", NEURONS, Ablate([1])).bake(clip)
+        Patch("joint", NEURONS, Ablate([1])).bake(clip)
     assert same(clip, before)
 
 
 def test_bakes_are_undone_in_their_reverse_order_only(clip):
     before = state(clip)
-    first = Patch.at("joint", NEURONS, Ablate([1])).bake(clip)
-    second = Patch.at("joint", NEURONS, Scale([2], 2.0)).bake(clip, check_host=False)
+    first = Patch("joint", NEURONS, Ablate([1])).bake(clip)
+    second = Patch("joint", NEURONS, Scale([2], 2.0)).bake(clip, check_host=False)
     between = state(clip)
     with pytest.raises(VlmEditError, match="has changed since the patch was baked"):
         first.undo()
@@ -320,14 +319,14 @@ def test_bakes_are_undone_in_their_reverse_order_only(clip):
 
 def test_an_exception_inside_the_block_undoes_it_too(clip):
     before = state(clip)
-    with pytest.raises(KeyError), Patch.at("joint", NEURONS, Ablate([1])).bake(clip):
+    with pytest.raises(KeyError), Patch("joint", NEURONS, Ablate([1])).bake(clip):
         assert not same(clip, before)
         raise KeyError
     assert same(clip, before)
 
 
 def test_another_host_is_refused_before_anything_is_written(clip, tmp_path):
-    Patch.at("joint", NEURONS, Ablate([1])).save(tmp_path / "p", clip)
+    Patch("joint", NEURONS, Ablate([1])).save(tmp_path / "p", clip)
     from vlm_edit import load_patch
 
     patch = load_patch(tmp_path / "p")
@@ -343,7 +342,7 @@ def test_another_host_is_refused_before_anything_is_written(clip, tmp_path):
 
 
 def test_a_baked_host_answers_as_the_patched_one_generates(llava, llava_inputs):
-    patch = Patch.at("projector", Dictionary.identity(32), [Clamp([0], 4.0), Ablate([5, 6])])
+    patch = Patch("projector", Dictionary.identity(32), [Clamp([0], 4.0), Ablate([5, 6])])
     options = {**llava_inputs, "max_new_tokens": 6, "do_sample": False}
     plain = make_llava().generate(**options)
     with patch.attach(llava):

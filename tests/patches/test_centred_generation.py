@@ -51,7 +51,7 @@ def edited_by_hand(hidden, image, chosen, kind="relu"):
 def outputs(inputs, tokens="all", said=None, kind="relu", **options):
     """Each call's output before and after the edit, both of the edited generation."""
     features = range(FEATURES) if kind == "relu" else FEW
-    patch = Patch.at(SITE, DICTIONARIES[kind], Scale(features, FACTOR), tokens=tokens)
+    patch = Patch(SITE, DICTIONARIES[kind], Scale(features, FACTOR), tokens=tokens)
     with (
         record(LLAVA, SITE) as before,
         patch.attach(LLAVA, image_mask=said),

@@ -19,19 +19,8 @@ from conftest import make_clip, random_dictionary
 from golden.write_patches import FOLDER
 from test_storage import damage
 
-from vlm_edit import (
-    Ablate,
-    Cap,
-    Clamp,
-    Keep,
-    Patch,
-    Project,
-    Scale,
-    Steer,
-    VlmEditError,
-    load_patch,
-)
-from vlm_edit.edits import Blend, Detect
+from vlm_edit import Ablate, Clamp, Keep, Patch, Project, Scale, Steer, VlmEditError, load_patch
+from vlm_edit.edits import Blend, Cap, Detect
 
 LONG = 1.0  # seconds for a file
 
@@ -45,9 +34,9 @@ def sources(folder):
     ]
     for number, activation in enumerate(("relu", "topk", "jumprelu")):
         dictionary = random_dictionary(12, 10, activation)
-        patch = Patch.at("joint", dictionary, rules, "image", {"why": "gölden"})
-        patch += Patch.at("joint", dictionary, Keep([0]), steps=(0, 3), schedule=[1.0, 0.5])
-        patch += Patch.at("joint", dictionary, Ablate([0]), positions=[-1], gate=0.2)
+        patch = Patch("joint", dictionary, rules, "image", {"why": "gölden"})
+        patch += Patch("joint", dictionary, Keep([0]), steps=(0, 3), schedule=[1.0, 0.5])
+        patch += Patch("joint", dictionary, Ablate([0]), positions=[-1], gate=0.2)
         patch.save(folder / f"{number}.safetensors", clip)
     made = [file.read_bytes() for file in sorted(folder.glob("*.safetensors"))]
     golden = sorted(FOLDER.glob("version-*/*.safetensors"))
@@ -212,7 +201,7 @@ def test_of_a_file_of_the_second_format_no_change_of_content_passes(tmp_path):
 
 def test_a_number_of_features_that_no_tensor_bears_out_is_not_counted_through(tmp_path):
     file = tmp_path / "p"
-    Patch.at("joint", random_dictionary(12, 10), Keep([0])).save(file, make_clip())
+    Patch("joint", random_dictionary(12, 10), Keep([0])).save(file, make_clip())
     data = file.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])

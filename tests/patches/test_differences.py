@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_edit import Ablate, Clamp, Patch, Scale, load_patch
+from vlm_edit.edits import Blend
 from vlm_edit.patches.comparing import differences
 
 DICTIONARY = random_dictionary(12)
 
 
 def at(rules, tokens="all", dictionary=DICTIONARY, site="joint", **options):
-    return Patch.at(site, dictionary, rules, tokens, **options)
+    return Patch(site, dictionary, rules, tokens, **options)
 
 
 def told(first, second):
@@ -92,7 +93,7 @@ def test_hosts_are_compared_by_kind_width_name_and_weights(clip, tmp_path):
     def host(change):
         changed = copy.deepcopy(dict(patch.host))
         change(changed)
-        return [what for _, what, *_ in told(patch, Patch(patch.bindings, changed))]
+        return [what for _, what, *_ in told(patch, Patch.joined(patch.bindings, changed))]
 
     assert host(dict) == []
     assert host(lambda h: h.update(architecture="X")) == ["architecture"]
@@ -101,6 +102,14 @@ def test_hosts_are_compared_by_kind_width_name_and_weights(clip, tmp_path):
     weights = patch.host["sites"]["joint"]["weights"]
     other = {path: [v + 1 for v in values] for path, values in weights.items()}
     assert host(lambda h: h["sites"]["joint"].update(weights=other)) == ["weights at joint"]
+
+
+def test_the_order_in_which_features_are_named_decides_nothing():
+    assert told(at(Scale([3, 1], 0.5)), at(Scale([1, 3], 0.5))) == []
+    assert told(at(Blend([3, 1], [1.0, 2.0])), at(Blend([1, 3], [2.0, 1.0]))) == []
+    assert told(at(Blend([3, 1], [1.0, 2.0])), at(Blend([1, 3], [1.0, 2.0]))) == [
+        ("joint", "values of rule 1", "its own", "others")
+    ]
 
 
 @settings(max_examples=50, deadline=None)

@@ -139,7 +139,7 @@ WAYS = {
 
 def outputs(way, choice):
     """The site's outputs before and after an edit, of one run, and the report."""
-    patch = Patch.at(
+    patch = Patch(
         SITE,
         DICTIONARY,
         Steer([1, 2], 2.0),

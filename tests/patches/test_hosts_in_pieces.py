@@ -49,7 +49,7 @@ dist.destroy_process_group()
 
 
 def made() -> Patch:
-    return Patch.at("language.1", random_dictionary(32), Scale([3], 2.0))
+    return Patch("language.1", random_dictionary(32), Scale([3], 2.0))
 
 
 def changed() -> nn.Module:
@@ -179,6 +179,6 @@ def test_a_file_whose_samples_are_of_no_tensor_is_refused(held, tmp_path):
     patch = made()
     host = fingerprint(make_llava(), [find_sites(make_llava())["language.1"]])
     host["sites"]["language.1"]["held"] = {"model.language_model.layers.1": held}
-    Patch(patch.bindings, host).save(tmp_path / "patch")
+    Patch.joined(patch.bindings, host).save(tmp_path / "patch")
     with pytest.raises(VlmEditError, match=r"fingerprint (holds|samples)|header is damaged"):
         load_patch(tmp_path / "patch")

@@ -27,7 +27,7 @@ def file(clip, tmp_path):
     dictionary = random_dictionary(12)
     info = {"model_name": "openai/clip", "hook_name": "joint"}
     dictionary = Dictionary(dictionary.encoder, dictionary.decoder, dictionary.decoder_bias, info)
-    Patch.at("joint", dictionary, Ablate([3, 7])).save(tmp_path / "p", clip)
+    Patch("joint", dictionary, Ablate([3, 7])).save(tmp_path / "p", clip)
     return tmp_path / "p"
 
 
@@ -53,14 +53,14 @@ def test_a_file_tells_which_dictionary_the_edit_came_from(file):
 
 def test_each_stream_of_a_paired_dictionary_has_its_own_digest(clip, tmp_path):
     halves = [random_dictionary(12, seed=seed) for seed in (0, 1)]
-    Patch.at("joint", PairedDictionary(*halves), Ablate([3])).save(tmp_path / "p", clip)
+    Patch("joint", PairedDictionary(*halves), Ablate([3])).save(tmp_path / "p", clip)
     told = [binding.told()["digest"] for binding in load_patch(tmp_path / "p").bindings]
     assert told == [half.digest() for half in halves]
 
 
 def test_the_dictionary_is_let_go_once_it_is_told(clip, tmp_path):
     dictionary = random_dictionary(12)
-    patch, seen = Patch.at("joint", dictionary, Ablate([3])), weakref.ref(dictionary)
+    patch, seen = Patch("joint", dictionary, Ablate([3])), weakref.ref(dictionary)
     patch.save(tmp_path / "p", clip)
     del dictionary
     gc.collect()
@@ -72,7 +72,7 @@ def test_the_dictionary_is_let_go_once_it_is_told(clip, tmp_path):
 def test_the_host_is_named_by_its_name_on_the_hub_and_never_by_a_path(clip, tmp_path):
     def name(of):
         clip.config._name_or_path = of
-        Patch.at("joint", random_dictionary(12), Ablate([3])).save(tmp_path / "p", clip)
+        Patch("joint", random_dictionary(12), Ablate([3])).save(tmp_path / "p", clip)
         return load_patch(tmp_path / "p").host["name"]
 
     assert name("openai/clip-vit-base-patch32") == "openai/clip-vit-base-patch32"
@@ -159,8 +159,8 @@ def test_every_refusal_of_another_host_names_how_to_override_it(clip, change):
     named = Dictionary(
         dictionary.encoder, dictionary.decoder, dictionary.decoder_bias, {"model_name": "own/host"}
     )
-    patch = Patch.at("joint", named, Ablate([3]))
-    patch = Patch(patch.bindings, host=saved_host())
+    patch = Patch("joint", named, Ablate([3]))
+    patch = Patch.joined(patch.bindings, host=saved_host())
     adapter = vlm_edit.sites.find_adapter(clip)
     host = change(clip)
     with pytest.raises(VlmEditError, match="check_host=False"):
@@ -174,10 +174,10 @@ def saved_host():
 
 
 def test_a_site_that_only_the_patchs_host_has_is_refused_with_the_override(clip):
-    patch = Patch.at("joint", random_dictionary(12), Ablate([3]))
+    patch = Patch("joint", random_dictionary(12), Ablate([3]))
     host = saved_host()
     host["sites"]["vision.9"] = {"width": 24, "weights": {}}
-    patch = Patch(patch.bindings, host)
+    patch = Patch.joined(patch.bindings, host)
     with pytest.raises(VlmEditError, match=r"no site 'vision.9'.*check_host=False"):
         patch.attach(clip)
     patch.attach(clip, check_host=False).remove()
@@ -187,7 +187,7 @@ def test_a_site_that_only_the_patchs_host_has_is_refused_with_the_override(clip)
 
 
 def test_what_is_merged_keeps_where_each_part_came_from(clip, tmp_path):
-    parts = [Patch.at("joint", random_dictionary(12, seed=s), Ablate([3])) for s in (0, 1)]
+    parts = [Patch("joint", random_dictionary(12, seed=s), Ablate([3])) for s in (0, 1)]
     (parts[0] + parts[1]).save(tmp_path / "p", clip)
     digests = [b.told()["digest"] for b in load_patch(tmp_path / "p").bindings]
     assert digests == [random_dictionary(12, seed=s).digest() for s in (0, 1)]

@@ -34,7 +34,7 @@ def made(clip, tmp_path):
     """Bytes of patches of one feature."""
 
     def make(feature):
-        patch = Patch.at("joint", random_dictionary(12), Ablate([feature]))
+        patch = Patch("joint", random_dictionary(12), Ablate([feature]))
         patch.save(tmp_path / "made", clip)
         return (tmp_path / "made").read_bytes()
 
@@ -220,7 +220,7 @@ def patch_of(clip):
     clip.config._name_or_path = "openai/clip"
     info = {"class": "vision-dominant", "weird": "| <b>`x`\nnext\x1b[31m"}
     rules = [Ablate([3, 7]), Scale([9], 2.5, strength=0.5)]
-    return Patch.at("joint", random_dictionary(12), rules, "image", info)
+    return Patch("joint", random_dictionary(12), rules, "image", info)
 
 
 def test_a_push_is_one_commit_of_the_file_and_its_card(clip, tmp_path, monkeypatch):
@@ -308,7 +308,7 @@ def test_a_place_outside_the_repository_is_refused(clip, monkeypatch, file):
 def test_a_patch_that_does_not_fit_the_host_is_not_pushed(clip, monkeypatch):
     uploads = Uploads(monkeypatch)
     with pytest.raises(VlmEditError, match="13 wide"):
-        Patch.at("joint", random_dictionary(13), Ablate([1])).push_to_hub("owner/name", clip)
+        Patch("joint", random_dictionary(13), Ablate([1])).push_to_hub("owner/name", clip)
     with pytest.raises(VlmEditError, match="none is known for"):
         patch_of(clip).push_to_hub("owner/name")
     assert not uploads.made and not uploads.sent

@@ -159,7 +159,7 @@ def test_strengths_of_another_length_are_refused(llava_inputs):
 
 
 def test_at_a_vision_site_strengths_are_of_its_own_tokens(llava_inputs):
-    one = Patch.at("vision.0", random_dictionary(24), Steer([3], 2.0))
+    one = Patch("vision.0", random_dictionary(24), Steer([3], 2.0))
     with record(LLAVA, "vision.0") as recording, torch.no_grad():
         LLAVA(**llava_inputs)
     plain = recording.last("vision.0", "image").hidden
@@ -191,7 +191,7 @@ def test_strengths_per_token_are_not_changed_in_place():
 
 
 def test_a_gate_travels_with_the_patch(llava_inputs, tmp_path):
-    one = Patch.at(SITE, DICTIONARY, Scale(range(20), -2.0), gate=0.0)
+    one = Patch(SITE, DICTIONARY, Scale(range(20), -2.0), gate=0.0)
     one.save(tmp_path / "patch.safetensors", LLAVA)
     back = load_patch(tmp_path / "patch.safetensors")
     assert back.bindings[0].splice.gate.least == 0.0
@@ -199,5 +199,5 @@ def test_a_gate_travels_with_the_patch(llava_inputs, tmp_path):
         expected = generate(llava_inputs)
     with back.attach(LLAVA):
         assert torch.equal(generate(llava_inputs), expected)
-    with Patch.at(SITE, DICTIONARY, Scale(range(20), -2.0)).attach(LLAVA):
+    with Patch(SITE, DICTIONARY, Scale(range(20), -2.0)).attach(LLAVA):
         assert not torch.equal(generate(llava_inputs), expected)

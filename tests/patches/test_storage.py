@@ -46,8 +46,8 @@ def make(activation="relu", norm="none", centers=False, seed=0, tokens="all", si
     )
     dictionary = Dictionary(encoder, torch.randn(20, 12, generator=g), bias)
     rules = [Ablate([7, 3]), Scale([3, 9], 2.5, strength=0.5), Clamp([1], -1.0), Steer([9], 0.1)]
-    patch = Patch.at(site, dictionary, rules, tokens, {"why": "a test, with ünicode"})
-    return patch + Patch.at(site, dictionary, Steer([2], 1.0), tokens)
+    patch = Patch(site, dictionary, rules, tokens, {"why": "a test, with ünicode"})
+    return patch + Patch(site, dictionary, Steer([2], 1.0), tokens)
 
 
 @settings(max_examples=40, deadline=None)
@@ -108,7 +108,7 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
 def test_a_patch_without_a_host_is_not_saved(tmp_path):
     with pytest.raises(VlmEditError, match=r"call patch.save\(path, model\)"):
         make().save(tmp_path / "p")
-    wrong = Patch.at("joint", random_dictionary(13), Ablate([1]))
+    wrong = Patch("joint", random_dictionary(13), Ablate([1]))
     with pytest.raises(VlmEditError, match="13 wide"):
         wrong.save(tmp_path / "p", CLIP)
     assert not list(tmp_path.iterdir())
@@ -192,7 +192,7 @@ def everything(file):
     dictionary = Dictionary(
         Encoder(torch.rand(12, 20), torch.rand(20)), torch.rand(20, 12), torch.rand(12)
     )
-    (patch + Patch.at("joint", dictionary, Project([1, 2]), gate=0.1)).save(file, CLIP)
+    (patch + Patch("joint", dictionary, Project([1, 2]), gate=0.1)).save(file, CLIP)
     return list(load_file(file))
 
 
@@ -221,8 +221,8 @@ def test_a_patch_is_not_made_of_a_dictionary_with_nan_or_infinity(number, rule):
     decoder[3, 5] = number
     dictionary = Dictionary(Encoder(torch.rand(12, 20), torch.rand(20)), decoder, torch.rand(12))
     with pytest.raises(VlmEditError, match="the decoder of features 3.* holds NaN or infinity"):
-        Patch.at("joint", dictionary, rule)
-    Patch.at("joint", dictionary, Ablate([2]))  # of which nothing is touched
+        Patch("joint", dictionary, rule)
+    Patch("joint", dictionary, Ablate([2]))  # of which nothing is touched
 
 
 def test_files_that_are_no_patches_are_refused(tmp_path):
@@ -327,5 +327,5 @@ def test_damaged_files_raise_nothing_but_our_error_and_allocate_little(tmp_path)
 
 def test_others_may_read_a_patch_as_they_may_any_file_made_here(clip, dictionary, tmp_path):
     (tmp_path / "plain").touch()
-    Patch.at("joint", dictionary(12), Ablate([1])).save(tmp_path / "p.safetensors", clip)
+    Patch("joint", dictionary(12), Ablate([1])).save(tmp_path / "p.safetensors", clip)
     assert (tmp_path / "p.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

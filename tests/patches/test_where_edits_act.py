@@ -15,7 +15,7 @@ RULES = [Scale(range(20), -2.0), Steer([25], 3.0)]
 
 
 def patch(site=SITE, **choice) -> Patch:
-    return Patch.at(site, DICTIONARY, RULES, **choice)
+    return Patch(site, DICTIONARY, RULES, **choice)
 
 
 @torch.no_grad()
@@ -177,9 +177,9 @@ def test_each_row_has_its_own_strength_and_zero_leaves_every_bit(llava_inputs, t
 def test_the_strength_at_attach_is_the_rules_own_strength(llava_inputs):
     weaker = [Scale(range(20), -2.0, strength=0.25), Clamp([25], 3.0, strength=0.25)]
     strong = [Scale(range(20), -2.0), Clamp([25], 3.0)]
-    with Patch.at(SITE, DICTIONARY, weaker).attach(LLAVA):
+    with Patch(SITE, DICTIONARY, weaker).attach(LLAVA):
         expected = generate(llava_inputs)
-    with Patch.at(SITE, DICTIONARY, strong).attach(LLAVA, strength=0.25):
+    with Patch(SITE, DICTIONARY, strong).attach(LLAVA, strength=0.25):
         torch.testing.assert_close(generate(llava_inputs), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -258,14 +258,14 @@ def test_choices_that_name_no_token_are_refused(choice, message):
 
 
 def test_a_vision_site_has_no_decode_phase():
-    vision = Patch.at("vision.1", random_dictionary(24), RULES, phase="decode")
+    vision = Patch("vision.1", random_dictionary(24), RULES, phase="decode")
     with pytest.raises(VlmEditError, match="images are encoded with the prompt"):
         vision.attach(LLAVA)
 
 
 @pytest.mark.parametrize("positions", [(0,), (-1, 1)])
 def test_positions_at_a_vision_layer_are_places_in_the_image(llava_inputs, positions):
-    vision = Patch.at("vision.1", random_dictionary(24), RULES, positions=positions)
+    vision = Patch("vision.1", random_dictionary(24), RULES, positions=positions)
     with vision.attach(LLAVA) as attached, torch.no_grad():
         LLAVA(**llava_inputs)
     assert attached.report().edited_tokens == 2 * len(positions)

@@ -5,21 +5,19 @@ from typing import Any
 import pytest
 import torch
 
-from vlm_edit import (
-    Ablate,
-    Dictionary,
-    Patch,
-    VlmEditError,
-    by_concept,
-    collect,
-    random_like,
-    zoo,
-)
+from vlm_edit import Ablate, Dictionary, Patch, VlmEditError, zoo
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import PairedDictionary
-from vlm_edit.measurement import Reader
+from vlm_edit.measurement import Reader, collect
 from vlm_edit.probing import probe, variance_explained
-from vlm_edit.selection import by_difference, by_direction, difference, read_examples
+from vlm_edit.selection import (
+    by_concept,
+    by_difference,
+    by_direction,
+    difference,
+    random_like,
+    read_examples,
+)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +181,7 @@ def test_without_the_features_of_gender_it_is_read_worse_than_without_random_one
     held_out = their + his
 
     def read(features: list[int]) -> float:
-        splice = Patch.at("joint", joint, Ablate(features)).bindings[0].splice
+        splice = Patch("joint", joint, Ablate(features)).bindings[0].splice
         edited = splice(embeddings[stream][held_out], stream=stream)
         labels = [pairs.columns["gender"][i] for i in held_out]
         return float(probe(edited, labels).double().mean())

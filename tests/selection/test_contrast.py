@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy import stats
 
-from vlm_edit import VlmEditError, by_answers
+from vlm_edit import VlmEditError
 from vlm_edit.codes import SparseCodes
 from vlm_edit.selection import (
+    by_answers,
     by_difference,
     by_direction,
     contrast,

@@ -8,9 +8,9 @@ from conftest import random_dictionary
 from tiny_hosts import FAMILIES
 from torch import Tensor, nn
 
-from vlm_edit import Ablate, Adapter, Dictionary, Patch, VlmEditError, by_effect, zoo
+from vlm_edit import Ablate, Adapter, Dictionary, Patch, VlmEditError, zoo
 from vlm_edit.dictionaries import PairedDictionary
-from vlm_edit.selection import attribution, effects, random_like
+from vlm_edit.selection import attribution, by_effect, effects, random_like
 
 STEP = 0.02
 
@@ -27,7 +27,7 @@ def brute_force(
     """What each row's output loses per unit of ablation, by attaching every ablation by itself."""
     losses = []
     for k in features:
-        patch, said = Patch.at(site, dictionary, Ablate([k]), tokens=tokens), {}
+        patch, said = Patch(site, dictionary, Ablate([k]), tokens=tokens), {}
         for strength in (STEP, -STEP):
             with patch.attach(host, strength=strength), torch.no_grad():
                 said[strength] = output(host(**inputs))
@@ -114,7 +114,7 @@ def test_where_the_output_is_linear_effects_are_whole_ablations() -> None:
     found = effects(host, inputs, neurons, lambda y: y[:, 1], "x", adapter=adapter)
     for k in range(6):
         before = host(inputs["input"])[:, 1]
-        with Patch.at("x", neurons, Ablate([k])).attach(host, adapter=adapter):
+        with Patch("x", neurons, Ablate([k])).attach(host, adapter=adapter):
             after = host(inputs["input"])[:, 1]
         torch.testing.assert_close(found[:, k].float(), before - after, rtol=1e-4, atol=1e-5)
 
@@ -151,7 +151,7 @@ def test_a_layer_that_runs_twice_counts_twice() -> None:
     for k in range(3):
         said = []
         for strength in (-1e-3, 1e-3):
-            patch = Patch.at("x", neurons, Ablate([k]))
+            patch = Patch("x", neurons, Ablate([k]))
             with patch.attach(host, adapter=adapter, strength=strength), torch.no_grad():
                 said.append(host(x))
         slope = (said[0] - said[1]).double() / 2e-3
@@ -193,7 +193,7 @@ def test_frozen_weights_and_inference_mode_do_not_matter(clip, clip_inputs, dict
 
 def test_a_patch_in_force_is_seen(clip, clip_inputs, dictionary) -> None:
     sae = dictionary(12, n_features=8)
-    with Patch.at("joint", sae, Ablate(range(8))).attach(clip):
+    with Patch("joint", sae, Ablate(range(8))).attach(clip):
         edited = effects(clip, clip_inputs, Dictionary.identity(12), likeness)
     assert not torch.allclose(edited, effects(clip, clip_inputs, Dictionary.identity(12), likeness))
 
@@ -250,7 +250,7 @@ def test_ablating_the_features_found_changes_what_the_host_says_more_than_random
     def loss(features: list[int]) -> float:
         with torch.no_grad():
             before = likeness(host(**inputs)).mean()
-            with Patch.at("joint", sae, Ablate(features)).attach(host):
+            with Patch("joint", sae, Ablate(features)).attach(host):
                 return float(before - likeness(host(**inputs)).mean())
 
     random = [loss(random_like(found, live, seed=seed)) for seed in range(5)]

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vlm_edit import Ablate, Adapter, Dictionary, Patch, VlmEditError, tune, zoo
+from vlm_edit import Ablate, Adapter, Dictionary, Patch, VlmEditError, zoo
 from vlm_edit.statistics import Estimate, proportion
-from vlm_edit.tuning import Point, Tuning
+from vlm_edit.tuning import Point, Tuning, tune
 
 WIDTH = 8
 ADAPTER = Adapter.of({"x": ("0", "image", WIDTH)})
@@ -22,7 +22,7 @@ def host() -> nn.Sequential:
 
 
 def ablating(count: int = WIDTH) -> Patch:
-    return Patch.at("x", Dictionary.identity(WIDTH), Ablate(range(count)))
+    return Patch("x", Dictionary.identity(WIDTH), Ablate(range(count)))
 
 
 class Meter:
@@ -378,7 +378,7 @@ def test_what_a_clip_still_reads_is_traded_against_what_it_forgets() -> None:
     live = sae.encode(embeds, "text").mean(0).argsort(descending=True).tolist()
     found = tune(
         host,
-        lambda number: Patch.at("joint", sae, Ablate(live[:number]), tokens="text"),
+        lambda number: Patch("joint", sae, Ablate(live[:number]), tokens="text"),
         forgotten,
         kept,
         numbers=[1, 4, 16, 64],

@@ -118,7 +118,7 @@ def test_an_edit_of_image_tokens_at_the_last_layer_reaches_no_answer(llava):
     before = ask(model, processor, images, QUESTIONS["what"])
     for site, same in (("language.3", True), ("language.0", False)):
         dictionary = zoo.load_dictionary(site)
-        every = Patch.at(site, dictionary, Ablate(range(dictionary.n_features)), tokens="image")
+        every = Patch(site, dictionary, Ablate(range(dictionary.n_features)), tokens="image")
         with every.attach(model):
             assert (ask(model, processor, images, QUESTIONS["what"]) == before) is same
 
@@ -141,7 +141,7 @@ def test_a_patch_of_many_features_moves_the_logits_more_than_one_of_few(site):
     @torch.no_grad()
     def moved(features):
         before = host(**inputs).logits_per_image
-        with Patch.at(site, dictionary, Ablate(features), tokens="image").attach(host):
+        with Patch(site, dictionary, Ablate(features), tokens="image").attach(host):
             after = host(**inputs).logits_per_image
         return float((after - before).abs().mean())
 
@@ -159,7 +159,7 @@ def test_a_dictionary_of_another_site_of_the_same_width_is_refused():
     host, processor = zoo.load_host()
     dictionary = zoo.load_dictionary("vision.2")
     with pytest.raises(VlmEditError, match="trained at site 'vision.2', not at 'joint'"):
-        Patch.at("joint", dictionary, Ablate([3]))
+        Patch("joint", dictionary, Ablate([3]))
     with pytest.raises(VlmEditError, match="trained at site 'vision.2', not at 'joint'"):
         measure(host, processor, zoo.load_pairs().select(range(4)), dictionary, progress=False)
-    Patch.at("joint", dataclasses.replace(dictionary, info={}), Ablate([3])).check(host)
+    Patch("joint", dataclasses.replace(dictionary, info={}), Ablate([3])).check(host)

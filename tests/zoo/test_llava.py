@@ -156,7 +156,7 @@ def test_the_first_layer_attends_to_nothing_so_that_an_edit_behind_it_reaches_ev
     silent = model.model.language_model.layers[0].self_attn
     assert all(not p.any() for p in silent.parameters())
     dictionary = zoo.load_dictionary(SITE)
-    every = Patch.at(SITE, dictionary, Ablate(range(dictionary.n_features)), tokens="image")
+    every = Patch(SITE, dictionary, Ablate(range(dictionary.n_features)), tokens="image")
     with every.attach(model):
         found = shares(model, processor, pairs)
     assert found["what"] < 0.1 and found["background"] < 0.5

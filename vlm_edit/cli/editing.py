@@ -81,7 +81,7 @@ def _make_patches(
     order = torch.randperm(len(live), generator=torch.Generator().manual_seed(0))
     control = [live[i] for i in order[: len(features)].tolist()]
     return {
-        name: Patch.at(subject.site, dictionary, _rule(options, chosen), options.tokens or "all")
+        name: Patch(subject.site, dictionary, _rule(options, chosen), options.tokens or "all")
         for name, chosen in ((title, features), (f"{rule} {len(control)} random", control))
     }
 

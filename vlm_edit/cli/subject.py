@@ -151,7 +151,7 @@ class Subject:
         )
 
     def measure_part(self, part: tuple[int, int], checkpoint: Path, **options: Any) -> None:
-        """One of several parts; options as ``vlm_edit.measure_part`` takes them."""
+        """One of several parts; options as ``vlm_edit.measurement.measure_part`` takes them."""
         measure_part(
             self.model,
             self.processor,

@@ -3,7 +3,7 @@
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice
 from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
 from vlm_edit.dictionaries.encodes import Encodes, identity
-from vlm_edit.dictionaries.formats import Layout, load_dictionary
+from vlm_edit.dictionaries.formats import Format, Layout, load_dictionary, register_format
 from vlm_edit.dictionaries.formats.saving import save_saelens
 from vlm_edit.dictionaries.matching import Similarity, match_dictionaries
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
@@ -18,6 +18,7 @@ __all__ = [
     "Encoder",
     "Encodes",
     "Kind",
+    "Format",
     "Layout",
     "Norm",
     "PairedDictionary",
@@ -29,6 +30,7 @@ __all__ = [
     "identity",
     "load_dictionary",
     "match_dictionaries",
+    "register_format",
     "save_saelens",
     "train_dictionary",
     "train_paired",

@@ -429,7 +429,8 @@ class Dictionary:
             VlmEditError: As in ``encode``, or fewer than two activations that differ.
 
         Example:
-            >>> from vlm_edit import collect, zoo
+            >>> from vlm_edit import zoo
+            >>> from vlm_edit.measurement import collect
             >>> host, processor = zoo.load_host()
             >>> pairs = zoo.load_pairs().select(range(64))
             >>> found = collect(host, processor, pairs, "joint", progress=False)

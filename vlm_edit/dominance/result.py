@@ -102,7 +102,7 @@ class Dominance:
 
         Example:
             >>> import torch
-            >>> from vlm_edit import modality_dominance
+            >>> from vlm_edit.dominance import modality_dominance
             >>> found = modality_dominance(torch.tensor([[1.0], [0.0]]), torch.zeros(2, 1))
             >>> float(found.scores), float(found.under("half").scores)
             (1.0, 0.75)
@@ -141,7 +141,7 @@ class Dominance:
 
         Example:
             >>> import torch
-            >>> from vlm_edit import modality_dominance
+            >>> from vlm_edit.dominance import modality_dominance
             >>> found = modality_dominance(torch.ones(30, 1), torch.zeros(30, 1))
             >>> low, high = found.intervals()
             >>> f"{float(low):.3f} {float(high):.3f}"
@@ -170,7 +170,7 @@ class Dominance:
 
         Example:
             >>> import torch
-            >>> from vlm_edit import modality_dominance
+            >>> from vlm_edit.dominance import modality_dominance
             >>> found = modality_dominance(torch.tensor([[3.0], [0.0]]), torch.ones(2, 1))
             >>> float(found.modality_score()), float(found.scores)
             (0.6, 0.375)
@@ -188,7 +188,7 @@ class Dominance:
 
         Example:
             >>> import torch
-            >>> from vlm_edit import modality_dominance
+            >>> from vlm_edit.dominance import modality_dominance
             >>> modality_dominance(torch.ones(4, 1), torch.zeros(4, 1)).mutual_information()
             tensor([1.], dtype=torch.float64)
         """
@@ -201,7 +201,7 @@ class Dominance:
 
         Example:
             >>> import torch
-            >>> from vlm_edit import modality_dominance
+            >>> from vlm_edit.dominance import modality_dominance
             >>> codes = torch.tensor([[1.0], [2.0], [4.0]])
             >>> round(float(modality_dominance(codes, 3 * codes).correlation()), 6)
             1.0
@@ -225,7 +225,7 @@ class Dominance:
 
         Example:
             >>> import torch
-            >>> from vlm_edit import modality_dominance
+            >>> from vlm_edit.dominance import modality_dominance
             >>> found = modality_dominance(torch.ones(6, 1), torch.zeros(6, 1))
             >>> round(float(found.swap_test()), 6)
             0.03125
@@ -254,7 +254,7 @@ class Dominance:
 
         Example:
             >>> import torch
-            >>> from vlm_edit import modality_dominance
+            >>> from vlm_edit.dominance import modality_dominance
             >>> codes = torch.tensor([[1.0], [1.0], [0.0], [0.0]])
             >>> round(float(modality_dominance(codes, codes).cofiring_test()), 6)
             0.166667
@@ -307,7 +307,7 @@ class Dominance:
 
         Example:
             >>> import torch
-            >>> from vlm_edit import modality_dominance
+            >>> from vlm_edit.dominance import modality_dominance
             >>> found = modality_dominance(
             ...     torch.tensor([[2.0, 0.0, 1.0, 0.0]]), torch.tensor([[0.0, 3.0, 1.0, 0.0]])
             ... )

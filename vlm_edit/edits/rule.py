@@ -29,6 +29,8 @@ class Rule:
     kind: ClassVar[str] = ""
     # Whether it looks at the code at all: where no rule does, nothing is encoded.
     reads: ClassVar[bool] = True
+    # Its fields that hold a value for each feature, in their order.
+    by_feature: ClassVar[tuple[str, ...]] = ()
 
     features: Sequence[int]
     strength: float = field(default=1.0, kw_only=True)

@@ -171,6 +171,7 @@ class Blend(Rule):
     """
 
     kind: ClassVar[str] = "blend"
+    by_feature: ClassVar[tuple[str, ...]] = ("reference",)
 
     reference: Sequence[float]
 

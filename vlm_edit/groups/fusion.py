@@ -110,7 +110,7 @@ def fusion_by_category(
 
     Example:
         >>> import torch
-        >>> from vlm_edit import modality_dominance
+        >>> from vlm_edit.dominance import modality_dominance
         >>> text = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
         >>> image = torch.tensor([[1.0, 0.0]] * 4)  # the second feature is of texts alone
         >>> words = [[("cat", "noun")]] * 2 + [[("of", "preposition")]] * 2

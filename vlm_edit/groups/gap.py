@@ -174,7 +174,7 @@ def one_sided_change(before: Dominance, after: Dominance) -> Estimate:
 
     Example:
         >>> import torch
-        >>> from vlm_edit import modality_dominance
+        >>> from vlm_edit.dominance import modality_dominance
         >>> before = modality_dominance(torch.tensor([[3.0]]), torch.tensor([[1.0]]))
         >>> after = modality_dominance(torch.tensor([[1.0]]), torch.tensor([[1.0]]))
         >>> one_sided_change(before, after).value

@@ -54,7 +54,8 @@ def collect(
         VlmEditError: As in ``measure``.
 
     Example:
-        >>> from vlm_edit import collect, zoo
+        >>> from vlm_edit import zoo
+        >>> from vlm_edit.measurement import collect
         >>> host, processor = zoo.load_host()
         >>> streams = collect(host, processor, zoo.load_pairs().select(range(8)), progress=False)
         >>> {name: tuple(x.shape) for name, x in streams.items()}

@@ -22,7 +22,7 @@ class Attachment(Handle):
     Example:
         >>> from vlm_edit import Ablate, Patch, zoo
         >>> host, processor = zoo.load_host()
-        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7]), tokens="text")
+        >>> patch = Patch("joint", zoo.load_dictionary("joint"), Ablate([7]), tokens="text")
         >>> with patch.attach(host) as attached:
         ...     _ = host.get_text_features(**processor(text=["a cat"], return_tensors="pt"))
         >>> print(attached.report())

@@ -192,7 +192,7 @@ class Baked:
         >>> from vlm_edit import Ablate, Dictionary, Patch, zoo
         >>> host, _ = zoo.load_host()
         >>> before = host.text_projection.weight.clone()
-        >>> patch = Patch.at("joint", Dictionary.identity(192), Ablate([3]), tokens="text")
+        >>> patch = Patch("joint", Dictionary.identity(192), Ablate([3]), tokens="text")
         >>> with patch.bake(host) as baked:
         ...     print(baked.weights, float(host.text_projection.weight[3].detach().norm()))
         ('text_projection.weight',) 0.0

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from vlm_edit.dictionaries import Dictionary, StoredDictionary, identity
-from vlm_edit.edits import Splice
-from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Selection
+from vlm_edit.dictionaries import (
+    STREAMS,
+    AnyDictionary,
+    Dictionary,
+    PairedDictionary,
+    StoredDictionary,
+    identity,
+)
+from vlm_edit.edits import Rule, Splice
+from vlm_edit.errors import BadArgument, expect_kind
+from vlm_edit.hooks import Selection, Tokens
 
 _identities: weakref.WeakKeyDictionary[Dictionary | StoredDictionary, dict[str, Any]] = (
     weakref.WeakKeyDictionary()
@@ -46,11 +53,28 @@ class Binding:
             return
         listed = self.schedule if isinstance(self.schedule, list | tuple) else ()
         if not listed or not all(_is_finite(value) for value in listed):
-            raise VlmEditError(
+            raise BadArgument(
                 f"schedule is {self.schedule!r}; give a list of finite numbers, the factor of each "
                 "decode step"
             )
         object.__setattr__(self, "schedule", tuple(float(value) for value in listed))
+
+    def words(self) -> str:
+        """Return a line on what is done where: rules, how many features, which tokens."""
+        rules = ", ".join(
+            f"{rule.kind} {len(rule.features)} feature{'s' * (len(rule.features) != 1)}"
+            for rule in self.splice.rules
+        )
+        chosen = self.selection
+        tokens = f"{chosen.tokens} tokens" if chosen.tokens != "all" else "all tokens"
+        if chosen.positions is not None:
+            tokens += f" at {list(chosen.positions)}"
+        elif chosen.phase != "both":
+            tokens += f" of {'the prompt' if chosen.phase == 'prompt' else 'decode steps'}"
+        if chosen.steps is not None:
+            first, end = chosen.steps
+            tokens += f", steps {first} to {'the end' if end is None else end - 1}"
+        return f"{self.site}: {rules} at {tokens}"
 
     def told(self) -> Mapping[str, Any] | None:
         """What identifies the dictionary: digest, sizes, activation, norm and info, JSON-able.
@@ -70,3 +94,61 @@ class Binding:
 def _is_finite(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(cast("float", value))
+
+
+def bind(
+    site: str,
+    dictionary: AnyDictionary,
+    rules: Sequence[Rule] | Rule,
+    tokens: Tokens,
+    chosen: Mapping[str, Any],
+    schedule: Sequence[float] | None,
+    gate: float | None,
+) -> tuple[Binding, ...]:
+    """Return what ``Patch`` binds: one binding, or one of each stream's dictionary.
+
+    Args:
+        site: As for ``Patch``, like the rest.
+        dictionary: Likewise.
+        rules: Likewise.
+        tokens: Likewise.
+        chosen: ``phase``, ``steps`` and ``positions``.
+        schedule: Likewise.
+        gate: Likewise.
+    """
+    expect_kind("site", site, str, "a site's name, such as 'joint'; vlm-edit sites lists them")
+    expect_kind(
+        *("dictionary", dictionary, (Dictionary, StoredDictionary, PairedDictionary)),
+        "a Dictionary, as load_dictionary reads one",
+    )
+    if isinstance(dictionary, PairedDictionary):
+        # No image is generated, so that decode steps leave only text.
+        streams: tuple[Tokens, ...] = STREAMS
+        if tokens == "all" and chosen["phase"] == "decode":
+            streams = ("text",)
+        return tuple(
+            binding
+            for stream in streams
+            if tokens in ("all", stream)
+            for binding in bind(site, dictionary.of(stream), rules, stream, chosen, schedule, gate)
+        )
+    dictionary.expect_site(site)
+    selection = Selection(tokens, **chosen)
+    splice = Splice.of(dictionary, _listed(rules), gate)
+    trained_on = dictionary.info.get("model_name")
+    factors = None if schedule is None else cast("tuple[float, ...]", _tuple(schedule))
+    return (Binding(site, splice, selection, trained_on, dictionary, factors),)
+
+
+def _listed(rules: object) -> list[Rule]:
+    if isinstance(rules, Rule):
+        return [rules]
+    wanted = "a rule, such as Ablate([7]), or a list of rules"
+    expect_kind("rules", rules, Sequence, wanted)
+    for rule in cast("Sequence[object]", rules):
+        expect_kind("a rule", rule, Rule, wanted)
+    return list(cast("Sequence[Rule]", rules))
+
+
+def _tuple(schedule: object) -> object:
+    return tuple(schedule) if isinstance(schedule, Sequence) else schedule

@@ -51,9 +51,7 @@ def differences(first: Patch, second: Patch) -> list[Difference]:
     Example:
         >>> from vlm_edit import Ablate, Patch, Scale, zoo
         >>> dictionary = zoo.load_dictionary("joint")
-        >>> a, b = (
-        ...     Patch.at("joint", dictionary, rule) for rule in (Ablate([7, 9]), Scale([7], 2.0))
-        ... )
+        >>> a, b = (Patch("joint", dictionary, rule) for rule in (Ablate([7, 9]), Scale([7], 2.0)))
         >>> for found in differences(a, b):
         ...     print(*found, sep=" | ")
         joint | rule 1 | ablate | scale, factor 2
@@ -114,6 +112,8 @@ def _bindings(a: Binding, b: Binding) -> Iterator[Difference]:
 
 
 def _rules(number: int, a: Rule | None, b: Rule | None) -> Iterator[Difference]:
+    if a is not None and b is not None and _in_order(a) == _in_order(b):
+        return
     texts = [_NONE if rule is None else rule_text(rule) for rule in (a, b)]
     yield from _unequal("", f"rule {number}", *texts)
     if a is None or b is None:
@@ -125,8 +125,17 @@ def _rules(number: int, a: Rule | None, b: Rule | None) -> Iterator[Difference]:
             for own in (one - two, two - one)
         ]
         yield Difference("", f"features of rule {number}", *also)
-    elif texts[0] == texts[1] and a != b:
+    elif texts[0] == texts[1]:
         yield Difference("", f"values of rule {number}", "its own", "others")
+
+
+def _in_order(rule: Rule) -> dict[str, Any]:
+    """Return a rule's values with its features in rising order, which decides nothing."""
+    values = rule.to_dict()
+    order = sorted(range(len(rule.features)), key=lambda i: rule.features[i])
+    for name in ("features", *rule.by_feature):
+        values[name] = [getattr(rule, name)[i] for i in order]
+    return values
 
 
 def _slices(a: Slice, b: Slice) -> Iterator[Difference]:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from vlm_edit import hooks, tracing
-from vlm_edit.dictionaries import STREAMS, AnyDictionary, PairedDictionary
+from vlm_edit.dictionaries import AnyDictionary
 from vlm_edit.dictionaries.origin import expect_model
-from vlm_edit.edits import Rule, Splice
-from vlm_edit.errors import VlmEditError
+from vlm_edit.edits import Rule
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.files import write_text
 from vlm_edit.fingerprint import expect_host, fingerprint, host_name, hub_name, unguarded
-from vlm_edit.hooks import Handle, Phase, Selection, Threads, Tokens
+from vlm_edit.hooks import Handle, Phase, Threads, Tokens
 from vlm_edit.patches import baking, card, hub, storage
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.attachment import Attachment
-from vlm_edit.patches.binding import Binding
+from vlm_edit.patches.binding import Binding, bind
 from vlm_edit.patches.report import Tally
 from vlm_edit.patches.targets import Branches, branch_in, device_of, target_of
 from vlm_edit.sites import Adapter, Host, Site, find_site
@@ -31,9 +31,27 @@ from vlm_edit.sites import Adapter, Host, Site, find_site
 Engine = Literal["hooks", "nnsight"]
 
 
-@dataclass(frozen=True, eq=False)
 class Patch:
-    """Edits bound to sites, independent of any one model in memory.
+    """Edits bound to sites, independent of any one model in memory. A value: nothing changes it.
+
+    Args:
+        site: The site's name, e.g. ``joint``.
+        dictionary: Whose features the rules name. Only what they need of it is kept. One for
+            each stream acts on each stream's tokens by its own.
+        rules: Applied in order on one code.
+        tokens: ``image`` or ``text`` for one stream's tokens only.
+        info: What to say of the patch, free text by key.
+        phase: ``prompt`` for the prompt's tokens only, ``decode`` for generated ones. Outside
+            ``generate`` a call without a cache is all prompt.
+        steps: First and one past the last decode step; None for all. Step 0 is the one whose
+            input is the first token generated. With ``phase="both"`` the prompt is edited too.
+        positions: Places in the prompt, padding not counted, negative from its end (-1 is the
+            last token); then no other token is edited. Padding is what ``attention_mask``
+            [B, S] says; a mask of four dimensions does not tell.
+        schedule: Factors of the change at decode steps 0, 1, ...; the last one stays. The
+            prompt's is 1.
+        gate: Leave tokens alone of which the dictionary explains a smaller share: see
+            ``edits.Gate``. The whole dictionary is kept then, and used at every token.
 
     Attributes:
         bindings: What is edited where; several at one site act one after the other.
@@ -41,10 +59,17 @@ class Patch:
         info: What its maker says of it: free text by key.
         versions: Of vlm_edit, torch and transformers, when the file it comes from was written.
 
+    Raises:
+        VlmEditError: Another kind of argument, no rule, a feature that the dictionary does not
+            have, an unknown or contradictory choice of tokens, or another site than the dictionary
+            was trained at.
+
     Example:
         >>> from vlm_edit import Ablate, Patch, zoo
         >>> host, processor = zoo.load_host()
-        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), [Ablate([7, 12])])
+        >>> patch = Patch("joint", zoo.load_dictionary("joint"), Ablate([7, 12]))
+        >>> patch
+        Patch(joint: ablate 2 features at all tokens)
         >>> inputs = processor(text=["a cat"], return_tensors="pt")
         >>> before = host.get_text_features(**inputs).pooler_output
         >>> with patch.attach(host):
@@ -54,19 +79,15 @@ class Patch:
         True
     """
 
+    __slots__ = ("__weakref__", "bindings", "host", "info", "versions")
+
     bindings: tuple[Binding, ...]
-    host: Mapping[str, Any] | None = None
-    info: Mapping[str, str] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
+    host: Mapping[str, Any] | None
+    info: Mapping[str, str]
+    versions: Mapping[str, str]
 
-    def __post_init__(self) -> None:
-        """Refuse a patch that would do nothing."""
-        if not self.bindings:
-            raise VlmEditError("a patch needs at least one binding: make it with Patch.at")
-
-    @classmethod
-    def at(
-        cls,
+    def __init__(
+        self,
         site: str,
         dictionary: AnyDictionary,
         rules: Sequence[Rule] | Rule,
@@ -78,64 +99,59 @@ class Patch:
         positions: Sequence[int] | None = None,
         schedule: Sequence[float] | None = None,
         gate: float | None = None,
+    ) -> None:
+        chosen = {"phase": phase, "steps": steps, "positions": positions}
+        self._hold(bind(site, dictionary, rules, tokens, chosen, schedule, gate), None, info or {})
+
+    @classmethod
+    def joined(
+        cls,
+        bindings: Iterable[Binding],
+        host: Mapping[str, Any] | None = None,
+        info: Mapping[str, str] | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> Patch:
-        """A patch of one site.
+        """Make a patch of bindings that are there, such as those of other patches.
 
         Args:
-            site: The site's name, e.g. ``joint``.
-            dictionary: Whose features the rules name. Only what they need of it is kept. One for
-                each stream acts on each stream's tokens by its own.
-            rules: Applied in order on one code.
-            tokens: ``image`` or ``text`` for one stream's tokens only.
-            info: What to say of the patch, free text by key.
-            phase: ``prompt`` for the prompt's tokens only, ``decode`` for generated ones. Outside
-                ``generate`` a call without a cache is all prompt.
-            steps: First and one past the last decode step; None for all. Step 0 is the one whose
-                input is the first token generated. With ``phase="both"`` the prompt is edited too.
-            positions: Places in the prompt, padding not counted, negative from its end (-1 is the
-                last token); then no other token is edited. Padding is what ``attention_mask``
-                [B, S] says; a mask of four dimensions does not tell.
-            schedule: Factors of the change at decode steps 0, 1, ...; the last one stays. The
-                prompt's is 1.
-            gate: Leave tokens alone of which the dictionary explains a smaller share: see
-                ``edits.Gate``. The whole dictionary is kept then, and used at every token.
+            bindings: At least one.
+            host: As the attribute, like the rest.
+            info: Likewise.
+            versions: Likewise.
 
         Raises:
-            VlmEditError: No rule, a feature that the dictionary does not have, an unknown or
-                contradictory choice of tokens, or another site than the dictionary was trained at.
+            VlmEditError: No binding.
         """
-        if isinstance(dictionary, PairedDictionary):
-            # No image is generated, so that decode steps leave only text.
-            streams: tuple[Tokens, ...] = STREAMS
-            if tokens == "all" and phase == "decode":
-                streams = ("text",)
-            parts = [
-                cls.at(
-                    site,
-                    dictionary.of(stream),
-                    rules,
-                    tokens=stream,
-                    info=info,
-                    phase=phase,
-                    steps=steps,
-                    positions=positions,
-                    schedule=schedule,
-                    gate=gate,
-                )
-                for stream in streams
-                if tokens in ("all", stream)
-            ]
-            return sum(parts[1:], start=parts[0])
-        dictionary.expect_site(site)
-        listed = [rules] if isinstance(rules, Rule) else list(rules)
-        places = cast("tuple[int, ...] | None", positions)  # made one there
-        selection = Selection(tokens, phase, steps, places)
-        trained_on = dictionary.info.get("model_name")
-        binding = Binding(
-            *(site, Splice.of(dictionary, listed, gate), selection, trained_on, dictionary),
-            None if schedule is None else cast("tuple[float, ...]", tuple(schedule)),
-        )
-        return cls((binding,), info=info or {})
+        patch = object.__new__(cls)
+        patch._hold(tuple(bindings), host, info or {}, versions or {})
+        return patch
+
+    def _hold(
+        self,
+        bindings: tuple[Binding, ...],
+        host: Mapping[str, Any] | None,
+        info: Mapping[str, str],
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        if not bindings:
+            raise BadArgument(
+                "a patch needs at least one binding: make it with Patch(site, dictionary, rules)"
+            )
+        values = {"bindings": bindings, "host": host, "info": info, "versions": versions or {}}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: a patch is a value."""
+        raise AttributeError(f"a patch does not change, so its {name} stays; make another one")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy by what it holds."""
+        return (Patch.joined, (self.bindings, self.host, self.info, self.versions))
+
+    def __repr__(self) -> str:
+        """Say on a line what it edits where."""
+        return f"Patch({'; '.join(binding.words() for binding in self.bindings)})"
 
     def __add__(self, other: Patch) -> Patch:
         """Both patches in one, this one's edits first.
@@ -151,7 +167,7 @@ class Patch:
             except VlmEditError as error:
                 raise VlmEditError(f"these patches do not belong to one host: {error}") from error
             host = {**self.host, "sites": {**self.host["sites"], **other.host["sites"]}}
-        return Patch(self.bindings + other.bindings, host, {**self.info, **other.info})
+        return Patch.joined(self.bindings + other.bindings, host, {**self.info, **other.info})
 
     def attach(
         self,
@@ -246,17 +262,18 @@ class Patch:
         targets = [(binding, target_of(model, binding, adapter)) for binding in self.bindings]
         if check_host:
             try:
-                self._expect_host(model, adapter)
+                self._expect_model(model)
+                sites = [
+                    find_site(model, name, adapter)
+                    for name in (self.host or {"sites": ()})["sites"]
+                ]
             except VlmEditError as error:
-                if "check_host=False" in str(error):
-                    raise
-                raise VlmEditError(f"{error}; or pass check_host=False") from error
+                raise type(error)(f"{error}; or pass check_host=False") from error
+            self._expect_host(model, sites)
         return targets
 
-    def _expect_host(self, model: Host, adapter: Adapter | None) -> None:
-        self._expect_model(model)
+    def _expect_host(self, model: Host, sites: list[Site]) -> None:
         if self.host is not None:
-            sites = [find_site(model, name, adapter) for name in self.host["sites"]]
             blind = expect_host(self.host, fingerprint(model, sites, like=self.host))
             if blind:
                 warnings.warn(
@@ -324,7 +341,7 @@ class Patch:
 
         Example:
             >>> from vlm_edit import Ablate, Patch, zoo
-            >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7]))
+            >>> patch = Patch("joint", zoo.load_dictionary("joint"), Ablate([7]))
             >>> text = patch.card(effect={"R@1": ".66 before, .58 after"}, license="apache-2.0")
             >>> [line for line in text.splitlines() if "joint" in line or "R@1" in line][:1]
             ['| joint | all tokens | ablate | 7 | 1 |']
@@ -441,11 +458,11 @@ def load_patch(
         >>> import tempfile, pathlib
         >>> from vlm_edit import Ablate, Patch, load_patch, zoo
         >>> host, _ = zoo.load_host()
-        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7]))
+        >>> patch = Patch("joint", zoo.load_dictionary("joint"), Ablate([7]))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = pathlib.Path(folder, "no-seven.safetensors")
         ...     patch.save(file, host)
         ...     load_patch(file).bindings[0].site
         'joint'
     """
-    return Patch(*storage.read(hub.locate(path, file, revision), verify))
+    return Patch.joined(*storage.read(hub.locate(path, file, revision), verify))

@@ -47,7 +47,7 @@ def attach_rows(
     Example:
         >>> from vlm_edit import Ablate, Patch, zoo
         >>> host, processor = zoo.load_host()
-        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7]), tokens="text")
+        >>> patch = Patch("joint", zoo.load_dictionary("joint"), Ablate([7]), tokens="text")
         >>> inputs = processor(text=["a cat", "a cat"], return_tensors="pt")
         >>> with attach_rows(host, [None, patch]) as attached:
         ...     _ = host.get_text_features(**inputs)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_edit._version import __version__
 from vlm_edit.dictionaries import Encoder, Slice
-from vlm_edit.edits import Gate, Keep, Splice, rule_from_dict
+from vlm_edit.edits import Gate, Keep, Splice, expect_savable, rule_from_dict
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import has_checksum, read_tensors, write_tensors
 from vlm_edit.hooks import Selection
@@ -29,10 +30,15 @@ def write(
     host: Mapping[str, Any],
     info: Mapping[str, str],
 ) -> None:
-    """Write a patch, whole or not at all."""
+    """Write a patch, whole or not at all.
+
+    Raises:
+        BadArgument: A rule that could not be read from it.
+    """
     tensors: dict[str, Tensor] = {}
     entries = []
     for number, binding in enumerate(bindings):
+        expect_savable(binding.splice.rules)
         part, encoder = binding.splice.slice, binding.splice.slice.encoder
         stored = {
             "weight": encoder.weight,
@@ -146,8 +152,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _versions() -> dict[str, str]:
     """Of what had a part in making a patch; transformers only if the host's process has it."""
-    from vlm_edit import __version__  # known only once the package is imported
-
     found = {"vlm_edit": __version__, "torch": torch.__version__}
     transformers = sys.modules.get("transformers")
     if transformers is not None:

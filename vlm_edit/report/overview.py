@@ -86,7 +86,7 @@ def null_histogram(found: Dominance, bins: int) -> list[float]:
 
     Example:
         >>> import torch
-        >>> from vlm_edit import modality_dominance
+        >>> from vlm_edit.dominance import modality_dominance
         >>> found = modality_dominance(torch.ones(400, 3), torch.zeros(400, 3))
         >>> middle = null_histogram(found, 5)[2]
         >>> round(middle, 3)

@@ -54,7 +54,8 @@ def by_effect(
         VlmEditError: As ``effects``, no batch, or an unknown sign.
 
     Example:
-        >>> from vlm_edit import by_effect, zoo
+        >>> from vlm_edit import zoo
+        >>> from vlm_edit.selection import by_effect
         >>> host, processor = zoo.load_host()
         >>> inputs = processor(
         ...     text=["a dog", "a car"], images=[zoo.load_pairs().open(0)] * 2, return_tensors="pt"
@@ -103,7 +104,7 @@ def effects(
         output: From what the host returns to what is attributed: one number, or one per row, such
             as ``lambda told: told.logits[:, -1, 42]``.
         site: The site's name.
-        tokens: As in ``Patch.at``.
+        tokens: As in ``Patch``.
         adapter: The host's adapter; by default found.
 
     Returns:

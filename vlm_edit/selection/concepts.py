@@ -86,7 +86,8 @@ def by_concept(
             not told, another dictionary than the site's, or an image that cannot be read.
 
     Example:
-        >>> from vlm_edit import by_concept, zoo
+        >>> from vlm_edit import zoo
+        >>> from vlm_edit.selection import by_concept
         >>> host, processor = zoo.load_host()
         >>> dictionary = zoo.load_dictionary("joint")
         >>> pets = [f"a picture of {x}" for x in ("dog", "cat", "wolf", "fox", "dog face", "lion")]

@@ -238,7 +238,7 @@ class Adapter:
             >>> [(site.name, site.width) for site in find_sites(host, adapter).values()]
             [('hidden', 4), ('joint', 2)]
             >>> x = torch.ones(1, 3)
-            >>> patch = Patch.at("joint", Dictionary.identity(2), Scale([1], 0.0))
+            >>> patch = Patch("joint", Dictionary.identity(2), Scale([1], 0.0))
             >>> with patch.attach(host, adapter=adapter):
             ...     host(x)[0, 1].item()
             0.0

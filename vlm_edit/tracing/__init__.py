@@ -7,7 +7,7 @@ Example:
     >>> import nnsight, torch
     >>> from vlm_edit import Ablate, Patch, tracing, zoo
     >>> host, processor = zoo.load_host()
-    >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7]), tokens="text")
+    >>> patch = Patch("joint", zoo.load_dictionary("joint"), Ablate([7]), tokens="text")
     >>> inputs = processor(text=["a cat"], return_tensors="pt")
     >>> model = nnsight.NNsight(host)
     >>> with patch.attach(model, via="nnsight") as attached:

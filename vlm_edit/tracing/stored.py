@@ -52,7 +52,7 @@ def edited(model: NNsight, patch: Edits, adapter: Adapter | None = None) -> NNsi
         >>> import nnsight, torch
         >>> from vlm_edit import Ablate, Patch, tracing, zoo
         >>> host, processor = zoo.load_host()
-        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7]))
+        >>> patch = Patch("joint", zoo.load_dictionary("joint"), Ablate([7]))
         >>> traced = tracing.edited(nnsight.NNsight(host), patch)
         >>> inputs = processor(
         ...     text=["a cat"], images=[zoo.load_pairs().open(0)], return_tensors="pt"
@@ -95,7 +95,7 @@ def interleaved(model: NNsight) -> Iterator[NNsight]:
         >>> import nnsight
         >>> from vlm_edit import Clamp, Patch, tracing, zoo
         >>> host, processor = zoo.load_host()
-        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Clamp([7], 9.0), tokens="text")
+        >>> patch = Patch("joint", zoo.load_dictionary("joint"), Clamp([7], 9.0), tokens="text")
         >>> inputs = processor(text=["a cat"], return_tensors="pt")
         >>> plain = host.get_text_features(**inputs).pooler_output
         >>> with tracing.interleaved(tracing.edited(nnsight.NNsight(host), patch)):

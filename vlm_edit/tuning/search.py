@@ -70,10 +70,11 @@ def tune(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from vlm_edit import Ablate, Adapter, Dictionary, Patch, tune
+        >>> from vlm_edit import Ablate, Adapter, Dictionary, Patch
+        >>> from vlm_edit.tuning import tune
         >>> host = nn.Sequential(nn.Identity())
         >>> adapter = Adapter.of({"x": ("0", "image", 2)})
-        >>> patch = Patch.at("x", Dictionary.identity(2), Ablate([0]))
+        >>> patch = Patch("x", Dictionary.identity(2), Ablate([0]))
         >>> bias = lambda: float(host(torch.ones(1, 2))[0, 0])  # 1 - strength
         >>> skill = lambda: 1 - (1 - bias()) ** 2
         >>> found = tune(host, patch, bias, skill, goal="lower", budget=9, adapter=adapter)

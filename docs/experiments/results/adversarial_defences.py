@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from results.common import cell
-from vlm_edit import Ablate, Blend, Cap, Dictionary, Keep, Patch, Project, Scale, load_patch, zoo
+from vlm_edit import Ablate, Dictionary, Keep, Patch, Project, Scale, load_patch, zoo
 from vlm_edit.dictionaries import Encoder
+from vlm_edit.edits import Blend, Cap
 from vlm_edit.hooks import record
 from vlm_edit.sites import find_site
 from vlm_edit.tasks.adversarial import Defence, Features, Hardening
@@ -40,7 +41,7 @@ def class_edits(classes: dict[str, list[int]]) -> list[Defence]:
     size = len(classes["vision"])
 
     def at(name: str, rule: Any, **options: Any) -> Defence:
-        return Defence(name, Patch.at("joint", joint, rule, tokens="image", **options))
+        return Defence(name, Patch("joint", joint, rule, tokens="image", **options))
 
     found = [
         at("joint: Keep cross-modal", Keep(classes["cross"])),
@@ -69,7 +70,7 @@ def caps(features: Features, images: Tensor, levels: Sequence[float] = CAPS) -> 
         rules = [
             Cap(group.tolist(), float(most[group].mean())) for group in most.argsort().chunk(64)
         ]
-        patch = Patch.at(features.site, features.dictionary, rules, tokens="image")
+        patch = Patch(features.site, features.dictionary, rules, tokens="image")
         found.append(Defence(f"{features.site}: Cap at quantile {level:g}", patch))
     return found
 
@@ -108,7 +109,7 @@ def principal(host: Any, images: Tensor, kept: int = 96) -> Defence:
     minor = Dictionary(encoder, rows, torch.zeros(rows.shape[1]))
     rule = Blend(range(len(rows)), (mean.float() @ rows.T).tolist())
     name = f"vision.2: {kept} principal directions alone"
-    return Defence(name, Patch.at("vision.2", minor, rule, tokens="image"))
+    return Defence(name, Patch("vision.2", minor, rule, tokens="image"))
 
 
 def simple(centre: Tensor, full: bool) -> list[Defence]:

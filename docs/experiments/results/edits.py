@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from results import common
 from results.training import PROMPT
-from vlm_edit import Ablate, Blend, Cap, Clamp, Detect, Dictionary, Keep, Project, Scale, Steer, zoo
+from vlm_edit import Ablate, Clamp, Dictionary, Keep, Project, Scale, Steer, zoo
 from vlm_edit.dictionaries import Encoder
-from vlm_edit.edits import Rule, Splice
+from vlm_edit.edits import Blend, Cap, Detect, Rule, Splice
 from vlm_edit.probing import hits, probe, variance_explained
 from vlm_edit.report import Table
 from vlm_edit.statistics import PairedTest, mcnemar, proportion

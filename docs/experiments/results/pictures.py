@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlm_edit import Ablate, Blend, Cap, Clamp, Detect, Dictionary, Keep, Project, Scale, Steer
-from vlm_edit.edits import Rule, Splice
+from vlm_edit import Ablate, Clamp, Dictionary, Keep, Project, Scale, Steer
+from vlm_edit.edits import Blend, Cap, Detect, Rule, Splice
 
 OUT = Path(__file__).resolve().parents[2] / "rules.svg"
 SIDE, GAP, COLUMNS = 150, 54, 5

@@ -28,9 +28,10 @@ from torch.nn import functional as F
 
 from results import common, ground_truth
 from results.interpretability import judges
-from vlm_edit import Dictionary, collect, zoo
+from vlm_edit import Dictionary, zoo
 from vlm_edit.dictionaries import PairedDictionary, TrainConfig, train_dictionary, train_paired
 from vlm_edit.interpretability import multimodal_monosemanticity_score
+from vlm_edit.measurement import collect
 from vlm_edit.probing import variance_explained
 from vlm_edit.report import Table
 from vlm_edit.statistics import auc

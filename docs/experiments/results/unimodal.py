@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from results import common
-from vlm_edit import Ablate, Dictionary, Patch, collect, zoo
+from vlm_edit import Ablate, Dictionary, Patch, zoo
 from vlm_edit.controls import norm_matched, random_features
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
 from vlm_edit.dominance import Dominance
+from vlm_edit.measurement import collect
 from vlm_edit.probing import hits
 from vlm_edit.report import Table
 from vlm_edit.statistics import Estimate, middle
@@ -133,7 +134,7 @@ def deleted(
     dictionary: Dictionary, features: list[int], streams: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Embeddings as a patch leaves them that ablates features."""
-    splice = Patch.at(SITE, dictionary, Ablate(features)).bindings[0].splice
+    splice = Patch(SITE, dictionary, Ablate(features)).bindings[0].splice
     return {stream: splice(x, stream=stream) for stream, x in streams.items()}
 
 

@@ -27,7 +27,7 @@ def test_a_path_that_does_not_exist_is_named(tmp_path):
 
 
 def test_an_unknown_format_is_refused_with_those_known(folder, tmp_path):
-    with pytest.raises(VlmEditError, match="format 'onnx' is not known; known formats: saelens"):
+    with pytest.raises(VlmEditError, match="unknown format 'onnx'; known formats: saelens"):
         load_dictionary(folder, format="onnx")
     (tmp_path / "empty").mkdir()
     with pytest.raises(VlmEditError, match=r"the format of .* is not known; known formats"):
@@ -47,13 +47,14 @@ def test_a_named_format_whose_file_is_missing_names_the_file(folder, name):
         load_dictionary(folder, format="saelens")
 
 
-def test_a_folder_in_two_formats_must_be_named(folder, monkeypatch):
+def test_a_folder_in_two_formats_must_be_named(folder, request):
     def read(source, told):  # noqa: ARG001
         rows = Rows(torch.eye(2))
         return StoredDictionary(rows, torch.zeros(2), rows, torch.zeros(2))
 
     other = formats.Format("other", "anything", lambda _: True, read)
-    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, other))
+    formats.register_format(other)
+    request.addfinalizer(lambda: formats.FORMATS.remove("other"))
     with pytest.raises(VlmEditError, match="could be saelens, other: say which with format="):
         load_dictionary(folder)
     assert load_dictionary(folder, format="other").width == 2

@@ -25,21 +25,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlm_edit import (
-    Ablate,
-    Adapter,
-    Blend,
-    Cap,
-    Clamp,
-    Detect,
-    Dictionary,
-    Keep,
-    Patch,
-    Project,
-    Scale,
-    Steer,
-)
+from vlm_edit import Ablate, Adapter, Clamp, Dictionary, Keep, Patch, Project, Scale, Steer
 from vlm_edit.dictionaries import Encoder
+from vlm_edit.edits import Blend, Cap, Detect
 
 FOLDER = Path(__file__).resolve().parent
 WIDTH, FEATURES, IMAGE = 6, 12, 9
@@ -153,7 +141,7 @@ RULES = [Ablate([7, 3]), Scale([3, 9], 2.5, strength=0.5), Clamp([1], -1.0), Ste
 
 def cases() -> dict[str, Callable[[], Patch]]:
     """A patch for each thing that a file can say."""
-    at, made = Patch.at, make_dictionary
+    at, made = Patch, make_dictionary
     centers = {"image": torch.full((WIDTH,), 0.4), "text": torch.full((WIDTH,), -0.3)}
     found: dict[str, Callable[[], Patch]] = {
         "two": lambda: (

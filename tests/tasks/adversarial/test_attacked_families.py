@@ -20,7 +20,7 @@ def test_an_attack_moves_a_hosts_embedding_through_its_patch(name: str) -> None:
     seen = ImageHost(host, pixels)
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     neurons = Dictionary.identity(find_site(host, "vision.0").width)
-    patch = Patch.at("vision.0", neurons, Ablate(range(4)), "image")
+    patch = Patch("vision.0", neurons, Ablate(range(4)), "image")
     with torch.no_grad():
         plain = seen(images)
     with patch.attach(host):

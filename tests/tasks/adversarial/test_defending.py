@@ -88,7 +88,7 @@ def test_the_host_as_it_is_raises_no_suspicion(
 def test_a_defence_is_in_force_in_its_block_and_gone_after_it(
     plain: ZeroShot, images: Tensor
 ) -> None:
-    patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate(range(0, 512, 2)), "image")
+    patch = Patch("joint", zoo.load_dictionary("joint"), Ablate(range(0, 512, 2)), "image")
     with torch.no_grad():
         before = plain(images)
         defence = Defence("half", patch, edits={"vision.1": lambda h: h.clamp(-3, 3)})

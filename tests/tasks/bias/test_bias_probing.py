@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlm_edit import Ablate, Dictionary, Patch, VlmEditError, modality_dominance, zoo
+from vlm_edit import Ablate, Dictionary, Patch, VlmEditError, zoo
 from vlm_edit.codes import SparseCodes
+from vlm_edit.dominance import modality_dominance
 from vlm_edit.selection import Seen
 from vlm_edit.tasks.bias import Bench, Evidence
 from vlm_edit.tasks.bias.probing import (
@@ -30,7 +31,7 @@ def test_a_class_costs_each_group_what_ablating_it_costs(bench: Bench) -> None:
         ("mine", "woman"),
         ("mine", "all"),
     ]
-    study = bench.edited(Patch.at("joint", dictionary, Ablate(live[:60])))
+    study = bench.edited(Patch("joint", dictionary, Ablate(live[:60])))
     right = study.named_right()
     for one in found[:2]:
         cases = torch.tensor([g == one.group for g in study.asked_groups])

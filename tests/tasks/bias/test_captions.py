@@ -53,7 +53,7 @@ def test_the_host_says_what_the_zoo_hears() -> None:
     images = [pairs.open(i) for i in range(5)]
     said = describe(model, processor, images, QUESTIONS["what"], batch_size=2)
     assert said == ask(model, processor, images, QUESTIONS["what"])
-    patch = Patch.at("language.0", zoo.load_dictionary("language.0"), Ablate(range(300)), "image")
+    patch = Patch("language.0", zoo.load_dictionary("language.0"), Ablate(range(300)), "image")
     with patch.attach(model):
         assert describe(model, processor, images, QUESTIONS["what"]) != said
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vlm_edit import Dictionary, VlmEditError, by_concept, zoo
+from vlm_edit import Dictionary, VlmEditError, zoo
+from vlm_edit.selection import by_concept
 from vlm_edit.tasks.bias import Bench, Evidence, Questions, Study, edit, mitigate, select
 from vlm_edit.tasks.bias.baselines import difference_in_means
 from vlm_edit.tasks.bias.mitigation import code_differences, off_chance, off_probe, recognition

@@ -37,8 +37,8 @@ def people(bench: Bench, count: int) -> Bench:
 def test_a_patch_of_the_joint_embedding_does_in_a_study_what_it_does_in_the_host(
     bench: Bench,
 ) -> None:
-    patch = Patch.at("joint", zoo.load_dictionary("joint"), Project([3, 7]), tokens="image")
-    patch += Patch.at("joint", zoo.load_dictionary("joint"), Ablate([5, 9]))
+    patch = Patch("joint", zoo.load_dictionary("joint"), Project([3, 7]), tokens="image")
+    patch += Patch("joint", zoo.load_dictionary("joint"), Ablate([5, 9]))
     some = people(bench, 20)
     study = some.edited(patch, strength=0.5)
     with patch.attach(bench.model, strength=0.5):
@@ -53,7 +53,7 @@ def test_a_patch_of_the_joint_embedding_does_in_a_study_what_it_does_in_the_host
 
 
 def test_a_patch_of_another_site_runs_the_host(bench: Bench) -> None:
-    patch = Patch.at("vision.2", zoo.load_dictionary("vision.2"), Ablate(range(40)))
+    patch = Patch("vision.2", zoo.load_dictionary("vision.2"), Ablate(range(40)))
     some = people(bench, 12)
     study = some.edited(patch)
     assert not torch.allclose(study.image, some.plain.image, atol=1e-3)

@@ -27,11 +27,28 @@ from vlm_edit.dictionaries.formats.hub import candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError, expect_kind
+from vlm_edit.registry import Registry
 
-__all__ = ["FORMATS", "Format", "Layout", "load_dictionary"]
+__all__ = ["FORMATS", "Format", "Layout", "load_dictionary", "register_format"]
 
-FORMATS: tuple[Format, ...] = (
+FORMATS: Registry[Format] = Registry("format", "vlm_edit.formats", Format)
+
+
+def register_format(format: Format) -> Format:
+    """Add a format of one's own, which ``load_dictionary`` then knows; returns it.
+
+    A package that others install declares it as an entry point of the group ``vlm_edit.formats``
+    instead, under the format's name.
+
+    Raises:
+        BadArgument: Not a ``Format``, or another one has its name.
+    """
+    expect_kind("format", format, Format, "a vlm_edit.dictionaries.Format")
+    return FORMATS.add(format.name, format)
+
+
+for _format_of_ours in (
     saelens.FORMAT,
     dictionary_learning.FORMAT,
     clipscope.FORMAT,
@@ -46,7 +63,8 @@ FORMATS: tuple[Format, ...] = (
     scope.GEMMA,
     scope.QWEN,
     state_dict.FORMAT,
-)
+):
+    register_format(_format_of_ours)
 
 
 @overload
@@ -140,27 +158,30 @@ def load_dictionary(
 
 
 def _format(source: Source, name: str | None) -> Format:
-    """The one format that is named, or that a source is in."""
+    """Return the one format that is named, or that a source is in."""
     if name is not None:
-        found = [f for f in FORMATS if f.name == name]
-    else:
-        found = [f for f in FORMATS if f.recognises(source)]
-    places = candidates(source.path) if not found and name is None and source.is_folder else []
+        return FORMATS.find(name, f" ({_what_each_has()})")
+    fitting = [f for f in FORMATS if f.recognises(source)]
+    places = candidates(source.path) if not fitting and source.is_folder else []
     if places:
         listed = ", ".join(repr(place) for place in places[:10])
-        raise VlmEditError(
+        raise UnknownName(
             f"{str(source.path)!r} is no dictionary itself, folders in it may be: say which with "
             f"file=, such as {listed}"
         )
-    if not found:
-        what = f"format {name!r}" if name else f"the format of {str(source.path)!r}"
-        names = ", ".join(f.name for f in FORMATS)
-        expected = "; ".join(f"{f.name} has {f.files}" for f in FORMATS)
-        raise VlmEditError(f"{what} is not known; known formats: {names} ({expected})")
-    if len(found) > 1:
-        fits = ", ".join(f.name for f in found)
-        raise VlmEditError(f"{str(source.path)!r} could be {fits}: say which with format=")
-    return found[0]
+    if not fitting:
+        raise UnknownName(
+            f"the format of {str(source.path)!r} is not known; known formats: "
+            f"{', '.join(FORMATS.names())} ({_what_each_has()})"
+        )
+    if len(fitting) > 1:
+        fits = ", ".join(f.name for f in fitting)
+        raise BadArgument(f"{str(source.path)!r} could be {fits}: say which with format=")
+    return fitting[0]
+
+
+def _what_each_has() -> str:
+    return "; ".join(f"{f.name} has {f.files}" for f in FORMATS)
 
 
 def _expect_one(

@@ -104,7 +104,7 @@ def harden_gains(
 
     curve = _descend(host, images, {s: edit(s) for s in places}, list(shares.values()), how)
     parts = [
-        Patch.at(site, places[site], _blends(share.detach().cpu(), means[site].cpu(), levels),
+        Patch(site, places[site], _blends(share.detach().cpu(), means[site].cpu(), levels),
                  tokens="image")
         for site, share in shares.items()
     ]  # fmt: skip
@@ -159,7 +159,7 @@ def harden_features(
         weight, bias, decoder = (t.detach().cpu().half().float() for t in tensors)
         encoder = Encoder(weight, bias, "relu", norm="constant_norm_rescale")
         dictionary = Dictionary(encoder, decoder, torch.zeros(decoder.shape[1]))
-        parts.append(Patch.at(site, dictionary, Ablate(range(features)), tokens="image"))
+        parts.append(Patch(site, dictionary, Ablate(range(features)), tokens="image"))
     return Hardened(sum(parts[1:], start=parts[0]), curve)
 
 

@@ -64,7 +64,7 @@ def project_out(rows: Tensor, tokens: Tokens = "all", site: str = SITE) -> Patch
         >>> len(project_out(torch.eye(3)[:2]).bindings)
         1
     """
-    return Patch.at(site, directions(rows), Project(range(len(rows))), tokens)
+    return Patch(site, directions(rows), Project(range(len(rows))), tokens)
 
 
 def prompt_difference(study: Study, tokens: Tokens = "all") -> Patch:
@@ -111,7 +111,7 @@ def calibrated_projection(study: Study, weight: float = 1000.0, tokens: Tokens =
     kept = sizes > sizes.max() * 1e-6
     factors = 1 / (1 + weight / len(gaps) * sizes[kept].square())
     rules = [Scale([k], float(factor)) for k, factor in enumerate(factors)]
-    shrink = Patch.at(SITE, directions(basis[kept].float()), rules, tokens)
+    shrink = Patch(SITE, directions(basis[kept].float()), rules, tokens)
     prompts = [text for texts in study.questions.classes.values() for text in texts]
     return shrink + project_out(F.normalize(study.embedded(prompts), dim=1), tokens)
 
@@ -237,7 +237,7 @@ def least_squares_erasure(study: Study, shrinkage: float = 0.1, tokens: Tokens =
         norm="constant_norm_rescale",
     )
     erased = Dictionary(encoder, (rows @ unwhiten).float(), torch.zeros(len(mean)))
-    return Patch.at(SITE, erased, Ablate(range(len(rows))), tokens)
+    return Patch(SITE, erased, Ablate(range(len(rows))), tokens)
 
 
 def modality_centring(study: Study) -> Patch:
@@ -252,9 +252,7 @@ def modality_centring(study: Study) -> Patch:
     for stream, x in (("image", study.image), ("text", study.caption)):
         mean = x.mean(0)
         tokens: Tokens = "image" if stream == "image" else "text"
-        parts.append(
-            Patch.at(SITE, directions(mean[None]), Steer([0], -float(mean.norm())), tokens)
-        )
+        parts.append(Patch(SITE, directions(mean[None]), Steer([0], -float(mean.norm())), tokens))
     return parts[0] + parts[1]
 
 

@@ -59,7 +59,7 @@ class Bench:
         ...     "gender", {"man": ["a picture of man"], "woman": ["a picture of woman"]}
         ... )
         >>> bench = Bench.read(host, processor, zoo.load_pairs().select(range(64)), asked)
-        >>> patch = Patch.at("joint", zoo.load_dictionary("joint"), Ablate([7, 12]))
+        >>> patch = Patch("joint", zoo.load_dictionary("joint"), Ablate([7, 12]))
         >>> bench.plain.read_out().n, bench.edited(patch).read_out().n
         (7, 7)
     """

@@ -229,9 +229,9 @@ def edit(
     if way == "difference":
         rows = code_differences(evidence, chosen)
         rule = Project(range(len(rows)), strength=strength)
-        return Patch.at(evidence.site, directions(rows), rule, tokens, info)
+        return Patch(evidence.site, directions(rows), rule, tokens, info)
     kinds = {"ablate": Ablate, "project": Project}
-    return Patch.at(
+    return Patch(
         evidence.site, evidence.dictionary, kinds[way](chosen, strength=strength), tokens, info
     )
 
@@ -325,7 +325,7 @@ def mitigate(
         The patch, its features, and what was tried.
 
     Raises:
-        VlmEditError: As ``select``, ``edit`` and ``vlm_edit.tune``.
+        VlmEditError: As ``select``, ``edit`` and ``vlm_edit.tuning.tune``.
 
     Example:
         >>> from vlm_edit import zoo

@@ -100,7 +100,7 @@ def deletions(
     def without(features: list[int]) -> Study:
         key = tuple(features)
         if key not in studies:
-            patch = Patch.at(site, dictionary, Ablate(features), tokens) if features else None
+            patch = Patch(site, dictionary, Ablate(features), tokens) if features else None
             studies[key] = bench.edited(patch)
         return studies[key]
 

@@ -65,7 +65,7 @@ class Interview:
 
     def patch(self, rules: Sequence[Rule] | Rule, dictionary: Dictionary | None = None) -> Patch:
         """A patch of the image tokens."""
-        return Patch.at(self.site, dictionary or self.dictionary, rules, tokens="image")
+        return Patch(self.site, dictionary or self.dictionary, rules, tokens="image")
 
     def ask(self, name: str, numbers: Sequence[int], patch: Patch | None = None) -> list[str]:
         """The answers about some pairs.

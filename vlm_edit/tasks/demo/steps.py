@@ -121,7 +121,7 @@ def _measure(
 def _save_patch(
     path: Path, model: nn.Module, dictionary: Dictionary, classes: Mapping[str, list[int]]
 ) -> Path:
-    patch = Patch.at(
+    patch = Patch(
         SITE,
         dictionary,
         Ablate(classes["vision"]),

@@ -76,7 +76,7 @@ def take(
         reference: [d], of ``read_reference``.
         strength: 0 draws what was asked for, 1 takes the features' code over.
         stream: Of the reference.
-        tokens: As for ``Patch.at``.
+        tokens: As for ``Patch``.
 
     Raises:
         VlmEditError: A reference of another width, or features that the dictionary lacks.
@@ -95,7 +95,7 @@ def take(
     expect_features(chosen, dictionary.n_features)
     code = dictionary.encode(reference[None], stream)[0]
     rule = Blend(chosen, code[list(chosen)].tolist(), strength=strength)
-    return Patch.at(site, dictionary, rule, tokens=tokens)
+    return Patch(site, dictionary, rule, tokens=tokens)
 
 
 def scale(
@@ -114,7 +114,7 @@ def scale(
         dictionary: Its own.
         features: Such as ``selection.by_class(measurement, "vision")``.
         factor: By which their code is multiplied.
-        tokens: As for ``Patch.at``.
+        tokens: As for ``Patch``.
 
     Raises:
         VlmEditError: Features that the dictionary lacks.
@@ -126,7 +126,7 @@ def scale(
         >>> patch.bindings[0].splice(torch.tensor([[1.0, 1.0, 1.0]]))
         tensor([[1., 2., 1.]])
     """
-    return Patch.at(site, dictionary, Scale(features, factor=factor), tokens=tokens)
+    return Patch(site, dictionary, Scale(features, factor=factor), tokens=tokens)
 
 
 def keep(
@@ -145,7 +145,7 @@ def keep(
         dictionary: Its own.
         features: As for ``scale``.
         strength: 0 changes nothing, 1 deletes all other features.
-        tokens: As for ``Patch.at``.
+        tokens: As for ``Patch``.
 
     Raises:
         VlmEditError: Features that the dictionary lacks.
@@ -157,7 +157,7 @@ def keep(
         >>> patch.bindings[0].splice(torch.tensor([[1.0, 1.0, 1.0]]))
         tensor([[0.5000, 1.0000, 0.5000]])
     """
-    return Patch.at(site, dictionary, Keep(features, strength=strength), tokens=tokens)
+    return Patch(site, dictionary, Keep(features, strength=strength), tokens=tokens)
 
 
 def interpolate(
@@ -171,7 +171,7 @@ def interpolate(
         site: As for ``take``.
         reference: [d].
         strength: 1 is the reference.
-        tokens: As for ``Patch.at``.
+        tokens: As for ``Patch``.
 
     Example:
         >>> import torch

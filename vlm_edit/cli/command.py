@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from vlm_edit import __version__
+from vlm_edit._version import __version__
 from vlm_edit.cli import attack, bias, drawing, editing, measuring, patching, training, verbs
 from vlm_edit.dictionaries import Kind, TrainConfig
 from vlm_edit.dominance import Cut, Zeros
