@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import CACHE, IMAGE_TOKEN, make_llava, random_dictionary
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 from transformers import CompileConfig, StaticCache
 
 from vlm_edit import Keep, Patch, Project, Scale, Steer
@@ -163,7 +164,10 @@ def test_a_compiled_call_of_one_token_holds_one_sequence(host):
 
 @pytest.mark.slow
 @pytest.mark.kernels
-def test_inductor_gives_the_same_generation(host):
+def test_inductor_gives_the_same_generation(host, monkeypatch):
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        # Without vectors inductor of torch 2.13 writes at::vec into some kernels all the same.
+        monkeypatch.setattr(inductor.cpp, "simdlen", 1)
     inputs = prompts()
     with patch(tokens="text", steps=(1, 3)).attach(host):
         expected = generate(host, inputs, compiled=False)
