@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 
-
 # Threads of gloo may abort a process whose interpreter is ending, with all its work done.
 _END = "\nimport os\nos._exit(0)\n"
 
