@@ -2,6 +2,8 @@
 
 import os
 
+from vlm_edit import Host
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: workers and what they start share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -184,7 +186,7 @@ def bench() -> Bench:
             for role in roles
         },
     )
-    return Bench.read(*zoo.load_host(), pairs, asked, batch_size=100)
+    return Bench.read(Host.of(*zoo.load_host()), pairs, asked, batch_size=100)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from vlm_edit import load_patch, measure, zoo
+from vlm_edit import Host, load_patch, measure, zoo
 from vlm_edit.cli import main
 from vlm_edit.dictionaries import save_saelens
 from vlm_edit.measurement import Batch, MeasurementAccumulator, load_measurement
@@ -162,7 +162,9 @@ def test_a_run_does_not_keep_the_edits_of_a_former_one(
 
 def test_what_python_saved_has_a_page_too(tmp_path: Path) -> None:
     host, processor = zoo.load_host()
-    found = measure(host, processor, zoo.load_pairs(), zoo.load_dictionary("joint"), progress=False)
+    found = measure(
+        Host.of(host, processor), zoo.load_pairs(), zoo.load_dictionary("joint"), progress=False
+    )
     found.save(tmp_path)
     assert main(["report", str(tmp_path)]) == 0
 

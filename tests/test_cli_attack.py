@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_edit import Ablate, Patch, zoo
+from vlm_edit import Ablate, Host, Patch, zoo
 from vlm_edit.cli import main
 
 SMALL = ("--most", "8", "--steps", "4", "--queries", "10", "--eps", "2", "4")
@@ -58,7 +58,7 @@ def test_attacked_images_are_within_the_radius_of_the_hosts_own(tmp_path: Path) 
 
     pairs = zoo.load_pairs()
     numbers = drawn(len(pairs), 8, 0)
-    pixels = ImageHost.of(*zoo.load_host()).pixels.read([pairs.open(i) for i in numbers])
+    pixels = ImageHost.of(Host.of(*zoo.load_host())).pixels.read([pairs.open(i) for i in numbers])
     for true, file in zip(pixels, sorted((tmp_path / "images").iterdir()), strict=True):
         found = np.asarray(Image.open(file)).astype(float)
         assert np.abs(found - 255 * true.permute(1, 2, 0).numpy()).max() <= 4 + 0.51

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_edit import load_patch, zoo
+from vlm_edit import Host, load_patch, zoo
 from vlm_edit.cli import main
 from vlm_edit.tasks.bias import Bench, Questions
 
@@ -61,7 +61,7 @@ def test_the_patch_it_writes_does_to_the_host_what_it_says(out: Path) -> None:
     pairs = zoo.load_pairs()
     values = ("man", "woman")
     prompts = {v: [v, f"a picture of {v}", f"a photo of a {v}"] for v in values}
-    bench = Bench.read(host, processor, pairs, Questions("gender", prompts))
+    bench = Bench.read(Host.of(host, processor), pairs, Questions("gender", prompts))
     baseline = bench.edited(load_patch(out / "baseline.safetensors")).read_out().value
     assert baseline < bench.plain.read_out().value - 0.1
     patch = load_patch(out / "patch.safetensors")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vlm_edit import load_dictionary, zoo
+from vlm_edit import Host, load_dictionary, zoo
 from vlm_edit.cli import main
 from vlm_edit.dictionaries import (
     PairedDictionary,
@@ -27,7 +27,7 @@ def test_train_writes_a_dictionary_that_check_finds_fit_and_measure_takes(tmp_pa
     assert main(["check", "zoo:emoji-clip", "zoo:pairs", "--dictionary", str(sae)]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("image"))
     _, count, explained, l0, _ = line.split()
-    streams = collect(*zoo.load_host(), zoo.load_pairs(), progress=False)
+    streams = collect(Host.of(*zoo.load_host()), zoo.load_pairs(), progress=False)
     found = load_dictionary(sae).check(streams["image"], "image", warn=False)
     assert (int(count), float(explained)) == (1024, round(found.explained_variance, 3))
     assert abs(float(l0) - 8) < 4
@@ -46,7 +46,7 @@ def test_a_trained_dictionary_is_the_same_again_with_its_seed(tmp_path):
 def test_the_rate_and_the_clip_of_training_are_passed_on(tmp_path, capsys):
     training = ["--features", "32", "--k", "4", "--steps", "20", "--rows", "256", "--out"]
     pairs = zoo.load_pairs()
-    streams = collect(*zoo.load_host(), pairs.select(range(round(0.9 * len(pairs)))))
+    streams = collect(Host.of(*zoo.load_host()), pairs.select(range(round(0.9 * len(pairs)))))
     config = TrainConfig(32, 4, 20, 256, norm="constant_norm_rescale")
     for name, flags, change in (
         ("a", [], {}),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from vlm_edit import Dictionary, VlmEditError, measure, zoo
+from vlm_edit import Dictionary, Host, VlmEditError, measure, zoo
 from vlm_edit.cli import main
 from vlm_edit.cli.kept import pictures
 
@@ -103,7 +103,7 @@ def measured(tmp_path, dictionary=None, site="joint"):
     host, processor = zoo.load_host()
     pairs = zoo.load_pairs().select(range(64))
     found = measure(
-        host, processor, pairs, dictionary or zoo.load_dictionary("joint"), progress=False
+        Host.of(host, processor), pairs, dictionary or zoo.load_dictionary("joint"), progress=False
     )
     told = {**found.provenance, "pairs": {"name": "zoo:pairs"}}
     replace(found, provenance=told, site=site).save(tmp_path / "run")

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from vlm_edit import VlmEditError, record, zoo
+from vlm_edit import Host, VlmEditError, record, zoo
 from vlm_edit.measurement import collect
-from vlm_edit.sites import find_site
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +19,7 @@ def pairs():
 
 def test_a_row_of_both_streams_is_one_pair_in_order(clip, pairs):
     host, processor = clip
-    found = collect(host, processor, pairs, batch_size=8, progress=False)
+    found = collect(Host.of(host, processor), pairs, batch_size=8, progress=False)
     images = [pairs.open(i) for i in range(len(pairs))]
     inputs = processor(text=list(pairs.texts), images=images, return_tensors="pt", padding=True)
     with torch.no_grad(), record(host, "joint") as recording:
@@ -31,12 +30,12 @@ def test_a_row_of_both_streams_is_one_pair_in_order(clip, pairs):
 
 def test_every_token_of_a_layer_is_kept_but_padding(clip, pairs):
     host, processor = clip
-    vision = collect(host, processor, pairs, "vision.2", progress=False)
+    vision = collect(Host.of(host, processor), pairs, "vision.2", progress=False)
     patches = host.config.vision_config
     tokens = (patches.image_size // patches.patch_size) ** 2 + 1
     assert set(vision) == {"image"}
-    assert vision["image"].shape == (len(pairs) * tokens, find_site(host, "vision.2").width)
-    text = collect(host, processor, pairs, "text.1", progress=False)["text"]
+    assert vision["image"].shape == (len(pairs) * tokens, Host.of(host).site("vision.2").width)
+    text = collect(Host.of(host, processor), pairs, "text.1", progress=False)["text"]
     lengths = [len(ids) for ids in processor.tokenizer(list(pairs.texts))["input_ids"]]
     assert len(text) == sum(lengths)
 
@@ -44,10 +43,12 @@ def test_every_token_of_a_layer_is_kept_but_padding(clip, pairs):
 def test_both_streams_of_a_language_layer_come_apart():
     host, processor = zoo.load_llava()
     pairs = zoo.load_pairs().select(range(6))
-    found = collect(host, processor, pairs, "language.1", progress=False)
+    found = collect(Host.of(host, processor), pairs, "language.1", progress=False)
     assert set(found) == {"image", "text"}
     assert len(found["image"]) % len(pairs) == 0
-    few = collect(host, processor, pairs, "language.1", most=2, batch_size=6, progress=False)
+    few = collect(
+        Host.of(host, processor), pairs, "language.1", most=2, batch_size=6, progress=False
+    )
     assert len(few["image"]) == len(few["text"]) == 2 * len(pairs)
     every = {tuple(row.tolist()) for row in found["image"]}
     assert {tuple(row.tolist()) for row in few["image"]} <= every
@@ -56,7 +57,9 @@ def test_both_streams_of_a_language_layer_come_apart():
 def test_a_draw_repeats_with_its_seed(clip, pairs):
     host, processor = clip
     draws = [
-        collect(host, processor, pairs, "vision.1", most=3, seed=seed, progress=False)["image"]
+        collect(Host.of(host, processor), pairs, "vision.1", most=3, seed=seed, progress=False)[
+            "image"
+        ]
         for seed in (0, 0, 1)
     ]
     assert torch.equal(draws[0], draws[1])
@@ -65,4 +68,4 @@ def test_a_draw_repeats_with_its_seed(clip, pairs):
 
 def test_keeping_no_token_is_refused(clip, pairs):
     with pytest.raises(VlmEditError, match="most is 0; keep at least 1 token"):
-        collect(*clip, pairs, most=0, progress=False)
+        collect(Host.of(*clip), pairs, most=0, progress=False)

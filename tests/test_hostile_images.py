@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlm_edit import Pairs, VlmEditError, measure, read_pairs, zoo
+from vlm_edit import Host, Pairs, VlmEditError, measure, read_pairs, zoo
 from vlm_edit.cli import kept, main
 from vlm_edit.cli.pipeline import read
 from vlm_edit.measurement import collect, pairs_listing
@@ -248,7 +248,10 @@ def test_measuring_leaves_out_whatever_cannot_be_read(tmp_path):
     path, odd_ones = mixed(tmp_path)
     with within(60):
         found = measure(
-            *zoo.load_host(), read_pairs(path), zoo.load_dictionary("joint"), progress=False
+            Host.of(*zoo.load_host()),
+            read_pairs(path),
+            zoo.load_dictionary("joint"),
+            progress=False,
         )
     assert [number for number, _ in found.skipped] == list(range(2, 2 + odd_ones))
     assert found.dominance.n_pairs == 6
@@ -259,12 +262,12 @@ def test_collecting_warns_of_what_it_leaves_out_or_tells(tmp_path):
     pairs, host = read_pairs(path), zoo.load_host()
     told = f"{odd_ones} of {len(pairs)} pairs left out.*pipe.png: not a regular file"
     with pytest.warns(UserWarning, match=told):
-        found = collect(*host, pairs, progress=False)
+        found = collect(Host.of(*host), pairs, progress=False)
     assert len(found["image"]) == 6
     left_out: list[tuple[int, str]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        collect(*host, pairs, progress=False, left_out=left_out)
+        collect(Host.of(*host), pairs, progress=False, left_out=left_out)
     assert [number for number, _ in left_out] == list(range(2, 2 + odd_ones))
 
 

@@ -12,9 +12,8 @@ import torch
 from conftest import IMAGE_TOKEN, make_clip, make_llava, random_dictionary
 from transformers import LogitsProcessor
 
-from vlm_edit import Ablate, Clamp, Patch, Scale, Steer, VlmEditError, load_patch, record
+from vlm_edit import Ablate, Clamp, Host, Patch, Scale, Steer, VlmEditError, load_patch, record
 from vlm_edit.hooks import attach
-from vlm_edit.sites import find_site
 
 pytestmark = pytest.mark.kernels
 
@@ -92,7 +91,7 @@ def test_an_exception_in_the_middle_of_a_forward_leaves_the_host_whole(llava_inp
     with pytest.raises(ZeroDivisionError), edit().attach(LLAVA):
         module = LLAVA.lm_head
         if where.startswith("language"):
-            module = find_site(LLAVA, where).taps[0].module
+            module = Host.of(LLAVA).site(where).taps[0].module
         failing = module.register_forward_hook(fail)
         try:
             (generate if where == "generate" else logits)(LLAVA, llava_inputs)
@@ -161,7 +160,7 @@ def masks_of(monkeypatch, run):
         return hidden
 
     monkeypatch.setattr(LLAVA.model, "get_placeholder_mask", spy)
-    handle = attach(LLAVA, find_site(LLAVA, "language.0"), keep)
+    handle = attach(LLAVA, Host.of(LLAVA).site("language.0"), keep)
     try:
         run()
     finally:
@@ -328,7 +327,7 @@ def test_gradients_flow_to_the_pixels_and_equal_those_of_the_naive_way(llava_inp
     gradients = []
     for put in (
         lambda: patch.attach(LLAVA),
-        lambda: attach(LLAVA, find_site(LLAVA, "projector"), naive),
+        lambda: attach(LLAVA, Host.of(LLAVA).site("projector"), naive),
     ):
         pixels = llava_inputs["pixel_values"].clone().requires_grad_()
         attached = put()

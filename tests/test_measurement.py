@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlm_edit import Dictionary, Pairs, VlmEditError, measure, zoo
+from vlm_edit import Dictionary, Host, Pairs, VlmEditError, measure, zoo
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.dominance import modality_dominance, modality_gap
@@ -143,7 +143,7 @@ def test_a_measurement_is_the_dominance_of_embeddings_taken_by_hand(
 ) -> None:
     sae = dictionary(12)
     image, text = joint_by_hand(clip, clip_processor, pairs)
-    found = measure(clip, clip_processor, pairs, sae, batch_size=4, progress=False)
+    found = measure(Host.of(clip, clip_processor), pairs, sae, batch_size=4, progress=False)
     codes = {"image": sae.encode(image), "text": sae.encode(text)}
     expected = modality_dominance(codes["image"], codes["text"])
     torch.testing.assert_close(
@@ -164,7 +164,7 @@ def test_a_reader_gives_the_hidden_states_and_codes_of_each_pair(
 ) -> None:
     sae = dictionary(12)
     image, text = joint_by_hand(clip, clip_processor, pairs)
-    reader = Reader(clip, clip_processor, sae, batch_size=4, progress=False)
+    reader = Reader(Host.of(clip, clip_processor), sae, batch_size=4, progress=False)
     batches = list(reader.read(pairs))
     assert [batch.numbers for batch in batches] == [[0, 1, 2, 3], [4, 5]]
     whole = read_all(reader, pairs)
@@ -179,9 +179,11 @@ def test_a_reader_gives_the_hidden_states_and_codes_of_each_pair(
 def test_the_batch_size_does_not_matter(
     clip, clip_processor, pairs, dictionary, batch_size
 ) -> None:
-    one = measure(clip, clip_processor, pairs, dictionary(12), batch_size=3, progress=False)
+    one = measure(
+        Host.of(clip, clip_processor), pairs, dictionary(12), batch_size=3, progress=False
+    )
     other = measure(
-        clip, clip_processor, pairs, dictionary(12), batch_size=batch_size, progress=False
+        Host.of(clip, clip_processor), pairs, dictionary(12), batch_size=batch_size, progress=False
     )
     torch.testing.assert_close(
         other.dominance.scores, one.dominance.scores, rtol=0, atol=1e-4, equal_nan=True
@@ -197,7 +199,7 @@ def test_a_dictionary_centred_per_stream_is_given_the_stream(
     image, text = joint_by_hand(clip, clip_processor, pairs)
     centers = {"image": image.mean(0), "text": text.mean(0)}
     centred = replace(plain, encoder=replace(plain.encoder, centers=centers))
-    whole = read_all(Reader(clip, clip_processor, centred, progress=False), pairs)
+    whole = read_all(Reader(Host.of(clip, clip_processor), centred, progress=False), pairs)
     for stream, rows in (("image", image), ("text", text)):
         expected = plain.encode(rows - centers[stream])
         torch.testing.assert_close(whole.codes[stream].dense(), expected, rtol=0, atol=1e-5)
@@ -207,8 +209,10 @@ def test_a_dictionary_centred_per_stream_is_given_the_stream(
 def test_a_host_in_half_precision_keeps_its_dtype_and_gives_float32(
     clip, clip_processor, pairs, dictionary, dtype
 ) -> None:
-    exact = read_all(Reader(clip, clip_processor, dictionary(12), progress=False), pairs)
-    half = read_all(Reader(clip.to(dtype), clip_processor, dictionary(12), progress=False), pairs)
+    exact = read_all(Reader(Host.of(clip, clip_processor), dictionary(12), progress=False), pairs)
+    half = read_all(
+        Reader(Host.of(clip.to(dtype), clip_processor), dictionary(12), progress=False), pairs
+    )
     for stream in ("image", "text"):
         assert half.hidden[stream].dtype == half.codes[stream].values.dtype == torch.float32
         torch.testing.assert_close(half.hidden[stream], exact.hidden[stream], rtol=0.05, atol=0.05)
@@ -219,7 +223,7 @@ def test_a_host_in_half_precision_keeps_its_dtype_and_gives_float32(
 
 
 def test_what_a_reader_gives_can_train_a_probe(clip, clip_processor, pairs, dictionary) -> None:
-    batch = next(Reader(clip, clip_processor, dictionary(12), progress=False).read(pairs))
+    batch = next(Reader(Host.of(clip, clip_processor), dictionary(12), progress=False).read(pairs))
     probe = nn.Linear(12, 1)
     probe(batch.hidden["image"]).sum().backward()
     assert probe.weight.grad is not None
@@ -232,20 +236,26 @@ def test_measuring_leaves_the_host_as_it_was(clip, clip_processor, pairs, dictio
         before = clip(**inputs).logits_per_image
     # The host installs hooks of its own at its first forward.
     hooks = hooks_of(clip)
-    measure(clip, clip_processor, pairs, dictionary(12), progress=False)
-    reading = Reader(clip, clip_processor, dictionary(12), batch_size=2, progress=False).read(pairs)
+    measure(Host.of(clip, clip_processor), pairs, dictionary(12), progress=False)
+    reading = Reader(
+        Host.of(clip, clip_processor), dictionary(12), batch_size=2, progress=False
+    ).read(pairs)
     next(reading)
     assert hooks_of(clip) == hooks
     with pytest.raises(VlmEditError):
-        measure(clip, clip_processor, pairs, dictionary(12), prepare=one_text, progress=False)
+        measure(
+            Host.of(clip, clip_processor, prompt=one_text), pairs, dictionary(12), progress=False
+        )
     assert hooks_of(clip) == hooks
     with torch.no_grad():
         assert torch.equal(clip(**inputs).logits_per_image, before)
 
 
 def test_a_wrapped_host_is_measured_like_the_host(clip, clip_processor, pairs, dictionary) -> None:
-    plain = measure(clip, clip_processor, pairs, dictionary(12), progress=False)
-    wrapped = measure(nn.DataParallel(clip), clip_processor, pairs, dictionary(12), progress=False)
+    plain = measure(Host.of(clip, clip_processor), pairs, dictionary(12), progress=False)
+    wrapped = measure(
+        Host.of(nn.DataParallel(clip), clip_processor), pairs, dictionary(12), progress=False
+    )
     assert plain.gap == wrapped.gap
 
 
@@ -260,7 +270,7 @@ def test_the_dictionary_goes_once_to_the_device_of_the_host(
         return plain(given, device)
 
     monkeypatch.setattr(Dictionary, "to", moved)
-    reader = Reader(clip, clip_processor, dictionary(12), batch_size=2, progress=False)
+    reader = Reader(Host.of(clip, clip_processor), dictionary(12), batch_size=2, progress=False)
     read_all(reader, pairs)
     assert places == [clip.device]
     assert reader._on(torch.device("meta")).decoder.device.type == "meta"
@@ -282,7 +292,7 @@ def test_the_bundled_host_is_measured_as_by_hand_whatever_the_batches() -> None:
             sure &= (moved == (sae.encode(rows, stream) > 0)).all(0)
     assert int(sure.sum()) > 0.8 * sae.n_features
     for batch_size in (5, 64):
-        found = measure(host, processor, pairs, sae, batch_size=batch_size, progress=False)
+        found = measure(Host.of(host, processor), pairs, sae, batch_size=batch_size, progress=False)
         scores = found.dominance.scores
         torch.testing.assert_close(
             scores[sure], expected.scores[sure], rtol=0, atol=1e-3, equal_nan=True
@@ -294,7 +304,7 @@ def test_the_bundled_host_cuts_long_captions_and_counts_them() -> None:
     host, processor = zoo.load_host()
     pairs = zoo.load_pairs().select(range(4))
     long = replace(pairs, texts=(*pairs.texts[:3], "a very long story of a cat " * 20))
-    found = measure(host, processor, long, zoo.load_dictionary("joint"), progress=False)
+    found = measure(Host.of(host, processor), long, zoo.load_dictionary("joint"), progress=False)
     assert (found.n_pairs, found.truncated) == (4, 1)
 
 
@@ -312,12 +322,12 @@ def test_layers_of_one_stream_are_read_as_means_over_their_real_tokens(
     vision = out.vision_model_output.hidden_states[2]
     text = out.text_model_output.hidden_states[2]
     sae = dictionary(24)
-    batch = read_all(Reader(clip, clip_processor, sae, "vision.1", progress=False), pairs)
+    batch = read_all(Reader(Host.of(clip, clip_processor), sae, "vision.1", progress=False), pairs)
     assert set(batch.codes) == {"image"}
     torch.testing.assert_close(batch.hidden["image"], vision.mean(1))
     torch.testing.assert_close(batch.codes["image"].dense(), sae.encode(vision).mean(1))
     sae = dictionary(16)
-    batch = read_all(Reader(clip, clip_processor, sae, "text.1", progress=False), pairs)
+    batch = read_all(Reader(Host.of(clip, clip_processor), sae, "text.1", progress=False), pairs)
     for i, length in enumerate(inputs["attention_mask"].sum(1)):
         torch.testing.assert_close(batch.hidden["text"][i], text[i, :length].mean(0))
         expected = sae.encode(text[i, :length]).mean(0)
@@ -331,7 +341,8 @@ def test_a_language_layer_pools_image_tokens_and_text_tokens_apart(
     llava_processor.tokenizer.padding_side = padding_side
     sae = dictionary(32)
     batch = read_all(
-        Reader(llava, llava_processor, sae, "language.1", batch_size=4, progress=False), pairs
+        Reader(Host.of(llava, llava_processor), sae, "language.1", batch_size=4, progress=False),
+        pairs,
     )
     for i, text in enumerate(TEXTS):
         ids = [1, *[IMAGE_TOKEN] * 4, *(int(word[1:]) for word in text.split())]
@@ -352,9 +363,12 @@ def test_a_generative_host_is_measured_in_half_precision(
     llava: LlavaForConditionalGeneration, llava_processor, pairs, dictionary
 ) -> None:
     found = measure(
-        llava.to(torch.bfloat16), llava_processor, pairs, dictionary(32), "language.1",
+        Host.of(llava.to(torch.bfloat16), llava_processor),
+        pairs,
+        dictionary(32),
+        "language.1",
         progress=False,
-    )  # fmt: skip
+    )
     assert found.n_pairs == 6
     assert float(found.dominance.mean) == pytest.approx(0.5, abs=0.3)
 
@@ -372,9 +386,12 @@ def test_a_pair_without_image_tokens_is_an_error_and_not_a_zero(
 
     with pytest.raises(VlmEditError, match=r"a pair has no image tokens at site 'language\.1'"):
         measure(
-            llava, llava_processor, pairs, dictionary(32), "language.1",
-            prepare=forgetful, progress=False,
-        )  # fmt: skip
+            Host.of(llava, llava_processor, prompt=forgetful),
+            pairs,
+            dictionary(32),
+            "language.1",
+            progress=False,
+        )
 
 
 # Pairs that are not as they should be
@@ -384,15 +401,17 @@ def test_a_pair_without_image_tokens_is_an_error_and_not_a_zero(
 def test_an_unreadable_image_is_skipped_reported_and_touches_no_other_pair(
     clip, clip_processor, files, dictionary, batch_size
 ) -> None:
-    reader = Reader(clip, clip_processor, dictionary(12), batch_size=batch_size, progress=False)
+    reader = Reader(
+        Host.of(clip, clip_processor), dictionary(12), batch_size=batch_size, progress=False
+    )
     batch = read_all(reader, files)
     assert batch.numbers == [0, 1, 3, 5]
-    alone = Reader(clip, clip_processor, dictionary(12), batch_size=1, progress=False)
+    alone = Reader(Host.of(clip, clip_processor), dictionary(12), batch_size=1, progress=False)
     expected = read_all(alone, files.select(batch.numbers))
     for stream in ("image", "text"):
         torch.testing.assert_close(batch.hidden[stream], expected.hidden[stream], rtol=0, atol=1e-5)
     found = measure(
-        clip, clip_processor, files, dictionary(12), batch_size=batch_size, progress=False
+        Host.of(clip, clip_processor), files, dictionary(12), batch_size=batch_size, progress=False
     )
     assert found.n_pairs == 4
     assert [number for number, _ in found.skipped] == [2, 4]
@@ -406,18 +425,23 @@ def test_a_folder_without_one_readable_image_is_an_error(
 ) -> None:
     broken = files.select([2, 4])
     with pytest.raises(VlmEditError, match=r"files: not one of 2 images.*the first: .*2\.png"):
-        measure(clip, clip_processor, broken, dictionary(12), progress=False)
+        measure(Host.of(clip, clip_processor), broken, dictionary(12), progress=False)
 
 
 def test_no_pairs_are_an_error(clip, clip_processor, dictionary) -> None:
     with pytest.raises(VlmEditError, match="nothing: no pairs"):
-        measure(clip, clip_processor, Pairs([], (), name="nothing"), dictionary(12), progress=False)
+        measure(
+            Host.of(clip, clip_processor),
+            Pairs([], (), name="nothing"),
+            dictionary(12),
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 200), (200, 1)])
 def test_an_image_of_an_odd_shape_is_measured(clip, clip_processor, dictionary, size) -> None:
     odd = Pairs([Image.new("L", size), noise(0)], ("w5", "w6"))
-    assert measure(clip, clip_processor, odd, dictionary(12), progress=False).n_pairs == 2
+    assert measure(Host.of(clip, clip_processor), odd, dictionary(12), progress=False).n_pairs == 2
 
 
 def test_long_texts_are_cut_at_the_limit_of_the_host_and_counted(
@@ -427,13 +451,15 @@ def test_long_texts_are_cut_at_the_limit_of_the_host_and_counted(
     words = [f"w{i}" for i in range(5, 40)]
     texts = tuple(" ".join(words[:n]) for n in (3, LIMIT - 2, LIMIT - 1, 30))
     long = Pairs([noise(i) for i in range(4)], texts)
-    reader = Reader(clip, clip_processor, dictionary(12), batch_size=4, progress=False)
+    reader = Reader(Host.of(clip, clip_processor), dictionary(12), batch_size=4, progress=False)
     batch = read_all(reader, long)
     assert reader.truncated == 2
     cut = Pairs(long.images, texts[:2] + (texts[1],) * 2)
     expected = joint_by_hand(clip, clip_processor, cut)[1]
     torch.testing.assert_close(batch.hidden["text"], expected, rtol=0, atol=1e-5)
-    found = measure(clip, clip_processor, long, dictionary(12), batch_size=1, progress=False)
+    found = measure(
+        Host.of(clip, clip_processor), long, dictionary(12), batch_size=1, progress=False
+    )
     assert (found.truncated, found.n_pairs) == (2, 4)
 
 
@@ -443,7 +469,7 @@ def test_long_texts_beside_images_are_counted_with_the_image_tokens(
     llava.config.text_config.max_position_embeddings = LIMIT
     texts = tuple(" ".join(["w5"] * n) for n in (3, 7, 8))
     long = Pairs([noise(i) for i in range(3)], texts)
-    reader = Reader(llava, llava_processor, dictionary(32), "language.1", progress=False)
+    reader = Reader(Host.of(llava, llava_processor), dictionary(32), "language.1", progress=False)
     read_all(reader, long)
     assert reader.truncated == 1
 
@@ -466,7 +492,7 @@ def test_inputs_may_be_prepared_by_the_user_and_reach_the_host_whole(
         return {**inputs, "interpolate_pos_encoding": False}
 
     batch = read_all(
-        Reader(clip, clip_processor, dictionary(12), prepare=upper, progress=False), pairs
+        Reader(Host.of(clip, clip_processor, prompt=upper), dictionary(12), progress=False), pairs
     )
     rows = batch.hidden["text"]
     torch.testing.assert_close(rows, rows[:1].expand_as(rows))
@@ -477,7 +503,9 @@ def test_rows_that_are_not_one_per_pair_are_an_error(
     clip, clip_processor, pairs, dictionary
 ) -> None:
     with pytest.raises(VlmEditError, match="6 pairs give 1 rows of the text stream"):
-        measure(clip, clip_processor, pairs, dictionary(12), prepare=one_text, progress=False)
+        measure(
+            Host.of(clip, clip_processor, prompt=one_text), pairs, dictionary(12), progress=False
+        )
 
 
 # What is refused
@@ -485,29 +513,29 @@ def test_rows_that_are_not_one_per_pair_are_an_error(
 
 def test_a_site_of_one_stream_has_no_dominance(clip, clip_processor, pairs, dictionary) -> None:
     with pytest.raises(VlmEditError, match=r"'vision\.1' has the image stream only.*'joint'"):
-        measure(clip, clip_processor, pairs, dictionary(24), "vision.1", progress=False)
+        measure(Host.of(clip, clip_processor), pairs, dictionary(24), "vision.1", progress=False)
 
 
 def test_an_unknown_site_lists_the_sites(clip, clip_processor, pairs, dictionary) -> None:
     with pytest.raises(VlmEditError, match=r"'middle'.*joint, vision\.0 \.\.\. vision\.2, text"):
-        measure(clip, clip_processor, pairs, dictionary(12), "middle", progress=False)
+        measure(Host.of(clip, clip_processor), pairs, dictionary(12), "middle", progress=False)
 
 
 def test_a_dictionary_of_another_width_is_refused(clip, clip_processor, pairs, dictionary) -> None:
     with pytest.raises(VlmEditError, match="is 16 wide, site 'joint' of CLIPModel is 12"):
-        measure(clip, clip_processor, pairs, dictionary(16), progress=False)
+        measure(Host.of(clip, clip_processor), pairs, dictionary(16), progress=False)
 
 
 def test_a_host_that_gives_nan_is_refused(clip, clip_processor, pairs, dictionary) -> None:
     with torch.no_grad():
         clip.visual_projection.weight.fill_(math.nan)
     with pytest.raises(VlmEditError, match="NaN or infinity"):
-        measure(clip, clip_processor, pairs, dictionary(12), progress=False)
+        measure(Host.of(clip, clip_processor), pairs, dictionary(12), progress=False)
 
 
 def test_the_batch_size_must_be_positive(clip, clip_processor, pairs, dictionary) -> None:
     with pytest.raises(VlmEditError, match="batch size is 0"):
-        measure(clip, clip_processor, pairs, dictionary(12), batch_size=0, progress=False)
+        measure(Host.of(clip, clip_processor), pairs, dictionary(12), batch_size=0, progress=False)
 
 
 # What comes out
@@ -515,9 +543,9 @@ def test_the_batch_size_must_be_positive(clip, clip_processor, pairs, dictionary
 
 def test_options_reach_the_scores_and_the_examples(clip, clip_processor, pairs, dictionary) -> None:
     found = measure(
-        clip, clip_processor, pairs, dictionary(12), zeros="half", keep=2, progress=False
+        Host.of(clip, clip_processor), pairs, dictionary(12), zeros="half", keep=2, progress=False
     )
-    plain = measure(clip, clip_processor, pairs, dictionary(12), progress=False)
+    plain = measure(Host.of(clip, clip_processor), pairs, dictionary(12), progress=False)
     assert found.dominance.zeros == "half"
     assert not torch.equal(found.dominance.scores, plain.dominance.scores)
     assert found.examples["image"].values.shape == (40, 2)
@@ -526,12 +554,12 @@ def test_options_reach_the_scores_and_the_examples(clip, clip_processor, pairs, 
 def test_a_bar_is_shown_on_a_terminal_unless_it_is_not_wanted(
     clip, clip_processor, pairs, dictionary, capsys, monkeypatch
 ) -> None:
-    measure(clip, clip_processor, pairs, dictionary(12))
+    measure(Host.of(clip, clip_processor), pairs, dictionary(12))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    measure(clip, clip_processor, pairs, dictionary(12), progress=False)
+    measure(Host.of(clip, clip_processor), pairs, dictionary(12), progress=False)
     assert capsys.readouterr().err == ""
-    measure(clip, clip_processor, pairs, dictionary(12), batch_size=4)
+    measure(Host.of(clip, clip_processor), pairs, dictionary(12), batch_size=4)
     shown = capsys.readouterr().err
     assert "measure joint" in shown
     assert "6/6" in shown
@@ -540,13 +568,15 @@ def test_a_bar_is_shown_on_a_terminal_unless_it_is_not_wanted(
 def test_batches_read_on_ones_own_accumulate_to_the_same_measurement(
     clip, clip_processor, pairs, dictionary
 ) -> None:
-    reader = Reader(clip, clip_processor, dictionary(12), batch_size=4, progress=False)
+    reader = Reader(Host.of(clip, clip_processor), dictionary(12), batch_size=4, progress=False)
     accumulator, other = MeasurementAccumulator(40), MeasurementAccumulator(40)
     for i, batch in enumerate(reader.read(pairs)):
         (other if i else accumulator).update(batch)
     accumulator.merge(other)
     own = accumulator.compute("joint", reader.skipped, reader.truncated)
-    found = measure(clip, clip_processor, pairs, dictionary(12), batch_size=4, progress=False)
+    found = measure(
+        Host.of(clip, clip_processor), pairs, dictionary(12), batch_size=4, progress=False
+    )
     assert str(own.rows()) == str(found.rows())
     apart = {"provenance": {}, "checksum": own.checksum()}  # a checksum of provenance too
     assert own.summary() == {**found.summary(), **apart}
@@ -554,7 +584,7 @@ def test_batches_read_on_ones_own_accumulate_to_the_same_measurement(
 
 @pytest.fixture
 def saved(clip, clip_processor, files, dictionary, tmp_path) -> tuple[Any, Path]:
-    found = measure(clip, clip_processor, files, dictionary(12), keep=2, progress=False)
+    found = measure(Host.of(clip, clip_processor), files, dictionary(12), keep=2, progress=False)
     found.save(tmp_path / "deep" / "result")
     return found, tmp_path / "deep" / "result"
 
@@ -608,7 +638,7 @@ def test_a_summary_is_json_even_where_nothing_is_alive(
 ) -> None:
     silent = Encoder(torch.zeros(12, 3), torch.full((3,), -1.0))
     dead = Dictionary(silent, torch.zeros(3, 12), torch.zeros(12))
-    measure(clip, clip_processor, pairs, dead, progress=False).save(tmp_path)
+    measure(Host.of(clip, clip_processor), pairs, dead, progress=False).save(tmp_path)
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -624,7 +654,7 @@ def test_a_summary_is_json_even_where_nothing_is_alive(
 
 def test_a_host_in_train_mode_is_refused(clip, clip_processor, pairs, dictionary) -> None:
     with pytest.raises(VlmEditError, match=r"train mode.*model.eval\(\)"):
-        measure(clip.train(), clip_processor, pairs, dictionary(12), progress=False)
+        measure(Host.of(clip.train(), clip_processor), pairs, dictionary(12), progress=False)
 
 
 def test_a_measurement_does_not_change_when_its_accumulator_goes_on() -> None:
@@ -646,7 +676,12 @@ def test_activations_that_are_not_finite_are_refused(clip, clip_processor, pairs
     with torch.no_grad():
         clip.visual_projection.weight.fill_(float("nan"))
     with pytest.raises(VlmEditError, match="'joint' hold NaN or infinity.*float32"):
-        measure(clip, clip_processor, pairs, dictionary(12, activation="jumprelu"), progress=False)
+        measure(
+            Host.of(clip, clip_processor),
+            pairs,
+            dictionary(12, activation="jumprelu"),
+            progress=False,
+        )
 
 
 def test_what_is_left_out_is_counted_anew_in_every_reading(
@@ -655,7 +690,7 @@ def test_what_is_left_out_is_counted_anew_in_every_reading(
     (tmp_path / "bad.png").write_bytes(b"garbage")
     good = Image.new("RGB", (16, 16), "red")
     broken = Pairs([good, tmp_path / "bad.png"], ("a", "b"))
-    reader = Reader(clip, clip_processor, dictionary(12), progress=False)
+    reader = Reader(Host.of(clip, clip_processor), dictionary(12), progress=False)
     for _ in range(2):
         list(reader.read(broken))
         assert len(reader.skipped) == 1
@@ -665,10 +700,10 @@ def test_neurons_of_a_joint_embedding_do_not_depend_on_its_length(
     clip, clip_processor, pairs
 ) -> None:
     neurons = Dictionary.identity(12, norm="constant_norm_rescale")
-    before = measure(clip, clip_processor, pairs, neurons, progress=False)
+    before = measure(Host.of(clip, clip_processor), pairs, neurons, progress=False)
     with torch.no_grad():
         clip.visual_projection.weight.mul_(4.0)
-    after = measure(clip, clip_processor, pairs, neurons, progress=False)
+    after = measure(Host.of(clip, clip_processor), pairs, neurons, progress=False)
     assert torch.allclose(before.dominance.scores, after.dominance.scores, atol=1e-5)
 
 
@@ -678,7 +713,7 @@ def test_pooling_in_parts_changes_nothing(monkeypatch, llava, dictionary) -> Non
     hidden = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(0))
     capture = Capture("language.1", hidden, Where("image"))
     recording = Recording([capture])
-    reader = Reader(llava, None, dictionary(32), "language.1", progress=False)
+    reader = Reader(Host.of(llava), dictionary(32), "language.1", progress=False)
     site = Site("language.1", (Tap("", llava, "image"),), 32)
     whole = reader._pool(recording, site, "image")
     monkeypatch.setattr(room, "_MOST_CODES", 40 * 4)

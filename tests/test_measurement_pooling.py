@@ -8,7 +8,7 @@ from conftest import IMAGE_TOKEN, make_clip, make_llava
 from PIL import Image
 from transformers import LlamaConfig, LlamaModel
 
-from vlm_edit import Adapter, Dictionary, Pairs, VlmEditError
+from vlm_edit import Adapter, Dictionary, Host, Pairs, VlmEditError
 from vlm_edit.measurement import Reader
 
 PAIRS = Pairs([Image.new("RGB", (8, 8))] * 3, ("a", "b", "c"))
@@ -34,8 +34,9 @@ LLAVA_INPUTS = {
 
 def reader(model, site, inputs, width, **options):
     return Reader(
-        *(model, None, Dictionary.identity(width), site),
-        prepare=lambda *_: inputs,
+        Host.of(model, None, prompt=lambda *_: inputs),
+        Dictionary.identity(width),
+        site,
         progress=False,
         **options,
     )

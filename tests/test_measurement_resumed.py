@@ -17,7 +17,7 @@ from test_measurement_runs import _Stop, expect_same, stop_after
 from tokenizers import Tokenizer
 from torch import nn
 
-from vlm_edit import Measurement, Pairs, VlmEditError, measure, zoo
+from vlm_edit import Host, Measurement, Pairs, VlmEditError, measure, zoo
 from vlm_edit.cli import main
 from vlm_edit.measurement import (
     RepeatedPairs,
@@ -30,16 +30,17 @@ from vlm_edit.measurement.details import details
 from vlm_edit.report import class_table
 from vlm_edit.report.overview import Overview
 
-Host = tuple[nn.Module, Any]
+Loaded = tuple[nn.Module, Any]
 
 
-def go(host: Host, pairs: Pairs, **options: Any) -> Measurement:
+def go(host: Loaded, pairs: Pairs, **options: Any) -> Measurement:
     options = {"batch_size": 8, "progress": False} | options
-    return measure(*host, pairs, zoo.load_dictionary("joint"), **options)
+    made = Host.of(*host, prompt=options.pop("prompt", None))
+    return measure(made, pairs, zoo.load_dictionary("joint"), **options)
 
 
 @pytest.fixture(scope="module")
-def plain() -> Host:
+def plain() -> Loaded:
     return zoo.load_host()
 
 
@@ -54,7 +55,7 @@ def files(tmp_path: Path) -> Pairs:
     return Pairs([folder / f"{i}.bmp" for i in range(24)], pairs.texts, name="files")
 
 
-def stopped(host: Host, pairs: Pairs, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stopped(host: Loaded, pairs: Pairs, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The checkpoint of a measurement that died in its third batch."""
     with monkeypatch.context() as patch:
         stop_after(2, patch)
@@ -63,8 +64,8 @@ def stopped(host: Host, pairs: Pairs, file: Path, monkeypatch: pytest.MonkeyPatc
     return file
 
 
-def in_model(change: Callable[[nn.Module], None]) -> Callable[[Host], Host]:
-    def changed(host: Host) -> Host:
+def in_model(change: Callable[[nn.Module], None]) -> Callable[[Loaded], Loaded]:
+    def changed(host: Loaded) -> Loaded:
         model = copy.deepcopy(host[0])
         with torch.no_grad():
             change(model)
@@ -82,8 +83,8 @@ def other_eps(model: nn.Module) -> None:
     model.config.vision_config.layer_norm_eps = 1e-3
 
 
-def in_processor(change: Callable[[Any], None]) -> Callable[[Host], Host]:
-    def changed(host: Host) -> Host:
+def in_processor(change: Callable[[Any], None]) -> Callable[[Loaded], Loaded]:
+    def changed(host: Loaded) -> Loaded:
         processor = copy.deepcopy(host[1])
         change(processor)
         return host[0], processor
@@ -140,7 +141,7 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def half_done(plain: Host, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pairs, Path]:
+def half_done(plain: Loaded, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pairs, Path]:
     pairs = zoo.load_pairs().select(range(24))
     with pytest.MonkeyPatch.context() as patch:
         return pairs, stopped(plain, pairs, tmp_path_factory.mktemp("half") / "state", patch)
@@ -160,7 +161,7 @@ def test_a_run_goes_on_to_the_bit_with_the_same_loaded_anew(plain, half_done, tm
     pairs, file = half_done
     kept = Path(shutil.copy(file, tmp_path / "state"))
     plain[1](text=["a b c", "d"], padding=True, truncation=True, max_length=4)  # leaves traces
-    assert details(*plain) == details(*zoo.load_host())
+    assert details(Host.of(*plain)) == details(Host.of(*zoo.load_host()))
     expect_same(go(zoo.load_host(), pairs, checkpoint=kept), go(plain, pairs))
 
 
@@ -172,7 +173,7 @@ def test_another_way_to_make_inputs_is_noticed(plain, half_done, tmp_path):
         return processor(text=[t.upper() for t in texts], images=images, return_tensors="pt")
 
     with pytest.raises(VlmEditError, match="another processor .prepare: None, here test_measure"):
-        go(plain, pairs, checkpoint=kept, prepare=prepare)
+        go(plain, pairs, checkpoint=kept, prompt=prepare)
 
 
 def test_parts_of_two_hosts_are_not_merged(plain, tmp_path):
@@ -180,7 +181,7 @@ def test_parts_of_two_hosts_are_not_merged(plain, tmp_path):
     other = in_model(one_bit)(plain)
     for part, host in enumerate((plain, other)):
         options = {"part": (part, 2), "checkpoint": tmp_path / str(part), "batch_size": 8}
-        measure_part(*host, pairs, dictionary, progress=False, **options)
+        measure_part(Host.of(*host), pairs, dictionary, progress=False, **options)
     with pytest.raises(VlmEditError, match="another part was measured with other weights of the"):
         merge_parts([tmp_path / "0", tmp_path / "1"], pairs)
 
@@ -229,7 +230,7 @@ def test_images_in_memory_and_those_of_finished_parts_are_looked_at_too(plain, h
         go(plain, other, checkpoint=shutil.copy(file, tmp_path / "state"))
     options = {"part": (0, 1), "batch_size": 8, "progress": False}
     dictionary = zoo.load_dictionary("joint")
-    measure_part(*plain, pairs, dictionary, checkpoint=tmp_path / "whole", **options)
+    measure_part(Host.of(*plain), pairs, dictionary, checkpoint=tmp_path / "whole", **options)
     with pytest.raises(VlmEditError, match=r"another image than when part 1 read it"):
         merge_parts([tmp_path / "whole"], other)
 
@@ -282,7 +283,7 @@ def test_repeats_are_counted_across_parts_and_stops(plain, tmp_path, monkeypatch
     dictionary = zoo.load_dictionary("joint")
     for part in range(3):
         options = {"part": (part, 3), "checkpoint": tmp_path / str(part), "batch_size": 8}
-        measure_part(*plain, pairs, dictionary, progress=False, **options)
+        measure_part(Host.of(*plain), pairs, dictionary, progress=False, **options)
     with pytest.warns(RepeatedPairs, match="25 pairs show 5 images"):
         found = merge_parts([tmp_path / str(part) for part in range(3)], pairs)
     found.save(tmp_path / "run")

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlm_edit import Dictionary, Pairs, VlmEditError, measure, zoo
+from vlm_edit import Dictionary, Host, Pairs, VlmEditError, measure, zoo
 from vlm_edit.files import read_tensors, write_tensors
 from vlm_edit.measurement import (
     Judge,
@@ -63,7 +63,7 @@ def some() -> Pairs:
 
 def run(host: tuple[nn.Module, Any], pairs: Pairs, **options: Any) -> Measurement:
     options = {"batch_size": 16, "progress": False, "judge": JUDGE} | options
-    return measure(*host, pairs, zoo.load_dictionary("joint"), **options)
+    return measure(Host.of(*host), pairs, zoo.load_dictionary("joint"), **options)
 
 
 def run_part(
@@ -71,7 +71,7 @@ def run_part(
 ) -> None:
     options = {"batch_size": 16, "progress": False, "judge": JUDGE} | options
     dictionary = zoo.load_dictionary("joint")
-    measure_part(*host, pairs, dictionary, part=part, checkpoint=file, **options)
+    measure_part(Host.of(*host), pairs, dictionary, part=part, checkpoint=file, **options)
 
 
 def expect_same(a: Measurement, b: Measurement, tolerance: float = 0.0) -> None:
@@ -186,7 +186,9 @@ def test_a_checkpoint_of_another_measurement_is_refused_and_kept(host, some, tmp
         (lambda: run(host, some, checkpoint=file, judge=None), "another settings .judge"),
         (lambda: run_part(host, some, (0, 2), file), "is of part"),
         (
-            lambda: measure(*host, some, neurons, batch_size=16, judge=JUDGE, checkpoint=file),
+            lambda: measure(
+                Host.of(*host), some, neurons, batch_size=16, judge=JUDGE, checkpoint=file
+            ),
             "another dictionary",
         ),
     ):
@@ -379,14 +381,14 @@ def test_a_part_without_an_image_that_can_be_read_is_a_part_all_the_same(
     for i, file in enumerate(files):
         run_part(host, broken, (i, 7), file, judge=None)
     assert merge_parts(files, broken).n_pairs == 83
-    reader = Reader(*host, zoo.load_dictionary("joint"), batch_size=16, progress=False)
+    reader = Reader(Host.of(*host), zoo.load_dictionary("joint"), batch_size=16, progress=False)
     assert [batch for _, batch in reader.read_numbered(broken, range(0, 1))] == [None]
     assert len(reader.skipped) == 16
 
 
 def test_the_means_are_those_of_normed_activations(host, some) -> None:
     dictionary = zoo.load_dictionary("joint")
-    batches = list(Reader(*host, dictionary, batch_size=16, progress=False).read(some))
+    batches = list(Reader(Host.of(*host), dictionary, batch_size=16, progress=False).read(some))
     found = run(host, some, judge=None)
     for stream in ("image", "text"):
         hidden = torch.cat([batch.hidden[stream] for batch in batches])
@@ -398,7 +400,7 @@ def test_the_means_are_those_of_normed_activations(host, some) -> None:
 def test_texts_that_were_cut_are_counted_anew_in_every_reading(host) -> None:
     pairs = zoo.load_pairs().select(range(4))
     long = Pairs(pairs.images, (" ".join(["cat"] * 80), *pairs.texts[1:]), name="long")
-    reader = Reader(*host, zoo.load_dictionary("joint"), batch_size=2, progress=False)
+    reader = Reader(Host.of(*host), zoo.load_dictionary("joint"), batch_size=2, progress=False)
     for _ in range(2):
         list(reader.read(long))
         assert reader.truncated == 1
@@ -421,7 +423,7 @@ def test_provenance_tells_pairs_and_dictionaries_apart(host, some) -> None:
     assert other["pairs"]["digest"] != found["pairs"]["digest"]
     dictionary = zoo.load_dictionary("joint")
     dictionary.decoder[3, 5] += 1e-3
-    moved = measure(*host, some, dictionary, progress=False).provenance
+    moved = measure(Host.of(*host), some, dictionary, progress=False).provenance
     assert moved["dictionary"]["digest"] != found["dictionary"]["digest"]
 
 
@@ -432,7 +434,7 @@ def test_scores_of_interpretability_are_those_of_the_codes_at_once(host, some) -
     from vlm_edit.interpretability import TopExamples, example_similarity, monosemanticity_score
 
     found = run(host, some)
-    reader = Reader(*host, zoo.load_dictionary("joint"), batch_size=16, progress=False)
+    reader = Reader(Host.of(*host), zoo.load_dictionary("joint"), batch_size=16, progress=False)
     batches = list(reader.read(some))
     for stream in ("image", "text"):
         codes = torch.cat([batch.codes[stream].dense() for batch in batches])
@@ -465,7 +467,7 @@ def test_a_judge_with_one_space_compares_images_with_texts(host, some) -> None:
         shared=True,
     )
     found = run(host, some, judge=judge)
-    reader = Reader(*host, zoo.load_dictionary("joint"), batch_size=16, progress=False)
+    reader = Reader(Host.of(*host), zoo.load_dictionary("joint"), batch_size=16, progress=False)
     batches = list(reader.read(some))
     readable = [i for i in range(100) if i != 30]
     image, text = (torch.cat([b.codes[s].dense() for b in batches]) for s in ("image", "text"))
@@ -496,9 +498,9 @@ def test_a_judge_that_cannot_judge_is_refused(host, some) -> None:
 
 def test_centring_moves_each_streams_mean_onto_that_of_both(host, some) -> None:
     neurons = Dictionary.identity(192, "constant_norm_rescale")
-    raw = measure(*host, some, neurons, progress=False)
+    raw = measure(Host.of(*host), some, neurons, progress=False)
     moved = centred(neurons, raw.means)
-    again = measure(*host, some, moved, progress=False)
+    again = measure(Host.of(*host), some, moved, progress=False)
     both = (raw.means["image"] + raw.means["text"]) / 2
     for stream in ("image", "text"):
         torch.testing.assert_close(again.means[stream], raw.means[stream])
@@ -510,8 +512,8 @@ def test_centring_moves_each_streams_mean_onto_that_of_both(host, some) -> None:
 
 def test_centring_a_dictionary_that_centres_already_changes_next_to_nothing(host) -> None:
     pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary("joint")
-    raw = measure(*host, pairs, dictionary, progress=False)
-    again = measure(*host, pairs, centred(dictionary, raw.means), progress=False)
+    raw = measure(Host.of(*host), pairs, dictionary, progress=False)
+    again = measure(Host.of(*host), pairs, centred(dictionary, raw.means), progress=False)
     assert float((again.dominance.scores - raw.dominance.scores).abs().median()) < 0.05
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_edit import Measurement, VlmEditError, measure, zoo
+from vlm_edit import Host, Measurement, VlmEditError, measure, zoo
 from vlm_edit.cli import kept, main, measuring
 from vlm_edit.files import read_tensors
 from vlm_edit.measurement import load_measurement, save_runs
@@ -32,7 +32,7 @@ def both() -> tuple[Measurement, Measurement]:
     """Two measurements of other settings."""
     host, pairs = zoo.load_host(), zoo.load_pairs().select(range(16))
     one, two = (
-        measure(*host, pairs, zoo.load_dictionary("joint"), keep=keep, progress=False)
+        measure(Host.of(*host), pairs, zoo.load_dictionary("joint"), keep=keep, progress=False)
         for keep in (50, 10)
     )
     return one, two

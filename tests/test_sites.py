@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_edit import Adapter, VlmEditError, find_sites
-from vlm_edit.sites import SiteRule, TapRule, find_adapter, find_site, image_token_ids, unwrap
+from vlm_edit import Adapter, Host, VlmEditError, find_sites
+from vlm_edit.sites import SiteRule, TapRule, find_adapter, image_token_ids, unwrap
 
 registry = importlib.import_module("vlm_edit.sites.registry")
 
 
-class Host(nn.Module):
+class Blocks(nn.Module):
     """A host without an adapter: blocks 0 and 2 have an ``mlp``, block 1 has none."""
 
     def __init__(self) -> None:
@@ -68,15 +68,15 @@ def test_an_unknown_site_is_refused_with_the_list_of_sites(clip):
         VlmEditError,
         match=r"CLIPModel has no site 'vision.3'; its sites are joint, vision.0 ... vision.2, ",
     ):
-        find_site(clip, "vision.3")
+        Host.of(clip).site("vision.3")
 
 
 def test_an_unknown_type_of_host_is_refused_with_the_way_to_write_an_adapter():
     with pytest.raises(
         VlmEditError,
-        match=r"'martian', the class 'test_sites.Host'; known: .*clip.*docs/writing-an-adapter",
+        match=r"'martian', the class 'test_sites.Blocks'; known: .*clip.*docs/writing-an-adapter",
     ):
-        find_sites(Host())
+        find_sites(Blocks())
     with pytest.raises(
         VlmEditError,
         match=r"no adapter for Linear \(config.model_type is None, the class 'torch.Linear'",
@@ -86,18 +86,18 @@ def test_an_unknown_type_of_host_is_refused_with_the_way_to_write_an_adapter():
 
 def test_candidate_paths_are_tried_in_order(clip):
     rule = TapRule(("nowhere", "visual_projection", "text_projection"), "image")
-    found = find_sites(clip, Adapter((SiteRule("joint", (rule,), ("projection_dim",)),)))
+    found = Host.of(clip, adapter=Adapter((SiteRule("joint", (rule,), ("projection_dim",)),))).sites
     assert found["joint"].taps[0].module is clip.visual_projection
 
 
 def test_a_candidate_whose_layers_lack_the_module_gives_way_to_the_next():
-    host = Host()
-    found = find_sites(host, adapter("blocks.{i}.ffn", "blocks.{i}.mlp"))
+    host = Blocks()
+    found = Host.of(host, adapter=adapter("blocks.{i}.ffn", "blocks.{i}.mlp")).sites
     assert found["layer.0"].taps[0].path == "blocks.0.mlp"
 
 
 def test_a_layer_keeps_its_number_where_another_lacks_the_module():
-    found = find_sites(Host(), adapter("blocks.{i}.mlp"))
+    found = Host.of(Blocks(), adapter=adapter("blocks.{i}.mlp")).sites
     assert {name: s.taps[0].path for name, s in found.items()} == {
         "layer.0": "blocks.0.mlp",
         "layer.2": "blocks.2.mlp",
@@ -107,20 +107,20 @@ def test_a_layer_keeps_its_number_where_another_lacks_the_module():
 @pytest.mark.parametrize("paths", [("towers.{i}", "blocks.{i}.attention")])
 def test_a_layout_that_no_path_fits_is_refused_with_the_paths_tried(paths):
     with pytest.raises(VlmEditError, match=r"no module at towers.{i} or blocks.{i}.attention"):
-        find_sites(Host(), adapter(*paths))
+        _ = Host.of(Blocks(), adapter=adapter(*paths)).sites
 
 
 def test_a_width_that_is_not_in_the_config_is_refused_with_the_attributes_tried():
     with pytest.raises(
         VlmEditError, match=r"not in the config under hidden_size, nor on the model; name the attr"
     ):
-        find_sites(Host(), adapter("blocks.{i}", width="hidden_size"))
+        _ = Host.of(Blocks(), adapter=adapter("blocks.{i}", width="hidden_size")).sites
 
 
 def test_wrappers_are_seen_through(clip):
     assert unwrap(nn.DataParallel(clip)) is clip
     assert unwrap(torch.compile(clip)) is clip
-    assert find_site(torch.compile(clip), "joint").taps[0].module is clip.visual_projection
+    assert Host.of(torch.compile(clip)).site("joint").taps[0].module is clip.visual_projection
 
 
 def test_a_host_inside_peft_is_seen_through(clip):
@@ -188,7 +188,7 @@ class Stages(nn.Module):
 def test_layers_in_stages_have_two_numbers_and_a_width_per_stage():
     rule = SiteRule("vision.{i}.{j}", (TapRule(("stages.{i}.{j}",), "image", axis=1),), ("widths",))
     host = Stages()
-    found = find_sites(host, Adapter((rule,)))
+    found = Host.of(host, adapter=Adapter((rule,))).sites
     assert {name: site.width for name, site in found.items()} == {
         "vision.0.0": 4,
         "vision.1.0": 6,
@@ -205,7 +205,7 @@ def test_layers_in_stages_have_two_numbers_and_a_width_per_stage():
 def test_a_path_with_parentheses_names_a_method(path, parent, method):
     host = Stages()
     rule = SiteRule("joint", (TapRule((path,), "text"),), ("text.out_features",))
-    site = find_site(host, "joint", Adapter((rule,)))
+    site = Host.of(host, adapter=Adapter((rule,))).site("joint")
     assert site.width == 5
     (tap,) = site.taps
     assert (tap.path, tap.method) == (path, method)
@@ -216,20 +216,28 @@ def test_a_path_with_parentheses_names_a_method(path, parent, method):
 def test_a_method_that_the_host_lacks_is_refused(path):
     rule = SiteRule("joint", (TapRule((path,), "text"),), (5,))
     with pytest.raises(VlmEditError, match=r"no module at " + path.replace("()", r"\(\)")):
-        find_sites(Stages(), Adapter((rule,)))
+        _ = Host.of(Stages(), adapter=Adapter((rule,))).sites
 
 
 def test_an_optional_site_may_be_missing_but_not_half_declared():
     absent, present = TapRule(("nowhere",), "image"), TapRule(("text",), "text")
     widthless = SiteRule("joint", (present,), ("size",), optional=True)
-    assert find_sites(Stages(), Adapter((SiteRule("joint", (absent,), (5,), optional=True),))) == {}
+    assert (
+        Host.of(
+            Stages(), adapter=Adapter((SiteRule("joint", (absent,), (5,), optional=True),))
+        ).sites
+        == {}
+    )
     with pytest.raises(VlmEditError, match="its width is not in the config under size"):
-        find_sites(Stages(), Adapter((widthless,)))
+        _ = Host.of(Stages(), adapter=Adapter((widthless,))).sites
 
 
 def test_an_optional_site_is_passed_over_where_one_of_its_modules_is_missing():
     taps = (TapRule(("nowhere",), "image"), TapRule(("text",), "text"))
-    assert find_sites(Stages(), Adapter((SiteRule("joint", taps, (5,), optional=True),))) == {}
+    assert (
+        Host.of(Stages(), adapter=Adapter((SiteRule("joint", taps, (5,), optional=True),))).sites
+        == {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -266,7 +274,7 @@ def test_an_adapter_of_ones_own_paths_serves_any_module():
             "joint": [("text", "text", 5), ("stages.1.1", "image", 5)],
         }
     )
-    found = find_sites(Stages(), own)
+    found = Host.of(Stages(), adapter=own).sites
     assert [(name, site.width) for name, site in found.items()] == [
         *(("vision.0.0", 4), ("vision.1.0", 6), ("vision.1.1", 6), ("joint", 5)),
     ]
@@ -275,9 +283,9 @@ def test_an_adapter_of_ones_own_paths_serves_any_module():
 
 
 def test_a_host_that_is_a_list_of_layers_has_them_at_no_path():
-    found = find_sites(
-        nn.Sequential(nn.Linear(2, 2)), Adapter.of({"layer.{i}": ("{i}", "text", 2)})
-    )
+    found = Host.of(
+        nn.Sequential(nn.Linear(2, 2)), adapter=Adapter.of({"layer.{i}": ("{i}", "text", 2)})
+    ).sites
     assert found["layer.0"].taps[0].path == "0"
 
 
@@ -300,8 +308,8 @@ def test_a_host_without_a_model_type_is_found_by_its_class_or_a_base_of_it(monke
         pass
 
     assert find_adapter(Stages()) is find_adapter(Derived()) is STAGES
-    with pytest.raises(VlmEditError, match=r"the class 'test_sites.Host'"):
-        find_adapter(Host())
+    with pytest.raises(VlmEditError, match=r"the class 'test_sites.Blocks'"):
+        find_adapter(Blocks())
 
 
 def test_the_model_type_goes_before_the_class(monkeypatch, clip):

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
-from vlm_edit import Ablate, Clamp, Patch, Scale, Steer, VlmEditError, tracing
+from vlm_edit import Ablate, Clamp, Host, Patch, Scale, Steer, VlmEditError, tracing
 from vlm_edit.hooks import Call, Selection, Where, dispatch
 from vlm_edit.patches import Attachment, attach_rows
 from vlm_edit.patches.report import Tally
-from vlm_edit.sites import find_site
 
 LLAVA = make_llava()  # shared: every test leaves it as it was
 DENSE, TOWER = random_dictionary(32), random_dictionary(24)
@@ -210,7 +209,7 @@ def test_a_report_counts_its_own_thread_alone(llava_inputs):
 
 
 def test_a_run_of_nnsight_under_way_in_one_thread_shows_in_no_other(llava_inputs):
-    plain, site = logits(LLAVA, llava_inputs), find_site(LLAVA, "projector")
+    plain, site = logits(LLAVA, llava_inputs), Host.of(LLAVA).site("projector")
     module, hidden = site.taps[0].module, torch.randn(2, 4, 24)
     patch("projector", tokens="all").attach(LLAVA, via="nnsight").remove()
     before = module.forward  # as a call has it that begins before the next patch comes
@@ -364,7 +363,7 @@ def test_gradients_of_checkpointed_layers_are_those_of_a_patch_for_all(llava_inp
 
 def test_a_layer_run_again_in_a_thread_of_autograds_is_refused_not_left_plain():
     """As on a GPU, whose backward passes run in a thread that Python did not start."""
-    layer = find_site(LLAVA, "projector").taps[0].module
+    layer = Host.of(LLAVA).site("projector").taps[0].module
     failed: list[BaseException] = []
     done = threading.Event()
     with patch("projector", tokens="all").attach(LLAVA, threads="own"):
@@ -430,7 +429,7 @@ def test_compiled_code_edits_in_each_thread_by_its_own_patch():
 
 
 def test_a_patch_for_all_threads_takes_no_longer_way_than_before():
-    module = find_site(LLAVA, "language.1").taps[0].module
+    module = Host.of(LLAVA).site("language.1").taps[0].module
     kinds = []
     for threads in ("all", "own"):
         with patch().attach(LLAVA, threads=threads):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig
 
-from vlm_edit import Ablate, Adapter, Clamp, Patch, Scale, Steer, VlmEditError, tracing
+from vlm_edit import Ablate, Adapter, Clamp, Host, Patch, Scale, Steer, VlmEditError, tracing
 from vlm_edit.patches.active import Active
 from vlm_edit.sites import SiteRule, TapRule
 
@@ -335,9 +335,9 @@ TUPLES = Adapter(
 def test_a_layer_that_returns_a_tuple_is_edited_and_keeps_the_rest(nnsight, dictionary) -> None:
     host, x = TupleHost().eval(), torch.randn(2, 3, 4)
     patch = Patch("vision.0", dictionary(4), Clamp([1], value=5.0))
-    with patch.attach(host, adapter=TUPLES), torch.no_grad():
+    with patch.attach(Host.of(host, adapter=TUPLES)), torch.no_grad():
         expected = host(x)
-    model = tracing.edited(nnsight.NNsight(host), patch, adapter=TUPLES)
+    model = tracing.edited(nnsight.NNsight(host), patch, Host.of(host, adapter=TUPLES))
     with torch.no_grad(), model.trace(x):
         output = model.output.save()
     assert torch.equal(output, expected)

@@ -13,10 +13,9 @@ from conftest import IMAGE_TOKEN, make_clip, make_llava, random_dictionary
 from engines import LLAVA, MODES, bits, embedded, left, patch_at, row, same
 from torch import Tensor, nn
 
-from vlm_edit import Adapter, Clamp, Patch, VlmEditError, tracing
+from vlm_edit import Adapter, Clamp, Host, Patch, VlmEditError, tracing
 from vlm_edit.hooks import Where
 from vlm_edit.patches.active import Active
-from vlm_edit.sites import find_site
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +48,7 @@ def test_an_exception_surfaces_as_itself_and_the_patch_works_on(
     run = MODES["left-padded batch"](llava_inputs)
     before = bits(LLAVA, run)
     target: Any = {
-        "module": find_site(LLAVA, "language.1").taps[0].module.mlp,
+        "module": Host.of(LLAVA).site("language.1").taps[0].module.mlp,
         "host": LLAVA.model.language_model.norm,
     }.get(culprit)
 
@@ -78,7 +77,7 @@ def test_a_module_that_fails_leaves_no_worker_waiting_for_it() -> None:
 
     def fail() -> None:
         with pytest.raises(AttributeError, match="dtype"):
-            find_site(LLAVA, "language.1").taps[0].module("no hidden state")
+            Host.of(LLAVA).site("language.1").taps[0].module("no hidden state")
 
     with patch_at().attach(LLAVA, via="nnsight"):
         fail()  # also the main greenlet is made once
@@ -112,7 +111,7 @@ def test_a_wrapper_that_came_over_a_patch_is_kept_and_the_patch_under_it_is_gone
     host = make_llava()
     run = MODES["forward"](llava_inputs)
     before = bits(host, run)
-    module, calls = find_site(host, "language.1").taps[0].module, []
+    module, calls = Host.of(host).site("language.1").taps[0].module, []
     attached = patch_at().attach(host, via="nnsight")
     patched = module.forward
     module.forward = lambda *args, **kwargs: calls.append(1) or patched(*args, **kwargs)
@@ -134,7 +133,7 @@ def test_a_copy_of_a_patched_host_has_its_own_weights_and_is_patched_while_it_is
         twin = copy.deepcopy(host)
         assert same(bits(twin, run), expected)
         with torch.no_grad():
-            find_site(host, "language.1").taps[0].module.mlp.up_proj.weight.zero_()
+            Host.of(host).site("language.1").taps[0].module.mlp.up_proj.weight.zero_()
         assert same(bits(twin, run), expected)
         assert not same(bits(host, run), expected)
     assert same(bits(twin, run), before)
@@ -143,7 +142,7 @@ def test_a_copy_of_a_patched_host_has_its_own_weights_and_is_patched_while_it_is
 def test_a_host_that_is_dropped_while_patched_is_gone() -> None:
     host = make_llava()
     attached = patch_at().attach(host, via="nnsight")
-    layer = weakref.ref(find_site(host, "language.1").taps[0].module)
+    layer = weakref.ref(Host.of(host).site("language.1").taps[0].module)
     del host, attached
     gc.collect()
     assert layer() is None
@@ -233,13 +232,14 @@ def test_a_site_that_is_a_method_is_refused_with_the_mend() -> None:
     host = Map()
     patch = Patch("joint", random_dictionary(2), Clamp([1], 3.0))
     with pytest.raises(VlmEditError, match=r"'embed\(\)' is a method.*via='hooks'"):
-        patch.attach(host, adapter=MAP, via="nnsight")
+        patch.attach(Host.of(host, adapter=MAP), via="nnsight")
     assert not [line for line in left(host) if "vlm_edit" in line]
 
 
 def test_a_site_that_is_a_method_is_in_no_trace(nnsight) -> None:
     with pytest.raises(VlmEditError, match=r"no module at 'embed\(\)': it is a method"):
-        tracing.at(nnsight.NNsight(Map()), "joint", adapter=MAP)
+        host = Map()
+        tracing.at(nnsight.NNsight(host), "joint", host=Host.of(host, adapter=MAP))
 
 
 @pytest.mark.filterwarnings("ignore:.*was replaced after nnsight wrapped")
@@ -251,7 +251,7 @@ def test_a_module_whose_forward_somebody_replaced_is_refused_and_not_bypassed(nn
     x = torch.randn(1, 3, 2, 2)
     before = host(x)
     with pytest.raises(VlmEditError, match="forward of 'first' was replaced"):
-        patch_at("map", width=4).attach(model, adapter=MAP, via="nnsight")
+        patch_at("map", width=4).attach(Host.of(model, adapter=MAP), via="nnsight")
     assert torch.equal(host(x), before)
 
 
@@ -268,7 +268,7 @@ def test_a_model_without_its_weights_is_refused() -> None:
 
 def test_a_callback_sees_where_it_is_as_under_hooks(llava_inputs) -> None:
     seen: list[Where] = []
-    site = find_site(LLAVA, "language.0")
+    site = Host.of(LLAVA).site("language.0")
     handle = tracing.attach(LLAVA, site, lambda hidden, where: seen.append(where) or hidden)
     LLAVA.generate(**llava_inputs, max_new_tokens=3, suppress_tokens=[IMAGE_TOKEN])
     handle.remove()

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from vlm_edit.pairs import Pairs, read_pairs
     from vlm_edit.patches import Patch, load_patch
     from vlm_edit.selection import by_class
-    from vlm_edit.sites import Adapter, find_sites
+    from vlm_edit.sites import Adapter, Host, find_sites
 
 _ROOMS = {
     "Ablate": "edits",
     "Adapter": "sites",
     "Clamp": "edits",
     "Dictionary": "dictionaries",
+    "Host": "sites",
     "Keep": "edits",
     "Measurement": "measurement",
     "Pairs": "pairs",
@@ -47,6 +48,7 @@ __all__ = [
     "Adapter",
     "Clamp",
     "Dictionary",
+    "Host",
     "Keep",
     "Measurement",
     "Pairs",

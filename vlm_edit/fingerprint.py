@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,15 +9,14 @@ import torch
 from torch import nn
 
 from vlm_edit.errors import WrongHost
-from vlm_edit.sites import Host, PipelineHost, Site, unwrap
+from vlm_edit.sites import Host, Model, PipelineHost, Site
 from vlm_edit.weights import Sample, sample, spaced
 
 PIPELINE = "pipeline"
-_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def fingerprint(
-    model: Host, sites: Sequence[Site], like: Mapping[str, Any] | None = None
+    host: Host | Model, sites: Sequence[Site], like: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Architecture, and a few weights of each of the sites' modules, as JSON-able values.
 
@@ -27,17 +24,17 @@ def fingerprint(
     be read, why.
 
     Args:
-        model: The host.
+        host: The host.
         sites: Sites of the host that a patch edits.
         like: An earlier fingerprint, to look at the same places as it did.
     """
-    host = unwrap(model)
+    root = Host.of(host).root
     asked = (like or {}).get("sites", {})
     return {
         # Many pipelines share their encoders, which their weights tell.
-        "architecture": PIPELINE if isinstance(host, PipelineHost) else _class_of(host).__name__,
-        "model_type": getattr(getattr(host, "config", None), "model_type", None),
-        "sites": {site.name: _site(host, site, asked.get(site.name, {})) for site in sites},
+        "architecture": PIPELINE if isinstance(root, PipelineHost) else _class_of(root).__name__,
+        "model_type": getattr(getattr(root, "config", None), "model_type", None),
+        "sites": {site.name: _site(root, site, asked.get(site.name, {})) for site in sites},
     }
 
 
@@ -70,18 +67,6 @@ def unguarded(host: Mapping[str, Any]) -> dict[str, str]:
             reasons = [*site.get("unread", {}).values()]
             found[name] = reasons[0] if reasons else "its weights could not be read"
     return found
-
-
-def host_name(model: Host) -> str | None:
-    """What transformers loaded a host from: a name on the hub or a path; None if it did not."""
-    name = getattr(getattr(unwrap(model), "config", None), "_name_or_path", None)
-    return name if isinstance(name, str) and name else None
-
-
-def hub_name(model: Host) -> str | None:
-    """A host's ``owner/name`` on the hub; None for a path, which is nobody else's business."""
-    name = host_name(model)
-    return name if name and _HUB.fullmatch(name) and not os.path.exists(name) else None
 
 
 def expect_host(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[str, str]:

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import torch
 
-from vlm_edit import Ablate, Patch, VlmEditError, load_patch, measure, zoo
+from vlm_edit import Ablate, Host, Patch, VlmEditError, load_patch, measure, zoo
 
 
 def make(file):
     """Who makes it: measures once, and writes the edit with the host's fingerprint."""
     model, processor = zoo.load_llava()
     dictionary = zoo.load_dictionary("language.0")
-    found = measure(model, processor, zoo.load_pairs().select(range(256)), dictionary, "language.0")
+    found = measure(
+        Host.of(model, processor), zoo.load_pairs().select(range(256)), dictionary, "language.0"
+    )
     vision = found.dominance.classes("fixed")["vision"]
     info = {"about": f"without the {len(vision)} vision-dominant features of 256 pairs"}
     Patch("language.0", dictionary, Ablate(vision), tokens="image", info=info).save(file, model)

@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import LlamaForCausalLM
 
-from vlm_edit import Adapter, Clamp, Patch, zoo
+from vlm_edit import Adapter, Clamp, Host, Patch, zoo
 
 pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary("language.0")
 llava, processor = zoo.load_llava()
@@ -88,7 +88,7 @@ for name, host, adapter in (("LLaVA", llava, None), ("Llama", llama, own)):
         device="cpu",
     )
     accuracy, before = evaluate(model)
-    with patch.attach(host, adapter, strength=0, check_host=False) as attached:
+    with patch.attach(Host.of(host, adapter=adapter), strength=0, check_host=False) as attached:
         print(f"{name}, strength 0, the same bits:", evaluate(model)[1] == before)
         attached.set_strength(1)
         edited, during = evaluate(model)

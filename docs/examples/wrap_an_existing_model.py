@@ -6,7 +6,7 @@ the model still answer without the first?
 
 import torch
 
-from vlm_edit import Ablate, Patch, measure, zoo
+from vlm_edit import Ablate, Host, Patch, measure, zoo
 
 
 # Yours, from before: it knows nothing of vlm-edit, and no line of it changes.
@@ -25,7 +25,7 @@ pairs = zoo.load_pairs()  # or read_pairs("my-pairs.csv")
 dictionary = zoo.load_dictionary("language.0")  # or load_dictionary("folder-of-an-SAE")
 
 # 1. Measure: the Modality Dominance Score of every feature, from images and their captions.
-found = measure(model, processor, pairs.select(range(256)), dictionary, site="language.0")
+found = measure(Host.of(model, processor), pairs.select(range(256)), dictionary, site="language.0")
 classes = found.dominance.classes("fixed")
 print("features at language.0:", {name: len(members) for name, members in classes.items()})
 

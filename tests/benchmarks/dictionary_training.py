@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from vlm_edit import Host
+
 BATCH, SIZE, K = 1024, 512, 16
 
 
@@ -102,7 +104,7 @@ def embeddings(pairs: Path, batches: int = 120) -> dict[str, torch.Tensor]:
     assert isinstance(processor, CLIPProcessor)
     drawn = TrainingPairs(pairs, processor.tokenizer, plain(), seed=1)
     trained = collect_batches(host, drawn, batches)["joint"]
-    shipped = collect(host, processor, zoo.load_pairs(), "joint", progress=False)
+    shipped = collect(Host.of(host, processor), zoo.load_pairs(), "joint", progress=False)
     parts: dict[str, list[torch.Tensor]] = {"train": [], "held": []}
     for stream, x in trained.items():
         normed = [y * y.shape[1] ** 0.5 / y.norm(dim=1, keepdim=True) for y in (x, shipped[stream])]

@@ -27,6 +27,8 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+from vlm_edit import Host
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -98,14 +100,14 @@ def ours(subject: Subject) -> Iterator[Edit]:
     encoder = Encoder(torch.zeros(width, 1), torch.zeros(1))
     dictionary = Dictionary(encoder, subject.vector[None], torch.zeros(width))
     patch = Patch(f"language.{subject.layer}", dictionary, Steer([0], 1.0))
-    with patch.attach(subject.host, subject.adapter):
+    with patch.attach(Host.of(subject.host, adapter=subject.adapter)):
         yield lambda work: work(subject.host)
 
 
 @contextmanager
 def ours_feature(subject: Subject) -> Iterator[Edit]:
     """``Scale`` of one feature of a JumpReLU dictionary; another edit than the others'."""
-    with feature_patch(subject).attach(subject.host, subject.adapter):
+    with feature_patch(subject).attach(Host.of(subject.host, adapter=subject.adapter)):
         yield lambda work: work(subject.host)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from vlm_edit import Ablate, Dictionary, Patch, VlmEditError, load_patch, measure, zoo
+from vlm_edit import Ablate, Dictionary, Host, Patch, VlmEditError, load_patch, measure, zoo
 from vlm_edit.dictionaries.origin import expect_model, expect_origin, expect_site
 from vlm_edit.patches import attach_rows
 
@@ -236,7 +236,7 @@ def test_measuring_with_another_hosts_or_layers_dictionary_is_refused():
 
     def run(**info):
         with_info = dataclasses.replace(dictionary, info=info)
-        return measure(host, processor, pairs, with_info, progress=False)
+        return measure(Host.of(host, processor), pairs, with_info, progress=False)
 
     with pytest.raises(VlmEditError, match="trained on 'a/b', and this host is 'openai/clip"):
         run(model_name="a/b")
@@ -265,4 +265,6 @@ def test_hosts_that_no_library_loaded_have_no_name():
 
     host = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     adapter = Adapter.of({"hidden": ("0", "image", 4)})
-    Patch("hidden", trained(4, model_name="a/b"), Ablate([1])).attach(host, adapter).remove()
+    Patch("hidden", trained(4, model_name="a/b"), Ablate([1])).attach(
+        Host.of(host, adapter=adapter)
+    ).remove()

@@ -10,6 +10,7 @@ import torch
 from vlm_edit import (
     Ablate,
     Dictionary,
+    Host,
     Patch,
     Steer,
     VlmEditError,
@@ -290,8 +291,8 @@ def test_a_host_is_measured_and_edited_by_a_dictionary_for_each_stream(
 ):
     host, processor = zoo_host
     pairs = zoo.load_pairs().select(range(32))
-    found = measure(host, processor, pairs, zoo_pair, "joint", progress=False)
-    x = collect(host, processor, pairs, "joint", progress=False)
+    found = measure(Host.of(host, processor), pairs, zoo_pair, "joint", progress=False)
+    x = collect(Host.of(host, processor), pairs, "joint", progress=False)
     image, text = (zoo_pair.encode(x[stream], stream) for stream in ("image", "text"))
     assert len(found.dominance.scores) == 512
     assert found.provenance["dictionary"]["image"]["centred"] == ["image", "text"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlm_edit import Ablate, Patch, VlmEditError, load_dictionary, measure, zoo
+from vlm_edit import Ablate, Host, Patch, VlmEditError, load_dictionary, measure, zoo
 from vlm_edit.dictionaries import Encoder, Rows, StoredDictionary, save_saelens, streaming
 from vlm_edit.dictionaries import stored as module
 from vlm_edit.dictionaries.dictionary import Dictionary
@@ -188,12 +188,12 @@ def test_a_host_is_measured_with_a_dictionary_left_on_disk(tmp_path):
     pairs = zoo.load_pairs().select(range(48))
     save_saelens(zoo.load_dictionary("joint"), tmp_path)
     lazy, loaded = load_dictionary(tmp_path, lazy=True), load_dictionary(tmp_path)
-    found = measure(host, processor, pairs, lazy, "joint", progress=False)
-    expected = measure(host, processor, pairs, loaded, "joint", progress=False)
+    found = measure(Host.of(host, processor), pairs, lazy, "joint", progress=False)
+    expected = measure(Host.of(host, processor), pairs, loaded, "joint", progress=False)
     # Only a code next to its threshold may differ by rounding.
     torch.testing.assert_close(
         found.dominance.scores, expected.dominance.scores, equal_nan=True, atol=1e-4, rtol=0
     )
     assert found.provenance == expected.provenance
-    streams = collect(host, processor, pairs, "joint", progress=False)
+    streams = collect(Host.of(host, processor), pairs, "joint", progress=False)
     assert lazy.check(streams["image"], "image") == loaded.check(streams["image"], "image")

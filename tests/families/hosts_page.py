@@ -11,7 +11,8 @@ from pathlib import Path
 
 from torch import nn
 
-from vlm_edit.sites import Adapter, Site, SiteRule, find_adapter, find_sites
+from vlm_edit import Host
+from vlm_edit.sites import Adapter, Site, SiteRule, find_adapter
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "hosts.md"
 WRITE = "VLM_EDIT_WRITE_DOCS"
@@ -67,7 +68,7 @@ def named(host: nn.Module) -> str:
 
 
 def sites_table(host: nn.Module, adapter: Adapter) -> str:
-    found = find_sites(host, adapter)
+    found = Host.of(host, adapter=adapter).sites
     rows = ["| site | stream | width | where |", "| --- | --- | --- | --- |"]
     for rule in adapter.sites:
         sites = [site for site in found.values() if fits(site, rule)]

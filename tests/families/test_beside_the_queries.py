@@ -7,7 +7,7 @@ import torch
 from conftest import random_dictionary
 from tiny_hosts import FAMILIES, IMAGE_TOKEN, OPT, TINY, VISION, VOCABULARY, library
 
-from vlm_edit import Patch, Steer, VlmEditError, find_sites, record
+from vlm_edit import Host, Patch, Steer, VlmEditError, record
 from vlm_edit.sites import Adapter, TapRule, find_adapter
 
 BLIP2 = replace(find_adapter(FAMILIES["blip2"].make()), image_token=IMAGE_TOKEN)
@@ -53,7 +53,7 @@ def test_an_instruction_beside_the_queries_is_refused(kind):
         patch = Patch("qformer.1", random_dictionary(16), rules, **choice)
         with (
             torch.no_grad(),
-            patch.attach(host, BLIP2) as attached,
+            patch.attach(Host.of(host, adapter=BLIP2)) as attached,
             pytest.raises(
                 VlmEditError,
                 match=r"qformer\.encoder\.layer\.1 gives out .*, and 4 tokens of a row",
@@ -62,7 +62,7 @@ def test_an_instruction_beside_the_queries_is_refused(kind):
             host(**inputs)
         assert attached.report().edited_tokens == 0
     with (
-        record(host, "qformer.0", adapter=BLIP2),
+        record(Host.of(host, adapter=BLIP2), "qformer.0"),
         pytest.raises(VlmEditError, match="others share the sequence"),
     ):
         host(**inputs)
@@ -83,4 +83,4 @@ def test_a_number_of_tokens_that_no_config_has_is_named():
     rules = (TapRule(("qformer.encoder.layer.{i}",), "image", tokens="n_queries"),)
     site = type(BLIP2.sites[1])("qformer.{i}", rules, (16,))
     with pytest.raises(VlmEditError, match=r"neither .* a number 'n_queries'; name the attribute"):
-        find_sites(FAMILIES["blip2"].make(), Adapter((site,)))
+        _ = Host.of(FAMILIES["blip2"].make(), adapter=Adapter((site,))).sites

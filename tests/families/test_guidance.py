@@ -18,7 +18,7 @@ from conftest import random_dictionary
 from tiny_pipelines import LENGTH, PIPELINES, WIDTH, clip_tokenizer, picture, text_encoder
 from torch import Tensor, nn
 
-from vlm_edit import Patch, Scale, Steer, VlmEditError, find_sites, load_patch, record, zoo
+from vlm_edit import Host, Patch, Scale, Steer, VlmEditError, find_sites, load_patch, record, zoo
 from vlm_edit.patches import attach_rows
 from vlm_edit.sites import (
     Encoder,
@@ -474,7 +474,7 @@ def test_a_pipeline_of_ones_own_is_declared_in_three_lines():
     adapter = join_adapters(holder, rules)
     with torch.no_grad():
         plain = holder.go("a cat")
-        with edit("words.text.1").attach(holder, adapter):
+        with edit("words.text.1").attach(Host.of(holder, adapter=adapter)):
             found = holder.go("a cat")
     assert torch.equal(plain[0], found[0])  # what comes first is not what is asked for
     assert not torch.equal(plain[1], found[1])

@@ -5,7 +5,7 @@ import torch
 from conftest import random_dictionary
 from tiny_pipelines import LENGTH, PIPELINES, WIDTH, clip_tokenizer, text_encoder
 
-from vlm_edit import Patch, Scale, record
+from vlm_edit import Host, Patch, Scale, record
 from vlm_edit.sites import Encoder, PipelineAdapter, join_adapters
 
 SITE = "words.text.1"
@@ -52,9 +52,9 @@ def test_after_a_method_within_a_method_the_outer_ones_prompts_are_known(branch,
     with torch.no_grad():
         texts = ("a red cat", "a dog", "a cat")
         plain = [holder.encoded(text) for text in texts]
-        with PATCH.attach(holder, adapter, branch="both"):
+        with PATCH.attach(Host.of(holder, adapter=adapter), branch="both"):
             edited = [holder.encoded(text) for text in texts]
-        with PATCH.attach(holder, adapter, branch=branch):
+        with PATCH.attach(Host.of(holder, adapter=adapter), branch=branch):
             found = holder.go("a cat", getattr(holder, inner))
     expected = [edited[i] if i in meant else plain[i] for i in range(3)]
     for got, wanted in zip(found, expected[-len(found) :], strict=True):

@@ -6,7 +6,7 @@ from conftest import random_dictionary
 from PIL import Image
 from tiny_hosts import FAMILIES
 
-from vlm_edit import Pairs, Patch, Scale, Steer, VlmEditError, find_sites, record
+from vlm_edit import Host, Pairs, Patch, Scale, Steer, VlmEditError, find_sites, record
 from vlm_edit.measurement import Reader
 
 QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -60,7 +60,7 @@ def test_a_vision_site_is_measured_image_by_image(name, place):
     tile = Image.new("RGB", (8, 8))
     pairs = Pairs([tile, tile], ("one", "two"), name="two")
     reader = Reader(
-        host, None, dictionary, place, progress=False, prepare=lambda *_: family.inputs()
+        Host.of(host, prompt=lambda *_: family.inputs()), dictionary, place, progress=False
     )
     (batch,) = reader.read(pairs)
     for row in (0, 1):

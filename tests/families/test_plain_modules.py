@@ -5,7 +5,7 @@ import torch
 from conftest import random_dictionary
 from torch import nn
 
-from vlm_edit import Adapter, Patch, Scale, Steer, find_sites, record
+from vlm_edit import Adapter, Host, Patch, Scale, Steer, record
 
 IMAGE = 9
 
@@ -63,14 +63,14 @@ def edit(name: str, tokens: str = "all") -> Patch:
 
 
 def test_a_plain_module_has_the_places_it_is_said_to_have():
-    assert {name: site.width for name, site in find_sites(HOST, OWN).items()} == WIDTHS
+    assert {name: site.width for name, site in Host.of(HOST, adapter=OWN).sites.items()} == WIDTHS
 
 
 @pytest.mark.parametrize("name", WIDTHS)
 @torch.no_grad()
 def test_an_edit_of_a_plain_module_reaches_its_output_and_leaves_no_trace(name):
     before = HOST(IDS, PIXELS)
-    with edit(name).attach(HOST, adapter=OWN):
+    with edit(name).attach(Host.of(HOST, adapter=OWN)):
         during = HOST(IDS, PIXELS)
         alone = HOST(IDS[1:], PIXELS[1:])
     assert ((before - during).abs().amax((1, 2)) > 1e-3).all()
@@ -79,7 +79,7 @@ def test_an_edit_of_a_plain_module_reaches_its_output_and_leaves_no_trace(name):
 
 
 def test_what_flows_in_a_plain_module_is_recorded():
-    with record(HOST, *WIDTHS, adapter=OWN) as recording:
+    with record(Host.of(HOST, adapter=OWN), *WIDTHS) as recording:
         HOST(IDS, PIXELS)
     assert {c.site: c.hidden.shape[-1] for c in recording.captures} == WIDTHS
 
@@ -87,6 +87,6 @@ def test_what_flows_in_a_plain_module_is_recorded():
 @torch.no_grad()
 def test_image_tokens_of_a_plain_module_are_those_with_the_number_it_was_given():
     before = HOST(IDS, pixels=PIXELS)
-    with edit("language.1", "image").attach(HOST, adapter=OWN):
+    with edit("language.1", "image").attach(Host.of(HOST, adapter=OWN)):
         moved = (HOST(IDS, pixels=PIXELS) != before).any(-1)
     assert torch.equal(moved, IDS == IMAGE)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vlm_edit import Adapter, VlmEditError
+from vlm_edit import Adapter, Host, VlmEditError
 from vlm_edit.hooks import Call, CallTracker, Selection, Where, read_call, record
 from vlm_edit.hooks.calls import Generation, read_step
 from vlm_edit.sites import find_adapter
@@ -251,7 +251,7 @@ def test_two_adapters_on_one_host_keep_their_own_placeholders(llava, llava_input
     other = Adapter(own.sites, image_token="other_id")
     with (
         record(llava, "language.0") as first,
-        record(llava, "language.0", adapter=other) as second,
+        record(Host.of(llava, adapter=other), "language.0") as second,
         torch.no_grad(),
     ):
         llava(**llava_inputs)

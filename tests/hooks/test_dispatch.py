@@ -11,10 +11,9 @@ import torch
 from conftest import make_clip
 from torch import nn
 
-from vlm_edit import VlmEditError
+from vlm_edit import Host, VlmEditError
 from vlm_edit.hooks import Where, attach, replace_hidden
 from vlm_edit.hooks.dispatch import hidden_of
-from vlm_edit.sites import find_site
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -36,7 +35,7 @@ def nothing(hidden: torch.Tensor, _: Where) -> torch.Tensor:
 @torch.no_grad()
 def test_a_callback_changes_the_output_and_its_removal_brings_every_bit_back(clip, clip_inputs):
     before, hooks = clip(**clip_inputs).logits_per_image, hooks_of(clip)
-    handle = attach(clip, find_site(clip, "text.1"), add_noise)
+    handle = attach(clip, Host.of(clip).site("text.1"), add_noise)
     assert not torch.allclose(clip(**clip_inputs).logits_per_image, before)
     handle.remove()
     handle.remove()
@@ -47,7 +46,7 @@ def test_a_callback_changes_the_output_and_its_removal_brings_every_bit_back(cli
 @torch.no_grad()
 def test_a_host_that_reads_hidden_states_through_its_own_hooks_sees_the_edit(llava, llava_inputs):
     before = llava(**llava_inputs).logits  # the host installs its own hooks here
-    with_edit = attach(llava, find_site(llava, "vision.1"), add_noise)
+    with_edit = attach(llava, Host.of(llava).site("vision.1"), add_noise)
     assert not torch.allclose(llava(**llava_inputs).logits, before)
     with_edit.remove()
     assert torch.equal(llava(**llava_inputs).logits, before)
@@ -57,7 +56,9 @@ def test_a_host_that_reads_hidden_states_through_its_own_hooks_sees_the_edit(lla
 def test_callbacks_on_one_module_run_in_the_order_they_came(clip, clip_inputs):
     order: list[str] = []
     handles = [
-        attach(clip, find_site(clip, "joint"), lambda hidden, _, n=name: order.append(n) or hidden)
+        attach(
+            clip, Host.of(clip).site("joint"), lambda hidden, _, n=name: order.append(n) or hidden
+        )
         for name in "abc"
     ]
     hooks = clip.text_projection._forward_hooks
@@ -74,7 +75,7 @@ def test_callbacks_on_one_module_run_in_the_order_they_came(clip, clip_inputs):
 @torch.no_grad()
 def test_both_taps_of_a_joint_site_name_their_stream(clip, clip_inputs):
     seen: list[tuple[str, torch.Size]] = []
-    site_ = find_site(clip, "joint")
+    site_ = Host.of(clip).site("joint")
     handle = attach(clip, site_, lambda hidden, w: seen.append((w.stream, hidden.shape)) or hidden)
     clip(**clip_inputs)
     handle.remove()
@@ -90,8 +91,8 @@ def test_an_exception_in_a_callback_reaches_the_caller_and_leaves_no_stale_mask(
 
     seen: list[Where] = []
     before, hooks = llava(**llava_inputs).logits, hooks_of(llava)
-    kept = attach(llava, find_site(llava, "language.0"), lambda h, w: seen.append(w) or h)
-    failing = attach(llava, find_site(llava, "language.1"), fail)
+    kept = attach(llava, Host.of(llava).site("language.0"), lambda h, w: seen.append(w) or h)
+    failing = attach(llava, Host.of(llava).site("language.1"), fail)
     with pytest.raises(RuntimeError, match="in the middle"):
         llava(**llava_inputs)
     failing.remove()
@@ -107,7 +108,7 @@ def test_an_exception_in_a_callback_reaches_the_caller_and_leaves_no_stale_mask(
 @torch.no_grad()
 def test_a_failure_of_the_host_itself_leaves_no_stale_mask(llava, llava_inputs):
     seen: list[Where] = []
-    handle = attach(llava, find_site(llava, "language.0"), lambda h, w: seen.append(w) or h)
+    handle = attach(llava, Host.of(llava).site("language.0"), lambda h, w: seen.append(w) or h)
     with pytest.raises(ValueError, match=r"[Ii]mage"):
         llava(llava_inputs["input_ids"], llava_inputs["pixel_values"][:1])
     llava.model.language_model(inputs_embeds=torch.randn(1, 5, 32))
@@ -120,7 +121,7 @@ def test_an_attachment_that_fails_half_way_is_undone(clip, monkeypatch, culprit)
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("no")
 
-    hooks, target = hooks_of(clip), find_site(clip, "joint")
+    hooks, target = hooks_of(clip), Host.of(clip).site("joint")
     patched = clip.text_projection if culprit == "module" else clip
     name = "register_forward_hook" if culprit == "module" else "register_forward_pre_hook"
     monkeypatch.setattr(patched, name, refuse)
@@ -153,7 +154,7 @@ def test_tuples_keep_their_type_and_their_other_members():
 @pytest.mark.parametrize("name", ["joint", "text.0", "vision.0"])
 def test_a_host_that_is_dropped_while_patched_is_freed(clip_inputs, name):
     host = make_clip()
-    attach(host, find_site(host, name), nothing)
+    attach(host, Host.of(host).site(name), nothing)
     host(**clip_inputs)
     gone = weakref.ref(host.text_projection), weakref.ref(host)
     del host
@@ -177,7 +178,7 @@ def test_attaching_in_one_thread_while_another_runs_the_host_does_no_harm(llava,
     runner = threading.Thread(target=run)
     runner.start()
     for _ in range(60):
-        handles = [attach(llava, find_site(llava, f"language.{i}"), nothing) for i in range(3)]
+        handles = [attach(llava, Host.of(llava).site(f"language.{i}"), nothing) for i in range(3)]
         for handle in handles:
             handle.remove()
     stop.set()
@@ -188,7 +189,7 @@ def test_attaching_in_one_thread_while_another_runs_the_host_does_no_harm(llava,
 
 @torch.no_grad()
 def test_an_attachment_is_not_lost_when_another_thread_removes_the_last_one(clip):
-    taps = find_site(clip, "text.0")
+    taps = Host.of(clip).site("text.0")
     hooks = hooks_of(clip)
     lost = []
 
@@ -220,7 +221,7 @@ def test_two_threads_with_different_inputs_see_their_own_masks(llava, llava_inpu
         for _ in range(10):
             llava(**{k: v[row : row + 1] for k, v in llava_inputs.items()})
 
-    handle = attach(llava, find_site(llava, "language.1"), keep)
+    handle = attach(llava, Host.of(llava).site("language.1"), keep)
     threads = [threading.Thread(target=run, args=(i,), name="ab"[i]) for i in (0, 1)]
     for thread in threads:
         thread.start()
@@ -234,7 +235,7 @@ def test_two_threads_with_different_inputs_see_their_own_masks(llava, llava_inpu
 
 def test_a_copy_of_a_patched_host_follows_the_original(clip, clip_inputs) -> None:
     plain = clip(**clip_inputs).logits_per_image
-    handle = attach(clip, find_site(clip, "text.1"), add_noise)
+    handle = attach(clip, Host.of(clip).site("text.1"), add_noise)
     twin = copy.deepcopy(clip)
     edited = clip(**clip_inputs).logits_per_image
     assert not torch.equal(plain, edited)
@@ -247,7 +248,7 @@ def test_a_copy_of_a_patched_host_follows_the_original(clip, clip_inputs) -> Non
 def test_a_patch_acts_on_a_host_that_was_compiled_and_run_before(clip, clip_inputs):
     compiled = torch.compile(clip, backend="eager")
     plain = compiled(**clip_inputs).logits_per_image
-    handle = attach(compiled, find_site(compiled, "vision.1"), add_noise)
+    handle = attach(compiled, Host.of(compiled).site("vision.1"), add_noise)
     edited = compiled(**clip_inputs).logits_per_image
     assert torch.equal(edited, clip(**clip_inputs).logits_per_image)
     assert not torch.allclose(edited, plain)

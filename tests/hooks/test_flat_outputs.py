@@ -17,11 +17,11 @@ from vlm_edit import (
     Adapter,
     Clamp,
     Dictionary,
+    Host,
     Pairs,
     Patch,
     Steer,
     VlmEditError,
-    find_sites,
     record,
 )
 from vlm_edit.hooks import Call, Selection, Where
@@ -81,8 +81,8 @@ def patch(**choice):
 def changed(name, act, strength=1.0, **choice):
     """For each call of the first block, which of its rows [B * S] a patch changed; the report."""
     host, own = host_of(name), adapter(name)
-    module = find_sites(host, own)["moe.0"].taps[0].module
-    with patch(**choice).attach(host, adapter=own, strength=strength) as attached:
+    module = Host.of(host, adapter=own).sites["moe.0"].taps[0].module
+    with patch(**choice).attach(Host.of(host, adapter=own), strength=strength) as attached:
         edited = outputs(host, module, act)
     plain = outputs(host, module, act)
     assert plain[0].ndim == 2
@@ -143,7 +143,7 @@ def test_positions_strengths_and_masks_are_those_of_rows(name):
     (rows,), _ = changed(name, forward, strength=[0.0, 1.0])
     assert torch.equal(rows.view_as(ids), real & torch.tensor([[False], [True]]))
     host, own, mask = host_of(name), adapter(name), ids == 6
-    with patch().attach(host, adapter=own, mask=mask) as attached, torch.no_grad():
+    with patch().attach(Host.of(host, adapter=own), mask=mask) as attached, torch.no_grad():
         host(**inputs)
     assert attached.report().edited_tokens == int(mask.sum()) == 1
 
@@ -153,7 +153,7 @@ def test_an_edit_of_a_batch_is_that_of_its_rows_unpadded(name):
     family, host = WITH_EXPERTS[name], host_of(name)
     rules = random_dictionary(32)
     edit = Patch("moe.0", rules, [Steer([3, 25], 2.0)], tokens="text")
-    with edit.attach(host, adapter=adapter(name)):
+    with edit.attach(Host.of(host, adapter=adapter(name))):
         batch = family.answers(host, family.inputs())
         alone = [family.answers(host, family.inputs(rows=(row,)))[0] for row in (0, 1)]
     for one, other in zip(batch, alone, strict=True):
@@ -163,9 +163,9 @@ def test_an_edit_of_a_batch_is_that_of_its_rows_unpadded(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recording_holds_rows_of_tokens(name):
     host, inputs = host_of(name), WITH_EXPERTS[name].inputs()
-    module = find_sites(host, adapter(name))["moe.1"].taps[0].module
+    module = Host.of(host, adapter=adapter(name)).sites["moe.1"].taps[0].module
     (flat,) = outputs(host, module, lambda host: host(**inputs))
-    with record(host, "moe.1", adapter=adapter(name)) as recording, torch.no_grad():
+    with record(Host.of(host, adapter=adapter(name)), "moe.1") as recording, torch.no_grad():
         host(**inputs)
     capture = recording.last("moe.1", "mixed")
     assert torch.equal(capture.hidden, flat.unflatten(0, inputs["input_ids"].shape))
@@ -177,12 +177,13 @@ def test_a_measurement_reads_each_stream_and_no_padding(name):
     family, host = WITH_EXPERTS[name], host_of(name)
     inputs = family.inputs()
     image, real = scattered(host, inputs), inputs["attention_mask"].bool()
-    module = find_sites(host, adapter(name))["moe.0"].taps[0].module
+    module = Host.of(host, adapter=adapter(name)).sites["moe.0"].taps[0].module
     (flat,) = outputs(host, module, lambda host: host(**inputs))
     hidden = flat.unflatten(0, image.shape)
     reader = Reader(
-        *(host, None, Dictionary.identity(32), "moe.0", adapter(name)),
-        prepare=lambda *_: inputs,
+        Host.of(host, None, adapter=adapter(name), prompt=lambda *_: inputs),
+        Dictionary.identity(32),
+        "moe.0",
         progress=False,
     )
     pairs = Pairs([Image.new("RGB", (8, 8))] * 2, ("a", "b"))
@@ -232,7 +233,7 @@ def test_rows_that_are_not_the_calls_are_refused(choice, options):
     inputs = {"input_ids": IDS, "attention_mask": (IDS != 0).long(), "pixel_values": torch.ones(1)}
     edit = Patch("block", Dictionary.identity(4), [Steer([1], 2.0)], **choice)
     with (
-        edit.attach(host, adapter=SORTED, **options),
+        edit.attach(Host.of(host, adapter=SORTED), **options),
         pytest.raises(VlmEditError, match=r"output of \(5, 4\).* shape \(2, 3\).*Pass mask= of"),
     ):
         host(**inputs)
@@ -243,7 +244,7 @@ def test_rows_that_are_not_the_calls_are_edited_as_a_mask_of_their_own_says():
     inputs = {"input_ids": IDS, "attention_mask": (IDS != 0).long(), "pixel_values": torch.ones(1)}
     plain = host(**inputs)
     edit = Patch("block", Dictionary.identity(4), [Steer([1], 2.0)])
-    with edit.attach(host, adapter=SORTED, mask=mask) as attached:
+    with edit.attach(Host.of(host, adapter=SORTED), mask=mask) as attached:
         edited = host(**inputs)
     assert torch.equal((edited != plain).any(-1), mask)
     site = attached.report().sites[0]
@@ -256,7 +257,7 @@ def test_a_mask_of_rows_does_not_tell_their_phase_or_step(choice):
     inputs = {"input_ids": IDS, "attention_mask": (IDS != 0).long(), "pixel_values": torch.ones(1)}
     edit = Patch("block", Dictionary.identity(4), [Steer([1], 2.0)], **choice)
     with (
-        edit.attach(host, adapter=SORTED, mask=mask),
+        edit.attach(Host.of(host, adapter=SORTED), mask=mask),
         pytest.raises(VlmEditError, match="nobody can tell which row is which token"),
     ):
         host(**inputs)
@@ -266,7 +267,7 @@ def test_an_edit_of_all_tokens_needs_no_rows_where_nothing_is_padded():
     host, ids = Sorted(), torch.tensor([[1, 7, 2], [4, 7, 3]])
     edit = Patch("block", Dictionary.identity(4), [Steer([1], 2.0)])
     plain = host(ids[:, :2])
-    with edit.attach(host, adapter=SORTED):
+    with edit.attach(Host.of(host, adapter=SORTED)):
         assert torch.equal(host(ids[:, :2]), plain + torch.tensor([0.0, 2.0, 0.0, 0.0]))
 
 
@@ -289,7 +290,7 @@ def test_what_experts_get_is_not_taken_for_rows(choice, options):
     host = Routed()
     edit = Patch("block", Dictionary.identity(4), [Steer([1], 2.0)], **choice)
     with (
-        edit.attach(host, adapter=SORTED, **options),
+        edit.attach(Host.of(host, adapter=SORTED), **options),
         pytest.raises(VlmEditError, match=r"output of \(12, 4\).* shape \(2, 3\)"),
     ):
         host(IDS)
@@ -309,8 +310,9 @@ class Pooled(nn.Module):
 def test_a_pooled_output_of_both_streams_is_measured_for_neither():
     inputs = {"input_ids": torch.tensor([[1, 7, 2], [1, 7, 3]]), "pixel_values": torch.ones(1)}
     reader = Reader(
-        *(Pooled().eval(), None, Dictionary.identity(4), "block", SORTED),
-        prepare=lambda *_: inputs,
+        Host.of(Pooled().eval(), None, adapter=SORTED, prompt=lambda *_: inputs),
+        Dictionary.identity(4),
+        "block",
         progress=False,
     )
     pairs = Pairs([Image.new("RGB", (8, 8))] * 2, ("a", "b"))
@@ -331,7 +333,7 @@ def test_a_pooled_output_of_both_streams_is_of_neither():
 
 def test_a_pooled_output_of_both_streams_is_the_prompts():
     host, edit = Pooled(), Patch("block", Dictionary.identity(4), [Steer([1], 2.0)])
-    with edit.attach(host, adapter=SORTED) as attached, torch.no_grad():
+    with edit.attach(Host.of(host, adapter=SORTED)) as attached, torch.no_grad():
         host(torch.tensor([[1, 7, 2], [1, 7, 3]]), torch.ones(1))
     site = attached.report().sites[0]
     assert (site.tokens, site.steps) == (2, None)

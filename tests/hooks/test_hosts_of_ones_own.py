@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_edit import Adapter, Clamp, Dictionary, Patch, VlmEditError
+from vlm_edit import Adapter, Clamp, Dictionary, Host, Patch, VlmEditError
 
 IMAGE, MARK = 7, 4.25
 OWN = Adapter.of({"block": ("block", "mixed", 4)}, image_token=IMAGE)
@@ -43,7 +43,7 @@ class Answering(nn.Module):
 def test_a_step_that_comes_with_an_image_has_image_tokens_and_one_without_has_none(tokens):
     host, ids = Answering(), torch.tensor([[1, IMAGE, 2], [1, 3, IMAGE]])
     patch = Patch("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
-    with patch.attach(host, adapter=OWN) as attached:
+    with patch.attach(Host.of(host, adapter=OWN)) as attached:
         outputs = host.generate(ids, pixel_values=torch.ones(1))
     site, both = attached.report().sites[0], torch.ones(2, 1, dtype=torch.bool)
     image = [ids == IMAGE, ~both, both]
@@ -87,7 +87,7 @@ class InPieces(Answering):
 def test_a_prompt_of_embeddings_that_is_read_in_pieces_is_one_prompt(choice, expected):
     patch = Patch("block", Dictionary.identity(4), Clamp([3], MARK), **choice)
     host = InPieces()
-    with patch.attach(host, adapter=OWN):
+    with patch.attach(Host.of(host, adapter=OWN)):
         output = host.generate(inputs_embeds=torch.randn(2, 5, 4))
     assert (output[..., 3] == MARK).tolist() == [[bool(e) for e in expected]] * 2
 
@@ -116,12 +116,12 @@ def test_padding_that_nobody_can_find_in_the_sequence_is_not_in_the_images():
     ids, images = torch.tensor([[1, 2, 3], [0, 1, 2]]), torch.randn(2, 2, 4)
     given = {"input_ids": ids, "attention_mask": (ids != 0).long(), "images": images}
     host = Seeing()
-    with Patch("eye", Dictionary.identity(4), Clamp([3], MARK)).attach(host, adapter=own):
+    with Patch("eye", Dictionary.identity(4), Clamp([3], MARK)).attach(Host.of(host, adapter=own)):
         output = host.generate(**given)
     assert (output[..., 3] == MARK).tolist() == [[True] * 2 + [False] * 3] * 2
     edit = Patch("block", Dictionary.identity(4), Clamp([3], MARK))
     with (
-        edit.attach(host, adapter=own),
+        edit.attach(Host.of(host, adapter=own)),
         pytest.raises(VlmEditError, match="5 tokens of 3 ids, some of which are padding"),
     ):
         host.generate(**given)
@@ -164,7 +164,7 @@ def test_what_grows_behind_the_prompt_without_a_cache_is_text(tokens):
     )
     host, ids = Growing(), torch.tensor([[1, IMAGE, 2], [1, 3, IMAGE]])
     patch = Patch("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
-    with patch.attach(host, adapter=own):
+    with patch.attach(Host.of(host, adapter=own)):
         outputs = host.generate(ids, pixel_values=torch.ones(1))
     for grown, output in enumerate(outputs):
         image = torch.cat([ids == IMAGE, torch.zeros(2, grown, dtype=torch.bool)], 1)
@@ -201,7 +201,7 @@ def test_images_of_the_new_part_of_a_conversation_stand_where_it_begins(tokens):
     host, ids, cache = Continuing(), torch.tensor([[IMAGE, 2, IMAGE], [3, IMAGE, 2]]), Held()
     cache.length = 4
     patch = Patch("block", Dictionary.identity(4), Clamp([3], MARK), tokens=tokens)
-    with patch.attach(host, adapter=own):
+    with patch.attach(Host.of(host, adapter=own)):
         output = host.generate(
             ids,
             attention_mask=torch.ones(2, 7, dtype=torch.long),
@@ -230,7 +230,7 @@ def test_of_tokens_that_were_dropped_on_the_way_nobody_guesses_which_are_left(ch
     host, ids = Pruning(), torch.tensor([[1, IMAGE, 2], [1, 3, IMAGE]])
     patch = Patch("block", Dictionary.identity(4), Clamp([3], MARK), **choice)
     with (
-        patch.attach(host, adapter=OWN),
+        patch.attach(Host.of(host, adapter=OWN)),
         pytest.raises(
             VlmEditError, match=r"shape \((2|1), 3\) but this site's output is \(2, 2, 4\)"
         ),
@@ -260,7 +260,7 @@ def test_of_a_call_that_was_interrupted_within_a_part_nothing_is_left():
     )
     host, patch = Direct(), Patch("block", Dictionary.identity(4), Clamp([3], MARK), "image")
     before, ids = torch.tensor([[IMAGE, IMAGE, 2]]), torch.tensor([[1, 2, IMAGE]])
-    with patch.attach(host, adapter=own):
+    with patch.attach(Host.of(host, adapter=own)):
         handle = host.language.block.register_forward_pre_hook(stop)
         with pytest.raises(KeyboardInterrupt):
             host(before, pixel_values=torch.ones(1))

@@ -9,7 +9,7 @@ from tiny_hosts import TEXT, VISION, library
 from torch import nn
 from transformers import GitConfig, GitForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from vlm_edit import Adapter, Clamp, Dictionary, Patch, VlmEditError, find_sites
+from vlm_edit import Adapter, Clamp, Dictionary, Host, Patch, VlmEditError
 from vlm_edit.hooks import Call, Generation, Selection, Where, record
 
 PLACE, PATCHES, MARK = -200, 4, 4.25
@@ -90,8 +90,8 @@ def marked(host, act, own=OWN, choice=None, **said):
     """Which tokens [B, S] each call of the first layer marks, and the report."""
     seen = []
     patch = Patch("language.0", Dictionary.identity(32), Clamp([3], MARK), **choice or {})
-    with patch.attach(host, adapter=own, **said) as attached:
-        layer = find_sites(host, own)["language.0"].taps[0].module
+    with patch.attach(Host.of(host, adapter=own), **said) as attached:
+        layer = Host.of(host, adapter=own).sites["language.0"].taps[0].module
         handle = layer.register_forward_hook(
             lambda _m, _a, output: seen.append(output[..., 3] == MARK)
         )
@@ -230,7 +230,7 @@ def test_a_forward_that_merges_alone_cannot_tell_padding(host):
 
 
 def test_a_recording_does_not_tell_streams_that_nobody_knows(host):
-    with record(host, "language.0", adapter=OWN) as recording, torch.no_grad():
+    with record(Host.of(host, adapter=OWN), "language.0") as recording, torch.no_grad():
         calling(host, 1)()
     where, hidden = recording.captures[0].where, recording.captures[0].hidden
     assert where.image is None

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_edit import Patch, Scale, VlmEditError, record
+from vlm_edit import Host, Patch, Scale, VlmEditError, record
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.hooks import StandIn
 from vlm_edit.sites import Adapter
 
 
-class Host(nn.Module):
+class Counter(nn.Module):
     """Counts with a weight of its own."""
 
     def __init__(self, factor: float = 2.0) -> None:
@@ -32,7 +32,7 @@ def plus_one(original, args, kwargs):
 
 
 def test_a_stand_in_runs_around_the_method_of_one_instance_only():
-    host, other = Host(), Host()
+    host, other = Counter(), Counter()
     stand_in = StandIn(host, "count", plus_one)
     assert host.count(3) == 7
     assert host.count(3, twice=True) == 13
@@ -44,17 +44,17 @@ def test_a_stand_in_runs_around_the_method_of_one_instance_only():
 
 
 def test_it_looks_like_the_method():
-    host = Host()
+    host = Counter()
     expected = inspect.signature(host.count)
     stand_in = StandIn(host, "count", plus_one)
     assert inspect.signature(host.count) == expected
-    assert (host.count.__name__, host.count.__doc__) == ("count", Host.count.__doc__)
+    assert (host.count.__name__, host.count.__doc__) == ("count", Counter.count.__doc__)
     stand_in.remove()
 
 
 @pytest.mark.parametrize("first_out", [0, 1])
 def test_stand_ins_over_each_other_may_go_in_any_order(first_out):
-    host = Host()
+    host = Counter()
     stand_ins = [StandIn(host, "count", plus_one), StandIn(host, "count", plus_one)]
     assert host.count(3) == 8
     stand_ins.pop(first_out).remove()
@@ -65,7 +65,7 @@ def test_stand_ins_over_each_other_may_go_in_any_order(first_out):
 
 
 def test_a_wrapper_of_others_below_and_above_stays():
-    host = Host()
+    host = Counter()
     below = lambda number: 100 + number  # noqa: E731
     host.count = below
     stand_in = StandIn(host, "count", plus_one)
@@ -80,7 +80,7 @@ def test_a_wrapper_of_others_below_and_above_stays():
 
 
 def test_a_copy_of_the_host_counts_with_its_own_weights_while_the_original_stands_in():
-    host = Host()
+    host = Counter()
     stand_in = StandIn(host, "count", plus_one)
     other = copy.deepcopy(host)
     other.factor.data.fill_(10)
@@ -90,7 +90,7 @@ def test_a_copy_of_the_host_counts_with_its_own_weights_while_the_original_stand
 
 
 def test_a_host_that_is_dropped_while_it_is_stood_in_for_is_gone():
-    host = Host()
+    host = Counter()
     stand_in = StandIn(host, "count", plus_one)
     gone = weakref.ref(host)
     del host
@@ -143,7 +143,10 @@ def test_a_method_is_a_site_before_it_normalises():
     plain = host.encode_text(ids)
     patch = Patch("joint", Dictionary.identity(3), Scale([0], 3.0))
     expected = plain * torch.tensor([3.0, 1.0, 1.0])
-    with patch.attach(host, adapter=ADAPTER), record(host, "joint", adapter=ADAPTER) as recording:
+    with (
+        patch.attach(Host.of(host, adapter=ADAPTER)),
+        record(Host.of(host, adapter=ADAPTER), "joint") as recording,
+    ):
         assert torch.equal(host.encode_text(ids), expected)
         assert torch.equal(host(ids), nn.functional.normalize(expected, dim=-1))
         assert torch.equal(host.encode_text(ids, True), nn.functional.normalize(expected, dim=-1))

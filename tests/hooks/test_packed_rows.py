@@ -7,7 +7,7 @@ from tiny_hosts import FAMILIES, TEXT
 from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from vlm_edit import Adapter, Clamp, Dictionary, Patch, VlmEditError
+from vlm_edit import Adapter, Clamp, Dictionary, Host, Patch, VlmEditError
 from vlm_edit.patches import attach_rows
 
 OWN = Adapter.of({"language.{i}": ("model.layers.{i}", "text", "hidden_size")})
@@ -69,10 +69,10 @@ def batched(host):
 
 def test_an_edit_of_all_tokens_is_the_same_in_continuous_batching(host):
     plain = alone(host)
-    with patch().attach(host, OWN) as attached:
+    with patch().attach(Host.of(host, adapter=OWN)) as attached:
         expected = alone(host)
         one_by_one = attached.report().edited_tokens
-    with patch().attach(host, OWN) as attached:
+    with patch().attach(Host.of(host, adapter=OWN)) as attached:
         assert batched(host) == expected != plain
     site = attached.report().sites[0]
     assert site.tokens == site.phases["unknown"] == one_by_one
@@ -83,7 +83,7 @@ def test_an_edit_of_all_tokens_is_the_same_in_continuous_batching(host):
 @pytest.mark.parametrize("choice", REFUSED)
 def test_what_continuous_batching_does_not_tell_is_refused_where_it_was_called(host, choice):
     with (
-        patch(**choice).attach(host, OWN) as attached,
+        patch(**choice).attach(Host.of(host, adapter=OWN)) as attached,
         pytest.raises(VlmEditError, match="packs several sequences into a row.*host's generate"),
     ):
         batched(host)
@@ -97,9 +97,15 @@ def test_strengths_and_masks_of_rows_are_refused_in_continuous_batching(host):
         ({"mask": torch.ones(3, 6, dtype=torch.bool)}, "mask is given, but this call packs"),
     ]
     for options, message in said:
-        with patch().attach(host, OWN, **options), pytest.raises(VlmEditError, match=message):
+        with (
+            patch().attach(Host.of(host, adapter=OWN), **options),
+            pytest.raises(VlmEditError, match=message),
+        ):
             batched(host)
-    with attach_rows(host, [patch(), None, patch()], OWN), pytest.raises(VlmEditError):
+    with (
+        attach_rows(Host.of(host, adapter=OWN), [patch(), None, patch()]),
+        pytest.raises(VlmEditError),
+    ):
         batched(host)
 
 
@@ -109,7 +115,7 @@ def test_an_error_of_the_engines_own_is_not_made_ours(host):
 
     handle = host.model.layers[2].register_forward_hook(fail)
     try:
-        with patch().attach(host, OWN):
+        with patch().attach(Host.of(host, adapter=OWN)):
             assert batched(host) == [[], [], []]
     finally:
         handle.remove()

@@ -9,7 +9,7 @@ from conftest import IMAGE_TOKEN, make_llava
 from torch import nn
 from transformers import LogitsProcessor
 
-from vlm_edit import Adapter, Clamp, Dictionary, Patch, VlmEditError
+from vlm_edit import Adapter, Clamp, Dictionary, Host, Patch, VlmEditError
 from vlm_edit.sites import find_adapter
 
 LLAVA = make_llava()
@@ -79,7 +79,7 @@ def test_guidance_of_a_host_whose_parts_are_followed_shows_them_too(llava_inputs
         ({"phase": "decode"}, [False, False, True, True, True, True, True, True]),
         ({"tokens": "text", "phase": "prompt"}, [False, True, *[False] * 6]),
     ):
-        seen, _ = marked(act, patch(**choice).attach(LLAVA, own))
+        seen, _ = marked(act, patch(**choice).attach(Host.of(LLAVA, adapter=own)))
         assert [bool(one.all()) for one in seen] == expected
 
 
@@ -168,7 +168,7 @@ def test_a_layer_that_leaves_its_sum_to_the_next_is_refused():
     own = Adapter.of({"language.{i}": ("layers.{i}", "text", 4)})
     edit = Patch("language.0", Dictionary.identity(4), Clamp([1], 2.0))
     with (
-        edit.attach(engine, adapter=own),
+        edit.attach(Host.of(engine, adapter=own)),
         pytest.raises(VlmEditError, match=r"Fused returns two tensors of \(1, 3, 4\).*their sum"),
     ):
         engine(torch.randn(1, 3, 4))

@@ -15,6 +15,7 @@ from vlm_edit import (
     Adapter,
     Clamp,
     Dictionary,
+    Host,
     Keep,
     Patch,
     Project,
@@ -45,9 +46,9 @@ def check(patch, host, inputs, read, adapter=None):
     """Attached, baked, and undone; how much the edit moved."""
     before = state(host)
     plain = read(outputs(host, inputs))
-    with patch.attach(host, adapter):
+    with patch.attach(Host.of(host, adapter=adapter)):
         attached = read(outputs(host, inputs))
-    baked = patch.bake(host, adapter)
+    baked = patch.bake(Host.of(host, adapter=adapter))
     found = read(outputs(host, inputs))
     torch.testing.assert_close(found, attached, rtol=1e-4, atol=1e-5)
     assert {k for k, v in host.state_dict().items() if not torch.equal(v, before[k])} == {
@@ -228,7 +229,7 @@ def test_a_center_of_each_stream_is_folded_where_streams_have_modules_of_their_o
     pure, mixed = (Adapter.of({"joint": ("0", stream, 12)}) for stream in ("text", "mixed"))
     check(patch, host, {"input": torch.randn(6, 3)}, lambda out: out, pure)
     with pytest.raises(VlmEditError, match="centres each stream apart, and both pass here"):
-        patch.bake(host, mixed)
+        patch.bake(Host.of(host, adapter=mixed))
 
 
 def test_layers_whose_end_no_adapter_tells_are_refused(llava):
@@ -242,7 +243,7 @@ def test_tokens_of_one_stream_in_a_shared_sequence_are_refused():
     host = nn.Sequential(nn.Linear(3, 12))
     patch = Patch("joint", NEURONS, Ablate([1]), "image")
     with pytest.raises(VlmEditError, match=r"some tokens only \(image tokens\)"):
-        patch.bake(host, Adapter.of({"joint": ("0", "mixed", 12)}))
+        patch.bake(Host.of(host, adapter=Adapter.of({"joint": ("0", "mixed", 12)})))
 
 
 def tied_modules(clip):

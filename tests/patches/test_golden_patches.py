@@ -5,7 +5,7 @@ import torch
 from golden.write_patches import ADAPTER, FOLDER, Plain, make_inputs, run
 from safetensors.torch import load_file
 
-from vlm_edit import load_patch
+from vlm_edit import Host, load_patch
 
 pytestmark = pytest.mark.kernels
 
@@ -42,7 +42,7 @@ def test_a_file_of_a_former_version_does_what_it_did(file, expected, tmp_path):
     former = load_patch(file)
     former.save(tmp_path / "again")  # as today's version
     for patch in (former, load_patch(tmp_path / "again")):
-        with patch.attach(host, ADAPTER):
+        with patch.attach(Host.of(host, adapter=ADAPTER)):
             found = run(host, inputs)
         wanted = tensors[f"output.{file.stem}"]
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

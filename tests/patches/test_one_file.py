@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vlm_edit
-from vlm_edit import Ablate, Dictionary, Patch, VlmEditError, load_patch
+from vlm_edit import Ablate, Dictionary, Host, Patch, VlmEditError, load_patch
 from vlm_edit.dictionaries import PairedDictionary
 from vlm_edit.fingerprint import fingerprint
 
@@ -164,8 +164,8 @@ def test_every_refusal_of_another_host_names_how_to_override_it(clip, change):
     adapter = vlm_edit.sites.find_adapter(clip)
     host = change(clip)
     with pytest.raises(VlmEditError, match="check_host=False"):
-        patch.attach(host, adapter)
-    patch.attach(host, adapter, check_host=False).remove()
+        patch.attach(Host.of(host, adapter=adapter))
+    patch.attach(Host.of(host, adapter=adapter), check_host=False).remove()
 
 
 def saved_host():

@@ -106,7 +106,7 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
 
 
 def test_a_patch_without_a_host_is_not_saved(tmp_path):
-    with pytest.raises(VlmEditError, match=r"call patch.save\(path, model\)"):
+    with pytest.raises(VlmEditError, match=r"call patch.save\(path, host\)"):
         make().save(tmp_path / "p")
     wrong = Patch("joint", random_dictionary(13), Ablate([1]))
     with pytest.raises(VlmEditError, match="13 wide"):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlm_edit import Ablate, Dictionary, Patch, VlmEditError, zoo
+from vlm_edit import Ablate, Dictionary, Host, Patch, VlmEditError, zoo
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import PairedDictionary
 from vlm_edit.measurement import Reader, collect
@@ -32,7 +32,7 @@ def joint() -> Dictionary:
 
 @pytest.fixture(scope="module")
 def embeddings(clip_of_emoji) -> Mapping[str, torch.Tensor]:
-    return collect(*clip_of_emoji, zoo.load_pairs(), progress=False)
+    return collect(Host.of(*clip_of_emoji), zoo.load_pairs(), progress=False)
 
 
 def rows(column: str, value: str) -> list[int]:
@@ -51,7 +51,7 @@ def halves(numbers: list[int]) -> tuple[list[int], list[int]]:
 def test_the_host_is_read_at_its_site(clip_of_emoji, joint, embeddings, stream, score) -> None:
     pairs, sets = zoo.load_pairs(), (range(0, 30), range(30, 64))
     found = by_concept(
-        *clip_of_emoji,
+        Host.of(*clip_of_emoji),
         joint,
         *(pairs.select(s) for s in sets),
         stream=stream,
@@ -73,7 +73,7 @@ def test_a_direction_of_ones_own_takes_the_place_of_the_means(
 ) -> None:
     pairs, way = zoo.load_pairs(), joint.decoder[7]
     found = by_concept(
-        *clip_of_emoji,
+        Host.of(*clip_of_emoji),
         joint,
         pairs.select(range(30)),
         pairs.select(range(30, 60)),
@@ -92,8 +92,8 @@ def test_texts_and_images_alone_are_read_as_in_pairs(clip_of_emoji, joint, strea
     sets = pairs.select(range(12)), pairs.select(range(12, 24))
     alone = [list(s.texts if stream == "text" else s.images) for s in sets]
     options = {"alpha": None, "most": 30, "batch_size": 5}
-    told = by_concept(*clip_of_emoji, joint, *alone, **options)
-    assert told == by_concept(*clip_of_emoji, joint, *sets, stream=stream, **options)
+    told = by_concept(Host.of(*clip_of_emoji), joint, *alone, **options)
+    assert told == by_concept(Host.of(*clip_of_emoji), joint, *sets, stream=stream, **options)
 
 
 def test_images_may_be_paths(clip_of_emoji, joint, tmp_path) -> None:
@@ -103,11 +103,13 @@ def test_images_may_be_paths(clip_of_emoji, joint, tmp_path) -> None:
         image.save(paths[-1])
     images = zoo.load_pairs().images[:8]
     options = {"alpha": None, "most": 30}
-    from_disk = by_concept(*clip_of_emoji, joint, paths[:4], paths[4:], **options)
-    assert from_disk == by_concept(*clip_of_emoji, joint, images[:4], images[4:], **options)
+    from_disk = by_concept(Host.of(*clip_of_emoji), joint, paths[:4], paths[4:], **options)
+    assert from_disk == by_concept(
+        Host.of(*clip_of_emoji), joint, images[:4], images[4:], **options
+    )
     paths[5].write_bytes(b"no image")
     with pytest.raises(VlmEditError, match="example 1 cannot be read: .*5.png"):
-        by_concept(*clip_of_emoji, joint, paths[:4], paths[4:])
+        by_concept(Host.of(*clip_of_emoji), joint, paths[:4], paths[4:])
 
 
 @pytest.mark.parametrize("score", ["difference", "direction"])
@@ -119,13 +121,18 @@ def test_a_dictionary_for_each_stream_gives_that_of_the_streams_own(
     sets = pairs.select(range(20)), pairs.select(range(20, 40))
     options = {"alpha": None, "most": 30, "score": score}
     for stream, half in (("image", joint), ("text", other)):
-        told = by_concept(*clip_of_emoji, pair, *sets, stream=stream, **options)
-        assert told == by_concept(*clip_of_emoji, half, *sets, stream=stream, **options)
+        told = by_concept(Host.of(*clip_of_emoji), pair, *sets, stream=stream, **options)
+        assert told == by_concept(Host.of(*clip_of_emoji), half, *sets, stream=stream, **options)
 
 
 def test_codes_of_all_batches_stand_in_the_examples_order(clip_of_emoji, joint, embeddings) -> None:
     seen = read_examples(
-        *clip_of_emoji, joint, zoo.load_pairs().select(range(11)), "joint", "text", batch_size=4
+        Host.of(*clip_of_emoji),
+        joint,
+        zoo.load_pairs().select(range(11)),
+        "joint",
+        "text",
+        batch_size=4,
     )
     expected = joint.encode(embeddings["text"][:11], "text")
     assert isinstance(seen.codes, SparseCodes) and seen.codes.shape == (11, 512)
@@ -139,11 +146,15 @@ def test_a_host_with_one_sequence_is_read_at_its_tokens() -> None:
     pairs, sae = zoo.load_pairs(), zoo.load_dictionary("language.0")
     red, blue = rows("background", "red")[:16], rows("background", "blue")[:16]
     found = by_concept(
-        *(host, processor, sae, pairs.select(red), pairs.select(blue), "language.0"),
+        Host.of(host, processor),
+        sae,
+        pairs.select(red),
+        pairs.select(blue),
+        "language.0",
         stream="image",
         most=3,
     )
-    reader = Reader(host, processor, sae, "language.0", progress=False)
+    reader = Reader(Host.of(host, processor), sae, "language.0", progress=False)
     both = reader.read(pairs.select(red + blue))
     codes = torch.cat([batch.codes["image"].dense() for batch in both])
     assert found == by_difference(codes[:16], codes[16:], 3) and found
@@ -161,10 +172,10 @@ def test_a_background_is_found_by_the_features_that_carry_it(
     carriers = set((share > 0.9).nonzero().flatten().tolist())
     others = [i for i in range(1024) if pairs.columns["background"][i] != "red"][:80]
     sets = pairs.select(rows("background", "red")[:60]), pairs.select(others)
-    found = by_concept(*clip_of_emoji, joint, *sets, stream="image")
+    found = by_concept(Host.of(*clip_of_emoji), joint, *sets, stream="image")
     assert found and found[0] in carriers
     assert set(found[: len(carriers)]) & carriers
-    along = by_concept(*clip_of_emoji, joint, *sets, stream="image", score="direction")
+    along = by_concept(Host.of(*clip_of_emoji), joint, *sets, stream="image", score="direction")
     assert len(carriers) == 6 and len(set(along) & carriers) >= 3
 
 
@@ -175,7 +186,7 @@ def test_without_the_features_of_gender_it_is_read_worse_than_without_random_one
     pairs = zoo.load_pairs()
     (women, their), (men, his) = halves(rows("gender", "woman")), halves(rows("gender", "man"))
     sets = pairs.select(women), pairs.select(men)
-    found = by_concept(*clip_of_emoji, joint, *sets, stream=stream, score="direction")
+    found = by_concept(Host.of(*clip_of_emoji), joint, *sets, stream=stream, score="direction")
     codes = joint.encode(embeddings[stream], stream)
     live = (codes != 0).any(0).nonzero().flatten().tolist()
     held_out = their + his
@@ -198,7 +209,7 @@ def test_examples_that_cannot_be_compared_are_refused(clip_of_emoji, joint) -> N
     pairs = zoo.load_pairs().select(range(4))
 
     def ask(positive: Any, negative: Any, **options: Any) -> None:
-        by_concept(*clip_of_emoji, joint, positive, negative, **options)
+        by_concept(Host.of(*clip_of_emoji), joint, positive, negative, **options)
 
     for positive, negative, options, told in (
         ([], ["a"], {}, "positive examples: got none"),
@@ -225,15 +236,17 @@ def test_examples_that_cannot_be_compared_are_refused(clip_of_emoji, joint) -> N
 def test_pairs_at_a_site_of_one_stream_need_no_word(clip_of_emoji) -> None:
     sae, pairs = zoo.load_dictionary("vision.2"), zoo.load_pairs()
     sets = pairs.select(range(8)), pairs.select(range(8, 16))
-    found = by_concept(*clip_of_emoji, sae, *sets, "vision.2", alpha=None, most=5)
-    same = by_concept(*clip_of_emoji, sae, *sets, "vision.2", stream="image", alpha=None, most=5)
+    found = by_concept(Host.of(*clip_of_emoji), sae, *sets, "vision.2", alpha=None, most=5)
+    same = by_concept(
+        Host.of(*clip_of_emoji), sae, *sets, "vision.2", stream="image", alpha=None, most=5
+    )
     assert found == same and len(found) == 5
 
 
 def test_texts_and_a_set_of_pairs_compare_texts(clip_of_emoji, joint) -> None:
     general = zoo.load_pairs().select(range(40))
     texts = ["a red heart", "a blue heart", "a heart", "an emoji showing a heart"]
-    found = by_concept(*clip_of_emoji, joint, texts, general, alpha=None, most=5)
+    found = by_concept(Host.of(*clip_of_emoji), joint, texts, general, alpha=None, most=5)
     assert found == by_concept(
-        *clip_of_emoji, joint, texts, list(general.texts), alpha=None, most=5
+        Host.of(*clip_of_emoji), joint, texts, list(general.texts), alpha=None, most=5
     )

@@ -8,7 +8,7 @@ from conftest import random_dictionary
 from tiny_hosts import FAMILIES
 from torch import Tensor, nn
 
-from vlm_edit import Ablate, Adapter, Dictionary, Patch, VlmEditError, zoo
+from vlm_edit import Ablate, Adapter, Dictionary, Host, Patch, VlmEditError, zoo
 from vlm_edit.dictionaries import PairedDictionary
 from vlm_edit.selection import attribution, by_effect, effects, random_like
 
@@ -111,10 +111,10 @@ def test_where_the_output_is_linear_effects_are_whole_ablations() -> None:
     host = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     adapter = Adapter.of({"x": ("1", "image", 6)})
     neurons, inputs = Dictionary.identity(6), {"input": torch.randn(5, 4)}
-    found = effects(host, inputs, neurons, lambda y: y[:, 1], "x", adapter=adapter)
+    found = effects(Host.of(host, adapter=adapter), inputs, neurons, lambda y: y[:, 1], "x")
     for k in range(6):
         before = host(inputs["input"])[:, 1]
-        with Patch("x", neurons, Ablate([k])).attach(host, adapter=adapter):
+        with Patch("x", neurons, Ablate([k])).attach(Host.of(host, adapter=adapter)):
             after = host(inputs["input"])[:, 1]
         torch.testing.assert_close(found[:, k].float(), before - after, rtol=1e-4, atol=1e-5)
 
@@ -147,12 +147,12 @@ def test_a_layer_that_runs_twice_counts_twice() -> None:
 
     host, adapter = Twice().eval(), Adapter.of({"x": ("layer", "image", 3)})
     neurons, x = Dictionary.identity(3), torch.rand(4, 3)
-    found = effects(host, {"x": x}, neurons, lambda y: y, "x", adapter=adapter)
+    found = effects(Host.of(host, adapter=adapter), {"x": x}, neurons, lambda y: y, "x")
     for k in range(3):
         said = []
         for strength in (-1e-3, 1e-3):
             patch = Patch("x", neurons, Ablate([k]))
-            with patch.attach(host, adapter=adapter, strength=strength), torch.no_grad():
+            with patch.attach(Host.of(host, adapter=adapter), strength=strength), torch.no_grad():
                 said.append(host(x))
         slope = (said[0] - said[1]).double() / 2e-3
         torch.testing.assert_close(found[:, k], slope, rtol=1e-2, atol=1e-3)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vlm_edit import Ablate, Adapter, Dictionary, Patch, VlmEditError, zoo
+from vlm_edit import Ablate, Adapter, Dictionary, Host, Patch, VlmEditError, zoo
 from vlm_edit.statistics import Estimate, proportion
 from vlm_edit.tuning import Point, Tuning, tune
 
@@ -45,7 +45,9 @@ class Meter:
 
 def search(host, target, utility, patch=None, **options):
     meter = Meter(host, target, utility)
-    found = tune(host, patch or ablating(), meter.target, meter.utility, adapter=ADAPTER, **options)
+    found = tune(
+        Host.of(host, adapter=ADAPTER), patch or ablating(), meter.target, meter.utility, **options
+    )
     return found, meter
 
 
@@ -271,11 +273,11 @@ def test_figures_may_want_the_host_and_be_estimates_tensors_or_shares(host) -> N
     def utility(scale: float = 2.0) -> torch.Tensor:
         return torch.tensor(scale)
 
-    found = tune(host, ablating(), target, utility, budget=3, adapter=ADAPTER)
+    found = tune(Host.of(host, adapter=ADAPTER), ablating(), target, utility, budget=3)
     assert seen == [host] * 3
     assert all(p.target == proportion(3, 10) and p.utility == 2.0 for p in found.points)
     assert all(isinstance(p.utility, float) for p in found.points)
-    found = tune(host, ablating(), lambda: True, lambda: 1, budget=3, adapter=ADAPTER)
+    found = tune(Host.of(host, adapter=ADAPTER), ablating(), lambda: True, lambda: 1, budget=3)
     assert found.points[0].target == 1.0
 
 
@@ -293,7 +295,7 @@ def test_the_host_is_left_as_it_was_and_nothing_is_warned_of(host) -> None:
         return 1.0
 
     with pytest.raises(ZeroDivisionError):
-        tune(host, ablating(), fails, lambda: 1.0, budget=9, adapter=ADAPTER)
+        tune(Host.of(host, adapter=ADAPTER), ablating(), fails, lambda: 1.0, budget=9)
     assert not host[0]._forward_hooks
 
 
@@ -302,7 +304,9 @@ def test_options_reach_the_patch(host) -> None:
     meter = Meter(host, lambda s, _: s, lambda s, _: 1 - s)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a patch that edits nothing says so
-        found = tune(host, ablating(), meter.target, meter.utility, adapter=ADAPTER, mask=mask)
+        found = tune(
+            Host.of(host, adapter=ADAPTER), ablating(), meter.target, meter.utility, mask=mask
+        )
     assert all(p.target == 0 for p in found.points)
 
 
@@ -311,7 +315,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_asked(host) -> None:
         raise AssertionError("asked")
 
     def ask(patch=None, **options) -> None:
-        tune(host, patch or ablating(), never, never, adapter=ADAPTER, **options)
+        tune(Host.of(host, adapter=ADAPTER), patch or ablating(), never, never, **options)
 
     for options, told in (
         ({"budget": 2}, "budget is 2: it takes 3 evaluations"),

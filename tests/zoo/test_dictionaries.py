@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recipes.language import CONFIG, activations, layers, shipped_inputs
-from vlm_edit import Ablate, Patch, VlmEditError, find_sites, measure, record, zoo
+from vlm_edit import Ablate, Host, Patch, VlmEditError, find_sites, measure, record, zoo
 from vlm_edit.zoo.questions import QUESTIONS, ask
 
 LANGUAGE = [f"language.{i}" for i in range(4)]
@@ -161,5 +161,7 @@ def test_a_dictionary_of_another_site_of_the_same_width_is_refused():
     with pytest.raises(VlmEditError, match="trained at site 'vision.2', not at 'joint'"):
         Patch("joint", dictionary, Ablate([3]))
     with pytest.raises(VlmEditError, match="trained at site 'vision.2', not at 'joint'"):
-        measure(host, processor, zoo.load_pairs().select(range(4)), dictionary, progress=False)
+        measure(
+            Host.of(host, processor), zoo.load_pairs().select(range(4)), dictionary, progress=False
+        )
     Patch("joint", dataclasses.replace(dictionary, info={}), Ablate([3])).check(host)

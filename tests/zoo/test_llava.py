@@ -13,7 +13,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProc
 from recipes import speaking
 from recipes.augment import Strength
 from recipes.dialogues import Dialogues, every_text, pack, train_speaker, visible
-from vlm_edit import Ablate, Patch, find_sites, measure, zoo
+from vlm_edit import Ablate, Host, Patch, find_sites, measure, zoo
 from vlm_edit.zoo.questions import QUESTIONS, answers, ask
 
 SITE = "language.0"
@@ -130,7 +130,7 @@ def test_its_sites_are_live_and_its_dictionary_fits_one(llava, pairs):
     sites, dictionary = find_sites(model), zoo.load_dictionary(SITE)
     assert sites[SITE].dead is None and sites[SITE].width == dictionary.width
     assert dictionary.info["model_name"] == "emoji-llava"
-    found = measure(model, processor, pairs, dictionary, site=SITE, progress=False)
+    found = measure(Host.of(model, processor), pairs, dictionary, site=SITE, progress=False)
     sizes = {name: len(members) for name, members in found.dominance.classes("fixed").items()}
     assert sizes["vision"] > 20 and sizes["language"] > 20
     assert found.truncated == 0

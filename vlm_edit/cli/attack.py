@@ -22,7 +22,7 @@ from vlm_edit.files import make_folder, packed, write_bytes, write_text
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.report import Table
-from vlm_edit.sites import unwrap
+from vlm_edit.sites import Host
 from vlm_edit.statistics import Estimate, mcnemar, proportion
 from vlm_edit.tasks import adversarial as adv
 from vlm_edit.tasks.adversarial.features import RESIDUAL, nearest_text
@@ -77,13 +77,13 @@ def run(options: argparse.Namespace) -> int:
     if not len(pairs):
         raise VlmEditError(f"not one of {len(left_out)} images can be read: {left_out[0][1]}")
     patch = None if options.patch is None else _patch(options.patch)
-    model, processor = load_host(options.model)
-    model.to(options.device)
+    host = load_host(options.model)
+    host.root.to(options.device)
     out = make_folder(options.out)
     if options.question is not None:
-        tables, cases, images, names = _answers(options, model, processor, pairs, patch)
+        tables, cases, images, names = _answers(options, host, pairs, patch)
     else:
-        tables, cases, images, names = _choices(options, model, processor, pairs, patch)
+        tables, cases, images, names = _choices(options, host, pairs, patch)
     print("\n\n".join(map(str, tables)))
     tell_left_out([(numbers[i], why) for i, why in left_out], 0)
     _write(out, options, tables, cases, images, names)
@@ -123,7 +123,7 @@ class _Choice:
     names: Sequence[str]
 
 
-def _choice(options: argparse.Namespace, model: Any, processor: Any, pairs: Pairs) -> _Choice:
+def _choice(options: argparse.Namespace, host: Host, pairs: Pairs) -> _Choice:
     own, prompt = list(pairs.texts), "{}"
     if options.label:
         if options.label not in pairs.columns:
@@ -140,9 +140,9 @@ def _choice(options: argparse.Namespace, model: Any, processor: Any, pairs: Pair
         raise VlmEditError(f"all images are {names}: give other classes with --labels")
     if "{}" not in prompt:
         raise VlmEditError(f"--prompt {prompt!r} has no {{}} where the label goes")
-    siglip = str(getattr(unwrap(model).config, "model_type", "")).startswith("siglip")
+    siglip = str(getattr(host.root.config, "model_type", "")).startswith("siglip")
     padded = {"padding": "max_length"} if siglip else {}
-    plain = adv.ZeroShot.of(model, processor, [prompt.format(name) for name in names], **padded)
+    plain = adv.ZeroShot.of(host, [prompt.format(name) for name in names], **padded)
     images = plain.host.pixels.read([pairs.open(i) for i in range(len(pairs))])
     labels = torch.tensor([names.index(name) for name in own])
     return _Choice(plain, images.to(options.device), labels.to(options.device), names)
@@ -151,21 +151,19 @@ def _choice(options: argparse.Namespace, model: Any, processor: Any, pairs: Pair
 Found = tuple[list[Table], list[Case], Tensor, Sequence[str]]
 
 
-def _choices(
-    options: argparse.Namespace, model: Any, processor: Any, pairs: Pairs, patch: Patch | None
-) -> Found:
+def _choices(options: argparse.Namespace, host: Host, pairs: Pairs, patch: Patch | None) -> Found:
     """Attacks on the choice among texts."""
-    one = _choice(options, model, processor, pairs)
+    one = _choice(options, host, pairs)
     strength = adv.Strength(
         options.steps, queries=options.queries, seed=options.seed, batch_size=options.batch_size
     )
     stood = {"the model": _stand(one, one.plain, options, strength)}
     if patch is not None:
-        # A second copy leads where the patch may hide the gradient.
-        bare_model, bare_processor = load_host(options.model)
-        bare = _choice(options, bare_model.to(options.device), bare_processor, pairs).plain
-        with adv.Defence("patch", patch).on(model):
-            behind = _choice(options, model, processor, pairs).plain
+        with adv.Defence("patch", patch).on(host) as attached:
+            behind = _choice(options, host, pairs).plain
+            assert attached is not None
+            # The model without the patch leads where it may hide the gradient.
+            bare = adv.Bare(one.plain, attached)
             stood["behind the patch"] = _stand(one, behind, options, strength, bare)
     among = _among(one, options)
     tables = [_standing(stood, len(pairs), among)]
@@ -178,7 +176,7 @@ def _choices(
     )  # fmt: skip
     moved: list[list[tuple[str, float]]] = [[]] * len(pairs)
     if options.dictionary:
-        more, moved = _features(options, one, attacked)
+        more, moved = _features(options, host, one, attacked)
         tables += more
     was, now = (adv.predict(one.plain, x, options.batch_size) for x in (one.images, attacked))
     shown = drawn(len(pairs), 12, options.seed)
@@ -195,7 +193,7 @@ def _stand(
     classifier: adv.ZeroShot,
     options: argparse.Namespace,
     strength: adv.Strength,
-    bare: adv.ZeroShot | None = None,
+    bare: adv.Bare | None = None,
 ) -> dict[str, Any]:
     """What stands at each radius, and what suggests that gradients are masked."""
     radii = [eps / 255 for eps in options.eps]
@@ -261,12 +259,11 @@ def _targeted(one: _Choice, options: argparse.Namespace, among: str) -> Table:
 
 
 def _features(
-    options: argparse.Namespace, one: _Choice, attacked: Tensor
+    options: argparse.Namespace, host: Host, one: _Choice, attacked: Tensor
 ) -> tuple[list[Table], list[list[tuple[str, float]]]]:
     """Which features the attack moves and, if a class is named, attacks through it alone."""
-    subject = Subject.load(options)
+    subject = Subject.load(options, host)
     given = subject.expect_dictionary()
-    subject.model.to(options.device)
     dictionary = given if isinstance(given, Dictionary) else given.of("image")
     features = adv.Features(one.plain.host, dictionary, options.site)
     dominance = subject.measure(progress=False).dominance
@@ -344,18 +341,16 @@ def _through(
     )
 
 
-def _answers(
-    options: argparse.Namespace, model: Any, processor: Any, pairs: Pairs, patch: Patch | None
-) -> Found:
+def _answers(options: argparse.Namespace, host: Host, pairs: Pairs, patch: Patch | None) -> Found:
     """Attacks on what a model answers."""
-    speaker = adv.Speaker.of(model, processor, options.question)
+    speaker = adv.Speaker.of(host, options.question)
     images = speaker.pixels.read([pairs.open(i) for i in range(len(pairs))]).to(options.device)
     rows, last, said = [], images, speaker.say(images)
     own = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size}
     for name, attached in (("the model", None), ("behind the patch", patch)):
         if name != "the model" and attached is None:
             continue
-        with adv.Defence(name, attached).on(model):
+        with adv.Defence(name, attached).on(host):
             before = speaker.say(images)
             wanted = [options.target] * len(before) if options.target else before
             ids = speaker.answer_ids(wanted).to(options.device)

@@ -111,8 +111,8 @@ def run(options: argparse.Namespace) -> int:
     asked = questions(pairs, options)
     out = make_folder(options.out)
     dictionary = load_dictionary(options) if options.dictionary else None
-    model, processor = load_host(options.model)
-    bench = Bench.read(model, processor, pairs, asked, batch_size=options.batch_size)
+    host = load_host(options.model)
+    bench = Bench.read(host, pairs, asked, batch_size=options.batch_size)
     sides = split(bench.plain.pairs, options.split_by, seed=options.seed)
     _expect_enough(bench.plain, sides)
     learn, test = (bench.part(side) for side in sides)
@@ -144,7 +144,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"\npage:   {out / 'index.html'}")
     for name, saved in {named: patch, "difference in means": simple}.items():
         file = out / ("patch.safetensors" if saved is patch else "baseline.safetensors")
-        saved.save(file, model)
+        saved.save(file, host)
         print(f"patch:  {file} ({name})")
     return 0
 

@@ -27,6 +27,7 @@ from vlm_edit.measurement import Measurement, measure
 from vlm_edit.patches import Patch
 from vlm_edit.report import Picture
 from vlm_edit.selection import by_class
+from vlm_edit.sites import Host
 from vlm_edit.tasks.generation import (
     Row,
     Stream,
@@ -258,7 +259,9 @@ def _features(
             )
     elif classes:
         pairs = load_pairs(options.pairs)
-        found = measure(pipe.clip, pipe.processor, pairs, dictionary, options.site, progress=False)
+        found = measure(
+            Host.of(pipe.clip, pipe.processor), pairs, dictionary, options.site, progress=False
+        )
     else:
         return {}
     chosen = {name: by_class(found.dominance, cast("Any", name), options.cuts) for name in classes}

@@ -32,7 +32,7 @@ def edit(options: argparse.Namespace) -> int:
     else:
         named = _make_patches(options, subject, run)
     for patch in named.values():
-        patch.check(subject.model)
+        patch.check(subject.host)
     before = subject.retrieval(None)
     after = {name: subject.retrieval(patch) for name, patch in named.items()}
     table = Table(
@@ -45,7 +45,7 @@ def edit(options: argparse.Namespace) -> int:
     print(table)
     tell_left_out(subject.skipped, subject.truncated)
     if options.save_to:
-        next(iter(named.values())).save(options.save_to, subject.model)
+        next(iter(named.values())).save(options.save_to, subject.host)
         print(f"\npatch:  {options.save_to}")
     if run is not None:
         name, found = next(iter(after.items()))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.loading import expect_diffusers, one_line
-from vlm_edit.sites import Host, class_of, unwrap
+from vlm_edit.sites import Host
 
 ZOO = "zoo:"
 
 
-def load_host(path: str) -> tuple[nn.Module, Any]:
-    """The model of a folder, of the class its config names, or the zoo's, and its processor.
+def load_host(path: str) -> Host:
+    """The model of a folder, of the class its config names, or the zoo's, with its processor.
 
     Raises:
         VlmEditError: No such folder, or transformers cannot read it.
@@ -26,19 +26,19 @@ def load_host(path: str) -> tuple[nn.Module, Any]:
 
     if path.startswith(ZOO):
         return _load_from_zoo(path)
-    model = load_model(path)
-    if not isinstance(model, nn.Module):
+    host = load_model(path)
+    if host.is_pipeline:
         raise VlmEditError(
-            f"{path} is a pipeline ({class_of(unwrap(model)).__name__}), which has no processor of "
+            f"{path} is a pipeline ({host.kind.__name__}), which has no processor of "
             "images and texts: name the folder of one model"
         )
     with one_line(path):
         processor = transformers.AutoProcessor.from_pretrained(Path(path), trust_remote_code=False)
-        return model, processor
+        return Host.of(host.model, processor)
 
 
 def load_model(path: str) -> Host:
-    """The model alone, or the pipeline of models.
+    """The model alone, or the pipeline of models, without a processor.
 
     Raises:
         VlmEditError: No such folder, or transformers (or diffusers) cannot read it.
@@ -47,7 +47,7 @@ def load_model(path: str) -> Host:
 
     quiet_when_piped()
     if path.startswith(ZOO):
-        return _load_from_zoo(path)[0]
+        return Host.of(_load_from_zoo(path).model)
     folder = Path(path)
     if (folder / "model_index.json").is_file():
         return _load_pipeline(folder)
@@ -60,7 +60,7 @@ def load_model(path: str) -> Host:
     with one_line(path):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind = _class_of(config)
-        return cast("nn.Module", kind.from_pretrained(folder, trust_remote_code=False).eval())
+        return Host.of(kind.from_pretrained(folder, trust_remote_code=False).eval())
 
 
 def _class_of(config: Any) -> Any:
@@ -91,10 +91,10 @@ def _load_pipeline(folder: Path) -> Host:
         diffusers.utils.logging.disable_progress_bar()
     with one_line(folder, "diffusers"):
         pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=False)
-        return cast("Host", pipe)
+        return Host.of(pipe)
 
 
-def _load_from_zoo(name: str) -> tuple[nn.Module, Any]:
+def _load_from_zoo(name: str) -> Host:
     from vlm_edit import zoo  # brings transformers' models: not before one is wanted
 
     hosts: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
@@ -103,7 +103,7 @@ def _load_from_zoo(name: str) -> tuple[nn.Module, Any]:
     }
     if name not in hosts:
         raise VlmEditError(f"the zoo has no model {name!r}: it has {', '.join(hosts)}")
-    return hosts[name]()
+    return Host.of(*hosts[name]())
 
 
 def quiet_when_piped() -> None:

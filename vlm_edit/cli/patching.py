@@ -9,8 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from vlm_edit.cli.host import ZOO, load_host, load_model
 from vlm_edit.errors import VlmEditError, line
 from vlm_edit.files import beside
@@ -18,6 +16,7 @@ from vlm_edit.patches import Patch, load_patch
 from vlm_edit.patches.card import binding_rows, dictionary_text, host_text
 from vlm_edit.patches.comparing import differences
 from vlm_edit.report import Table
+from vlm_edit.sites import Host
 
 _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"),
@@ -49,11 +48,11 @@ def apply(options: argparse.Namespace) -> int:
     patch = _load(options.patch, options)
     if options.bake:
         return _bake(patch, options)
-    model = load_model(options.model)
-    patch.attach(model, check_host=options.check_host).remove()
+    host = load_model(options.model)
+    patch.attach(host, check_host=options.check_host).remove()
     rows = [
         (site.name, str(site.width), ", ".join(tap.path for tap in site.taps))
-        for _, site in patch.check(model, check_host=options.check_host)
+        for _, site in patch.check(host, check_host=options.check_host)
     ]
     print(Table(f"{options.patch} fits {options.model}", ("site", "width", "modules"), rows))
     return 0
@@ -104,27 +103,23 @@ def expect_folder_of(place: Path, told: str) -> None:
 def _bake(patch: Patch, options: argparse.Namespace) -> int:
     """A copy of the model's folder with the edit in its weights, whole or not at all."""
     target = _new(options.bake)
-    model: Any
-    processor: Any = None
-    if options.model.startswith(ZOO):
-        model, processor = load_host(options.model)
-    else:
-        model = load_model(options.model)
-    baked = patch.bake(model, check_host=options.check_host)
+    load = load_host if options.model.startswith(ZOO) else load_model
+    host = load(options.model)
+    baked = patch.bake(host, check_host=options.check_host)
     with beside(target) as partial:
-        _write(model, processor, Path(options.model), partial)
+        _write(host, Path(options.model), partial)
         partial.replace(target)
     print("\n".join(f"changed: {path}" for path in baked.weights))
     print(f"\nmodel:   {target}")
     return 0
 
 
-def _write(model: nn.Module, processor: Any, source: Path, target: Path) -> None:
+def _write(host: Host, source: Path, target: Path) -> None:
     """The model, and all that lies beside its weights but the card, which tells of another."""
-    save: Any = model.save_pretrained
-    save(target)
-    if processor is not None:
-        processor.save_pretrained(target)
+    model: Any = host.model
+    model.save_pretrained(target)
+    if host.processor is not None:
+        host.processor.save_pretrained(target)
         return
     for file in source.iterdir():
         there = (target / file.name).exists() or file.name == "README.md"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.cli.host import ZOO, load_host
@@ -31,7 +31,7 @@ from vlm_edit.pairs import Pairs, read_pairs
 from vlm_edit.patches import Patch
 from vlm_edit.probing import hits
 from vlm_edit.report import Examples
-from vlm_edit.sites import find_site, find_sites
+from vlm_edit.sites import Host
 from vlm_edit.statistics import proportion
 
 DICTIONARY = "dictionary_"  # of the arguments that say more of a dictionary than its name
@@ -115,8 +115,7 @@ class Retrieval:
 class Subject:
     """A model with pairs and, if one is given, a dictionary."""
 
-    model: nn.Module
-    processor: Any
+    host: Host
     pairs: Pairs
     dictionary: Dictionary | PairedDictionary[Dictionary] | None
     site: str
@@ -126,23 +125,27 @@ class Subject:
     truncated: int = 0
 
     @classmethod
-    def load(cls, options: argparse.Namespace) -> Subject:
-        """Everything that the arguments name; what is quick to refuse comes first."""
+    def load(cls, options: argparse.Namespace, host: Host | None = None) -> Subject:
+        """Everything that the arguments name; what is quick to refuse comes first.
+
+        Args:
+            options: The arguments.
+            host: The one they name, where it is loaded already.
+        """
         pairs = load_pairs(options.pairs)
         named = options.dictionary
         dictionary = load_dictionary(options) if named not in (None, "neurons") else None
-        model, processor = load_host(options.model)
-        site = find_site(model, options.site)
+        host = host or load_host(options.model)
+        site = host.site(options.site)
         if named == "neurons":
             norm: Norm = "constant_norm_rescale" if site.name == "joint" else "none"
             dictionary = Dictionary.identity(site.width, norm)
-        return cls(model, processor, pairs, dictionary, site.name, options.batch_size)
+        return cls(host, pairs, dictionary, site.name, options.batch_size)
 
     def measure(self, **options: Any) -> Measurement:
         """Dominance of the dictionary's features; options as ``vlm_edit.measure`` takes them."""
         return measure_pairs(
-            self.model,
-            self.processor,
+            self.host,
             self.pairs,
             options.pop("dictionary", None) or self.expect_dictionary(),
             self.site,
@@ -153,8 +156,7 @@ class Subject:
     def measure_part(self, part: tuple[int, int], checkpoint: Path, **options: Any) -> None:
         """One of several parts; options as ``vlm_edit.measurement.measure_part`` takes them."""
         measure_part(
-            self.model,
-            self.processor,
+            self.host,
             self.pairs,
             self.expect_dictionary(),
             self.site,
@@ -171,7 +173,7 @@ class Subject:
         except VlmEditError:
             return False
         return was_measured(
-            *(found, self.model, self.processor, self.pairs, self.expect_dictionary(), self.site),
+            *(found, self.host, self.pairs, self.expect_dictionary(), self.site),
             batch_size=self.batch_size,
             **options,
         )
@@ -182,13 +184,13 @@ class Subject:
         Raises:
             VlmEditError: No run there, or of something else.
         """
-        return run_of(folder, self.model, self.dictionary, self.pairs)
+        return run_of(folder, self.host, self.dictionary, self.pairs)
 
     def expect_joint(self) -> None:
         """Refuse a host whose retrieval cannot be shown, before anything is measured."""
-        if "joint" not in find_sites(self.model):
+        if "joint" not in self.host.sites:
             raise VlmEditError(
-                f"edit compares retrieval, and {type(self.model).__name__} has no site 'joint': "
+                f"edit compares retrieval, and {self.host.kind.__name__} has no site 'joint': "
                 "make the patch in Python (README), as vlm-edit demo --llava does"
             )
 
@@ -200,19 +202,14 @@ class Subject:
 
     def retrieval(self, patch: Patch | None) -> Retrieval:
         """What is retrieved at the joint site, edited or not."""
-        with patch.attach(self.model) if patch else nullcontext():
+        with patch.attach(self.host) if patch else nullcontext():
             image, text, numbers = self._embeddings()
         self.read = len(numbers)
         return Retrieval(image, text, numbers, [self.pairs.texts[i] for i in numbers])
 
     def _embeddings(self) -> tuple[Tensor, Tensor, list[int]]:
-        joint = find_site(self.model, "joint")
-        reader = Reader(
-            self.model,
-            self.processor,
-            Dictionary.identity(joint.width),
-            batch_size=self.batch_size,
-        )
+        joint = self.host.site("joint")
+        reader = Reader(self.host, Dictionary.identity(joint.width), batch_size=self.batch_size)
         batches = list(reader.read(self.pairs))
         self.skipped, self.truncated = tuple(reader.skipped), reader.truncated
         image, text = (torch.cat([b.hidden[s] for b in batches]) for s in ("image", "text"))
@@ -221,7 +218,7 @@ class Subject:
 
 def run_of(
     folder: str,
-    model: nn.Module,
+    host: Host,
     dictionary: Dictionary | PairedDictionary[Dictionary] | None,
     pairs: Pairs | None = None,
 ) -> Measurement:
@@ -231,14 +228,14 @@ def run_of(
         VlmEditError: No run there, or of something else.
     """
     found = load_measurement(folder)
-    if found.site not in find_sites(model):
+    if found.site not in host.sites:
         raise VlmEditError(
-            f"{folder} measured {found.site}, which {type(model).__name__} lacks: name a run of "
+            f"{folder} measured {found.site}, which {host.kind.__name__} lacks: name a run of "
             "this model, or leave --run out"
         )
-    site = find_site(model, found.site)
+    site = host.site(found.site)
     known: Encodes = dictionary or Dictionary.identity(site.width)
-    here = provenance(model, site, known, {})
+    here = provenance(host, site, known, {})
     there = found.provenance
     same = {
         "model": here["host"]["sites"] == there.get("host", here["host"])["sites"],

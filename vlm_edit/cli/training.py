@@ -23,10 +23,8 @@ from vlm_edit.dictionaries import (
 from vlm_edit.dictionaries.origin import expect_origin
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import make_folder
-from vlm_edit.fingerprint import host_name
 from vlm_edit.measurement import collect
 from vlm_edit.report import Table
-from vlm_edit.sites import find_site
 
 
 def train(options: argparse.Namespace) -> int:
@@ -51,8 +49,8 @@ def train(options: argparse.Namespace) -> int:
         norm="constant_norm_rescale" if options.site == "joint" else "none",
     )
     config.expect()
-    model, processor = load_host(options.model)
-    site = find_site(model, options.site)
+    host = load_host(options.model)
+    site = host.site(options.site)
     if config.paired and site.name != "joint":
         raise VlmEditError(
             f"--kind {config.kind} learns from pairs of one activation each, and at site "
@@ -64,7 +62,9 @@ def train(options: argparse.Namespace) -> int:
     def read(numbers: range) -> dict[str, Tensor]:
         here: list[tuple[int, str]] = []
         found = collect(
-            *(model, processor, pairs.select(numbers), site.name),
+            host,
+            pairs.select(numbers),
+            site.name,
             most=options.most,
             batch_size=options.batch_size,
             left_out=here,
@@ -93,10 +93,12 @@ def check(options: argparse.Namespace) -> int:
     """``vlm-edit check``: 1 if something looks wrong."""
     subject = Subject.load(options)
     dictionary = subject.expect_dictionary()
-    expect_origin(dictionary.info, subject.site, host_name(subject.model))
+    expect_origin(dictionary.info, subject.site, subject.host.name)
     skipped: list[tuple[int, str]] = []
     streams = collect(
-        *(subject.model, subject.processor, subject.pairs, subject.site),
+        subject.host,
+        subject.pairs,
+        subject.site,
         most=options.most,
         batch_size=subject.batch_size,
         left_out=skipped,

@@ -6,7 +6,6 @@ import argparse
 
 from vlm_edit.cli.host import load_model, quiet_when_piped
 from vlm_edit.report import Table
-from vlm_edit.sites import class_of, find_sites, unwrap
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -20,16 +19,11 @@ def demo(options: argparse.Namespace) -> int:
 
 def sites(options: argparse.Namespace) -> int:
     """``vlm-edit sites``."""
-    model = load_model(options.model)
+    host = load_model(options.model)
     rows = [
         (site.name, str(site.width), ", ".join(site.streams), site.dead or "")
-        for site in find_sites(model).values()
+        for site in host.sites.values()
     ]
-    print(
-        Table(
-            f"Sites of {class_of(unwrap(model)).__name__}",
-            ("site", "width", "streams", "dead"),
-            rows,
-        )
-    )
+    columns = ("site", "width", "streams", "dead")
+    print(Table(f"Sites of {host.kind.__name__}", columns, rows))
     return 0

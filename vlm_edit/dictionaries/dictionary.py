@@ -429,11 +429,11 @@ class Dictionary:
             VlmEditError: As in ``encode``, or fewer than two activations that differ.
 
         Example:
-            >>> from vlm_edit import zoo
+            >>> from vlm_edit import Host, zoo
             >>> from vlm_edit.measurement import collect
-            >>> host, processor = zoo.load_host()
+            >>> host = Host.of(*zoo.load_host())
             >>> pairs = zoo.load_pairs().select(range(64))
-            >>> found = collect(host, processor, pairs, "joint", progress=False)
+            >>> found = collect(host, pairs, "joint", progress=False)
             >>> check = zoo.load_dictionary("joint").check(found["text"], "text")
             >>> round(check.explained_variance, 1), check.warnings
             (0.8, ())

@@ -20,7 +20,7 @@ from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.threads import InThread, Threads, expect_threads
 from vlm_edit.hooks.tracker import CallTracker
 from vlm_edit.hooks.where import Where
-from vlm_edit.sites import Adapter, Host, Site, Stream, Tap, find_adapter, unwrap
+from vlm_edit.sites import Adapter, Host, Model, Site, Stream, Tap
 
 Callback = Callable[[Tensor, Where], Tensor]
 
@@ -112,21 +112,19 @@ _lock = threading.RLock()
 
 
 def attach(
-    model: Host,
+    host: Host | Model,
     site: Site,
     callback: Callback,
-    adapter: Adapter | None = None,
     dispatcher: type[Dispatcher] = Dispatcher,
     threads: Threads = "all",
 ) -> Handle:
     """Run a callback on the output of a site's modules at every forward.
 
     Args:
-        model: The host.
+        host: The host.
         site: One of its sites.
         callback: From the output, [B, S, D] or [B, D], and what is known of its tokens, to the
             output that the host goes on with. Must not change its input in place.
-        adapter: The host's adapter; by default found.
         dispatcher: The engine; by default forward hooks.
         threads: ``own`` for forwards of the calling thread only, until it ends.
 
@@ -137,8 +135,8 @@ def attach(
         VlmEditError: No adapter for the host, or an unknown word for ``threads``.
     """
     expect_threads(threads)
-    root = unwrap(model)
-    adapter = adapter or find_adapter(root)
+    host = Host.of(host)
+    root, adapter = host.root, host.adapter
     undo: list[Callable[[], None]] = []
     handle = Handle(undo)
     try:

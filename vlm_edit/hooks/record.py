@@ -11,7 +11,7 @@ from torch import Tensor
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks.dispatch import Handle, attach
 from vlm_edit.hooks.where import Where
-from vlm_edit.sites import Adapter, Host, Stream, find_site
+from vlm_edit.sites import Host, Model, Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +51,14 @@ class Recording:
 
 
 @contextmanager
-def record(model: Host, *names: str, adapter: Adapter | None = None) -> Iterator[Recording]:
+def record(host: Host | Model, *names: str) -> Iterator[Recording]:
     """Record the outputs of sites while the block runs.
 
     Patches attached before the block show in the recording, patches attached inside do not.
 
     Args:
-        model: The host.
+        host: The host.
         *names: Sites.
-        adapter: The host's adapter; by default found.
 
     Yields:
         A Recording that grows with every call of the host.
@@ -77,7 +76,8 @@ def record(model: Host, *names: str, adapter: Adapter | None = None) -> Iterator
         >>> recording.last("joint", "text").hidden.shape[0]
         2
     """
-    sites = [find_site(model, name, adapter) for name in names]
+    host = Host.of(host)
+    sites = [host.site(name) for name in names]
     recording = Recording()
     handles: list[Handle] = []
     try:
@@ -87,7 +87,7 @@ def record(model: Host, *names: str, adapter: Adapter | None = None) -> Iterator
                 recording.captures.append(Capture(name, hidden, where))
                 return hidden
 
-            handles.append(attach(model, site, keep, adapter))
+            handles.append(attach(host, site, keep))
         yield recording
     finally:
         for handle in handles:

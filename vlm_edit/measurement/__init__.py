@@ -6,7 +6,7 @@ from vlm_edit.measurement.collecting import collect
 from vlm_edit.measurement.judge import Judge
 from vlm_edit.measurement.judging import EXAMPLES
 from vlm_edit.measurement.provenance import pairs_listing, provenance, texts_digest
-from vlm_edit.measurement.reader import STREAMS, Batch, Prepare, Reader
+from vlm_edit.measurement.reader import STREAMS, Batch, Reader
 from vlm_edit.measurement.repeats import RepeatedPairs, Repeats
 from vlm_edit.measurement.result import Measurement, class_of, load_measurement, save_runs
 from vlm_edit.measurement.run import is_finished, measure, measure_part, merge_parts, was_measured
@@ -18,7 +18,6 @@ __all__ = [
     "Judge",
     "Measurement",
     "MeasurementAccumulator",
-    "Prepare",
     "Reader",
     "RepeatedPairs",
     "Repeats",

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.errors import VlmEditError
-from vlm_edit.measurement.reader import Prepare, Reader
+from vlm_edit.measurement.reader import Reader
 from vlm_edit.pairs import Pairs
-from vlm_edit.sites import Adapter, find_site
+from vlm_edit.sites import Host, Model
 
 
 def collect(
-    model: nn.Module,
-    processor: Any,
+    host: Host | Model,
     pairs: Pairs,
     site: str = "joint",
     *,
     most: int | None = None,
     batch_size: int = 64,
-    adapter: Adapter | None = None,
-    prepare: Prepare | None = None,
     seed: int = 0,
     progress: bool = True,
     left_out: list[tuple[int, str]] | None = None,
@@ -32,15 +28,12 @@ def collect(
     """Activations of pairs at a site, by stream.
 
     Args:
-        model: The host, in eval mode.
-        processor: Its processor.
+        host: In eval mode, with its processor.
         pairs: Image-text pairs.
         site: The site's name.
         most: Tokens of a pair that are kept of each stream, drawn at random; None for all. At a
             joint embedding there is one.
         batch_size: Pairs per forward.
-        adapter: The host's adapter; by default found.
-        prepare: As in ``Reader``.
         seed: Of the draw.
         progress: Whether to show a bar.
         left_out: Takes the numbers of pairs whose image cannot be read, with the reason; without
@@ -54,21 +47,19 @@ def collect(
         VlmEditError: As in ``measure``.
 
     Example:
-        >>> from vlm_edit import zoo
+        >>> from vlm_edit import Host, zoo
         >>> from vlm_edit.measurement import collect
-        >>> host, processor = zoo.load_host()
-        >>> streams = collect(host, processor, zoo.load_pairs().select(range(8)), progress=False)
+        >>> host = Host.of(*zoo.load_host())
+        >>> streams = collect(host, zoo.load_pairs().select(range(8)), progress=False)
         >>> {name: tuple(x.shape) for name, x in streams.items()}
         {'image': (8, 192), 'text': (8, 192)}
     """
     if most is not None and most < 1:
         raise VlmEditError(f"most is {most}; keep at least 1 token of a pair")
-    place = find_site(model, site, adapter)
+    host = Host.of(host)
+    place = host.site(site)
     reader = Reader(
-        *(model, processor, Dictionary.identity(place.width), place.name, adapter),
-        prepare=prepare,
-        batch_size=batch_size,
-        progress=progress,
+        host, Dictionary.identity(place.width), place.name, batch_size=batch_size, progress=progress
     )
     generator = torch.Generator().manual_seed(seed)
     kept: dict[str, list[Tensor]] = {stream: [] for stream in place.streams}

@@ -7,9 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
-from vlm_edit.sites import unwrap
+from vlm_edit.sites import Host
 from vlm_edit.weights import host_checksums
 
 Details = dict[str, dict[str, str]]
@@ -28,7 +26,7 @@ _OF_TOKENIZERS = (
 )
 
 
-def details(model: nn.Module, processor: Any, prepare: Any = None) -> Details:
+def details(host: Host) -> Details:
     """What must be the same for a measurement to go on, by kind and name, JSON-able.
 
     Every tensor of the host has its checksum, which says ``not read`` where it lies where it
@@ -36,18 +34,16 @@ def details(model: nn.Module, processor: Any, prepare: Any = None) -> Details:
     vocabulary and its rules a digest. A processor of another make is known by its class only.
 
     Args:
-        model: The host.
-        processor: Its processor.
-        prepare: What makes the host's inputs, if it is not the processor.
+        host: With its processor.
     """
-    host = unwrap(model)
-    tensors, unread = host_checksums(host)
-    config: dict[str, str] = _flat(_dict_of(getattr(host, "config", None)))
-    for name, adapter in (getattr(model, "peft_config", None) or {}).items():
+    tensors, unread = host_checksums(host.root)
+    config: dict[str, str] = _flat(_dict_of(getattr(host.root, "config", None)))
+    for name, adapter in (getattr(host.model, "peft_config", None) or {}).items():
         config |= _flat(_dict_of(adapter), f"peft.{name}.")
-    told = _processor(processor)
-    if prepare is not None:
-        told["prepare"] = f"{prepare.__module__}.{getattr(prepare, '__qualname__', '?')}"
+    told = _processor(host.processor)
+    prompt = host.prompt
+    if prompt is not None:
+        told["prepare"] = f"{prompt.__module__}.{getattr(prompt, '__qualname__', '?')}"
     return {
         "weights": tensors | {name: f"not read: {why}" for name, why in unread.items()},
         "config": config,

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit.dictionaries import Encodes, identity
 from vlm_edit.fingerprint import fingerprint
 from vlm_edit.measurement.sources import image_digest, key_of, to_array, to_tensor
 from vlm_edit.pairs import Pairs, size_of
-from vlm_edit.sites import Site
+from vlm_edit.sites import Host, Site
 
 _SIZE = 16
 _UTF = ("utf-8", "surrogatepass")  # a caption may hold halves of characters
@@ -110,19 +110,18 @@ def texts_digest(pairs: Pairs) -> str:
 
 
 def provenance(
-    model: nn.Module, site: Site, dictionary: Encodes, settings: Mapping[str, Any]
+    host: Host, site: Site, dictionary: Encodes, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that must be the same for a measurement to come out the same, JSON-able.
 
     Args:
-        model: The host.
+        host: The host.
         site: Where.
         dictionary: Whose features are measured.
         settings: Arguments of the measurement.
     """
-    config = getattr(model, "config", None)
     return {
-        "host": {"name": getattr(config, "_name_or_path", "") or "", **fingerprint(model, [site])},
+        "host": {"name": host.name or "", **fingerprint(host, [site])},
         "dictionary": identity(dictionary),
         "settings": dict(settings),
         "versions": {**_versions(), "python": platform.python_version()},

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Encodes
 from vlm_edit.dictionaries.origin import expect_origin
 from vlm_edit.errors import VlmEditError
-from vlm_edit.fingerprint import host_name
 from vlm_edit.hooks import Recording, Where, record
 from vlm_edit.pairs import Pairs
-from vlm_edit.sites import Adapter, Site, expect_width, find_site, unwrap
-
-Prepare = Callable[[Any, Sequence[Image.Image], Sequence[str]], Mapping[str, Any]]
+from vlm_edit.sites import Host, Site
 
 STREAMS = ("image", "text")
 
@@ -54,13 +50,9 @@ class Reader:
     """Runs a host over pairs, batch by batch, and tells what they look like at a site.
 
     Args:
-        model: The host.
-        processor: Its processor, or whatever ``prepare`` wants.
+        host: The host, with its processor.
         dictionary: Encodes the site's activations.
         site: The site's name.
-        adapter: The host's adapter; by default found.
-        prepare: Turns (processor, images, texts) into the host's inputs; by default calls the
-            processor, with the image token before the text if it has one.
         batch_size: Pairs per forward.
         progress: Whether to show a bar.
 
@@ -69,12 +61,9 @@ class Reader:
         truncated: Texts cut at the host's limit so far.
     """
 
-    model: nn.Module
-    processor: Any
+    host: Host
     dictionary: Encodes
     site: str = "joint"
-    adapter: Adapter | None = None
-    prepare: Prepare | None = None
     batch_size: int = 64
     progress: bool = True
     skipped: list[tuple[int, str]] = field(default_factory=list)
@@ -107,7 +96,7 @@ class Reader:
         Raises:
             VlmEditError: As in ``read``.
         """
-        site = find_site(self.model, self.site, self.adapter)
+        site = self.host.site(self.site)
         for number, images, readable in self._batches(site, pairs, batches):
             texts = [pairs.texts[n] for n in readable]
             yield number, self._run(site, images, readable, texts) if readable else None
@@ -125,26 +114,22 @@ class Reader:
         """
         self.truncated = 0
         self.skipped.clear()
-        site = find_site(self.model, self.site, self.adapter)
+        site = self.host.site(self.site)
         for _, images, readable in self._batches(site, pairs, None):
             if not readable:
                 continue
             inputs = self._inputs(images, [pairs.texts[n] for n in readable])
-            with torch.no_grad(), record(self.model, site.name, adapter=self.adapter) as recording:
-                self.model(**inputs, **self._no_cache)
+            with torch.no_grad(), record(self.host, site.name) as recording:
+                self.host(**inputs, **self.host.uncached)
                 yield {s: self._flat(recording, site, s).cpu() for s in site.streams}
 
     def _batches(
         self, site: Site, pairs: Pairs, batches: range | None
     ) -> Iterator[tuple[int, list[Image.Image], list[int]]]:
         """Number, images and pairs' numbers of each batch, after everything is checked."""
-        expect_width(self.model, site, self.dictionary.width)
-        expect_origin(self.dictionary.info, self.site, host_name(self.model))
-        if unwrap(self.model).training:
-            raise VlmEditError(
-                f"{type(unwrap(self.model)).__name__} is in train mode, where dropout makes "
-                "what is measured random: call model.eval()"
-            )
+        self.host.expect_width(site, self.dictionary.width)
+        expect_origin(self.dictionary.info, self.site, self.host.name)
+        self.host.expect_eval("what is measured random")
         if not len(pairs):
             raise VlmEditError(f"{pairs.name}: no pairs, there is nothing to measure")
         cut = list(pairs.batches(self.batch_size))
@@ -181,9 +166,9 @@ class Reader:
         inputs = self._inputs(images, texts)
         with (
             torch.no_grad(),  # not inference_mode: what it yields must serve training too
-            record(self.model, site.name, adapter=self.adapter) as recording,
+            record(self.host, site.name) as recording,
         ):
-            self.model(**inputs, **self._no_cache)
+            self.host(**inputs, **self.host.uncached)
             found = {stream: self._pool(recording, site, stream) for stream in site.streams}
         for stream, (hidden, _, _) in found.items():
             if len(hidden) != len(numbers):
@@ -200,38 +185,10 @@ class Reader:
             texts,
         )
 
-    def _inputs(self, images: list[Image.Image], texts: list[str]) -> dict[str, Any]:
-        if self.prepare is not None:
-            inputs = self.prepare(self.processor, images, texts)
-        else:
-            token = getattr(self.processor, "image_token", None)
-            texts = [f"{token}\n{text}" for text in texts] if token else texts
-            inputs = self.processor(text=texts, images=images, return_tensors="pt", padding=True)
-            limit = _text_limit(self.model)
-            if limit and inputs["input_ids"].shape[1] > limit:
-                self.truncated += sum(length > limit for length in self._lengths(inputs, texts))
-                inputs = self.processor(
-                    text=texts,
-                    images=images,
-                    return_tensors="pt",
-                    padding=True,
-                    truncation=True,
-                    max_length=limit,
-                )
-        weight = next(p for p in self.model.parameters() if p.is_floating_point())
-
-        def place(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return value.to(weight.device, weight.dtype if value.is_floating_point() else None)
-
-        return {name: place(value) for name, value in inputs.items()}
-
-    def _lengths(self, inputs: Mapping[str, Any], texts: list[str]) -> list[int]:
-        """Tokens of each text, an image's included where it takes any."""
-        if "attention_mask" in inputs:
-            return list(inputs["attention_mask"].sum(1).tolist())
-        return [len(ids) for ids in self.processor.tokenizer(texts)["input_ids"]]
+    def _inputs(self, images: list[Image.Image], texts: list[str]) -> Mapping[str, Any]:
+        inputs = self.host.inputs(images, texts)
+        self.truncated += inputs.cut
+        return inputs.values
 
     def _flat(self, recording: Recording, site: Site, stream: str) -> Tensor:
         """Activations [t, d] of a stream, a row a token."""
@@ -291,13 +248,6 @@ class Reader:
             )
         return len(hidden), mask.nonzero()[:, 0], hidden[mask]
 
-    @property
-    def _no_cache(self) -> dict[str, bool]:
-        """A generative host's forward keeps every layer's keys and values unless told not to."""
-        takes = inspect.signature(unwrap(self.model).forward).parameters
-        generates = hasattr(unwrap(self.model), "generate")
-        return {"use_cache": False} if generates or "use_cache" in takes else {}
-
     def _on(self, device: torch.device) -> Encodes:
         if device not in self._placed:
             self._placed[device] = self.dictionary.to(device)
@@ -310,10 +260,3 @@ def _expect_finite(hidden: Tensor, site: Site) -> None:
             f"the activations at site {site.name!r} hold NaN or infinity: a host in float16 may "
             "overflow; load it in float32 or bfloat16"
         )
-
-
-def _text_limit(model: nn.Module) -> int | None:
-    config = getattr(unwrap(model), "config", None)
-    text = getattr(config, "text_config", config)
-    limit = getattr(text, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None

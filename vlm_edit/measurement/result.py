@@ -247,10 +247,10 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
 
     Example:
         >>> import tempfile
-        >>> from vlm_edit import measure, zoo
-        >>> host, processor = zoo.load_host()
+        >>> from vlm_edit import Host, measure, zoo
+        >>> host = Host.of(*zoo.load_host())
         >>> pairs = zoo.load_pairs().select(range(32))
-        >>> found = measure(host, processor, pairs, zoo.load_dictionary("joint"), progress=False)
+        >>> found = measure(host, pairs, zoo.load_dictionary("joint"), progress=False)
         >>> with tempfile.TemporaryDirectory() as run:
         ...     found.save(run)
         ...     again = load_measurement(run)

@@ -11,23 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from vlm_edit.dictionaries import Encodes
 from vlm_edit.dominance import Zeros
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import VlmEditError, expect_kind
 from vlm_edit.files import make_folder, read_tensors, write_tensors
 from vlm_edit.measurement.accumulator import MeasurementAccumulator
 from vlm_edit.measurement.details import details, summed
 from vlm_edit.measurement.judge import Judge
 from vlm_edit.measurement.judging import EXAMPLES, SEED
 from vlm_edit.measurement.provenance import pairs_listing, provenance, texts_digest
-from vlm_edit.measurement.reader import STREAMS, Prepare, Reader
+from vlm_edit.measurement.reader import STREAMS, Reader
 from vlm_edit.measurement.repeats import RepeatedPairs
 from vlm_edit.measurement.result import Measurement
 from vlm_edit.measurement.sources import expect_images, stamp, to_array, to_tensor
 from vlm_edit.pairs import Pairs
-from vlm_edit.sites import Adapter, find_site
+from vlm_edit.sites import Host, Model
 
 _WHAT = "checkpoint"
 _VERSION = 2
@@ -41,8 +39,7 @@ _OF_DETAILS = {
 
 
 def measure(
-    model: nn.Module,
-    processor: Any,
+    host: Host | Model,
     pairs: Pairs,
     dictionary: Encodes,
     site: str = "joint",
@@ -51,8 +48,6 @@ def measure(
     keep: int = max(EXAMPLES),
     batch_size: int = 64,
     judge: Judge | None = None,
-    adapter: Adapter | None = None,
-    prepare: Prepare | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     every: float = 60.0,
     progress: bool = True,
@@ -63,8 +58,7 @@ def measure(
     texts and activations are held at once, so memory goes by ``batch_size`` and their sizes.
 
     Args:
-        model: The host, in eval mode, wherever its weights are.
-        processor: Its processor.
+        host: In eval mode, wherever its weights are, with its processor.
         pairs: Image-text pairs.
         dictionary: Of the site's width.
         site: A site with both streams, e.g. ``joint``, or a LLaVA's ``language.16``, where codes
@@ -73,8 +67,6 @@ def measure(
         keep: Top examples per feature; scores of the m top examples need m of them.
         batch_size: Pairs per forward.
         judge: Independent encoders, for scores of interpretability; by default none are made.
-        adapter: The host's adapter; by default found.
-        prepare: Makes the host's inputs; by default the processor does.
         checkpoint: A file that keeps the state. If the process dies, the same call goes on from
             there, to the bit as if it had not died; a call that had finished returns at once.
         every: Seconds between two states.
@@ -91,22 +83,20 @@ def measure(
             processor that has changed since, or of images that were others when they were read.
 
     Example:
-        >>> from vlm_edit import measure, zoo
-        >>> host, processor = zoo.load_host()
+        >>> from vlm_edit import Host, measure, zoo
+        >>> host = Host.of(*zoo.load_host())
         >>> pairs = zoo.load_pairs().select(range(64))
         >>> dictionary = zoo.load_dictionary("joint")
-        >>> found = measure(host, processor, pairs, dictionary, progress=False)
+        >>> found = measure(host, pairs, dictionary, progress=False)
         >>> found.n_pairs
         64
     """
     state, reader = _begin(
-        *(model, processor, pairs, dictionary, site, (0, 1)),
+        *(host, pairs, dictionary, site, (0, 1)),
         zeros=zeros,
         keep=keep,
         batch_size=batch_size,
         judge=judge,
-        adapter=adapter,
-        prepare=prepare,
         progress=progress,
     )
     state.run(reader, pairs, None if checkpoint is None else Path(checkpoint), every)
@@ -114,8 +104,7 @@ def measure(
 
 
 def measure_part(
-    model: nn.Module,
-    processor: Any,
+    host: Host | Model,
     pairs: Pairs,
     dictionary: Encodes,
     site: str = "joint",
@@ -128,20 +117,19 @@ def measure_part(
     """Measure one part of the pairs, as one of several processes; ``merge_parts`` does the rest.
 
     Args:
-        model: As in ``measure``, like the next four.
-        processor: Its processor.
+        host: As in ``measure``, like the next three.
         pairs: All of them.
         dictionary: Of the site's width.
         site: Where.
         part: (i, n): the i-th of n parts, counted from 0.
         checkpoint: The part's own file; a call that was killed goes on from it.
         every: Seconds between two states.
-        options: As in ``measure``: zeros, keep, batch_size, judge, adapter, prepare, progress.
+        options: As in ``measure``: zeros, keep, batch_size, judge, progress.
 
     Raises:
         VlmEditError: As in ``measure``, or a part that is not one of n.
     """
-    state, reader = _begin(model, processor, pairs, dictionary, site, part, **options)
+    state, reader = _begin(host, pairs, dictionary, site, part, **options)
     state.run(reader, pairs, Path(checkpoint), every)
 
 
@@ -160,8 +148,7 @@ def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
 
 def was_measured(
     found: Measurement,
-    model: nn.Module,
-    processor: Any,
+    host: Host | Model,
     pairs: Pairs,
     dictionary: Encodes,
     site: str = "joint",
@@ -171,14 +158,13 @@ def was_measured(
 
     Args:
         found: What was measured.
-        model: As in ``measure``, like the next four.
-        processor: Its processor.
+        host: As in ``measure``, like the next three.
         pairs: The pairs.
         dictionary: Of the site's width.
         site: Where.
-        options: As in ``measure``: zeros, keep, batch_size, judge, adapter, prepare.
+        options: As in ``measure``: zeros, keep, batch_size, judge.
     """
-    state, _ = _begin(model, processor, pairs, dictionary, site, (0, 1), **options)
+    state, _ = _begin(host, pairs, dictionary, site, (0, 1), **options)
     parts = state.told["details"]  # of which a run keeps digests
     try:
         if found.provenance["digests"] != summed(parts):
@@ -191,8 +177,7 @@ def was_measured(
 
 
 def _begin(
-    model: nn.Module,
-    processor: Any,
+    host: Host | Model,
     pairs: Pairs,
     dictionary: Encodes,
     site: str,
@@ -202,12 +187,12 @@ def _begin(
     keep: int = max(EXAMPLES),
     batch_size: int = 64,
     judge: Judge | None = None,
-    adapter: Adapter | None = None,
-    prepare: Prepare | None = None,
     progress: bool = True,
 ) -> tuple[_State, Reader]:
     """A measurement that has read nothing yet, and what it reads with."""
-    place = find_site(model, site, adapter)
+    host = Host.of(host)
+    expect_kind("pairs", pairs, Pairs, "Pairs; a processor goes into Host.of(model, processor)")
+    place = host.site(site)
     if place.streams != STREAMS:
         raise VlmEditError(
             f"site {site!r} has the {place.streams[0]} stream only; dominance compares image and "
@@ -215,7 +200,7 @@ def _begin(
         )
     if batch_size < 1:
         raise VlmEditError(f"batch size is {batch_size}; it must be at least 1")
-    reader = Reader(model, processor, dictionary, site, adapter, prepare, batch_size, progress)
+    reader = Reader(host, dictionary, site, batch_size, progress)
     settings = {
         "site": site,
         "zeros": zeros,
@@ -224,8 +209,8 @@ def _begin(
         "judge": None if judge is None else [judge.name, *judge.streams, judge.shared],
         "seed": SEED,
     }
-    told = provenance(model, place, dictionary, settings)
-    told["details"] = details(model, processor, prepare)
+    told = provenance(host, place, dictionary, settings)
+    told["details"] = details(host)
     told["pairs"] = {
         "name": pairs.name,
         "count": len(pairs),

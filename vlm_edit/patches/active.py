@@ -77,11 +77,13 @@ class Active:
         binding: What is done.
         run: What the user says of the inputs.
         tally: What was done so far.
+        paused: Whether it lets everything pass for now.
     """
 
     binding: Binding
     run: Run
     tally: Tally
+    paused: bool = field(default=False, init=False)
     _devices: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
     _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -95,6 +97,8 @@ class Active:
 
     def __call__(self, hidden: Tensor, where: Where) -> Tensor:
         """The output of one of the site's modules, edited."""
+        if self.paused:
+            return hidden
         run, selection = self.run, self.binding.selection
         meant = True if run.branch is None else self._meant(where)
         if meant is False:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -34,11 +35,11 @@ class Attachment(Handle):
         undo: list[Callable[[], None]],
         actives: Sequence[Active],
         shares: Sequence[Tensor] | None = None,
-        pipeline: nn.Module | None = None,
+        root: nn.Module | None = None,
     ) -> None:
         super().__init__(undo)
-        self._pipeline = None if pipeline is None else weakref.ref(pipeline)
-        self._runs = 0 if pipeline is None else runs_of(pipeline)
+        self._root = None if root is None else weakref.ref(root)
+        self._runs = 0 if root is None else runs_of(root)
         self.actives = tuple(actives)
         # Of each edit, 1 in the rows that are its own: a new strength must not reach the others.
         self._shares = tuple(shares or [torch.ones(1)] * len(self.actives))
@@ -74,6 +75,17 @@ class Attachment(Handle):
         for active, own in zip(self.actives, self._shares, strict=True):
             active.set_strength(rows * own.to(rows.device))
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the host run unedited, and uncounted, while the block runs."""
+        for active in self.actives:
+            active.paused = True
+        try:
+            yield
+        finally:
+            for active in self.actives:
+                active.paused = False
+
     def remove(self) -> None:
         """Leave the host bit for bit as it was; calling it twice does nothing.
 
@@ -107,7 +119,7 @@ class Attachment(Handle):
     def _warn_of_nothing(self, stacklevel: int) -> None:
         report = self.report()
         ran = [site.site for site in report.sites if site.calls]
-        host = None if self._pipeline is None else self._pipeline()
+        host = None if self._root is None else self._root()
         if not ran and host is not None and runs_of(host) > self._runs:
             warnings.warn(
                 "the patch edited no token, though the pipeline ran: it did not call "

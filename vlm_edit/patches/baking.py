@@ -14,7 +14,7 @@ from vlm_edit.edits import Ablate, Blend, Clamp, Keep, Move, Project, Rule, Scal
 from vlm_edit.errors import VlmEditError
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.card import further, tokens_text
-from vlm_edit.sites import Adapter, Host, PipelineHost, Site, Tap, unwrap
+from vlm_edit.sites import Host, Site, Tap
 from vlm_edit.sites.resolve import find_module
 
 if TYPE_CHECKING:
@@ -234,24 +234,22 @@ class Baked:
         self.undo()
 
 
-def bake(
-    patch: Patch, model: Host, adapter: Adapter | None = None, check_host: bool = True
-) -> Baked:
+def bake(patch: Patch, host: Host, check_host: bool = True) -> Baked:
     """As ``Patch.bake``."""
-    if isinstance(unwrap(model), PipelineHost):
+    if host.is_pipeline:
         raise VlmEditError(
             "weights of a pipeline's encoder act on the negative prompt too, which an edit of a "
             f"pipeline leaves alone; {_ATTACH}"
         )
     folds: dict[nn.Linear, _Fold] = {}
-    for binding, site in patch.check(model, adapter, check_host):
+    for binding, site in patch.check(host, check_host=check_host):
         try:
             _expect_every_token(binding, site)
             for tap in site.taps:
                 change = linear_of(binding.splice, tap.stream)
                 path, module, added = _last_linear(site, tap)
                 if module not in folds:
-                    _expect_own(unwrap(model), module, path)
+                    _expect_own(host.root, module, path)
                     folds[module] = _Fold(path, module)
                 folds[module].add(change, added)
         except VlmEditError as error:

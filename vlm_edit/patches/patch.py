@@ -18,7 +18,7 @@ from vlm_edit.dictionaries.origin import expect_model
 from vlm_edit.edits import Rule
 from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.files import write_text
-from vlm_edit.fingerprint import expect_host, fingerprint, host_name, hub_name, unguarded
+from vlm_edit.fingerprint import expect_host, fingerprint, unguarded
 from vlm_edit.hooks import Handle, Phase, Threads, Tokens
 from vlm_edit.patches import baking, card, hub, storage
 from vlm_edit.patches.active import Active, Run
@@ -26,7 +26,7 @@ from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.binding import Binding, bind
 from vlm_edit.patches.report import Tally
 from vlm_edit.patches.targets import Branches, branch_in, device_of, target_of
-from vlm_edit.sites import Adapter, Host, Site, find_site
+from vlm_edit.sites import Host, Model, Site
 
 Engine = Literal["hooks", "nnsight"]
 
@@ -171,10 +171,9 @@ class Patch:
 
     def attach(
         self,
-        model: Host | tracing.NNsight,
-        adapter: Adapter | None = None,
-        check_host: bool = True,
+        host: Host | Model | tracing.NNsight,
         *,
+        check_host: bool = True,
         strength: float | Sequence[float] | Sequence[Sequence[float]] | Tensor = 1.0,
         mask: Tensor | None = None,
         image_mask: Tensor | None = None,
@@ -185,9 +184,8 @@ class Patch:
         """Put the patch on a host: in force from now on, whole or not at all.
 
         Args:
-            model: The host, an nnsight model around it, or a pipeline that holds hosts. Neither
-                its code nor its weights change.
-            adapter: The host's adapter; by default found.
+            host: The host, its model, an nnsight model around it, or a pipeline that holds
+                hosts. Neither its code nor its weights change.
             check_host: Whether to compare the host with the one the patch was saved for, and its
                 name with the one its dictionaries were trained on.
             strength: Multiplies what the patch changes; one number, or one per row of the batch
@@ -219,38 +217,33 @@ class Patch:
         if via not in get_args(Engine):
             raise VlmEditError(f"via is {via!r}; use 'hooks' or 'nnsight'")
         put = hooks.attach if via == "hooks" else tracing.attach
-        host = tracing.host_of(model)
+        host = tracing.host_of(host)
         run = replace(Run.of(strength, mask, image_mask), branch=branch_in(host, branch))
-        actives = self.prepare(host, adapter, check_host, run)
+        actives = self.prepare(host, check_host=check_host, run=run)
         undo: list[Callable[[], None]] = []
         try:
             for site, active in actives:
-                undo.append(put(host, site, active, adapter, threads=threads).remove)
+                undo.append(put(host, site, active, threads=threads).remove)
         except BaseException:
             Handle(undo).remove()
             raise
-        return Attachment(undo, [active for _, active in actives], pipeline=host)
+        return Attachment(undo, [active for _, active in actives], root=host.root)
 
     def prepare(
-        self,
-        model: Host,
-        adapter: Adapter | None = None,
-        check_host: bool = True,
-        run: Run | None = None,
+        self, host: Host | Model, *, check_host: bool = True, run: Run | None = None
     ) -> list[tuple[Site, Active]]:
         """What ``attach`` attaches: each binding's site in a host, and what edits its outputs.
 
         Raises:
             VlmEditError: As ``attach``.
         """
+        host = Host.of(host)
         return [
-            (site, Active(binding, run or Run.of(), Tally(site.name, device_of(site, model))))
-            for binding, site in self.check(model, adapter, check_host)
+            (site, Active(binding, run or Run.of(), Tally(site.name, device_of(site, host))))
+            for binding, site in self.check(host, check_host=check_host)
         ]
 
-    def check(
-        self, model: Host, adapter: Adapter | None = None, check_host: bool = True
-    ) -> list[tuple[Binding, Site]]:
+    def check(self, host: Host | Model, *, check_host: bool = True) -> list[tuple[Binding, Site]]:
         """Everything that ``attach`` checks, without attaching.
 
         Returns:
@@ -259,22 +252,20 @@ class Patch:
         Raises:
             VlmEditError: As ``attach``.
         """
-        targets = [(binding, target_of(model, binding, adapter)) for binding in self.bindings]
+        host = Host.of(host)
+        targets = [(binding, target_of(host, binding)) for binding in self.bindings]
         if check_host:
             try:
-                self._expect_model(model)
-                sites = [
-                    find_site(model, name, adapter)
-                    for name in (self.host or {"sites": ()})["sites"]
-                ]
+                self._expect_model(host)
+                sites = [host.site(name) for name in (self.host or {"sites": ()})["sites"]]
             except VlmEditError as error:
                 raise type(error)(f"{error}; or pass check_host=False") from error
-            self._expect_host(model, sites)
+            self._expect_host(host, sites)
         return targets
 
-    def _expect_host(self, model: Host, sites: list[Site]) -> None:
+    def _expect_host(self, host: Host, sites: list[Site]) -> None:
         if self.host is not None:
-            blind = expect_host(self.host, fingerprint(model, sites, like=self.host))
+            blind = expect_host(self.host, fingerprint(host, sites, like=self.host))
             if blind:
                 warnings.warn(
                     f"whether this is the host the patch was made for cannot be told {_at(blind)}: "
@@ -286,40 +277,39 @@ class Patch:
     def save(
         self,
         path: str | os.PathLike[str],
-        model: Host | None = None,
-        adapter: Adapter | None = None,
+        host: Host | Model | None = None,
     ) -> None:
         """Write the patch as one safetensors file.
 
         Args:
             path: The file, by custom ``*.safetensors``.
-            model: The host it is for, whose fingerprint goes into the file. Not needed for a
+            host: The host it is for, whose fingerprint goes into the file. Not needed for a
                 patch that was loaded from one.
-            adapter: The host's adapter; by default found.
 
         Raises:
             VlmEditError: Neither a host nor a fingerprint, or the patch does not fit the host.
         """
-        host = self.host
-        if model is not None:
-            self.check(model, adapter, check_host=False)
-            self._expect_model(model)
-            sites = [find_site(model, binding.site, adapter) for binding in self.bindings]
-            host = {**fingerprint(model, sites), "name": hub_name(model)}
-            if unguarded(host):
+        told = self.host
+        if host is not None:
+            host = Host.of(host)
+            self.check(host, check_host=False)
+            self._expect_model(host)
+            sites = [host.site(binding.site) for binding in self.bindings]
+            told = {**fingerprint(host, sites), "name": host.hub_name}
+            if unguarded(told):
                 warnings.warn(
                     "the patch is saved without samples of the host's weights "
-                    f"{_at(unguarded(host))}: it cannot tell another host; save it from one whose "
+                    f"{_at(unguarded(told))}: it cannot tell another host; save it from one whose "
                     "weights lie in memory",
                     stacklevel=2,
                 )
-        missing = [b.site for b in self.bindings if host is None or b.site not in host["sites"]]
-        if host is None or missing:
+        missing = [b.site for b in self.bindings if told is None or b.site not in told["sites"]]
+        if told is None or missing:
             raise VlmEditError(
                 f"a patch file names the host it is for, and none is known for {missing}: call "
-                "patch.save(path, model)"
+                "patch.save(path, host)"
             )
-        storage.write(path, self.bindings, host, self.info)
+        storage.write(path, self.bindings, told, self.info)
 
     def card(
         self,
@@ -353,9 +343,8 @@ class Patch:
     def push_to_hub(
         self,
         name: str,
-        model: Host | None = None,
+        host: Host | Model | None = None,
         *,
-        adapter: Adapter | None = None,
         file: str = "patch.safetensors",
         effect: Mapping[str, Any] | None = None,
         cost: Mapping[str, Any] | None = None,
@@ -367,8 +356,7 @@ class Patch:
 
         Args:
             name: ``owner/name``; it is made if it is not there.
-            model: As for ``save``, like ``adapter``.
-            adapter: The host's adapter; by default found.
+            host: As for ``save``.
             file: Place in the repository. The card lies beside it as ``README.md``, so that
                 patches in folders of their own keep a card each.
             effect: As for ``card``, like ``cost`` and ``license``.
@@ -387,7 +375,7 @@ class Patch:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, file)
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.save(target, model, adapter)
+            self.save(target, host)
             text = load_patch(target).card(
                 effect=effect, cost=cost, license=license, repository=name, file=file
             )
@@ -396,9 +384,7 @@ class Patch:
                 name, Path(folder), message=f"Add {file}", private=private, revision=revision
             )
 
-    def bake(
-        self, model: Host, adapter: Adapter | None = None, check_host: bool = True
-    ) -> baking.Baked:
+    def bake(self, host: Host | Model, *, check_host: bool = True) -> baking.Baked:
         """Fold the patch into the host's weights: no hook, no cost. Only where that is exact.
 
         Exact are rules that are linear in the hidden state (``Project``, ``Steer``, all but
@@ -408,9 +394,8 @@ class Patch:
         edited too; weights are rounded to their dtype.
 
         Args:
-            model: The host, whose weights are written to, in place.
-            adapter: As for ``attach``, like ``check_host``.
-            check_host: Likewise.
+            host: The host, whose weights are written to, in place.
+            check_host: As for ``attach``.
 
         Returns:
             What has ``undo`` and undoes it at the end of a with-block. Forget it to keep the edit.
@@ -418,11 +403,11 @@ class Patch:
         Raises:
             VlmEditError: As ``attach``; or it is not exact, says why, and nothing has changed.
         """
-        return baking.bake(self, model, adapter, check_host)
+        return baking.bake(self, Host.of(host), check_host)
 
-    def _expect_model(self, model: Host) -> None:
+    def _expect_model(self, host: Host) -> None:
         for binding in self.bindings:
-            expect_model(binding.model_name, host_name(model))
+            expect_model(binding.model_name, host.name)
 
 
 def _at(reasons: Mapping[str, str]) -> str:

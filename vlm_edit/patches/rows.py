@@ -14,15 +14,14 @@ from vlm_edit.patches.active import Active
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.patch import Engine, Patch
 from vlm_edit.patches.targets import Branches
-from vlm_edit.sites import Adapter, Host
+from vlm_edit.sites import Host, Model
 
 
 def attach_rows(
-    model: Host | tracing.NNsight,
+    host: Host | Model | tracing.NNsight,
     patches: Sequence[Patch | None],
-    adapter: Adapter | None = None,
-    check_host: bool = True,
     *,
+    check_host: bool = True,
     branch: Branches | None = None,
     via: Engine = "hooks",
     threads: Threads = "all",
@@ -30,9 +29,8 @@ def attach_rows(
     """Attach another patch for each row of the batches to come, all or none of them.
 
     Args:
-        model: The host.
+        host: The host.
         patches: One per row; None leaves a row as it is. Beams of a row share its patch.
-        adapter: The host's adapter; by default found.
         check_host: As for ``Patch.attach``.
         branch: As for ``Patch.attach``.
         via: As for ``Patch.attach``.
@@ -57,6 +55,7 @@ def attach_rows(
     distinct = list({id(patch): patch for patch in patches if patch is not None}.values())
     if not distinct:
         raise VlmEditError("attach_rows needs a patch for at least one row: all are None")
+    host = tracing.host_of(host)
     undo: list[Callable[[], None]] = []
     actives: list[Active] = []
     shares: list[Tensor] = []
@@ -64,7 +63,8 @@ def attach_rows(
         for patch in distinct:
             rows = [float(own is patch) for own in patches]
             own = patch.attach(
-                *(model, adapter, check_host),
+                host,
+                check_host=check_host,
                 strength=rows,
                 branch=branch,
                 via=via,
@@ -76,4 +76,4 @@ def attach_rows(
     except BaseException:
         Handle(undo).remove()
         raise
-    return Attachment(undo, actives, shares, tracing.host_of(model))
+    return Attachment(undo, actives, shares, host.root)

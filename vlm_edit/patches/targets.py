@@ -6,26 +6,16 @@ from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import nn
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Branch
 from vlm_edit.patches.binding import Binding
-from vlm_edit.sites import (
-    Adapter,
-    Host,
-    PipelineHost,
-    Site,
-    class_of,
-    expect_width,
-    find_site,
-    unwrap,
-)
+from vlm_edit.sites import Host, Site
 
 Branches = Literal["cond", "uncond", "both"]
 
 
-def branch_in(host: nn.Module, branch: Any) -> Branch | None:
+def branch_in(host: Host, branch: Any) -> Branch | None:
     """The one branch of guidance whose calls are edited; None for all calls.
 
     Raises:
@@ -33,22 +23,22 @@ def branch_in(host: nn.Module, branch: Any) -> Branch | None:
     """
     if branch is not None and branch not in get_args(Branches):
         raise VlmEditError(f"branch is {branch!r}; use {', '.join(map(repr, get_args(Branches)))}")
-    if isinstance(host, PipelineHost):
+    if host.is_pipeline:
         return None if branch == "both" else cast("Branch", branch or "cond")
     if branch is not None:
         raise VlmEditError(
-            f"branch={branch!r} tells apart what a pipeline encodes, and {class_of(host).__name__} "
+            f"branch={branch!r} tells apart what a pipeline encodes, and {host.kind.__name__} "
             "is no pipeline: attach the patch to the pipeline, or leave branch out"
         )
     return None
 
 
-def target_of(model: Host, binding: Binding, adapter: Adapter | None) -> Site:
+def target_of(host: Host, binding: Binding) -> Site:
     """The binding's site with the taps it acts on, after every check that can be made now."""
-    site = find_site(model, binding.site, adapter)
+    site = host.site(binding.site)
     if site.dead:
         raise VlmEditError(f"an edit at {site.name!r} would change nothing: {site.dead}")
-    expect_width(model, site, binding.splice.slice.decoder.shape[1])
+    host.expect_width(site, binding.splice.slice.decoder.shape[1])
     tokens = binding.selection.tokens
     if tokens != "all":
         taps = tuple(tap for tap in site.taps if tap.stream in (tokens, "mixed"))
@@ -75,9 +65,9 @@ def target_of(model: Host, binding: Binding, adapter: Adapter | None) -> Site:
     return site
 
 
-def device_of(site: Site, model: Host) -> torch.device:
+def device_of(site: Site, host: Host) -> torch.device:
     """Where a site's output will most likely be."""
-    for module in (site.taps[0].module, unwrap(model)):
+    for module in (site.taps[0].module, host.root):
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.device.type != "meta":
                 return tensor.device

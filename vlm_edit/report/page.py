@@ -75,11 +75,11 @@ def write_page(
 
     Example:
         >>> import pathlib, tempfile
-        >>> from vlm_edit import measure, zoo
-        >>> host, processor = zoo.load_host()
+        >>> from vlm_edit import Host, measure, zoo
+        >>> host = Host.of(*zoo.load_host())
         >>> pairs = zoo.load_pairs().select(range(64))
         >>> dictionary = zoo.load_dictionary("joint")
-        >>> found = measure(host, processor, pairs, dictionary, progress=False)
+        >>> found = measure(host, pairs, dictionary, progress=False)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     page = pathlib.Path(folder, "page.html")
         ...     write_page(page, found, pairs, "Features of emoji-clip")

@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, PairedDictionary
 from vlm_edit.dictionaries.origin import expect_origin
 from vlm_edit.errors import VlmEditError
-from vlm_edit.fingerprint import host_name
 from vlm_edit.hooks import Selection, Tokens, Where, attach
 from vlm_edit.selection.scores import ordered
-from vlm_edit.sites import Adapter, expect_width, find_site, unwrap
+from vlm_edit.sites import Host, Model
 
 Encoding = Dictionary | PairedDictionary[Dictionary]
 Sign = Literal["either", "raises", "lowers"]
@@ -23,7 +22,7 @@ _CELLS = 1 << 24  # codes held at once: 64 MiB
 
 
 def by_effect(
-    model: nn.Module,
+    host: Host | Model,
     batches: Mapping[str, Any] | Iterable[Mapping[str, Any]],
     dictionary: Encoding,
     output: Callable[[Any], Tensor],
@@ -32,7 +31,6 @@ def by_effect(
     *,
     sign: Sign = "either",
     tokens: Tokens = "all",
-    adapter: Adapter | None = None,
 ) -> list[int]:
     """Features that an output of the host owes most to, strongest first.
 
@@ -40,7 +38,7 @@ def by_effect(
     the feature were ablated.
 
     Args:
-        model: The host, in eval mode.
+        host: In eval mode.
         batches: The host's inputs, or several such.
         dictionary: Of the site; one for each stream acts on each stream's tokens.
         output: From what the host returns to what is attributed: one number, or one per row.
@@ -48,7 +46,6 @@ def by_effect(
         most: How many at most; None for all with an effect.
         sign: ``raises`` for features that raise the output, ``lowers`` for those that lower it.
         tokens: ``image`` or ``text`` for the effect through one stream's tokens only.
-        adapter: The host's adapter; by default found.
 
     Raises:
         VlmEditError: As ``effects``, no batch, or an unknown sign.
@@ -67,10 +64,11 @@ def by_effect(
     """
     if sign not in get_args(Sign):
         raise VlmEditError(f"sign is {sign!r}: use one of {get_args(Sign)}")
+    host = Host.of(host)
     listed = [batches] if isinstance(batches, Mapping) else batches
     total, examples = torch.zeros(dictionary.n_features, dtype=torch.float64), 0
     for inputs in listed:
-        found = effects(model, inputs, dictionary, output, site, tokens=tokens, adapter=adapter)
+        found = effects(host, inputs, dictionary, output, site, tokens=tokens)
         total += found.sum(0)
         examples += len(found)
     if not examples:
@@ -80,14 +78,13 @@ def by_effect(
 
 
 def effects(
-    model: nn.Module,
+    host: Host | Model,
     inputs: Mapping[str, Any],
     dictionary: Encoding,
     output: Callable[[Any], Tensor],
     site: str = "joint",
     *,
     tokens: Tokens = "all",
-    adapter: Adapter | None = None,
 ) -> Tensor:
     """How much of an output each feature accounts for: code times gradient along its direction.
 
@@ -98,14 +95,13 @@ def effects(
     as they are; ``model.requires_grad_(False)`` saves the memory of what lies before the site.
 
     Args:
-        model: The host, in eval mode.
+        host: In eval mode.
         inputs: Of its forward; tensors on its device.
         dictionary: Of the site; one for each stream acts on each stream's tokens.
         output: From what the host returns to what is attributed: one number, or one per row, such
             as ``lambda told: told.logits[:, -1, 42]``.
         site: The site's name.
         tokens: As in ``Patch``.
-        adapter: The host's adapter; by default found.
 
     Returns:
         [B, m] float64, a row an example, positive where the feature raises the output.
@@ -117,22 +113,20 @@ def effects(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from vlm_edit import Adapter, Dictionary
+        >>> from vlm_edit import Adapter, Dictionary, Host
         >>> host = nn.Sequential(nn.Identity(), nn.Linear(2, 1, bias=False)).eval()
         >>> _ = nn.init.constant_(host[1].weight, 3.0)
         >>> adapter = Adapter.of({"x": ("0", "image", 2)})
         >>> inputs = {"input": torch.tensor([[1.0, -2.0]])}
-        >>> effects(host, inputs, Dictionary.identity(2), lambda y: y[:, 0], "x", adapter=adapter)
+        >>> host = Host.of(host, adapter=adapter)
+        >>> effects(host, inputs, Dictionary.identity(2), lambda y: y[:, 0], "x")
         tensor([[ 3., -6.]], dtype=torch.float64)
     """
-    place = find_site(model, site, adapter)
-    expect_width(model, place, dictionary.width)
-    expect_origin(dictionary.info, site, host_name(model))
-    if unwrap(model).training:
-        raise VlmEditError(
-            f"{type(unwrap(model)).__name__} is in train mode, where dropout makes gradients "
-            "random: call model.eval()"
-        )
+    host = Host.of(host)
+    place = host.site(site)
+    host.expect_width(place, dictionary.width)
+    expect_origin(dictionary.info, site, host.name)
+    host.expect_eval("gradients random")
     apart = isinstance(dictionary, PairedDictionary) or bool(dictionary.encoder.centers)
     taken: list[_Taken] = []
     selection = Selection(tokens)
@@ -146,10 +140,10 @@ def effects(
         taken.append(_Taken(hidden, leaf, chosen, where, apart))
         return hidden + leaf
 
-    handle = attach(model, place, take, adapter)
+    handle = attach(host, place, take)
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            told = output(model(**inputs))
+            told = output(host(**inputs))
             gradients = _gradients(told, taken, site, tokens)
     finally:
         handle.remove()

@@ -9,15 +9,15 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import STREAMS, AnyDictionary, Dictionary, PairedDictionary
 from vlm_edit.errors import VlmEditError
-from vlm_edit.measurement import Prepare, Reader
+from vlm_edit.measurement import Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.selection.contrast import by_difference, by_direction
-from vlm_edit.sites import Adapter, find_site
+from vlm_edit.sites import Host, Model
 
 Stream = Literal["image", "text"]
 Score = Literal["difference", "direction"]
@@ -42,8 +42,7 @@ class Seen:
 
 
 def by_concept(
-    model: nn.Module,
-    processor: Any,
+    host: Host | Model,
     dictionary: AnyDictionary,
     positive: Examples,
     negative: Examples,
@@ -54,8 +53,6 @@ def by_concept(
     direction: Tensor | None = None,
     most: int | None = None,
     alpha: float | None = 0.05,
-    adapter: Adapter | None = None,
-    prepare: Prepare | None = None,
     batch_size: int = 64,
 ) -> list[int]:
     """Features that respond more to examples of a concept than to others, strongest first.
@@ -64,8 +61,7 @@ def by_concept(
     stream see the other's, as in a host that generates, pairs of both say more.
 
     Args:
-        model: The host, in eval mode.
-        processor: Its processor.
+        host: In eval mode, with its processor.
         dictionary: Of the site, of any kind; of a paired one the stream's.
         positive: Texts, images (or paths), or pairs.
         negative: The same of the contrary, or of examples in general.
@@ -77,8 +73,6 @@ def by_concept(
             the difference of the sets' mean activations.
         most: How many at most; None for all that pass.
         alpha: False discovery rate of a rank test over the examples; None for no test.
-        adapter: The host's adapter; by default found.
-        prepare: As in ``vlm_edit.measurement.Reader``.
         batch_size: Examples per forward.
 
     Raises:
@@ -86,32 +80,23 @@ def by_concept(
             not told, another dictionary than the site's, or an image that cannot be read.
 
     Example:
-        >>> from vlm_edit import zoo
+        >>> from vlm_edit import Host, zoo
         >>> from vlm_edit.selection import by_concept
-        >>> host, processor = zoo.load_host()
+        >>> host = Host.of(*zoo.load_host())
         >>> dictionary = zoo.load_dictionary("joint")
         >>> pets = [f"a picture of {x}" for x in ("dog", "cat", "wolf", "fox", "dog face", "lion")]
         >>> rest = [f"a picture of {x}" for x in ("car", "house", "pen", "sun", "book", "train")]
-        >>> len(by_concept(host, processor, dictionary, pets, rest, most=3, alpha=None))
+        >>> len(by_concept(host, dictionary, pets, rest, most=3, alpha=None))
         3
     """
     if score not in get_args(Score):
         raise VlmEditError(f"score is {score!r}: use one of {get_args(Score)}")
+    host = Host.of(host)
     sets = {"positive": as_pairs(positive, "positive"), "negative": as_pairs(negative, "negative")}
     told = {name: kind for name, (_, kind) in sets.items()}
-    chosen = _stream(find_site(model, site, adapter).streams, stream, told, site)
+    chosen = _stream(host.site(site).streams, stream, told, site)
     yes, no = (
-        read_examples(
-            model,
-            processor,
-            dictionary,
-            pairs,
-            site,
-            chosen,
-            adapter=adapter,
-            prepare=prepare,
-            batch_size=batch_size,
-        )
+        read_examples(host, dictionary, pairs, site, chosen, batch_size=batch_size)
         for pairs, _ in sets.values()
     )
     if score == "difference":
@@ -123,37 +108,31 @@ def by_concept(
 
 
 def read_examples(
-    model: nn.Module,
-    processor: Any,
+    host: Host | Model,
     dictionary: AnyDictionary,
     pairs: Pairs,
     site: str,
     stream: Stream,
     *,
-    adapter: Adapter | None = None,
-    prepare: Prepare | None = None,
     batch_size: int = 64,
 ) -> Seen:
     """Codes and normed activations of examples at a site, from the host's own forward.
 
     Args:
-        model: The host, in eval mode.
-        processor: Its processor.
+        host: In eval mode, with its processor.
         dictionary: Of the site.
         pairs: The examples.
         site: The site's name.
         stream: Whose tokens.
-        adapter: The host's adapter; by default found.
-        prepare: As in ``Reader``.
         batch_size: Examples per forward.
 
     Raises:
         VlmEditError: As ``Reader``, or an image that cannot be read.
 
     Example:
-        >>> from vlm_edit import zoo
+        >>> from vlm_edit import Host, zoo
         >>> seen = read_examples(
-        ...     *zoo.load_host(),
+        ...     Host.of(*zoo.load_host()),
         ...     zoo.load_dictionary("joint"),
         ...     zoo.load_pairs().select(range(4)),
         ...     "joint",
@@ -162,12 +141,7 @@ def read_examples(
         >>> seen.codes.shape, tuple(seen.normed.shape)
         ((4, 512), (4, 192))
     """
-    reader = Reader(
-        *(model, processor, dictionary, site, adapter),
-        prepare=prepare,
-        batch_size=batch_size,
-        progress=False,
-    )
+    reader = Reader(Host.of(host), dictionary, site, batch_size=batch_size, progress=False)
     codes, normed = [], []
     for batch in reader.read(pairs):
         codes.append(batch.codes[stream].to("cpu"))

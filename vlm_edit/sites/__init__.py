@@ -15,14 +15,12 @@ from vlm_edit.sites.declare import (
     Stream,
     TapRule,
 )
-from vlm_edit.sites.pipelines import Host, Pipeline, PipelineHost, class_of
+from vlm_edit.sites.host import Host, Inputs, Prompt, find_sites
+from vlm_edit.sites.pipelines import Model, Pipeline, PipelineHost, class_of
 from vlm_edit.sites.registry import ENTRY_POINTS, find_adapter, join_adapters
 from vlm_edit.sites.resolve import (
     Site,
     Tap,
-    expect_width,
-    find_site,
-    find_sites,
     image_token_ids,
 )
 from vlm_edit.sites.wrappers import unwrap
@@ -33,18 +31,19 @@ __all__ = [
     "Adapter",
     "Encoder",
     "Host",
+    "Inputs",
+    "Model",
     "Pipeline",
     "PipelineAdapter",
     "PipelineHost",
+    "Prompt",
     "Site",
     "SiteRule",
     "Stream",
     "Tap",
     "TapRule",
     "class_of",
-    "expect_width",
     "find_adapter",
-    "find_site",
     "find_sites",
     "image_token_ids",
     "join_adapters",

@@ -232,15 +232,16 @@ class Adapter:
         Example:
             >>> import torch
             >>> from torch import nn
-            >>> from vlm_edit import Adapter, Dictionary, Patch, Scale, find_sites
-            >>> host = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+            >>> from vlm_edit import Adapter, Dictionary, Host, Patch, Scale
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
             >>> adapter = Adapter.of({"hidden": ("1", "image", 4), "joint": ("2", "image", 2)})
-            >>> [(site.name, site.width) for site in find_sites(host, adapter).values()]
+            >>> host = Host.of(model, adapter=adapter)
+            >>> [(site.name, site.width) for site in host.sites.values()]
             [('hidden', 4), ('joint', 2)]
             >>> x = torch.ones(1, 3)
             >>> patch = Patch("joint", Dictionary.identity(2), Scale([1], 0.0))
-            >>> with patch.attach(host, adapter=adapter):
-            ...     host(x)[0, 1].item()
+            >>> with patch.attach(host):
+            ...     model(x)[0, 1].item()
             0.0
         """
         return cls(

@@ -22,7 +22,7 @@ class Pipeline(Protocol):
         ...
 
 
-Host: TypeAlias = nn.Module | Pipeline
+Model: TypeAlias = nn.Module | Pipeline
 
 
 class PipelineHost(nn.Module):

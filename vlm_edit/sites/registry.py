@@ -11,13 +11,13 @@ from torch import nn
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.sites.declare import Adapter, PipelineAdapter
-from vlm_edit.sites.pipelines import Host, Pipeline, PipelineHost, class_of, joined
+from vlm_edit.sites.pipelines import Model, Pipeline, PipelineHost, class_of, joined
 from vlm_edit.sites.wrappers import unwrap
 
 ENTRY_POINTS = "vlm_edit.adapters"
 
 
-def find_adapter(model: Host) -> Adapter:
+def find_adapter(model: Model) -> Adapter:
     """The adapter registered for a host.
 
     Looked up by ``model.config.model_type``; failing that by the host's class or one it inherits
@@ -37,9 +37,9 @@ def find_adapter(model: Host) -> Adapter:
     names = ", ".join(sorted(known)) or "none: is vlm-edit installed?"
     raise VlmEditError(
         f"no adapter for {class_of(host).__name__} (config.model_type is {model_type!r}, the class "
-        f"{classes[0]!r}; known: {names}). Pass adapter=Adapter.of({{...}}) with the paths of its "
-        f"modules, or register one as an entry point of the group {ENTRY_POINTS!r}: "
-        "docs/writing-an-adapter.md shows both"
+        f"{classes[0]!r}; known: {names}). Pass Host.of(model, adapter=Adapter.of({{...}})) with "
+        "the paths of its modules, or register one as an entry point of the group "
+        f"{ENTRY_POINTS!r}: docs/writing-an-adapter.md shows both"
     )
 
 
@@ -54,13 +54,13 @@ def join_adapters(pipeline: Pipeline, rules: PipelineAdapter) -> Adapter:
         VlmEditError: None of its encoders is of a kind that an adapter is known for.
 
     Example:
-        >>> from vlm_edit import find_sites, zoo
+        >>> from vlm_edit import Host, zoo
         >>> from vlm_edit.sites import Encoder
         >>> class Mine:
         ...     components = {"eye": zoo.load_host()[0]}
         >>> pipeline = Mine()
         >>> adapter = join_adapters(pipeline, PipelineAdapter((Encoder("eye"),)))
-        >>> list(find_sites(pipeline, adapter))[:2]
+        >>> list(Host.of(pipeline, adapter=adapter).sites)[:2]
         ['eye.joint', 'eye.vision.0']
     """
     return joined(cast("PipelineHost", unwrap(pipeline)), rules, find_adapter)

@@ -10,8 +10,7 @@ from torch import nn
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.sites.declare import MARKS, Adapter, SiteRule, Stream, TapRule
-from vlm_edit.sites.pipelines import Host, class_of
-from vlm_edit.sites.registry import find_adapter
+from vlm_edit.sites.pipelines import class_of
 from vlm_edit.sites.wrappers import unwrap
 
 Numbers = tuple[int, ...]  # of a layer: none, {i}, or {i} and {j}
@@ -39,6 +38,13 @@ class Tap:
     ends: str | None = None
     tokens: int | None = None
 
+    @property
+    def owner(self) -> str:
+        """The path of the module itself."""
+        if self.method is None:
+            return self.path
+        return self.path.removesuffix("()").rpartition(".")[0]
+
 
 @dataclass(frozen=True, eq=False)
 class Site:
@@ -63,60 +69,16 @@ class Site:
         return ("image", "text") if "mixed" in found else tuple(sorted(found))
 
 
-def find_sites(model: Host, adapter: Adapter | None = None) -> dict[str, Site]:
-    """Every site of a host, by name.
-
-    Args:
-        model: The host, or a pipeline of hosts.
-        adapter: Declares the sites; by default found through ``model.config.model_type`` or the
-            host's class.
-
-    Returns:
-        Sites in the adapter's order, layers in theirs.
+def resolve(root: nn.Module, adapter: Adapter) -> dict[str, Site]:
+    """Return the sites that an adapter declares, by name, in its order.
 
     Raises:
-        VlmEditError: No adapter for this type of host, none of a site's module paths exists, or
-            its width is not known.
-
-    Example:
-        >>> from vlm_edit import zoo
-        >>> host, _ = zoo.load_host()
-        >>> list(find_sites(host))[:2]
-        ['joint', 'vision.0']
+        VlmEditError: None of a site's module paths exists, or its width is not known.
     """
-    host = unwrap(model)
-    adapter = adapter or find_adapter(host)
-    found: dict[str, Site] = {}
+    sites: dict[str, Site] = {}
     for rule in adapter.sites:
-        found.update(_resolve(host, rule))
-    return found
-
-
-def find_site(model: Host, name: str, adapter: Adapter | None = None) -> Site:
-    """One site of a host.
-
-    Raises:
-        VlmEditError: The host has no such site; the message lists those it has.
-    """
-    found = find_sites(model, adapter)
-    if name not in found:
-        host = class_of(unwrap(model)).__name__
-        raise VlmEditError(f"{host} has no site {name!r}; its sites are {_abridge(list(found))}")
-    return found[name]
-
-
-def expect_width(model: Host, site: Site, width: int) -> None:
-    """Refuse a dictionary of another width than the site's.
-
-    Raises:
-        VlmEditError: The widths differ.
-    """
-    if width != site.width:
-        raise VlmEditError(
-            f"the dictionary is {width} wide, site {site.name!r} of "
-            f"{class_of(unwrap(model)).__name__} is {site.width}: it belongs to another site or "
-            "host"
-        )
+        sites.update(_resolve(root, rule))
+    return sites
 
 
 def image_token_ids(model: nn.Module, adapter: Adapter) -> tuple[int, ...]:
@@ -157,7 +119,7 @@ def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:
         raise VlmEditError(
             f"site {rule.name!r} of {class_of(model).__name__}: no module at "
             f"{' or '.join(tap.paths)}. The host's layout differs from the adapter's: pass "
-            "adapter= with the paths that model.named_modules() shows"
+            "Host.of(model, adapter=...) with the paths that model.named_modules() shows"
         )
     layers = max((numbers[0] for numbers in columns[0] if numbers), default=0) + 1
     last = _last_read(model, rule, layers)
@@ -287,7 +249,7 @@ def _attribute(thing: Any, dotted: str) -> Any:
     return thing
 
 
-def _abridge(names: list[str]) -> str:
+def abridged(names: list[str]) -> str:
     """``vision.0, vision.1, vision.2`` as ``vision.0 ... vision.2``."""
     groups: dict[str, list[str]] = {}
     for name in names:

@@ -7,10 +7,10 @@ from typing import cast
 
 from torch import nn
 
-from vlm_edit.sites.pipelines import Host, host_of_pipeline
+from vlm_edit.sites.pipelines import Model, host_of_pipeline
 
 
-def unwrap(model: Host) -> nn.Module:
+def unwrap(model: Model) -> nn.Module:
     """The host inside wrappers of torch.compile, of data parallelism, of FSDP 1 and of peft.
 
     A pipeline of hosts becomes one host, of which its models are parts.

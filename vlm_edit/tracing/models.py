@@ -6,48 +6,48 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from vlm_edit.errors import VlmEditError
-from vlm_edit.sites import Adapter, Host, Stream, find_site, unwrap
+from vlm_edit.errors import BadArgument, VlmEditError, WrongHost
+from vlm_edit.sites import Host, Model, Stream, unwrap
 
 if TYPE_CHECKING:
     from nnsight import NNsight
     from nnsight.intervention.envoy import Envoy
 
 
-def host_of(model: Host | NNsight) -> nn.Module:
-    """The host that an nnsight model wraps; any ``torch.nn.Module`` is its own.
+def host_of(model: Host | Model | NNsight) -> Host:
+    """Return the host that an nnsight model wraps, or the one of a model; a host is its own.
 
     A pipeline's models are one host together.
 
     Raises:
-        VlmEditError: Neither of both, or an nnsight model that has not loaded its weights.
+        VlmEditError: None of these, or an nnsight model that has not loaded its weights.
 
     Example:
         >>> import nnsight
         >>> from vlm_edit import tracing, zoo
         >>> host, _ = zoo.load_host()
-        >>> tracing.host_of(nnsight.NNsight(host)) is host
+        >>> tracing.host_of(nnsight.NNsight(host)).model is host
         True
     """
-    if isinstance(model, nn.Module):
-        return model
-    host = getattr(model, "_module", None)
-    if not isinstance(host, nn.Module) and isinstance(unwrap(model), nn.Module):
-        return unwrap(model)
-    if not isinstance(host, nn.Module):
-        raise VlmEditError(
+    if isinstance(model, Host | nn.Module):
+        return Host.of(model)
+    inner = getattr(model, "_module", None)
+    if not isinstance(inner, nn.Module) and isinstance(unwrap(model), nn.Module):
+        return Host.of(model)
+    if not isinstance(inner, nn.Module):
+        raise BadArgument(
             f"a {type(model).__name__} is no host: give a torch.nn.Module, an nnsight model "
             "around it, or a pipeline of diffusers"
         )
     if getattr(model, "dispatched", True) is False:
-        raise VlmEditError(
+        raise BadArgument(
             f"the {type(model).__name__} has not loaded its weights yet, and will put other "
             "modules in the place of these: make it with dispatch=True"
         )
-    return host
+    return Host.of(inner)
 
 
-def expect_model(model: Any, taker: str) -> nn.Module:
+def expect_model(model: Any, taker: str) -> Host:
     """The host inside what must be an nnsight model.
 
     Raises:
@@ -61,16 +61,14 @@ def expect_model(model: Any, taker: str) -> nn.Module:
     return host_of(model)
 
 
-def at(
-    model: NNsight, site: str, stream: Stream | None = None, adapter: Adapter | None = None
-) -> Envoy:
+def at(model: NNsight, site: str, stream: Stream | None = None, host: Host | None = None) -> Envoy:
     """A site's module as nnsight sees it: read and set its ``.output`` inside a trace.
 
     Args:
         model: An ``nnsight.NNsight`` around the host.
         site: The site's name.
         stream: Which of its modules, for a site that has one per stream.
-        adapter: The host's adapter; by default found.
+        host: The host it wraps, where it has an adapter of its own; by default made anew.
 
     Raises:
         VlmEditError: Not an nnsight model, no such site or stream, several modules to choose
@@ -89,8 +87,7 @@ def at(
         >>> hidden.shape[0]
         1
     """
-    host = expect_model(model, "tracing.at")
-    taps = find_site(host, site, adapter).taps
+    taps = wrapped_host(model, "tracing.at", host).site(site).taps
     found = [tap for tap in taps if stream in (None, tap.stream)]
     if len(found) != 1:
         streams = " or ".join(repr(tap.stream) for tap in taps)
@@ -98,6 +95,18 @@ def at(
             f"site {site!r} has a module for stream {streams}, and stream is {stream!r}: name one"
         )
     return envoy_of(model, found[0].module, found[0].path)
+
+
+def wrapped_host(model: Any, taker: str, host: Host | None) -> Host:
+    """Return the host that an nnsight model wraps, which is the one that is named, if any is."""
+    inner = expect_model(model, taker)
+    if host is None:
+        return inner
+    if host.root is not inner.root:
+        raise WrongHost(
+            f"{taker}: the nnsight model wraps another {inner.kind.__name__} than host= names"
+        )
+    return host
 
 
 def envoy_of(model: Any, module: nn.Module, path: str) -> Any:

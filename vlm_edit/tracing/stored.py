@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from torch import Tensor, nn
 
 from vlm_edit.hooks import Callback, StandIn, follow, hidden_of, replace_hidden
-from vlm_edit.sites import Adapter, Site, find_adapter, unwrap
-from vlm_edit.tracing.models import envoy_of, expect_model
+from vlm_edit.sites import Host, Site
+from vlm_edit.tracing.models import envoy_of, expect_model, wrapped_host
 
 if TYPE_CHECKING:
     from nnsight import NNsight
@@ -24,13 +24,11 @@ _BARE = SimpleNamespace(_batch_size=lambda *_, **__: 0, _batch=lambda *_: ((), {
 class Edits(Protocol):
     """What can be stored: a patch."""
 
-    def prepare(
-        self, model: nn.Module, adapter: Adapter | None = None
-    ) -> Sequence[tuple[Site, Callback]]:
+    def prepare(self, host: Host) -> Sequence[tuple[Site, Callback]]:
         """Sites of a host, and what is done there, after every check."""
 
 
-def edited(model: NNsight, patch: Edits, adapter: Adapter | None = None) -> NNsight:
+def edited(model: NNsight, patch: Edits, host: Host | None = None) -> NNsight:
     """A copy of an nnsight model whose traces run with a patch.
 
     The model itself stays as it is, and both share the host's weights. Outputs equal, bit for
@@ -39,7 +37,7 @@ def edited(model: NNsight, patch: Edits, adapter: Adapter | None = None) -> NNsi
     Args:
         model: An ``nnsight.NNsight`` around the host.
         patch: Checked against the host as by ``Patch.attach``.
-        adapter: The host's adapter; by default found.
+        host: The host it wraps, where it has an adapter of its own; by default made anew.
 
     Returns:
         The edited model. Its ``trace`` and ``interleave`` run with the patch, at every step of
@@ -62,12 +60,11 @@ def edited(model: NNsight, patch: Edits, adapter: Adapter | None = None) -> NNsi
         >>> logits.shape
         torch.Size([1, 1])
     """
-    root = unwrap(expect_model(model, "tracing.edited"))
-    adapter = adapter or find_adapter(root)
-    for site, callback in patch.prepare(root, adapter):
+    host = wrapped_host(model, "tracing.edited", host)
+    for site, callback in patch.prepare(host):
         for tap in site.taps:
             envoy = envoy_of(model, tap.module, tap.path)
-            run, release = follow(root, tap, callback, adapter)
+            run, release = follow(host.root, tap, callback, host.adapter)
             model = _store(model, envoy, tap.module, run)
             weakref.finalize(run, release)  # nothing says when an edited model is done with
     return model
@@ -103,7 +100,7 @@ def interleaved(model: NNsight) -> Iterator[NNsight]:
         >>> bool((plain == edited).all())
         False
     """
-    host = expect_model(model, "tracing.interleaved")
+    inner: Any = expect_model(model, "tracing.interleaved").model
     from nnsight.intervention.batching import Batcher
 
     def around(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -112,8 +109,8 @@ def interleaved(model: NNsight) -> Iterator[NNsight]:
         # Not the model's own batcher: it would prepare inputs, and these are prepared.
         return model.interleave(lambda: original(*args, **kwargs), batcher=Batcher(_BARE))
 
-    names = [name for name in ENTRIES if callable(getattr(host, name, None))]
-    standing = [StandIn(host, name, around) for name in names]
+    names = [name for name in ENTRIES if callable(getattr(inner, name, None))]
+    standing = [StandIn(inner, name, around) for name in names]
     try:
         yield model
     finally:

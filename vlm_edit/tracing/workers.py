@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from vlm_edit.hooks import Callback, Handle, Threads
 from vlm_edit.hooks import attach as attach_to
-from vlm_edit.sites import Adapter, Site
+from vlm_edit.sites import Host, Model, Site
 
 
 def attach(
-    model: nn.Module,
+    host: Host | Model,
     site: Site,
     callback: Callback,
-    adapter: Adapter | None = None,
     *,
     threads: Threads = "all",
 ) -> Handle:
@@ -26,10 +23,9 @@ def attach(
     nnsight leaves a controller on each of the modules for good: it runs them as they are.
 
     Args:
-        model: The host.
+        host: The host.
         site: One of its sites.
         callback: As in ``hooks.attach``.
-        adapter: The host's adapter; by default found.
         threads: As in ``hooks.attach``.
 
     Returns:
@@ -54,4 +50,4 @@ def attach(
     """
     from vlm_edit.tracing.controller import Worker
 
-    return attach_to(model, site, callback, adapter, Worker, threads)
+    return attach_to(host, site, callback, Worker, threads)

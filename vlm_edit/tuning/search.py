@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast, get_args
 
-from torch import nn
-
 from vlm_edit.errors import VlmEditError
 from vlm_edit.patches import Patch
+from vlm_edit.sites import Host, Model
 from vlm_edit.statistics import Estimate
 from vlm_edit.tuning.result import Goal, Point, Tuning, pareto_front, value
 
@@ -28,7 +27,7 @@ _FINEST = 1 / 128  # of the range of strengths: nearer neighbours are not told a
 
 
 def tune(
-    model: nn.Module,
+    host: Host | Model,
     patch: Patch | Callable[[Any], Patch],
     objective: Figure,
     utility: Figure,
@@ -47,7 +46,7 @@ def tune(
     give the same points. The host is left as it was, whatever happens.
 
     Args:
-        model: The host.
+        host: The host.
         patch: A patch, or a function that makes one of a number, such as how many top features.
         objective: What is to change, measured while the patch is attached: a function of no
             argument, or of the host, that gives a number or an ``Estimate``.
@@ -58,7 +57,7 @@ def tune(
         numbers: What the function may be given, at least two if it is one; the search goes by
             their order.
         goal: Whether the objective is to ``raise`` or to ``lower``.
-        **options: For ``Patch.attach``, such as ``adapter`` or ``mask``.
+        **options: For ``Patch.attach``, such as ``mask``.
 
     Returns:
         Points, front, the best for a utility that must be kept, a table and a picture.
@@ -70,17 +69,18 @@ def tune(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from vlm_edit import Ablate, Adapter, Dictionary, Patch
+        >>> from vlm_edit import Ablate, Adapter, Dictionary, Host, Patch
         >>> from vlm_edit.tuning import tune
-        >>> host = nn.Sequential(nn.Identity())
-        >>> adapter = Adapter.of({"x": ("0", "image", 2)})
+        >>> model = nn.Sequential(nn.Identity())
+        >>> host = Host.of(model, adapter=Adapter.of({"x": ("0", "image", 2)}))
         >>> patch = Patch("x", Dictionary.identity(2), Ablate([0]))
-        >>> bias = lambda: float(host(torch.ones(1, 2))[0, 0])  # 1 - strength
+        >>> bias = lambda: float(model(torch.ones(1, 2))[0, 0])  # 1 - strength
         >>> skill = lambda: 1 - (1 - bias()) ** 2
-        >>> found = tune(host, patch, bias, skill, goal="lower", budget=9, adapter=adapter)
+        >>> found = tune(host, patch, bias, skill, goal="lower", budget=9)
         >>> found.best(utility_at_least=0.8).strength
         0.375
     """
+    host = Host.of(host)
     space = _checked(patch, strengths, numbers, budget)
     if goal not in get_args(Goal):
         raise VlmEditError(f"goal is {goal!r}: use one of {get_args(Goal)}")
@@ -92,10 +92,10 @@ def tune(
         if number not in made and strength:
             made[number] = patch if isinstance(patch, Patch) else patch(number)
         attached = (
-            made[number].attach(model, strength=strength, **options) if strength else nullcontext()
+            made[number].attach(host, strength=strength, **options) if strength else nullcontext()
         )
         with attached:
-            told = {name: _figure(ask(model), name, place) for name, ask in figures.items()}
+            told = {name: _figure(ask(host.model), name, place) for name, ask in figures.items()}
         return Point(strength, number, told["objective"], told["utility"])
 
     points = [evaluate((0.0, None))]
@@ -232,7 +232,7 @@ def _checked(
     return _Space(low, high, listed, budget)
 
 
-def _callable(figure: Figure) -> Callable[[nn.Module], Any]:
+def _callable(figure: Figure) -> Callable[[Model], Any]:
     """Asks a figure, whether or not it wants to be given the host."""
     needs = [
         p

@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from results.common import cell
-from vlm_edit import Ablate, Dictionary, Keep, Patch, Project, Scale, load_patch, zoo
+from vlm_edit import Ablate, Dictionary, Host, Keep, Patch, Project, Scale, load_patch, zoo
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Blend, Cap
 from vlm_edit.hooks import record
-from vlm_edit.sites import find_site
 from vlm_edit.tasks.adversarial import Defence, Features, Hardening
 from vlm_edit.tasks.adversarial.baselines import Jpeg, LowPass, Noise
 from vlm_edit.tasks.adversarial.hardening import Hardened, harden_features, harden_gains
@@ -142,7 +141,7 @@ def tune(
     how = Hardening(eps=4 / 255, steps=6000, batch_size=size, seconds=seconds)
     slow, fast = replace(how, rate=0.002), replace(how, rate=0.005)
     vision = zoo.load_dictionary("vision.2")
-    neurons = {site: Dictionary.identity(find_site(host.model, site).width) for site in LAYERS}
+    neurons = {site: Dictionary.identity(Host.of(host.model).site(site).width) for site in LAYERS}
     ways: dict[str, dict[str, Callable[[], Hardened]]] = {
         "gains": {
             "": lambda: harden_gains(host, images, {"vision.2": vision}, replace(how, rate=0.03))

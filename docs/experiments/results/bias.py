@@ -31,7 +31,7 @@ from results.bias_tables import (
     K,
     tables,
 )
-from vlm_edit import Patch, zoo
+from vlm_edit import Host, Patch, zoo
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dominance import Dominance
 from vlm_edit.selection import difference, random_like
@@ -88,7 +88,7 @@ def questions() -> Questions:
 @cache
 def bench() -> Bench:
     """The host on the shipped pairs."""
-    return Bench.read(*zoo.load_host(), zoo.load_pairs(), questions(), batch_size=128)
+    return Bench.read(Host.of(*zoo.load_host()), zoo.load_pairs(), questions(), batch_size=128)
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 
 from results import common
 from results.bias_tables import BASELINE, QUESTION, SAID, VALUES
-from vlm_edit import Patch, zoo
+from vlm_edit import Host, Patch, zoo
 from vlm_edit.selection import difference, random_like
 from vlm_edit.tasks.bias import Bench, Evidence, edit, select
 from vlm_edit.tasks.bias.baselines import project_out
@@ -36,7 +36,7 @@ def captions(halves: tuple[Bench, Bench]) -> dict[str, Any]:
         wanted = [pairs.columns["label"][i] for i in numbers]
         for name, patch in patches.items():
             with patch.attach(model) if patch else nullcontext():
-                said = describe(model, processor, images, QUESTION)
+                said = describe(Host.of(model, processor), images, QUESTION)
             made.setdefault(name, []).append(Captions(said, test.plain.asked_groups, wanted))
     return {name: told(joined(parts)) for name, parts in made.items()}
 
@@ -54,7 +54,7 @@ def edits(
     pairs = learn.plain.pairs
     pairs = replace(pairs, texts=(QUESTION,) * len(pairs))  # no caption may tell the gender
     evidence = Evidence.of(
-        *(model, processor, zoo.load_dictionary(site), pairs, "gender", VALUES, site, stream)  # type: ignore[arg-type]
+        Host.of(model, processor), zoo.load_dictionary(site), pairs, "gender", VALUES, site, stream
     )
     chosen = select(evidence, count)
     live = evidence.codes().abs().amax(0).nonzero().flatten().tolist()

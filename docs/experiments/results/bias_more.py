@@ -12,7 +12,7 @@ from PIL import Image
 from recipes.pairs import BACKGROUNDS, composite, load_drawings
 from results import common
 from results.bias_tables import BASELINE
-from vlm_edit import Pairs, zoo
+from vlm_edit import Host, Pairs, zoo
 from vlm_edit.probing import probe
 from vlm_edit.statistics import Estimate
 from vlm_edit.tasks.bias import Bench, Outcome, Questions
@@ -81,7 +81,7 @@ def people(folder: Path, kind: str, asked: Questions) -> Bench:
     labels = {f"a picture of {label}": concept for label, concept in sorted(concept_of.items())}
     questions = Questions("gender", asked.classes, label="concept", labels=labels)
     pairs = Pairs(images, texts, columns, kind)
-    return Bench.read(*zoo.load_host(), pairs, questions, batch_size=128)
+    return Bench.read(Host.of(*zoo.load_host()), pairs, questions, batch_size=128)
 
 
 def few(study: Any) -> Estimate:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit import Dictionary, zoo
+from vlm_edit import Dictionary, Host, zoo
 from vlm_edit.dominance import Dominance, modality_dominance
 from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader, centred
 from vlm_edit.report import Table
@@ -63,7 +63,7 @@ def subject(host: str, site: str, kind: str = "dictionary", wrong: bool = False)
         dictionary = Dictionary.identity(192, "constant_norm_rescale")
     if kind == "neurons, centred":
         dictionary = centred(dictionary, subject(host, site, "neurons").found.means)
-    reader = Reader(model, processor, dictionary, site, batch_size=128, progress=False)
+    reader = Reader(Host.of(model, processor), dictionary, site, batch_size=128, progress=False)
     accumulator = MeasurementAccumulator(dictionary.n_features)
     codes: dict[str, list[Tensor]] = {stream: [] for stream in STREAMS}
     hidden: dict[str, list[Tensor]] = {stream: [] for stream in STREAMS}

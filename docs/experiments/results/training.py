@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from results import common, ground_truth
 from results.interpretability import judges
-from vlm_edit import Dictionary, zoo
+from vlm_edit import Dictionary, Host, zoo
 from vlm_edit.dictionaries import PairedDictionary, TrainConfig, train_dictionary, train_paired
 from vlm_edit.interpretability import multimodal_monosemanticity_score
 from vlm_edit.measurement import collect
@@ -116,9 +116,9 @@ def embeddings(folder: Path | None = None) -> Data:
 
     host, processor = zoo.load_host()
     assert isinstance(processor, CLIPProcessor)
-    held = collect(host, processor, zoo.load_pairs(), "joint", progress=False)
+    held = collect(Host.of(host, processor), zoo.load_pairs(), "joint", progress=False)
     names = zoo.load_labels()
-    labels = embed_texts(host, processor, [PROMPT.format(name) for name in names]).clone()
+    labels = embed_texts(Host.of(host, processor), [PROMPT.format(name) for name in names]).clone()
     truth = torch.tensor([names.index(label) for label in zoo.load_pairs().columns["label"]])
     if folder is None:
         return Data(held, held, labels, truth)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from results import common
-from vlm_edit import Ablate, Dictionary, Patch, zoo
+from vlm_edit import Ablate, Dictionary, Host, Patch, zoo
 from vlm_edit.controls import norm_matched, random_features
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
 from vlm_edit.dominance import Dominance
@@ -69,7 +69,7 @@ def compute() -> dict[str, Any]:
     """Every dictionary's deletions, by kind."""
     model, processor = zoo.load_host()
     pairs = zoo.load_pairs()
-    hidden = collect(model, processor, pairs, SITE, progress=False)
+    hidden = collect(Host.of(model, processor), pairs, SITE, progress=False)
     even, odd = ({s: x[first::2].clone() for s, x in hidden.items()} for first in (0, 1))
     labels = pairs.columns["label"][1::2]
     counts = _resamples(len(labels))

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlm_edit import Ablate, Adapter, Clamp, Dictionary, Keep, Patch, Project, Scale, Steer
+from vlm_edit import Ablate, Adapter, Clamp, Dictionary, Host, Keep, Patch, Project, Scale, Steer
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Blend, Cap, Detect
 
@@ -192,8 +192,8 @@ def main(folder: Path) -> None:
     tensors["output.nothing"] = run(host, inputs)
     for name, make in cases().items():
         patch = make()
-        patch.save(folder / f"{name}.safetensors", host, ADAPTER)
-        with patch.attach(host, ADAPTER):
+        patch.save(folder / f"{name}.safetensors", Host.of(host, adapter=ADAPTER))
+        with patch.attach(Host.of(host, adapter=ADAPTER)):
             tensors[f"output.{name}"] = run(host, inputs)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "expected.safetensors")
     sizes = [file.stat().st_size for file in folder.iterdir()]

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit import VlmEditError, zoo
+from vlm_edit import Host, VlmEditError, zoo
 from vlm_edit.tasks.adversarial import (
     Away,
     Features,
@@ -37,7 +37,9 @@ from vlm_edit.tasks.adversarial.typographic import draw_word, other_labels, scra
 @pytest.fixture(scope="module")
 def plain() -> ZeroShot:
     model, processor = zoo.load_host()
-    return ZeroShot.of(model, processor, [f"a picture of {n}" for n in zoo.load_labels()[::16]])
+    return ZeroShot.of(
+        Host.of(model, processor), [f"a picture of {n}" for n in zoo.load_labels()[::16]]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_pixels_normalised_are_what_the_processor_makes(images: Tensor) -> None:
 def test_logits_are_the_hosts_own() -> None:
     model, processor = zoo.load_host()
     texts, picture = ["a picture of dog face", "a picture of car"], zoo.load_pairs().open(3)
-    choose = ZeroShot.of(model, processor, texts)
+    choose = ZeroShot.of(Host.of(model, processor), texts)
     with torch.no_grad():
         inputs = processor(text=texts, images=[picture], return_tensors="pt", padding=True)
         expected = model(**inputs).logits_per_image
@@ -188,10 +190,10 @@ def test_controls_of_words_keep_letters_and_never_the_label() -> None:
 def test_hosts_that_cannot_be_attacked_so_are_refused() -> None:
     llava, processor = zoo.load_llava()
     with pytest.raises(VlmEditError, match="use captions"):
-        ImageHost.of(torch.nn.Linear(2, 2), processor)
+        ImageHost.of(Host.of(torch.nn.Linear(2, 2), processor))
     model, clip = zoo.load_host()
     with pytest.raises(VlmEditError, match="train mode"):
-        ImageHost.of(model.train(), clip)
+        ImageHost.of(Host.of(model.train(), clip))
     with pytest.raises(VlmEditError, match="how it normalises"):
         Pixels.of(clip.tokenizer)
     del llava

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm_edit import VlmEditError, zoo
+from vlm_edit import Host, VlmEditError, zoo
 from vlm_edit.tasks.adversarial import Silence, Speaker, Speech, apgd
 from vlm_edit.zoo.questions import ask
 
@@ -15,7 +15,7 @@ COUNT = 8
 
 @pytest.fixture(scope="module")
 def speaker() -> Speaker:
-    return Speaker.of(*zoo.load_llava(), "what is it?")
+    return Speaker.of(Host.of(*zoo.load_llava()), "what is it?")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def said(speaker: Speaker, images: Tensor) -> list[str]:
 
 def test_answers_are_those_of_the_processors_own_images(speaker: Speaker, said: list[str]) -> None:
     pairs = zoo.load_pairs()
-    model = speaker.model
-    assert said == ask(model, speaker.processor, pairs.images[:COUNT], speaker.question)  # type: ignore[arg-type]
+    host = speaker.host
+    assert said == ask(host.root, host.processor, pairs.images[:COUNT], speaker.question)  # type: ignore[arg-type]
 
 
 def test_an_answer_is_reached_exactly_where_greedy_decoding_gives_it(
@@ -66,15 +66,13 @@ def test_a_wanted_answer_is_given_word_for_word(
 
 
 def test_a_whole_prompt_is_taken_as_it_is(speaker: Speaker, images: Tensor) -> None:
-    token = speaker.processor.image_token
-    whole = Speaker(
-        speaker.model, speaker.processor, speaker.pixels, f"{token}\n{speaker.question}"
-    )
+    token = speaker.host.processor.image_token
+    whole = Speaker(speaker.host, speaker.pixels, f"{token}\n{speaker.question}")
     assert whole.say(images[:2]) == speaker.say(images[:2])
 
 
 def test_what_does_not_speak_is_refused(speaker: Speaker) -> None:
     with pytest.raises(VlmEditError, match="needs a host with generate"):
-        Speaker.of(*zoo.load_host(), "what is it?")
+        Speaker.of(Host.of(*zoo.load_host()), "what is it?")
     with pytest.raises(VlmEditError, match="an answer is empty"):
         speaker.answer_ids(["", "cat"])

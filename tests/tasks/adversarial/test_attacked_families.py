@@ -6,8 +6,7 @@ import pytest
 import torch
 from tiny_hosts import FAMILIES
 
-from vlm_edit import Ablate, Dictionary, Patch
-from vlm_edit.sites import find_site
+from vlm_edit import Ablate, Dictionary, Host, Patch
 from vlm_edit.tasks.adversarial import Away, Features, ImageHost, Pixels, movement, pgd
 
 CONTRASTIVE = ("clip", "siglip", "altclip", "chinese_clip")
@@ -19,7 +18,7 @@ def test_an_attack_moves_a_hosts_embedding_through_its_patch(name: str) -> None:
     pixels = Pixels(None, (0.5, 0.4, 0.3), (0.3, 0.3, 0.3))
     seen = ImageHost(host, pixels)
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    neurons = Dictionary.identity(find_site(host, "vision.0").width)
+    neurons = Dictionary.identity(Host.of(host).site("vision.0").width)
     patch = Patch("vision.0", neurons, Ablate(range(4)), "image")
     with torch.no_grad():
         plain = seen(images)

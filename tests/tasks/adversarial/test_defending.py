@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit import Ablate, Patch, VlmEditError, load_patch, zoo
+from vlm_edit import Ablate, Host, Patch, VlmEditError, load_patch, zoo
 from vlm_edit.tasks.adversarial import (
     Defence,
     Hardening,
@@ -34,7 +34,9 @@ RADIUS = 2 / 255
 @pytest.fixture(scope="module")
 def plain() -> ZeroShot:
     model, processor = zoo.load_host()
-    return ZeroShot.of(model, processor, [f"a picture of {n}" for n in zoo.load_labels()[::16]])
+    return ZeroShot.of(
+        Host.of(model, processor), [f"a picture of {n}" for n in zoo.load_labels()[::16]]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_a_defence_is_in_force_in_its_block_and_gone_after_it(
     with torch.no_grad():
         before = plain(images)
         defence = Defence("half", patch, edits={"vision.1": lambda h: h.clamp(-3, 3)})
-        with defence.on(plain.host.model):
+        with defence.on(plain.host.host):
             during = plain(images)
         assert torch.equal(plain(images), before) and not torch.equal(during, before)
 
@@ -198,7 +200,7 @@ def test_hardening_starts_from_the_host_as_it_is(plain: ZeroShot, images: Tensor
         harden_gains(plain.host, images, {"vision.2": zoo.load_dictionary("vision.2")}, still),
         harden_features(plain.host, images, ["vision.0"], still, features=4),
     ):
-        with torch.no_grad(), found.patch.attach(plain.host.model):
+        with torch.no_grad(), found.patch.attach(plain.host.host):
             assert torch.allclose(plain.host(images), before, atol=1e-4)
 
 

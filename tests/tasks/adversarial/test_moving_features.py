@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit import VlmEditError, zoo
+from vlm_edit import Host, VlmEditError, zoo
 from vlm_edit.tasks.adversarial import (
     Features,
     ImageHost,
@@ -30,7 +30,9 @@ CHOSEN = list(range(0, 512, 3))
 @pytest.fixture(scope="module")
 def plain() -> ZeroShot:
     model, processor = zoo.load_host()
-    return ZeroShot.of(model, processor, [f"a picture of {n}" for n in zoo.load_labels()[::16]])
+    return ZeroShot.of(
+        Host.of(model, processor), [f"a picture of {n}" for n in zoo.load_labels()[::16]]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -164,4 +166,4 @@ def test_what_cannot_be_told_is_refused(
     with pytest.raises(VlmEditError, match="at 'joint'"):
         through(layer, images, attacked, [1], nearest_text(plain.texts))
     with pytest.raises(VlmEditError):
-        Features(ImageHost(plain.host.model, plain.host.pixels), joint.dictionary, "vision.1")
+        Features(ImageHost(plain.host.host, plain.host.pixels), joint.dictionary, "vision.1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vlm_edit import load_patch, zoo
+from vlm_edit import Host, load_patch, zoo
 from vlm_edit.tasks.adversarial import Defence, Strength, ZeroShot, withstand
 
 COUNT = 64
@@ -13,7 +13,7 @@ COUNT = 64
 def test_the_shipped_patch_lets_more_images_stand_and_keeps_what_is_right() -> None:
     model, processor = zoo.load_host()
     pairs, labels = zoo.load_pairs(), zoo.load_labels()
-    choose = ZeroShot.of(model, processor, [f"a picture of {name}" for name in labels])
+    choose = ZeroShot.of(Host.of(model, processor), [f"a picture of {name}" for name in labels])
     rows = range(1, 2 * COUNT, 2)  # it was tuned on even ones
     images = choose.host.pixels.read([pairs.open(i) for i in rows])
     right = torch.tensor([labels.index(pairs.columns["label"][i]) for i in rows])

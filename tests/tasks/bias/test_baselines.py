@@ -204,7 +204,7 @@ def test_baselines_are_patches_that_save_and_act_after_loading(tmp_path, bench: 
         "centred": modality_centring(bench.plain),
     }
     for name, patch in patches.items():
-        patch.save(tmp_path / f"{name}.safetensors", bench.model)
+        patch.save(tmp_path / f"{name}.safetensors", bench.host)
         again = bench.edited(load_patch(tmp_path / f"{name}.safetensors"))
         study = bench.edited(patch)
         assert bool((again.image == study.image).all()) and bool((again.text == study.text).all())

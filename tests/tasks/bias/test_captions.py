@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from vlm_edit import Ablate, Patch, VlmEditError, zoo
+from vlm_edit import Ablate, Host, Patch, VlmEditError, zoo
 from vlm_edit.tasks.bias.captions import (
     Captions,
     caption_table,
@@ -51,11 +51,11 @@ def test_the_host_says_what_the_zoo_hears() -> None:
     model, processor = zoo.load_llava()
     pairs = zoo.load_pairs()
     images = [pairs.open(i) for i in range(5)]
-    said = describe(model, processor, images, QUESTIONS["what"], batch_size=2)
+    said = describe(Host.of(model, processor), images, QUESTIONS["what"], batch_size=2)
     assert said == ask(model, processor, images, QUESTIONS["what"])
     patch = Patch("language.0", zoo.load_dictionary("language.0"), Ablate(range(300)), "image")
     with patch.attach(model):
-        assert describe(model, processor, images, QUESTIONS["what"]) != said
+        assert describe(Host.of(model, processor), images, QUESTIONS["what"]) != said
 
 
 def test_shares_and_quality_are_those_of_the_counts() -> None:
@@ -81,4 +81,4 @@ def test_captions_of_other_images_and_hosts_that_do_not_speak_are_refused() -> N
     with pytest.raises(VlmEditError, match="no image is of group 'robot'"):
         Captions(("a",), ("man",), ("a",)).shares("robot")
     with pytest.raises(VlmEditError, match="a host that generates"):
-        describe(*zoo.load_host(), [zoo.load_pairs().open(0)], "what is it?")
+        describe(Host.of(*zoo.load_host()), [zoo.load_pairs().open(0)], "what is it?")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tiny_hosts import FAMILIES
 
-from vlm_edit import Dictionary, Pairs
+from vlm_edit import Dictionary, Host, Pairs
 from vlm_edit.tasks.bias import Bench, Evidence, Outcome, Questions, Study, edit, select
 from vlm_edit.tasks.bias.baselines import difference_in_means, group_means
 
@@ -38,7 +38,7 @@ def test_groups_are_told_and_edited_in_every_contrastive_family(name: str) -> No
         {"colour": ("red", "grey") * 12},
     )
     asked = Questions("colour", {"red": ["red"], "grey": ["grey"]}, queries=["anything"])
-    bench = Bench.read(host, None, pairs, asked, prepare=prepare, batch_size=8)
+    bench = Bench.read(Host.of(host, prompt=prepare), pairs, asked, batch_size=8)
     neurons = Dictionary.identity(bench.plain.image.shape[1])
     evidence = Evidence.gather(bench, neurons)
     assert Outcome.of(bench.plain, k=5).estimate("probe").value > 0.9
@@ -46,7 +46,7 @@ def test_groups_are_told_and_edited_in_every_contrastive_family(name: str) -> No
         kept = bench.edited(patch)
         assert apart(kept) < 0.3 * apart(bench.plain)
         with patch.attach(host):
-            there = Bench.read(host, None, pairs, asked, prepare=prepare, batch_size=8).plain
+            there = Bench.read(Host.of(host, prompt=prepare), pairs, asked, batch_size=8).plain
         torch.testing.assert_close(kept.image, there.image, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(kept.text, there.text, rtol=1e-3, atol=1e-3)
 

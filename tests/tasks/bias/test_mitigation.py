@@ -29,8 +29,7 @@ def test_features_of_two_groups_are_those_of_the_librarys_own_selector(
         for value in ("man", "woman")
     )
     found = by_concept(
-        bench.model,
-        bench.processor,
+        bench.host,
         zoo.load_dictionary("joint"),
         men,
         women,
@@ -128,8 +127,8 @@ def test_a_goal_of_ones_own_is_tuned_for(bench: Bench) -> None:
 def test_what_cannot_be_tuned_is_refused(bench: Bench) -> None:
     with pytest.raises(VlmEditError, match="numbers of features are"):
         mitigate(bench, zoo.load_dictionary("joint"), numbers=())
-    host = bench.model, bench.processor, zoo.load_dictionary("joint"), bench.plain.pairs
+    given = bench.host, zoo.load_dictionary("joint"), bench.plain.pairs
     with pytest.raises(VlmEditError, match="no column 'age'"):
-        Evidence.of(*host, "age", ("old", "young"), "joint")
+        Evidence.of(*given, "age", ("old", "young"), "joint")
     with pytest.raises(VlmEditError, match="no pair of .* has gender 'robot'"):
-        Evidence.of(*host, "gender", ("man", "robot"), "joint")
+        Evidence.of(*given, "gender", ("man", "robot"), "joint")

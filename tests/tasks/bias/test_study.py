@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from vlm_edit import Ablate, Adapter, Pairs, Patch, Project, VlmEditError, zoo
+from vlm_edit import Ablate, Adapter, Host, Pairs, Patch, Project, VlmEditError, zoo
 from vlm_edit.tasks.bias import Bench, Outcome, Questions, Study, split
 from vlm_edit.tasks.bias.outcome import DEALT, cost_table, effect_table
 
@@ -41,8 +41,8 @@ def test_a_patch_of_the_joint_embedding_does_in_a_study_what_it_does_in_the_host
     patch += Patch("joint", zoo.load_dictionary("joint"), Ablate([5, 9]))
     some = people(bench, 20)
     study = some.edited(patch, strength=0.5)
-    with patch.attach(bench.model, strength=0.5):
-        host = Bench.read(bench.model, bench.processor, some.plain.pairs, some.plain.questions)
+    with patch.attach(bench.host, strength=0.5):
+        host = Bench.read(bench.host, some.plain.pairs, some.plain.questions)
     for own, there in (
         (study.image, host.plain.image),
         (study.caption, host.plain.caption),
@@ -69,7 +69,7 @@ def test_an_image_that_cannot_be_read_is_left_out_and_told(tmp_path, bench: Benc
         (*whole.texts[:3], "broken", *whole.texts[3:]),
         {k: (*v[:3], "none", *v[3:]) for k, v in whole.columns.items()},
     )
-    found = Bench.read(bench.model, bench.processor, pairs, bench.plain.questions)
+    found = Bench.read(bench.host, pairs, bench.plain.questions)
     assert [number for number, _ in found.skipped] == [3]
     torch.testing.assert_close(found.plain.image, bench.plain.image[:40], rtol=1e-4, atol=1e-4)
     assert found.plain.pairs.texts == whole.texts
@@ -81,7 +81,7 @@ def test_a_host_of_one_stream_is_refused() -> None:
     pairs = Pairs([Image.new("RGB", (4, 4))] * 2, ("a", "b"), {"sex": ("f", "m")})
     asked = Questions("sex", {"f": ["f"], "m": ["m"]})
     with pytest.raises(VlmEditError, match="is of image only"):
-        Bench.read(host, None, pairs, asked, adapter=adapter)
+        Bench.read(Host.of(host, adapter=adapter), pairs, asked)
 
 
 def test_a_value_of_the_split_column_is_never_on_both_sides(bench: Bench) -> None:

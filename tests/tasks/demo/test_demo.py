@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm_edit import load_patch, zoo
+from vlm_edit import Host, load_patch, zoo
 from vlm_edit.cli import main
 from vlm_edit.dominance import Cut, modality_dominance
 from vlm_edit.measurement import Reader
@@ -27,7 +27,7 @@ from vlm_edit.tasks.demo.factors import (
 @pytest.fixture(scope="module")
 def codes() -> dict[str, torch.Tensor]:
     host, processor = zoo.load_host()
-    reader = Reader(host, processor, zoo.load_dictionary("joint"), progress=False)
+    reader = Reader(Host.of(host, processor), zoo.load_dictionary("joint"), progress=False)
     batches = list(reader.read(zoo.load_pairs()))
     return {s: torch.cat([batch.codes[s].dense() for batch in batches]) for s in ("image", "text")}
 

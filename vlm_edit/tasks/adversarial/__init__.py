@@ -8,6 +8,7 @@ from vlm_edit.tasks.adversarial.attacks import Attacked, Ball, pgd
 from vlm_edit.tasks.adversarial.black_box import square
 from vlm_edit.tasks.adversarial.captions import Silence, Speaker, Speech
 from vlm_edit.tasks.adversarial.defence import (
+    Bare,
     Defence,
     Stood,
     Strength,
@@ -22,6 +23,7 @@ from vlm_edit.tasks.adversarial.host import ImageHost, Pixels, ZeroShot, embed_t
 from vlm_edit.tasks.adversarial.losses import Away, Penalised, Targeted, Toward, Untargeted
 
 __all__ = [
+    "Bare",
     "Attacked",
     "Away",
     "Ball",

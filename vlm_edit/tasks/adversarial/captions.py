@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.sites import unwrap
+from vlm_edit.sites import Host, Model
 from vlm_edit.tasks.adversarial.host import Pixels
 
 
@@ -20,46 +20,46 @@ class Speaker:
     """A host that answers a question about an image; patches that are attached act.
 
     Attributes:
-        model: Such as a ``LlavaForConditionalGeneration``.
-        processor: Its own.
+        host: Such as a ``LlavaForConditionalGeneration``, with its processor.
         pixels: Its pixel space.
         question: As a person asks it, or a whole prompt with the image token in it.
 
     Example:
-        >>> from vlm_edit import zoo
-        >>> speaker = Speaker.of(*zoo.load_llava(), "what colour is the background?")
+        >>> from vlm_edit import Host, zoo
+        >>> speaker = Speaker.of(Host.of(*zoo.load_llava()), "what colour is the background?")
         >>> speaker.say(speaker.pixels.read(zoo.load_pairs().images[:2]))
         ['white', 'blue']
     """
 
-    model: nn.Module
-    processor: Any
+    host: Host
     pixels: Pixels
     question: str
 
     @classmethod
-    def of(cls, model: nn.Module, processor: Any, question: str = "") -> Speaker:
-        """A host with its processor.
+    def of(cls, host: Host | Model, question: str = "") -> Speaker:
+        """A host that is asked, which has its processor.
 
         Raises:
             VlmEditError: It does not generate, or its processor has no image token.
         """
-        if not hasattr(unwrap(model), "generate") or not getattr(processor, "image_token", None):
+        host = Host.of(host)
+        processor = host.expect_processor("an attack on answers")
+        if not hasattr(host.root, "generate") or not getattr(processor, "image_token", None):
             raise VlmEditError(
-                f"{type(unwrap(model)).__name__} with {type(processor).__name__}: an attack on "
+                f"{host.kind.__name__} with {type(processor).__name__}: an attack on "
                 "answers needs a host with generate, and a processor with an image token"
             )
-        return cls(model, processor, Pixels.of(processor), question)
+        return cls(host, Pixels.of(processor), question)
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return next(self.model.parameters()).device
+        return self.host.device
 
     @torch.no_grad()
     def say(self, images: Tensor, most: int = 24, batch_size: int = 128) -> list[str]:
         """Greedy answers about images [n, 3, h, w] in [0, 1]."""
-        model: Any = unwrap(self.model)
+        model: Any = self.host.root
         found: list[str] = []
         for some in images.split(batch_size):
             prompt = self._prompt().to(self.device).repeat(len(some), 1)
@@ -71,7 +71,7 @@ class Speaker:
                 max_new_tokens=most,
             )
             new = ids[:, prompt.shape[1] :]
-            texts = self.processor.batch_decode(new, skip_special_tokens=True)
+            texts = self.host.processor.batch_decode(new, skip_special_tokens=True)
             found += [text.strip() for text in texts]
         return found
 
@@ -87,7 +87,7 @@ class Speaker:
         """
         if not answers or not all(answer.strip() for answer in answers):
             raise VlmEditError("an answer is empty: an attack needs one for each image")
-        tokenizer = self.processor.tokenizer
+        tokenizer = self.host.processor.tokenizer
         end = [tokenizer.eos_token_id]
         listed = [tokenizer(lead + a, add_special_tokens=False)["input_ids"] + end for a in answers]
         longest = max(map(len, listed))
@@ -97,8 +97,7 @@ class Speaker:
         """Logits [n, a, v] at each token of answers [n, a], the ones before it given."""
         prompt = self._prompt().to(images.device).repeat(len(images), 1)
         ids = torch.cat([prompt, answers.clamp_min(0)], dim=1)
-        model: Any = self.model
-        found: Tensor = model(
+        found: Tensor = self.host(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             pixel_values=self.pixels.normalise(images),
@@ -108,11 +107,13 @@ class Speaker:
 
     def _prompt(self) -> Tensor:
         """[1, p], with as many image tokens as an image takes."""
-        size = self.processor.image_processor.size
+        size = self.host.processor.image_processor.size
         blank = torch.zeros(3, size.get("height", 48), size.get("width", 48), dtype=torch.uint8)
-        token = self.processor.image_token
+        token = self.host.processor.image_token
         text = self.question if token in self.question else f"{token}\n{self.question}"
-        made: Tensor = self.processor(images=[blank], text=[text], return_tensors="pt")["input_ids"]
+        made: Tensor = self.host.processor(images=[blank], text=[text], return_tensors="pt")[
+            "input_ids"
+        ]
         return made
 
 

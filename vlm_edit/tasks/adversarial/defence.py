@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit import hooks
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Where
-from vlm_edit.patches import Patch
-from vlm_edit.sites import find_site
+from vlm_edit.patches import Attachment, Patch
+from vlm_edit.sites import Host, Model
 from vlm_edit.statistics import Estimate, proportion
 from vlm_edit.tasks.adversarial.apgd import apgd
 from vlm_edit.tasks.adversarial.attacks import Attacked, pgd
@@ -24,6 +24,24 @@ from vlm_edit.tasks.adversarial.host import Classifier, ZeroShot
 from vlm_edit.tasks.adversarial.losses import Untargeted
 
 _MORE = 5  # times as many steps, and as many starts, to see whether an attack was strong enough
+
+
+@dataclass(frozen=True, eq=False)
+class Bare:
+    """A choice as the host makes it without a patch that is attached to it.
+
+    Attributes:
+        choice: Made while no patch was attached.
+        attachment: Of the patch, which rests meanwhile.
+    """
+
+    choice: Classifier
+    attachment: Attachment
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits [n, c] of images [n, 3, h, w] in [0, 1]; differentiable."""
+        with self.attachment.paused():
+            return self.choice(images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +71,11 @@ class Defence:
         return self.samples > 1
 
     @contextmanager
-    def on(self, model: nn.Module) -> Iterator[None]:
-        """In force while the block runs."""
+    def on(self, host: Host | Model) -> Iterator[Attachment | None]:
+        """Keep it in force while the block runs; yields its patch's attachment, if it has one."""
+        host = Host.of(host)
         handles: list[Any] = []
+        attachment = None
         try:
             for site, edit in self.edits.items():
 
@@ -63,10 +83,11 @@ class Defence:
                     changed: Tensor = hidden if where.stream == "text" else edit(hidden)
                     return changed
 
-                handles.append(hooks.attach(model, find_site(model, site), change))
+                handles.append(hooks.attach(host, host.site(site), change))
             if self.patch is not None:
-                handles.append(self.patch.attach(model))
-            yield
+                attachment = self.patch.attach(host)
+                handles.append(attachment)
+            yield attachment
         finally:
             for handle in reversed(handles):
                 handle.remove()

@@ -25,9 +25,9 @@ class Unexplained:
         features: Of a host, a dictionary and a site.
 
     Example:
-        >>> from vlm_edit import zoo
+        >>> from vlm_edit import Host, zoo
         >>> from vlm_edit.tasks.adversarial.host import ImageHost
-        >>> host = ImageHost.of(*zoo.load_host())
+        >>> host = ImageHost.of(Host.of(*zoo.load_host()))
         >>> score = Unexplained(Features(host, zoo.load_dictionary("vision.2"), "vision.2"))
         >>> score(host.pixels.read([zoo.load_pairs().open(0)])).shape
         torch.Size([1])

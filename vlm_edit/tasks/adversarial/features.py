@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import record
-from vlm_edit.sites import Adapter
 from vlm_edit.statistics import Estimate, ratio_estimate
 from vlm_edit.tasks.adversarial.host import ImageHost
 
@@ -27,13 +26,11 @@ class Features:
         host: Embeds images.
         dictionary: Of the site.
         site: Its name, of the image side.
-        adapter: The host's; by default found.
     """
 
     host: ImageHost
     dictionary: Dictionary
     site: str = "joint"
-    adapter: Adapter | None = None
     _placed: dict[torch.device, Dictionary] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +45,7 @@ class Features:
 
     def hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The site's output [n, d] or [n, t, d], and the embedding [n, d]; differentiable."""
-        with record(self.host.model, self.site, adapter=self.adapter) as recording:
+        with record(self.host.host, self.site) as recording:
             embedding = self.host(images)
         return recording.last(self.site, "image").hidden.float(), embedding
 

@@ -17,7 +17,6 @@ from vlm_edit.edits import Ablate, Blend, Rule
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Where, attach, record
 from vlm_edit.patches import Patch
-from vlm_edit.sites import find_site
 from vlm_edit.tasks.adversarial.attacks import Ball, pgd
 from vlm_edit.tasks.adversarial.host import ImageHost
 
@@ -137,7 +136,7 @@ def harden_features(
     generator = torch.Generator().manual_seed(how.seed)
     made: dict[str, list[Tensor]] = {}
     for site in sites:
-        width = find_site(host.model, site).width
+        width = host.host.site(site).width
         weight = torch.randn(width, features, generator=generator) / width**0.5
         drawn = [weight, torch.zeros(features), torch.zeros(features, width)]
         made[site] = [t.to(host.device).requires_grad_() for t in drawn]
@@ -172,7 +171,7 @@ def _mean_codes(
         raise VlmEditError(f"{len(images)} images and {len(places)} sites: there must be some")
     total: dict[str, Tensor] = {}
     for some in images.split(128):
-        with record(host.model, *places) as recording:
+        with record(host.host, *places) as recording:
             host(some)
         for site, dictionary in places.items():
             dictionary.expect_site(site)
@@ -223,12 +222,12 @@ class _Edited:
         self._stack = ExitStack()
 
     def __enter__(self) -> _Edited:
-        for p in [p for p in self._host.model.parameters() if p.requires_grad]:
+        for p in [p for p in self._host.host.root.parameters() if p.requires_grad]:
             p.requires_grad_(False)
             self._stack.callback(p.requires_grad_, True)
         for site, edit in self._edits.items():
-            found = find_site(self._host.model, site)
-            handle = attach(self._host.model, found, self._change(edit))
+            inner = self._host.host
+            handle = attach(inner, inner.site(site), self._change(edit))
             self._stack.callback(handle.remove)
         return self
 

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.sites import unwrap
+from vlm_edit.sites import Host, Model
 
 Classifier = Callable[[Tensor], Tensor]  # images [n, 3, h, w] to logits [n, c]
 
@@ -81,46 +81,45 @@ class ImageHost:
     """The image side of a host with a joint embedding; patches that are attached act.
 
     Attributes:
-        model: The host, such as a ``CLIPModel``; open_clip's work too.
+        host: Such as a ``CLIPModel``; open_clip's work too.
         pixels: Its pixel space.
 
     Example:
-        >>> from vlm_edit import zoo
-        >>> model, processor = zoo.load_host()
-        >>> host = ImageHost.of(model, processor)
+        >>> from vlm_edit import Host, zoo
+        >>> host = ImageHost.of(Host.of(*zoo.load_host()))
         >>> images = host.pixels.read([zoo.load_pairs().open(0)])
         >>> images.shape, host(images).shape
         (torch.Size([1, 3, 48, 48]), torch.Size([1, 192]))
     """
 
-    model: nn.Module
+    host: Host
     pixels: Pixels
 
     @classmethod
-    def of(cls, model: nn.Module, processor: Any) -> ImageHost:
-        """A host with its processor.
+    def of(cls, host: Host | Model) -> ImageHost:
+        """The image side of a host, which has its processor.
 
         Raises:
             VlmEditError: The host embeds no images, or is in train mode.
         """
-        inner = unwrap(model)
+        host = Host.of(host)
+        inner = host.root
         if not (hasattr(inner, "get_image_features") or hasattr(inner, "encode_image")):
             raise VlmEditError(
                 f"{type(inner).__name__} has neither get_image_features nor encode_image: an "
                 "attack on embeddings needs a contrastive host; for one that speaks use captions"
             )
-        if inner.training:
-            raise VlmEditError(f"{type(inner).__name__} is in train mode: call model.eval()")
-        return cls(model, Pixels.of(processor))
+        host.expect_eval("an attack's gradients random")
+        return cls(host, Pixels.of(host.expect_processor("an attack on pixels")))
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return next(self.model.parameters()).device
+        return self.host.device
 
     def __call__(self, images: Tensor) -> Tensor:
         """Joint embeddings [n, d] of images [n, 3, h, w] in [0, 1]; differentiable."""
-        inner: Any = unwrap(self.model)
+        inner: Any = self.host.root
         pixels = self.pixels.normalise(images).to(next(inner.parameters()).dtype)
         if hasattr(inner, "get_image_features"):
             return _embedding(inner.get_image_features(pixel_values=pixels))
@@ -128,14 +127,11 @@ class ImageHost:
 
 
 @torch.no_grad()
-def embed_texts(
-    model: nn.Module, processor: Any, texts: Sequence[str], batch_size: int = 256, **options: Any
-) -> Tensor:
+def embed_texts(host: Host, texts: Sequence[str], batch_size: int = 256, **options: Any) -> Tensor:
     """Joint embeddings of texts, of length 1; patches that are attached act.
 
     Args:
-        model: A transformers host with ``get_text_features``.
-        processor: Its processor.
+        host: One of transformers with ``get_text_features``, and its processor.
         texts: At least one.
         batch_size: Texts per forward.
         **options: For the processor, such as ``padding="max_length"``, which SigLIP needs.
@@ -147,11 +143,13 @@ def embed_texts(
         VlmEditError: No text, or another kind of host.
 
     Example:
-        >>> from vlm_edit import zoo
-        >>> embed_texts(*zoo.load_host(), ["a cat", "a dog"]).shape
+        >>> from vlm_edit import Host, zoo
+        >>> embed_texts(Host.of(*zoo.load_host()), ["a cat", "a dog"]).shape
         torch.Size([2, 192])
     """
-    inner: Any = unwrap(model)
+    host = Host.of(host)
+    inner: Any = host.root
+    processor = host.expect_processor("embedding texts")
     if not texts:
         raise VlmEditError("no texts: a choice needs at least one")
     if not hasattr(inner, "get_text_features"):
@@ -160,12 +158,11 @@ def embed_texts(
             "them to ZeroShot"
         )
     told = {"padding": True, "truncation": True} | options
-    device = next(inner.parameters()).device
     parts = []
     for start in range(0, len(texts), batch_size):
         some = list(texts[start : start + batch_size])
         inputs = processor(text=some, return_tensors="pt", **told)
-        parts.append(_embedding(inner.get_text_features(**inputs.to(device))))
+        parts.append(_embedding(inner.get_text_features(**inputs.to(host.device))))
     return F.normalize(torch.cat(parts), dim=1)
 
 
@@ -181,9 +178,9 @@ class ZeroShot:
             centres texts too passes them so.)
 
     Example:
-        >>> from vlm_edit import zoo
-        >>> model, processor = zoo.load_host()
-        >>> choose = ZeroShot.of(model, processor, ["a picture of dog face", "a picture of car"])
+        >>> from vlm_edit import Host, zoo
+        >>> host = Host.of(*zoo.load_host())
+        >>> choose = ZeroShot.of(host, ["a picture of dog face", "a picture of car"])
         >>> choose(choose.host.pixels.read([zoo.load_pairs().open(0)])).shape
         torch.Size([1, 2])
     """
@@ -194,22 +191,22 @@ class ZeroShot:
     centre: Tensor | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, processor: Any, texts: Sequence[str], **options: Any) -> ZeroShot:
+    def of(cls, host: Host | Model, texts: Sequence[str], **options: Any) -> ZeroShot:
         """A choice among texts, which are embedded now, with the patches that are attached.
 
         Args:
-            model: A transformers host with a joint embedding.
-            processor: Its processor.
+            host: One of transformers with a joint embedding, and its processor.
             texts: One per class.
             **options: As for ``embed_texts``.
 
         Raises:
             VlmEditError: As ``ImageHost.of`` and ``embed_texts``.
         """
-        host = ImageHost.of(model, processor)
-        logit = getattr(unwrap(model), "logit_scale", None)
+        host = Host.of(host)
+        images = ImageHost.of(host)
+        logit = getattr(host.root, "logit_scale", None)
         scale = float(logit.detach().exp()) if isinstance(logit, Tensor) else cls.scale
-        return cls(host, embed_texts(model, processor, texts, **options), scale)
+        return cls(images, embed_texts(host, texts, **options), scale)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits [n, c] of images [n, 3, h, w] in [0, 1]; differentiable."""

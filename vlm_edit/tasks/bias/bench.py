@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.errors import VlmEditError
-from vlm_edit.measurement import Prepare, Reader
+from vlm_edit.measurement import Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.selection.concepts import as_pairs
-from vlm_edit.sites import Adapter, find_site
+from vlm_edit.sites import Adapter, Host, Model
 from vlm_edit.tasks.bias.study import Questions, Study
 
 JOINT = "joint"
@@ -31,7 +31,7 @@ class Door:
         read: The study under whatever is attached.
     """
 
-    host: nn.Module
+    host: Host
     options: dict[str, Any]
     read: Callable[[], Study]
 
@@ -44,65 +44,53 @@ class Bench:
     others run the host.
 
     Attributes:
-        model: The host, in eval mode; it has a site ``joint``.
-        processor: Its processor.
+        host: In eval mode, with its processor; it has a site ``joint``.
         plain: The study without any edit.
-        adapter: The host's adapter; by default found.
-        prepare: As in ``vlm_edit.measurement.Reader``.
         batch_size: Pairs per forward.
         skipped: Pairs left out since their image could not be read, with the reason.
 
     Example:
-        >>> from vlm_edit import Ablate, Patch, zoo
-        >>> host, processor = zoo.load_host()
+        >>> from vlm_edit import Ablate, Host, Patch, zoo
+        >>> host = Host.of(*zoo.load_host())
         >>> asked = Questions(
         ...     "gender", {"man": ["a picture of man"], "woman": ["a picture of woman"]}
         ... )
-        >>> bench = Bench.read(host, processor, zoo.load_pairs().select(range(64)), asked)
+        >>> bench = Bench.read(host, zoo.load_pairs().select(range(64)), asked)
         >>> patch = Patch("joint", zoo.load_dictionary("joint"), Ablate([7, 12]))
         >>> bench.plain.read_out().n, bench.edited(patch).read_out().n
         (7, 7)
     """
 
-    model: nn.Module
-    processor: Any
+    host: Host
     plain: Study
-    adapter: Adapter | None = None
-    prepare: Prepare | None = None
     batch_size: int = 64
     skipped: tuple[tuple[int, str], ...] = field(default=(), compare=False)
 
     @classmethod
     def read(
         cls,
-        model: nn.Module,
-        processor: Any,
+        host: Host | Model,
         pairs: Pairs,
         questions: Questions,
         *,
-        adapter: Adapter | None = None,
-        prepare: Prepare | None = None,
         batch_size: int = 64,
     ) -> Bench:
         """Read the host once, as it is.
 
         Args:
-            model: The host, in eval mode.
-            processor: Its processor.
+            host: In eval mode, with its processor.
             pairs: Images with columns; those that cannot be opened are left out.
             questions: What is asked.
-            adapter: The host's adapter; by default found.
-            prepare: As in ``vlm_edit.measurement.Reader``.
             batch_size: Pairs per forward.
 
         Raises:
             VlmEditError: A host without a joint embedding, a column or a group that is not there,
                 or not one image that can be read.
         """
-        read = _Reading(model, processor, questions, adapter, prepare, batch_size)
+        host = Host.of(host)
+        read = _Reading(host, questions, batch_size)
         kept, study = read(pairs)
-        skipped = tuple(kept.skipped)
-        return cls(model, processor, study, adapter, prepare, batch_size, skipped)
+        return cls(host, study, batch_size, tuple(kept.skipped))
 
     def edited(self, patch: Patch | None, strength: float = 1.0) -> Study:
         """The study with a patch attached.
@@ -120,19 +108,12 @@ class Bench:
     def door(self, patch: Patch) -> Door:
         """Where such a patch is put: on embeddings that are kept, or on the host."""
         if all(binding.site == JOINT for binding in patch.bindings):
-            find_site(self.model, JOINT, self.adapter)
+            self.host.site(JOINT)
             kept = _Kept(self.plain.image.shape[1]).eval()
-            options = {"adapter": kept.adapter, "check_host": False}
-            return Door(kept, options, lambda: kept.study(self.plain))
-        read = _Reading(
-            *(self.model, self.processor, self.plain.questions),
-            *(self.adapter, self.prepare, self.batch_size),
-        )
-        return Door(
-            self.model,
-            {} if self.adapter is None else {"adapter": self.adapter},
-            lambda: read(self.plain.pairs)[1],
-        )
+            inside = Host.of(kept, adapter=kept.adapter)
+            return Door(inside, {"check_host": False}, lambda: kept.study(self.plain))
+        read = _Reading(self.host, self.plain.questions, self.batch_size)
+        return Door(self.host, {}, lambda: read(self.plain.pairs)[1])
 
     def part(self, numbers: Sequence[int]) -> Bench:
         """The same bench with some of the images; nothing is read anew."""
@@ -162,11 +143,8 @@ class _Kept(nn.Module):
 class _Reading:
     """Runs a host over images and texts."""
 
-    model: nn.Module
-    processor: Any
+    host: Host
     questions: Questions
-    adapter: Adapter | None
-    prepare: Prepare | None
     batch_size: int
 
     def __call__(self, pairs: Pairs) -> tuple[Reader, Study]:
@@ -177,15 +155,16 @@ class _Reading:
         return first, Study(self.questions, pairs.select(numbers), image, caption, text)
 
     def _reader(self) -> Reader:
-        site = find_site(self.model, JOINT, self.adapter)
+        site = self.host.site(JOINT)
         if set(site.streams) != {"image", "text"}:
             raise VlmEditError(
-                f"the joint embedding of {type(self.model).__name__} is of "
+                f"the joint embedding of {self.host.kind.__name__} is of "
                 f"{', '.join(site.streams)} only: images and texts must be comparable"
             )
         return Reader(
-            *(self.model, self.processor, Dictionary.identity(site.width), JOINT, self.adapter),
-            prepare=self.prepare,
+            self.host,
+            Dictionary.identity(site.width),
+            JOINT,
             batch_size=self.batch_size,
             progress=False,
         )

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.report import Table
-from vlm_edit.sites import unwrap
+from vlm_edit.sites import Host, Model
 from vlm_edit.statistics import Estimate, mean_estimate, proportion
 
 GENDER_WORDS = {
@@ -78,8 +78,7 @@ def word_f1(said: Sequence[str], wanted: Sequence[str]) -> float:
 
 @torch.no_grad()
 def describe(
-    model: nn.Module,
-    processor: Any,
+    host: Host | Model,
     images: Sequence[Image.Image],
     prompt: str,
     *,
@@ -89,8 +88,7 @@ def describe(
     """What a host that generates says of images, greedily, under whatever patch is attached.
 
     Args:
-        model: The host.
-        processor: Its processor, with an ``image_token``.
+        host: With its processor, which has an ``image_token``.
         images: What to describe.
         prompt: The text behind the image's place, such as ``what is it?``.
         batch_size: Images at once.
@@ -100,25 +98,27 @@ def describe(
         VlmEditError: A host that does not generate, or a processor without an image token.
 
     Example:
-        >>> from vlm_edit import zoo
+        >>> from vlm_edit import Host, zoo
         >>> images = zoo.load_pairs().images[:1]
-        >>> describe(*zoo.load_llava(), images, "what colour is the background?")
+        >>> describe(Host.of(*zoo.load_llava()), images, "what colour is the background?")
         ['white']
     """
-    host: Any = unwrap(model)
+    host = Host.of(host)
+    model: Any = host.root
+    processor = host.expect_processor("describing images")
     token = getattr(processor, "image_token", None)
-    if not hasattr(host, "generate") or token is None:
+    if not hasattr(model, "generate") or token is None:
         raise VlmEditError(
             f"captions need a host that generates and a processor with an image token, got "
-            f"{type(host).__name__} and {type(processor).__name__}"
+            f"{host.kind.__name__} and {type(processor).__name__}"
         )
-    weight, found = next(model.parameters()), []
+    found = []
     for start in range(0, len(images), batch_size):
         some = list(images[start : start + batch_size])
         text = [f"{token}\n{prompt}"] * len(some)
         inputs = processor(images=some, text=text, return_tensors="pt", padding=True)
-        inputs = inputs.to(weight.device, weight.dtype)
-        ids = host.generate(**inputs, do_sample=False, max_new_tokens=longest)
+        inputs = host.place(inputs)
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=longest)
         new = ids[:, inputs["input_ids"].shape[1] :]
         found += [t.strip() for t in processor.batch_decode(new, skip_special_tokens=True)]
     return found

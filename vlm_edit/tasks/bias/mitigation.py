@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import AnyDictionary, Dictionary, PairedDictionary
 from vlm_edit.edits import Ablate, Project
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Tokens
-from vlm_edit.measurement import Prepare
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.probing import probe
 from vlm_edit.selection import Seen, by_difference, by_direction, intersection, read_examples
 from vlm_edit.selection.contrast import mean_codes
-from vlm_edit.sites import Adapter
+from vlm_edit.sites import Host, Model
 from vlm_edit.tasks.bias.baselines import directions
 from vlm_edit.tasks.bias.bench import JOINT, Bench
 from vlm_edit.tasks.bias.metrics import balanced_accuracy
@@ -66,23 +65,24 @@ class Evidence:
             VlmEditError: A dictionary of another site, or one left on disk.
 
         Example:
-            >>> from vlm_edit import zoo
+            >>> from vlm_edit import Host, zoo
             >>> from vlm_edit.tasks.bias import Bench, Questions
             >>> asked = Questions(
             ...     "gender", {"man": ["a picture of man"], "woman": ["a picture of woman"]}
             ... )
-            >>> bench = Bench.read(*zoo.load_host(), zoo.load_pairs().select(range(256)), asked)
+            >>> host, pairs = Host.of(*zoo.load_host()), zoo.load_pairs().select(range(256))
+            >>> bench = Bench.read(host, pairs, asked)
             >>> evidence = Evidence.gather(bench, zoo.load_dictionary("joint"))
             >>> len(select(evidence, 4)), evidence.seen["man"].codes.shape
             (4, (20, 512))
         """
         whole, study = _half(dictionary, stream), bench.plain
         if site != JOINT:
+            asked = study.questions
             return cls.of(
-                *(bench.model, bench.processor, whole, study.pairs),
-                *(study.questions.attribute, study.questions.values, site, stream),
-                adapter=bench.adapter,
-                prepare=bench.prepare,
+                *(bench.host, whole, study.pairs, asked.attribute, asked.values),
+                site=site,
+                stream=stream,
                 batch_size=bench.batch_size,
             )
         whole.expect_site(site)
@@ -96,8 +96,7 @@ class Evidence:
     @classmethod
     def of(
         cls,
-        model: nn.Module,
-        processor: Any,
+        host: Host | Model,
         dictionary: AnyDictionary,
         pairs: Pairs,
         attribute: str,
@@ -105,23 +104,18 @@ class Evidence:
         site: str,
         stream: Stream = "image",
         *,
-        adapter: Adapter | None = None,
-        prepare: Prepare | None = None,
         batch_size: int = 64,
     ) -> Evidence:
         """Read the codes of pairs at any site of any host, such as a layer of one that generates.
 
         Args:
-            model: The host, in eval mode.
-            processor: Its processor.
+            host: In eval mode, with its processor.
             dictionary: Of the site.
             pairs: Images that may be learned from, with their texts.
             attribute: Their column.
             values: Of it, those that are told apart.
             site: The site's name.
             stream: Whose tokens.
-            adapter: The host's adapter; by default found.
-            prepare: As in ``vlm_edit.measurement.Reader``.
             batch_size: Pairs per forward.
 
         Raises:
@@ -129,17 +123,17 @@ class Evidence:
         """
         if attribute not in pairs.columns:
             raise VlmEditError(f"{pairs.name} has no column {attribute!r}")
+        host = Host.of(host)
         column, whole = pairs.columns[attribute], _half(dictionary, stream)
         missing = set(values) - set(column)
         if missing:
             raise VlmEditError(f"no pair of {pairs.name} has {attribute} {min(missing)!r}")
         seen = {
             value: read_examples(
-                *(model, processor, whole),
+                host,
+                whole,
                 pairs.select([i for i, own in enumerate(column) if own == value]),
                 *(site, stream),
-                adapter=adapter,
-                prepare=prepare,
                 batch_size=batch_size,
             )
             for value in values
@@ -333,7 +327,8 @@ def mitigate(
         >>> asked = Questions(
         ...     "gender", {"man": ["a picture of man"], "woman": ["a picture of woman"]}
         ... )
-        >>> bench = Bench.read(*zoo.load_host(), zoo.load_pairs().select(range(256)), asked)
+        >>> host, pairs = Host.of(*zoo.load_host()), zoo.load_pairs().select(range(256))
+        >>> bench = Bench.read(host, pairs, asked)
         >>> found = mitigate(bench, zoo.load_dictionary("joint"), tolerance=0.05, budget=12)
         >>> off_chance(bench.edited(found.patch)) < off_chance(bench.plain)
         True

@@ -63,14 +63,15 @@ def write_page(
 
     Example:
         >>> import pathlib, tempfile
-        >>> from vlm_edit import zoo
+        >>> from vlm_edit import Host, zoo
         >>> from vlm_edit.tasks.bias import Bench, Questions
         >>> asked = Questions(
         ...     "gender",
         ...     {"man": ["a picture of man"], "woman": ["a picture of woman"]},
         ...     queries=["a picture of pilot"],
         ... )
-        >>> bench = Bench.read(*zoo.load_host(), zoo.load_pairs().select(range(64)), asked)
+        >>> host = Host.of(*zoo.load_host())
+        >>> bench = Bench.read(host, zoo.load_pairs().select(range(64)), asked)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     page = pathlib.Path(folder, "page.html")
         ...     write_page(page, {"nothing": bench.plain}, "Gender")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit import zoo
 from vlm_edit.dictionaries import Dictionary
@@ -19,6 +19,7 @@ from vlm_edit.pairs import Pairs
 from vlm_edit.patches import load_patch
 from vlm_edit.probing import hits
 from vlm_edit.report import Examples, Table
+from vlm_edit.sites import Host
 from vlm_edit.tasks.demo.factors import QUANTITIES, Check, Reading, class_rows, estimates, note
 
 SITE = "joint"
@@ -30,8 +31,7 @@ ATTACHED = 256
 class Edits:
     """Before and after, on zero-shot classification and on the known factors."""
 
-    model: nn.Module
-    processor: Any
+    host: Host
     pairs: Pairs
     dictionary: Dictionary
     hidden: Mapping[str, Tensor]
@@ -45,7 +45,7 @@ class Edits:
         """The saved patch, reloaded and attached, gives what the equation gives."""
         patch = load_patch(file)
         pairs = self.pairs.select(range(ATTACHED))
-        with patch.attach(self.model):
+        with patch.attach(self.host):
             attached = self._embed(pairs)
         restored = self._embed(pairs)
         splice = patch.bindings[0].splice
@@ -108,13 +108,14 @@ class Edits:
         return (images @ torch.nn.functional.normalize(prompts, dim=-1).mT).argmax(1)
 
     def _embed(self, pairs: Pairs) -> dict[str, Tensor]:
-        reader = Reader(self.model, self.processor, self.dictionary, SITE, progress=False)
+        reader = Reader(self.host, self.dictionary, SITE, progress=False)
         batches = list(reader.read(pairs))
         return {s: torch.cat([batch.hidden[s] for batch in batches]) for s in STREAMS}
 
     def _embed_prompts(self) -> Tensor:
         texts = [PROMPT.format(label) for label in self.labels]
-        inputs = self.processor(text=texts, return_tensors="pt", padding=True, truncation=True)
-        with torch.inference_mode(), record(self.model, SITE) as recording:
-            self.model.get_text_features(**inputs)  # type: ignore[operator]
+        inputs = self.host.processor(text=texts, return_tensors="pt", padding=True, truncation=True)
+        model: Any = self.host.root
+        with torch.inference_mode(), record(self.host, SITE) as recording:
+            model.get_text_features(**inputs)
         return recording.last(SITE, "text").hidden.float()

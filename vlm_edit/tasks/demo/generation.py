@@ -17,6 +17,7 @@ from vlm_edit.edits import Ablate
 from vlm_edit.files import make_folder
 from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
 from vlm_edit.report import Examples, Table, class_table
+from vlm_edit.sites import Host
 from vlm_edit.tasks.demo.ablation import Ablation
 from vlm_edit.tasks.demo.factors import Check
 from vlm_edit.tasks.demo.interview import Interview, Sizes, draw
@@ -71,14 +72,14 @@ def _run(out: Path | None, say: Callable[[str], None], sizes: Sizes) -> Told:
     start = time.perf_counter()
     if out is not None:
         make_folder(out)
-    model, processor = zoo.load_llava()
+    host = Host.of(*zoo.load_llava())
     pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary(SITE)
-    count = sum(p.numel() for p in model.parameters()) / 1e6
+    count = sum(p.numel() for p in host.root.parameters()) / 1e6
     say(f"host: emoji-llava, a LlavaForConditionalGeneration of {count:.1f} million parameters\n"
         f"pairs: {len(pairs)}, drawn by vendors whose drawing of the concept was not trained on\n"
         f"dictionary: {dictionary.n_features} features at site {SITE!r}\n"
         f"questions: {', '.join(QUESTIONS.values())}\n")  # fmt: skip
-    interview = Interview(model, processor, pairs, dictionary, SITE)
+    interview = Interview(host, pairs, dictionary, SITE)
     found, codes = read(interview)
     tables = [class_table(found)]
     say(f"{tables[0]}\n")
@@ -110,9 +111,7 @@ def _run(out: Path | None, say: Callable[[str], None], sizes: Sizes) -> Told:
 def read(interview: Interview) -> tuple[Measurement, dict[str, Tensor]]:
     """Measure the pairs, each image before its caption, and keep the codes."""
     dictionary: Dictionary = interview.dictionary
-    reader = Reader(
-        interview.model, interview.processor, dictionary, interview.site, batch_size=128
-    )
+    reader = Reader(interview.host, dictionary, interview.site, batch_size=128)
     accumulator = MeasurementAccumulator(dictionary.n_features)
     kept: dict[str, list[Tensor]] = {"image": [], "text": []}
     for batch in reader.read(interview.pairs):

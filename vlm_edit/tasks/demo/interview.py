@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Rule
 from vlm_edit.hooks import record
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
+from vlm_edit.sites import Host
 from vlm_edit.statistics import Estimate, proportion
 from vlm_edit.tasks.demo.factors import DRAWS
 from vlm_edit.zoo.questions import QUESTIONS, answers, ask
@@ -46,15 +45,13 @@ class Interview:
     """Asks a host about the images of pairs, with a patch or without.
 
     Args:
-        model: The host.
-        processor: Its processor.
+        host: With its processor.
         pairs: With the answers as columns.
         dictionary: Of the site.
         site: Where patches act, on image tokens.
     """
 
-    model: LlavaForConditionalGeneration
-    processor: Any
+    host: Host
     pairs: Pairs
     dictionary: Dictionary
     site: str
@@ -76,8 +73,8 @@ class Interview:
             patch: In force meanwhile.
         """
         images = [self.pairs.open(i) for i in numbers]
-        with patch.attach(self.model) if patch else nullcontext():
-            return ask(self.model, self.processor, images, QUESTIONS[name])
+        with patch.attach(self.host) if patch else nullcontext():
+            return ask(self.host.root, self.host.processor, images, QUESTIONS[name])
 
     def steered(
         self, name: str, numbers: Sequence[int], patch: Patch | None, target: str
@@ -102,11 +99,11 @@ class Interview:
     @torch.no_grad()
     def moved(self, patch: Patch, numbers: Sequence[int]) -> float:
         """Mean of |after - before| / |before| over the image tokens at the site."""
-        prompt = [f"{self.processor.image_token}\n{QUESTIONS['what']}"] * len(numbers)
+        prompt = [f"{self.host.processor.image_token}\n{QUESTIONS['what']}"] * len(numbers)
         images = [self.pairs.open(i) for i in numbers]
-        inputs = self.processor(images=images, text=prompt, return_tensors="pt")
-        with record(self.model, self.site) as recording:
-            self.model(**inputs, use_cache=False)
+        inputs = self.host.processor(images=images, text=prompt, return_tensors="pt")
+        with record(self.host, self.site) as recording:
+            self.host(**inputs, use_cache=False)
         capture = recording.last(self.site, "mixed")
         tokens = capture.hidden[capture.where.select("image", capture.hidden)].float()
         edited = patch.bindings[0].splice(tokens, stream="image")

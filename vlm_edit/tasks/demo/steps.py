@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table, class_table, feature_table
+from vlm_edit.sites import Host
 from vlm_edit.tasks.demo.edits import SITE, Edits
 from vlm_edit.tasks.demo.factors import (
     Check,
@@ -72,12 +72,12 @@ def run(folder: str | os.PathLike[str], say: Callable[[str], None] = print) -> R
 def _run(out: Path, say: Callable[[str], None]) -> Run:
     start = time.perf_counter()
     make_folder(out)
-    model, processor = zoo.load_host()
+    host = Host.of(*zoo.load_host())
     pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary(SITE)
-    say(f"host: emoji-clip, a CLIPModel of {_millions(model)} parameters\npairs: {len(pairs)}, "
+    say(f"host: emoji-clip, a CLIPModel of {_millions(host.root)} parameters\npairs: {len(pairs)}, "
         f"drawn by vendors whose drawing of the concept was not trained on\ndictionary: "
         f"{dictionary.n_features} features at site {SITE!r}\n")  # fmt: skip
-    found, hidden = _measure(model, processor, pairs, dictionary)
+    found, hidden = _measure(host, pairs, dictionary)
     codes = {stream: dictionary.encode(h, stream) for stream, h in hidden.items()}
     classes = found.dominance.classes()
     tables = [class_table(found), feature_table(found, pairs)]
@@ -87,8 +87,8 @@ def _run(out: Path, say: Callable[[str], None]) -> Run:
     kept, right = factor_table(reading, codes, dictionary.decoder, classes)
     say(f"{kept}\n")
     verdicts = checks(found.dominance, classes, codes, pairs, right)
-    patch = _save_patch(out / "no-vision-dominant.safetensors", model, dictionary, classes)
-    edits = Edits(model, processor, pairs, dictionary, hidden, reading)
+    patch = _save_patch(out / "no-vision-dominant.safetensors", host, dictionary, classes)
+    edits = Edits(host, pairs, dictionary, hidden, reading)
     verdicts.append(edits.attached_equals_spliced(patch))
     say("\n".join(f"{'holds' if c.holds else 'DOES NOT HOLD'}: {c.claim}\n    {c.evidence}"
                   for c in verdicts) + "\n")  # fmt: skip
@@ -105,9 +105,9 @@ def _run(out: Path, say: Callable[[str], None]) -> Run:
 
 
 def _measure(
-    model: nn.Module, processor: Any, pairs: Pairs, dictionary: Dictionary
+    host: Host, pairs: Pairs, dictionary: Dictionary
 ) -> tuple[Measurement, dict[str, Tensor]]:
-    reader = Reader(model, processor, dictionary, SITE)
+    reader = Reader(host, dictionary, SITE)
     accumulator = MeasurementAccumulator(dictionary.n_features)
     hidden: dict[str, list[Tensor]] = {"image": [], "text": []}
     for batch in reader.read(pairs):
@@ -119,7 +119,7 @@ def _measure(
 
 
 def _save_patch(
-    path: Path, model: nn.Module, dictionary: Dictionary, classes: Mapping[str, list[int]]
+    path: Path, host: Host, dictionary: Dictionary, classes: Mapping[str, list[int]]
 ) -> Path:
     patch = Patch(
         SITE,
@@ -127,7 +127,7 @@ def _save_patch(
         Ablate(classes["vision"]),
         info={"what": "ablates the vision-dominant features of the zoo's joint dictionary"},
     )
-    patch.save(path, model)
+    patch.save(path, host)
     return path
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dictionaries.dictionary import expect_features
@@ -14,17 +14,18 @@ from vlm_edit.edits import Ablate, Blend, Keep, Scale
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Tokens, record
 from vlm_edit.patches import Patch
+from vlm_edit.sites import Host, Model
 
 Stream = Literal["image", "text"]
 
 
 def read_reference(
-    model: nn.Module, site: str, call: Callable[[], Any], stream: Stream = "image"
+    host: Host | Model, site: str, call: Callable[[], Any], stream: Stream = "image"
 ) -> Tensor:
     """What passes a site while a reference is encoded: its mean over tokens.
 
     Args:
-        model: The host whose site conditions the drawing.
+        host: The host whose site conditions the drawing.
         site: The site.
         call: Encodes one reference by the host, such as
             ``lambda: host.get_image_features(**inputs)``.
@@ -44,7 +45,7 @@ def read_reference(
         >>> read_reference(host, "joint", call, "text").shape
         torch.Size([192])
     """
-    with torch.no_grad(), record(model, site) as seen:
+    with torch.no_grad(), record(host, site) as seen:
         call()
     hidden = seen.last(site, stream).hidden.float().cpu()
     if len(hidden) != 1:
