@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from vlm_edit import Dictionary, Pairs, zoo
-from vlm_edit.dictionaries import Activation, Encoder
+from vlm_edit.dictionaries import Encoder
 from vlm_edit.tasks.bias import Bench, Questions, Study
 
 IMAGE_TOKEN = 60
@@ -107,7 +107,7 @@ def make_llava() -> LlavaForConditionalGeneration:
 
 
 def random_dictionary(
-    width: int, n_features: int = 40, activation: Activation = "relu", seed: int = 0
+    width: int, n_features: int = 40, activation: str = "relu", seed: int = 0
 ) -> Dictionary:
     """A random dictionary whose features are active about half of the time."""
     generator = torch.Generator().manual_seed(seed)

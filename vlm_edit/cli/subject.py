@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.cli.host import ZOO, load_host
-from vlm_edit.dictionaries import Dictionary, Encodes, Norm, PairedDictionary
+from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
 from vlm_edit.errors import VlmEditError, line
 from vlm_edit.measurement import (
@@ -138,7 +138,7 @@ class Subject:
         host = host or load_host(options.model)
         site = host.site(options.site)
         if named == "neurons":
-            norm: Norm = "constant_norm_rescale" if site.name == "joint" else "none"
+            norm = "constant_norm_rescale" if site.name == "joint" else "none"
             dictionary = Dictionary.identity(site.width, norm)
         return cls(host, pairs, dictionary, site.name, options.batch_size)
 

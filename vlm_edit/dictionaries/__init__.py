@@ -1,11 +1,13 @@
 """Dictionaries: sparse autoencoders and raw neurons, and their formats on disk."""
 
+from vlm_edit.dictionaries.activations import Activation, register_activation
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice
-from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm
+from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.encodes import Encodes, identity
 from vlm_edit.dictionaries.formats import Format, Layout, load_dictionary, register_format
 from vlm_edit.dictionaries.formats.saving import save_saelens
 from vlm_edit.dictionaries.matching import Similarity, match_dictionaries
+from vlm_edit.dictionaries.norms import Norm, register_norm
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.dictionaries.training import Kind, TrainConfig, train_dictionary, train_paired
@@ -31,6 +33,8 @@ __all__ = [
     "load_dictionary",
     "match_dictionaries",
     "register_format",
+    "register_activation",
+    "register_norm",
     "save_saelens",
     "train_dictionary",
     "train_paired",

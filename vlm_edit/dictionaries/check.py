@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.encoder import Encoder, Norm
+from vlm_edit.dictionaries.encoder import Encoder
+from vlm_edit.dictionaries.norms import norm_names
 from vlm_edit.errors import VlmEditError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 GOOD, POOR = 0.9, 0.3  # explained variance: nothing else is tried; something must be wrong
 _CODES = 1 << 24  # codes held at once
 _WORK = 1 << 36  # products of one trial
-_NORMS: tuple[Norm, ...] = ("none", "layer_norm", "constant_norm_rescale")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def check(
     found = _try(dictionary, own)
     dead = 1 - float(found.active.float().mean())
     given = Check(found.explained, found.l0, dead, len(batch.x))
-    if dictionary.encoder.activation == "identity":
+    if dictionary.encoder.activator.linear:
         return given
     warnings = [*_codes_look_wrong(dictionary, given)]
     # A contrastive head keeps what both sides of a pair share, and need not explain the rest.
@@ -260,14 +260,14 @@ def _trials(dictionary: Dictionary, batch: _Batch) -> Iterator[_Trial]:
     else:
         what = "nothing subtracted before the encoder"
         yield _Trial(what, wrongly, replace(encoder, subtract=None), batch)
-    for norm in _NORMS:
+    for norm in norm_names():
         if norm != encoder.norm:
             cause = f"the dictionary was probably trained with norm {norm!r}"
             yield _Trial(f"norm {norm!r}", cause, replace(encoder, norm=norm), batch)
     if dictionary.width == dictionary.n_features:
         yield from _transposed(dictionary, batch)
     yield from _shifts(encoder, batch)
-    if encoder.norm == "none":
+    if encoder.normaliser.plain:
         yield from _standards(encoder, batch)
 
 
@@ -295,7 +295,7 @@ def _shifts(encoder: Encoder, batch: _Batch) -> Iterator[_Trial]:
     if batch.stream != "mixed" or len(means) == 2:
         what = "the mean of the activations subtracted"
         cause = "the dictionary was probably trained on centred activations, each stream apart"
-        if encoder.norm == "none":
+        if encoder.normaliser.plain:
             cause += "; see Dictionary.standardised"
         yield _Trial(what, cause, replace(encoder, centers=means), named)
 
@@ -323,7 +323,7 @@ def _standards(encoder: Encoder, batch: _Batch) -> Iterator[_Trial]:
 
 def _scales(dictionary: Dictionary, batch: _Batch) -> list[tuple[_Trial, _Found]]:
     """The best of other scales, by powers of four and then finer."""
-    if dictionary.encoder.norm != "none":
+    if not dictionary.encoder.normaliser.plain:
         return []
     cause = (
         "the dictionary was probably trained on activations of another scale; see "

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries.check import Check, check
-from vlm_edit.dictionaries.encoder import Encoder, Norm, autocast_off, expect, move
+from vlm_edit.dictionaries.encoder import Encoder, autocast_off, expect, move
 from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.origin import expect_site as expect_site
 from vlm_edit.errors import VlmEditError
@@ -43,11 +43,12 @@ class Slice:
     _folded: Mapping[str | None, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Of features that compete by TopK, have their own columns at hand; fold biases."""
+        """Of features that compete, have their own columns at hand; fold biases."""
         encoder, columns, touched = self.encoder, self.columns, None
-        if columns is not None and encoder.activation == "topk":
+        if columns is not None and encoder.competes and encoder.activator.sifts:
             weight, bias = encoder.weight[:, columns].contiguous(), encoder.bias[columns]
-            touched = replace(encoder, weight=weight, bias=bias, activation="identity", k=None)
+            raw: dict[str, Any] = {"activation": "identity", "k": None, "threshold": None}
+            touched = replace(encoder, weight=weight, bias=bias, **raw)
         object.__setattr__(self, "_touched", touched)
         own = touched or (encoder if columns is None else None)
         few = own is not None and not own.competes and own.weight.shape[1] <= _FEW
@@ -59,8 +60,8 @@ class Slice:
         """Codes [..., t] of the features, and the norm's scale.
 
         With TopK a feature whose pre-activation is not above 0 has the code 0, whatever the
-        others', so that all are encoded only for rows with one above. On a CPU alone: elsewhere
-        to look at the rows would wait for the device.
+        others', so that all are encoded only for rows with one above: ``Activation.sifts``. On a
+        CPU alone: elsewhere to look at the rows would wait for the device.
         """
         if self._touched is not None and self._is_final(x):
             if x.device.type == "cpu":
@@ -149,7 +150,7 @@ class Dictionary:
         expect("decoder bias", self.decoder_bias, (d,))
 
     @classmethod
-    def identity(cls, width: int, norm: Norm = "none") -> Dictionary:
+    def identity(cls, width: int, norm: str = "none") -> Dictionary:
         """Raw neurons: one feature per dimension, signed.
 
         Args:
@@ -305,12 +306,7 @@ class Dictionary:
         found = self.decode(self.encode(x, stream, image))
         if self.encoder.centers:
             found = found + self.encoder.center(stream, image)
-        _, scale = self.encoder.normalise(x.float())
-        if scale is not None:
-            found = found * scale
-        if self.encoder.norm == "layer_norm":
-            found = found + x.float().mean(-1, keepdim=True)
-        return found
+        return self.encoder.normaliser.restore(found, x.float())
 
     def standardised(self, mean: Tensor, scale: Tensor | float) -> Dictionary:
         """The same dictionary for activations that are not yet standardised.
@@ -342,7 +338,7 @@ class Dictionary:
         expect("mean", mean, (self.width,))
         if not bool((scale > 0).all()):
             raise VlmEditError("every scale must be above 0: a dimension that never moves has 1")
-        if encoder.norm != "none" or encoder.centers:
+        if not encoder.normaliser.plain or encoder.centers:
             raise VlmEditError(
                 "standardise activations only for a dictionary without norm and centers"
             )
@@ -360,7 +356,8 @@ class Dictionary:
             order: Every feature's number once; the first becomes feature 0.
 
         Raises:
-            VlmEditError: Not such an order, or activation ``groupmax``, whose neighbours compete.
+            VlmEditError: Not such an order, or an activation whose neighbours compete
+                (``groupmax``).
 
         Example:
             >>> import torch
@@ -370,9 +367,12 @@ class Dictionary:
         """
         if sorted(order) != list(range(self.n_features)):
             raise VlmEditError(f"an order names each of {self.n_features} features once")
-        if self.encoder.activation == "groupmax":
-            raise VlmEditError("features of groupmax compete with their neighbours: keep the order")
-        return replace(self, encoder=self.encoder.select(order), decoder=self.decoder[list(order)])
+        encoder = self.encoder
+        if encoder.competes and encoder.activator.group(self.n_features) is not None:
+            raise VlmEditError(
+                f"features of {encoder.activation} compete with their neighbours: keep the order"
+            )
+        return replace(self, encoder=encoder.select(order), decoder=self.decoder[list(order)])
 
     def _gather(self, codes: SparseCodes) -> Tensor:
         """[n, d], the decoder's rows weighted and summed."""

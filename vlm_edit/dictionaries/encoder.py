@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.codes import SparseCodes, active_places
-from vlm_edit.dictionaries.topk import top_k
+from vlm_edit.codes import SparseCodes
+from vlm_edit.dictionaries.activations import Activation, activation_of
+from vlm_edit.dictionaries.norms import Norm, norm_of
 from vlm_edit.errors import VlmEditError
-
-Activation = Literal["relu", "jumprelu", "topk", "topk_signed", "topk_abs", "groupmax", "identity"]
-Norm = Literal["none", "layer_norm", "constant_norm_rescale"]
 
 # Pre-activations at a time: 8 MiB of float32, which the caches about hold. At least so many rows,
 # or the weight is read too often; but never more than 32 MiB.
 _SCRATCH = 1 << 21
 _ROWS = 256
 _MOST_SCRATCH = 1 << 23
-
-_COMPETING = ("topk", "topk_signed", "topk_abs", "groupmax")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,28 +32,32 @@ class Encoder:
     Attributes:
         weight: [d, m].
         bias: [m].
-        activation: ``relu``; ``jumprelu``, that is h where h > threshold and h > 0; ``topk``, that
-            is relu of the k largest; ``topk_signed``, the k largest with those below zero;
-            ``topk_abs``, the k of largest absolute value; ``groupmax``, relu of the largest of
-            each of k groups of neighbours; ``identity``.
+        activation: The name of an ``Activation``: ``relu``; ``jumprelu``, that is h where
+            h > threshold and h > 0; ``topk``, that is relu of the k largest; ``topk_signed``, the
+            k largest with those below zero; ``topk_abs``, the k of largest absolute value;
+            ``groupmax``, relu of the largest of each of k groups of neighbours; ``identity``.
         threshold: [m], for ``jumprelu`` (a BatchTopK or gated dictionary in use is one of these).
         k: For ``topk``, ``topk_signed``, ``topk_abs`` and ``groupmax``.
         subtract: [d] subtracted before the product, usually the decoder's bias; None for none.
-        norm: ``layer_norm`` is (x - mean) / (unbiased std + 1e-5); ``constant_norm_rescale`` is
-            x * sqrt(d) / |x|.
+        norm: The name of a ``Norm``: ``layer_norm`` is (x - mean) / (unbiased std + 1e-5);
+            ``constant_norm_rescale`` is x * sqrt(d) / |x|.
         centers: [d] per stream, subtracted after the norm. Empty for none.
         soft_cap: c of ``c * tanh(code / c)``, which ends the activation; None for none.
+        activator: The activation of that name, with its options.
+        normaliser: The norm of that name.
     """
 
     weight: Tensor
     bias: Tensor
-    activation: Activation = "relu"
+    activation: str = "relu"
     threshold: Tensor | None = None
     k: int | None = None
     subtract: Tensor | None = None
-    norm: Norm = "none"
+    norm: str = "none"
     centers: Mapping[str, Tensor] = field(default_factory=dict)
     soft_cap: float | None = None
+    activator: Activation = field(init=False, repr=False)
+    normaliser: Norm = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check shapes and options; nothing is guessed."""
@@ -72,25 +72,18 @@ class Encoder:
             expect(f"center of the {name} stream", center, (d,))
         if self.subtract is not None:
             expect("subtract", self.subtract, (d,))
-        if self.norm not in ("none", "layer_norm", "constant_norm_rescale"):
-            raise VlmEditError(
-                f"unknown norm {self.norm!r}: use none, layer_norm or constant_norm_rescale"
-            )
-        if self.activation not in get_args(Activation):
-            known = ", ".join(get_args(Activation))
-            raise VlmEditError(f"unknown activation {self.activation!r}: use one of {known}")
-        if (self.threshold is not None) != (self.activation == "jumprelu"):
-            raise VlmEditError("threshold goes with activation='jumprelu', and only with it")
+        object.__setattr__(self, "normaliser", norm_of(self.norm))
+        activator = activation_of(self.activation, m, self.k, self.threshold)
+        object.__setattr__(self, "activator", activator)
         if self.threshold is not None:
             expect("threshold", self.threshold, (m,))
-        expect_k(self.activation, self.k, m)
         if self.soft_cap is not None and not 0 < self.soft_cap < float("inf"):
             raise VlmEditError(f"soft_cap is {self.soft_cap}; it must be a number above 0")
 
     @property
     def competes(self) -> bool:
         """Whether a feature's code depends on the others' pre-activations."""
-        return self.activation in _COMPETING
+        return self.activator.competes
 
     def __call__(
         self, x: Tensor, stream: str | None = None, image: Tensor | None = None
@@ -129,7 +122,7 @@ class Encoder:
         or the weights are being trained.
         """
         trained = (self.weight, self.bias, self.subtract, *self.centers.values())
-        if self.norm != "none" or any(t is not None and t.requires_grad for t in trained):
+        if not self.normaliser.plain or any(t is not None and t.requires_grad for t in trained):
             return {}
         streams: tuple[str | None, ...] = tuple(self.centers) or (None,)
         offsets = {name: self._offset(name, None) for name in streams}
@@ -188,9 +181,9 @@ class Encoder:
         with torch.no_grad(), autocast_off(x.device):
             centred, _ = self._centred(x, stream, image)
             for begin, hidden in self._hidden(centred):
-                here, active = self._active(hidden)
+                here, active = self.activator.sparse(hidden)
                 places.append(here + begin * m)
-                values.append(active)
+                values.append(self._cap(active))
             flat = torch.cat(places) if places else x.new_empty(0, dtype=torch.int64)
             rows = flat.div(m, rounding_mode="floor")
             found = torch.cat(values) if values else centred.new_empty(0)
@@ -199,10 +192,7 @@ class Encoder:
     def contested(
         self, x: Tensor, columns: Tensor, stream: str | None = None, image: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Codes of some features that compete by ``topk``, and the norm's scale.
-
-        Whether a feature is among the k largest takes the k-th value, not the codes of all. Where
-        others equal it all of them stay.
+        """Codes of some features that compete, and the norm's scale.
 
         Args:
             x: [..., d], any float dtype.
@@ -213,18 +203,12 @@ class Encoder:
         Returns:
             Codes [..., t] float32, without gradients, and the scale [..., 1], None without a norm.
         """
-        assert self.activation == "topk" and self.k is not None
         self.expect_width(x)
         with torch.no_grad(), autocast_off(x.device):
             centred, scale = self._centred(x, stream, image)
             parts = []
             for _, hidden in self._hidden(centred.reshape(-1, centred.shape[-1])):
-                own = hidden[:, columns]
-                if len(columns) == 1:
-                    stays = (hidden > own).sum(-1, keepdim=True) < self.k
-                else:
-                    stays = own >= top_k(hidden, self.k)[0].amin(-1, keepdim=True)
-                parts.append(self._cap(torch.where(stays, F.relu(own), 0.0)))
+                parts.append(self._cap(self.activator.some(hidden, columns)))
             codes = torch.cat(parts) if parts else centred.new_empty(0, len(columns))
             return codes.view(*centred.shape[:-1], len(columns)), scale
 
@@ -264,14 +248,7 @@ class Encoder:
 
     def normalise(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Normed activations [..., d], and the scale [..., 1] that was divided out, if any."""
-        if self.norm == "layer_norm":
-            centred = x - x.mean(dim=-1, keepdim=True)
-            scale = centred.std(dim=-1, keepdim=True)
-            return centred / (scale + 1e-5), scale
-        if self.norm == "constant_norm_rescale":
-            scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-            return x / scale.clamp_min(1e-12), scale
-        return x, None
+        return self.normaliser(x)
 
     def _offset(self, stream: str | None, image: Tensor | None) -> Tensor | None:
         """What is subtracted from a normed activation: [d], or [..., d] if it differs by token."""
@@ -301,63 +278,17 @@ class Encoder:
         return torch.where(image.unsqueeze(-1), self.centers["image"], self.centers["text"])
 
     def _activate(self, hidden: Tensor) -> Tensor:
-        if self.competes:
-            values, indices = self._strongest(hidden)
-            hidden = torch.zeros_like(hidden).scatter(-1, indices, values)
-        elif self.activation == "relu":
-            hidden = F.relu(hidden)
-        elif self.activation == "jumprelu":
-            hidden = torch.where(hidden <= self._floor(), 0.0, hidden)
-        return self._cap(hidden)
+        return self._cap(self.activator.dense(hidden))
 
     def _activate_in_place(self, hidden: Tensor) -> None:
-        if self.competes:
-            values, indices = self._strongest(hidden)
-            hidden.zero_().scatter_(-1, indices, values)
-        elif self.activation == "relu":
-            hidden.relu_()
-        elif self.activation == "jumprelu":
-            hidden.masked_fill_(hidden <= self._floor(), 0.0)
+        self.activator.in_place(hidden)
         if self.soft_cap is not None:
             hidden.copy_(self._cap(hidden))
-
-    def _active(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Places in the flattened pre-activations where the code is not zero, and the codes."""
-        if self.competes:
-            values, indices = self._strongest(hidden)
-            indices, order = indices.sort(-1)
-            values = values.gather(-1, order).view(-1)
-            first = torch.arange(len(hidden), device=hidden.device) * hidden.shape[1]
-            kept = active_places(values)
-            return (indices + first[:, None]).view(-1)[kept], self._cap(values[kept])
-        floor: Tensor | float | None = 0.0 if self.activation == "relu" else None
-        if self.activation == "jumprelu":
-            floor = self._floor()
-        places = active_places(hidden, floor)
-        return places, self._cap(hidden.view(-1)[places])
-
-    def _strongest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes [..., k] of the features that stay, in no order, and their numbers."""
-        assert self.k is not None
-        if self.activation == "groupmax":
-            size = hidden.shape[-1] // self.k
-            values, within = hidden.unflatten(-1, (self.k, size)).max(-1)
-            return F.relu(values), within + torch.arange(self.k, device=hidden.device) * size
-        if self.activation == "topk_abs":
-            _, indices = top_k(hidden.abs(), self.k)
-            return hidden.gather(-1, indices), indices
-        values, indices = top_k(hidden, self.k)
-        return F.relu(values) if self.activation == "topk" else values, indices
 
     def _cap(self, codes: Tensor) -> Tensor:
         if self.soft_cap is None:
             return codes
         return self.soft_cap * torch.tanh(codes / self.soft_cap)
-
-    def _floor(self) -> Tensor:
-        """[m], a JumpReLU code is zero up to here."""
-        assert self.threshold is not None
-        return self.threshold.clamp_min(0)
 
     def select(self, features: Sequence[int]) -> Encoder:
         """The encoder of some features, if they do not compete; or of all in another order."""
@@ -395,16 +326,6 @@ def move(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on a device, fit for a forward with gradients even if made without."""
     moved = tensor.to(device)
     return moved.clone() if moved.is_inference() else moved
-
-
-def expect_k(activation: Activation, k: int | None, m: int) -> None:
-    """Refuse a k that does not fit the activation or the number of features."""
-    if (k is not None) != (activation in _COMPETING):
-        raise VlmEditError(f"k goes with activations {', '.join(_COMPETING)}, and only with them")
-    if k is not None and not 1 <= k <= m:
-        raise VlmEditError(f"k is {k}; it must lie between 1 and the {m} features")
-    if activation == "groupmax" and m % (k or 1):
-        raise VlmEditError(f"{m} features cannot be cut into {k} groups of one size")
 
 
 def expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.codes import SparseCodes
+from vlm_edit.dictionaries.activations import Activation, activation_of
 from vlm_edit.dictionaries.check import Check
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice, expect_features, expect_site
-from vlm_edit.dictionaries.encoder import Activation, Encoder, Norm, expect_k
+from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.encodes import digest, summary
-from vlm_edit.dictionaries.streaming import Strongest, decode_parts, encode_parts
+from vlm_edit.dictionaries.streaming import Contest, decode_parts, encode_parts
 from vlm_edit.errors import VlmEditError
 
 # Numbers of a matrix in memory at a time: 64 MiB, which malloc gives back to the system when freed.
@@ -105,15 +106,16 @@ class StoredDictionary:
     bias: Tensor
     decoder: Rows
     decoder_bias: Tensor
-    activation: Activation = "relu"
+    activation: str = "relu"
     threshold: Tensor | None = None
     k: int | None = None
     subtract: Tensor | None = None
-    norm: Norm = "none"
+    norm: str = "none"
     centers: Mapping[str, Tensor] = field(default_factory=dict)
     soft_cap: float | None = None
     info: Mapping[str, str] = field(default_factory=dict)
     device: torch.device | str = "cpu"
+    _activator: Activation = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that all parts fit, before any matrix is read."""
@@ -123,7 +125,8 @@ class StoredDictionary:
                 f"the encoder is of {m} features and width {d}, the decoder of "
                 f"{self.decoder.tensor.shape[0]} and {self.decoder.tensor.shape[1]}"
             )
-        expect_k(self.activation, self.k, m)
+        activator = activation_of(self.activation, m, self.k, self.threshold)
+        object.__setattr__(self, "_activator", activator)
         # The encoder of one feature checks every option and each vector's size in it.
         for name, vector, size in (
             *(("encoder bias", self.bias, m), ("threshold", self.threshold, m)),
@@ -168,7 +171,7 @@ class StoredDictionary:
         rows = self.decoder.take(features)
         if not codes:
             return Slice(tuple(features), self._blank.blank(len(rows)), rows, self.n_features)
-        if self.k is None:
+        if not self._activator.competes:
             return Slice(tuple(features), self._encoder(features), rows, self.n_features)
         index = torch.as_tensor(list(features), dtype=torch.long)
         return Slice(tuple(features), self._encoder(None), rows, self.n_features, index)
@@ -196,10 +199,8 @@ class StoredDictionary:
             VlmEditError: Wrong width or number of axes, or a stream is needed.
         """
         x, image = x.to(self.device), None if image is None else image.to(self.device)
-        strongest = None
-        if self.k is not None and self.activation != "groupmax":
-            strongest = Strongest(self.activation, self.k, self.soft_cap)
-        return encode_parts(self._encoders(), self.n_features, x, stream, image, strongest)
+        contest = Contest(self._activator, self.soft_cap) if self._all_compete else None
+        return encode_parts(self._encoders(), self.n_features, x, stream, image, contest)
 
     def decode(self, codes: Tensor | SparseCodes) -> Tensor:
         """As ``Dictionary.decode``, up to rounding; reads the rows of active features alone.
@@ -244,12 +245,16 @@ class StoredDictionary:
 
     def _parts(self) -> Iterator[range]:
         """Features whose rows are in memory together; of groups, whole ones."""
-        m, group = self.n_features, 1
-        if self.activation == "groupmax":
-            group = m // (self.k or 1)
+        m = self.n_features
+        group = self._activator.group(m) or 1
         step = max(1, self._rows // group) * group
         for begin in range(0, m, step):
             yield range(begin, min(begin + step, m))
+
+    @property
+    def _all_compete(self) -> bool:
+        """Whether a part cannot know its codes before all others are seen."""
+        return self._activator.group(self.n_features) is None
 
     @property
     def _blank(self) -> Encoder:
@@ -261,14 +266,13 @@ class StoredDictionary:
         return max(1, _PART // self.width)
 
     def _encoders(self) -> Iterator[Encoder]:
-        """Of some features after the others: codes of those, or what the strongest are among."""
+        """Of some features after the others: of their codes, or of what competes in all."""
         part = self
-        if self.k is not None and self.activation != "groupmax":
-            part = replace(self, activation="identity", k=None, soft_cap=None)
+        if self._all_compete:
+            raw: dict[str, Any] = {"activation": "identity", "k": None, "threshold": None}
+            part = replace(self, soft_cap=None, **raw)
         for features in self._parts():
-            k = None
-            if self.activation == "groupmax":  # whole groups lie in a part and compete in it alone
-                k = (self.k or 1) * len(features) // self.n_features
+            k = part._activator.share(len(features), self.n_features)
             yield part._encoder(features, k).to(self.device)
 
     def _decoder(self) -> Tensor:

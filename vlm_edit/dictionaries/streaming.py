@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.codes import SparseCodes
-from vlm_edit.dictionaries.encoder import Activation, Encoder
-from vlm_edit.dictionaries.topk import top_k
+from vlm_edit.dictionaries.activations import Activation
+from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.errors import VlmEditError
 
 _HIDDEN = 1 << 24  # pre-activations held at once: 64 MiB
@@ -23,7 +23,7 @@ def encode_parts(
     x: Tensor,
     stream: str | None = None,
     image: Tensor | None = None,
-    strongest: Strongest | None = None,
+    contest: Contest | None = None,
 ) -> SparseCodes:
     """Codes of all features, from encoders of some of them, one after the other.
 
@@ -33,7 +33,7 @@ def encode_parts(
         x: [n, d].
         stream: As in ``Encoder``.
         image: As in ``Encoder``.
-        strongest: What competes in ``topk`` and the like; parts give pre-activations then.
+        contest: Where all features compete; parts give pre-activations then.
 
     Returns:
         What the whole encoder gives, up to rounding: products are cut otherwise.
@@ -45,13 +45,13 @@ def encode_parts(
         raise VlmEditError(f"activations to encode sparsely are [n, d], got {tuple(x.shape)}")
     found, begin = [], 0
     for part in parts:
-        if strongest is not None:
-            strongest.add(part, begin, x, stream, image)
+        if contest is not None:
+            contest.add(part, begin, x, stream, image)
         else:
             found.append((begin, part.sparse(x, stream, image)))
         begin += part.weight.shape[1]
-    if strongest is not None:
-        return strongest.codes(n_features)
+    if contest is not None:
+        return contest.codes(n_features)
     rows = torch.cat([codes.rows for _, codes in found])
     features = torch.cat([codes.features + begin for begin, codes in found])
     order = (rows * n_features + features).argsort()
@@ -59,17 +59,16 @@ def encode_parts(
     return SparseCodes(rows[order], features[order], values[order], (len(x), n_features))
 
 
-class Strongest:
-    """The k strongest pre-activations of each row among the features seen so far.
+class Contest:
+    """What may still become a code of each row, among the features seen so far.
 
     Args:
-        activation: ``topk``, ``topk_signed`` or ``topk_abs``.
-        k: Number that stays.
+        activation: Of all features.
         soft_cap: As in ``Encoder``.
     """
 
-    def __init__(self, activation: Activation, k: int, soft_cap: float | None) -> None:
-        self.activation, self.k, self.soft_cap = activation, k, soft_cap
+    def __init__(self, activation: Activation, soft_cap: float | None) -> None:
+        self.activation, self.soft_cap = activation, soft_cap
         self.values: Tensor | None = None
         self.features: Tensor | None = None
 
@@ -82,26 +81,21 @@ class Strongest:
         for first in range(0, max(1, len(x)), step):
             some = slice(first, first + step)
             hidden, _ = part(x[some], stream, None if image is None else image[some])
-            places = self._places(hidden, min(self.k, m))
+            places = self.activation.narrow(hidden)
             new.append((hidden.gather(1, places), places + begin))
         values, features = (torch.cat(parts) for parts in zip(*new, strict=True))
         if self.values is not None and self.features is not None:
             values = torch.cat([self.values, values], 1)
             features = torch.cat([self.features, features], 1)
-            places = self._places(values, min(self.k, values.shape[1]))
+            places = self.activation.narrow(values)
             values, features = values.gather(1, places), features.gather(1, places)
         self.values, self.features = values, features
-
-    def _places(self, values: Tensor, k: int) -> Tensor:
-        return top_k(values.abs() if self.activation == "topk_abs" else values, k)[1]
 
     def codes(self, n_features: int) -> SparseCodes:
         """Of every row."""
         assert self.values is not None and self.features is not None
         features, order = self.features.sort(1)
-        values = self.values.gather(1, order)
-        if self.activation == "topk":
-            values = F.relu(values)
+        values = self.activation.settle(self.values.gather(1, order))
         if self.soft_cap is not None:
             values = self.soft_cap * torch.tanh(values / self.soft_cap)
         return SparseCodes.of_top(values, features, n_features)

@@ -307,7 +307,7 @@ def _columns(touched: tuple[int, ...], features: tuple[int, ...]) -> Tensor | No
 
 def _shift(part: Slice, rules: Sequence[Rule], columns: Sequence[Tensor | None]) -> Tensor | None:
     """[D], the change of every token where no rule looks at its code; None where one does."""
-    if part.encoder.norm != "none":
+    if not part.encoder.normaliser.plain:
         return None
     amounts = torch.zeros(len(part.decoder), dtype=torch.float64)
     for rule, index in zip(rules, columns, strict=True):

@@ -101,9 +101,9 @@ class _Codes:
         weight = encoder.weight.detach().cpu()[:, pick].double()
         bias = encoder.bias.detach().cpu()[pick].double()
         nonlinear = None
-        if encoder.activation != "identity":
+        if not encoder.activator.linear:
             nonlinear = f"its activation {encoder.activation} is not linear"
-        elif encoder.norm != "none":
+        elif not encoder.normaliser.plain:
             nonlinear = f"its norm {encoder.norm} is not linear"
         elif encoder.soft_cap is not None:
             nonlinear = "its soft_cap is not linear"
@@ -113,7 +113,7 @@ class _Codes:
             for offset in (encoder.subtract, encoder.centers.get(stream or "")):
                 if offset is not None:
                     bias = bias - offset.detach().cpu().double() @ weight
-        return cls(weight, bias, nonlinear, encoder.norm != "none")
+        return cls(weight, bias, nonlinear, not encoder.normaliser.plain)
 
 
 class _Walk:

@@ -6,7 +6,6 @@ import os
 from typing import Literal, overload
 
 from vlm_edit.dictionaries.dictionary import Dictionary
-from vlm_edit.dictionaries.encoder import Activation
 from vlm_edit.dictionaries.formats import (
     clipscope,
     dictionary_learning,
@@ -75,7 +74,7 @@ def load_dictionary(
     file: str | None = None,
     revision: str | None = None,
     k: int | None = None,
-    activation: Activation | None = None,
+    activation: str | None = None,
     threshold: float | None = None,
     layout: Layout | None = None,
     lazy: Literal[False] = False,
@@ -90,7 +89,7 @@ def load_dictionary(
     file: str | None = None,
     revision: str | None = None,
     k: int | None = None,
-    activation: Activation | None = None,
+    activation: str | None = None,
     threshold: float | None = None,
     layout: Layout | None = None,
     lazy: Literal[True],
@@ -104,7 +103,7 @@ def load_dictionary(
     file: str | None = None,
     revision: str | None = None,
     k: int | None = None,
-    activation: Activation | None = None,
+    activation: str | None = None,
     threshold: float | None = None,
     layout: Layout | None = None,
     lazy: bool = False,

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.encoder import Activation
 from vlm_edit.dictionaries.formats.format import Format, Told
 from vlm_edit.dictionaries.formats.source import (
     Source,
@@ -189,7 +188,7 @@ class _Found:
         self,
         decoder_bias: str,
         subtracts: bool,
-        activation: Activation,
+        activation: str,
         threshold: Tensor | None = None,
         k: int | None = None,
         expected: int | None = None,

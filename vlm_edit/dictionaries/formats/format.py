@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from vlm_edit.dictionaries.encoder import Activation, Norm
+from vlm_edit.dictionaries.activations import activation_kind
 from vlm_edit.dictionaries.formats.source import Source
+from vlm_edit.dictionaries.norms import norm_of
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.errors import VlmEditError
@@ -65,8 +66,8 @@ class Layout:
     encoder_bias: str | None
     decoder_bias: str | None
     subtract_decoder_bias: bool
-    activation: Activation
-    norm: Norm = "none"
+    activation: str
+    norm: str = "none"
     threshold: str | None = None
     gate_bias: str | None = None
     gate_gain: str | None = None
@@ -81,12 +82,8 @@ class Layout:
                 raise VlmEditError(
                     f"{name} is {getattr(self, name)!r}: say 'dm' for [d, m] or 'md' for [m, d]"
                 )
-        if self.activation not in get_args(Activation):
-            known = ", ".join(get_args(Activation))
-            raise VlmEditError(f"unknown activation {self.activation!r}: use one of {known}")
-        if self.norm not in get_args(Norm):
-            known = ", ".join(get_args(Norm))
-            raise VlmEditError(f"unknown norm {self.norm!r}: use one of {known}")
+        activation_kind(self.activation)
+        norm_of(self.norm)
         if self.subtract_decoder_bias and self.decoder_bias is None:
             raise VlmEditError("subtract_decoder_bias needs the name of the decoder_bias")
         if self.gate_gain is not None and self.gate_bias is None:
@@ -108,7 +105,7 @@ class Told:
     """What the user says that a file does not: see ``load_dictionary``."""
 
     k: int | None = None
-    activation: Activation | None = None
+    activation: str | None = None
     threshold: float | None = None
     layout: Layout | None = None
 

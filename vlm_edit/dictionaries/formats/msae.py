@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_edit.dictionaries.encoder import Activation
 from vlm_edit.dictionaries.formats.format import Format, Told
 from vlm_edit.dictionaries.formats.source import (
     Source,
@@ -66,7 +65,7 @@ _NAME = re.compile(
     r"(\d{1,9})_(\d{1,9})_([A-Za-z]+)(?:_(\d{1,9}))?(?:_(UW|RW))?"
     r"_(True|False)_(True|False)_(\d{1,9}(?:\.\d{1,9})?)_.*"
 )
-_OWN: dict[str, Activation] = {
+_OWN: dict[str, str] = {
     "ReLU": "relu",
     "Identity": "identity",
     "TopK": "topk_signed",
@@ -187,7 +186,7 @@ def _read_name(name: str) -> _Named | None:
 
 def _activation(
     path: Path, named: _Named | None, told: Told, jumps: bool
-) -> tuple[Activation, int | None]:
+) -> tuple[str, int | None]:
     own = "JumpReLU" if jumps else named.activation if named else None
     if (own == "JumpReLU") != jumps:
         raise VlmEditError(f"{path}: the name says JumpReLU, but {_JUMP} is missing: damaged")

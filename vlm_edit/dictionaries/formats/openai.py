@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_edit.dictionaries.encoder import Activation
 from vlm_edit.dictionaries.formats.format import Format, Told
 from vlm_edit.dictionaries.formats.source import (
     Source,
@@ -31,8 +30,8 @@ _COPY = {"activation.k", "activation.postact_fn"}
 _NAME, _STATE = "activation", "activation_state_dict"
 _UNTIED, _TIED = "decoder.weight", "decoder.linear.weight"
 
-_PLAIN: dict[str, Activation] = {"ReLU": "relu", "Identity": "identity"}
-_AFTER: dict[str, Activation] = {"ReLU": "topk", "Identity": "topk_signed"}
+_PLAIN: dict[str, str] = {"ReLU": "relu", "Identity": "identity"}
+_AFTER: dict[str, str] = {"ReLU": "topk", "Identity": "topk_signed"}
 
 
 def recognises(source: Source) -> bool:
@@ -71,7 +70,7 @@ def _decoder(path: object, found: Mapping[str, Any], tied: bool) -> Tensor:
     return expect_matrix(path, found, _TIED) if tied else expect_matrix(path, found, _UNTIED).T
 
 
-def _activation(path: object, found: Mapping[str, Any]) -> tuple[Activation, int | None]:
+def _activation(path: object, found: Mapping[str, Any]) -> tuple[str, int | None]:
     name = found.get(_NAME, "ReLU")
     if name != "TopK":
         return _choice(path, _NAME, name, _PLAIN, "TopK"), None
@@ -84,9 +83,7 @@ def _activation(path: object, found: Mapping[str, Any]) -> tuple[Activation, int
     return after, expect_whole(path, state, "k")
 
 
-def _choice(
-    path: object, key: str, value: object, known: Mapping[str, Activation], *more: str
-) -> Activation:
+def _choice(path: object, key: str, value: object, known: Mapping[str, str], *more: str) -> str:
     if not isinstance(value, str) or value not in known:
         supported = ", ".join((*known, *more))
         raise VlmEditError(

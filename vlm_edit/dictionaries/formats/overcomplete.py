@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.encoder import Activation
 from vlm_edit.dictionaries.formats.format import Format, Told
 from vlm_edit.dictionaries.formats.source import (
     MOST_PICKLE,
@@ -113,7 +112,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
                 f"{path} is a JumpSAE, whose thresholds are in the file: leave out "
                 f"{', '.join(told.given())}"
             )
-        activation: Activation = "jumprelu"
+        activation: str = "jumprelu"
         threshold: Tensor | None = _below(expect_vector(path, tensors, "thresholds").exp())
         k = None
     else:
@@ -254,12 +253,12 @@ def _fold_batch_norm(
 
 def _selection(
     path: object, told: Told, stated: int | None
-) -> tuple[Activation, int | None, float | None]:
+) -> tuple[str, int | None, float | None]:
     """Which codes stay: what is told, or k that stands in the file."""
     if told.k is not None and stated is not None and told.k != stated:
         raise VlmEditError(f"{path} says k={stated}, but it was told k={told.k}: leave it out")
     k = told.k if told.k is not None else stated
-    found: Activation | None = None
+    found: str | None = None
     if told.threshold is not None and told.k is None and told.activation in (None, "jumprelu"):
         found, k = "jumprelu", None
     elif told.threshold is None and k is not None and told.activation in (None, "topk"):

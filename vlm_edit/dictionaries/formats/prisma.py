@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_edit.dictionaries.encoder import Activation, Norm
 from vlm_edit.dictionaries.formats.format import Format, Told
 from vlm_edit.dictionaries.formats.source import (
     MOST_PICKLE,
@@ -32,7 +31,7 @@ CONFIG = "config.json"
 _NAMES = {"W_enc", "b_enc", "W_dec", "b_dec"}
 _GATED = {"b_gate", "r_mag", "b_mag"}
 _SIGNS = {"hook_point_layer", "layer_subtype", "expansion_factor", "activation_fn_str"}
-_NORMS: dict[str, Norm] = {
+_NORMS: dict[str, str] = {
     "none": "none",
     "layer_norm": "layer_norm",
     "constant_norm_rescale": "constant_norm_rescale",
@@ -150,9 +149,7 @@ def _gate(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tenso
     return bias, gain, bias - gate * gain
 
 
-def _activation(
-    path: Path, config: Mapping[str, Any]
-) -> tuple[Activation, int | None, float | None]:
+def _activation(path: Path, config: Mapping[str, Any]) -> tuple[str, int | None, float | None]:
     """Which, with its k and its soft cap."""
     name = config.get("activation_fn_str", "topk")
     if name == "relu":
@@ -172,7 +169,7 @@ def _activation(
     return "topk", expect_whole(path, options, "k"), None
 
 
-def _norm(path: Path, config: Mapping[str, Any]) -> Norm:
+def _norm(path: Path, config: Mapping[str, Any]) -> str:
     value = config.get("normalize_activations", "layer_norm")
     if value is None:
         return "none"

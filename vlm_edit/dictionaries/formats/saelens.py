@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from vlm_edit.dictionaries.encoder import Activation, Norm
 from vlm_edit.dictionaries.formats.format import Format, Told
 from vlm_edit.dictionaries.formats.source import (
     Source,
@@ -46,14 +45,14 @@ SAVING, PART, FOLDED, MARK = "vlm_edit_saving", "part", "folded", "mark"
 CENTER = "center."
 
 # Those that a dictionary is saved as; the others below are read only.
-ARCHITECTURES: dict[str, Activation] = {
+ARCHITECTURES: dict[str, str] = {
     "standard": "relu",
     "jumprelu": "jumprelu",
     "topk": "topk",
     "abstopk": "topk_abs",
 }
 # Checkpoints of a training under way keep BatchTopK's one threshold by itself.
-_READ: dict[str, Activation] = {
+_READ: dict[str, str] = {
     **ARCHITECTURES,
     "gated": "jumprelu",
     "batchtopk": "jumprelu",
@@ -75,7 +74,7 @@ _NOT_DICTIONARIES = {
         "it reads one site and writes another",
     ),
 }
-_NORMS: dict[str, Norm] = {
+NORMS: dict[str, str] = {
     "none": "none",
     "layer_norm": "layer_norm",
     "constant_norm_rescale": "constant_norm_rescale",
@@ -319,15 +318,15 @@ def _read_factor(path: Path, config: dict[str, Any], tensors: dict[str, Tensor])
     return factor
 
 
-def _read_norm(source: Source, config: dict[str, Any]) -> tuple[Norm, float | None]:
+def _read_norm(source: Source, config: dict[str, Any]) -> tuple[str, float | None]:
     """The norm, and the one number that activations were scaled by, where it is not folded in."""
     path, value = source.path, config.get("normalize_activations")
     if value is None or isinstance(value, bool):  # version 3
         value = "expected_average_only_in" if value else "none"
-    if not isinstance(value, str) or value not in _NORMS:
+    if not isinstance(value, str) or value not in NORMS:
         raise VlmEditError(
             f"{path}: normalize_activations {value!r} is not supported; "
-            f"supported: {', '.join(_NORMS)}; a scale or a whitening of a training under way is "
+            f"supported: {', '.join(NORMS)}; a scale or a whitening of a training under way is "
             "folded into the weights when SAELens ends it: take the final checkpoint"
         )
     reshape = config.get("reshape_activations")
@@ -335,7 +334,7 @@ def _read_norm(source: Source, config: dict[str, Any]) -> tuple[Norm, float | No
     if reshape not in ("none", "hook_z", None):
         raise VlmEditError(f"{path}: reshape_activations {reshape!r} is not supported")
     if value != "expected_average_only_in":
-        return _NORMS[value], None
+        return NORMS[value], None
     scaler = source.json(SCALER) if source.has(SCALER) else {}
     if scaler.get("scaling_factor") is None:
         raise VlmEditError(

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.encoder import Activation
 from vlm_edit.dictionaries.formats.format import Format, Told
 from vlm_edit.dictionaries.formats.source import (
     MOST_JSON,
@@ -196,7 +195,7 @@ def _expect_sizes(path: Path, config: Mapping[str, Any], weight: Tensor, decoder
 
 def _activation(
     path: Path, kind: str, tensors: Mapping[str, Any], told: Told, m: int
-) -> tuple[Activation, Tensor | None]:
+) -> tuple[str, Tensor | None]:
     """Both kinds of top-k keep codes below zero; BatchTopK has a threshold in use."""
     stored = _THRESHOLD in tensors
     if told.threshold is not None and (kind != "BatchTopK" or stored):

@@ -31,6 +31,7 @@ from vlm_edit.dictionaries.formats.saelens import (
     CONFIG,
     FOLDED,
     MARK,
+    NORMS,
     PART,
     SAVING,
     VERSION,
@@ -77,8 +78,8 @@ def save_saelens(
         dtype: Of the weights in the file.
 
     Raises:
-        VlmEditError: An activation that the format does not have, or a folder that cannot be
-            written to; what was there before is still there.
+        VlmEditError: An activation or a norm that the format does not have, or a folder that cannot
+            be written to; what was there before is still there.
     """
     root, part, parts = Path(path), "", {}
     with torch.no_grad():
@@ -108,6 +109,8 @@ def _described(dictionary: Dictionary, stream: str | None) -> _Folder:
             f"SAELens has no architecture for activation {encoder.activation!r}; "
             "raw neurons need no file: use Dictionary.identity(width)"
         )
+    if encoder.norm not in NORMS.values():
+        raise VlmEditError(f"SAELens has no normalize_activations for norm {encoder.norm!r}")
     if encoder.soft_cap is not None:
         raise VlmEditError(f"SAELens 6 has nothing for soft_cap, which is {encoder.soft_cap} here")
     applies, tensors, folded = _folded(dictionary, stream)

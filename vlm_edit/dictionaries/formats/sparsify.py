@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_edit.dictionaries.encoder import Activation
 from vlm_edit.dictionaries.formats.format import Format, Told
 from vlm_edit.dictionaries.formats.source import (
     Source,
@@ -25,7 +24,7 @@ from vlm_edit.errors import VlmEditError
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
 _NAMES = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
-_ACTIVATIONS: dict[str, Activation] = {"topk": "topk", "groupmax": "groupmax"}
+_ACTIVATIONS: dict[str, str] = {"topk": "topk", "groupmax": "groupmax"}
 
 
 def recognises(source: Source) -> bool:
@@ -50,7 +49,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
             "decoder's rows mean nothing where its codes are read; load an SAE"
         )
     if _flag(path, config, "signed"):  # of 2024: the strongest of either sign
-        activation: Activation = "topk_abs"
+        activation: str = "topk_abs"
     else:
         activation = _activation(path, config)
     info = {"hook_name": path.name} if re.search(r"\d", path.name) else {}
@@ -79,7 +78,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
 FORMAT = Format("sparsify", f"{CONFIG} and {WEIGHTS}", recognises, read)
 
 
-def _activation(path: object, config: Mapping[str, Any]) -> Activation:
+def _activation(path: object, config: Mapping[str, Any]) -> str:
     named = config.get("activation", "topk")  # older files do not say
     if not isinstance(named, str) or named not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_edit.dictionaries.activations import activation_kind
 from vlm_edit.dictionaries.formats.format import Format, Layout, Told
 from vlm_edit.dictionaries.formats.source import (
     Source,
@@ -24,7 +25,6 @@ from vlm_edit.dictionaries.formats.source import (
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.errors import VlmEditError
 
-_COMPETING = ("topk", "topk_signed", "topk_abs", "groupmax")
 _MOST_LISTED = 30
 
 
@@ -65,16 +65,16 @@ FORMAT = Format(
 
 def _expect_whole(source: Source, layout: Layout, told: Told) -> None:
     """Refuse a layout that lacks a part, or says it twice, before the file is opened."""
-    competes = layout.activation in _COMPETING
-    if competes and told.k is None:
+    takes = activation_kind(layout.activation).takes
+    if "k" in takes and told.k is None:
         raise VlmEditError(f"{source.path}: activation {layout.activation!r} needs k=")
-    if not competes and told.k is not None:
+    if "k" not in takes and told.k is not None:
         raise VlmEditError(f"{source.path}: activation {layout.activation!r} has no k")
     said = (layout.threshold is not None) + (told.threshold is not None)
-    if said != (layout.activation == "jumprelu"):
+    if said != ("threshold" in takes):
         raise VlmEditError(
             f"{source.path}: activation {layout.activation!r} takes "
-            f"{'one' if layout.activation == 'jumprelu' else 'no'} threshold, in the layout or as "
+            f"{'one' if 'threshold' in takes else 'no'} threshold, in the layout or as "
             f"threshold=; it is given {said} times"
         )
 
@@ -164,7 +164,7 @@ def _read(tensors: dict[str, Tensor], layout: Layout, told: Told) -> StoredDicti
         # Open where x W + gate_bias > 0, so where x W exp(gate_gain) + bias exceeds this.
         gain = vector(layout.gate_gain, m).exp()
         activation, threshold = "jumprelu", bias - vector(layout.gate_bias, m) * gain
-    elif layout.activation == "jumprelu":
+    elif "threshold" in activation_kind(layout.activation).takes:
         threshold = _threshold(tensors, layout, told, m)
     return StoredDictionary(
         weight=Rows(weight, layout.encoder, gain),

@@ -7,7 +7,6 @@ import numbers
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from vlm_edit.dictionaries.encoder import Norm
 from vlm_edit.errors import VlmEditError
 
 Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"]
@@ -68,7 +67,7 @@ class TrainConfig:
     steps: int = 4000
     batch_size: int = 1024
     lr: float = 3e-3
-    norm: Norm = "none"
+    norm: str = "none"
     center: bool = True
     auxiliary: float = 1 / 32
     dead_after: int = 200

@@ -1,0 +1,333 @@
+"""Activations: what becomes of pre-activations, a class for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlm_edit.codes import active_places
+from vlm_edit.dictionaries.registry import enter
+from vlm_edit.dictionaries.topk import top_k
+from vlm_edit.errors import VlmEditError
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """From pre-activations to codes.
+
+    Subclasses give ``dense``; the rest follows from it, and is written anew where it can be had
+    faster. Files keep the name, ``k`` and ``threshold``; ``Encoder`` and whatever is made of one
+    find the class by its name once ``register_activation`` knows it.
+
+    Attributes:
+        k: A whole number, if it takes one.
+        threshold: [m], if it takes one.
+
+    Example:
+        >>> class Square(Activation):
+        ...     name = "square"
+        ...
+        ...     def dense(self, hidden):
+        ...         return hidden.relu() ** 2
+        >>> Square().sparse(torch.tensor([[3.0, -1.0, 0.5]]))
+        (tensor([0, 2]), tensor([9.0000, 0.2500]))
+    """
+
+    name: ClassVar[str] = ""
+    # What it needs, of ``k`` and ``threshold``.
+    takes: ClassVar[tuple[str, ...]] = ()
+    # Whether a feature's code depends on the others' pre-activations.
+    competes: ClassVar[bool] = False
+    # Whether codes are the pre-activations themselves.
+    linear: ClassVar[bool] = False
+    # Whether an edit passes over rows where no touched pre-activation is above 0, whose codes must
+    # then be 0 whatever the others' are. Only where features compete: else it never sees others.
+    sifts: ClassVar[bool] = False
+
+    k: int | None = None
+    threshold: Tensor | None = None
+
+    def expect(self, m: int) -> None:
+        """Refuse a number of features that it cannot be used with."""
+
+    def dense(self, hidden: Tensor) -> Tensor:
+        """Return the codes [..., m] of pre-activations [..., m], differentiable."""
+        raise NotImplementedError
+
+    def in_place(self, hidden: Tensor) -> None:
+        """Write the codes over the pre-activations [n, m]."""
+        hidden.copy_(self.dense(hidden))
+
+    def sparse(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where codes of [n, m] are not zero, as rising flat places, and those codes."""
+        codes = self.dense(hidden)
+        places = active_places(codes)
+        return places, codes.view(-1)[places]
+
+    def some(self, hidden: Tensor, columns: Tensor) -> Tensor:
+        """Return the codes [n, t] of some features, from the pre-activations [n, m] of all."""
+        return self.dense(hidden)[:, columns]
+
+    def group(self, m: int) -> int | None:  # noqa: ARG002
+        """Return how many neighbours compete with each other; None where all m may."""
+        return None if self.competes else 1
+
+    def share(self, count: int, m: int) -> int | None:  # noqa: ARG002
+        """Return the k of whole groups, ``count`` of m features, by themselves."""
+        return self.k
+
+    def narrow(self, hidden: Tensor) -> Tensor:
+        """Return which of some features' pre-activations [n, w] may matter, [n, at most w].
+
+        Where all features compete, those of a part come after those of others, and only what may
+        still matter is kept of each.
+        """
+        return torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape)
+
+    def settle(self, kept: Tensor) -> Tensor:
+        """Return the codes of what ``narrow`` kept of all features, [n, w], in rising order."""
+        return self.dense(kept)
+
+
+_KNOWN: dict[str, type[Activation]] = {}
+_Kind = TypeVar("_Kind", bound=type[Activation])
+
+
+def register_activation(kind: _Kind) -> _Kind:
+    """Make an activation known by its name; a decorator.
+
+    Raises:
+        VlmEditError: No name, or one that another class has.
+    """
+    enter(_KNOWN, kind.name, kind)
+    return kind
+
+
+def activation_kind(name: str) -> type[Activation]:
+    """Return the class of an activation.
+
+    Raises:
+        VlmEditError: An unknown name.
+    """
+    if not isinstance(name, str) or name not in _KNOWN:
+        raise VlmEditError(f"unknown activation {name!r}: use one of {', '.join(_KNOWN)}")
+    return _KNOWN[name]
+
+
+def activation_of(
+    name: str, m: int, k: int | None = None, threshold: Tensor | None = None
+) -> Activation:
+    """Return the activation of m features.
+
+    Raises:
+        VlmEditError: An unknown name, or options that do not go with it or with m.
+    """
+    kind = activation_kind(name)
+    for option, value in (("threshold", threshold), ("k", k)):
+        if (value is not None) != (option in kind.takes):
+            raise VlmEditError(f"{option} goes with {_takers(option)}")
+    if k is not None and not 1 <= k <= m:
+        raise VlmEditError(f"k is {k}; it must lie between 1 and the {m} features")
+    made = kind(k, threshold)
+    made.expect(m)
+    return made
+
+
+def _takers(option: str) -> str:
+    names = [name for name, kind in _KNOWN.items() if option in kind.takes]
+    if len(names) == 1:
+        return f"activation={names[0]!r}, and only with it"
+    return f"activations {', '.join(names)}, and only with them"
+
+
+@register_activation
+class Relu(Activation):
+    """h where h is above 0."""
+
+    name = "relu"
+
+    def dense(self, hidden: Tensor) -> Tensor:
+        """As ``Activation.dense``."""
+        return F.relu(hidden)
+
+    def in_place(self, hidden: Tensor) -> None:
+        """As ``Activation.in_place``."""
+        hidden.relu_()
+
+    def sparse(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Activation.sparse``; zeros are never written."""
+        places = active_places(hidden, 0.0)
+        return places, hidden.view(-1)[places]
+
+
+@register_activation
+class JumpRelu(Activation):
+    """h where h is above the feature's threshold, and above 0."""
+
+    name = "jumprelu"
+    takes = ("threshold",)
+
+    def dense(self, hidden: Tensor) -> Tensor:
+        """As ``Activation.dense``."""
+        return torch.where(hidden <= self._floor(), 0.0, hidden)
+
+    def in_place(self, hidden: Tensor) -> None:
+        """As ``Activation.in_place``."""
+        hidden.masked_fill_(hidden <= self._floor(), 0.0)
+
+    def sparse(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Activation.sparse``; zeros are never written."""
+        places = active_places(hidden, self._floor())
+        return places, hidden.view(-1)[places]
+
+    def _floor(self) -> Tensor:
+        """[m], codes are zero up to here."""
+        assert self.threshold is not None
+        return self.threshold.clamp_min(0)
+
+
+class _Strongest(Activation):
+    """k features stay, and the others' codes are 0."""
+
+    takes = ("k",)
+    competes = True
+
+    def strongest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the codes [..., k] of those that stay, in no order, and their numbers."""
+        raise NotImplementedError
+
+    def dense(self, hidden: Tensor) -> Tensor:
+        """As ``Activation.dense``."""
+        values, indices = self.strongest(hidden)
+        return torch.zeros_like(hidden).scatter(-1, indices, values)
+
+    def in_place(self, hidden: Tensor) -> None:
+        """As ``Activation.in_place``."""
+        values, indices = self.strongest(hidden)
+        hidden.zero_().scatter_(-1, indices, values)
+
+    def sparse(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Activation.sparse``; looks only at those that stay."""
+        values, indices = self.strongest(hidden)
+        indices, order = indices.sort(-1)
+        values = values.gather(-1, order).view(-1)
+        first = torch.arange(len(hidden), device=hidden.device) * hidden.shape[1]
+        kept = active_places(values)
+        return (indices + first[:, None]).view(-1)[kept], values[kept]
+
+    @property
+    def count(self) -> int:
+        """Number that stays."""
+        assert self.k is not None
+        return self.k
+
+
+@register_activation
+class TopK(_Strongest):
+    """Relu of the k largest."""
+
+    name = "topk"
+    sifts = True
+
+    def strongest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``_Strongest.strongest``."""
+        values, indices = top_k(hidden, self.count)
+        return self.settle(values), indices
+
+    def some(self, hidden: Tensor, columns: Tensor) -> Tensor:
+        """As ``Activation.some``; of features that equal the k-th largest all stay.
+
+        Whether a feature is among the k largest takes the k-th value, not the codes of all.
+        """
+        own = hidden[:, columns]
+        if len(columns) == 1:
+            stays = (hidden > own).sum(-1, keepdim=True) < self.count
+        else:
+            stays = own >= top_k(hidden, self.count)[0].amin(-1, keepdim=True)
+        return torch.where(stays, self.settle(own), 0.0)
+
+    def narrow(self, hidden: Tensor) -> Tensor:
+        """As ``Activation.narrow``: the k largest."""
+        return top_k(hidden, min(self.count, hidden.shape[1]))[1]
+
+    def settle(self, kept: Tensor) -> Tensor:
+        """As ``Activation.settle``."""
+        return F.relu(kept)
+
+
+@register_activation
+class TopKSigned(TopK):
+    """The k largest, with those below zero."""
+
+    name = "topk_signed"
+    sifts = False
+
+    def settle(self, kept: Tensor) -> Tensor:
+        """As ``Activation.settle``."""
+        return kept
+
+
+@register_activation
+class TopKAbs(_Strongest):
+    """The k of largest absolute value."""
+
+    name = "topk_abs"
+
+    def strongest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``_Strongest.strongest``."""
+        _, indices = top_k(hidden.abs(), self.count)
+        return hidden.gather(-1, indices), indices
+
+    def narrow(self, hidden: Tensor) -> Tensor:
+        """As ``Activation.narrow``: the k of largest absolute value."""
+        return top_k(hidden.abs(), min(self.count, hidden.shape[1]))[1]
+
+    def settle(self, kept: Tensor) -> Tensor:
+        """As ``Activation.settle``."""
+        return kept
+
+
+@register_activation
+class GroupMax(_Strongest):
+    """Relu of the largest of each of k groups of neighbours."""
+
+    name = "groupmax"
+
+    def expect(self, m: int) -> None:
+        """As ``Activation.expect``: groups have one size."""
+        if m % self.count:
+            raise VlmEditError(f"{m} features cannot be cut into {self.count} groups of one size")
+
+    def strongest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``_Strongest.strongest``."""
+        size = hidden.shape[-1] // self.count
+        values, within = hidden.unflatten(-1, (self.count, size)).max(-1)
+        first = torch.arange(self.count, device=hidden.device) * size
+        return F.relu(values), within + first
+
+    def group(self, m: int) -> int:
+        """As ``Activation.group``."""
+        return m // self.count
+
+    def share(self, count: int, m: int) -> int:
+        """As ``Activation.share``."""
+        return self.count * count // m
+
+
+@register_activation
+class Identity(Activation):
+    """h itself, as of raw neurons."""
+
+    name = "identity"
+    linear = True
+
+    def dense(self, hidden: Tensor) -> Tensor:
+        """As ``Activation.dense``."""
+        return hidden
+
+    def in_place(self, hidden: Tensor) -> None:
+        """As ``Activation.in_place``: nothing."""

@@ -1,0 +1,117 @@
+"""Norms: what a dictionary divides out of activations before it reads them, a class for each."""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeVar
+
+from torch import Tensor
+
+from vlm_edit.dictionaries.registry import enter
+from vlm_edit.errors import VlmEditError
+
+
+class Norm:
+    """From activations to normed ones, and back.
+
+    Subclasses give the call, and ``restore`` where more than a scale was taken away. Files keep the
+    name; ``Encoder`` and whatever is made of one find the class by it once ``register_norm`` knows
+    it.
+
+    Example:
+        >>> import torch
+        >>> class Largest(Norm):
+        ...     name = "largest"
+        ...
+        ...     def __call__(self, x):
+        ...         scale = x.abs().amax(-1, keepdim=True)
+        ...         return x / scale, scale
+        >>> x = torch.tensor([[1.0, -4.0]])
+        >>> normed, _ = Largest()(x)
+        >>> normed, Largest().restore(normed, x)
+        (tensor([[ 0.2500, -1.0000]]), tensor([[ 1., -4.]]))
+    """
+
+    name: ClassVar[str] = ""
+    # Whether it leaves activations as they are.
+    plain: ClassVar[bool] = False
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return normed activations [..., d], and the scale [..., 1] divided out, if any."""
+        raise NotImplementedError
+
+    def restore(self, normed: Tensor, x: Tensor) -> Tensor:
+        """Return normed activations [..., d] in the space of x, from which they were made."""
+        _, scale = self(x)
+        return normed if scale is None else normed * scale
+
+
+_KNOWN: dict[str, type[Norm]] = {}
+_Kind = TypeVar("_Kind", bound=type[Norm])
+
+
+def register_norm(kind: _Kind) -> _Kind:
+    """Make a norm known by its name; a decorator.
+
+    Raises:
+        VlmEditError: No name, or one that another class has.
+    """
+    enter(_KNOWN, kind.name, kind)
+    return kind
+
+
+def norm_of(name: str) -> Norm:
+    """Return the norm of a name.
+
+    Raises:
+        VlmEditError: An unknown name.
+    """
+    if not isinstance(name, str) or name not in _KNOWN:
+        *first, last = _KNOWN
+        raise VlmEditError(f"unknown norm {name!r}: use {', '.join(first)} or {last}")
+    return _KNOWN[name]()
+
+
+def norm_names() -> tuple[str, ...]:
+    """Return the names of all norms that are known."""
+    return tuple(_KNOWN)
+
+
+@register_norm
+class NoNorm(Norm):
+    """x itself."""
+
+    name = "none"
+    plain = True
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, None]:
+        """As ``Norm.__call__``."""
+        return x, None
+
+
+@register_norm
+class LayerNorm(Norm):
+    """(x - mean) / (unbiased std + 1e-5)."""
+
+    name = "layer_norm"
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Norm.__call__``."""
+        centred = x - x.mean(dim=-1, keepdim=True)
+        scale = centred.std(dim=-1, keepdim=True)
+        return centred / (scale + 1e-5), scale
+
+    def restore(self, normed: Tensor, x: Tensor) -> Tensor:
+        """As ``Norm.restore``."""
+        return super().restore(normed, x) + x.mean(-1, keepdim=True)
+
+
+@register_norm
+class ConstantNormRescale(Norm):
+    """x * sqrt(d) / |x|."""
+
+    name = "constant_norm_rescale"
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Norm.__call__``."""
+        scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        return x / scale.clamp_min(1e-12), scale
