@@ -147,10 +147,9 @@ def test_each_adapter_loads_by_its_entry_point(installed: Environment) -> None:
     )
     kinds = {name: kind for name, (_, kind) in answer.items()}
     assert {name: value for name, (value, _) in answer.items()} == declared()
-    pipelines = {name for name in kinds if name.endswith("Pipeline")}
-    assert len(pipelines) > 20
-    assert {name for name, kind in kinds.items() if kind == "PipelineAdapter"} == pipelines
-    assert {kind for name, kind in kinds.items() if name not in pipelines} == {"Adapter"}
+    assert kinds.pop("diffusers.DiffusionPipeline") == "dict"
+    assert kinds.pop("vlm_edit.UnclipPipeline") == "PipelineAdapter"
+    assert set(kinds.values()) == {"Adapter"}
 
 
 def declared() -> dict[str, str]:

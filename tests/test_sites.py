@@ -312,6 +312,43 @@ def test_a_host_without_a_model_type_is_found_by_its_class_or_a_base_of_it(monke
         find_adapter(Blocks())
 
 
+class Kin(Stages):
+    """A class that a table of its base names."""
+
+
+TABLE = {"test_sites.Stages": STAGES, "test_sites.Kin": Adapter.of({"kin": ("text", "text", 5)})}
+HALF_A_TABLE = {"test_sites.Kin": STAGES}
+FALSE_TABLE = {"test_sites.Stages": STAGES, "test_sites.Kin": "STAGES"}
+
+
+def test_a_table_of_a_base_serves_each_class_by_the_nearest_it_names(monkeypatch):
+    register(monkeypatch, test_sites__Stages="test_sites:TABLE")
+    nearest = type("Nearest", (Kin,), {})
+    other = type("Other", (Stages,), {})
+    assert find_adapter(Kin()) is find_adapter(nearest()) is TABLE["test_sites.Kin"]
+    assert find_adapter(Stages()) is find_adapter(other()) is STAGES
+
+
+def test_what_is_registered_for_a_class_goes_before_a_table_of_its_base(monkeypatch):
+    register(
+        monkeypatch, test_sites__Stages="test_sites:TABLE", test_sites__Kin="test_sites:STAGES"
+    )
+    assert find_adapter(Kin()) is STAGES
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("HALF_A_TABLE", "a table without 'test_sites.Stages', which.*: add it"),
+        ("FALSE_TABLE", "gives a str for 'test_sites.Kin', not an Adapter"),
+    ],
+)
+def test_a_table_that_cannot_serve_says_why(monkeypatch, table, message):
+    register(monkeypatch, test_sites__Stages=f"test_sites:{table}")
+    with pytest.raises(VlmEditError, match=message):
+        find_adapter(Stages())
+
+
 def test_the_model_type_goes_before_the_class(monkeypatch, clip):
     register(
         monkeypatch,

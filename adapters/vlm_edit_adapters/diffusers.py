@@ -42,5 +42,37 @@ sd3 = replace(
 
 kandinsky_prior = replace(adapter, appended=True)
 
+# By class; what is not named goes by the nearest that it inherits from.
+pipelines = {
+    "diffusers.DiffusionPipeline": adapter,
+    "diffusers.StableDiffusionXLPipeline": sdxl,
+    "diffusers.StableDiffusionXLImg2ImgPipeline": sdxl,
+    "diffusers.StableDiffusionXLInpaintPipeline": sdxl,
+    "diffusers.StableDiffusionXLInstructPix2PixPipeline": sdxl,
+    "diffusers.StableDiffusionXLAdapterPipeline": sdxl,
+    "diffusers.StableDiffusionXLControlNetPipeline": sdxl,
+    "diffusers.StableDiffusionXLControlNetImg2ImgPipeline": sdxl,
+    "diffusers.StableDiffusionXLControlNetInpaintPipeline": sdxl,
+    "diffusers.StableDiffusionXLControlNetUnionPipeline": sdxl,
+    "diffusers.StableDiffusionXLControlNetUnionImg2ImgPipeline": sdxl,
+    "diffusers.StableDiffusionXLControlNetUnionInpaintPipeline": sdxl,
+    "diffusers.StableDiffusionXLControlNetXSPipeline": sdxl,
+    "diffusers.StableDiffusionXLPAGPipeline": sdxl,
+    "diffusers.StableDiffusionXLPAGImg2ImgPipeline": sdxl,
+    "diffusers.StableDiffusionXLPAGInpaintPipeline": sdxl,
+    "diffusers.StableDiffusionXLControlNetPAGPipeline": sdxl,
+    "diffusers.StableDiffusionXLControlNetPAGImg2ImgPipeline": sdxl,
+    "diffusers.StableDiffusion3Pipeline": sd3,
+    "diffusers.StableDiffusion3Img2ImgPipeline": sd3,
+    "diffusers.StableDiffusion3InpaintPipeline": sd3,
+    "diffusers.StableDiffusion3ControlNetPipeline": sd3,
+    "diffusers.StableDiffusion3ControlNetInpaintingPipeline": sd3,
+    "diffusers.StableDiffusion3PAGPipeline": sd3,
+    "diffusers.StableDiffusion3PAGImg2ImgPipeline": sd3,
+    "diffusers.KandinskyPriorPipeline": kandinsky_prior,
+    "diffusers.KandinskyV22PriorPipeline": kandinsky_prior,
+    "diffusers.KandinskyV22PriorEmb2EmbPipeline": kandinsky_prior,
+}
+
 # The zoo's own: led away from zeros, which no encoder gives.
 unclip = PipelineAdapter(encoders=(Encoder("clip"),))

@@ -32,6 +32,8 @@ LIVE = [
 EMBEDDED = ("sd", "sdxl", "sd3", "flux")  # their calls take what encode_prompt gives
 NAMED = {"sd": " 1.x", "sd2": " 2.x", "ip_adapter": " with IP-Adapter"}  # of one class
 BRANCHES = ("cond", "uncond", "both")
+(POINT,) = entry_points(group=ENTRY_POINTS, name="diffusers.DiffusionPipeline")
+REGISTERED = POINT.load()
 
 
 @functools.cache
@@ -183,17 +185,27 @@ def test_of_images_stable_diffusion_3_reads_all_but_the_last_layer():
 
 
 def test_every_pipeline_that_is_registered_is_one_of_diffusers_and_reads_what_is_said_of_it():
-    points = [p for p in entry_points(group=ENTRY_POINTS) if p.name.startswith("diffusers.")]
-    assert len(points) > 20
-    for point in points:
-        kind = getattr(diffusers, point.name.removeprefix("diffusers."))
+    assert len(REGISTERED) > 20
+    for name, adapter in REGISTERED.items():
+        assert name.startswith("diffusers.")
+        kind = getattr(diffusers, name.removeprefix("diffusers."))
         assert issubclass(kind, diffusers.DiffusionPipeline)
-        attribute = point.value.rpartition(":")[2]
         code = inspect.getsource(inspect.getmodule(kind))
-        if attribute in ("sdxl", "sd3"):
+        if any(encoder.read is not None for encoder in adapter.encoders):
             assert "hidden_states[-2]" in code
-        if attribute == "kandinsky_prior":
+        if adapter.appended:
             assert "prompt = prompt + negative_prompt" in code
+
+
+def test_a_pipeline_goes_by_its_own_line_of_the_table_or_by_the_nearest_it_inherits_from():
+    class Mine(diffusers.StableDiffusionXLInpaintPipeline):
+        pass
+
+    sdxl, others = pipeline_of("sdxl"), pipeline_of("sd")
+    assert find_adapter(sdxl).pipeline is REGISTERED["diffusers.StableDiffusionXLPipeline"]
+    assert find_adapter(Mine(**sdxl.components)).pipeline is find_adapter(sdxl).pipeline
+    assert find_adapter(others).pipeline is REGISTERED["diffusers.DiffusionPipeline"]
+    assert f"diffusers.{type(others).__name__}" not in REGISTERED
 
 
 @pytest.mark.parametrize(("family", "least"), [("StableDiffusionXL", 15), ("StableDiffusion3", 6)])
@@ -202,7 +214,7 @@ def test_no_pipeline_of_a_family_that_skips_layers_goes_by_the_rules_of_others(f
     kinds = [kind for kind in known if isinstance(kind, type)]
     names = {k.__name__ for k in kinds if issubclass(k, diffusers.DiffusionPipeline)}
     assert len(names) >= least
-    assert names <= {p.name.removeprefix("diffusers.") for p in entry_points(group=ENTRY_POINTS)}
+    assert names <= {name.removeprefix("diffusers.") for name in REGISTERED}
 
 
 @pytest.mark.skipif(

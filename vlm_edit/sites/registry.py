@@ -21,8 +21,10 @@ def find_adapter(model: Model) -> Adapter:
     """The adapter registered for a host.
 
     Looked up by ``model.config.model_type``; failing that by the host's class or one it inherits
-    from, named with its top-level package: ``open_clip.CLIP``. A pipeline's is put together from
-    what is registered for its class and for the models inside it.
+    from, named with its top-level package: ``open_clip.CLIP``. What is registered for a base may
+    be a table of adapters by class: that of the host's class counts, or of the nearest it inherits
+    from. A pipeline's is put together from what is registered for its class and for the models
+    inside it.
 
     Raises:
         VlmEditError: No adapter is registered for either, or one of the other kind.
@@ -31,9 +33,11 @@ def find_adapter(model: Model) -> Adapter:
     model_type = getattr(getattr(host, "config", None), "model_type", None)
     known = _registered()
     classes = [_key(kind) for kind in class_of(host).__mro__]
-    for key in (model_type, *classes):
-        if isinstance(key, str) and key in known:
-            return _fitting(key, _load(key, known[key]), host)
+    keys = [key for key in (model_type, *classes) if isinstance(key, str)]
+    for key in keys:
+        if key in known:
+            table = _load(key, known[key])
+            return _fitting(key, next(table[name] for name in keys if name in table), host)
     names = ", ".join(sorted(known)) or "none: is vlm-edit installed?"
     raise VlmEditError(
         f"no adapter for {class_of(host).__name__} (config.model_type is {model_type!r}, the class "
@@ -90,7 +94,8 @@ def _registered() -> Mapping[str, list[EntryPoint]]:
     return {name: list(found.values()) for name, found in points.items()}
 
 
-def _load(key: str, points: list[EntryPoint]) -> Adapter | PipelineAdapter:
+def _load(key: str, points: list[EntryPoint]) -> Mapping[str, Adapter | PipelineAdapter]:
+    """What an entry point registers by what it is for, its own key among it."""
     if len(points) > 1:
         names = " and ".join(point.value for point in points)
         raise VlmEditError(
@@ -98,14 +103,21 @@ def _load(key: str, points: list[EntryPoint]) -> Adapter | PipelineAdapter:
             "adapter="
         )
     try:
-        adapter = points[0].load()
+        registered = points[0].load()
     except (ImportError, AttributeError) as error:
         raise VlmEditError(
             f"the adapter for {key!r} ({points[0].value}) cannot be imported: {error}"
         ) from error
-    if not isinstance(adapter, Adapter | PipelineAdapter):
+    table = registered if isinstance(registered, Mapping) else {key: registered}
+    for name, adapter in table.items():
+        if not isinstance(adapter, Adapter | PipelineAdapter):
+            raise VlmEditError(
+                f"the entry point {key!r} of {ENTRY_POINTS} gives a {type(adapter).__name__} for "
+                f"{name!r}, not an Adapter: it must name an Adapter instance, or a table of them"
+            )
+    if key not in table:
         raise VlmEditError(
-            f"the entry point {key!r} of {ENTRY_POINTS} gives a {type(adapter).__name__}, not an "
-            "Adapter: it must name an Adapter instance"
+            f"the entry point {key!r} of {ENTRY_POINTS} gives a table without {key!r}, which "
+            "classes that it does not name inherit from: add it"
         )
-    return adapter
+    return table
