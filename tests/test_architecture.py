@@ -303,6 +303,17 @@ def test_adapters_import_nothing_of_the_core_but_sites() -> None:
     assert not others
 
 
+def test_adapters_are_declarations_without_logic() -> None:
+    logic = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.If, ast.For, ast.While, ast.Try)
+    places = [
+        f"{path.name}:{node.lineno}"
+        for path in modules(ADAPTERS)
+        for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path)))
+        if isinstance(node, logic)
+    ]
+    assert not places
+
+
 def test_the_core_imports_no_adapter() -> None:
     assert importers_of("vlm_edit_adapters", CORE) == set()
 

@@ -1,50 +1,23 @@
 """Chinese-CLIP: CLIP's vision tower, and a Chinese BERT."""
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.sites import Tower, two_towers
 
-adapter = Adapter(
-    sites=(
-        SiteRule(
-            "joint",
-            (TapRule(("visual_projection",), "image"), TapRule(("text_projection",), "text")),
-            width=("projection_dim",),
-        ),
-        SiteRule(
-            "vision.{i}",
-            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends=("+mlp.fc2",)),),
-            width=("vision_config.hidden_size",),
-        ),
-        SiteRule(
-            "text.{i}",
-            (TapRule(("text_model.encoder.layer.{i}",), "text"),),
-            width=("text_config.hidden_size",),
-        ),
-    ),
-    calls=("text_model",),
+image_tower = Tower(
+    "image",
+    layers=("encoder.layers.{i}",),
+    joint=("visual_projection",),
+    path="vision_model",
+    config="vision_config",
+    ends=("+mlp.fc2",),
+)
+text_tower = Tower(
+    "text",
+    layers=("encoder.layer.{i}",),
+    joint=("text_projection",),
+    path="text_model",
+    config="text_config",
 )
 
-vision = Adapter(
-    sites=(
-        SiteRule(
-            "vision.{i}",
-            (
-                TapRule(
-                    ("encoder.layers.{i}", "vision_model.encoder.layers.{i}"),
-                    "image",
-                    ends=("+mlp.fc2",),
-                ),
-            ),
-            width=("hidden_size",),
-        ),
-    ),
-)
-
-text = Adapter(
-    sites=(
-        SiteRule(
-            "text.{i}",
-            (TapRule(("encoder.layer.{i}",), "text"),),
-            width=("hidden_size",),
-        ),
-    ),
-)
+adapter = two_towers(image_tower, text_tower, width=("projection_dim",))
+vision = image_tower.alone()
+text = text_tower.alone()

@@ -4,24 +4,20 @@
 module for it. The vision tower is OpenCLIP's own or one of timm's.
 """
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.sites import Tower, two_towers
 
-adapter = Adapter(
-    sites=(
-        SiteRule(
-            "joint",
-            (TapRule(("visual",), "image"), TapRule(("text", "encode_text()"), "text")),
-            width=("visual.output_dim", "text.output_dim", "visual.head.proj.out_features"),
-        ),
-        SiteRule(
-            "vision.{i}",
-            (TapRule(("visual.transformer.resblocks.{i}", "visual.trunk.blocks.{i}"), "image"),),
-            width=("visual.transformer.width", "visual.trunk.embed_dim"),
-        ),
-        SiteRule(
-            "text.{i}",
-            (TapRule(("transformer.resblocks.{i}", "text.transformer.resblocks.{i}"), "text"),),
-            width=("transformer.width", "text.transformer.width"),
-        ),
+adapter = two_towers(
+    Tower(
+        "image",
+        layers=("visual.transformer.resblocks.{i}", "visual.trunk.blocks.{i}"),
+        joint=("visual",),
+        width=("visual.transformer.width", "visual.trunk.embed_dim"),
     ),
+    Tower(
+        "text",
+        layers=("transformer.resblocks.{i}", "text.transformer.resblocks.{i}"),
+        joint=("text", "encode_text()"),
+        width=("transformer.width", "text.transformer.width"),
+    ),
+    width=("visual.output_dim", "text.output_dim", "visual.head.proj.out_features"),
 )

@@ -1,70 +1,25 @@
 """SigLIP and SigLIP 2: each tower ends in a head, whose output is the joint embedding."""
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.sites import Tower, two_towers
 
-adapter = Adapter(
-    sites=(
-        SiteRule(
-            "joint",
-            (
-                TapRule(("vision_model.head",), "image", ends=("+mlp.fc2",)),
-                TapRule(("text_model.head",), "text"),
-            ),
-            width=("vision_config.hidden_size",),
-        ),
-        SiteRule(
-            "vision.{i}",
-            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends=("+mlp.fc2",)),),
-            width=("vision_config.hidden_size",),
-        ),
-        SiteRule(
-            "text.{i}",
-            (TapRule(("text_model.encoder.layers.{i}",), "text", ends=("+mlp.fc2",)),),
-            width=("text_config.hidden_size",),
-        ),
-    ),
-    calls=("text_model",),
+image_tower = Tower(
+    "image",
+    layers=("encoder.layers.{i}",),
+    joint=("vision_model.head",),
+    path="vision_model",
+    config="vision_config",
+    ends=("+mlp.fc2",),
+    joint_ends=("+mlp.fc2",),
+)
+text_tower = Tower(
+    "text",
+    layers=("encoder.layers.{i}",),
+    joint=("text_model.head",),
+    path="text_model",
+    config="text_config",
+    ends=("+mlp.fc2",),
 )
 
-vision = Adapter(
-    sites=(
-        SiteRule(
-            "joint",
-            (TapRule(("head", "vision_model.head"), "image", ends=("+mlp.fc2",)),),
-            width=("hidden_size",),
-            optional=True,
-        ),
-        SiteRule(
-            "vision.{i}",
-            (
-                TapRule(
-                    ("encoder.layers.{i}", "vision_model.encoder.layers.{i}"),
-                    "image",
-                    ends=("+mlp.fc2",),
-                ),
-            ),
-            width=("hidden_size",),
-        ),
-    ),
-)
-
-text = Adapter(
-    sites=(
-        SiteRule(
-            "joint",
-            (TapRule(("head", "text_model.head"), "text"),),
-            width=("projection_size",),
-        ),
-        SiteRule(
-            "text.{i}",
-            (
-                TapRule(
-                    ("encoder.layers.{i}", "text_model.encoder.layers.{i}"),
-                    "text",
-                    ends=("+mlp.fc2",),
-                ),
-            ),
-            width=("hidden_size",),
-        ),
-    ),
-)
+adapter = two_towers(image_tower, text_tower, width=("vision_config.hidden_size",))
+vision = image_tower.alone(joint=("hidden_size",))
+text = text_tower.alone(joint=("projection_size",), optional=False)

@@ -23,6 +23,7 @@ from vlm_edit.sites.resolve import (
     Tap,
     image_token_ids,
 )
+from vlm_edit.sites.towers import Tower, two_towers
 from vlm_edit.sites.wrappers import unwrap
 
 __all__ = [
@@ -42,10 +43,12 @@ __all__ = [
     "Stream",
     "Tap",
     "TapRule",
+    "Tower",
     "class_of",
     "find_adapter",
     "find_sites",
     "image_token_ids",
     "join_adapters",
+    "two_towers",
     "unwrap",
 ]
