@@ -24,6 +24,7 @@ from vlm_edit.hooks.dispatch import (
     hidden_of,
     replace_hidden,
 )
+from vlm_edit.hooks.followers import Follower, register_follower
 from vlm_edit.hooks.guidance import runs_of
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.record import Capture, Recording, record
@@ -38,6 +39,7 @@ __all__ = [
     "Callback",
     "Capture",
     "Dispatcher",
+    "Follower",
     "Generation",
     "Handle",
     "Phase",
@@ -53,6 +55,7 @@ __all__ = [
     "read_call",
     "read_prompt",
     "record",
+    "register_follower",
     "replace_hidden",
     "runs_of",
 ]

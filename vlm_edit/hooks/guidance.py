@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.hooks.calls import Branch
+from vlm_edit.hooks.calls import Branch, Call
+from vlm_edit.hooks.followers import register_follower
 from vlm_edit.hooks.methods import StandIn
-from vlm_edit.sites import Encoder, Pipeline, PipelineAdapter, PipelineHost
+from vlm_edit.sites import Adapter, Encoder, Pipeline, PipelineAdapter, PipelineHost
 
 _GUIDED = "do_classifier_free_guidance"
 _runs: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -66,6 +67,10 @@ class Guide:
         for name in rules.methods:
             if pipeline is not None and callable(getattr(type(pipeline), name, None)):
                 self.undo.append(StandIn(pipeline, name, self._encode).remove)
+
+    def tell(self, call: Call, path: str | None, inputs: Mapping[str, Any]) -> None:
+        """As ``Follower.tell``: whom a call is for."""
+        call.branch = self.only if path is None else self.branch_of(path, inputs)
 
     def branch_of(self, path: str, inputs: Mapping[str, Any]) -> Branch | Tensor | None:
         """Whom a call of an encoder is for; None where nobody can tell.
@@ -181,6 +186,14 @@ class Guide:
         if made.shape[1] != ids.shape[1] or len(made) not in (1, len(ids)):
             return False
         return bool((ids == made.to(ids.device)).all())
+
+
+@register_follower
+def guide_of(root: nn.Module, adapter: Adapter) -> Guide | None:
+    """Return what follows a pipeline's methods that encode; None for any other host."""
+    if not isinstance(root, PipelineHost) or adapter.pipeline is None:
+        return None
+    return Guide(root, adapter.pipeline)
 
 
 def runs_of(host: nn.Module) -> int:

@@ -22,9 +22,9 @@ from vlm_edit.hooks.calls import (
     read_prompt,
     read_step,
 )
-from vlm_edit.hooks.guidance import Guide
+from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.methods import StandIn
-from vlm_edit.sites import Adapter, PipelineHost, Stream
+from vlm_edit.sites import Adapter, Stream
 from vlm_edit.sites.resolve import find_module
 
 _HOST = ""  # the path of the host itself among the modules whose calls are followed
@@ -47,11 +47,10 @@ class CallTracker:
         self._heard: list[list[VlmEditError]] = []  # one per run of ``generate_batch``
         self._users = 0
         self._undo: list[Callable[[], Any]] = []
-        self._guide: Guide | None = None
-        if isinstance(root, PipelineHost) and adapter.pipeline is not None:
-            self._guide = Guide(root, adapter.pipeline)
-            self._undo += self._guide.undo
-            # Its models outlive a pipeline that is dropped while patched.
+        self._followers = followers_of(root, adapter)
+        if self._followers:
+            self._undo += [undo for follower in self._followers for undo in follower.undo]
+            # Modules may outlive a host that is dropped while patched: a pipeline's models do.
             ending = weakref.finalize(root, _call_all, self._undo)
             ending.atexit = False
             self._undo.append(ending.detach)
@@ -105,7 +104,7 @@ class CallTracker:
         generation = self.generation
         if generation is not None:
             return generation.call
-        return Call() if self._guide is None else Call(branch=self._guide.only)
+        return self._told(Call())
 
     def at(self, path: str, stream: Stream, hidden: Tensor) -> Call:
         """As ``now``, for an output whose tokens are looked at: it shows how many there are."""
@@ -119,6 +118,13 @@ class CallTracker:
             return Call(shape, start=None)  # of a module that ``generate`` calls alone
         if stream == "mixed" and shape[1] > cast("tuple[int, int]", call.shape)[1]:
             call.grow(shape, generation)
+        return call
+
+    def _told(
+        self, call: Call, path: str | None = None, inputs: Mapping[str, Any] | None = None
+    ) -> Call:
+        for follower in self._followers:
+            follower.tell(call, path, inputs or {})
         return call
 
     @property
@@ -162,8 +168,8 @@ class CallTracker:
                 call = outer
         if generation is None and call is not outer:
             self._begin(call, inputs)
-        if self._guide is not None:
-            call.branch = self._guide.branch_of(path, inputs)
+        if self._followers:
+            self._told(call, path, inputs)
         # A call of the host begins anew, also after one that was interrupted.
         self._state.calls = {path: call} if path == _HOST else {**calls, path: call}
 
