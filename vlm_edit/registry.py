@@ -33,6 +33,7 @@ class Registry(Generic[T]):
 
     def __init__(self, what: str, group: str, kind: type, base: type | None = None) -> None:
         self.what, self.group, self._kind, self._base = what, group, kind, base
+        self._one = f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
         self._held: dict[str, T] = {}
         self._points: dict[str, list[EntryPoint]] | None = None
 
@@ -47,14 +48,14 @@ class Registry(Generic[T]):
             BadArgument: No name, a name that something else has, or a thing of another kind.
         """
         if not isinstance(name, str) or not name:
-            raise BadArgument(f"the name of a {self.what} must be a word, got {name!r}")
+            raise BadArgument(f"the name of {self._one} must be a word, got {name!r}")
         self._expect(value, f"what is registered as {name!r}")
         held = self._held.get(name)
         if held is not None and not _same(held, value):
-            raise BadArgument(f"a {self.what} {name!r} is there already: {held!r}; rename yours")
+            raise BadArgument(f"{self._one} {name!r} is there already: {held!r}; rename yours")
         if name in self._declared():
             raise BadArgument(
-                f"a {self.what} {name!r} is declared by {brought_by(self._declared()[name][0])}; "
+                f"{self._one} {name!r} is declared by {brought_by(self._declared()[name][0])}; "
                 "rename yours"
             )
         self._held[name] = value

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_edit import Adapter, find_sites
+from vlm_edit import Adapter, Host
 from vlm_edit.hooks import StandIn, attach, followers, register_follower, tracker
 
 ADAPTER = Adapter.of({"hidden": ("layer", "text", 4)})
@@ -61,6 +61,11 @@ def ears():
     followers._MAKERS.remove(make)
 
 
+def put(model, adapter, callback):
+    host = Host.of(model, adapter=adapter)
+    return attach(host, host.site("hidden"), callback)
+
+
 def test_a_plug_in_follows_a_method_and_tells_of_the_calls_in_it(ears):
     host, told = Speaker(), []
 
@@ -68,7 +73,9 @@ def test_a_plug_in_follows_a_method_and_tells_of_the_calls_in_it(ears):
         told.append(where.call.given)
         return hidden
 
-    handle = attach(host, find_sites(host, ADAPTER)["hidden"], look, ADAPTER)
+    handle = attach(
+        Host.of(host, adapter=ADAPTER), Host.of(host, adapter=ADAPTER).site("hidden"), look
+    )
     host.speak(torch.ones(1, 2, 4))
     host(torch.ones(1, 2, 4))
     host.layer(torch.ones(1, 2, 4))
@@ -83,8 +90,7 @@ def test_a_plug_in_follows_a_method_and_tells_of_the_calls_in_it(ears):
 
 def test_one_plug_in_serves_all_patches_of_a_host_and_none_serves_another(ears):
     host, other = Speaker(), nn.Sequential(nn.Linear(4, 4))
-    site = find_sites(host, ADAPTER)["hidden"]
-    handles = [attach(host, site, lambda hidden, _: hidden, ADAPTER) for _ in range(2)]
+    handles = [put(host, ADAPTER, lambda hidden, _: hidden) for _ in range(2)]
     adapter = Adapter.of({"hidden": ("0", "text", 4)})
     seen = []
 
@@ -92,7 +98,11 @@ def test_one_plug_in_serves_all_patches_of_a_host_and_none_serves_another(ears):
         seen.append(where.call.given)
         return hidden
 
-    handles.append(attach(other, find_sites(other, adapter)["hidden"], look, adapter))
+    handles.append(
+        attach(
+            Host.of(other, adapter=adapter), Host.of(other, adapter=adapter).site("hidden"), look
+        )
+    )
     other(torch.ones(1, 2, 4))
     assert len(ears) == 1
     assert seen == [None]
@@ -104,7 +114,11 @@ def test_it_ends_with_a_host_that_is_dropped_while_patched():
     host, undone = Speaker(), []
     make = register_follower(lambda root, _: Undoing(undone) if isinstance(root, Speaker) else None)
     try:
-        attach(host, find_sites(host, ADAPTER)["hidden"], lambda hidden, _: hidden, ADAPTER)
+        attach(
+            Host.of(host, adapter=ADAPTER),
+            Host.of(host, adapter=ADAPTER).site("hidden"),
+            lambda hidden, _: hidden,
+        )
     finally:
         followers._MAKERS.remove(make)
     del host, make

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.codes import active_places
-from vlm_edit.dictionaries.registry import enter
 from vlm_edit.dictionaries.topk import top_k
 from vlm_edit.errors import VlmEditError
+from vlm_edit.registry import Registry
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +93,22 @@ class Activation:
         return self.dense(kept)
 
 
-_KNOWN: dict[str, type[Activation]] = {}
+ACTIVATIONS: Registry[type[Activation]] = Registry(
+    "activation", "vlm_edit.activations", type, Activation
+)
 _Kind = TypeVar("_Kind", bound=type[Activation])
 
 
 def register_activation(kind: _Kind) -> _Kind:
     """Make an activation known by its name; a decorator.
 
+    A package that others install declares it as an entry point of the group
+    ``vlm_edit.activations`` instead, under the same name.
+
     Raises:
         VlmEditError: No name, or one that another class has.
     """
-    enter(_KNOWN, kind.name, kind)
+    ACTIVATIONS.add(kind.name, kind)
     return kind
 
 
@@ -113,9 +118,7 @@ def activation_kind(name: str) -> type[Activation]:
     Raises:
         VlmEditError: An unknown name.
     """
-    if not isinstance(name, str) or name not in _KNOWN:
-        raise VlmEditError(f"unknown activation {name!r}: use one of {', '.join(_KNOWN)}")
-    return _KNOWN[name]
+    return ACTIVATIONS.find(name)
 
 
 def activation_of(
@@ -138,7 +141,7 @@ def activation_of(
 
 
 def _takers(option: str) -> str:
-    names = [name for name, kind in _KNOWN.items() if option in kind.takes]
+    names = [kind.name for kind in ACTIVATIONS if option in kind.takes]
     if len(names) == 1:
         return f"activation={names[0]!r}, and only with it"
     return f"activations {', '.join(names)}, and only with them"

@@ -6,8 +6,7 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from vlm_edit.dictionaries.registry import enter
-from vlm_edit.errors import VlmEditError
+from vlm_edit.registry import Registry
 
 
 class Norm:
@@ -45,17 +44,20 @@ class Norm:
         return normed if scale is None else normed * scale
 
 
-_KNOWN: dict[str, type[Norm]] = {}
+NORMS: Registry[type[Norm]] = Registry("norm", "vlm_edit.norms", type, Norm)
 _Kind = TypeVar("_Kind", bound=type[Norm])
 
 
 def register_norm(kind: _Kind) -> _Kind:
     """Make a norm known by its name; a decorator.
 
+    A package that others install declares it as an entry point of the group ``vlm_edit.norms``
+    instead, under the same name.
+
     Raises:
         VlmEditError: No name, or one that another class has.
     """
-    enter(_KNOWN, kind.name, kind)
+    NORMS.add(kind.name, kind)
     return kind
 
 
@@ -65,15 +67,12 @@ def norm_of(name: str) -> Norm:
     Raises:
         VlmEditError: An unknown name.
     """
-    if not isinstance(name, str) or name not in _KNOWN:
-        *first, last = _KNOWN
-        raise VlmEditError(f"unknown norm {name!r}: use {', '.join(first)} or {last}")
-    return _KNOWN[name]()
+    return NORMS.find(name)()
 
 
 def norm_names() -> tuple[str, ...]:
     """Return the names of all norms that are known."""
-    return tuple(_KNOWN)
+    return NORMS.names()
 
 
 @register_norm
