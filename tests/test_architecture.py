@@ -55,7 +55,7 @@ ARROWS: dict[str, set[str]] = {
         *("errors", "sites", "hooks", "codes", "dictionaries", "dominance", "controls"),
         *("measurement", "pairs", "fingerprint", "statistics"),
     },
-    "tuning": {"errors", "patches", "report", "files", "statistics"},
+    "tuning": {"errors", "patches", "report", "files", "sites", "statistics"},
     "zoo": {"errors", "pairs", "dictionaries"},
     "report": {
         *(
