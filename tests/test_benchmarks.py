@@ -49,6 +49,25 @@ def test_the_cost_of_steering_is_printed_for_every_library_or_it_is_named() -> N
     assert re.search(r"^vlm-edit  +-?\d+\.\d  ", alone, re.MULTILINE)
 
 
+def test_a_step_of_an_answer_calls_few_functions_and_goes_through_few_files() -> None:
+    done = subprocess.run(
+        [sys.executable, str(COST.with_name("step_cost.py")), "--calls"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    counted = re.findall(r"^(an? .*): (\d+) calls in \d+ files, (\d+) changes", done.stdout, re.M)
+    counts = {name: (int(calls), int(changes)) for name, calls, changes in counted}
+    calls, changes = counts["an SAE's feature at text tokens"]
+    assert calls <= 36 and changes <= 10
+    calls, changes = counts["a vector at all tokens"]
+    assert calls <= 16 and changes <= 8
+
+
 @contextmanager
 def twice(subject: Any) -> Any:
     """The edit, twice as strong."""

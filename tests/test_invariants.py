@@ -154,9 +154,9 @@ def masks_of(monkeypatch, run):
         host.append(mask[..., 0])
         return mask
 
-    def keep(hidden, where):
+    def keep(hidden, tokens):
         theirs = host.pop() if host else torch.zeros(hidden.shape[:2], dtype=torch.bool)
-        pairs.append((where.image_at(hidden), theirs))
+        pairs.append((tokens.mask("image"), theirs))
         return hidden
 
     monkeypatch.setattr(LLAVA.model, "get_placeholder_mask", spy)

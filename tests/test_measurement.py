@@ -27,7 +27,7 @@ from vlm_edit import Dictionary, Host, Pairs, VlmEditError, measure, zoo
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.dominance import modality_dominance, modality_gap
-from vlm_edit.hooks import Capture, Recording, Where
+from vlm_edit.hooks import Call, Capture, Recording, Tokens
 from vlm_edit.measurement import Batch, MeasurementAccumulator, Reader
 from vlm_edit.sites import Site, Tap
 
@@ -711,7 +711,7 @@ def test_pooling_in_parts_changes_nothing(monkeypatch, llava, dictionary) -> Non
     from vlm_edit.measurement import reader as room
 
     hidden = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(0))
-    capture = Capture("language.1", hidden, Where("image"))
+    capture = Capture("language.1", hidden, Tokens.of("image", Call(), hidden))
     recording = Recording([capture])
     reader = Reader(Host.of(llava), dictionary(32), "language.1", progress=False)
     site = Site("language.1", (Tap("", llava, "image"),), 32)

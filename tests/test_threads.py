@@ -22,7 +22,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from vlm_edit import Ablate, Clamp, Host, Patch, Scale, Steer, VlmEditError, tracing
-from vlm_edit.hooks import Call, Selection, Where, dispatch
+from vlm_edit.hooks import Call, Selection, Tokens, dispatch
 from vlm_edit.patches import Attachment, attach_rows
 from vlm_edit.patches.report import Tally
 
@@ -187,11 +187,11 @@ def test_no_count_of_any_thread_is_lost():
     hidden, ids = torch.zeros(2, 9, 32), torch.arange(18).view(2, 9)
     for image in (False, ids > 9):
         tally = Tally("site", torch.device("cpu"))
-        where = Where("mixed", Call((2, 9), image, start=0, prompt=9))
+        tokens = Tokens.of("mixed", Call((2, 9), image, start=0, prompt=9), hidden)
 
-        def count(tally: Tally = tally, where: Where = where) -> None:
+        def count(tally: Tally = tally, tokens: Tokens = tokens) -> None:
             for _ in range(2000):
-                tally.add(Selection(), where, hidden, True)
+                tally.add(Selection(), tokens, True)
 
         together({str(i): count for i in range(5)})
         assert (tally.report.calls, tally.report.tokens) == (10_000, 180_000)
@@ -216,7 +216,7 @@ def test_a_run_of_nnsight_under_way_in_one_thread_shows_in_no_other(llava_inputs
     expected = before(hidden)
     reached, go_on = threading.Event(), threading.Event()
 
-    def wait(hidden: Tensor, _where: Where) -> Tensor:
+    def wait(hidden: Tensor, _tokens: Tokens) -> Tensor:
         reached.set()
         assert go_on.wait(60)
         return hidden * 2

@@ -14,7 +14,7 @@ from engines import LLAVA, MODES, bits, embedded, left, patch_at, row, same
 from torch import Tensor, nn
 
 from vlm_edit import Adapter, Clamp, Host, Patch, VlmEditError, tracing
-from vlm_edit.hooks import Where
+from vlm_edit.hooks import Tokens
 from vlm_edit.patches.active import Active
 
 
@@ -267,12 +267,12 @@ def test_a_model_without_its_weights_is_refused() -> None:
 
 
 def test_a_callback_sees_where_it_is_as_under_hooks(llava_inputs) -> None:
-    seen: list[Where] = []
+    seen: list[Tokens] = []
     site = Host.of(LLAVA).site("language.0")
-    handle = tracing.attach(LLAVA, site, lambda hidden, where: seen.append(where) or hidden)
+    handle = tracing.attach(LLAVA, site, lambda hidden, tokens: seen.append(tokens) or hidden)
     LLAVA.generate(**llava_inputs, max_new_tokens=3, suppress_tokens=[IMAGE_TOKEN])
     handle.remove()
     LLAVA(**llava_inputs)
-    assert [where.call.start for where in seen] == [0, 9, 10]
-    assert torch.equal(seen[0].image, llava_inputs["input_ids"] == IMAGE_TOKEN)
-    assert {where.call.prompt for where in seen} == {9}
+    assert [tokens.call.start for tokens in seen] == [0, 9, 10]
+    assert torch.equal(seen[0].mask("image"), llava_inputs["input_ids"] == IMAGE_TOKEN)
+    assert {tokens.call.prompt for tokens in seen} == {9}

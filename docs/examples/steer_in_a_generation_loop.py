@@ -27,7 +27,7 @@ for wanted in (True, False):
     with record(host, "language.0") as recording, torch.no_grad():
         host(**ask(some[:48]))
     seen = recording.last("language.0", "mixed")
-    tokens = seen.hidden[seen.where.select("image", seen.hidden)]
+    tokens = seen.hidden[seen.tokens.select("image")]
     means.append(dictionary.encode(tokens, stream="image").mean(0))
 more, features = (means[0] - means[1]).topk(32)
 steer = [Steer([int(f)], amount=8 * float(m)) for f, m in zip(features, more, strict=True)]

@@ -10,6 +10,7 @@ import torch
 from recipes.language import activations, shipped_inputs
 from vlm_edit import Dictionary, VlmEditError, record, zoo
 from vlm_edit.dictionaries import Encoder, TrainConfig, train_dictionary
+from vlm_edit.modality import Mixed
 
 ELSEWHERE = "probably come from another layer or another host"
 
@@ -264,7 +265,7 @@ def test_numbers_are_those_of_a_formula_in_float64(dictionary, norm, stream, mon
     made = dictionary(6)
     centers = {s: torch.randn(6, generator=g) for s in ("image", "text")}
     made = replace(made, encoder=replace(made.encoder, norm=norm, centers=centers))
-    found = made.check(x, stream, image if stream == "mixed" else None, warn=False)
+    found = made.check(x, Mixed.of(image=image) if stream == "mixed" else stream, warn=False)
     z = x.double().reshape(-1, 6)
     if norm == "layer_norm":
         z = (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + 1e-5)
@@ -285,10 +286,10 @@ def test_numbers_are_those_of_a_formula_in_float64(dictionary, norm, stream, mon
 def test_a_mixed_streams_means_are_taken_apart(captured):
     x = torch.cat([captured["language.0", s][:800] for s in ("image", "text")])
     image = torch.arange(len(x)) < 800
-    intact = zoo.load_dictionary("language.0").check(x, "mixed", image)
+    intact = zoo.load_dictionary("language.0").check(x, Mixed.of(image=image))
     assert intact.warnings == ()
     zeros = {s: torch.zeros(192) for s in ("image", "text")}
-    found = broken("language.0", centers=zeros).check(x, "mixed", image, warn=False)
+    found = broken("language.0", centers=zeros).check(x, Mixed.of(image=image), warn=False)
     told = found.warnings[0].split("with the mean of the activations subtracted it would be ")[1]
     assert float(told[:4]) == pytest.approx(intact.explained_variance, abs=0.02)
 
@@ -328,7 +329,7 @@ def test_a_check_warns_once_unless_told_not_to_and_prints_itself(captured):
 )
 def test_what_cannot_be_checked_is_refused(dictionary, x, image, message):
     with pytest.raises(VlmEditError, match=message):
-        dictionary(6).check(x, "mixed", image)
+        dictionary(6).check(x, None if image is None else Mixed.of(image=image))
 
 
 def test_the_variance_of_activations_far_from_the_origin_keeps_its_digits():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from vlm_edit import Ablate, Dictionary, VlmEditError
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Splice
+from vlm_edit.modality import Mixed
 
 D, M = 6, 20
 ACTIVATIONS = ("relu", "jumprelu", "topk", "identity")
@@ -79,7 +80,7 @@ def test_codes_follow_the_formula(activation, norm, subtract, stream, dtype, see
         )
     elif stream:
         center = dictionary.encoder.centers[stream]
-    codes = dictionary.encode(x, stream, image if stream == "mixed" else None)
+    codes = dictionary.encode(x, Mixed.of(image=image) if stream == "mixed" else stream)
     assert codes.dtype == torch.float32
     expected = expected_codes(dictionary, x, center).float()
     torch.testing.assert_close(codes, expected, rtol=1e-4, atol=1e-4)
@@ -194,7 +195,7 @@ def test_a_reconstruction_has_norm_and_center_put_back(norm, stream):
     dictionary = make(norm=norm, centers=("image", "text") if stream else ())
     x = torch.randn(7, D, generator=torch.Generator().manual_seed(2)) * 3 + 1
     image = torch.arange(7) % 3 == 0
-    found = dictionary.reconstruct(x, stream, image if stream == "mixed" else None)
+    found = dictionary.reconstruct(x, Mixed.of(image=image) if stream == "mixed" else stream)
     for i, row in enumerate(x.double()):
         own = ("image" if image[i] else "text") if stream == "mixed" else stream
         center = dictionary.encoder.centers[own].double() if own else torch.zeros(D).double()
@@ -241,7 +242,7 @@ def test_centers_need_to_know_the_stream():
     dictionary = make(centers=("image", "text"))
     with pytest.raises(VlmEditError, match=r"the stream here is None: pass stream='image'"):
         dictionary.encode(torch.zeros(1, D))
-    with pytest.raises(VlmEditError, match="a mixed stream needs the mask of its image tokens"):
+    with pytest.raises(VlmEditError, match=r"the stream here is 'mixed': pass stream='image'"):
         dictionary.encode(torch.zeros(1, D), "mixed")
     with pytest.raises(VlmEditError, match=r"it has \['image'\]"):
         make(centers=("image",)).encode(torch.zeros(1, D), "text")

@@ -216,7 +216,7 @@ def test_a_norm_is_put_back_by_its_own_rule():
 
 
 def test_a_check_tries_it_where_another_norm_explains_little():
-    batch = check._flat(made("shrunk"), random(300, D, seed=6), None, None)
+    batch = check._flat(made("shrunk"), random(300, D, seed=6), None)
     tried = {trial.what: trial.encoder for trial in check._trials(made("shrunk"), batch)}
     assert tried["norm 'loudest'"].norm == "loudest"
 

@@ -30,6 +30,7 @@ from vlm_edit.dictionaries import (
 )
 from vlm_edit.dictionaries import matching as module
 from vlm_edit.measurement import collect
+from vlm_edit.modality import Mixed
 
 D, M = 5, 6
 
@@ -72,10 +73,10 @@ def test_each_stream_has_its_own_codes(paired, streams):
 
 def test_of_a_mixed_stream_each_token_has_its_own_streams_codes(paired, streams):
     x, image = streams["image"].view(8, 5, D), torch.arange(40).view(8, 5) % 3 == 0
-    codes = paired.encode(x, "mixed", image)
+    codes = paired.encode(x, Mixed.of(image=image))
     assert torch.equal(codes[image], paired.image.encode(x, "image")[image])
     assert torch.equal(codes[~image], paired.text.encode(x, "text")[~image])
-    with pytest.raises(VlmEditError, match="needs the mask of its image tokens"):
+    with pytest.raises(VlmEditError, match="the stream here is 'mixed'"):
         paired.encode(x, "mixed")
 
 

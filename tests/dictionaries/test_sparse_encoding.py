@@ -9,6 +9,7 @@ from vlm_edit import Dictionary, VlmEditError
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Encoder, encoder
 from vlm_edit.dictionaries.topk import top_k
+from vlm_edit.modality import Mixed
 
 D, M = 6, 160
 ACTIVATIONS = ("relu", "jumprelu", "topk", "identity")
@@ -43,9 +44,10 @@ def test_sparse_codes_are_the_dense_codes_to_the_bit(activation, stream, n, monk
     monkeypatch.setattr(encoder, "_ROWS", 5)  # several cuts, the last one shorter
     dictionary = make(activation)
     x = torch.randn(n, D, generator=torch.Generator().manual_seed(n)).half()
-    image = torch.arange(n) % 2 == 0
-    found = dictionary.encode_sparse(x, stream, image)
-    assert same(found, SparseCodes.of(dictionary.encode(x, stream, image)))
+    if stream == "mixed":
+        stream = Mixed.of(image=torch.arange(n) % 2 == 0)
+    found = dictionary.encode_sparse(x, stream)
+    assert same(found, SparseCodes.of(dictionary.encode(x, stream)))
 
 
 def test_of_the_k_largest_those_below_zero_are_dropped():

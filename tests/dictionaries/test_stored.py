@@ -11,6 +11,7 @@ from vlm_edit.dictionaries import Encoder, Rows, StoredDictionary, save_saelens,
 from vlm_edit.dictionaries import stored as module
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.measurement import collect
+from vlm_edit.modality import Mixed
 
 
 def test_rows_are_taken_as_the_whole_would_give_them():
@@ -132,14 +133,15 @@ def test_a_dictionary_on_disk_encodes_and_decodes_as_the_loaded_one(activation, 
         loaded = lazy.load()
         x = torch.randn(10, 5, generator=torch.Generator().manual_seed(1)).half()
         image = torch.arange(10) % 3 == 0
-        stream = "mixed" if lazy.centers else None
-        expected = loaded.encode_sparse(x, stream, image)
-        found = lazy.encode_sparse(x, stream, image)
+        stream = Mixed.of(image=image) if lazy.centers else None
+        shaped = Mixed.of(image=image.view(2, 5)) if lazy.centers else None
+        expected = loaded.encode_sparse(x, stream)
+        found = lazy.encode_sparse(x, stream)
         assert torch.equal(found.rows, expected.rows)
         assert torch.equal(found.features, expected.features)
         torch.testing.assert_close(found.values, expected.values)
-        dense = lazy.encode(x.view(2, 5, 5), stream, image.view(2, 5))
-        torch.testing.assert_close(dense, loaded.encode(x.view(2, 5, 5), stream, image.view(2, 5)))
+        dense = lazy.encode(x.view(2, 5, 5), shaped)
+        torch.testing.assert_close(dense, loaded.encode(x.view(2, 5, 5), shaped))
         torch.testing.assert_close(lazy.decode(found), loaded.decode(expected))
         torch.testing.assert_close(lazy.decode(dense), loaded.decode(dense))
         torch.testing.assert_close(lazy.decode(dense[0, 0]), loaded.decode(dense[0, 0]))

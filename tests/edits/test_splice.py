@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vlm_edit import Ablate, Clamp, Dictionary, Keep, Scale, Steer, VlmEditError
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Blend, Cap, Rule, Splice
+from vlm_edit.modality import Mixed
 
 pytestmark = pytest.mark.kernels
 
@@ -32,10 +33,10 @@ def make(activation, norm, centers, seed):
     return Dictionary(encoder, torch.randn(M, D, generator=g), torch.randn(D, generator=g))
 
 
-def naive(dictionary, rules, hidden, mask=None, stream=None, image=None):
+def naive(dictionary, rules, hidden, mask=None, stream=None):
     """Full encode, full decode before and after, error kept; one token at a time for the mask."""
     x = hidden.float()
-    codes, scale = dictionary.encoder(x, stream, image)
+    codes, scale = dictionary.encoder(x, stream)
     scale = 1.0 if scale is None else scale
     after = codes.clone()
     for rule in rules:
@@ -80,11 +81,12 @@ def test_the_splice_equals_the_naive_way(activation, norm, stream, rules, dtype,
     g = torch.Generator().manual_seed(seed)
     dictionary = make(activation, norm, stream is not None, seed)
     hidden = (torch.randn(2, 5, D, generator=g) * 2).to(dtype)
-    image = torch.rand(2, 5, generator=g) > 0.5 if stream == "mixed" else None
+    if stream == "mixed":
+        stream = Mixed.of(image=torch.rand(2, 5, generator=g) > 0.5)
     mask = torch.rand(2, 5, generator=g) > 0.5 if masked else None
     kept = hidden.clone()
-    edited = Splice.of(dictionary, rules)(hidden, mask, stream, image)
-    expected = naive(dictionary, rules, hidden, mask, stream, image)
+    edited = Splice.of(dictionary, rules)(hidden, mask, stream)
+    expected = naive(dictionary, rules, hidden, mask, stream)
     assert edited.dtype == dtype
     assert torch.equal(hidden, kept)
     if mask is not None:
@@ -115,12 +117,12 @@ def test_gradients_of_the_dictionarys_own_weights_equal_those_of_the_naive_way(a
     """Whoever trains a dictionary through an edit goes by them."""
     rules = [Scale([1, 2, 3], 0.25), Ablate([4, 5])]
     x = torch.randn(3, 4, D, generator=torch.Generator().manual_seed(1))
-    image = torch.rand(3, 4, generator=torch.Generator().manual_seed(2)) > 0.5
+    stream = Mixed.of(image=torch.rand(3, 4, generator=torch.Generator().manual_seed(2)) > 0.5)
     weight = torch.randn(3, 4, D, generator=torch.Generator().manual_seed(3))
     gradients = []
     for way in (
-        lambda d: Splice.of(d, rules)(x, None, "mixed", image),
-        lambda d: naive(d, rules, x, None, "mixed", image),
+        lambda d: Splice.of(d, rules)(x, None, stream),
+        lambda d: naive(d, rules, x, None, stream),
     ):
         dictionary = make(activation, norm, True, 0)
         encoder = dictionary.encoder
@@ -323,9 +325,9 @@ def test_of_topk_only_rows_are_encoded_in_which_a_touched_feature_could_be_activ
 ):
     dictionary = make("topk", "layer_norm", True, 0)
     hidden = torch.randn(4, 50, D, generator=torch.Generator().manual_seed(1))
-    image = torch.rand(4, 50, generator=torch.Generator().manual_seed(2)) > 0.5
+    stream = Mixed.of(image=torch.rand(4, 50, generator=torch.Generator().manual_seed(2)) > 0.5)
     part = dictionary.slice(touched)
-    codes = dictionary.encode(hidden, "mixed", image)[..., touched]
+    codes = dictionary.encode(hidden, stream)[..., touched]
     encoded, plain = [], Encoder.contested
 
     def counted(encoder, x, *rest):
@@ -333,7 +335,7 @@ def test_of_topk_only_rows_are_encoded_in_which_a_touched_feature_could_be_activ
         return plain(encoder, x, *rest)
 
     monkeypatch.setattr(Encoder, "contested", counted)
-    found, scale = part.codes(hidden, "mixed", image)
+    found, scale = part.codes(hidden, stream)
     torch.testing.assert_close(found, codes, rtol=1e-5, atol=1e-5)
     assert scale.shape == (4, 50, 1)
     assert len(encoded) == 1
@@ -368,12 +370,10 @@ def test_of_few_features_what_is_subtracted_is_folded_into_the_bias():
         image = torch.rand(3, 7, generator=torch.Generator().manual_seed(5)) > 0.5
         part = dictionary.slice([4, 1])
         assert set(part._folded) == {"image", "text"}
-        for stream in ("image", "text", "mixed"):
-            expected = dictionary.encode(x, stream, image)[..., [4, 1]]
+        for stream in ("image", "text", Mixed.of(image=image)):
+            expected = dictionary.encode(x, stream)[..., [4, 1]]
             assert expected.any()
-            torch.testing.assert_close(
-                part.codes(x, stream, image)[0], expected, rtol=1e-4, atol=1e-5
-            )
+            torch.testing.assert_close(part.codes(x, stream)[0], expected, rtol=1e-4, atol=1e-5)
         with pytest.raises(VlmEditError, match="centres each stream apart"):
             part.codes(x)
     normed = make("relu", "layer_norm", True, 0).slice([4, 1])
@@ -385,3 +385,13 @@ def test_where_gradients_are_followed_topk_is_encoded_in_one_piece():
     x = torch.randn(6, D, requires_grad=True)
     part.codes(x)[0].sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_rule_that_is_called_in_a_way_of_its_own_is_called_so(strength):
+    class Halved(Ablate):
+        def __call__(self, code):
+            return code / 2
+
+    splice = Splice.of(Dictionary.identity(4), [Halved([1], strength=strength)])
+    assert splice(torch.ones(1, 4)).tolist() == [[1.0, 0.5, 1.0, 1.0]]

@@ -73,7 +73,7 @@ def test_every_site_is_as_wide_as_what_flows_there_and_runs_in_one_forward(name)
         seen = [capture for capture in recording.captures if capture.site == site]
         assert {capture.hidden.shape[-1] for capture in seen} == {width}
         mixed = len(find_sites(host)[site].taps) < len(streams)
-        assert {c.where.stream for c in seen} == ({"mixed"} if mixed else set(streams))
+        assert {c.tokens.stream for c in seen} == ({"mixed"} if mixed else set(streams))
 
 
 @pytest.mark.parametrize(("name", "site"), LIVE)
@@ -168,7 +168,7 @@ def test_padding_is_known_in_a_text_tower_that_runs_without_its_host(name):
     texts.setdefault("attention_mask", (texts["input_ids"] != 0).long())
     with record(host, "text.1") as recording, torch.no_grad():
         host.get_text_features(**texts)
-    real = recording.last("text.1", "text").where.real
+    real = recording.last("text.1", "text").tokens.real
     assert torch.equal(real, texts["attention_mask"].bool())
     assert not real.all()
 

@@ -106,8 +106,8 @@ def masks_of(monkeypatch, host, act):
         scattered.append(mask.expand_as(self)[..., 0])
         return original(self, mask, source)
 
-    def keep(hidden, where):
-        ours = where.image_at(hidden)
+    def keep(hidden, tokens):
+        ours = tokens.mask("image")
         theirs = scattered.pop() if scattered else torch.zeros(hidden.shape[:2], dtype=torch.bool)
         scattered.clear()
         pairs.append((ours, theirs.repeat_interleave(len(hidden) // len(theirs), 0)))

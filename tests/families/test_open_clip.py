@@ -94,7 +94,7 @@ def test_an_openclip_host_is_found_by_its_class_and_has_its_sites(name):
 def test_every_openclip_site_is_as_wide_as_what_flows_there(name):
     with record(HOSTS[name](), *expected(name)) as recording:
         said(HOSTS[name]())
-    assert {(c.site, c.hidden.shape[-1], c.where.stream) for c in recording.captures} == {
+    assert {(c.site, c.hidden.shape[-1], c.tokens.stream) for c in recording.captures} == {
         (site, width, stream)
         for site, (width, streams) in expected(name).items()
         for stream in streams

@@ -75,7 +75,7 @@ def test_an_edit_of_image_tokens_moves_those_of_the_videos_alone(name):
     site, moved = mixed_site(host), []
     patch = Patch(site.name, random_dictionary(site.width), [Steer([3], 5.0)], tokens="image")
 
-    def keep(hidden, _where):
+    def keep(hidden, _tokens):
         moved.append(hidden.detach().clone())
         return hidden
 

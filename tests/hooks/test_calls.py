@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vlm_edit import Adapter, Host, VlmEditError
-from vlm_edit.hooks import Call, CallTracker, Selection, Where, read_call, record
-from vlm_edit.hooks.calls import Generation, read_step
+from vlm_edit.hooks import Call, CallTracker, Generation, Selection, Tokens, read_call, record
+from vlm_edit.hooks.calls import read_step
 from vlm_edit.sites import find_adapter
 
 ADAPTER = Adapter((), image_token="image_token_id")
@@ -20,7 +20,7 @@ IMAGE = 60
 def masks(llava, *args, **kwargs):
     with record(llava, "language.0") as recording, torch.no_grad():
         llava(*args, **kwargs)
-    return recording.captures[-1].where
+    return recording.captures[-1].tokens
 
 
 @settings(max_examples=30, deadline=None)
@@ -122,19 +122,19 @@ def test_a_call_inside_another_has_its_streams_wherever_it_stands(length):
 
 
 def test_a_pooled_output_is_of_the_prompt_and_takes_a_mask_of_its_own_shape():
-    where, hidden = Where("text", Call((2, 3))), torch.zeros(2, 4)
-    assert Selection("text", "decode").choose(where, hidden) is False
+    tokens = Tokens.of("text", Call((2, 3)), torch.zeros(2, 4))
+    assert Selection("text", "decode").choose(tokens) is False
     mask = torch.tensor([True, False])
-    assert torch.equal(Selection("text").choose(where, hidden, mask), mask)
+    assert torch.equal(Selection("text").choose(tokens, mask), mask)
     with pytest.raises(VlmEditError, match=r"it needs a mask of \(2,\)"):
-        Selection("text").choose(where, hidden, mask.view(1, 2))
+        Selection("text").choose(tokens, mask.view(1, 2))
 
 
 def test_packed_rows_that_are_no_part_of_the_patches_are_refused():
-    where = Where("image", Call(grid=torch.tensor([[1, 2, 2], [1, 2, 4]])))
-    assert where.images_at(torch.zeros(3, 5)).tolist() == [0, 1, 1]
+    call = Call(grid=torch.tensor([[1, 2, 2], [1, 2, 4]]))
+    assert Tokens.of("image", call, torch.zeros(3, 5)).requests.tolist() == [0, 1, 1]
     with pytest.raises(VlmEditError, match="12 patches in all"):
-        where.images_at(torch.zeros(5, 5))
+        _ = Tokens.of("image", call, torch.zeros(5, 5)).requests
 
 
 def test_a_host_without_a_mixed_sequence_has_no_image_mask():
@@ -155,9 +155,9 @@ def test_inputs_may_come_by_position(llava, llava_inputs):
     ids, pixels, attention = (
         llava_inputs[k] for k in ("input_ids", "pixel_values", "attention_mask")
     )
-    where = masks(llava, ids, pixels, attention)
-    assert torch.equal(where.image, expected)
-    assert torch.equal(where.real, attention.bool())
+    tokens = masks(llava, ids, pixels, attention)
+    assert torch.equal(tokens.mask("image"), expected)
+    assert torch.equal(tokens.real, attention.bool())
 
 
 def test_images_in_the_rest_of_the_keywords_count_beside_ids_by_position():
@@ -180,8 +180,8 @@ def test_images_in_the_rest_of_the_keywords_count_beside_ids_by_position():
 def test_embeddings_are_compared_with_the_placeholders(llava, llava_inputs):
     embeds = llava.get_input_embeddings()(llava_inputs["input_ids"]).detach()
     rest = {k: v for k, v in llava_inputs.items() if k != "input_ids"}
-    where = masks(llava, inputs_embeds=embeds, **rest)
-    assert torch.equal(where.image, llava_inputs["input_ids"] == IMAGE)
+    tokens = masks(llava, inputs_embeds=embeds, **rest)
+    assert torch.equal(tokens.mask("image"), llava_inputs["input_ids"] == IMAGE)
 
 
 @torch.no_grad()
@@ -190,23 +190,22 @@ def test_an_embedding_that_agrees_with_the_placeholder_in_part_is_text(llava, ll
     table[5, :31] = table[IMAGE, :31]
     embeds = llava.get_input_embeddings()(llava_inputs["input_ids"])
     rest = {k: v for k, v in llava_inputs.items() if k != "input_ids"}
-    where = masks(llava, inputs_embeds=embeds, **rest)
-    assert torch.equal(where.image, llava_inputs["input_ids"] == IMAGE)
+    tokens = masks(llava, inputs_embeds=embeds, **rest)
+    assert torch.equal(tokens.mask("image"), llava_inputs["input_ids"] == IMAGE)
 
 
 def test_merged_embeddings_alone_tell_nothing_and_an_edit_of_one_stream_is_refused(llava):
-    where = masks(llava, inputs_embeds=torch.randn(2, 4, 32))
-    assert where.image is None
-    hidden = torch.randn(2, 4, 32)
-    assert where.select("all", hidden) is None
-    for tokens in ("image", "text"):
-        with pytest.raises(VlmEditError, match=rf"tokens='{tokens}': .*Call the whole host with"):
-            where.select(tokens, hidden)
+    tokens = masks(llava, inputs_embeds=torch.randn(2, 4, 32))
+    assert tokens.modality is None
+    assert tokens.select("all") is None
+    for choice in ("image", "text"):
+        with pytest.raises(VlmEditError, match=rf"tokens='{choice}': .*Call the whole host with"):
+            tokens.select(choice)
 
 
 def test_an_image_token_that_the_model_emits_is_text(llava):
     ids = torch.tensor([[1, 5, IMAGE, 7]])
-    assert masks(llava, input_ids=ids).image is False
+    assert masks(llava, input_ids=ids).modality == "text"
 
 
 @settings(max_examples=30, deadline=None)
@@ -217,32 +216,33 @@ def test_a_selection_is_the_stream_without_padding(data):
     image = torch.tensor(data.draw(bits)).view(rows, length)
     real = torch.tensor(data.draw(bits)).view(rows, length) if data.draw(st.booleans()) else None
     beams = data.draw(st.integers(1, 3))
-    where = Where("mixed", Call((rows, length), image, real))
     hidden = torch.zeros(rows * beams, length, 5)
+    asked = Tokens.of("mixed", Call((rows, length), image, real), hidden)
     here = torch.ones_like(image) if real is None else real
     for tokens, chosen in (("image", image & here), ("text", ~image & here)):
         expected = torch.stack([row for row in chosen for _ in range(beams)])
-        assert torch.equal(where.select(tokens, hidden), expected)
-    every = where.select("all", hidden)
+        assert torch.equal(asked.select(tokens), expected)
+    every = asked.select("all")
     assert every is None if real is None else every.sum() == real.sum() * beams
 
 
 def test_at_a_tap_of_one_stream_its_own_name_means_all():
     hidden, real = torch.zeros(1, 2, 3), torch.tensor([[True, False]])
-    assert Where("image").select("image", hidden) is None
-    assert torch.equal(Where("text", Call((1, 2), None, real)).select("text", hidden), real)
+    assert Tokens.of("image", Call(), hidden).select("image") is None
+    tokens = Tokens.of("text", Call((1, 2), None, real), hidden)
+    assert torch.equal(tokens.select("text"), real)
 
 
 def test_a_pooled_output_has_no_tokens_to_mask():
     call = Call((1, 2), None, torch.tensor([[True, False]]))
-    assert Where("text", call).select("all", torch.zeros(1, 3)) is None
+    assert Tokens.of("text", call, torch.zeros(1, 3)).select("all") is None
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3), (3, 4, 3)])
 def test_an_output_whose_tokens_are_not_those_of_the_call_is_refused(shape):
-    where = Where("mixed", Call((2, 4), torch.ones(2, 4, dtype=torch.bool)))
+    call = Call((2, 4), torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(VlmEditError, match=r"token ids of shape \(2, 4\) but this site's output"):
-        where.select("image", torch.zeros(shape))
+        Tokens.of("mixed", call, torch.zeros(shape)).select("image")
 
 
 def test_two_adapters_on_one_host_keep_their_own_placeholders(llava, llava_inputs):
@@ -255,8 +255,8 @@ def test_two_adapters_on_one_host_keep_their_own_placeholders(llava, llava_input
         torch.no_grad(),
     ):
         llava(**llava_inputs)
-    assert torch.equal(first.captures[0].where.image, llava_inputs["input_ids"] == IMAGE)
-    assert torch.equal(second.captures[0].where.image, llava_inputs["input_ids"] == 5)
+    assert torch.equal(first.captures[0].tokens.mask("image"), llava_inputs["input_ids"] == IMAGE)
+    assert torch.equal(second.captures[0].tokens.mask("image"), llava_inputs["input_ids"] == 5)
     assert not llava._forward_pre_hooks
 
 

@@ -12,7 +12,7 @@ from conftest import make_clip
 from torch import nn
 
 from vlm_edit import Host, VlmEditError
-from vlm_edit.hooks import Where, attach, replace_hidden
+from vlm_edit.hooks import Tokens, attach, replace_hidden
 from vlm_edit.hooks.dispatch import hidden_of
 
 
@@ -24,11 +24,11 @@ def noise(like: torch.Tensor, seed: int = 0) -> torch.Tensor:
     return torch.randn(like.shape[-1], generator=torch.Generator().manual_seed(seed))
 
 
-def add_noise(hidden: torch.Tensor, _: Where) -> torch.Tensor:
+def add_noise(hidden: torch.Tensor, _: Tokens) -> torch.Tensor:
     return hidden + noise(hidden)
 
 
-def nothing(hidden: torch.Tensor, _: Where) -> torch.Tensor:
+def nothing(hidden: torch.Tensor, _: Tokens) -> torch.Tensor:
     return hidden
 
 
@@ -89,7 +89,7 @@ def test_an_exception_in_a_callback_reaches_the_caller_and_leaves_no_stale_mask(
     def fail(*_: object) -> torch.Tensor:
         raise RuntimeError("in the middle")
 
-    seen: list[Where] = []
+    seen: list[Tokens] = []
     before, hooks = llava(**llava_inputs).logits, hooks_of(llava)
     kept = attach(llava, Host.of(llava).site("language.0"), lambda h, w: seen.append(w) or h)
     failing = attach(llava, Host.of(llava).site("language.1"), fail)
@@ -98,8 +98,8 @@ def test_an_exception_in_a_callback_reaches_the_caller_and_leaves_no_stale_mask(
     failing.remove()
     llava.model.language_model(inputs_embeds=torch.randn(1, 5, 32))  # not through the root
     kept.remove()
-    assert seen[0].image is not None
-    assert seen[-1].image is None
+    assert seen[0].modality is not None
+    assert seen[-1].modality is None
     assert seen[-1].real is None
     assert hooks_of(llava) == hooks
     assert torch.equal(llava(**llava_inputs).logits, before)
@@ -107,13 +107,13 @@ def test_an_exception_in_a_callback_reaches_the_caller_and_leaves_no_stale_mask(
 
 @torch.no_grad()
 def test_a_failure_of_the_host_itself_leaves_no_stale_mask(llava, llava_inputs):
-    seen: list[Where] = []
+    seen: list[Tokens] = []
     handle = attach(llava, Host.of(llava).site("language.0"), lambda h, w: seen.append(w) or h)
     with pytest.raises(ValueError, match=r"[Ii]mage"):
         llava(llava_inputs["input_ids"], llava_inputs["pixel_values"][:1])
     llava.model.language_model(inputs_embeds=torch.randn(1, 5, 32))
     handle.remove()
-    assert seen[-1].image is None
+    assert seen[-1].modality is None
 
 
 @pytest.mark.parametrize("culprit", ["module", "root"])
@@ -213,8 +213,8 @@ def test_an_attachment_is_not_lost_when_another_thread_removes_the_last_one(clip
 def test_two_threads_with_different_inputs_see_their_own_masks(llava, llava_inputs):
     masks: dict[str, list[torch.Tensor]] = {"a": [], "b": []}
 
-    def keep(hidden: torch.Tensor, where: Where) -> torch.Tensor:
-        masks[threading.current_thread().name].append(where.image)
+    def keep(hidden: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        masks[threading.current_thread().name].append(tokens.mask("image"))
         return hidden
 
     def run(row: int) -> None:

@@ -24,7 +24,7 @@ from vlm_edit import (
     VlmEditError,
     record,
 )
-from vlm_edit.hooks import Call, Selection, Where
+from vlm_edit.hooks import Call, Selection, Tokens
 from vlm_edit.measurement import Reader
 
 PATHS = {
@@ -169,7 +169,7 @@ def test_a_recording_holds_rows_of_tokens(name):
         host(**inputs)
     capture = recording.last("moe.1", "mixed")
     assert torch.equal(capture.hidden, flat.unflatten(0, inputs["input_ids"].shape))
-    assert torch.equal(capture.where.image_at(capture.hidden), inputs["input_ids"] == 60)
+    assert torch.equal(capture.tokens.mask("image"), inputs["input_ids"] == 60)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -322,13 +322,12 @@ def test_a_pooled_output_of_both_streams_is_measured_for_neither():
 
 
 def test_a_pooled_output_of_both_streams_is_of_neither():
-    where, hidden = (
-        Where("mixed", Call((2, 3), torch.ones(2, 3, dtype=torch.bool))),
-        torch.ones(2, 4),
-    )
-    assert Selection().choose(where, hidden) is True
+    call = Call((2, 3), torch.ones(2, 3, dtype=torch.bool))
+    tokens = Tokens.of("mixed", call, torch.ones(2, 4))
+    assert tokens.modality is None
+    assert Selection().choose(tokens) is True
     with pytest.raises(VlmEditError, match="nobody can tell which row is which token"):
-        Selection("image").choose(where, hidden)
+        Selection("image").choose(tokens)
 
 
 def test_a_pooled_output_of_both_streams_is_the_prompts():

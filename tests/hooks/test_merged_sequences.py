@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GitConfig, GitForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from vlm_edit import Adapter, Clamp, Dictionary, Host, Patch, VlmEditError
-from vlm_edit.hooks import Call, Generation, Selection, Where, record
+from vlm_edit.hooks import Call, Generation, Selection, Tokens, record
 
 PLACE, PATCHES, MARK = -200, 4, 4.25
 
@@ -232,10 +232,10 @@ def test_a_forward_that_merges_alone_cannot_tell_padding(host):
 def test_a_recording_does_not_tell_streams_that_nobody_knows(host):
     with record(Host.of(host, adapter=OWN), "language.0") as recording, torch.no_grad():
         calling(host, 1)()
-    where, hidden = recording.captures[0].where, recording.captures[0].hidden
-    assert where.image is None
+    tokens = recording.captures[0].tokens
+    assert tokens.modality is None
     with pytest.raises(VlmEditError, match="of 6 ids"):
-        where.select("image", hidden)
+        tokens.select("image")
 
 
 def test_a_loop_of_the_users_own_knows_the_phases(host):
@@ -257,7 +257,8 @@ def test_positions_from_the_end_do_not_count_what_was_generated_without_a_cache(
     call.grow((2, 12), generation)
     assert generation.call.prompt == call.prompt == 10
     assert call.prompt_real.shape == generation.call.prompt_real.shape == (2, 10)
-    chosen = Selection(positions=(-1,)).choose(Where("mixed", call), torch.zeros(2, 12, 3))
+    tokens = Tokens.of("mixed", call, torch.zeros(2, 12, 3))
+    chosen = Selection(positions=(-1,)).choose(tokens)
     assert chosen.nonzero().tolist() == [[0, 9], [1, 9]]
 
 

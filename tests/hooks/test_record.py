@@ -72,4 +72,4 @@ def test_an_exception_in_the_block_or_an_unknown_site_leaves_no_hook(clip, clip_
 def test_the_padding_of_each_text_is_recorded(clip, clip_inputs):
     with record(clip, "text.0") as recording:
         clip(**clip_inputs)
-    assert torch.equal(recording.captures[0].where.real, clip_inputs["attention_mask"].bool())
+    assert torch.equal(recording.captures[0].tokens.real, clip_inputs["attention_mask"].bool())

@@ -3,39 +3,40 @@
 import pytest
 import torch
 
-from vlm_edit.hooks import Call, Selection, Where
+from vlm_edit.hooks import Call, Selection, Tokens
 from vlm_edit.patches.report import Tally
 
 
 @pytest.mark.parametrize(
-    ("asked", "steps", "tokens"), [(None, (2, 5), 4), ((3, 5), (3, 4), 2), ((0, None), (2, 5), 4)]
+    ("asked", "steps", "count"), [(None, (2, 5), 4), ((3, 5), (3, 4), 2), ((0, None), (2, 5), 4)]
 )
 @pytest.mark.parametrize("measured", [int, torch.tensor])
-def test_steps_are_those_of_a_call_within_the_window(asked, steps, tokens, measured):
+def test_steps_are_those_of_a_call_within_the_window(asked, steps, count, measured):
     start, prompt = measured(7), measured(5)
     columns = start + torch.arange(4) if measured is not int else None
-    where = Where("mixed", Call((1, 4), False, start=start, columns=columns, prompt=prompt))
-    selection, hidden = Selection(phase="decode", steps=asked), torch.zeros(1, 4, 3)
+    call = Call((1, 4), False, start=start, columns=columns, prompt=prompt)
+    tokens = Tokens.of("mixed", call, torch.zeros(1, 4, 3))
+    selection = Selection(phase="decode", steps=asked)
     tally = Tally("language.0", torch.device("cpu"))
-    tally.add(selection, where, hidden, selection.choose(where, hidden))
-    assert (tally.report.steps, tally.report.tokens) == (steps, tokens)
-    assert tally.report.streams == {"image": 0, "text": tokens, "unknown": 0}
+    tally.add(selection, tokens, selection.choose(tokens))
+    assert (tally.report.steps, tally.report.tokens) == (steps, count)
+    assert tally.report.streams == {"image": 0, "text": count, "unknown": 0}
 
 
 def test_only_chosen_tokens_count_in_their_stream():
     image = torch.tensor([[True, True, False, False]])
-    where = Where("mixed", Call((1, 4), image, prompt=4))
+    tokens = Tokens.of("mixed", Call((1, 4), image, prompt=4), torch.zeros(1, 4, 3))
     tally = Tally("language.0", torch.device("cpu"))
     chosen = torch.tensor([[True, False, True, True]])
-    tally.add(Selection(), where, torch.zeros(1, 4, 3), chosen)
+    tally.add(Selection(), tokens, chosen)
     assert tally.report.streams == {"image": 1, "text": 2, "unknown": 0}
     assert tally.report.phases == {"prompt": 3, "decode": 0, "unknown": 0}
 
 
 @pytest.mark.parametrize("stream", ["image", "text"])
 def test_outputs_without_steps_are_of_the_prompt(stream):
-    where = Where(stream, Call((2, 4), None, start=4, prompt=4))
+    tokens = Tokens.of(stream, Call((2, 4), None, start=4, prompt=4), torch.zeros(2, 3))
     tally = Tally("joint", torch.device("cpu"))
-    tally.add(Selection(), where, torch.zeros(2, 3), True)
+    tally.add(Selection(), tokens, True)
     assert tally.report.phases == {"prompt": 2, "decode": 0, "unknown": 0}
     assert tally.report.streams[stream] == 2

@@ -282,6 +282,21 @@ def test_what_cannot_be_attributed_is_refused(clip, clip_inputs, dictionary) -> 
         effects(clip.train(), clip_inputs, sae, likeness)
 
 
+@pytest.mark.parametrize("apart", ["centred", "a pair"])
+def test_where_nobody_knows_image_from_text_streams_are_not_told_apart(
+    llava, dictionary, apart
+) -> None:
+    one = dictionary(32, 8)
+    centers = {"image": torch.zeros(32), "text": torch.ones(32)}
+    given = {
+        "centred": replace(one, encoder=replace(one.encoder, centers=centers)),
+        "a pair": PairedDictionary(one, dictionary(32, 8, seed=1)),
+    }[apart]
+    inputs = {"inputs_embeds": torch.randn(2, 5, 32)}
+    with pytest.raises(VlmEditError, match="each stream needs to know|stream apart needs to know"):
+        effects(llava, inputs, given, last_logit, "language.0")
+
+
 def test_taps_of_unlike_numbers_of_rows_are_refused(clip, clip_inputs, dictionary) -> None:
     uneven = {**clip_inputs, "pixel_values": clip_inputs["pixel_values"][:2]}
     with pytest.raises(VlmEditError, match="2 and 3 rows"):

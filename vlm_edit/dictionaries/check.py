@@ -12,6 +12,7 @@ from torch import Tensor
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.norms import norm_names
 from vlm_edit.errors import VlmEditError
+from vlm_edit.modality import Mixed, Modality, part_of
 
 if TYPE_CHECKING:
     from vlm_edit.dictionaries.dictionary import Dictionary
@@ -50,11 +51,10 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Activations [n, d], of which stream, and image tokens of a mixed one."""
+    """Activations [n, d], and of which stream."""
 
     x: Tensor
-    stream: str | None
-    image: Tensor | None
+    stream: Modality | None
 
     def some(self, count: int) -> _Batch:
         """At most so many of them, evenly spread."""
@@ -62,21 +62,19 @@ class _Batch:
         if n <= count:
             return self
         index = torch.arange(count, device=self.x.device) * n // count
-        image = None if self.image is None else self.image[index]
-        return _Batch(self.x[index], self.stream, image)
+        return _Batch(self.x[index], part_of(self.stream, index))
 
     def split(self, rows: int) -> Iterator[_Batch]:
         """So many at a time."""
         for begin in range(0, len(self.x), rows):
             part = slice(begin, begin + rows)
-            image = None if self.image is None else self.image[part]
-            yield _Batch(self.x[part], self.stream, image)
+            yield _Batch(self.x[part], part_of(self.stream, part))
 
     def means(self, values: Tensor) -> dict[str, Tensor]:
         """The mean of something by stream."""
-        if self.stream != "mixed" or self.image is None:
+        if not isinstance(self.stream, Mixed):
             return {self.stream or "image": values.mean(0)}
-        chosen = {"image": self.image, "text": ~self.image}
+        chosen = {name: self.stream.at(name) for name in self.stream.names}
         return {name: values[mask].mean(0) for name, mask in chosen.items() if bool(mask.any())}
 
 
@@ -112,11 +110,9 @@ class _Found:
     active: Tensor = field(repr=False)
 
 
-def check(
-    dictionary: Dictionary, x: Tensor, stream: str | None = None, image: Tensor | None = None
-) -> Check:
+def check(dictionary: Dictionary, x: Tensor, stream: Modality | None = None) -> Check:
     """As ``Dictionary.check``, without Python's warnings."""
-    batch = _flat(dictionary, x, stream, image)
+    batch = _flat(dictionary, x, stream)
     own = _Trial("", "", dictionary.encoder, batch)
     found = _try(dictionary, own)
     dead = 1 - float(found.active.float().mean())
@@ -131,15 +127,15 @@ def check(
     return replace(given, warnings=tuple(warnings))
 
 
-def _flat(dictionary: Dictionary, x: Tensor, stream: str | None, image: Tensor | None) -> _Batch:
+def _flat(dictionary: Dictionary, x: Tensor, stream: Modality | None) -> _Batch:
     if x.ndim < 1 or x.shape[-1] != dictionary.width:
         raise VlmEditError(
             f"activations of shape {tuple(x.shape)} meet a dictionary of width "
             f"{dictionary.width}: is it another layer's or another host's?"
         )
-    if image is not None and image.shape != x.shape[:-1]:
+    if isinstance(stream, Mixed) and stream.shape != x.shape[:-1]:
         raise VlmEditError(
-            f"the mask of image tokens has shape {tuple(image.shape)}, expected "
+            f"the mask of image tokens has shape {tuple(stream.shape)}, expected "
             f"{tuple(x.shape[:-1])}"
         )
     flat = x.detach().reshape(-1, x.shape[-1]).float()
@@ -148,7 +144,7 @@ def _flat(dictionary: Dictionary, x: Tensor, stream: str | None, image: Tensor |
             f"a check needs at least two activations that differ, all finite; got {len(flat)}: "
             "some hundreds tell more"
         )
-    return _Batch(flat, stream, None if image is None else image.reshape(-1))
+    return _Batch(flat, stream.flatten() if isinstance(stream, Mixed) else stream)
 
 
 @torch.no_grad()
@@ -168,8 +164,8 @@ def _try(dictionary: Dictionary, trial: _Trial) -> _Found:
         z = (part.x - trial.mean) / trial.scale
         normed, _ = trial.encoder.normalise(z)
         if trial.encoder.centers:
-            normed = normed - trial.encoder.center(part.stream, part.image)
-        codes = tried.encode(z, part.stream, part.image)
+            normed = normed - trial.encoder.center(part.stream)
+        codes = tried.encode(z, part.stream)
         active |= (codes != 0).any(0)
         count += float((codes != 0).sum())
         error += float(((normed - tried.decode(codes)) * trial.scale).double().square().sum())
@@ -282,7 +278,7 @@ def _transposed(dictionary: Dictionary, batch: _Batch) -> Iterator[_Trial]:
 
 def _shifts(encoder: Encoder, batch: _Batch) -> Iterator[_Trial]:
     """Other centers: the other stream's, none, or this batch's own."""
-    if batch.stream in encoder.centers:
+    if not isinstance(batch.stream, Mixed) and batch.stream in encoder.centers:
         for name in encoder.centers:
             if name != batch.stream:
                 cause = f"the activations are probably of the {name} stream"
@@ -292,7 +288,7 @@ def _shifts(encoder: Encoder, batch: _Batch) -> Iterator[_Trial]:
     normed, _ = encoder.normalise(batch.x)
     means = batch.means(normed)
     named = batch if batch.stream else replace(batch, stream=next(iter(means)))
-    if batch.stream != "mixed" or len(means) == 2:
+    if not isinstance(batch.stream, Mixed) or len(means) == 2:
         what = "the mean of the activations subtracted"
         cause = "the dictionary was probably trained on centred activations, each stream apart"
         if encoder.normaliser.plain:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from vlm_edit.dictionaries.encoder import Encoder, autocast_off, expect, move
 from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.origin import expect_site as expect_site
 from vlm_edit.errors import VlmEditError
+from vlm_edit.modality import Mixed, Modality
 
 _ROWS = 4096
 _FEW = 64  # features up to which subtracting takes a share of the product worth saving
@@ -54,9 +55,7 @@ class Slice:
         few = own is not None and not own.competes and own.weight.shape[1] <= _FEW
         object.__setattr__(self, "_folded", own.folded() if own is not None and few else {})
 
-    def codes(
-        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def codes(self, x: Tensor, stream: Modality | None = None) -> tuple[Tensor, Tensor | None]:
         """Codes [..., t] of the features, and the norm's scale.
 
         With TopK a feature whose pre-activation is not above 0 has the code 0, whatever the
@@ -65,14 +64,19 @@ class Slice:
         """
         if self._touched is not None and self._is_final(x):
             if x.device.type == "cpu":
-                return self._of_rows(self._touched, x, stream, image)
-            return self._contested(x, stream, image)
+                return self._of_rows(self._touched, x, stream)
+            return self._contested(x, stream)
         if self._touched is None and self._folded:
-            found = self.encoder.with_bias(x, self._folded, stream, image)
+            found = self.encoder.with_bias(x, self._folded, stream)
             if found is not None:
                 return found, None
-        codes, scale = self.encoder(x, stream, image)
+        codes, scale = self.encoder(x, stream)
         return codes if self.columns is None else codes[..., self.columns], scale
+
+    @property
+    def encode(self) -> Callable[[Tensor, Modality | None], tuple[Tensor, Tensor | None]]:
+        """The shortest way to ``codes``: the encoder, where it is of the features alone."""
+        return self.codes if self.columns is not None or self._folded else self.encoder
 
     def _is_final(self, x: Tensor) -> bool:
         """Nobody follows what is worked out: no gradients, no compiler."""
@@ -81,29 +85,27 @@ class Slice:
         )
         return not followed and not torch.compiler.is_compiling()
 
-    def _contested(
-        self, x: Tensor, stream: str | None, image: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _contested(self, x: Tensor, stream: Modality | None) -> tuple[Tensor, Tensor | None]:
         assert self.columns is not None
-        return self.encoder.contested(x, self.columns, stream, image)
+        return self.encoder.contested(x, self.columns, stream)
 
     def _of_rows(
-        self, touched: Encoder, x: Tensor, stream: str | None, image: Tensor | None
+        self, touched: Encoder, x: Tensor, stream: Modality | None
     ) -> tuple[Tensor, Tensor | None]:
-        before, scale = touched.with_bias(x, self._folded, stream, image), None
+        before, scale = touched.with_bias(x, self._folded, stream), None
         if before is None:
-            before, scale = touched(x, stream, image)
+            before, scale = touched(x, stream)
         flat = before.view(-1, before.shape[-1])
         some = flat > 0
         if len(flat) == 1:
-            return self._contested(x, stream, image) if some.any() else (before.zero_(), scale)
+            return self._contested(x, stream) if some.any() else (before.zero_(), scale)
         rows = some.any(1).nonzero()[:, 0]
         if len(rows) == len(flat):
-            return self._contested(x, stream, image)
+            return self._contested(x, stream)
         codes = torch.zeros_like(before)
         if len(rows):
-            seen = None if image is None else image.reshape(-1)[rows]
-            found, _ = self._contested(x.reshape(-1, x.shape[-1])[rows], stream, seen)
+            seen = stream.flatten()[rows] if isinstance(stream, Mixed) else stream
+            found, _ = self._contested(x.reshape(-1, x.shape[-1])[rows], seen)
             codes.view(flat.shape)[rows] = found
         return codes, scale
 
@@ -190,7 +192,7 @@ class Dictionary:
         """Number m of features."""
         return self.encoder.weight.shape[1]
 
-    def normalise(self, x: Tensor, stream: str | None = None) -> Tensor:  # noqa: ARG002
+    def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:  # noqa: ARG002
         """Activations after the norm, before centring.
 
         Args:
@@ -215,13 +217,13 @@ class Dictionary:
         """Activation, norm and which streams are centred, JSON-able."""
         return summary(self.encoder)
 
-    def encode(self, x: Tensor, stream: str | None = None, image: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, stream: Modality | None = None) -> Tensor:
         """Codes of activations.
 
         Args:
             x: [..., d], any float dtype.
-            stream: ``image``, ``text`` or ``mixed``, for dictionaries that centre each apart.
-            image: [...] bool, image tokens of a mixed stream.
+            stream: For dictionaries that centre each apart: ``image``, ``text``, or for tokens of
+                both ``Mixed.of(image=mask)``.
 
         Returns:
             [..., m] float32.
@@ -229,17 +231,14 @@ class Dictionary:
         Raises:
             VlmEditError: Wrong width, or a stream is needed.
         """
-        return self.encoder(x, stream, image)[0]
+        return self.encoder(x, stream)[0]
 
-    def encode_sparse(
-        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
-    ) -> SparseCodes:
+    def encode_sparse(self, x: Tensor, stream: Modality | None = None) -> SparseCodes:
         """Codes of activations, kept sparse.
 
         Args:
             x: [n, d], any float dtype.
             stream: As in ``encode``.
-            image: [n] bool, image tokens of a mixed stream.
 
         Returns:
             ``SparseCodes.of(encode(x))``, bit for bit, in less time and memory. For TopK, which of
@@ -255,7 +254,7 @@ class Dictionary:
             >>> codes.features, codes.values
             (tensor([0, 1]), tensor([ 1., -2.]))
         """
-        return self.encoder.sparse(x, stream, image)
+        return self.encoder.sparse(x, stream)
 
     def decode(self, codes: Tensor | SparseCodes) -> Tensor:
         """Activations of codes, in the dictionary's space: normed and centred.
@@ -280,15 +279,12 @@ class Dictionary:
         with autocast_off(codes.device):
             return codes.float() @ self.decoder + self.decoder_bias
 
-    def reconstruct(
-        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
-    ) -> Tensor:
+    def reconstruct(self, x: Tensor, stream: Modality | None = None) -> Tensor:
         """What the dictionary makes of activations, in their own space.
 
         Args:
             x: [..., d], any float dtype.
             stream: As in ``encode``.
-            image: As in ``encode``.
 
         Returns:
             [..., d] float32: decoded, with the stream's center and the norm put back.
@@ -303,9 +299,9 @@ class Dictionary:
             >>> neurons.reconstruct(torch.tensor([[1.0, 2.0, 6.0]])).round()
             tensor([[1., 2., 6.]])
         """
-        found = self.decode(self.encode(x, stream, image))
+        found = self.decode(self.encode(x, stream))
         if self.encoder.centers:
-            found = found + self.encoder.center(stream, image)
+            found = found + self.encoder.center(stream)
         return self.encoder.normaliser.restore(found, x.float())
 
     def standardised(self, mean: Tensor, scale: Tensor | float) -> Dictionary:
@@ -385,7 +381,7 @@ class Dictionary:
             per_sample_weights=codes.values.float(),
         )
 
-    def explained_variance(self, x: Tensor, stream: str | None = None) -> float:
+    def explained_variance(self, x: Tensor, stream: Modality | None = None) -> float:
         """Share of the variance of activations that the reconstruction explains.
 
         Args:
@@ -404,8 +400,7 @@ class Dictionary:
     def check(
         self,
         activations: Tensor,
-        stream: str | None = None,
-        image: Tensor | None = None,
+        stream: Modality | None = None,
         *,
         warn: bool = True,
     ) -> Check:
@@ -419,7 +414,6 @@ class Dictionary:
         Args:
             activations: [..., d], some hundreds or more, as the host gives them.
             stream: As in ``encode``.
-            image: As in ``encode``.
             warn: Whether to tell what looks wrong by Python's warnings too.
 
         Returns:
@@ -438,7 +432,7 @@ class Dictionary:
             >>> round(check.explained_variance, 1), check.warnings
             (0.8, ())
         """
-        found = check(self, activations, stream, image)
+        found = check(self, activations, stream)
         if warn and found.warnings:
             warnings.warn("; ".join(found.warnings), stacklevel=2)
         return found

@@ -15,6 +15,7 @@ from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries.activations import Activation, activation_of
 from vlm_edit.dictionaries.norms import Norm, norm_of
 from vlm_edit.errors import VlmEditError
+from vlm_edit.modality import MODALITIES, Mixed, Modality
 
 # Pre-activations at a time: 8 MiB of float32, which the caches about hold. At least so many rows,
 # or the weight is read too often; but never more than 32 MiB.
@@ -67,7 +68,7 @@ class Encoder:
         expect("encoder weight", self.weight, (d, m))
         expect("encoder bias", self.bias, (m,))
         for name, center in self.centers.items():
-            if name not in ("image", "text"):
+            if name not in MODALITIES:
                 raise VlmEditError(f"center of unknown stream {name!r}: use 'image' and 'text'")
             expect(f"center of the {name} stream", center, (d,))
         if self.subtract is not None:
@@ -85,15 +86,12 @@ class Encoder:
         """Whether a feature's code depends on the others' pre-activations."""
         return self.activator.competes
 
-    def __call__(
-        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, x: Tensor, stream: Modality | None = None) -> tuple[Tensor, Tensor | None]:
         """Codes of activations, and the factor that brings a change in them back.
 
         Args:
             x: [..., d], any float dtype.
-            stream: ``image``, ``text`` or ``mixed``; needed when there are centers.
-            image: [...] bool, True at image tokens; needed for ``mixed`` with centers.
+            stream: ``image``, ``text``, or ``Mixed`` of [...]; needed when there are centers.
 
         Returns:
             Codes [..., m] float32, and the norm's scale [..., 1], None without a norm.
@@ -103,10 +101,8 @@ class Encoder:
         """
         self.expect_width(x)
         with autocast_off(x.device):
-            centred, scale = self._centred(x, stream, image)
-            known = (centred, self.weight, self.bias, self.threshold)
-            followed = any(t is not None and t.requires_grad for t in known)
-            if (torch.is_grad_enabled() and followed) or torch.compiler.is_compiling():
+            centred, scale = self._centred(x, stream)
+            if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self._trains(centred)):
                 return self._activate(F.linear(centred, self.weight.mT, self.bias)), scale
             codes = centred.new_empty(*centred.shape[:-1], self.weight.shape[1])
             with torch.no_grad():
@@ -114,6 +110,11 @@ class Encoder:
                 for _, hidden in self._hidden(centred.reshape(-1, centred.shape[-1]), flat):
                     self._activate_in_place(hidden)
             return codes, scale
+
+    def _trains(self, centred: Tensor) -> bool:
+        """Whether gradients flow to what is encoded, or to the weights."""
+        known = (centred, self.weight, self.bias, self.threshold)
+        return any(t is not None and t.requires_grad for t in known)
 
     def folded(self) -> dict[str | None, Tensor]:
         """Biases [m] with what is subtracted before the product folded in, by stream.
@@ -125,7 +126,7 @@ class Encoder:
         if not self.normaliser.plain or any(t is not None and t.requires_grad for t in trained):
             return {}
         streams: tuple[str | None, ...] = tuple(self.centers) or (None,)
-        offsets = {name: self._offset(name, None) for name in streams}
+        offsets = {name: self._offset(name) for name in streams}
         weight, bias = self.weight.double(), self.bias.double()
         return {
             name: self.bias if offset is None else (bias - offset.double() @ weight).float()
@@ -136,36 +137,34 @@ class Encoder:
         self,
         x: Tensor,
         biases: Mapping[str | None, Tensor],
-        stream: str | None,
-        image: Tensor | None = None,
+        stream: Modality | None,
     ) -> Tensor | None:
         """Codes [..., m] of activations, by biases that ``folded`` gave; features do not compete.
 
         Saves the subtraction, which for few features takes longer than the product. None where
         there is no bias for the stream.
         """
-        if self.centers and stream == "mixed" and image is not None and len(biases) == 2:
-            bias = torch.where(image.unsqueeze(-1), biases["image"], biases["text"])
-        else:
-            found = biases.get(stream if self.centers else None)
-            if found is None:
-                return None
-            bias = found
+        bias: Tensor | None = None
+        if not self.centers:
+            bias = biases.get(None)
+        elif not isinstance(stream, Mixed):
+            bias = biases.get(stream)
+        elif all(name in biases for name in stream.names):
+            bias = stream.pick(biases)
+        if bias is None:
+            return None
         self.expect_width(x)
         with autocast_off(x.device):
             if bias.ndim == 1:
                 return self._activate(F.linear(x.float(), self.weight.mT, bias))
             return self._activate(F.linear(x.float(), self.weight.mT) + bias)
 
-    def sparse(
-        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
-    ) -> SparseCodes:
+    def sparse(self, x: Tensor, stream: Modality | None = None) -> SparseCodes:
         """The same codes, kept sparse: some rows at a time, and never all of them dense.
 
         Args:
             x: [n, d], any float dtype.
             stream: As for a call.
-            image: [n] bool, likewise.
 
         Returns:
             ``SparseCodes.of`` of the codes, bit for bit, without gradients.
@@ -179,7 +178,7 @@ class Encoder:
         n, m = len(x), self.weight.shape[1]
         places, values = [], []
         with torch.no_grad(), autocast_off(x.device):
-            centred, _ = self._centred(x, stream, image)
+            centred, _ = self._centred(x, stream)
             for begin, hidden in self._hidden(centred):
                 here, active = self.activator.sparse(hidden)
                 places.append(here + begin * m)
@@ -190,7 +189,7 @@ class Encoder:
             return SparseCodes(rows, flat - rows * m, found, (n, m))
 
     def contested(
-        self, x: Tensor, columns: Tensor, stream: str | None = None, image: Tensor | None = None
+        self, x: Tensor, columns: Tensor, stream: Modality | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Codes of some features that compete, and the norm's scale.
 
@@ -198,14 +197,13 @@ class Encoder:
             x: [..., d], any float dtype.
             columns: [t], the features.
             stream: As for a call.
-            image: [...] bool, likewise.
 
         Returns:
             Codes [..., t] float32, without gradients, and the scale [..., 1], None without a norm.
         """
         self.expect_width(x)
         with torch.no_grad(), autocast_off(x.device):
-            centred, scale = self._centred(x, stream, image)
+            centred, scale = self._centred(x, stream)
             parts = []
             for _, hidden in self._hidden(centred.reshape(-1, centred.shape[-1])):
                 parts.append(self._cap(self.activator.some(hidden, columns)))
@@ -220,12 +218,10 @@ class Encoder:
                 f"{self.weight.shape[0]}: is it another layer's or another host's?"
             )
 
-    def _centred(
-        self, x: Tensor, stream: str | None, image: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _centred(self, x: Tensor, stream: Modality | None) -> tuple[Tensor, Tensor | None]:
         """What the weight is multiplied with [..., d], and the norm's scale."""
         normed, scale = self.normalise(x.float())
-        offset = self._offset(stream, image)
+        offset = self._offset(stream)
         # Not folded into the bias: that saves 1 % of the product and loses digits.
         return (normed if offset is None else normed - offset), scale
 
@@ -250,32 +246,32 @@ class Encoder:
         """Normed activations [..., d], and the scale [..., 1] that was divided out, if any."""
         return self.normaliser(x)
 
-    def _offset(self, stream: str | None, image: Tensor | None) -> Tensor | None:
+    def _offset(self, stream: Modality | None) -> Tensor | None:
         """What is subtracted from a normed activation: [d], or [..., d] if it differs by token."""
         center: Tensor | None = None
         if self.centers:
-            center = self.center(stream, image)
+            center = self.center(stream)
         if self.subtract is None or center is None:
             return self.subtract if center is None else center
         return center + self.subtract
 
-    def center(self, stream: str | None, image: Tensor | None = None) -> Tensor:
+    def center(self, stream: Modality | None = None) -> Tensor:
         """What is subtracted after the norm: [d], or [..., d] for a mixed stream.
 
         Raises:
-            VlmEditError: No center for this stream, or no mask for a mixed one.
+            VlmEditError: No center for this stream.
         """
-        needed = ("image", "text") if stream == "mixed" else (stream,)
-        if any(name not in self.centers for name in needed):
-            raise VlmEditError(
-                f"this dictionary centres each stream apart (it has {sorted(self.centers)}), and "
-                f"the stream here is {stream!r}: pass stream='image' or stream='text'"
-            )
-        if stream != "mixed":
-            return self.centers[str(stream)]
-        if image is None:
-            raise VlmEditError("a mixed stream needs the mask of its image tokens to be centred")
-        return torch.where(image.unsqueeze(-1), self.centers["image"], self.centers["text"])
+        if not isinstance(stream, Mixed):
+            center = self.centers.get(str(stream))
+            if center is not None:
+                return center
+        elif all(name in self.centers for name in stream.names):
+            return stream.pick(self.centers)
+        here = "'mixed'" if isinstance(stream, Mixed) else repr(stream)
+        raise VlmEditError(
+            f"this dictionary centres each stream apart (it has {sorted(self.centers)}), and "
+            f"the stream here is {here}: pass stream='image' or stream='text'"
+        )
 
     def _activate(self, hidden: Tensor) -> Tensor:
         return self._cap(self.activator.dense(hidden))

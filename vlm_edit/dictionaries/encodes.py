@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
+from vlm_edit.modality import Modality
 
 
 class Encodes(Protocol):
@@ -28,15 +29,13 @@ class Encodes(Protocol):
     def info(self) -> Mapping[str, str]:
         """What it was trained on."""
 
-    def encode(self, x: Tensor, stream: str | None = None, image: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, stream: Modality | None = None) -> Tensor:
         """Codes [..., m] of activations [..., d]."""
 
-    def encode_sparse(
-        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
-    ) -> SparseCodes:
+    def encode_sparse(self, x: Tensor, stream: Modality | None = None) -> SparseCodes:
         """The same of [n, d], kept sparse."""
 
-    def normalise(self, x: Tensor, stream: str | None = None) -> Tensor:
+    def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:
         """Activations [..., d] after the norm."""
 
     def to(self, device: torch.device | str) -> Self:

@@ -16,6 +16,7 @@ from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.origin import expect_site
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.errors import VlmEditError
+from vlm_edit.modality import Mixed, Modality
 
 STREAMS: tuple[Literal["image"], Literal["text"]] = ("image", "text")
 
@@ -79,7 +80,7 @@ class PairedDictionary(Generic[Half]):
         """What they were trained on; where they differ, the image's."""
         return {**self.text.info, **self.image.info}
 
-    def of(self, stream: str | None) -> Half:
+    def of(self, stream: Modality | None) -> Half:
         """One of the two.
 
         Raises:
@@ -97,39 +98,35 @@ class PairedDictionary(Generic[Half]):
         expect_site(self.image.info, site)
         expect_site(self.text.info, site)
 
-    def encode(self, x: Tensor, stream: str | None = None, image: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, stream: Modality | None = None) -> Tensor:
         """As ``Dictionary.encode``; of a mixed stream each token by its own dictionary.
 
         Raises:
-            VlmEditError: No stream, a mixed one without the mask of its image tokens, or a wrong
-                width.
+            VlmEditError: No stream, or a wrong width.
         """
-        if stream != "mixed":
+        if not isinstance(stream, Mixed):
             return self.of(stream).encode(x, stream)
-        mask = _expect_mask(image).unsqueeze(-1)
-        return torch.where(mask, self.image.encode(x, "image"), self.text.encode(x, "text"))
+        return stream.pick({name: self.of(name).encode(x, name) for name in stream.names})
 
-    def encode_sparse(
-        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
-    ) -> SparseCodes:
+    def encode_sparse(self, x: Tensor, stream: Modality | None = None) -> SparseCodes:
         """As ``Dictionary.encode_sparse``.
 
         Raises:
             VlmEditError: As ``encode``, or another number of axes.
         """
-        if stream != "mixed":
+        if not isinstance(stream, Mixed):
             return self.of(stream).encode_sparse(x, stream)
-        return SparseCodes.of(self.encode(x, stream, image))
+        return SparseCodes.of(self.encode(x, stream))
 
-    def normalise(self, x: Tensor, stream: str | None = None) -> Tensor:
+    def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:
         """As ``Dictionary.normalise``, by the stream's norm."""
         return self.of(stream).normalise(x, stream)
 
-    def decode(self, codes: Tensor | SparseCodes, stream: str | None = None) -> Tensor:
+    def decode(self, codes: Tensor | SparseCodes, stream: Modality | None = None) -> Tensor:
         """As ``Dictionary.decode``, by the stream's decoder."""
         return self.of(stream).decode(codes)
 
-    def check(self, activations: Tensor, stream: str | None = None, **options: Any) -> Check:
+    def check(self, activations: Tensor, stream: Modality | None = None, **options: Any) -> Check:
         """As ``Dictionary.check``, of the stream's dictionary."""
         return self.of(stream).check(activations, stream, **options)
 
@@ -158,9 +155,3 @@ AnyDictionary = (
     | PairedDictionary[Dictionary]
     | PairedDictionary[StoredDictionary]
 )
-
-
-def _expect_mask(image: Tensor | None) -> Tensor:
-    if image is None:
-        raise VlmEditError("a mixed stream needs the mask of its image tokens to be encoded")
-    return image

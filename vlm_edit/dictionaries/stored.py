@@ -18,6 +18,7 @@ from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.streaming import Contest, decode_parts, encode_parts
 from vlm_edit.errors import VlmEditError
+from vlm_edit.modality import Mixed, Modality
 
 # Numbers of a matrix in memory at a time: 64 MiB, which malloc gives back to the system when freed.
 _PART = 1 << 24
@@ -180,27 +181,26 @@ class StoredDictionary:
         """The same, encoding on another device."""
         return replace(self, device=device)
 
-    def encode(self, x: Tensor, stream: str | None = None, image: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, stream: Modality | None = None) -> Tensor:
         """As ``Dictionary.encode``, without gradients; the same up to rounding.
 
         Raises:
             VlmEditError: Wrong width, or a stream is needed.
         """
-        mask = None if image is None else image.reshape(-1)
-        codes = self.encode_sparse(x.reshape(-1, x.shape[-1]), stream, mask).dense()
+        flat = stream.flatten() if isinstance(stream, Mixed) else stream
+        codes = self.encode_sparse(x.reshape(-1, x.shape[-1]), flat).dense()
         return codes.view(*x.shape[:-1], self.n_features)
 
-    def encode_sparse(
-        self, x: Tensor, stream: str | None = None, image: Tensor | None = None
-    ) -> SparseCodes:
+    def encode_sparse(self, x: Tensor, stream: Modality | None = None) -> SparseCodes:
         """As ``Dictionary.encode_sparse``, up to rounding; reads the encoder once a call.
 
         Raises:
             VlmEditError: Wrong width or number of axes, or a stream is needed.
         """
-        x, image = x.to(self.device), None if image is None else image.to(self.device)
+        x = x.to(self.device)
+        stream = stream.to(self.device) if isinstance(stream, Mixed) else stream
         contest = Contest(self._activator, self.soft_cap) if self._all_compete else None
-        return encode_parts(self._encoders(), self.n_features, x, stream, image, contest)
+        return encode_parts(self._encoders(), self.n_features, x, stream, contest)
 
     def decode(self, codes: Tensor | SparseCodes) -> Tensor:
         """As ``Dictionary.decode``, up to rounding; reads the rows of active features alone.
@@ -218,11 +218,11 @@ class StoredDictionary:
         )
         return found.view(*codes.shape[:-1], self.width)
 
-    def normalise(self, x: Tensor, stream: str | None = None) -> Tensor:  # noqa: ARG002
+    def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:  # noqa: ARG002
         """As ``Dictionary.normalise``."""
         return self._blank.normalise(x.float())[0]
 
-    def check(self, activations: Tensor, stream: str | None = None, **options: Any) -> Check:
+    def check(self, activations: Tensor, stream: Modality | None = None, **options: Any) -> Check:
         """As ``Dictionary.check``; what it tries needs the whole dictionary, which is loaded."""
         return self.load().check(activations, stream, **options)
 

@@ -12,6 +12,7 @@ from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries.activations import Activation
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.errors import VlmEditError
+from vlm_edit.modality import Modality, part_of
 
 _HIDDEN = 1 << 24  # pre-activations held at once: 64 MiB
 
@@ -21,8 +22,7 @@ def encode_parts(
     parts: Iterable[Encoder],
     n_features: int,
     x: Tensor,
-    stream: str | None = None,
-    image: Tensor | None = None,
+    stream: Modality | None = None,
     contest: Contest | None = None,
 ) -> SparseCodes:
     """Codes of all features, from encoders of some of them, one after the other.
@@ -32,7 +32,6 @@ def encode_parts(
         n_features: Of all parts together.
         x: [n, d].
         stream: As in ``Encoder``.
-        image: As in ``Encoder``.
         contest: Where all features compete; parts give pre-activations then.
 
     Returns:
@@ -46,9 +45,9 @@ def encode_parts(
     found, begin = [], 0
     for part in parts:
         if contest is not None:
-            contest.add(part, begin, x, stream, image)
+            contest.add(part, begin, x, stream)
         else:
-            found.append((begin, part.sparse(x, stream, image)))
+            found.append((begin, part.sparse(x, stream)))
         begin += part.weight.shape[1]
     if contest is not None:
         return contest.codes(n_features)
@@ -72,15 +71,13 @@ class Contest:
         self.values: Tensor | None = None
         self.features: Tensor | None = None
 
-    def add(
-        self, part: Encoder, begin: int, x: Tensor, stream: str | None, image: Tensor | None
-    ) -> None:
+    def add(self, part: Encoder, begin: int, x: Tensor, stream: Modality | None) -> None:
         """Look at some more features, the first of which has number ``begin``."""
         m = part.weight.shape[1]
         step, new = max(1, _HIDDEN // m), []
         for first in range(0, max(1, len(x)), step):
             some = slice(first, first + step)
-            hidden, _ = part(x[some], stream, None if image is None else image[some])
+            hidden, _ = part(x[some], part_of(stream, some))
             places = self.activation.narrow(hidden)
             new.append((hidden.gather(1, places), places + begin))
         values, features = (torch.cat(parts) for parts in zip(*new, strict=True))

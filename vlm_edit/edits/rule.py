@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from operator import index
 from typing import Any, ClassVar, cast
@@ -82,6 +82,12 @@ class Rule:
         """The features' code [..., t] after the rule."""
         target = self.target(code)
         return target if self.strength == 1.0 else code + self.strength * (target - code)
+
+    @property
+    def step(self) -> Callable[[Tensor], Tensor]:
+        """The shortest way to what the rule does: at full strength that is its target."""
+        plain = self.strength == 1.0 and type(self).__call__ is Rule.__call__
+        return self.target if plain else self
 
     def to_dict(self) -> dict[str, Any]:
         """The rule as JSON-able values; ``rule_from_dict`` reads it."""

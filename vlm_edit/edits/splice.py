@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, Slice, StoredDictionary
 from vlm_edit.dictionaries.dictionary import expect_features
-from vlm_edit.dictionaries.encoder import autocast_off, move
+from vlm_edit.dictionaries.encoder import move
 from vlm_edit.edits.gate import Gate
 from vlm_edit.edits.moves import Move
 from vlm_edit.edits.rule import Rule
 from vlm_edit.edits.rules import Steer
 from vlm_edit.errors import VlmEditError
+from vlm_edit.modality import Modality
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,7 @@ class Splice:
     rules: tuple[Rule, ...]
     gate: Gate | None = None
     _acting: tuple[Rule, ...] = field(init=False, repr=False)
+    _steps: tuple[Callable[[Tensor], Tensor], ...] = field(init=False, repr=False)
     _columns: tuple[Tensor | None, ...] = field(init=False, repr=False)
     _prepared: tuple[Tensor | None, ...] = field(init=False, repr=False)
     _shift: Tensor | None = field(init=False, repr=False)
@@ -70,6 +72,7 @@ class Splice:
         )
         found: dict[str, object] = {
             "_acting": acting,
+            "_steps": tuple(rule.step for rule in acting),
             "_columns": columns,
             "_prepared": prepared,
             "_shift": None if self.gate else _shift(part, acting, columns),
@@ -116,8 +119,7 @@ class Splice:
         self,
         hidden: Tensor,
         mask: Tensor | None = None,
-        stream: str | None = None,
-        image: Tensor | None = None,
+        stream: Modality | None = None,
         strength: Tensor | None = None,
     ) -> Tensor:
         """The hidden state with the rules applied.
@@ -125,47 +127,47 @@ class Splice:
         Args:
             hidden: [..., D], any float dtype.
             mask: [...] bool, tokens to edit; None for all.
-            stream: For dictionaries that centre each stream apart.
-            image: [...] bool, image tokens of a mixed stream, likewise.
+            stream: For dictionaries that centre each stream apart: ``image``, ``text`` or
+                ``Mixed`` of [...].
             strength: Multiplies the change; broadcasts against [...]. None for 1.
 
         Returns:
             A new tensor of the same shape and dtype.
         """
         placed = self._devices.get(hidden.device) or self._on(hidden.device)
-        if placed.shift is not None and hidden.size(-1) == placed.width:
-            edited = hidden + _times(placed.shift, strength)
+        if placed.shift is not None and hidden.shape[-1] == placed.width:
+            shift = placed.shift
+            edited = hidden + (shift if strength is None else _times(shift, strength))
+        elif torch.is_autocast_enabled(hidden.device.type):
+            with torch.autocast(hidden.device.type, enabled=False):
+                edited = self._edited(placed, hidden, stream, strength)
         else:
-            with autocast_off(hidden.device):
-                if self._simple:
-                    change = _times(self._recoded(placed, hidden, stream, image), strength)
-                    edited = _spliced(hidden, change, placed.slice.decoder)
-                else:
-                    edited = hidden + _times(self._change(placed, hidden, stream, image), strength)
+            edited = self._edited(placed, hidden, stream, strength)
         if edited.dtype != hidden.dtype:  # the sum is float32 or wider
             edited = edited.to(hidden.dtype)
         return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
 
-    def _recoded(
-        self, placed: _Placed, hidden: Tensor, stream: str | None, image: Tensor | None
+    def _edited(
+        self, placed: _Placed, hidden: Tensor, stream: Modality | None, strength: Tensor | None
     ) -> Tensor:
-        """What the rules add to each token's code, [..., t], in the host's units."""
-        before, scale = placed.slice.codes(hidden, stream, image)
+        """The hidden state with the rules applied, in float32 or wider."""
+        if not self._simple:
+            return hidden + _times(self._change(placed, hidden, stream), strength)
+        before, scale = placed.codes(hidden, stream)
         code = before
-        for rule, index in zip(self._acting, placed.columns, strict=True):
-            code = _ruled(rule, code, index)
+        for step, index in zip(self._steps, placed.columns, strict=True):
+            code = step(code) if index is None else _ruled(step, code, index)
         change = code - before
-        return change if scale is None else change * scale
+        change = change if scale is None else change * scale
+        return _spliced(hidden, _times(change, strength), placed.slice.decoder)
 
-    def _change(
-        self, placed: _Placed, hidden: Tensor, stream: str | None, image: Tensor | None
-    ) -> Tensor:
+    def _change(self, placed: _Placed, hidden: Tensor, stream: Modality | None) -> Tensor:
         """What the rules add to each token, [..., D]."""
         part, code, scale, opens = placed.slice, None, None, None
         if placed.gate is not None:
-            code, scale, opens = _gated(part, placed.gate, hidden, stream, image)
+            code, scale, opens = _gated(part, placed.gate, hidden, stream)
         elif self._reads:
-            code, scale = part.codes(hidden, stream, image)
+            code, scale = part.codes(hidden, stream)
         else:
             part.encoder.expect_width(hidden)
         done, moved = code, None
@@ -197,8 +199,10 @@ class Splice:
         if device not in self._devices:
             # A tensor made under inference_mode could not serve a later forward with gradients.
             with torch.inference_mode(False):
+                part = self.slice.to(device)
                 self._devices[device] = _Placed(
-                    self.slice.to(device),
+                    part,
+                    part.encode,
                     tuple(None if c is None else move(c, device) for c in self._columns),
                     tuple(None if p is None else move(p, device) for p in self._prepared),
                     None if self._shift is None else move(self._shift, device),
@@ -212,6 +216,7 @@ class _Placed(NamedTuple):
     """What an edit needs, on a device."""
 
     slice: Slice
+    codes: Callable[[Tensor, Modality | None], tuple[Tensor, Tensor | None]]
     columns: tuple[Tensor | None, ...]
     prepared: tuple[Tensor | None, ...]
     shift: Tensor | None
@@ -225,18 +230,18 @@ def _reads(rule: Rule) -> bool:
 
 
 def _gated(
-    part: Slice, gate: Gate, hidden: Tensor, stream: str | None, image: Tensor | None
+    part: Slice, gate: Gate, hidden: Tensor, stream: Modality | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Codes of the touched features, the norm's scale, and where the gate opens."""
-    codes, scale = part.encoder(hidden, stream, image)
+    codes, scale = part.encoder(hidden, stream)
     x = part.encoder.normalise(hidden.float())[0]
     if part.encoder.centers:
-        x = x - part.encoder.center(stream, image)
+        x = x - part.encoder.center(stream)
     assert part.columns is not None
     return codes[..., part.columns], scale, gate.opens(x, codes)
 
 
-def _ruled(rule: Rule, code: Tensor, index: Tensor | None) -> Tensor:
+def _ruled(rule: Callable[[Tensor], Tensor], code: Tensor, index: Tensor | None) -> Tensor:
     """The touched features' code [..., t] after a rule on those at the index; None for all."""
     if index is None:
         return rule(code)

@@ -14,7 +14,8 @@ Example:
     True
 """
 
-from vlm_edit.hooks.calls import Branch, Call, Generation, read_call, read_prompt
+from vlm_edit.hooks.calls import Branch, Call, read_call
+from vlm_edit.hooks.choice import Phase, Selection, TokenChoice
 from vlm_edit.hooks.dispatch import (
     Callback,
     Dispatcher,
@@ -25,12 +26,13 @@ from vlm_edit.hooks.dispatch import (
     replace_hidden,
 )
 from vlm_edit.hooks.followers import Follower, register_follower
+from vlm_edit.hooks.generation import Generation, read_prompt
 from vlm_edit.hooks.guidance import runs_of
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.record import Capture, Recording, record
 from vlm_edit.hooks.threads import Threads
+from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.hooks.tracker import CallTracker
-from vlm_edit.hooks.where import Phase, Selection, Tokens, Where
 
 __all__ = [
     "Branch",
@@ -47,8 +49,8 @@ __all__ = [
     "Selection",
     "StandIn",
     "Threads",
+    "TokenChoice",
     "Tokens",
-    "Where",
     "attach",
     "follow",
     "hidden_of",

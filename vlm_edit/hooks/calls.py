@@ -5,20 +5,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from vlm_edit.sites import Adapter, image_token_ids
 
+if TYPE_CHECKING:
+    from vlm_edit.hooks.generation import Generation
+    from vlm_edit.hooks.tokens import Tokens
+
 Branch = Literal["cond", "uncond"]
 
+HOST = ""  # the path of the host itself among the modules whose calls are followed
+
 # What hosts call the cache they go on with: transformers since 5.24, before, and at state spaces.
-_CACHES = ("cache", "past_key_values", "cache_params")
+CACHES = ("cache", "past_key_values", "cache_params")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # what ``__init__`` need not set lies on the class: one is made every step
 class Call:
     """What is known of the tokens of one call, ``[B, S]`` of them.
 
@@ -41,6 +47,8 @@ class Call:
         hidden_padding: Whether some tokens are padding and nobody can tell which.
         packed: Whether a row holds several sequences, so that ``start`` and ``prompt`` of its
             tokens cannot be known.
+        generated: Whether all its tokens are known to be generated text, none of it padding.
+        resolved: The ``Tokens`` of the output that was looked at last, while it is under way.
     """
 
     shape: tuple[int, int] | None = None
@@ -52,10 +60,12 @@ class Call:
     prompt_real: Tensor | None = None
     grid: Tensor | None = None
     branch: Branch | Tensor | None = None
-    attention: Any = None
-    given: int | None = None
-    hidden_padding: bool = False
-    packed: bool = False
+    attention: Any = field(default=None, init=False)
+    given: int | None = field(default=None, init=False)
+    hidden_padding: bool = field(default=False, init=False)
+    packed: bool = field(default=False, init=False)
+    generated: bool = field(default=False, init=False)
+    resolved: Tokens | None = field(default=None, init=False, repr=False)
 
     @property
     def decodes(self) -> bool:
@@ -69,6 +79,12 @@ class Call:
         if isinstance(start, int) and isinstance(prompt, int) and start >= prompt:
             return start - prompt
         return None
+
+    @property
+    def is_generated_text(self) -> bool:
+        """What ``generated`` is, found out."""
+        text = self.image is None or self.image is False
+        return text and self.decodes and self.real is None and not self.hidden_padding
 
     def shows(self, hidden: Tensor) -> bool:
         """Whether an output has this call's tokens in rows, or nothing is known of either."""
@@ -100,11 +116,12 @@ class Call:
         self.shape, self.given, self.image = shape, given, None
         if isinstance(self.start, Tensor):
             self.columns = self.start + torch.arange(length, device=self.start.device)
-        self.real, self.hidden_padding = _real_of_merged(self.attention, start, length)
+        self.real, self.hidden_padding = real_of_merged(self.attention, start, length)
         self.prompt_real = None if total is None or self.real is None else self.real[:, :total]
         if generation is not None:
             generation.merge(shape[0], total, self.prompt_real)
         self.prompt = total if generation is None else generation.prompt_of(self.start)
+        self.generated, self.resolved = False, None
 
     def places(self, device: torch.device | None = None) -> Tensor:
         """[S], where its tokens stand in the sequence; needs ``shape`` and ``start``."""
@@ -112,82 +129,6 @@ class Call:
             return self.columns
         start, length = cast("int", self.start), cast("tuple[int, int]", self.shape)[1]
         return torch.arange(start, start + length, device=device)
-
-
-@dataclass(eq=False)
-class Generation:
-    """A run of the host's ``generate``: its prompt, known before the first step.
-
-    Attributes:
-        call: The prompt as one call.
-        length: Its length as a tensor.
-        lengths: For hosts with a decoder of its own sequence, that sequence's prompt by path.
-        given: Its length in what ``generate`` was given; None if that shows no sequence.
-        embedded: Whether ``generate`` was given embeddings.
-        ids: [B, P], what it was given otherwise.
-        begun: Whether the host was called.
-        caches: The cache of each followed path's first call.
-        others: Caches of sequences beside the prompt's, such as guidance's unconditional one.
-        beside: The calls under way of such sequences.
-    """
-
-    call: Call
-    length: Tensor | None = None
-    lengths: dict[str, int] = field(default_factory=dict)
-    given: int | None = None
-    embedded: bool = False
-    ids: Tensor | None = None
-    begun: bool = False
-    caches: dict[str, Any] = field(default_factory=dict)
-    others: list[Any] = field(default_factory=list)
-    beside: list[Call] = field(default_factory=list)
-
-    def is_of(self, path: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether a call is of the generation's own sequence."""
-        cache = cache_in(inputs)
-        own = self.caches.setdefault(path, cache)
-        if cache is own or not callable(getattr(own, "get_seq_length", None)):
-            return True
-        if any(cache is other for other in self.others):
-            return False
-        if known_int(_length_of(cache)) != 0:
-            return True
-        ids, given = inputs.get("input_ids"), self.ids  # here another begins, or the same anew
-        if ids is None or given is None or ids.shape[1] < given.shape[1]:
-            return False
-        return ids.shape[0] == given.shape[0] and torch.equal(ids[:, : given.shape[1]], given)
-
-    def forget_prompt(self) -> None:
-        """Know the prompt's length no longer: it is the answer's as well, or another sequence's."""
-        self.call.prompt = self.length = self.given = None
-
-    def begin(self, inputs: Mapping[str, Any], call: Call) -> None:
-        """Learn from the host's first call how long the prompt is that it really reads.
-
-        A host may have put many embeddings in the place of one id before it goes on.
-        """
-        self.begun = True
-        if self.given is None or self.embedded or inputs.get("input_ids") is not None:
-            return
-        rows, length = cast("tuple[int, int]", call.shape)
-        start = known_int(call.start)
-        if start is None or start + length == self.given:
-            return
-        real, call.hidden_padding = _real_of_merged(inputs.get("attention_mask"), 0, start + length)
-        self.merge(rows, start + length, real)
-
-    def merge(self, rows: int, prompt: int | None, real: Tensor | None) -> None:
-        """Go on with a prompt of another length than was given; None if nobody can know it."""
-        call, device = self.call, None if self.length is None else self.length.device
-        call.image, call.given, call.prompt = None, self.given, prompt
-        call.shape = (rows, prompt or 0)
-        call.real = None if real is None or bool(real.all()) else real
-        call.prompt_real = call.real
-        self.length = None if prompt is None else torch.tensor(prompt, device=device)
-
-    def prompt_of(self, start: int | Tensor | None) -> int | Tensor | None:
-        """The prompt's length, as a tensor beside one."""
-        return self.length if isinstance(start, Tensor) else self.call.prompt
 
 
 def read_call(
@@ -215,7 +156,7 @@ def read_call(
         grid = inputs.get(adapter.grid) if adapter.grid else None
         return Call(grid=grid)
     rows, length = sequence.size(0), sequence.size(1)
-    start = _length_of(cache_in(inputs))
+    start = length_of(cache_in(inputs))
     columns = None
     if isinstance(start, Tensor):  # now: the host changes it in place
         columns = start + torch.arange(length, device=start.device)
@@ -238,49 +179,24 @@ def read_step(adapter: Adapter, inputs: Mapping[str, Any], generation: Generatio
 
     Most steps are such, and this looks at no tensor. None for all others.
     """
-    ids, start = inputs.get("input_ids"), _length_of(cache_in(inputs))
+    ids, cache = inputs.get("input_ids"), cache_in(inputs)
+    if ids is None or not hasattr(cache, "get_seq_length"):
+        return None
+    if not torch.compiler.is_compiling() and generation.caches.setdefault(HOST, cache) is not cache:
+        return None
     # ``start`` first: beside a static cache compiled code must not know the prompt's length.
-    if ids is None or not isinstance(start, int):
+    start = cache.get_seq_length()
+    if not isinstance(start, int):
         return None
     prompt = generation.call.prompt
     if not isinstance(prompt, int) or start < prompt or "encoder_hidden_states" in inputs:
         return None
-    if _shows_images(adapter, inputs):
+    if not inputs.keys().isdisjoint(adapter.visual_inputs) and _shows_images(adapter, inputs):
         return None
-    image = None if adapter.image_token is None else False
-    return Call((ids.size(0), ids.size(1)), image, None, start, None, prompt)
-
-
-def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> Generation:
-    """What the arguments of a host's ``generate`` tell of its prompt.
-
-    Raises:
-        VlmEditError: The host's config lacks the placeholder's id.
-    """
-    call = read_call(module, adapter, {k: v for k, v in inputs.items() if k not in _CACHES})
-    if call.shape is None:
-        return Generation(call)
-    rows, length = call.shape
-    attention = inputs.get("attention_mask")
-    if isinstance(attention, Tensor) and attention.ndim == 2 and attention.shape[1] > length:
-        # A conversation goes on: only its new part is here.
-        earlier = attention.shape[1] - length
-        if isinstance(call.image, Tensor):
-            call.image = torch.cat([call.image.new_zeros(rows, earlier), call.image], 1)
-        call.shape, call.real = (rows, earlier + length), attention.bool()
-    call.prompt = call.shape[1]
-    # Found out once per generation: where nothing is padded, no step needs a mask.
-    call.prompt_real = None if call.real is None or bool(call.real.all()) else call.real
-    sequence = (
-        inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-    )
-    return Generation(
-        call,
-        torch.tensor(call.prompt, device=sequence.device),
-        given=call.prompt,
-        embedded=inputs.get("inputs_embeds") is not None,
-        ids=inputs.get("input_ids"),
-    )
+    image, shape = None if adapter.image_token is None else False, ids.shape
+    call = Call((shape[0], shape[1]), image, None, start, None, prompt)
+    call.generated = True
+    return call
 
 
 def _image(
@@ -343,7 +259,7 @@ def _real(attention: Any, call: Call) -> Tensor | None:
     return attention[:, -length:].bool()
 
 
-def _real_of_merged(attention: Any, start: int | None, length: int) -> tuple[Tensor | None, bool]:
+def real_of_merged(attention: Any, start: int | None, length: int) -> tuple[Tensor | None, bool]:
     """Real tokens of a sequence of another length than its ids; whether padding hides in it."""
     if attention is None:
         return None, False
@@ -361,7 +277,7 @@ def _real_of_merged(attention: Any, start: int | None, length: int) -> tuple[Ten
 
 
 def _real_of_causal(seen: Tensor, start: int) -> tuple[Tensor | None, bool]:
-    """As ``_real_of_merged``, from what each token sees, [B, S, S]; a window hides padding."""
+    """As ``real_of_merged``, from what each token sees, [B, S, S]; a window hides padding."""
     if bool(seen[:, -1].all()):
         return None, False
     real = seen[:, -1]
@@ -414,7 +330,7 @@ def _real_of_prompt(call: Call) -> Tensor | None:
 
 def cache_in(inputs: Mapping[str, Any]) -> Any:
     """The cache that a call goes on with, by whatever name; None if it has none."""
-    for name in _CACHES:
+    for name in CACHES:
         if inputs.get(name) is not None:
             return inputs[name]
     return next((v for v in inputs.values() if hasattr(v, "get_seq_length")), None)
@@ -422,10 +338,11 @@ def cache_in(inputs: Mapping[str, Any]) -> Any:
 
 def cache_of(output: Any) -> Any:
     """The cache that a call returned; None if it did not."""
-    return next((c for n in _CACHES if (c := getattr(output, n, None)) is not None), None)
+    return next((c for n in CACHES if (c := getattr(output, n, None)) is not None), None)
 
 
-def _length_of(cache: Any) -> int | Tensor | None:
+def length_of(cache: Any) -> int | Tensor | None:
+    """How many tokens a cache holds; None if it does not tell."""
     if cache is None:
         return 0
     measure = getattr(cache, "get_seq_length", None)

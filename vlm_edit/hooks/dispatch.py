@@ -18,11 +18,11 @@ from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.threads import InThread, Threads, expect_threads
+from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.hooks.tracker import CallTracker
-from vlm_edit.hooks.where import Where
 from vlm_edit.sites import Adapter, Host, Model, Site, Stream, Tap
 
-Callback = Callable[[Tensor, Where], Tensor]
+Callback = Callable[[Tensor, Tokens], Tensor]
 
 
 class Handle:
@@ -50,6 +50,7 @@ class Dispatcher:
     )
 
     def __init__(self, tap: Tap) -> None:
+        # Replaced, never changed: another thread may be going through them.
         self.callbacks: dict[int, Callable[[Tensor], Tensor]] = {}
         self._method = tap.method
         self._handle = self.install(tap)
@@ -102,7 +103,7 @@ class Dispatcher:
         return F.normalize(hidden, dim=-1) if normalize else hidden
 
     def _run(self, hidden: Tensor) -> Tensor:
-        for callback in tuple(self.callbacks.values()):
+        for callback in self.callbacks.values():
             hidden = callback(hidden)
         return hidden
 
@@ -189,7 +190,7 @@ def follow(
         root: The host, unwrapped.
         tap: A tap of it.
         callback: Takes hidden states with the width last, tokens in the rows of the host's call
-            also where the output lays them end to end, and a ``Where``.
+            also where the output lays them end to end, and their ``Tokens``.
         adapter: The host's adapter.
 
     Returns:
@@ -201,13 +202,18 @@ def follow(
     tracker = CallTracker.acquire(root, adapter)
     # The callback must not hold the module: a host that is dropped while patched would stay.
     path, stream, axis = tracker.path_of(tap.path), tap.stream, tap.axis
+
+    def run_alone(hidden: Tensor) -> Tensor:  # no call tells of images that are not packed
+        return callback(hidden, Tokens.of(stream, Call(), hidden))
+
+    def run(hidden: Tensor) -> Tensor:
+        tokens = tracker.at(path, stream, hidden)
+        if tokens.output is None:
+            return callback(hidden, tokens)
+        return callback(hidden.reshape(tokens.shape), tokens).reshape(hidden.shape)
+
     if stream == "image" and adapter.grid is None and adapter.pipeline is None:
-        where = Where(stream)
-        run: Callable[[Tensor], Tensor] = lambda hidden: callback(hidden, where)  # noqa: E731
-    else:
-        run = lambda hidden: _in_rows(  # noqa: E731
-            callback, stream, tracker.at(path, stream, hidden), hidden
-        )
+        run = run_alone
     known = weakref.ref(root)
 
     def release() -> None:
@@ -220,26 +226,17 @@ def follow(
     return lambda hidden: run(hidden.movedim(axis, -1)).movedim(-1, axis), release
 
 
-def _in_rows(callback: Callback, stream: Stream, call: Call, hidden: Tensor) -> Tensor:
-    """What a callback makes of an output; it sees the rows that the host was called with."""
-    if stream != "image" and not call.shows(hidden):
-        rows = call.in_rows(hidden)
-        if rows is not None:
-            return callback(rows, Where(stream, call)).reshape(hidden.shape)
-    return callback(hidden, Where(stream, call))
-
-
-def _counted(callback: Callback, path: str, stream: Stream, tokens: int) -> Callback:
+def _counted(callback: Callback, path: str, stream: Stream, count: int) -> Callback:
     """A callback that refuses outputs in which other tokens stand beside the stream's."""
 
-    def run(hidden: Tensor, where: Where) -> Tensor:
-        if hidden.ndim == 3 and hidden.size(1) != tokens:
+    def run(hidden: Tensor, tokens: Tokens) -> Tensor:
+        if hidden.ndim == 3 and hidden.size(1) != count:
             raise VlmEditError(
-                f"{path} gives out {tuple(hidden.shape)}, and {tokens} tokens of a row are "
+                f"{path} gives out {tuple(hidden.shape)}, and {count} tokens of a row are "
                 f"{stream}: others share the sequence, and the adapter does not say which they are."
                 " Use another site of this host"
             )
-        return callback(hidden, where)
+        return callback(hidden, tokens)
 
     return run
 
@@ -262,13 +259,14 @@ def _attach_tap(
             dispatcher.discard(module)
             raise
         own = InThread(run) if threads == "own" else None
-        dispatcher.callbacks[key] = own or run
+        dispatcher.callbacks = {**dispatcher.callbacks, key: own or run}
     known = weakref.ref(module)  # a thread's end must not keep a host that is dropped
 
     def undo() -> None:
         with _lock:
-            if dispatcher.callbacks.pop(key, None) is None:
+            if key not in dispatcher.callbacks:
                 return
+            dispatcher.callbacks = {k: c for k, c in dispatcher.callbacks.items() if k != key}
             module = known()
             if module is not None:
                 dispatcher.discard(module)

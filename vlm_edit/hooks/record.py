@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks.dispatch import Handle, attach
-from vlm_edit.hooks.where import Where
+from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.sites import Host, Model, Stream
 
 
@@ -21,12 +21,12 @@ class Capture:
     Attributes:
         site: The site's name.
         hidden: [B, S, D] or [B, D], as it left the module, on its device, with its graph.
-        where: What is known of its tokens.
+        tokens: What is known of its tokens.
     """
 
     site: str
     hidden: Tensor
-    where: Where
+    tokens: Tokens
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ class Recording:
             VlmEditError: The host's forward did not run that module.
         """
         for capture in reversed(self.captures):
-            if capture.site == site and capture.where.stream == stream:
+            if capture.site == site and capture.tokens.stream == stream:
                 return capture
         raise VlmEditError(
             f"nothing recorded of stream {stream!r} at site {site!r}: the host's forward did not "
@@ -83,8 +83,8 @@ def record(host: Host | Model, *names: str) -> Iterator[Recording]:
     try:
         for site in sites:
 
-            def keep(hidden: Tensor, where: Where, name: str = site.name) -> Tensor:
-                recording.captures.append(Capture(name, hidden, where))
+            def keep(hidden: Tensor, tokens: Tokens, name: str = site.name) -> Tensor:
+                recording.captures.append(Capture(name, hidden, tokens))
                 return hidden
 
             handles.append(attach(host, site, keep))

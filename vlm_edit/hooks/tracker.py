@@ -13,21 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks.calls import (
-    Call,
-    Generation,
-    cache_in,
-    cache_of,
-    read_call,
-    read_prompt,
-    read_step,
-)
+from vlm_edit.hooks.calls import HOST, Call, cache_in, cache_of, read_call, read_step
 from vlm_edit.hooks.followers import followers_of
+from vlm_edit.hooks.generation import Generation, read_prompt
 from vlm_edit.hooks.methods import StandIn
+from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.sites import Adapter, Stream
 from vlm_edit.sites.resolve import find_module
-
-_HOST = ""  # the path of the host itself among the modules whose calls are followed
 
 
 class CallTracker:
@@ -55,7 +47,7 @@ class CallTracker:
             ending.atexit = False
             self._undo.append(ending.detach)
         self.paths = tuple(
-            path for path in (_HOST, *adapter.calls) if find_module(root, path) is not None
+            path for path in (HOST, *adapter.calls) if find_module(root, path) is not None
         )
         for path in self.paths:
             module = root.get_submodule(path)
@@ -92,13 +84,13 @@ class CallTracker:
 
     def path_of(self, path: str) -> str:
         """Path of the innermost followed module around (or at) another."""
-        around = [p for p in self.paths if p == _HOST or f"{path}.".startswith(f"{p}.")]
+        around = [p for p in self.paths if p == HOST or f"{path}.".startswith(f"{p}.")]
         return max(around, key=len)
 
     def now(self, path: str) -> Call:
         """The call under way of the module at a followed path, or of one around it."""
         calls: dict[str, Call] | None = getattr(self._state, "calls", None)
-        call = (calls.get(path) or calls.get(_HOST)) if calls else None
+        call = (calls.get(path) or calls.get(HOST)) if calls else None
         if call is not None:
             return call
         generation = self.generation
@@ -106,19 +98,44 @@ class CallTracker:
             return generation.call
         return self._told(Call())
 
-    def at(self, path: str, stream: Stream, hidden: Tensor) -> Call:
-        """As ``now``, for an output whose tokens are looked at: it shows how many there are."""
-        call = self.now(path)
-        if stream == "image" or call.shows(hidden) or hidden.ndim != 3:
-            return call
-        if call.in_rows(hidden) is not None:
-            return call
-        generation, shape = self.generation, (hidden.size(0), hidden.size(1))
+    def at(self, path: str, stream: Stream, hidden: Tensor) -> Tokens:
+        """What is known of an output's tokens; asked again for as many of the same call, the same.
+
+        An output shows how many there are, which may be more than its call's ids.
+        """
+        calls: dict[str, Call] | None = getattr(self._state, "calls", None)
+        call = (calls.get(path) or calls.get(HOST)) if calls else None
+        if torch.compiler.is_compiling():  # nobody may keep what a graph makes
+            tokens = self._resolve(call or self.now(path), stream, hidden)
+            tokens.generated = False  # counted on the device, as all that compiled code counts
+            return tokens
+        if call is None:  # under way of ``generate`` alone, or of nothing
+            return self._resolve(self.now(path), stream, hidden)
+        known = call.resolved
+        if known is not None and known.are_of(stream, hidden):
+            return known
+        call.resolved = tokens = self._resolve(call, stream, hidden)
+        return tokens
+
+    def _resolve(self, call: Call, stream: Stream, hidden: Tensor) -> Tokens:
+        """The tokens of an output, in the rows that the host was called with."""
+        shape = hidden.shape
+        if call.generated and len(shape) == 3 and shape[1] == call.shape[1]:  # type: ignore[index]
+            return Tokens(stream, call, shape, hidden.device, generated=stream == "mixed")
+        if stream == "image" or call.shows(hidden):
+            return Tokens.of(stream, call, hidden)
+        rows = call.in_rows(hidden)
+        if rows is not None:
+            return Tokens(stream, call, rows.shape, rows.device, output=hidden.shape)
+        if hidden.ndim != 3:
+            return Tokens.of(stream, call, hidden)
+        generation = self.generation
         if generation is not None and call is generation.call:
-            return Call(shape, start=None)  # of a module that ``generate`` calls alone
-        if stream == "mixed" and shape[1] > cast("tuple[int, int]", call.shape)[1]:
-            call.grow(shape, generation)
-        return call
+            # Of a module that ``generate`` calls alone.
+            call = Call((shape[0], shape[1]), start=None)
+        elif stream == "mixed" and shape[1] > cast("tuple[int, int]", call.shape)[1]:
+            call.grow((shape[0], shape[1]), generation)
+        return Tokens.of(stream, call, hidden)
 
     def _told(
         self, call: Call, path: str | None = None, inputs: Mapping[str, Any] | None = None
@@ -140,21 +157,17 @@ class CallTracker:
 
     def enter(self, path: str, module: nn.Module, inputs: Mapping[str, Any]) -> None:
         """A followed module is called."""
-        generation = self.generation
-        if (
-            generation is not None
-            and not torch.compiler.is_compiling()
-            and not generation.is_of(path, inputs)
-        ):
-            self._enter_beside(generation, path, module, inputs)
-            return
-        if generation is not None and path == _HOST:
-            step = read_step(self._adapter, inputs, generation)
+        generation = getattr(self._state, "generation", None)
+        if generation is not None:
+            step = read_step(self._adapter, inputs, generation) if path == HOST else None
             if step is not None:
-                self._state.calls = {_HOST: step}
+                self._state.calls = {HOST: step}
+                return
+            if not torch.compiler.is_compiling() and not generation.is_of(path, inputs):
+                self._enter_beside(generation, path, module, inputs)
                 return
         calls = self._calls
-        outer = None if path == _HOST else calls.get(_HOST)
+        outer = None if path == HOST else calls.get(HOST)
         if inputs.get("encoder_hidden_states") is not None:
             # A decoder with a sequence of its own: nothing around it tells of its tokens.
             call = read_call(module, self._adapter, inputs)
@@ -170,28 +183,34 @@ class CallTracker:
             self._begin(call, inputs)
         if self._followers:
             self._told(call, path, inputs)
+        call.generated = call.is_generated_text
         # A call of the host begins anew, also after one that was interrupted.
-        self._state.calls = {path: call} if path == _HOST else {**calls, path: call}
+        self._state.calls = {path: call} if path == HOST else {**calls, path: call}
 
     def _enter_beside(
         self, generation: Generation, path: str, module: nn.Module, inputs: Mapping[str, Any]
     ) -> None:
         """A step of ``generate`` asks the host about another sequence, which has its own prompt."""
-        calls = {} if path == _HOST else self._calls
-        call = read_call(module, self._adapter, inputs, calls.get(_HOST))
+        calls = {} if path == HOST else self._calls
+        call = read_call(module, self._adapter, inputs, calls.get(HOST))
         self._begin(call, inputs)
         generation.beside.append(call)
         self._state.calls = {**calls, path: call}
 
     def leave(self, path: str, output: Any) -> None:
         """A followed module has returned, or failed."""
-        generation, calls = self.generation, self._calls
-        self._state.calls = {} if path == _HOST else {p: c for p, c in calls.items() if p != path}
-        if path not in calls or torch.compiler.is_compiling():
+        state = self._state
+        calls: dict[str, Call] = getattr(state, "calls", {})
+        state.calls = {} if path == HOST else {p: c for p, c in calls.items() if p != path}
+        call = calls.get(path)
+        if call is None:
             return
-        call = calls[path]
+        call.resolved = None  # which holds the call: together they would wait for the collector
+        if torch.compiler.is_compiling():
+            return
+        generation: Generation | None = getattr(state, "generation", None)
         if generation is not None:
-            if not any(call is other for other in generation.beside):
+            if not generation.beside or all(call is not other for other in generation.beside):
                 return
             generation.beside = [other for other in generation.beside if other is not call]
             generation.others.append(cache_of(output))

@@ -15,7 +15,7 @@ from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Encodes
 from vlm_edit.dictionaries.origin import expect_origin
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Recording, Where, record
+from vlm_edit.hooks import Recording, Tokens, record
 from vlm_edit.pairs import Pairs
 from vlm_edit.sites import Host, Site
 
@@ -196,10 +196,11 @@ class Reader:
         capture = recording.last(site.name, tap.stream)
         hidden = capture.hidden.float()
         hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden
-        if hidden.ndim > 2 and capture.where.images_at(hidden) is None:
-            hidden = self._tokens(capture.where, hidden, site, stream)[2]
+        tokens = capture.tokens.at(hidden)
+        if tokens.in_rows:
+            hidden = self._tokens(tokens, hidden, site, stream)[2]
         elif tap.stream == "mixed":
-            capture.where.select(stream, hidden)  # refuses: nobody can tell its rows apart
+            tokens.select(stream)  # refuses: nobody can tell its rows apart
         _expect_finite(hidden, site)
         return hidden
 
@@ -209,38 +210,39 @@ class Reader:
         """Activations, codes and normed activations, a row a pair."""
         tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
         capture = recording.last(site.name, tap.stream)
-        hidden, where = capture.hidden.float(), capture.where
+        hidden = capture.hidden.float()
         placed = self._on(hidden.device)
         hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden  # a map of features
-        images = where.images_at(hidden)
-        if hidden.ndim == 2 and images is None:
-            where.select(stream, hidden)  # refuses where nobody can tell the rows apart
+        tokens = capture.tokens.at(hidden)
+        images = tokens.requests
+        if not tokens.in_rows and images is None:
+            tokens.select(stream)  # refuses where nobody can tell the rows apart
             _expect_finite(hidden, site)
             return hidden, placed.encode_sparse(hidden, stream), placed.normalise(hidden, stream)
         if images is not None:
-            count, row, tokens = int(images.max()) + 1, images, hidden
+            count, row, states = int(images.max()) + 1, images, hidden
         else:
-            count, row, tokens = self._tokens(where, hidden, site, stream)
-        _expect_finite(tokens, site)
+            count, row, states = self._tokens(tokens, hidden, site, stream)
+        _expect_finite(states, site)
         sizes = row.bincount(minlength=count).unsqueeze(1)
 
         def mean(values: Tensor) -> Tensor:
             return values.new_zeros(count, values.shape[1]).index_add_(0, row, values) / sizes
 
-        codes = tokens.new_zeros(count, self.dictionary.n_features)
+        codes = states.new_zeros(count, self.dictionary.n_features)
         chunk = max(1, _MOST_CODES // self.dictionary.n_features)
-        for some, rows in zip(tokens.split(chunk), row.split(chunk), strict=True):
+        for some, rows in zip(states.split(chunk), row.split(chunk), strict=True):
             codes.index_add_(0, rows, placed.encode(some, stream).abs())
-        return mean(tokens), SparseCodes.of(codes / sizes), mean(placed.normalise(tokens, stream))
+        return mean(states), SparseCodes.of(codes / sizes), mean(placed.normalise(states, stream))
 
     @staticmethod
     def _tokens(
-        where: Where, hidden: Tensor, site: Site, stream: str
+        tokens: Tokens, hidden: Tensor, site: Site, stream: str
     ) -> tuple[int, Tensor, Tensor]:
         """Number of rows; the row of each of the stream's tokens; the tokens."""
-        mask = where.select(stream, hidden)
+        mask = tokens.select(stream)
         if mask is None:
-            mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
+            mask = tokens.fill(True)
         if not bool(mask.any(1).all()):
             raise VlmEditError(
                 f"a pair has no {stream} tokens at site {site.name!r}: the host's inputs must "

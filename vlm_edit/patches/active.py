@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import cast
 
 import torch
 from einops import repeat
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from vlm_edit.dictionaries.encoder import move
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Branch, Where
-from vlm_edit.hooks.where import expect_rows, fit, given_in, unplaced
+from vlm_edit.hooks import Branch, Tokens
+from vlm_edit.hooks.given import unplaced
+from vlm_edit.modality import Modality
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally
 
@@ -33,6 +35,11 @@ class Run:
     mask: Tensor | None = None
     image_mask: Tensor | None = None
     branch: Branch | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is said."""
+        return all(getattr(self, item.name) is None for item in fields(self))
 
     @classmethod
     def of(
@@ -84,47 +91,60 @@ class Active:
     run: Run
     tally: Tally
     paused: bool = field(default=False, init=False)
+    _answer: bool | None = field(init=False, repr=False)
+    _centers: bool = field(init=False, repr=False)
     _devices: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
     _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Be ready where the site's outputs will most likely be."""
         self.binding.splice.place(self.tally.device)
+        self._centers = bool(self.binding.splice.slice.encoder.centers)
+        # What generated text is told where nothing but the patch decides.
+        plain = self.run.is_plain and not self.binding.schedule
+        self._answer = self.binding.selection.generated if plain else None
         if self.run.strength is not None:
             self._rows_on(self.run.strength, self.tally.device)
         if self.binding.schedule:
             self._on((1.0, *self.binding.schedule), self.tally.device)
 
-    def __call__(self, hidden: Tensor, where: Where) -> Tensor:
+    def __call__(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         """The output of one of the site's modules, edited."""
         if self.paused:
             return hidden
+        if tokens.generated and self._answer is not None:
+            self.tally.note(tokens, self._answer)
+            if not self._answer:
+                return hidden
+            return self.binding.splice(hidden, None, "text" if self._centers else None)
         run, selection = self.run, self.binding.selection
-        meant = True if run.branch is None else self._meant(where)
+        meant = True if run.branch is None else self._meant(tokens)
         if meant is False:
-            self.tally.add(selection, where, hidden, False)
+            self.tally.add(selection, tokens, False)
             return hidden
-        if run.image_mask is not None and where.stream == "mixed":
-            where = Where(where.stream, where.call, run.image_mask)
-        chosen = selection.choose(where, hidden, run.mask)
+        tokens = tokens.told(run.image_mask)
+        chosen = selection.choose(tokens, run.mask)
         if isinstance(meant, Tensor) and chosen is not False:
             rows = meant.to(hidden.device).reshape(-1, *[1] * (hidden.ndim - 2))
             chosen = rows.expand(hidden.shape[:-1]) if chosen is True else rows & chosen
-        strength = None if chosen is False else self._strength(hidden, where)
+        strength = None if chosen is False else self._strength(tokens)
         if strength is not None:
             moved = strength != 0
             chosen = moved.expand(hidden.shape[:-1]) if chosen is True else moved & chosen
-        self.tally.add(selection, where, hidden, chosen)
+        self.tally.add(selection, tokens, chosen)
         if chosen is False:
             return hidden
-        splice, stream, image = self.binding.splice, str(where.stream), None
-        if stream == "mixed" and splice.slice.encoder.centers:
-            stream, image = _centred(where, hidden)
-        return splice(hidden, None if chosen is True else chosen, stream, image, strength)
+        return self._spliced(hidden, None if chosen is True else chosen, tokens, strength)
 
-    def _meant(self, where: Where) -> Tensor | bool:
+    def _spliced(
+        self, hidden: Tensor, mask: Tensor | None, tokens: Tokens, strength: Tensor | None
+    ) -> Tensor:
+        modality = _centred(tokens) if self._centers else None
+        return self.binding.splice(hidden, mask, modality, strength)
+
+    def _meant(self, tokens: Tokens) -> Tensor | bool:
         """Whether a pipeline's encoder is called for the branch that is edited; [B] if for both."""
-        branch = where.call.branch
+        branch = tokens.call.branch
         if branch is None:
             raise VlmEditError(
                 f"branch={self.run.branch!r}: nobody can tell whether this call, which reaches "
@@ -143,41 +163,38 @@ class Active:
 
     def set_strength(self, rows: Tensor) -> None:
         """Give another strength, [B] or [1]; tensors in use change in place where they fit."""
-        self.run = replace(self.run, strength=rows)
+        self.run, self._answer = replace(self.run, strength=rows), None
         for device, held in self._devices.items():
             if len(rows) in (1, len(held)):
                 held.copy_(rows)
             else:
                 self._devices[device] = _own(rows, device)
 
-    def _strength(self, hidden: Tensor, where: Where) -> Tensor | None:
+    def _strength(self, tokens: Tokens) -> Tensor | None:
         """What multiplies an output's change, broadcast against its tokens; None for 1."""
-        found = self._scheduled(hidden, where) if self.binding.schedule else None
+        factor = self._scheduled(tokens) if self.binding.schedule else None
         rows = self.run.strength
         if rows is None:
-            return found
-        if rows.ndim == 2:
-            given = self._of_tokens(rows, hidden, where)
-        else:
-            given = self._of_rows(rows, hidden, where)
-        return given if found is None or given is None else given * found
+            return factor
+        given = self._of_tokens(rows, tokens) if rows.ndim == 2 else self._of_rows(rows, tokens)
+        return given if factor is None or given is None else given * factor
 
-    def _scheduled(self, hidden: Tensor, where: Where) -> Tensor | None:
+    def _scheduled(self, tokens: Tokens) -> Tensor | None:
         """[1, S], the schedule's factor of each token; None where all are the prompt's."""
-        call, schedule = where.call, self.binding.schedule
+        schedule = self.binding.schedule
         assert schedule is not None
-        if where.stream == "image" or hidden.ndim != 3:
-            expect_rows(where, hidden, f"schedule={list(schedule)}")
+        if not tokens.in_rows:
+            tokens.expect_rows(f"schedule={list(schedule)}")
+        if not tokens.in_rows or tokens.phase == "prompt":
             return None
-        if call.prompt is None or call.start is None or call.shape is None:
+        call = tokens.placed
+        if call.prompt is None or call.start is None:
             raise VlmEditError(
                 f"a schedule counts decode steps, and {unplaced(call)}: use the host's generate, "
                 "on a padded batch, or give the whole prompt to one call"
             )
-        if isinstance(call.start, int) and call.start + call.shape[1] <= call.prompt:
-            return None
-        table = self._on((1.0, *schedule), hidden.device)  # the prompt's factor, then the steps'
-        step = call.places(hidden.device) - call.prompt
+        table = self._on((1.0, *schedule), tokens.device)  # the prompt's factor, then the steps'
+        step = tokens.places() - call.prompt
         return table[(step + 1).clamp(0, len(schedule))].unsqueeze(0)
 
     def _on(self, values: tuple[float, ...], device: torch.device) -> Tensor:
@@ -186,38 +203,39 @@ class Active:
                 self._tables[device] = torch.tensor(values, device=device)
         return self._tables[device]
 
-    def _of_tokens(self, given: Tensor, hidden: Tensor, where: Where) -> Tensor | None:
+    def _of_tokens(self, given: Tensor, tokens: Tokens) -> Tensor | None:
         """[B, S], the strength of each token; None where all were generated."""
-        given = self._rows_on(given, hidden.device)
-        if hidden.ndim != 3 or where.stream == "image":
-            if given.shape != hidden.shape[:-1]:
+        given = self._rows_on(given, tokens.device)
+        if not tokens.in_rows or tokens.stream == "image":
+            if given.shape != tokens.shape[:-1]:
                 raise VlmEditError(
-                    f"strength is {tuple(given.shape)}, this site's output ({where.stream}) is "
-                    f"{tuple(hidden.shape)}: one per token is {tuple(hidden.shape[:-1])} here"
+                    f"strength is {tuple(given.shape)}, this site's output ({tokens.stream}) is "
+                    f"{tuple(tokens.shape)}: one per token is {tuple(tokens.shape[:-1])} here"
                 )
             return given
-        found = given_in(given, where.call, 1.0, "strength")
-        return fit(found, hidden) if isinstance(found, Tensor) else None
+        strength = tokens.given(given, 1.0, "strength")
+        return tokens.fit(strength) if isinstance(strength, Tensor) else None
 
-    def _of_rows(self, rows: Tensor, hidden: Tensor, where: Where) -> Tensor:
+    def _of_rows(self, rows: Tensor, tokens: Tokens) -> Tensor:
         """The strength of each row of an output: [B, 1] for [B, S, D], [N] for packed [N, D]."""
-        one, rows = len(rows) == 1, self._rows_on(rows, hidden.device)
-        if one and len(hidden) != len(rows):
+        count, rows_of_one = tokens.shape[0], len(rows) == 1
+        rows = self._rows_on(rows, tokens.device)
+        if rows_of_one and count != len(rows):
             rows = rows[:1]  # held for another batch before ``set_strength`` gave one for all
         if len(rows) > 1:
-            expect_rows(where, hidden, f"a strength for each of {len(rows)} rows")
-        images = where.images_at(hidden)
-        if len(rows) > 1 and images is not None:
-            if where.call.grid is not None and len(rows) != len(where.call.grid):
-                raise _other_rows(rows, len(where.call.grid), "images")
-            return rows[images]
-        count = len(hidden)
-        if len(rows) > 1 and count != len(rows):
-            # Beams repeat each row in a language model. Images may come as any number of tiles.
-            if where.stream == "image" or count % len(rows):
-                raise _other_rows(rows, count, "rows")
-            rows = repeat(rows, "b -> (b k)", k=count // len(rows))
-        return rows.reshape(-1, *[1] * (hidden.ndim - 2))
+            tokens.expect_rows(f"a strength for each of {len(rows)} rows")
+            requests = tokens.requests
+            if requests is not None:
+                images = len(cast("Tensor", tokens.call.grid))
+                if len(rows) != images:
+                    raise _other_rows(rows, images, "images")
+                return rows[requests]
+            if count != len(rows):
+                # Beams repeat each row in a language model. Images may come as any number of tiles.
+                if tokens.stream == "image" or count % len(rows):
+                    raise _other_rows(rows, count, "rows")
+                rows = repeat(rows, "b -> (b k)", k=count // len(rows))
+        return rows.reshape(-1, *[1] * (len(tokens.shape) - 2))
 
 
 def _own(rows: Tensor, device: torch.device) -> Tensor:
@@ -233,13 +251,12 @@ def _other_rows(rows: Tensor, count: int, what: str) -> VlmEditError:
     )
 
 
-def _centred(where: Where, hidden: Tensor) -> tuple[str, Tensor | None]:
-    image = where.image
-    if image is None:
+def _centred(tokens: Tokens) -> Modality:
+    modality = tokens.modality
+    if modality is None:
+        tokens.expect_rows("the dictionary centres image and text tokens apart", pooled=False)
         raise VlmEditError(
             "the dictionary centres image and text tokens apart, and this call of the host shows "
             "neither input_ids nor image inputs: say which are image with attach(..., image_mask=)"
         )
-    if isinstance(image, Tensor):
-        return "mixed", where.image_at(hidden)
-    return ("image" if image else "text"), None
+    return modality

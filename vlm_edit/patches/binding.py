@@ -18,7 +18,7 @@ from vlm_edit.dictionaries import (
 )
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.errors import BadArgument, expect_kind
-from vlm_edit.hooks import Selection, Tokens
+from vlm_edit.hooks import Selection, TokenChoice
 
 _identities: weakref.WeakKeyDictionary[Dictionary | StoredDictionary, dict[str, Any]] = (
     weakref.WeakKeyDictionary()
@@ -100,7 +100,7 @@ def bind(
     site: str,
     dictionary: AnyDictionary,
     rules: Sequence[Rule] | Rule,
-    tokens: Tokens,
+    tokens: TokenChoice,
     chosen: Mapping[str, Any],
     schedule: Sequence[float] | None,
     gate: float | None,
@@ -123,7 +123,7 @@ def bind(
     )
     if isinstance(dictionary, PairedDictionary):
         # No image is generated, so that decode steps leave only text.
-        streams: tuple[Tokens, ...] = STREAMS
+        streams: tuple[TokenChoice, ...] = STREAMS
         if tokens == "all" and chosen["phase"] == "decode":
             streams = ("text",)
         return tuple(

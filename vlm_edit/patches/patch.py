@@ -19,7 +19,7 @@ from vlm_edit.edits import Rule
 from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.files import write_text
 from vlm_edit.fingerprint import expect_host, fingerprint, unguarded
-from vlm_edit.hooks import Handle, Phase, Threads, Tokens
+from vlm_edit.hooks import Handle, Phase, Threads, TokenChoice
 from vlm_edit.patches import baking, card, hub, storage
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.attachment import Attachment
@@ -91,7 +91,7 @@ class Patch:
         site: str,
         dictionary: AnyDictionary,
         rules: Sequence[Rule] | Rule,
-        tokens: Tokens = "all",
+        tokens: TokenChoice = "all",
         info: Mapping[str, str] | None = None,
         *,
         phase: Phase = "both",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from vlm_edit.hooks import Selection, Where
+from vlm_edit.hooks import Selection, Tokens
+from vlm_edit.modality import Mixed, Modality
 
 STREAMS = ("image", "text", "unknown")
 PHASES = ("prompt", "decode", "unknown")
@@ -86,69 +87,61 @@ class Tally:
         self._calls = 0
         self._counts: Counter[tuple[str, str]] = Counter()
         self._steps: list[int] | None = None
-        self._noted: deque[tuple[tuple[int, int | None] | None, int, int, int]] = deque()
+        self._noted: deque[tuple[torch.Size, Any, Any] | None] = deque()
         self._held = {device: _Held.on(device)}
         self._lock = threading.Lock()
 
-    def add(
-        self, selection: Selection, where: Where, hidden: Tensor, chosen: Tensor | bool
-    ) -> None:
+    def note(self, tokens: Tokens, chosen: bool) -> None:
+        """Count an output of generated text later, all of it or none, which needs no lock now."""
+        call = tokens.call
+        self._noted.append((tokens.shape, call.start, call.prompt) if chosen else None)
+        if len(self._noted) >= _MOST_NOTED:
+            with self._lock:
+                self._count_noted()
+
+    def add(self, selection: Selection, tokens: Tokens, chosen: Tensor | bool) -> None:
         """Count one output.
 
         Args:
             selection: What was asked for.
-            where: What is known of the tokens.
-            hidden: The output, [B, S, D] or without a sequence.
-            chosen: Mask of the tokens edited, or one answer for all.
+            tokens: What is known of its tokens.
+            chosen: Mask of those edited, or one answer for all.
         """
         if torch.compiler.is_compiling():  # no lock there
-            self._add(selection, where, hidden, chosen)
+            self._add(selection, tokens, chosen)
             return
-        step = where.call.step
-        if chosen is True and step is not None and where.stream == "mixed" and where.image is False:
-            # Nearly all of a generation's calls: noted now, which needs no lock, and counted later.
-            shape = hidden.shape
-            if len(shape) == 3:
-                rows, length, _ = shape
-                self._noted.append((selection.steps, step, rows, length))
-                if len(self._noted) < _MOST_NOTED:
-                    return
-                with self._lock:
-                    self._count_noted()
-                return
         with self._lock:
-            self._add(selection, where, hidden, chosen)
+            self._add(selection, tokens, chosen)
 
     def _count_noted(self) -> None:
         """Count what was only noted; holds the lock."""
         while self._noted:
-            asked, first, rows, length = self._noted.popleft()
+            noted = self._noted.popleft()
             self._calls += 1
-            self._counts["text", "decode"] += rows * length
-            self._widen(asked, first, length)
+            if noted is not None:
+                shape, start, prompt = noted
+                self._counts["text", "decode"] += shape[0] * shape[1]
+                self._widen(None, start - prompt, shape[1])
 
-    def _add(
-        self, selection: Selection, where: Where, hidden: Tensor, chosen: Tensor | bool
-    ) -> None:
-        phase = _phase(where, hidden)
+    def _add(self, selection: Selection, tokens: Tokens, chosen: Tensor | bool) -> None:
+        phase = tokens.phase
         on_device = torch.compiler.is_compiling() or phase is None
         if on_device:
-            self._on(hidden.device).calls.add_(1)
+            self._on(tokens.device).calls.add_(1)
         else:
             self._calls += 1
         if chosen is False:
             return
-        image = where.image if where.stream == "mixed" else where.stream == "image"
-        if on_device or phase is None:
-            self._on(hidden.device).add(phase, image, where, hidden, _as_mask(chosen, hidden))
+        modality = tokens.modality
+        if phase is None or on_device:
+            self._on(tokens.device).add(phase, tokens, chosen)
             return
-        if isinstance(chosen, bool) and not isinstance(image, Tensor):
-            self._counts[_STREAM[image], phase] += hidden.numel() // hidden.size(-1)
+        if isinstance(chosen, bool) and not isinstance(modality, Mixed):
+            self._counts[modality or "unknown", phase] += tokens.shape[:-1].numel()
         else:
-            self._on(hidden.device).put(phase, image, where, hidden, _as_mask(chosen, hidden))
-        step = where.call.step
-        if phase == "decode" and step is not None:
-            self._widen(selection.steps, step, hidden.size(1))
+            self._on(tokens.device).put(phase, tokens, _as_mask(chosen, tokens))
+        if phase == "decode" and tokens.step is not None:
+            self._widen(selection.steps, tokens.step, tokens.shape[1])
 
     def _widen(self, asked: tuple[int, int | None] | None, first: int, length: int) -> None:
         """Count a call of generated tokens among the steps."""
@@ -206,32 +199,19 @@ class _Held:
             calls = torch.zeros(1, dtype=torch.int64, device=device)
             return cls(counts, calls, torch.tensor([_NEVER, -1], device=device))
 
-    def put(
-        self,
-        phase: str,
-        image: Tensor | bool | None,
-        where: Where,
-        hidden: Tensor,
-        chosen: Tensor,
-    ) -> None:
-        self.counts[:, PHASES.index(phase)].add_(_by_stream(image, where, hidden, chosen))
+    def put(self, phase: str, tokens: Tokens, chosen: Tensor) -> None:
+        self.counts[:, PHASES.index(phase)].add_(_by_stream(tokens.modality, chosen))
 
-    def add(
-        self,
-        phase: str | None,
-        image: Tensor | bool | None,
-        where: Where,
-        hidden: Tensor,
-        chosen: Tensor,
-    ) -> None:
+    def add(self, phase: str | None, tokens: Tokens, chosen: Tensor | bool) -> None:
+        mask = _as_mask(chosen, tokens)
         if phase is not None:
-            self.put(phase, image, where, hidden, chosen)
+            self.put(phase, tokens, mask)
             return
-        step = where.call.places(hidden.device) - cast("Tensor", where.call.prompt)
+        step = tokens.places() - cast("Tensor", tokens.placed.prompt)
         decoded = step >= 0
-        self.put("prompt", image, where, hidden, chosen & ~decoded)
-        self.put("decode", image, where, hidden, chosen & decoded)
-        used = (chosen & decoded).any(0)
+        self.put("prompt", tokens, mask & ~decoded)
+        self.put("decode", tokens, mask & decoded)
+        used = (mask & decoded).any(0)
         first = torch.where(used, step, _NEVER).min()
         last = torch.where(used, step, -1).max()
         self.steps.copy_(
@@ -241,41 +221,20 @@ class _Held:
 
 _NEVER = 2**62
 _MOST_NOTED = 1024  # calls between two counts
-_STREAM: dict[bool | None, str] = {True: "image", False: "text", None: "unknown"}
 
 
-def _phase(where: Where, hidden: Tensor) -> str | None:
-    """The phase of all tokens of an output; None where it holds both, or a tensor tells."""
-    call = where.call
-    if where.stream == "image":
-        return "prompt"
-    if hidden.ndim != 3:
-        pooled = call.shape is not None and len(hidden) == call.shape[0]
-        return "prompt" if pooled or where.stream == "text" else "unknown"
-    if call.decodes:
-        return "decode"
-    if call.prompt is None or call.start is None or call.shape is None:
-        return "unknown"
-    if isinstance(call.start, int) and call.start + call.shape[1] <= call.prompt:
-        return "prompt"
-    return None
+def _as_mask(chosen: Tensor | bool, tokens: Tokens) -> Tensor:
+    return chosen if isinstance(chosen, Tensor) else tokens.fill(chosen)
 
 
-def _as_mask(chosen: Tensor | bool, hidden: Tensor) -> Tensor:
-    if isinstance(chosen, Tensor):
-        return chosen
-    return torch.full(hidden.shape[:-1], chosen, dtype=torch.bool, device=hidden.device)
-
-
-def _by_stream(image: Tensor | bool | None, where: Where, hidden: Tensor, chosen: Tensor) -> Tensor:
-    """How many chosen tokens are image, text and unknown, [3]."""
+def _by_stream(modality: Modality | None, chosen: Tensor) -> Tensor:
+    """How many chosen tokens are of each stream, and how many unknown, [streams]."""
     total = chosen.sum()
-    zero = torch.zeros_like(total)
-    if not isinstance(image, Tensor):
-        place = STREAMS.index(_STREAM[image])
-        return torch.stack([total if i == place else zero for i in range(len(STREAMS))])
-    seen = where.image_at(hidden)
-    if seen is None:  # nobody can tell which of its rows are whose
-        return torch.stack([zero, zero, total])
-    images = (chosen & seen).sum()
-    return torch.stack([images, total - images, zero])
+    counts = dict.fromkeys(STREAMS, torch.zeros_like(total))
+    if isinstance(modality, Mixed):
+        for name in modality.masks:
+            counts[name] = (chosen & modality.at(name)).sum()
+            total = total - counts[name]
+        modality = "text"
+    counts[modality or "unknown"] = total
+    return torch.stack([counts[name] for name in STREAMS])

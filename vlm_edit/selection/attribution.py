@@ -11,7 +11,8 @@ from torch import Tensor
 from vlm_edit.dictionaries import Dictionary, PairedDictionary
 from vlm_edit.dictionaries.origin import expect_origin
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Selection, Tokens, Where, attach
+from vlm_edit.hooks import Selection, TokenChoice, Tokens, attach
+from vlm_edit.modality import Mixed, Modality, part_of
 from vlm_edit.selection.scores import ordered
 from vlm_edit.sites import Host, Model
 
@@ -30,7 +31,7 @@ def by_effect(
     most: int | None = 20,
     *,
     sign: Sign = "either",
-    tokens: Tokens = "all",
+    tokens: TokenChoice = "all",
 ) -> list[int]:
     """Features that an output of the host owes most to, strongest first.
 
@@ -84,7 +85,7 @@ def effects(
     output: Callable[[Any], Tensor],
     site: str = "joint",
     *,
-    tokens: Tokens = "all",
+    tokens: TokenChoice = "all",
 ) -> Tensor:
     """How much of an output each feature accounts for: code times gradient along its direction.
 
@@ -131,13 +132,12 @@ def effects(
     taken: list[_Taken] = []
     selection = Selection(tokens)
 
-    def take(hidden: Tensor, where: Where) -> Tensor:
-        if tokens != "all" and where.stream not in (tokens, "mixed"):
+    def take(hidden: Tensor, here: Tokens) -> Tensor:
+        if tokens != "all" and here.stream not in (tokens, "mixed"):
             return hidden
         leaf = torch.zeros_like(hidden, requires_grad=True)
         # Read now: what is known of the call is gone once it is over.
-        chosen = selection.choose(where, hidden)
-        taken.append(_Taken(hidden, leaf, chosen, where, apart))
+        taken.append(_Taken(hidden, leaf, selection.choose(here), here, apart))
         return hidden + leaf
 
     handle = attach(host, place, take)
@@ -155,21 +155,19 @@ class _Taken:
     """What passed at one tap in one call: the chosen tokens, and whose they are."""
 
     def __init__(
-        self, hidden: Tensor, leaf: Tensor, chosen: Tensor | bool, where: Where, needs_image: bool
+        self, hidden: Tensor, leaf: Tensor, chosen: Tensor | bool, tokens: Tokens, apart: bool
     ) -> None:
-        mask = hidden.new_ones(hidden.shape[:-1], dtype=torch.bool)
-        self.mask = mask & (chosen.to(mask.device) if isinstance(chosen, Tensor) else chosen)
-        self.leaf, self.stream = leaf, str(where.stream)
+        self.mask = chosen if isinstance(chosen, Tensor) else tokens.fill(chosen)
+        self.leaf = leaf
         self.hidden = hidden.detach()[self.mask]
-        images = where.images_at(hidden)
+        images = tokens.requests
         self.rows = self.mask.nonzero()[:, 0] if images is None else images[self.mask]
         self.count = len(hidden) if images is None else int(images.max()) + 1
-        image = where.image_at(hidden) if needs_image and self.stream == "mixed" else None
-        self.image = None if image is None else image[self.mask]
+        self.modality = part_of(tokens.modality, self.mask) if apart else None
 
 
 def _gradients(
-    told: Any, taken: list[_Taken], site: str, tokens: Tokens
+    told: Any, taken: list[_Taken], site: str, tokens: TokenChoice
 ) -> tuple[Tensor | None, ...]:
     if not isinstance(told, Tensor) or not told.is_floating_point():
         raise VlmEditError(
@@ -206,30 +204,32 @@ def _attributed(
                 "they cannot be told apart by example; give one example at a time"
             )
         along = gradient[one.mask].float()
-        for half, stream, tokens in _parts(dictionary, one):
+        for half, modality, tokens in _parts(dictionary, one):
             for some in tokens.split(max(1, _CELLS // dictionary.n_features)):
-                image = None if one.image is None else one.image[some]
-                codes, scale = half.encoder(one.hidden[some], stream, image)
+                codes, scale = half.encoder(one.hidden[some], part_of(modality, some))
                 worth = codes * (along[some] @ half.decoder.mT)
                 worth = worth if scale is None else worth * scale
                 total.index_add_(0, one.rows[some].cpu(), worth.cpu().double())
     return total
 
 
-def _parts(dictionary: Encoding, one: _Taken) -> list[tuple[Dictionary, str, Tensor]]:
+def _parts(dictionary: Encoding, one: _Taken) -> list[tuple[Dictionary, Modality | None, Tensor]]:
     """The dictionaries of the tokens taken at a tap, their streams, and which tokens are whose."""
-    placed = dictionary.to(one.hidden.device)
+    placed, modality = dictionary.to(one.hidden.device), one.modality
     every = torch.arange(len(one.hidden), device=one.hidden.device)
     if isinstance(placed, Dictionary):
-        return [(placed, one.stream, every)]
-    if one.stream != "mixed":
-        return [(placed.of(one.stream), one.stream, every)]
-    if one.image is None:
-        raise VlmEditError(
-            "a dictionary for each stream needs to know image tokens from text, and this call of "
-            "the host shows neither input_ids nor image inputs: call the whole host"
-        )
-    return [
-        (placed.image, "image", every[one.image]),
-        (placed.text, "text", every[~one.image]),
-    ]
+        if modality is None and placed.encoder.centers:
+            raise _unknown("a dictionary that centres each stream apart")
+        return [(placed, modality, every)]
+    if modality is None:
+        raise _unknown("a dictionary for each stream")
+    if not isinstance(modality, Mixed):
+        return [(placed.of(modality), modality, every)]
+    return [(placed.of(name), name, every[modality.at(name)]) for name in modality.names]
+
+
+def _unknown(what: str) -> VlmEditError:
+    return VlmEditError(
+        f"{what} needs to know image tokens from text, and this call of the host shows neither "
+        "input_ids nor image inputs: call the whole host"
+    )

@@ -41,7 +41,7 @@ def attach(
         >>> host, processor = zoo.load_host()
         >>> inputs = processor(text=["a cat"], return_tensors="pt")
         >>> site = find_sites(host)["joint"]
-        >>> handle = tracing.attach(host, site, lambda hidden, where: hidden * 0)
+        >>> handle = tracing.attach(host, site, lambda hidden, tokens: hidden * 0)
         >>> host.get_text_features(**inputs).pooler_output.any().item()
         False
         >>> handle.remove()

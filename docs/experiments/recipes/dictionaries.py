@@ -65,7 +65,7 @@ def collect(model: CLIPModel, pairs: TrainingPairs, batches: int) -> dict[str, d
             batch = pairs.batch(BATCH)
             model(input_ids=batch.ids, attention_mask=batch.mask, pixel_values=batch.pixels)
             for capture in recording.captures:
-                kept[capture.site][capture.where.stream].append(capture.hidden.flatten(0, -2))
+                kept[capture.site][capture.tokens.stream].append(capture.hidden.flatten(0, -2))
             recording.captures.clear()
     return {
         site: {stream: torch.cat(parts) for stream, parts in streams.items()}

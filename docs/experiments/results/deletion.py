@@ -116,7 +116,7 @@ def _image_tokens(asked: Interview) -> Tensor:
     with record(asked.model, asked.site) as recording:
         asked.model(**inputs, use_cache=False)
     capture = recording.last(asked.site, "mixed")
-    return capture.hidden[capture.where.select("image", capture.hidden)].float()
+    return capture.hidden[capture.tokens.select("image")].float()
 
 
 def _curves(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlm_edit import VlmEditError, load_dictionary
 from vlm_edit.dictionaries import Layout
+from vlm_edit.modality import Mixed
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -83,7 +84,7 @@ def check_streams(
     image, codes = expected["image"], expected["codes"]
     features = [codes.shape[-1] - 1, 0, codes.shape[-1] // 2]
     dictionary = load_dictionary(path, **options)
-    close(dictionary.encode(expected["x"], "mixed", image), codes, tolerance)
+    close(dictionary.encode(expected["x"], Mixed.of(image=image)), codes, tolerance)
     lazy = load_dictionary(path, lazy=True, **options)
     for stream, rows in (("image", image), ("text", ~image)):
         x, half = expected["x"][rows], dictionary.of(stream)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vlm_edit import hooks
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Where
+from vlm_edit.hooks import Tokens
 from vlm_edit.patches import Attachment, Patch
 from vlm_edit.sites import Host, Model
 from vlm_edit.statistics import Estimate, proportion
@@ -79,8 +79,8 @@ class Defence:
         try:
             for site, edit in self.edits.items():
 
-                def change(hidden: Tensor, where: Where, edit: Any = edit) -> Tensor:
-                    changed: Tensor = hidden if where.stream == "text" else edit(hidden)
+                def change(hidden: Tensor, tokens: Tokens, edit: Any = edit) -> Tensor:
+                    changed: Tensor = hidden if tokens.stream == "text" else edit(hidden)
                     return changed
 
                 handles.append(hooks.attach(host, host.site(site), change))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.edits import Ablate, Blend, Rule
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Where, attach, record
+from vlm_edit.hooks import Tokens, attach, record
 from vlm_edit.patches import Patch
 from vlm_edit.tasks.adversarial.attacks import Ball, pgd
 from vlm_edit.tasks.adversarial.host import ImageHost
@@ -243,9 +243,9 @@ class _Edited:
         finally:
             self._on = True
 
-    def _change(self, edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Where], Tensor]:
-        def change(hidden: Tensor, where: Where) -> Tensor:
-            return edit(hidden) if self._on and where.stream != "text" else hidden
+    def _change(self, edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tokens], Tensor]:
+        def change(hidden: Tensor, tokens: Tokens) -> Tensor:
+            return edit(hidden) if self._on and tokens.stream != "text" else hidden
 
         return change
 

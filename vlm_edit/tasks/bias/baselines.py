@@ -17,7 +17,7 @@ from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.edits import Ablate, Project, Scale, Steer
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Tokens
+from vlm_edit.hooks import TokenChoice
 from vlm_edit.patches import Patch
 from vlm_edit.tasks.bias.study import Study
 
@@ -48,7 +48,7 @@ def directions(rows: Tensor) -> Dictionary:
     return Dictionary(encoder, unit, torch.zeros(unit.shape[1]))
 
 
-def project_out(rows: Tensor, tokens: Tokens = "all", site: str = SITE) -> Patch:
+def project_out(rows: Tensor, tokens: TokenChoice = "all", site: str = SITE) -> Patch:
     """The patch that takes the span of given directions out of activations.
 
     Args:
@@ -67,7 +67,7 @@ def project_out(rows: Tensor, tokens: Tokens = "all", site: str = SITE) -> Patch
     return Patch(site, directions(rows), Project(range(len(rows))), tokens)
 
 
-def prompt_difference(study: Study, tokens: Tokens = "all") -> Patch:
+def prompt_difference(study: Study, tokens: TokenChoice = "all") -> Patch:
     """Project out what tells the prompts of the values apart (Chuang et al. 2023, section 3).
 
     One direction for each value but the first: its mean prompt less the first's. The paper takes
@@ -84,7 +84,9 @@ def prompt_difference(study: Study, tokens: Tokens = "all") -> Patch:
     return project_out(torch.stack(means[1:]) - means[0], tokens)
 
 
-def calibrated_projection(study: Study, weight: float = 1000.0, tokens: Tokens = "text") -> Patch:
+def calibrated_projection(
+    study: Study, weight: float = 1000.0, tokens: TokenChoice = "text"
+) -> Patch:
     """Prompts projected and calibrated on pairs of texts (Chuang et al. 2023, equation 7).
 
     ``P = P0 (I + weight / |S| sum over pairs in S of (zi - zj)(zi - zj)')^-1``: P0 projects the
@@ -117,7 +119,7 @@ def calibrated_projection(study: Study, weight: float = 1000.0, tokens: Tokens =
 
 
 def difference_in_means(
-    study: Study, streams: Sequence[str] = ("image",), tokens: Tokens = "all"
+    study: Study, streams: Sequence[str] = ("image",), tokens: TokenChoice = "all"
 ) -> Patch:
     """Project out the difference of the groups' mean embeddings.
 
@@ -138,7 +140,7 @@ def difference_in_means(
     return project_out(torch.cat(rows), tokens)
 
 
-def difference_components(study: Study, by: str, count: int, tokens: Tokens = "all") -> Patch:
+def difference_components(study: Study, by: str, count: int, tokens: TokenChoice = "all") -> Patch:
     """Project out the main directions in which images of two groups differ, all else being alike.
 
     Differences of the groups' means are taken within each value of a column, and their first
@@ -170,7 +172,7 @@ def difference_components(study: Study, by: str, count: int, tokens: Tokens = "a
     return project_out(basis[:count], tokens)
 
 
-def nullspace(study: Study, count: int, ridge: float = 1e-2, tokens: Tokens = "all") -> Patch:
+def nullspace(study: Study, count: int, ridge: float = 1e-2, tokens: TokenChoice = "all") -> Patch:
     """Iterative null-space projection: linear probes' directions, one after the other.
 
     Each probe is a ridge regression on what the ones before left (Ravfogel et al. 2020).
@@ -200,7 +202,9 @@ def nullspace(study: Study, count: int, ridge: float = 1e-2, tokens: Tokens = "a
     return project_out(torch.stack(rows).float(), tokens)
 
 
-def least_squares_erasure(study: Study, shrinkage: float = 0.1, tokens: Tokens = "all") -> Patch:
+def least_squares_erasure(
+    study: Study, shrinkage: float = 0.1, tokens: TokenChoice = "all"
+) -> Patch:
     """LEACE: the least change after which no linear probe tells the groups (Belrose et al. 2023).
 
     ``x' = x - W^-1 P W (x - mean)``, W whitening the images' normalised embeddings and P the
@@ -251,7 +255,7 @@ def modality_centring(study: Study) -> Patch:
     parts = []
     for stream, x in (("image", study.image), ("text", study.caption)):
         mean = x.mean(0)
-        tokens: Tokens = "image" if stream == "image" else "text"
+        tokens: TokenChoice = "image" if stream == "image" else "text"
         parts.append(Patch(SITE, directions(mean[None]), Steer([0], -float(mean.norm())), tokens))
     return parts[0] + parts[1]
 

@@ -13,7 +13,7 @@ from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import AnyDictionary, Dictionary, PairedDictionary
 from vlm_edit.edits import Ablate, Project
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Tokens
+from vlm_edit.hooks import TokenChoice
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.probing import probe
@@ -196,7 +196,7 @@ def edit(
     features: Sequence[int],
     way: Way = "difference",
     *,
-    tokens: Tokens = "all",
+    tokens: TokenChoice = "all",
     strength: float = 1.0,
 ) -> Patch:
     """The patch of a way.
@@ -287,7 +287,7 @@ def mitigate(
     within: Sequence[int] | None = None,
     numbers: Sequence[int] = NUMBERS,
     strengths: tuple[float, float] = (0.0, 1.0),
-    tokens: Tokens = "all",
+    tokens: TokenChoice = "all",
     stream: Stream = "image",
     aim: Callable[[Study], float] = off_chance,
     keep: Callable[[Study], float] = recognition,

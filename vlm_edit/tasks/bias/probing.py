@@ -14,7 +14,7 @@ from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dominance import Cut, Dominance
 from vlm_edit.edits import Ablate
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Tokens
+from vlm_edit.hooks import TokenChoice
 from vlm_edit.patches import Patch
 from vlm_edit.probing import probe
 from vlm_edit.report import Table
@@ -66,7 +66,7 @@ def deletions(
     codes: Tensor | SparseCodes,
     *,
     site: str = JOINT,
-    tokens: Tokens = "all",
+    tokens: TokenChoice = "all",
     draws: int = 10,
     seed: int = 0,
     metrics: Sequence[str] = ("read", "probe"),

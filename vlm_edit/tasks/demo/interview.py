@@ -105,7 +105,7 @@ class Interview:
         with record(self.host, self.site) as recording:
             self.host(**inputs, use_cache=False)
         capture = recording.last(self.site, "mixed")
-        tokens = capture.hidden[capture.where.select("image", capture.hidden)].float()
+        tokens = capture.hidden[capture.tokens.select("image")].float()
         edited = patch.bindings[0].splice(tokens, stream="image")
         return float(((edited - tokens).norm(dim=1) / tokens.norm(dim=1)).mean())
 

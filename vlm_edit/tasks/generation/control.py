@@ -12,7 +12,7 @@ from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dictionaries.dictionary import expect_features
 from vlm_edit.edits import Ablate, Blend, Keep, Scale
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Tokens, record
+from vlm_edit.hooks import TokenChoice, record
 from vlm_edit.patches import Patch
 from vlm_edit.sites import Host, Model
 
@@ -63,7 +63,7 @@ def take(
     reference: Tensor,
     strength: float = 1.0,
     stream: Stream = "image",
-    tokens: Tokens = "all",
+    tokens: TokenChoice = "all",
 ) -> Patch:
     """A patch by which drawings take some features from a reference, and nothing else of it.
 
@@ -104,7 +104,7 @@ def scale(
     dictionary: Dictionary,
     features: Sequence[int],
     factor: float,
-    tokens: Tokens = "all",
+    tokens: TokenChoice = "all",
 ) -> Patch:
     """A patch by which drawings have more or less of some features of what they are drawn from.
 
@@ -135,7 +135,7 @@ def keep(
     dictionary: Dictionary,
     features: Sequence[int],
     strength: float = 1.0,
-    tokens: Tokens = "all",
+    tokens: TokenChoice = "all",
 ) -> Patch:
     """A patch by which drawings keep some features of what they are drawn from, and lose others.
 
@@ -162,7 +162,7 @@ def keep(
 
 
 def interpolate(
-    site: str, reference: Tensor, strength: float = 1.0, tokens: Tokens = "all"
+    site: str, reference: Tensor, strength: float = 1.0, tokens: TokenChoice = "all"
 ) -> Patch:
     """The baseline without a dictionary: go toward the whole embedding of the reference.
 

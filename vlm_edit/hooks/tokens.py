@@ -1,0 +1,352 @@
+"""What is known of the tokens of one output: whose they are, which are real, where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from vlm_edit.errors import VlmEditError
+from vlm_edit.hooks.calls import Call
+from vlm_edit.hooks.given import given_in
+from vlm_edit.modality import Mixed, Modality
+from vlm_edit.sites import Stream
+
+_UNASKED: Any = object()
+_NAMES = {True: "image", False: "text", None: None}
+
+
+@dataclass(eq=False)  # not frozen: one is made in every decode step, and that takes twice as long
+class Tokens:
+    """What is known of the tokens of one output, worked out where it is asked and only once.
+
+    An output has them in rows, ``[B, S, D]``, padding among them; or lies flat, ``[N, D]``: pooled,
+    one for each row of the batch, or packed, each token of the request that ``requests`` tells.
+
+    Attributes:
+        stream: The tap's stream.
+        call: What the call under way tells; empty outside one.
+        shape: Of the output as it is looked at, width included.
+        device: Where the output is.
+        image_mask: [B, P] bool, the prompt's image tokens as the user says; None if unsaid.
+        output: The output's shape where another is looked at: all rows laid end to end.
+        generated: Whether Python knows that all are generated text, none of it padding.
+    """
+
+    stream: Stream
+    call: Call
+    shape: torch.Size
+    device: torch.device
+    image_mask: Tensor | None = None
+    output: torch.Size | None = None
+    generated: bool = False
+    _known: Modality | None = field(default=_UNASKED, init=False, repr=False)
+    _modality: Modality | None = field(default=_UNASKED, init=False, repr=False)
+    _real: Tensor | None = field(default=_UNASKED, init=False, repr=False)
+    _told: Tokens | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def of(
+        cls, stream: Stream, call: Call, hidden: Tensor, image_mask: Tensor | None = None
+    ) -> Tokens:
+        """What is known of the tokens of an output [..., D]."""
+        return cls(stream, call, hidden.shape, hidden.device, image_mask)
+
+    def are_of(self, stream: Stream, hidden: Tensor) -> bool:
+        """Whether this is what is known of another output's tokens too."""
+        seen = self.output or self.shape
+        return self.stream == stream and seen == hidden.shape and self.device == hidden.device
+
+    def told(self, image_mask: Tensor | None) -> Tokens:
+        """The same tokens, where the user says which of the prompt's are image."""
+        if image_mask is None or self.stream != "mixed":
+            return self
+        told = self._told
+        if told is None or told.image_mask is not image_mask:
+            told = Tokens(self.stream, self.call, self.shape, self.device, image_mask)
+            self._told = told
+        return told
+
+    def at(self, hidden: Tensor) -> Tokens:
+        """The same tokens, where their output is looked at in another shape."""
+        return self if hidden.shape == self.shape else Tokens.of(self.stream, self.call, hidden)
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether the output is [B, S, D]."""
+        return len(self.shape) == 3
+
+    @property
+    def placed(self) -> Call:
+        """The call as these tokens stand in it; at images alone the prompt is the image's own."""
+        if self.stream != "image" and self.call.shape is not None:
+            return self.call
+        rows, length = self.shape[:2]
+        if self.stream == "mixed":
+            return Call((rows, length), start=None)
+        return Call((rows, length), start=0, prompt=length)
+
+    @property
+    def known(self) -> Modality | None:
+        """Whose the call's tokens are; None where it is not known. Masks are of the call's rows."""
+        if self._known is _UNASKED:
+            self._known = self._of_call()
+        return self._known
+
+    @property
+    def modality(self) -> Modality | None:
+        """Whose the output's tokens are; None where it is not known.
+
+        Raises:
+            VlmEditError: The output has other tokens than the call.
+        """
+        if self._modality is _UNASKED:
+            known = self.known
+            if isinstance(known, Mixed):
+                masks = {name: self.fit(mask) for name, mask in known.masks.items()}
+                fitted = {name: mask for name, mask in masks.items() if mask is not None}
+                known = Mixed(fitted) if len(fitted) == len(masks) else None
+            self._modality = known
+        return self._modality
+
+    @property
+    def real(self) -> Tensor | None:
+        """[B, S] bool, False at padding; None where every token is real or nothing is known.
+
+        Raises:
+            VlmEditError: The output has other tokens than the call.
+        """
+        if self._real is _UNASKED:
+            self._real = None if self.stream == "image" else self.fit(self.call.real)
+        return self._real
+
+    @property
+    def unpadded(self) -> bool:
+        """Whether none is padding, as far as anybody can know."""
+        call = self.call
+        return self.stream == "image" or (call.real is None and not call.hidden_padding)
+
+    @property
+    def step(self) -> int | None:
+        """The decode step of the first, where all are known to have been generated."""
+        return self.call.step if self.in_rows and self.stream != "image" else None
+
+    @property
+    def phase(self) -> Literal["prompt", "decode", "unknown"] | None:
+        """The phase of all of them; None where they are of both, or a tensor tells."""
+        if self.stream == "image":
+            return "prompt"
+        if not self.in_rows:
+            return "prompt" if self.stream == "text" or self._is_pooled else "unknown"
+        call = self.placed
+        if call.decodes:
+            return "decode"
+        if call.prompt is None or call.start is None:
+            return "unknown"
+        length = cast("tuple[int, int]", call.shape)[1]
+        if isinstance(call.start, int) and call.start + length <= call.prompt:
+            return "prompt"
+        return None
+
+    @property
+    def requests(self) -> Tensor | None:
+        """[N], the image that each token of a packed output belongs to; None if batched.
+
+        Images are counted for the host's own patches: an output of fewer rows, as a merger's, has
+        every n-th of them.
+
+        Raises:
+            VlmEditError: The output's rows are no whole part of the patches.
+        """
+        grid = self.call.grid
+        if grid is None or len(self.shape) != 2:
+            return None
+        sizes = grid.prod(-1)
+        images = torch.arange(len(sizes), device=grid.device).repeat_interleave(sizes)
+        if len(images) % self.shape[0]:
+            raise VlmEditError(
+                f"the images have {len(images)} patches in all, this site's output is "
+                f"{tuple(self.shape)}: its rows cannot be told apart"
+            )
+        return images[:: len(images) // self.shape[0]].to(self.device)
+
+    def places(self) -> Tensor:
+        """[S], where they stand in the sequence; needs a call that shows it."""
+        return self.placed.places(self.device)
+
+    def mask(self, name: str) -> Tensor | None:
+        """Mask [B, S] of a modality's tokens, padding included; None where it is not known."""
+        modality = self.modality
+        if isinstance(modality, Mixed):
+            return modality.at(name)
+        return None if modality is None else self.fill(modality == name)
+
+    def select(self, choice: str) -> Tensor | None:
+        """Mask [B, S] of a modality's real tokens, or None for all of them.
+
+        Args:
+            choice: ``image``, ``text`` or ``all``. At a tap of one stream its own name is all.
+
+        Raises:
+            VlmEditError: The other's tokens, or a call of the host that does not tell.
+        """
+        if choice == "all" and self.unpadded:
+            return None
+        self.expect_passing(choice)
+        if not self.in_rows:
+            self.expect_rows(f"tokens={choice!r}, phase='both'", pooled=choice == "all")
+            return None
+        chosen = self.meet([self.of_modality(choice)])
+        if isinstance(chosen, Tensor):
+            return chosen
+        return None if chosen else self.fill(False)
+
+    def of_modality(self, choice: str, mask: Tensor | None = None) -> Tensor | bool:
+        """The call's tokens of a modality, as a mask of its rows or one answer for all.
+
+        Args:
+            choice: ``image``, ``text`` or ``all``.
+            mask: [B, P] bool, chosen by the user among the prompt's tokens, in its place.
+
+        Raises:
+            VlmEditError: Nobody can know, or a mask that does not fit the prompt.
+        """
+        chosen: Any = True
+        if self.stream == "mixed" and choice != "all":
+            known = self.known
+            chosen = known.at(choice) if isinstance(known, Mixed) else None
+            if isinstance(known, str):
+                chosen = known == choice
+        if mask is not None:
+            beyond = choice != "image"  # what is generated is text
+            chosen = self.given(mask, chosen, "mask", beyond)
+        if chosen is None:
+            raise self._unknown(choice)
+        return cast("Tensor | bool", chosen)
+
+    def meet(self, parts: Iterable[Tensor | bool], hidden_padding: bool = True) -> Tensor | bool:
+        """The output's real tokens that are in each of the parts, or one answer for all.
+
+        Args:
+            parts: Masks of the call's rows, or one answer for all.
+            hidden_padding: Whether to refuse an output in which padding hides.
+
+        Raises:
+            VlmEditError: The output has other tokens than the call, or padding hides in it.
+        """
+        parts = tuple(parts)
+        if any(part is False for part in parts):
+            return False
+        call = self.call
+        if hidden_padding and self.stream != "image" and call.hidden_padding:
+            raise VlmEditError(
+                f"the host has made a sequence of {self.shape[1]} tokens of {call.given} ids, "
+                "some of which are padding, and its attention mask does not show which: name the "
+                "module that is called with the whole sequence in Adapter.calls, or pass mask= of "
+                f"{tuple(self.shape[:2])}"
+            )
+        masks = [self.fit(part) for part in parts if isinstance(part, Tensor)]
+        met: Tensor | bool = True
+        for mask in (*masks, self.real):
+            if mask is not None:
+                met = mask if met is True else met & mask
+        return met
+
+    def given(
+        self, given: Tensor, otherwise: Any, name: str, beyond: bool = False
+    ) -> Tensor | float | None:
+        """What a user says of the prompt, at the call's tokens; then what else is known of them.
+
+        Args:
+            given: [B, P], one value per token of the prompt.
+            otherwise: What is known of the call's tokens without it: a tensor, one value, or None.
+            name: What the user calls it.
+            beyond: What holds of tokens behind the prompt where nothing is known without it.
+
+        Raises:
+            VlmEditError: Its length is not the prompt's, or the call's place is not known.
+        """
+        return given_in(given, self.placed, otherwise, name, beyond)
+
+    def fit(self, mask: Tensor | None) -> Tensor | None:
+        """A mask of the call's rows for the output's: beams repeat them; None where it has none.
+
+        Raises:
+            VlmEditError: Another length, or no whole number of rows per row.
+        """
+        if mask is None or len(self.shape) < 3:
+            return None
+        rows, length = self.shape[:2]
+        if mask.shape[1] != length or rows % mask.shape[0]:
+            raise VlmEditError(
+                f"the host's call has token ids of shape {tuple(mask.shape)} but this site's "
+                f"output is {tuple(self.shape)}: its tokens cannot be told apart"
+            )
+        mask = mask.to(self.device)
+        if mask.shape[0] == rows:
+            return mask
+        return repeat(mask, "batch tokens -> (batch beams) tokens", beams=rows // mask.shape[0])
+
+    def fill(self, answer: bool) -> Tensor:
+        """One answer as a mask of the output's tokens."""
+        return torch.full(self.shape[:-1], answer, dtype=torch.bool, device=self.device)
+
+    def expect_passing(self, choice: str) -> None:
+        """Refuse tokens of a modality that does not pass here."""
+        if self.stream != "mixed" and choice not in ("all", self.stream):
+            raise VlmEditError(f"no {choice} tokens pass here, only {self.stream}")
+
+    def expect_rows(self, asked: str, pooled: bool = True) -> None:
+        """Refuse what nobody can tell of a mixed site's output that has no tokens in rows.
+
+        Args:
+            asked: What is asked, in the user's words.
+            pooled: Whether it can be answered where the output is one for each row of the batch.
+
+        Raises:
+            VlmEditError: Its image and text tokens may stand anywhere.
+        """
+        if self.stream != "mixed" or self.in_rows or (pooled and self._is_pooled):
+            return
+        shape = self.call.shape
+        seen = "no token ids" if shape is None else f"token ids of shape {shape}"
+        raise VlmEditError(
+            f"{asked}: image and text share this site's output of {tuple(self.shape)}, and the "
+            f"host's call shows {seen}: nobody can tell which row is which token. Pass mask= of "
+            f"{tuple(self.shape[:-1])}, use a site whose output is [batch, tokens, width], or "
+            "edit all tokens of inputs without padding"
+        )
+
+    @property
+    def _is_pooled(self) -> bool:
+        """Whether the output has one state for each row of the batch."""
+        return self.call.shape is not None and self.shape[0] == self.call.shape[0]
+
+    def _of_call(self) -> Modality | None:
+        if self.stream != "mixed":
+            return self.stream
+        image: Any = self.call.image
+        if image is None and self.call.decodes:
+            image = False  # what is generated is text
+        if self.image_mask is not None:
+            image = self.given(self.image_mask, image, "image_mask")
+        return Mixed.of(image=image) if isinstance(image, Tensor) else _NAMES[image]
+
+    def _unknown(self, choice: str) -> VlmEditError:
+        call = self.placed
+        if call.given is not None:
+            length = call.prompt if isinstance(call.prompt, int) else "tokens"
+            return VlmEditError(
+                f"tokens={choice!r}: the host has made a sequence of another length of "
+                f"{call.given} ids, so nobody can tell image tokens from text. Say which are image "
+                f"with attach(..., image_mask=), [batch, {length}], or use tokens='all'"
+            )
+        return VlmEditError(
+            f"tokens={choice!r}: this call of the host shows neither input_ids nor image "
+            "inputs, so nobody can tell image tokens from text. Call the whole host with "
+            "input_ids, say which are image with attach(..., image_mask=), or use tokens='all'"
+        )
