@@ -81,6 +81,9 @@ PLANNED: set[str] = set()
 # The package's face re-exports: it may import any room, and no room imports it.
 FACE = "__init__"
 
+# Rooms whose modules are doors of their own: heavy, or with nothing to do with each other.
+OPEN = {"tasks", "zoo"}
+
 # Where something else than the room of files may write, by path below vlm_edit, and why.
 WRITERS = {
     "files/": "writes whole files",
@@ -158,6 +161,35 @@ def room_arrows(core: Path) -> Iterator[tuple[str, str, str]]:
                 target = FACE
             if target != room:
                 yield where, room, target
+
+
+def back_doors(core: Path) -> list[str]:
+    """Imports of a module inside another room, which are to go by what the room itself gives."""
+    behind = []
+    for path in modules(core):
+        room = room_of(path, core)
+        for line, module, name in imports(path, package_of(path, core)):
+            parts = [*module.split("."), *([name] if name else [])]
+            if parts[0] != "vlm_edit" or len(parts) < 3 or parts[1] == room:
+                continue
+            door = 3 if parts[1] in OPEN and is_module(core, parts[1:3]) else 2
+            if len(parts) == door + 1 and name in given_by(core.joinpath(*parts[1:door])):
+                continue  # a function named as its file
+            if len(parts) > door and is_module(core, parts[1 : door + 1]):
+                where = f"{path.relative_to(core.parent)}:{line}"
+                behind.append(f"{where}: {'.'.join(parts[: door + 1])} is behind a door")
+    return behind
+
+
+def given_by(room: Path) -> set[str | None]:
+    """What a room's door imports, by name."""
+    door = room / "__init__.py"
+    return {name for _, _, name in imports(door, ())} if door.is_file() else set()
+
+
+def is_module(core: Path, parts: list[str]) -> bool:
+    place = core.joinpath(*parts)
+    return len(parts) > 1 and (place.is_dir() or place.with_suffix(".py").is_file())
 
 
 def is_room(core: Path, name: str) -> bool:
@@ -263,6 +295,10 @@ def test_each_room_imports_only_rooms_below_it() -> None:
     assert not forbidden_arrows(CORE)
 
 
+def test_only_doors_are_imported_across_rooms() -> None:
+    assert not back_doors(CORE)
+
+
 def test_the_table_has_no_circle() -> None:
     assert cycle_in(ARROWS) is None
 
@@ -363,6 +399,24 @@ def tree(folder: Path, files: dict[str, str]) -> Path:
 def test_an_arrow_that_points_up_is_found(tmp_path: Path) -> None:
     core = tree(tmp_path, {"sites.py": "x = 1\n\nfrom vlm_edit.hooks import attach\n"})
     assert forbidden_arrows(core) == ["vlm_edit/sites.py:3: sites may not import hooks"]
+
+
+@pytest.mark.parametrize(
+    ("line", "behind"),
+    [
+        ("from vlm_edit.sites.resolve import find", "vlm_edit.sites.resolve"),
+        ("from vlm_edit.sites import resolve", "vlm_edit.sites.resolve"),
+        ("import vlm_edit.sites.resolve", "vlm_edit.sites.resolve"),
+        ("from vlm_edit.tasks.bias.bench import Bench", "vlm_edit.tasks.bias.bench"),
+    ],
+)
+def test_an_import_through_a_back_door_is_found(line: str, behind: str, tmp_path: Path) -> None:
+    inside = {"sites/resolve.py": "", "tasks/bias/bench.py": "", "tasks/bias/__init__.py": ""}
+    core = tree(tmp_path, {**inside, "hooks/a.py": line})
+    assert back_doors(core) == [f"vlm_edit/hooks/a.py:1: {behind} is behind a door"]
+    core = tree(tmp_path, {**inside, "hooks/a.py": "from vlm_edit.tasks.bias import Bench\n"
+                           "from vlm_edit.sites import Site\nimport vlm_edit.sites"})  # fmt: skip
+    assert not back_doors(core)
 
 
 @pytest.mark.parametrize(

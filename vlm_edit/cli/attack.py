@@ -25,8 +25,15 @@ from vlm_edit.report import Table
 from vlm_edit.sites import Host
 from vlm_edit.statistics import Estimate, mcnemar, proportion
 from vlm_edit.tasks import adversarial as adv
-from vlm_edit.tasks.adversarial.features import RESIDUAL, nearest_text
-from vlm_edit.tasks.adversarial.page import Case, drawn, most_moved, to_image, write_page
+from vlm_edit.tasks.adversarial import (
+    RESIDUAL,
+    Case,
+    drawn,
+    most_moved,
+    nearest_text,
+    to_image,
+    write_page,
+)
 
 _HUGE = 64 / 255
 _DRAWS = 5  # of as many random features beside each class

@@ -22,25 +22,26 @@ from vlm_edit.selection import difference, random_like
 from vlm_edit.tasks.bias import (
     Bench,
     Evidence,
+    Mitigation,
     Outcome,
     Questions,
     Study,
+    Way,
+    bend,
     cost_table,
+    difference_in_means,
     edit,
     effect_table,
-    mitigate,
-    split,
-)
-from vlm_edit.tasks.bias.baselines import (
-    bend,
-    difference_in_means,
     least_squares_erasure,
+    mitigate,
     modality_centring,
+    off_chance,
+    off_probe,
     prompt_difference,
+    read_any,
+    split,
+    write_page,
 )
-from vlm_edit.tasks.bias.data import read_any
-from vlm_edit.tasks.bias.mitigation import Mitigation, Way, off_chance, off_probe
-from vlm_edit.tasks.bias.page import write_page
 
 TEMPLATES = ("{}", "a picture of {}", "a photo of a {}")
 NEUTRAL = tuple(

@@ -12,9 +12,14 @@ from typing import Any
 from vlm_edit.cli.host import ZOO, load_host, load_model
 from vlm_edit.errors import VlmEditError, line
 from vlm_edit.files import beside
-from vlm_edit.patches import Patch, load_patch
-from vlm_edit.patches.card import binding_rows, dictionary_text, host_text
-from vlm_edit.patches.comparing import differences
+from vlm_edit.patches import (
+    Patch,
+    binding_rows,
+    dictionary_text,
+    differences,
+    host_text,
+    load_patch,
+)
 from vlm_edit.report import Table
 from vlm_edit.sites import Host
 

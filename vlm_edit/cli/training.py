@@ -16,11 +16,11 @@ from vlm_edit.dictionaries import (
     PairedDictionary,
     Similarity,
     TrainConfig,
+    expect_origin,
     save_saelens,
     train_dictionary,
     train_paired,
 )
-from vlm_edit.dictionaries.origin import expect_origin
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import make_folder
 from vlm_edit.measurement import collect

@@ -2,12 +2,21 @@
 
 from vlm_edit.dictionaries.activations import Activation, register_activation
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice
+from vlm_edit.dictionaries.dictionary import expect_features as expect_features
 from vlm_edit.dictionaries.encoder import Encoder
+from vlm_edit.dictionaries.encoder import expect as expect
+from vlm_edit.dictionaries.encoder import move as move
 from vlm_edit.dictionaries.encodes import Encodes, identity
 from vlm_edit.dictionaries.formats import Format, Layout, load_dictionary, register_format
+from vlm_edit.dictionaries.formats.hub import REPOSITORY as REPOSITORY
+from vlm_edit.dictionaries.formats.hub import asked as asked
+from vlm_edit.dictionaries.formats.hub import listed as listed
+from vlm_edit.dictionaries.formats.hub import listing as listing
 from vlm_edit.dictionaries.formats.saving import save_saelens
 from vlm_edit.dictionaries.matching import Similarity, match_dictionaries
 from vlm_edit.dictionaries.norms import Norm, register_norm
+from vlm_edit.dictionaries.origin import expect_model as expect_model
+from vlm_edit.dictionaries.origin import expect_origin as expect_origin
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.dictionaries.training import Kind, TrainConfig, train_dictionary, train_paired

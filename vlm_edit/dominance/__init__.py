@@ -1,7 +1,10 @@
 """Dominance of features: scores, intervals, tests, classes; and the modality gap."""
 
 from vlm_edit.dominance.accumulator import DominanceAccumulator, modality_dominance
+from vlm_edit.dominance.flips import LEVELS as LEVELS
+from vlm_edit.dominance.flips import flipped_sums as flipped_sums
 from vlm_edit.dominance.gap import GapAccumulator, modality_gap
+from vlm_edit.dominance.pairing import fisher_p as fisher_p
 from vlm_edit.dominance.result import CLASSES, Cut, Dominance, Zeros
 
 __all__ = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.encoder import expect, move
+from vlm_edit.dictionaries import expect, move
 from vlm_edit.errors import VlmEditError
 
 

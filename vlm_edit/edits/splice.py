@@ -9,9 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries import Dictionary, Slice, StoredDictionary
-from vlm_edit.dictionaries.dictionary import expect_features
-from vlm_edit.dictionaries.encoder import move
+from vlm_edit.dictionaries import Dictionary, Slice, StoredDictionary, expect_features, move
 from vlm_edit.edits.gate import Gate
 from vlm_edit.edits.moves import Move
 from vlm_edit.edits.rule import Rule

@@ -27,6 +27,7 @@ from vlm_edit.hooks.dispatch import (
 )
 from vlm_edit.hooks.followers import Follower, register_follower
 from vlm_edit.hooks.generation import Generation, read_prompt
+from vlm_edit.hooks.given import unplaced as unplaced
 from vlm_edit.hooks.guidance import runs_of
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.record import Capture, Recording, record

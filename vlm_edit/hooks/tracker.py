@@ -18,8 +18,7 @@ from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.tokens import Tokens
-from vlm_edit.sites import Adapter, Stream
-from vlm_edit.sites.resolve import find_module
+from vlm_edit.sites import Adapter, Stream, find_module
 
 
 class CallTracker:

@@ -12,8 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vlm_edit.codes import SparseCodes
-from vlm_edit.dictionaries import Encodes
-from vlm_edit.dictionaries.origin import expect_origin
+from vlm_edit.dictionaries import Encodes, expect_origin
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Recording, Tokens, record
 from vlm_edit.pairs import Pairs

@@ -10,10 +10,9 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from vlm_edit.dictionaries.encoder import move
+from vlm_edit.dictionaries import move
 from vlm_edit.errors import VlmEditError
-from vlm_edit.hooks import Branch, Tokens
-from vlm_edit.hooks.given import unplaced
+from vlm_edit.hooks import Branch, Tokens, unplaced
 from vlm_edit.modality import Modality
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally

@@ -14,8 +14,7 @@ from vlm_edit.edits import Ablate, Blend, Clamp, Keep, Move, Project, Rule, Scal
 from vlm_edit.errors import VlmEditError
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.card import further, tokens_text
-from vlm_edit.sites import Host, Site, Tap
-from vlm_edit.sites.resolve import find_module
+from vlm_edit.sites import Host, Site, Tap, find_module
 
 if TYPE_CHECKING:
     from vlm_edit.patches.patch import Patch

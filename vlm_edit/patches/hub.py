@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from vlm_edit.dictionaries.formats.hub import REPOSITORY, asked, listed, listing
+from vlm_edit.dictionaries import REPOSITORY, asked, listed, listing
 from vlm_edit.errors import VlmEditError
 
 _ENDING = ".safetensors"

@@ -13,8 +13,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from vlm_edit import hooks, tracing
-from vlm_edit.dictionaries import AnyDictionary
-from vlm_edit.dictionaries.origin import expect_model
+from vlm_edit.dictionaries import AnyDictionary, expect_model
 from vlm_edit.edits import Rule
 from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.files import write_text

@@ -3,6 +3,12 @@
 from vlm_edit.report.page import has_plotly, write_page
 from vlm_edit.report.payload import Examples
 from vlm_edit.report.picture import Picture
+from vlm_edit.report.picture import address_of as address_of
+from vlm_edit.report.sprites import PER_ROW as PER_ROW
+from vlm_edit.report.sprites import PER_SHEET as PER_SHEET
+from vlm_edit.report.sprites import SIDE as SIDE
+from vlm_edit.report.sprites import Sprites as Sprites
+from vlm_edit.report.sprites import pack as pack
 from vlm_edit.report.table import Table
 from vlm_edit.report.tables import class_table, feature_table
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from vlm_edit.dominance import CLASSES, Dominance
-from vlm_edit.dominance.flips import LEVELS, flipped_sums
+from vlm_edit.dominance import CLASSES, LEVELS, Dominance, flipped_sums
 from vlm_edit.measurement import Measurement
 from vlm_edit.pairs import Pairs
 from vlm_edit.report.sprites import Sprites

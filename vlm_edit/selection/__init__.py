@@ -15,6 +15,7 @@ An empty list is an answer: nothing passed.
 
 from vlm_edit.selection.attribution import by_effect, effects
 from vlm_edit.selection.concepts import Examples, Seen, by_concept, read_examples
+from vlm_edit.selection.concepts import as_pairs as as_pairs
 from vlm_edit.selection.contrast import (
     by_answers,
     by_difference,
@@ -22,6 +23,7 @@ from vlm_edit.selection.contrast import (
     rank_test,
     standardised_difference,
 )
+from vlm_edit.selection.contrast import mean_codes as mean_codes
 from vlm_edit.selection.scores import by_class, by_firing, by_score
 from vlm_edit.selection.sets import difference, intersection, random_like, union
 

@@ -8,8 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries import Dictionary, PairedDictionary
-from vlm_edit.dictionaries.origin import expect_origin
+from vlm_edit.dictionaries import Dictionary, PairedDictionary, expect_origin
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import Selection, TokenChoice, Tokens, attach
 from vlm_edit.modality import Mixed, Modality, part_of

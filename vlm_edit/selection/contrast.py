@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.codes import SparseCodes
-from vlm_edit.dominance.pairing import fisher_p
+from vlm_edit.dominance import fisher_p
 from vlm_edit.errors import VlmEditError
 from vlm_edit.selection.scores import ordered
 from vlm_edit.statistics import benjamini_hochberg

@@ -23,6 +23,7 @@ from vlm_edit.sites.resolve import (
     Tap,
     image_token_ids,
 )
+from vlm_edit.sites.resolve import find_module as find_module
 from vlm_edit.sites.towers import Tower, two_towers
 from vlm_edit.sites.wrappers import unwrap
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlm_edit.errors import VlmEditError
-from vlm_edit.report.table import Table
+from vlm_edit.report import Table
 from vlm_edit.statistics import Estimate
 from vlm_edit.tuning.picture import Axis, Mark, draw
 

@@ -17,10 +17,17 @@ from vlm_edit.tasks.adversarial.defence import (
     suspicions,
     withstand,
 )
+from vlm_edit.tasks.adversarial.features import RESIDUAL as RESIDUAL
 from vlm_edit.tasks.adversarial.features import Features, Movement, Others, Through, movement
+from vlm_edit.tasks.adversarial.features import nearest_text as nearest_text
 from vlm_edit.tasks.adversarial.hardening import Hardening, harden_features, harden_gains
 from vlm_edit.tasks.adversarial.host import ImageHost, Pixels, ZeroShot, embed_texts
 from vlm_edit.tasks.adversarial.losses import Away, Penalised, Targeted, Toward, Untargeted
+from vlm_edit.tasks.adversarial.page import Case as Case
+from vlm_edit.tasks.adversarial.page import drawn as drawn
+from vlm_edit.tasks.adversarial.page import most_moved as most_moved
+from vlm_edit.tasks.adversarial.page import to_image as to_image
+from vlm_edit.tasks.adversarial.page import write_page as write_page
 
 __all__ = [
     "Bare",

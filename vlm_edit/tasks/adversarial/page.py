@@ -13,8 +13,7 @@ from torch import Tensor
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import write_text
-from vlm_edit.report import Table
-from vlm_edit.report.picture import address_of
+from vlm_edit.report import Table, address_of
 from vlm_edit.tasks.adversarial.features import Features
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

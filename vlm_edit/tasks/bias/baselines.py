@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.dictionaries import Dictionary
-from vlm_edit.dictionaries.encoder import Encoder
+from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.edits import Ablate, Project, Scale, Steer
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import TokenChoice

@@ -14,7 +14,7 @@ from vlm_edit.errors import VlmEditError
 from vlm_edit.measurement import Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
-from vlm_edit.selection.concepts import as_pairs
+from vlm_edit.selection import as_pairs
 from vlm_edit.sites import Adapter, Host, Model
 from vlm_edit.tasks.bias.study import Questions, Study
 

@@ -17,8 +17,14 @@ from vlm_edit.hooks import TokenChoice
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.probing import probe
-from vlm_edit.selection import Seen, by_difference, by_direction, intersection, read_examples
-from vlm_edit.selection.contrast import mean_codes
+from vlm_edit.selection import (
+    Seen,
+    by_difference,
+    by_direction,
+    intersection,
+    mean_codes,
+    read_examples,
+)
 from vlm_edit.sites import Host, Model
 from vlm_edit.tasks.bias.baselines import directions
 from vlm_edit.tasks.bias.bench import JOINT, Bench

@@ -10,8 +10,7 @@ import torch
 
 from vlm_edit.errors import VlmEditError
 from vlm_edit.files import write_text
-from vlm_edit.report import Table
-from vlm_edit.report.sprites import PER_ROW, PER_SHEET, SIDE, Sprites, pack
+from vlm_edit.report import PER_ROW, PER_SHEET, SIDE, Sprites, Table, pack
 from vlm_edit.tasks.bias.metrics import accuracy_by_group, max_skew, shares
 from vlm_edit.tasks.bias.study import Study
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries import Dictionary
-from vlm_edit.dictionaries.dictionary import expect_features
+from vlm_edit.dictionaries import Dictionary, expect_features
 from vlm_edit.edits import Ablate, Blend, Keep, Scale
 from vlm_edit.errors import VlmEditError
 from vlm_edit.hooks import TokenChoice, record
