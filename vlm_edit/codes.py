@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class SparseCodes:
         if isinstance(codes, SparseCodes):
             return codes
         if codes.ndim != 2:
-            raise VlmEditError(f"codes must be [n, m], got {tuple(codes.shape)}")
+            raise BadArgument(f"codes must be [n, m], got {tuple(codes.shape)}")
         n, m = codes.shape
         flat = active_places(codes)
         rows = flat.div(max(m, 1), rounding_mode="floor")

@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.loading import one_line
 
 TextEncoder = Callable[[Sequence[str]], Tensor]
@@ -124,7 +124,7 @@ def _in_batches(
 ) -> Callable[[Sequence[Thing]], Tensor]:
     def encode(things: Sequence[Thing]) -> Tensor:
         if not len(things):
-            raise VlmEditError("nothing to encode: give at least one text or image")
+            raise BadArgument("nothing to encode: give at least one text or image")
         starts = range(0, len(things), batch_size)
         with torch.no_grad():
             return torch.cat([embed(things[i : i + batch_size]).float() for i in starts])
@@ -143,9 +143,9 @@ def _pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
 
 def _checked(folder: Path, batch_size: int) -> Path:
     if not folder.is_dir():
-        raise VlmEditError(f"no folder {folder}: give the folder of an encoder's model")
+        raise BadArgument(f"no folder {folder}: give the folder of an encoder's model")
     if batch_size < 1:
-        raise VlmEditError(f"batch_size is {batch_size}; at least one at once")
+        raise BadArgument(f"batch_size is {batch_size}; at least one at once")
     if not any(folder.rglob("*.safetensors")):
         raise VlmEditError(
             f"{folder} has no weights in safetensors; others can hold code and are not read: load "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 
 MODALITIES = ("image", "text")
 
@@ -37,12 +37,12 @@ class Mixed:
         known = [name for name in MODALITIES if name != "text"]
         for name, mask in self.masks.items():
             if name not in known:
-                raise VlmEditError(f"mask of {name!r}: give {', '.join(known)}; the rest is text")
+                raise BadArgument(f"mask of {name!r}: give {', '.join(known)}; the rest is text")
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-                raise VlmEditError(f"the mask of {name} tokens must be bool, got {kind}")
+                raise BadArgument(f"the mask of {name} tokens must be bool, got {kind}")
         if not self.masks:
-            raise VlmEditError(f"a mixed stream needs a mask of its {known[0]} tokens")
+            raise BadArgument(f"a mixed stream needs a mask of its {known[0]} tokens")
 
     @classmethod
     def of(cls, **masks: Tensor) -> Mixed:

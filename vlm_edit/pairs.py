@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Of the files themselves, whatever they are called. No PostScript: Pillow hands it to Ghostscript.
@@ -48,7 +48,7 @@ class Pairs:
         """Check kinds and lengths, and that every text says something."""
         for i, image in enumerate(self.images):
             if not isinstance(image, Image.Image | Path):
-                raise VlmEditError(
+                raise BadArgument(
                     f"{self.name}: image {i} is a {type(image).__name__}: pass PIL images or "
                     "pathlib paths"
                 )
@@ -60,7 +60,7 @@ class Pairs:
             i for i, text in enumerate(self.texts) if not (isinstance(text, str) and text.strip())
         ]
         if empty:
-            raise VlmEditError(
+            raise BadArgument(
                 f"{self.name}: {len(empty)} of {len(self.texts)} pairs have no text, the first is "
                 f"number {empty[0]} ({self.describe(empty[0])}): give it one or take it out"
             )
@@ -112,7 +112,7 @@ class Pairs:
     def batches(self, size: int) -> Iterator[range]:
         """Numbers of the pairs, ``size`` at a time."""
         if size < 1:
-            raise VlmEditError(f"batch size is {size}; it must be at least 1")
+            raise BadArgument(f"batch size is {size}; it must be at least 1")
         for start in range(0, len(self), size):
             yield range(start, min(start + size, len(self)))
 
@@ -227,7 +227,7 @@ def _read_csv(path: Path) -> Pairs:
             header = [name for name in reader.fieldnames or () if name]
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise VlmEditError(f"{path} is not a readable UTF-8 CSV file: {error}") from error
+        raise DamagedFile(f"{path} is not a readable UTF-8 CSV file: {error}") from error
     image = _column(path, header, IMAGE_COLUMNS, "images")
     text = _column(path, header, TEXT_COLUMNS, "texts")
     if not rows:
@@ -251,7 +251,7 @@ def _column(path: Path, header: list[str], names: tuple[str, ...], what: str) ->
     for name in names:
         if name in header:
             return name
-    raise VlmEditError(
+    raise UnknownName(
         f"{path} has no column of {what}: it has {', '.join(header) or 'none'}; "
         f"call one {' or '.join(names)}"
     )

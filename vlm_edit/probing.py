@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 
 _CHUNK = 1024
 
@@ -68,7 +68,7 @@ def probe_each(
 def _numbered(values: Tensor, labels: Sequence[str], folds: int) -> Tensor:
     names = sorted(set(labels))
     if len(values) != len(labels) or len(values) < folds or len(names) < 2:
-        raise VlmEditError(
+        raise BadArgument(
             f"a probe needs a label per case, two different ones and {folds} cases: got "
             f"{len(values)} cases, {len(labels)} labels, {len(names)} different"
         )
@@ -111,7 +111,7 @@ def hits(
         tensor([False])
     """
     if len(queries) != len(query_labels) or len(keys) != len(key_labels):
-        raise VlmEditError(
+        raise BadArgument(
             f"{len(queries)} queries and {len(keys)} keys need a label each, got "
             f"{len(query_labels)} and {len(key_labels)}"
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 _Z = 1.959963984540054
 
@@ -50,7 +50,7 @@ def proportion(successes: int, n: int) -> Estimate:
         .530 [.433, .625]
     """
     if not 0 <= successes <= n or n < 1:
-        raise VlmEditError(f"{successes} successes of {n} cases: a share needs 0 <= successes <= n")
+        raise BadArgument(f"{successes} successes of {n} cases: a share needs 0 <= successes <= n")
     p, z2 = successes / n, _Z**2 / n
     centre = (p + z2 / 2) / (1 + z2)
     half = _Z / (1 + z2) * math.sqrt(p * (1 - p) / n + z2 / (4 * n))
@@ -78,13 +78,13 @@ def auc(scores: Tensor, positive: Tensor) -> float:
         0.75
     """
     if positive.dtype != torch.bool or positive.shape != scores.shape:
-        raise VlmEditError(
+        raise BadArgument(
             f"positive must be [{len(scores)}] bool like the scores, got "
             f"{tuple(positive.shape)} {positive.dtype}"
         )
     unranked = int(scores.isnan().sum())
     if unranked:
-        raise VlmEditError(f"{unranked} of {len(scores)} scores are NaN: take those cases out")
+        raise BadArgument(f"{unranked} of {len(scores)} scores are NaN: take those cases out")
     yes, no = scores[positive].double(), scores[~positive].double()
     if not len(yes) or not len(no):
         return math.nan
@@ -204,7 +204,7 @@ def drawn_difference(own: Tensor, other: Tensor, draws: int = 2000, seed: int = 
         0.625
     """
     if own.ndim != 2 or other.ndim != 2 or own.shape[1:] != other.shape[1:]:
-        raise VlmEditError(
+        raise BadArgument(
             f"draws must be [k, n] and [l, n] of the same cases, got {tuple(own.shape)} and "
             f"{tuple(other.shape)}"
         )
@@ -238,7 +238,7 @@ def ratio_estimate(above: Tensor, below: Tensor, draws: int = 2000, seed: int = 
         seed: Of the draws.
     """
     if above.shape != below.shape or not len(above):
-        raise VlmEditError(
+        raise BadArgument(
             f"a ratio needs two figures of each case, got {len(above)} and {len(below)} cases"
         )
     generator = torch.Generator().manual_seed(seed)
@@ -298,7 +298,7 @@ def mcnemar(first: Tensor, second: Tensor) -> PairedTest:
         0.125
     """
     if first.dtype != torch.bool or second.dtype != torch.bool or first.shape != second.shape:
-        raise VlmEditError(
+        raise BadArgument(
             f"a paired test needs [n] bool of the same cases, got {tuple(first.shape)} "
             f"{first.dtype} and {tuple(second.shape)} {second.dtype}"
         )

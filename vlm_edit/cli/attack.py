@@ -17,7 +17,7 @@ from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
 from vlm_edit.controls import random_features
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.files import make_folder, packed, write_bytes, write_text
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch, load_patch
@@ -103,13 +103,13 @@ def _expect_consistent(options: argparse.Namespace) -> None:
     if options.name and not options.dictionary:
         raise VlmEditError(f"--class {options.name} is a class of features: name --dictionary")
     if options.name and options.site != "joint":
-        raise VlmEditError("--class needs --site joint, where a class's own effect is told")
+        raise BadArgument("--class needs --site joint, where a class's own effect is told")
     if options.question is not None:
         for name in ("label", "labels", "dictionary"):
             if getattr(options, name) is not None:
-                raise VlmEditError(f"--question attacks an answer: leave --{name} out")
+                raise BadArgument(f"--question attacks an answer: leave --{name} out")
     if options.most < 1 or any(not eps > 0 for eps in options.eps):
-        raise VlmEditError(f"--most {options.most}, --eps {options.eps}: both must be above 0")
+        raise BadArgument(f"--most {options.most}, --eps {options.eps}: both must be above 0")
 
 
 def _patch(name: str) -> Patch:
@@ -134,7 +134,7 @@ def _choice(options: argparse.Namespace, host: Host, pairs: Pairs) -> _Choice:
     own, prompt = list(pairs.texts), "{}"
     if options.label:
         if options.label not in pairs.columns:
-            raise VlmEditError(
+            raise UnknownName(
                 f"{pairs.name} has no column {options.label!r}: it has "
                 f"{', '.join(pairs.columns) or 'none'}"
             )
@@ -144,7 +144,7 @@ def _choice(options: argparse.Namespace, host: Host, pairs: Pairs) -> _Choice:
     if options.target and options.target not in names:
         names.append(options.target)
     if len(names) < 2:
-        raise VlmEditError(f"all images are {names}: give other classes with --labels")
+        raise BadArgument(f"all images are {names}: give other classes with --labels")
     if "{}" not in prompt:
         raise VlmEditError(f"--prompt {prompt!r} has no {{}} where the label goes")
     siglip = str(getattr(host.root.config, "model_type", "")).startswith("siglip")
@@ -324,7 +324,7 @@ def _through(
     live: Sequence[int]
 ) -> Table:  # fmt: skip
     if not chosen:
-        raise VlmEditError(f"no feature is {options.name}: give more pairs or another --class")
+        raise BadArgument(f"no feature is {options.name}: give more pairs or another --class")
     (random,) = random_features(chosen, live, 1, options.seed)
     with torch.no_grad():
         parts = [features(some) for some in one.images.split(options.batch_size)]

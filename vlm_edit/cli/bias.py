@@ -13,7 +13,7 @@ import torch
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.subject import load_dictionary, load_pairs, tell_left_out
 from vlm_edit.dictionaries import AnyDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.files import make_folder, write_text
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
@@ -160,7 +160,7 @@ def questions(pairs: Pairs, options: argparse.Namespace) -> Questions:
     attribute, label = options.attribute, options.label
     for name in filter(None, (attribute, label)):
         if name not in pairs.columns:
-            raise VlmEditError(
+            raise UnknownName(
                 f"{pairs.name} has no column {name!r}: it has "
                 f"{', '.join(pairs.columns) or 'none'}; name one with --attribute or --label"
             )
@@ -218,7 +218,7 @@ def _queries(
 def _read(options: argparse.Namespace) -> Pairs:
     if options.data.startswith(ZOO):
         if options.split:
-            raise VlmEditError(f"{options.data} has no splits: leave --split out")
+            raise BadArgument(f"{options.data} has no splits: leave --split out")
         return load_pairs(options.data)
     return read_any(options.data, options.split)
 
@@ -227,7 +227,7 @@ def _drawn(pairs: Pairs, options: argparse.Namespace) -> Pairs:
     if options.most is None or options.most >= len(pairs):
         return pairs
     if options.most < 2:
-        raise VlmEditError(f"--most {options.most}: at least 2 images are needed")
+        raise BadArgument(f"--most {options.most}: at least 2 images are needed")
     generator = torch.Generator().manual_seed(options.seed)
     order = torch.randperm(len(pairs), generator=generator)[: options.most]
     return pairs.select(sorted(order.tolist()))
@@ -238,7 +238,7 @@ def _expect_enough(study: Study, sides: tuple[Sequence[int], Sequence[int]]) -> 
         groups = [study.groups[i] for i in side]
         for value in study.questions.values:
             if groups.count(value) < _FEWEST:
-                raise VlmEditError(
+                raise BadArgument(
                     f"{groups.count(value)} images of {study.questions.attribute} {value!r} to "
                     f"{name}: it takes {_FEWEST}; give more images, another --seed, or other "
                     "--values"

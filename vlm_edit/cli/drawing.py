@@ -21,7 +21,7 @@ from vlm_edit.cli.pipeline import KIND, SHIPPED, embed, load_pipeline, read
 from vlm_edit.cli.subject import load_dictionary, load_pairs, run_of
 from vlm_edit.dictionaries import Dictionary, PairedDictionary
 from vlm_edit.dominance import Cut
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.files import packed, write_bytes
 from vlm_edit.measurement import Measurement, measure
 from vlm_edit.patches import Patch
@@ -114,7 +114,7 @@ def draw(options: argparse.Namespace) -> int:
     pipe = load_pipeline(options.pipeline)
     dictionary = load_dictionary(options)
     if isinstance(dictionary, PairedDictionary):
-        raise VlmEditError("draw takes codes over, and a paired dictionary has one per stream")
+        raise BadArgument("draw takes codes over, and a paired dictionary has one per stream")
     run = run_of(options.run_folder, pipe.clip, dictionary) if options.run_folder else None
     features = _features(options, pipe, dictionary, run, [c for c in classes if c != WHOLE])
     taken: list[tuple[str, str | Image.Image | None, Tensor | None]] = [
@@ -148,10 +148,10 @@ def _expect_reference(options: argparse.Namespace) -> list[str]:
     """The classes asked for; whether there is a reference must go with the rule."""
     if options.rule == "blend":
         if not options.reference:
-            raise VlmEditError("--rule blend takes features of something: name it with --reference")
+            raise BadArgument("--rule blend takes features of something: name it with --reference")
         return list(dict.fromkeys(options.classes or [*CLASSES, WHOLE]))
     if options.reference:
-        raise VlmEditError(
+        raise BadArgument(
             f"--rule {options.rule} changes the prompt's own features: leave --reference out"
         )
     if WHOLE in (options.classes or ()):
@@ -161,9 +161,9 @@ def _expect_reference(options: argparse.Namespace) -> list[str]:
 
 def _expect_numbers(options: argparse.Namespace) -> None:
     if options.steps is not None and options.steps < 1:
-        raise VlmEditError(f"--steps {options.steps}: it must be at least 1")
+        raise BadArgument(f"--steps {options.steps}: it must be at least 1")
     if not 0 <= options.seed < 2**63:
-        raise VlmEditError(f"--seed {options.seed}: give a number from 0 to 2**63 - 1")
+        raise BadArgument(f"--seed {options.seed}: give a number from 0 to 2**63 - 1")
 
 
 def _expect_out(options: argparse.Namespace) -> None:
@@ -267,7 +267,7 @@ def _features(
     chosen = {name: by_class(found.dominance, cast("Any", name), options.cuts) for name in classes}
     for name, features in chosen.items():
         if not features:
-            raise VlmEditError(
+            raise BadArgument(
                 f"no feature is of class {name} by the cuts {options.cuts}: leave it out, or try "
                 "other --cuts"
             )
@@ -282,7 +282,7 @@ def _strengths(told: str) -> list[float]:
         except ValueError:
             value = math.nan
         if not -_FARTHEST <= value <= _FARTHEST:
-            raise VlmEditError(
+            raise BadArgument(
                 f"--strength {told}: give numbers from -{_FARTHEST} to {_FARTHEST}, such as "
                 f"0,0.5,1, got {part!r}"
             )

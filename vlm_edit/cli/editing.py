@@ -13,7 +13,7 @@ from vlm_edit.cli.patching import expect_folder_of
 from vlm_edit.cli.subject import Subject, tell_left_out
 from vlm_edit.dominance import Cut
 from vlm_edit.edits import Rule, rule_from_dict
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.measurement import Measurement
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.report import Table
@@ -93,7 +93,7 @@ def _expect_one_way(options: argparse.Namespace) -> None:
     making = ("dictionary", "cuts", "rule", "factor", "value", "amount", "strength", "tokens")
     given = [name for name in making if getattr(options, name) is not None]
     if given:
-        raise VlmEditError(f"--patch applies a patch as it was saved: leave --{given[0]} out")
+        raise BadArgument(f"--patch applies a patch as it was saved: leave --{given[0]} out")
 
 
 def _rule(options: argparse.Namespace, features: Sequence[int]) -> Rule:
@@ -102,7 +102,7 @@ def _rule(options: argparse.Namespace, features: Sequence[int]) -> Rule:
     given = {name for name in ("factor", "value", "amount") if getattr(options, name) is not None}
     if given != ({needed} if needed else set()):
         mend = f"--{needed} and nothing else" if needed else "none of --factor, --value, --amount"
-        raise VlmEditError(f"--rule {kind} takes {mend}")
+        raise BadArgument(f"--rule {kind} takes {mend}")
     values = {needed: getattr(options, needed)} if needed else {}
     strength = 1.0 if options.strength is None else options.strength
     return rule_from_dict({"kind": kind, "features": features, "strength": strength, **values})
@@ -112,4 +112,4 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise VlmEditError(f"--features takes numbers such as 3,17,40, got {text!r}") from error
+        raise BadArgument(f"--features takes numbers such as 3,17,40, got {text!r}") from error

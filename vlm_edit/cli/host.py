@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.loading import expect_diffusers, one_line
 from vlm_edit.sites import Host
 
@@ -52,7 +52,7 @@ def load_model(path: str) -> Host:
     if (folder / "model_index.json").is_file():
         return _load_pipeline(folder)
     if not (folder / "config.json").is_file():
-        raise VlmEditError(
+        raise BadArgument(
             f"no model at {path!r}: it must be a folder with a config.json, as "
             f"model.save_pretrained(folder) writes it (a pipeline's has a model_index.json), or "
             f"{ZOO}emoji-clip or {ZOO}emoji-llava"
@@ -102,7 +102,7 @@ def _load_from_zoo(name: str) -> Host:
         f"{ZOO}emoji-llava": zoo.load_llava,
     }
     if name not in hosts:
-        raise VlmEditError(f"the zoo has no model {name!r}: it has {', '.join(hosts)}")
+        raise UnknownName(f"the zoo has no model {name!r}: it has {', '.join(hosts)}")
     return Host.of(*hosts[name]())
 
 

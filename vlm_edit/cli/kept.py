@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from PIL import PngImagePlugin
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import DamagedFile, VlmEditError
 from vlm_edit.files import locked, make_folder, packed, write_new
 from vlm_edit.pairs import open_image, size_of
 from vlm_edit.report import Examples, Picture, Table
@@ -109,7 +109,7 @@ def _edit(file: Path) -> tuple[str | None, tuple[Table, Examples]]:
         shown = Examples(title, [(int(n), lines) for n, lines in items], note)
         return told.get(_RUN), (Table(*told["table"]), shown)
     except (ValueError, KeyError, TypeError) as error:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{file} is damaged: delete it, or edit again with --run {file.parents[1]}"
         ) from error
 
@@ -124,7 +124,7 @@ def _picture(file: Path) -> tuple[str | None, Picture]:
             found = Picture(words[_TITLE], image.copy(), words[_TOLD], words[_NOTE])
             return None if whose is None else str(whose), found
     except VlmEditError as error:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{file} is damaged: delete it, or draw again with --run {file.parents[1]}"
         ) from error
 

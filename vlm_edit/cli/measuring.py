@@ -14,7 +14,7 @@ from vlm_edit.cli import kept
 from vlm_edit.cli.host import ZOO
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
 from vlm_edit.encoders import image_encoder, text_encoder
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.files import locked, make_folder
 from vlm_edit.measurement import (
     Judge,
@@ -45,7 +45,7 @@ def _measure(options: argparse.Namespace) -> int:
     out = Path(options.out)
     part, parts = _part(options.part)
     if parts > 1 and options.centred:
-        raise VlmEditError("--centred measures twice and cannot be cut into parts: leave one out")
+        raise BadArgument("--centred measures twice and cannot be cut into parts: leave one out")
     judge = _judge(options)
     subject = Subject.load(options)
     if options.centred:
@@ -136,7 +136,7 @@ def _pairs_of(found: Measurement, named: str | None) -> Pairs:
     own = "texts" in told or told.get("name") == f"{ZOO}pairs"
     source = named or (told.get("name") if own else None)
     if not isinstance(source, str):
-        raise VlmEditError("the run does not say which pairs it measured: name them with --pairs")
+        raise CannotKnow("the run does not say which pairs it measured: name them with --pairs")
     try:
         pairs = load_pairs(source)
     except VlmEditError as error:
@@ -179,7 +179,7 @@ def _part(text: str) -> tuple[int, int]:
     try:
         i, n = (int(number) for number in text.split("/"))
     except ValueError as error:
-        raise VlmEditError(f"--part takes I/N, such as 2/4, got {text!r}") from error
+        raise BadArgument(f"--part takes I/N, such as 2/4, got {text!r}") from error
     if not 1 <= i <= n:
-        raise VlmEditError(f"--part {text}: I must lie between 1 and N")
+        raise BadArgument(f"--part {text}: I must lie between 1 and N")
     return i - 1, n

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_edit.cli.host import ZOO
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
 from vlm_edit.loading import expect_diffusers, one_line
 from vlm_edit.pairs import IMAGE_ENDINGS, as_seen, open_image
 from vlm_edit.tasks.generation import read_reference
@@ -30,7 +30,7 @@ def load_pipeline(name: str) -> Any:
 
         from vlm_edit.zoo.unclip import UnclipPipeline
     except ImportError as error:
-        raise VlmEditError(
+        raise BadArgument(
             f"drawing needs diffusers ({error}): pip install 'vlm-edit[diffusion]'"
         ) from error
     diffusers.utils.logging.disable_progress_bar()
@@ -60,11 +60,11 @@ def _expect_kind(name: str) -> None:
     """Look at the class that a folder names before diffusers builds another of it."""
     index = Path(name) / "model_index.json"
     if not index.is_file():
-        raise VlmEditError(f"no pipeline at {name!r}: it must be a folder with a model_index.json")
+        raise BadArgument(f"no pipeline at {name!r}: it must be a folder with a model_index.json")
     try:
         told = json.loads(index.read_text("utf-8")).get("_class_name")
     except (ValueError, AttributeError) as error:
-        raise VlmEditError(f"{index} is damaged ({error}): save the pipeline again") from error
+        raise DamagedFile(f"{index} is damaged ({error}): save the pipeline again") from error
     if told != KIND:
         raise VlmEditError(
             f"{name} is a pipeline of class {told}, and draw knows {KIND}: edit others in Python, "

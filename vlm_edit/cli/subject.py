@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
-from vlm_edit.errors import VlmEditError, line
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError, WrongHost, line
 from vlm_edit.measurement import (
     Measurement,
     Reader,
@@ -58,7 +58,7 @@ def load_dictionary(options: argparse.Namespace) -> Dictionary | PairedDictionar
         found: Dictionary | PairedDictionary[Dictionary] = read_dictionary(name, **told)
         return found
     if told:
-        raise VlmEditError(f"{name} needs none of --dictionary-{', --dictionary-'.join(told)}")
+        raise BadArgument(f"{name} needs none of --dictionary-{', --dictionary-'.join(told)}")
     from vlm_edit import zoo
 
     return zoo.load_dictionary(name.removeprefix(ZOO))
@@ -189,7 +189,7 @@ class Subject:
     def expect_joint(self) -> None:
         """Refuse a host whose retrieval cannot be shown, before anything is measured."""
         if "joint" not in self.host.sites:
-            raise VlmEditError(
+            raise UnknownName(
                 f"edit compares retrieval, and {self.host.kind.__name__} has no site 'joint': "
                 "make the patch in Python (README), as vlm-edit demo --llava does"
             )
@@ -229,7 +229,7 @@ def run_of(
     """
     found = load_measurement(folder)
     if found.site not in host.sites:
-        raise VlmEditError(
+        raise BadArgument(
             f"{folder} measured {found.site}, which {host.kind.__name__} lacks: name a run of "
             "this model, or leave --run out"
         )
@@ -245,7 +245,7 @@ def run_of(
     }
     for what, holds in same.items():
         if not holds:
-            raise VlmEditError(
+            raise WrongHost(
                 f"{folder} is a run with another {what}: measure this one first, or leave --run out"
             )
     return found

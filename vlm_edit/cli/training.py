@@ -21,7 +21,7 @@ from vlm_edit.dictionaries import (
     train_dictionary,
     train_paired,
 )
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 from vlm_edit.files import make_folder
 from vlm_edit.measurement import collect
 from vlm_edit.report import Table
@@ -32,7 +32,7 @@ def train(options: argparse.Namespace) -> int:
     pairs, out = load_pairs(options.pairs), Path(options.out)
     kept = round(len(pairs) * (1 - options.held_out))
     if not 0 < kept < len(pairs):
-        raise VlmEditError(
+        raise BadArgument(
             f"--held-out {options.held_out} of {len(pairs)} pairs leaves {kept} to train on: both "
             "parts need at least one"
         )
@@ -52,7 +52,7 @@ def train(options: argparse.Namespace) -> int:
     host = load_host(options.model)
     site = host.site(options.site)
     if config.paired and site.name != "joint":
-        raise VlmEditError(
+        raise BadArgument(
             f"--kind {config.kind} learns from pairs of one activation each, and at site "
             f"{site.name!r} a pair has several or one stream alone: take --site joint"
         )

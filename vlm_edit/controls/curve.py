@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
 from vlm_edit.controls.features import activity, expect_choice, expect_known, norm_matched, orders
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.statistics import Estimate, mean_estimate
 
 Metric = Callable[[list[int]], Tensor | Sequence[float] | Sequence[bool]]
@@ -192,7 +192,7 @@ class _Reader:
             values = torch.as_tensor(self.metric(list(key))).double().cpu()
             first = next(iter(self.known.values()), values)
             if values.ndim != 1 or values.shape != first.shape or not len(values):
-                raise VlmEditError(
+                raise BadArgument(
                     "the metric must give one value per case, of the same cases each time, got "
                     f"{tuple(values.shape)} after {tuple(first.shape)}"
                 )
@@ -207,4 +207,4 @@ def _expect_fractions(features: Sequence[int], fractions: Sequence[float]) -> No
         raise VlmEditError("the class has no feature: there is nothing to delete")
     rising = all(a < b for a, b in zip(fractions, fractions[1:], strict=False))
     if len(fractions) < 2 or not rising or fractions[0] < 0 or fractions[-1] > 1:
-        raise VlmEditError(f"fractions must rise within [0, 1], two at least, got {fractions}")
+        raise BadArgument(f"fractions must rise within [0, 1], two at least, got {fractions}")

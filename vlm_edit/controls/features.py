@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 _SCRATCH = 1 << 20  # numbers held at once: 8 MiB in float64
 
@@ -153,7 +153,7 @@ def deletion_norms(
     """
     sparse = SparseCodes.of(codes)
     if decoder.ndim != 2 or sparse.n_features != len(decoder):
-        raise VlmEditError(
+        raise BadArgument(
             f"codes of {sparse.n_features} features need a decoder of as many rows, got "
             f"{tuple(decoder.shape)}"
         )
@@ -241,7 +241,7 @@ def _crossing(codes: SparseCodes, decoder: Tensor, order: Tensor, goal: float) -
 def expect_choice(features: Sequence[int], live: Sequence[int], draws: int) -> None:
     """Refuse no draw, and fewer features to choose from than are asked for."""
     if draws < 1:
-        raise VlmEditError(f"draws is {draws}; a control needs at least one")
+        raise BadArgument(f"draws is {draws}; a control needs at least one")
     if not len(live) or len(features) > len(live):
         raise VlmEditError(
             f"{len(features)} features are to be matched, and there are {len(live)} to choose from"

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vlm_edit.codes import active_places
 from vlm_edit.dictionaries.topk import top_k
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.registry import Registry
 
 
@@ -134,7 +134,7 @@ def activation_of(
         if (value is not None) != (option in kind.takes):
             raise VlmEditError(f"{option} goes with {_takers(option)}")
     if k is not None and not 1 <= k <= m:
-        raise VlmEditError(f"k is {k}; it must lie between 1 and the {m} features")
+        raise BadArgument(f"k is {k}; it must lie between 1 and the {m} features")
     made = kind(k, threshold)
     made.expect(m)
     return made

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.norms import norm_names
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError, WrongHost
 from vlm_edit.modality import Mixed, Modality, part_of
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def check(dictionary: Dictionary, x: Tensor, stream: Modality | None = None) -> 
 
 def _flat(dictionary: Dictionary, x: Tensor, stream: Modality | None) -> _Batch:
     if x.ndim < 1 or x.shape[-1] != dictionary.width:
-        raise VlmEditError(
+        raise WrongHost(
             f"activations of shape {tuple(x.shape)} meet a dictionary of width "
             f"{dictionary.width}: is it another layer's or another host's?"
         )
@@ -140,7 +140,7 @@ def _flat(dictionary: Dictionary, x: Tensor, stream: Modality | None) -> _Batch:
         )
     flat = x.detach().reshape(-1, x.shape[-1]).float()
     if len(flat) < 2 or not bool(flat.isfinite().all()) or not bool((flat != flat[0]).any()):
-        raise VlmEditError(
+        raise BadArgument(
             f"a check needs at least two activations that differ, all finite; got {len(flat)}: "
             "some hundreds tell more"
         )

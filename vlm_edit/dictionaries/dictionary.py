@@ -16,7 +16,7 @@ from vlm_edit.dictionaries.check import Check, check
 from vlm_edit.dictionaries.encoder import Encoder, autocast_off, expect, move
 from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.origin import expect_site as expect_site
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.modality import Mixed, Modality
 
 _ROWS = 4096
@@ -333,7 +333,7 @@ class Dictionary:
         encoder, scale = self.encoder, torch.as_tensor(scale).float().expand(self.width)
         expect("mean", mean, (self.width,))
         if not bool((scale > 0).all()):
-            raise VlmEditError("every scale must be above 0: a dimension that never moves has 1")
+            raise BadArgument("every scale must be above 0: a dimension that never moves has 1")
         if not encoder.normaliser.plain or encoder.centers:
             raise VlmEditError(
                 "standardise activations only for a dictionary without norm and centers"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries.activations import Activation, activation_of
 from vlm_edit.dictionaries.norms import Norm, norm_of
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError, WrongHost
 from vlm_edit.modality import MODALITIES, Mixed, Modality
 
 # Pre-activations at a time: 8 MiB of float32, which the caches about hold. At least so many rows,
@@ -63,13 +63,13 @@ class Encoder:
     def __post_init__(self) -> None:
         """Check shapes and options; nothing is guessed."""
         if self.weight.ndim != 2:
-            raise VlmEditError(f"encoder weight must be [d, m], got {tuple(self.weight.shape)}")
+            raise BadArgument(f"encoder weight must be [d, m], got {tuple(self.weight.shape)}")
         d, m = self.weight.shape
         expect("encoder weight", self.weight, (d, m))
         expect("encoder bias", self.bias, (m,))
         for name, center in self.centers.items():
             if name not in MODALITIES:
-                raise VlmEditError(f"center of unknown stream {name!r}: use 'image' and 'text'")
+                raise UnknownName(f"center of unknown stream {name!r}: use 'image' and 'text'")
             expect(f"center of the {name} stream", center, (d,))
         if self.subtract is not None:
             expect("subtract", self.subtract, (d,))
@@ -79,7 +79,7 @@ class Encoder:
         if self.threshold is not None:
             expect("threshold", self.threshold, (m,))
         if self.soft_cap is not None and not 0 < self.soft_cap < float("inf"):
-            raise VlmEditError(f"soft_cap is {self.soft_cap}; it must be a number above 0")
+            raise BadArgument(f"soft_cap is {self.soft_cap}; it must be a number above 0")
 
     @property
     def competes(self) -> bool:
@@ -213,7 +213,7 @@ class Encoder:
     def expect_width(self, x: Tensor) -> None:
         """Refuse activations of another width."""
         if x.shape[-1] != self.weight.shape[0]:
-            raise VlmEditError(
+            raise WrongHost(
                 f"activations of width {x.shape[-1]} meet a dictionary of width "
                 f"{self.weight.shape[0]}: is it another layer's or another host's?"
             )
@@ -268,7 +268,7 @@ class Encoder:
         elif all(name in self.centers for name in stream.names):
             return stream.pick(self.centers)
         here = "'mixed'" if isinstance(stream, Mixed) else repr(stream)
-        raise VlmEditError(
+        raise BadArgument(
             f"this dictionary centres each stream apart (it has {sorted(self.centers)}), and "
             f"the stream here is {here}: pass stream='image' or stream='text'"
         )

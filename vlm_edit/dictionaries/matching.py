@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.paired import PairedDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 Similarity = Literal["correlation", "decoder"]
 _ROWS = 4096
@@ -55,7 +55,7 @@ def match_dictionaries(
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
-        raise VlmEditError(
+        raise BadArgument(
             "matching needs scipy's linear_sum_assignment: pip install 'vlm-edit[match]'"
         ) from error
     if by not in get_args(Similarity):
@@ -72,12 +72,12 @@ def match_dictionaries(
 def _expect_pairs(streams: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:
     shapes = {name: tuple(x.shape) for name, x in (streams or {}).items()}
     if streams is None or set(shapes) != {"image", "text"} or len(set(shapes.values())) != 1:
-        raise VlmEditError(
+        raise BadArgument(
             "to match by correlation takes activations of pairs: tensors 'image' and 'text' with "
             f"as many rows, row i of both a pair; got {shapes or None}"
         )
     if len(streams["image"]) < 2:
-        raise VlmEditError(f"a correlation needs at least 2 pairs, got {len(streams['image'])}")
+        raise BadArgument(f"a correlation needs at least 2 pairs, got {len(streams['image'])}")
     return streams["image"], streams["text"]
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import WrongHost
 
 _MEND = "dataclasses.replace(dictionary, info={}) lets it through"
 _LAYER = {"layers", "layer", "blocks", "block", "resblocks", "resblock", "h"}
@@ -66,7 +66,7 @@ def expect_origin(info: Mapping[str, str], site: str, model_name: str | None = N
         >>> expect_origin({"hook_name": "model.layers.24"}, "language.23")
         Traceback (most recent call last):
         ...
-        vlm_edit.errors.VlmEditError: the dictionary was trained at 'model.layers.24', not at ...
+        vlm_edit.errors.WrongHost: the dictionary was trained at 'model.layers.24', not at ...
     """
     expect_site(info, site)
     expect_model(info.get("model_name"), model_name)
@@ -82,7 +82,7 @@ def expect_site(info: Mapping[str, str], site: str) -> None:
     site = _own(site)
     if trained is not None:
         if trained not in (whole, site):
-            raise VlmEditError(
+            raise WrongHost(
                 f"the dictionary was trained at site {trained!r}, not at {whole!r}, where its "
                 f"features mean nothing; {_MEND}"
             )
@@ -96,12 +96,12 @@ def expect_site(info: Mapping[str, str], site: str) -> None:
         if layer is not None and site != "joint":
             place, told = _Place(layer, tower=place.tower), f"layer {layer}"
     if place.part:
-        raise VlmEditError(
+        raise WrongHost(
             f"the dictionary was trained at {told}, a part inside of a layer; site {whole!r} is a "
             f"layer's output, where its features mean nothing; {_MEND}"
         )
     if _differs(place, site):
-        raise VlmEditError(
+        raise WrongHost(
             f"the dictionary was trained at {told}, not at {whole!r}, where its features mean "
             f"nothing; {_MEND}"
         )
@@ -117,7 +117,7 @@ def expect_model(trained: str | None, model_name: str | None) -> None:
     """
     ours, theirs = _hub_name(trained), _hub_name(model_name)
     if ours and theirs and ours != theirs:
-        raise VlmEditError(
+        raise WrongHost(
             f"the dictionary was trained on {trained!r}, and this host is {model_name!r}, whose "
             f"features differ; if it has the same weights, {_MEND}"
         )

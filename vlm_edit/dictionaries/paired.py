@@ -15,7 +15,7 @@ from vlm_edit.dictionaries.check import Check
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.origin import expect_site
 from vlm_edit.dictionaries.stored import StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.modality import Mixed, Modality
 
 STREAMS: tuple[Literal["image"], Literal["text"]] = ("image", "text")
@@ -53,7 +53,7 @@ class PairedDictionary(Generic[Half]):
         """Refuse two that cannot belong together."""
         sizes = [(half.n_features, half.width) for half in (self.image, self.text)]
         if sizes[0] != sizes[1]:
-            raise VlmEditError(
+            raise BadArgument(
                 "dictionaries of a pair need as many features and one width; image has "
                 f"{sizes[0][0]} of width {sizes[0][1]}, text {sizes[1][0]} of {sizes[1][1]}"
             )
@@ -87,7 +87,7 @@ class PairedDictionary(Generic[Half]):
             VlmEditError: Another stream than ``image`` or ``text``.
         """
         if stream not in STREAMS:
-            raise VlmEditError(
+            raise BadArgument(
                 "this is a dictionary for each stream, and the stream here is "
                 f"{stream!r}: pass stream='image' or stream='text'"
             )

@@ -17,7 +17,7 @@ from vlm_edit.dictionaries.dictionary import Dictionary, Slice, expect_features,
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.streaming import Contest, decode_parts, encode_parts
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import DamagedFile, VlmEditError
 from vlm_edit.modality import Mixed, Modality
 
 # Numbers of a matrix in memory at a time: 64 MiB, which malloc gives back to the system when freed.
@@ -75,7 +75,7 @@ class Rows:
             rows *= self.scale.float()
         # The extremes are NaN if anything is, and take no memory. A gain may overflow, too.
         if rows.numel() and not bool(torch.stack(rows.aminmax()).isfinite().all()):
-            raise VlmEditError(f"{self.name} holds NaN or infinity: the file is damaged")
+            raise DamagedFile(f"{self.name} holds NaN or infinity: the file is damaged")
         return rows
 
 
@@ -136,7 +136,7 @@ class StoredDictionary:
             if vector is not None and tuple(vector.shape) != (size,):
                 raise VlmEditError(f"{name} has shape {tuple(vector.shape)}, expected {(size,)}")
             if vector is not None and not bool(vector.isfinite().all()):
-                raise VlmEditError(f"{name} holds NaN or infinity: the file is damaged")
+                raise DamagedFile(f"{name} holds NaN or infinity: the file is damaged")
 
     @property
     def width(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dominance.flips import LEVELS
 from vlm_edit.dominance.result import ONE, Dominance, Zeros
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
 
 # Sums of ratios, each at most ONE = 2**41, stay exact in int64.
 _MOST_PAIRS = 1 << 21
@@ -49,7 +49,7 @@ class DominanceAccumulator:
 
     def __init__(self, n_features: int, zeros: Zeros = "skip") -> None:
         if zeros not in get_args(Zeros):
-            raise VlmEditError(f"unknown convention zeros={zeros!r}: use {get_args(Zeros)}")
+            raise UnknownName(f"unknown convention zeros={zeros!r}: use {get_args(Zeros)}")
         self.zeros: Zeros = zeros
         self.n_pairs = 0
         self._ratios = torch.zeros(3 if zeros == "epsilon" else 2, n_features, dtype=torch.int64)
@@ -77,7 +77,7 @@ class DominanceAccumulator:
         self._expect_room(len(image_codes))
         image, text = (SparseCodes.of(codes).to("cpu") for codes in (image_codes, text_codes))
         if not all(_finite(codes.values) for codes in (image, text)):
-            raise VlmEditError(
+            raise BadArgument(
                 "codes hold NaN or infinity: a host in float16 may overflow; use float32"
             )
         for block in _blocks(image, text):
@@ -174,7 +174,7 @@ class DominanceAccumulator:
             VlmEditError: No pair yet.
         """
         if self.n_pairs == 0:
-            raise VlmEditError("no pairs measured: dominance needs at least one")
+            raise BadArgument("no pairs measured: dominance needs at least one")
         image, text, both = self._counts
         levels = self._levels.clone()
         levels[:, -1] += image - both

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 
 class GapAccumulator:
@@ -101,7 +101,7 @@ class GapAccumulator:
 
     def _per_pair(self, row: int) -> Mapping[str, Tensor]:
         if not self._count:
-            raise VlmEditError("no embeddings measured: the gap needs at least one pair")
+            raise BadArgument("no embeddings measured: the gap needs at least one pair")
         return {name: total[row] / self._count for name, total in self._sums.items()}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vlm_edit.dominance.flips import flip_p, flipped_sums, level_sums
 from vlm_edit.dominance.pairing import fisher_p
 from vlm_edit.dominance.scores import activity_information, mean_ratio_interval, pearson
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.statistics import Estimate, benjamini_hochberg
 
 Zeros = Literal["skip", "half", "epsilon"]
@@ -108,7 +108,7 @@ class Dominance:
             (1.0, 0.75)
         """
         if zeros not in get_args(Zeros):
-            raise VlmEditError(f"unknown convention zeros={zeros!r}: use {get_args(Zeros)}")
+            raise UnknownName(f"unknown convention zeros={zeros!r}: use {get_args(Zeros)}")
         if zeros == "epsilon" and len(self.ratios) < 3:
             raise VlmEditError("epsilon changes every ratio: measure with zeros='epsilon'")
         return dataclasses.replace(self, zeros=zeros)
@@ -347,7 +347,7 @@ class Dominance:
             By class, the mean size and the range that holds 95 % of the draws.
         """
         if draws < 1:
-            raise VlmEditError(f"draws={draws}: chance needs at least one draw")
+            raise BadArgument(f"draws={draws}: chance needs at least one draw")
         sums, live = flipped_sums(self.levels, draws, seed), ~self.dead
         p = flip_p(self.levels, sums) if rule == "significant" else None
         most = len(self.levels[0]) - 1
@@ -391,7 +391,7 @@ def _sd(live: Tensor) -> float:
 
 def _cuts(live: Tensor, rule: Cut, low: float, high: float) -> tuple[float, float]:
     if rule not in get_args(Cut):
-        raise VlmEditError(f"unknown rule {rule!r} for classes: use {get_args(Cut)}")
+        raise UnknownName(f"unknown rule {rule!r} for classes: use {get_args(Cut)}")
     if rule == "sd":
         mean, sd = float(live.mean()), _sd(live)
         return mean - sd, mean + sd

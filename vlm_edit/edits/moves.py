@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.edits.rule import Rule, numbers
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 
 class Move(Rule):
@@ -100,13 +100,13 @@ class Detect(Move):
         if name != "mode":
             return super()._checked(name)
         if self.mode not in ("replace", "add"):
-            raise VlmEditError(f"Detect: mode is {self.mode!r}; use 'replace' or 'add'")
+            raise BadArgument(f"Detect: mode is {self.mode!r}; use 'replace' or 'add'")
         return self.mode
 
     def prepare(self, rows: Tensor) -> Tensor:
         """The vector, if it is as wide as the rows."""
         if len(self.vector) != rows.shape[1]:
-            raise VlmEditError(
+            raise BadArgument(
                 f"Detect: vector has {len(self.vector)} numbers, the dictionary's activations "
                 f"{rows.shape[1]}: it must be of the site's width"
             )

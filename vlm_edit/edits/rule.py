@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Rule:
             listed = tuple(listed)
             features = tuple(index(f) for f in listed)
         except TypeError as error:
-            raise VlmEditError(
+            raise BadArgument(
                 f"{name}: features must be whole numbers, got {self.features!r}"
             ) from error
         if any(isinstance(f, bool) for f in listed):
-            raise VlmEditError(
+            raise BadArgument(
                 f"{name}: features is a mask; give the numbers, such as mask.nonzero()[:, 0]"
             )
         if not features:
-            raise VlmEditError(f"{name} needs at least one feature: features is empty")
+            raise BadArgument(f"{name} needs at least one feature: features is empty")
         if len(set(features)) < len(features):
             twice = Counter(features).most_common(1)[0][0]
             raise VlmEditError(f"{name}: feature {twice} is listed more than once")
@@ -98,7 +98,7 @@ def finite(rule: str, name: str, value: object) -> float:
     """A number that float32 can hold."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(cast("float", value)) <= torch.finfo(torch.float32).max:
-        raise VlmEditError(f"{rule}: {name} must be a finite number, got {value!r}")
+        raise BadArgument(f"{rule}: {name} must be a finite number, got {value!r}")
     return cast("float", value)
 
 
@@ -106,12 +106,12 @@ def numbers(rule: str, name: str, values: object) -> tuple[float, ...]:
     """Such numbers."""
     listed = getattr(values, "tolist", lambda: values)()
     if isinstance(listed, str) or not isinstance(listed, Iterable):
-        raise VlmEditError(f"{rule}: {name} must be a list of numbers, got {values!r}")
+        raise BadArgument(f"{rule}: {name} must be a list of numbers, got {values!r}")
     return tuple(finite(rule, name, value) for value in listed)
 
 
 def flag(rule: str, name: str, value: object) -> bool:
     """A bool."""
     if not isinstance(value, bool):
-        raise VlmEditError(f"{rule}: {name} must be True or False, got {value!r}")
+        raise BadArgument(f"{rule}: {name} must be True or False, got {value!r}")
     return value

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_edit.edits.moves import Push
 from vlm_edit.edits.rule import Rule, flag, numbers
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Blend(Rule):
             return super()._checked(name)
         found = numbers("Blend", name, self.reference)
         if len(found) != len(self.features):
-            raise VlmEditError(
+            raise BadArgument(
                 f"Blend: reference has {len(found)} values for {len(self.features)} features: give "
                 "one for each, in their order"
             )

@@ -14,7 +14,7 @@ from vlm_edit.edits.gate import Gate
 from vlm_edit.edits.moves import Move
 from vlm_edit.edits.rule import Rule
 from vlm_edit.edits.rules import Steer
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
 from vlm_edit.modality import Modality
 
 
@@ -56,7 +56,7 @@ class Splice:
     def __post_init__(self) -> None:
         """Find where each rule's features stand among the touched ones, and what moves need."""
         if not self.rules:
-            raise VlmEditError("an edit needs at least one rule, such as Ablate([3])")
+            raise BadArgument("an edit needs at least one rule, such as Ablate([3])")
         part = self.slice
         _expect_finite(part, self.gate)
         acting = tuple(rule.acting() for rule in self.rules)
@@ -290,7 +290,7 @@ def _expect_finite(part: Slice, gate: Gate | None) -> None:
         if tensor is None or not tensor.numel():
             continue
         if not bool(torch.stack(tensor.detach().aminmax()).isfinite().all()):  # no copy of it
-            raise VlmEditError(
+            raise DamagedFile(
                 f"the {name} of features {_first(part.features)} holds NaN or infinity: fetch the "
                 "dictionary or the patch anew, or train it again"
             )

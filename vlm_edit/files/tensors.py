@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import DamagedFile, VlmEditError
 from vlm_edit.files.whole import write_bytes
 
 HEADER = "vlm_edit"
@@ -89,13 +89,13 @@ def read_tensors(
             json.loads(metadata[HEADER], parse_constant=_refuse) if HEADER in metadata else None
         )
     except (SafetensorError, OSError, LookupError, ValueError, RecursionError) as error:
-        raise VlmEditError(f"{path} is not a readable safetensors file: {error}") from error
+        raise DamagedFile(f"{path} is not a readable safetensors file: {error}") from error
     if not isinstance(header, dict):
         raise VlmEditError(
             f"{path} is a safetensors file but not a {what}: it has no {HEADER!r} header"
         )
     if verify and CHECKSUM in header and not has_checksum(header, tensors):
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path} is damaged: it does not hold what was saved, a byte or more of the {what} has "
             "changed; take a copy of it, or delete it and make it anew"
         )

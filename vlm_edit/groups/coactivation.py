@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 _ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 # Below this share of the mean square, a variance is what rounding leaves of none.
@@ -70,7 +70,7 @@ def coactivation(
             f"codes of pairs must both be [n, m], got {image.shape} and {text.shape}"
         )
     if draws < 1:
-        raise VlmEditError(f"draws={draws}: chance needs at least one draw")
+        raise BadArgument(f"draws={draws}: chance needs at least one draw")
     a, b = (_standard(_summed(codes, groups)) for codes in (image, text))
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.stack([a.T @ b[torch.randperm(len(b), generator=generator)]

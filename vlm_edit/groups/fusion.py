@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dominance import Dominance
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.statistics import Estimate, mean_estimate
 
 _SCRATCH = 1 << 20  # float64 numbers: 8 MiB
@@ -127,7 +127,7 @@ def fusion_by_category(
             f"{len(words)} captions and scores of {len(found.scores)} features"
         )
     if draws < 1:
-        raise VlmEditError(f"draws={draws}: chance needs at least one draw")
+        raise BadArgument(f"draws={draws}: chance needs at least one draw")
     items = _captions_of(words, min_count)
     features = torch.stack([fusion_degree(found.scores), found.scores, found.cofiring()[0]])
     lists = list(items.values())

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.given import MENDS, unplaced
 from vlm_edit.hooks.tokens import Tokens
@@ -56,7 +56,7 @@ class Selection:
             ("phase", self.phase, get_args(Phase)),
         ):
             if value not in known:
-                raise VlmEditError(f"{name} is {value!r}; use {', '.join(map(repr, known))}")
+                raise BadArgument(f"{name} is {value!r}; use {', '.join(map(repr, known))}")
         if self.steps is not None:
             object.__setattr__(self, "steps", _window(self.steps))
             if self.phase == "prompt":
@@ -95,7 +95,7 @@ class Selection:
     def _choose_whole(self, tokens: Tokens, mask: Tensor | None) -> Tensor | bool:
         """Outputs without a sequence: embeddings, packed patches, maps of features."""
         if self.positions is not None:
-            raise VlmEditError(
+            raise BadArgument(
                 f"positions={self.positions}: this site's output is {tuple(tokens.shape)}, which "
                 "has no sequence of tokens per row; use mask= or leave positions out"
             )
@@ -104,7 +104,7 @@ class Selection:
         if mask is None:
             return True
         if mask.shape != tokens.shape[:-1]:
-            raise VlmEditError(
+            raise BadArgument(
                 f"mask is {tuple(mask.shape)}, this site's output ({tokens.stream}) is "
                 f"{tuple(tokens.shape)}: it needs a mask of {tuple(tokens.shape[:-1])}"
             )
@@ -120,7 +120,7 @@ class Selection:
         if self.phase == "both" and self.steps is None:
             return True
         if call.prompt is None or call.start is None:
-            raise VlmEditError(
+            raise CannotKnow(
                 f"phase={self.phase!r}, steps={self.steps}: {unplaced(call)}, so nobody can tell "
                 f"prompt from answer. {MENDS[call.packed]}, or use phase='both'"
             )
@@ -181,7 +181,7 @@ def _window(steps: Any) -> tuple[int, int | None]:
     try:
         first, last = steps
     except (TypeError, ValueError) as error:
-        raise VlmEditError(f"steps is {steps!r}; give (first, one past the last)") from error
+        raise BadArgument(f"steps is {steps!r}; give (first, one past the last)") from error
     numbers = [n for n in (first, last) if n is not None]
     if not all(type(n) is int and 0 <= n < _FAR for n in numbers) or first is None:
         raise VlmEditError(f"steps is {steps!r}; decode steps are whole numbers from 0 to {_FAR}")
@@ -193,7 +193,7 @@ def _window(steps: Any) -> tuple[int, int | None]:
 def _whole(positions: Any) -> tuple[int, ...]:
     listed = tuple(positions) if isinstance(positions, Iterable) else (positions,)
     if not listed or not all(type(p) is int and -_FAR < p < _FAR for p in listed):
-        raise VlmEditError(
+        raise BadArgument(
             f"positions is {positions!r}; give whole numbers, at least one, none beyond {_FAR}"
         )
     return listed

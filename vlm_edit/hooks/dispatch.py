@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import CannotKnow, VlmEditError
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.threads import InThread, Threads, expect_threads
@@ -231,7 +231,7 @@ def _counted(callback: Callback, path: str, stream: Stream, count: int) -> Callb
 
     def run(hidden: Tensor, tokens: Tokens) -> Tensor:
         if hidden.ndim == 3 and hidden.size(1) != count:
-            raise VlmEditError(
+            raise CannotKnow(
                 f"{path} gives out {tuple(hidden.shape)}, and {count} tokens of a row are "
                 f"{stream}: others share the sequence, and the adapter does not say which they are."
                 " Use another site of this host"

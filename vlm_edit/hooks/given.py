@@ -8,7 +8,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.hooks.calls import Call
 
 
@@ -70,7 +70,7 @@ def _expect_prompt(given: Tensor, call: Call, name: str) -> None:
     if call.packed:
         raise VlmEditError(f"{name} is given, but {unplaced(call)}. {MENDS[True]}")
     if given.ndim != 2:
-        raise VlmEditError(
+        raise BadArgument(
             f"{name} is {tuple(given.shape)}: give one value per token of the prompt, [batch, "
             "tokens], padding included"
         )
@@ -80,7 +80,7 @@ def _expect_prompt(given: Tensor, call: Call, name: str) -> None:
             "call the whole host with input_ids or inputs_embeds"
         )
     if isinstance(call.prompt, int) and call.prompt != given.shape[1]:
-        raise VlmEditError(
+        raise BadArgument(
             f"{name} is {tuple(given.shape)}, the prompt has {call.prompt} tokens: give one value "
             "per token of the prompt, padding included"
         )

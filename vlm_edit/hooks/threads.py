@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, CannotKnow
 
 Threads = Literal["all", "own"]
 
@@ -54,7 +54,7 @@ def expect_threads(threads: Any) -> None:
         VlmEditError: Another.
     """
     if threads not in get_args(Threads):
-        raise VlmEditError(f"threads is {threads!r}; use 'all', or 'own' for this thread alone")
+        raise BadArgument(f"threads is {threads!r}; use 'all', or 'own' for this thread alone")
 
 
 def _end(callback: weakref.ref[InThread]) -> None:
@@ -68,7 +68,7 @@ def _expect_forward() -> None:
     if torch._C._current_graph_task_id() == -1:
         return
     if isinstance(threading.current_thread(), threading._DummyThread):
-        raise VlmEditError(
+        raise CannotKnow(
             "gradient checkpointing runs this layer again in a thread of autograd's, where nobody "
             "can tell whether a patch attached with threads='own' is meant: attach it with "
             "threads='all', or turn checkpointing off"

@@ -10,7 +10,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import CannotKnow, VlmEditError
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.given import given_in
 from vlm_edit.modality import Mixed, Modality
@@ -168,7 +168,7 @@ class Tokens:
         sizes = grid.prod(-1)
         images = torch.arange(len(sizes), device=grid.device).repeat_interleave(sizes)
         if len(images) % self.shape[0]:
-            raise VlmEditError(
+            raise CannotKnow(
                 f"the images have {len(images)} patches in all, this site's output is "
                 f"{tuple(self.shape)}: its rows cannot be told apart"
             )
@@ -282,7 +282,7 @@ class Tokens:
             return None
         rows, length = self.shape[:2]
         if mask.shape[1] != length or rows % mask.shape[0]:
-            raise VlmEditError(
+            raise CannotKnow(
                 f"the host's call has token ids of shape {tuple(mask.shape)} but this site's "
                 f"output is {tuple(self.shape)}: its tokens cannot be told apart"
             )
@@ -314,7 +314,7 @@ class Tokens:
             return
         shape = self.call.shape
         seen = "no token ids" if shape is None else f"token ids of shape {shape}"
-        raise VlmEditError(
+        raise CannotKnow(
             f"{asked}: image and text share this site's output of {tuple(self.shape)}, and the "
             f"host's call shows {seen}: nobody can tell which row is which token. Pass mask= of "
             f"{tuple(self.shape[:-1])}, use a site whose output is [batch, tokens, width], or "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.interpretability.sums import add_weighted
 
 MOST_FEATURES = 4096
@@ -45,7 +45,7 @@ class BridgeAccumulator:
 
     def __init__(self, n_features: int, *, full: bool = False) -> None:
         if full and n_features > MOST_FEATURES:
-            raise VlmEditError(
+            raise BadArgument(
                 f"the full Bridge Score of {n_features} features has {n_features**2} entries; at "
                 f"most {MOST_FEATURES} features: take full=False for each feature with itself, "
                 "or pass the codes and decoder rows of fewer features"
@@ -112,7 +112,7 @@ class BridgeAccumulator:
             VlmEditError: A decoder of other features.
         """
         if decoder.ndim != 2 or len(decoder) != len(self._products):
-            raise VlmEditError(
+            raise BadArgument(
                 f"the decoder must be [{len(self._products)}, width], got {tuple(decoder.shape)}"
             )
         rows = decoder.detach().to("cpu", torch.float64)
@@ -133,7 +133,7 @@ class BridgeAccumulator:
             mine = getattr(self, f"_{name}")
             got = tuple(state[name].shape) if name in state else "nothing"
             if got != tuple(mine.shape):
-                raise VlmEditError(
+                raise BadArgument(
                     f"{name} of a BridgeAccumulator must be {tuple(mine.shape)}, "
                     f"the state has {got}"
                 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.interpretability.sums import add_weighted
 
 # Where all but this share of the squared sum of weights is one example with itself, the pairs
@@ -48,7 +48,7 @@ class SimilarityAccumulator:
 
     def __init__(self, n_features: int, width: int) -> None:
         if width < 1:
-            raise VlmEditError(f"width is {width}; embeddings need at least one dimension")
+            raise BadArgument(f"width is {width}; embeddings need at least one dimension")
         per_feature = torch.zeros(n_features, dtype=torch.float64)
         self._weighted = torch.zeros(n_features, width, dtype=torch.float64)
         self._first, self._second = per_feature.clone(), per_feature.clone()
@@ -83,7 +83,7 @@ class SimilarityAccumulator:
         sparse = SparseCodes.of(codes.detach() if isinstance(codes, Tensor) else codes).to("cpu")
         expected = (len(sparse), self.width)
         if sparse.n_features != self.n_features or tuple(embeddings.shape) != expected:
-            raise VlmEditError(
+            raise BadArgument(
                 f"codes must be [n, {self.n_features}] and embeddings [n, {self.width}], got "
                 f"{sparse.shape} and {tuple(embeddings.shape)}"
             )
@@ -158,7 +158,7 @@ class SimilarityAccumulator:
             mine = getattr(self, f"_{name}")
             got = tuple(state[name].shape) if name in state else "nothing"
             if got != tuple(mine.shape):
-                raise VlmEditError(
+                raise BadArgument(
                     f"{name} of a SimilarityAccumulator must be {tuple(mine.shape)}, "
                     f"the state has {got}"
                 )
@@ -216,7 +216,7 @@ def multimodal_monosemanticity(
         score = _over_pairs(a._weighted, a._first, a._second, a._first.square())
         return score.masked_fill(a._active < 2, torch.nan)
     if a._weighted.shape != b._weighted.shape:
-        raise VlmEditError(
+        raise BadArgument(
             f"streams of {tuple(a._weighted.shape)} and {tuple(b._weighted.shape)} features and "
             "width: both need the same dictionary, and one space for their embeddings"
         )
@@ -270,7 +270,7 @@ def multimodal_monosemanticity_score(
     if codes_b is None and embeddings_b is None:
         return multimodal_monosemanticity(a)
     if codes_b is None or embeddings_b is None:
-        raise VlmEditError("the second stream needs both codes_b and embeddings_b")
+        raise BadArgument("the second stream needs both codes_b and embeddings_b")
     return multimodal_monosemanticity(a, _filled(codes_b, embeddings_b))
 
 
@@ -293,7 +293,7 @@ def normalised(embeddings: Tensor, numbers: Sequence[int] | None = None) -> Tens
     wrong = (~largest.isfinite() | (largest == 0)).flatten()
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
-        raise VlmEditError(
+        raise BadArgument(
             f"the embedding of example {numbers[row] if numbers else row} is zero or not finite "
             f"and has no direction ({int(wrong.sum())} of {len(exact)} such): leave them out"
         )
@@ -305,7 +305,7 @@ def normalised(embeddings: Tensor, numbers: Sequence[int] | None = None) -> Tens
 def _filled(codes: Tensor | SparseCodes, embeddings: Tensor) -> SimilarityAccumulator:
     codes = SparseCodes.of(codes.detach() if isinstance(codes, Tensor) else codes)
     if embeddings.ndim != 2:
-        raise VlmEditError(f"embeddings must be [n, width], got {tuple(embeddings.shape)}")
+        raise BadArgument(f"embeddings must be [n, width], got {tuple(embeddings.shape)}")
     found = SimilarityAccumulator(codes.n_features, embeddings.shape[1])
     found.update(codes, embeddings)
     return found

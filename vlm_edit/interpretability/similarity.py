@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.interpretability.monosemanticity import normalised
 from vlm_edit.interpretability.top import TopExamples
 from vlm_edit.statistics import Estimate, mean_estimate
@@ -185,12 +185,12 @@ def example_similarity(
 
 def _check(top: TopExamples, n_examples: int, sizes: Sequence[int], draws: int) -> None:
     if not sizes or sizes[0] < 2 or sizes[-1] > top.keep:
-        raise VlmEditError(
+        raise BadArgument(
             f"m is {list(sizes)}: pairs need at least two examples, and {top.keep} are kept per "
             "feature; give keep at least the largest m"
         )
     if draws < 2:
-        raise VlmEditError(f"draws is {draws}; at least two random draws are needed")
+        raise BadArgument(f"draws is {draws}; at least two random draws are needed")
     last = int(top.numbers.max()) if top.numbers.numel() else -1
     if last >= n_examples:
         raise VlmEditError(f"n_examples is {n_examples}, but example {last} is among the top")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 # Entries wait until there are this many, or as many as are kept: sorting few of them often would
 # move all that is kept each time.
@@ -40,7 +40,7 @@ class TopExamples:
 
     def __init__(self, n_features: int, keep: int = 9) -> None:
         if keep < 1:
-            raise VlmEditError(f"keep is {keep}; at least one example must be kept")
+            raise BadArgument(f"keep is {keep}; at least one example must be kept")
         self._values = torch.zeros(n_features, keep)
         self._numbers = torch.full((n_features, keep), -1, dtype=torch.int64)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -75,7 +75,7 @@ class TopExamples:
         """
         expected = (len(numbers), len(self._values))
         if tuple(codes.shape) != expected:
-            raise VlmEditError(
+            raise BadArgument(
                 f"codes of {len(numbers)} examples must be {list(expected)}, "
                 f"got {tuple(codes.shape)}"
             )
@@ -119,7 +119,7 @@ class TopExamples:
         for name in ("values", "numbers"):
             got = tuple(state[name].shape) if name in state else "nothing"
             if got != shape:
-                raise VlmEditError(f"{name} of top examples must be {shape}, the state has {got}")
+                raise BadArgument(f"{name} of top examples must be {shape}, the state has {got}")
         self._waiting, self._n_waiting = [], 0
         self._values = state["values"].to("cpu", torch.float32, copy=True)
         self._numbers = state["numbers"].to("cpu", torch.int64, copy=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from vlm_edit.dictionaries import AnyDictionary, Dictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.measurement.reader import STREAMS
 
 
@@ -42,7 +42,7 @@ def centred(dictionary: AnyDictionary, means: Mapping[str, Tensor]) -> Dictionar
     for stream in STREAMS:
         if stream not in means or tuple(means[stream].shape) != (dictionary.width,):
             found = tuple(means[stream].shape) if stream in means else "none"
-            raise VlmEditError(
+            raise BadArgument(
                 f"centring needs the mean of the {stream} stream, [{dictionary.width}], got "
                 f"{found}: take Measurement.means of a run with this dictionary"
             )

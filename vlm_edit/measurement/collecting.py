@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 from vlm_edit.measurement.reader import Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.sites import Host, Model
@@ -55,7 +55,7 @@ def collect(
         {'image': (8, 192), 'text': (8, 192)}
     """
     if most is not None and most < 1:
-        raise VlmEditError(f"most is {most}; keep at least 1 token of a pair")
+        raise BadArgument(f"most is {most}; keep at least 1 token of a pair")
     host = Host.of(host)
     place = host.site(site)
     reader = Reader(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.pairs import Pairs
 
 
@@ -41,9 +41,9 @@ class Judge:
     def __post_init__(self) -> None:
         """Check that there is something to judge by."""
         if self.image is None and self.text is None:
-            raise VlmEditError("a judge needs an encoder of images, of texts, or both")
+            raise BadArgument("a judge needs an encoder of images, of texts, or both")
         if self.shared and (self.image is None or self.text is None):
-            raise VlmEditError("shared=True says that images and texts share a space: pass both")
+            raise BadArgument("shared=True says that images and texts share a space: pass both")
 
     @property
     def streams(self) -> tuple[str, ...]:

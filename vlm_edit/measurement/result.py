@@ -15,7 +15,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from vlm_edit.dominance import CLASSES, Cut, Dominance
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
 from vlm_edit.files import (
     CHECKSUM,
     checksum,
@@ -133,7 +133,7 @@ class Measurement:
         try:
             import pandas
         except ImportError as error:
-            raise VlmEditError("to_pandas() needs pandas: pip install pandas") from error
+            raise BadArgument("to_pandas() needs pandas: pip install pandas") from error
         return pandas.DataFrame(self.table())
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
@@ -289,7 +289,7 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
             from_json(header.get("repeats", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path} is damaged ({type(error).__name__}: {error}): measure again"
         ) from error
 
@@ -311,7 +311,7 @@ def _expect_whole(folder: Path, header: Mapping[str, Any]) -> None:
     except (OSError, ValueError, AttributeError, RecursionError):
         told = "unreadable"
     if told != header.get(CHECKSUM):
-        raise VlmEditError(
+        raise DamagedFile(
             f"{folder} holds an unfinished change: {SUMMARY} is not of the run in {FILE}. Wait, if "
             "a process is writing it; measure again, which takes up what was measured, if one was "
             f"killed; for the run in {FILE}, delete {SUMMARY} and features.csv"

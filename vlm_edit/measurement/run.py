@@ -13,7 +13,7 @@ from typing import Any
 
 from vlm_edit.dictionaries import Encodes
 from vlm_edit.dominance import Zeros
-from vlm_edit.errors import VlmEditError, expect_kind
+from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError, WrongHost, expect_kind
 from vlm_edit.files import make_folder, read_tensors, write_tensors
 from vlm_edit.measurement.accumulator import MeasurementAccumulator
 from vlm_edit.measurement.details import details, summed
@@ -199,7 +199,7 @@ def _begin(
             "text: choose a site that both pass, such as 'joint'"
         )
     if batch_size < 1:
-        raise VlmEditError(f"batch size is {batch_size}; it must be at least 1")
+        raise BadArgument(f"batch size is {batch_size}; it must be at least 1")
     reader = Reader(host, dictionary, site, batch_size, progress)
     settings = {
         "site": site,
@@ -323,7 +323,7 @@ class _State:
         there = _State.load(checkpoint, self.accumulator.judge)
         _expect_same(there.told, self.told, f"the checkpoint {str(checkpoint)!r}")
         if there.part != self.part:
-            raise VlmEditError(
+            raise BadArgument(
                 f"the checkpoint {str(checkpoint)!r} is of part {there.part}, not {self.part}: "
                 "give each part a file of its own"
             )
@@ -352,7 +352,7 @@ class _State:
         """Read what ``save`` wrote."""
         header, tensors = read_tensors(path, _WHAT)
         if header.get("kind") != _WHAT or header.get("version") != _VERSION:
-            raise VlmEditError(f"{path} is not a checkpoint of a measurement: name another file")
+            raise DamagedFile(f"{path} is not a checkpoint of a measurement: name another file")
         try:
             told = header["told"]
             settings = told["settings"]
@@ -368,7 +368,7 @@ class _State:
                 *(header["truncated"], stamps),
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{path} is damaged ({type(error).__name__}: {error}): delete it to begin anew"
             ) from error
 
@@ -402,7 +402,7 @@ def _expect_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -
         changed = [n for n in names if a.get(n) != b.get(n)]
         if changed:
             first, more = changed[0], len(changed) - 1
-            raise VlmEditError(
+            raise WrongHost(
                 f"{what} was measured with {name} ({first}: {str(a.get(first))[:60]}, here "
                 f"{str(b.get(first))[:60]}{f'; and {more} more' if more else ''}): measure into "
                 "another folder or file, or delete it to begin anew"

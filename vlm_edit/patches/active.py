@@ -11,7 +11,7 @@ from einops import repeat
 from torch import Tensor
 
 from vlm_edit.dictionaries import move
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.hooks import Branch, Tokens, unplaced
 from vlm_edit.modality import Modality
 from vlm_edit.patches.binding import Binding
@@ -55,11 +55,11 @@ class Run:
         try:
             rows = torch.as_tensor(strength, dtype=torch.float32).detach()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise VlmEditError(
+            raise BadArgument(
                 f"strength is {strength!r}; give a number, or one per row of the batch"
             ) from error
         if rows.ndim > 2 or not rows.numel() or not bool(rows.isfinite().all()):
-            raise VlmEditError(
+            raise BadArgument(
                 f"strength is {strength!r}; give a finite number, one per row of the batch, or "
                 "[B, P], one per token of the prompt"
             )
@@ -68,7 +68,7 @@ class Run:
                 continue
             if not isinstance(given, Tensor) or given.dtype != torch.bool or not given.ndim:
                 kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
-                raise VlmEditError(f"{name} must be a tensor of bool, [B, tokens], got {kind}")
+                raise BadArgument(f"{name} must be a tensor of bool, [B, tokens], got {kind}")
         plain = rows.ndim == 0 and float(rows) == 1.0
         if rows.ndim == 0:
             rows = rows.reshape(1)
@@ -145,7 +145,7 @@ class Active:
         """Whether a pipeline's encoder is called for the branch that is edited; [B] if for both."""
         branch = tokens.call.branch
         if branch is None:
-            raise VlmEditError(
+            raise CannotKnow(
                 f"branch={self.run.branch!r}: nobody can tell whether this call, which reaches "
                 f"{self.tally.site!r}, is for the prompt or for the negative one: it does not come "
                 "from the pipeline the patch is attached to, or its token ids are those of neither."
@@ -254,7 +254,7 @@ def _centred(tokens: Tokens) -> Modality:
     modality = tokens.modality
     if modality is None:
         tokens.expect_rows("the dictionary centres image and text tokens apart", pooled=False)
-        raise VlmEditError(
+        raise CannotKnow(
             "the dictionary centres image and text tokens apart, and this call of the host shows "
             "neither input_ids nor image inputs: say which are image with attach(..., image_mask=)"
         )

@@ -11,7 +11,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.hooks import Handle, runs_of
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.report import Report
@@ -68,7 +68,7 @@ class Attachment(Handle):
             )
         for own in self._shares:
             if len(rows) != len(own) and len(rows) > 1 and len(own) > 1:
-                raise VlmEditError(
+                raise BadArgument(
                     f"strength has {len(rows)} values, the patches are given for {len(own)} rows: "
                     "give one value per row, or one for all"
                 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.edits import Ablate, Blend, Clamp, Keep, Move, Project, Rule, Scale, Splice, Steer
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import CannotKnow, VlmEditError
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.card import further, tokens_text
 from vlm_edit.sites import Host, Site, Tap, find_module
@@ -281,7 +281,7 @@ def _last_linear(site: Site, tap: Tap) -> tuple[str, nn.Linear, bool]:
             raise VlmEditError(f"there is no {path}")
         module = found
     elif type(module) is not nn.Linear:
-        raise VlmEditError(
+        raise CannotKnow(
             f"{path} is a {type(module).__name__}, and its adapter does not say which nn.Linear "
             "its output ends in (TapRule.ends)"
         )

@@ -214,7 +214,7 @@ class Patch:
                 were trained on, a site that nnsight does not see, or a branch of what has none.
         """
         if via not in get_args(Engine):
-            raise VlmEditError(f"via is {via!r}; use 'hooks' or 'nnsight'")
+            raise BadArgument(f"via is {via!r}; use 'hooks' or 'nnsight'")
         put = hooks.attach if via == "hooks" else tracing.attach
         host = tracing.host_of(host)
         run = replace(Run.of(strength, mask, image_mask), branch=branch_in(host, branch))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit import tracing
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 from vlm_edit.hooks import Handle, Threads
 from vlm_edit.patches.active import Active
 from vlm_edit.patches.attachment import Attachment
@@ -54,7 +54,7 @@ def attach_rows(
     """
     distinct = list({id(patch): patch for patch in patches if patch is not None}.values())
     if not distinct:
-        raise VlmEditError("attach_rows needs a patch for at least one row: all are None")
+        raise BadArgument("attach_rows needs a patch for at least one row: all are None")
     host = tracing.host_of(host)
     undo: list[Callable[[], None]] = []
     actives: list[Active] = []

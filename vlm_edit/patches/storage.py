@@ -15,7 +15,7 @@ from torch import Tensor
 from vlm_edit._version import __version__
 from vlm_edit.dictionaries import Encoder, Slice
 from vlm_edit.edits import Gate, Keep, Splice, expect_savable, rule_from_dict
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
 from vlm_edit.files import has_checksum, read_tensors, write_tensors
 from vlm_edit.hooks import Selection
 from vlm_edit.patches.binding import Binding
@@ -90,10 +90,11 @@ def read(
         found = _parts(header, dict(tensors))
         if verify and (header["version"] > 1 or "checksum" in header):
             _expect_checksum(header, tensors)
-    except VlmEditError as error:
-        raise VlmEditError(f"{path}: {error}") from error
+    except VlmEditError as error:  # what is no possible argument is no possible file either
+        kind = UnknownName if isinstance(error, UnknownName) else DamagedFile
+        raise kind(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: the header is damaged ({type(error).__name__}: {error}); fetch the file anew"
         ) from error
     return found
@@ -127,7 +128,7 @@ def _parts(
             )
         )
     if tensors:
-        raise VlmEditError(
+        raise DamagedFile(
             f"tensors that no edit uses: {', '.join(sorted(tensors))}; the file is damaged"
         )
     host = _expect_fingerprint(header["host"], {binding.site for binding in bindings})
@@ -161,7 +162,7 @@ def _versions() -> dict[str, str]:
 
 def _expect_checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     if not has_checksum(header, tensors):
-        raise VlmEditError(
+        raise DamagedFile(
             "it is not what was saved, a byte or more has changed: fetch the file anew, or load it "
             "as it is with verify=False"
         )
@@ -177,7 +178,7 @@ def _dictionary(told: Any) -> dict[str, Any] | None:
         return None
     numbers, words = (told["features"], told["width"]), (told["activation"], told["norm"])
     if not all(type(n) is int for n in numbers) or not all(isinstance(w, str) for w in words):
-        raise VlmEditError("what is told of the dictionary is damaged: fetch the file anew")
+        raise DamagedFile("what is told of the dictionary is damaged: fetch the file anew")
     return {
         "digest": str(told["digest"]),
         "features": told["features"],
@@ -201,7 +202,7 @@ def _gate(least: float | None, tensors: dict[str, Tensor]) -> Gate | None:
             raise VlmEditError("tensors of a gate, and no gate")
         return None
     if set(tensors) != {"decoder", "bias"}:
-        raise VlmEditError("a gate needs the tensors gate.decoder and gate.bias, and no others")
+        raise BadArgument("a gate needs the tensors gate.decoder and gate.bias, and no others")
     return Gate(least, tensors["decoder"], tensors["bias"])
 
 
@@ -220,10 +221,10 @@ def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor], whole: bool = F
         soft_cap=entry.get("soft_cap"),
     )
     if tensors:
-        raise VlmEditError(f"tensors of unknown use: {', '.join(sorted(tensors))}")
+        raise UnknownName(f"tensors of unknown use: {', '.join(sorted(tensors))}")
     features, total = tuple(entry["features"]), entry["n_features"]
     if not all(type(n) is int for n in (*features, total)):
-        raise VlmEditError("features and their number must be whole numbers")
+        raise BadArgument("features and their number must be whole numbers")
     if list(features) != sorted(set(features)) or not 0 <= features[0] <= features[-1] < total:
         raise VlmEditError(f"features {features[:3]}... are not rising numbers below {total}")
     expected = (len(features), encoder.weight.shape[0])
@@ -242,7 +243,7 @@ def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor], whole: bool = F
 
 def _expect_fingerprint(host: Any, sites: set[str]) -> dict[str, Any]:
     if not sites or not sites <= set(host["sites"]):
-        raise VlmEditError(
+        raise DamagedFile(
             f"the patch edits the sites {sorted(sites)}, its host has {sorted(host['sites'])}: "
             "the file is damaged"
         )

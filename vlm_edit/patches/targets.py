@@ -7,7 +7,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.hooks import Branch
 from vlm_edit.patches.binding import Binding
 from vlm_edit.sites import Host, Site
@@ -22,11 +22,11 @@ def branch_in(host: Host, branch: Any) -> Branch | None:
         VlmEditError: An unknown word, or a branch of a host that is no pipeline.
     """
     if branch is not None and branch not in get_args(Branches):
-        raise VlmEditError(f"branch is {branch!r}; use {', '.join(map(repr, get_args(Branches)))}")
+        raise BadArgument(f"branch is {branch!r}; use {', '.join(map(repr, get_args(Branches)))}")
     if host.is_pipeline:
         return None if branch == "both" else cast("Branch", branch or "cond")
     if branch is not None:
-        raise VlmEditError(
+        raise BadArgument(
             f"branch={branch!r} tells apart what a pipeline encodes, and {host.kind.__name__} "
             "is no pipeline: attach the patch to the pipeline, or leave branch out"
         )

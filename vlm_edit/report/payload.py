@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dominance import CLASSES, Cut
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 from vlm_edit.measurement import STREAMS, Measurement
 from vlm_edit.pairs import Pairs
 from vlm_edit.report.columns import Column, columns
@@ -78,7 +78,7 @@ class Payload:
             named.setdefault(part.title, []).extend(number for number, _ in part.items)
         for what, numbers in named.items():
             if max(numbers, default=-1) >= len(self.pairs):
-                raise VlmEditError(
+                raise BadArgument(
                     f"{what!r} names pair {max(numbers)}, and {self.pairs.name} has "
                     f"{len(self.pairs)} (0 to {len(self.pairs) - 1}): these are not the pairs it "
                     "was made of; name those, or leave it out"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, PairedDictionary, expect_origin
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.hooks import Selection, TokenChoice, Tokens, attach
 from vlm_edit.modality import Mixed, Modality, part_of
 from vlm_edit.selection.scores import ordered
@@ -63,7 +63,7 @@ def by_effect(
         5
     """
     if sign not in get_args(Sign):
-        raise VlmEditError(f"sign is {sign!r}: use one of {get_args(Sign)}")
+        raise BadArgument(f"sign is {sign!r}: use one of {get_args(Sign)}")
     host = Host.of(host)
     listed = [batches] if isinstance(batches, Mapping) else batches
     total, examples = torch.zeros(dictionary.n_features, dtype=torch.float64), 0
@@ -169,11 +169,11 @@ def _gradients(
     told: Any, taken: list[_Taken], site: str, tokens: TokenChoice
 ) -> tuple[Tensor | None, ...]:
     if not isinstance(told, Tensor) or not told.is_floating_point():
-        raise VlmEditError(
+        raise BadArgument(
             f"output must give a tensor of numbers, one or one per row, got {type(told).__name__}"
         )
     if not any(bool(one.mask.any()) for one in taken):
-        raise VlmEditError(
+        raise BadArgument(
             f"no {'' if tokens == 'all' else f'{tokens} '}tokens passed at site {site!r}: call the "
             "host with the inputs it needs"
         )
@@ -198,7 +198,7 @@ def _attributed(
         if gradient is None:
             continue
         if one.count != count:
-            raise VlmEditError(
+            raise CannotKnow(
                 f"the site's outputs have {one.count} and {count} rows in one forward of the host: "
                 "they cannot be told apart by example; give one example at a time"
             )

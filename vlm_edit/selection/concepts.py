@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import STREAMS, AnyDictionary, Dictionary, PairedDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.measurement import Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.selection.contrast import by_difference, by_direction
@@ -90,7 +90,7 @@ def by_concept(
         3
     """
     if score not in get_args(Score):
-        raise VlmEditError(f"score is {score!r}: use one of {get_args(Score)}")
+        raise BadArgument(f"score is {score!r}: use one of {get_args(Score)}")
     host = Host.of(host)
     sets = {"positive": as_pairs(positive, "positive"), "negative": as_pairs(negative, "negative")}
     told = {name: kind for name, (_, kind) in sets.items()}
@@ -148,7 +148,7 @@ def read_examples(
         normed.append(batch.normed[stream].cpu())
     if reader.skipped:
         number, reason = reader.skipped[0]
-        raise VlmEditError(f"example {number} cannot be read: {reason}; take it out")
+        raise BadArgument(f"example {number} cannot be read: {reason}; take it out")
     return Seen(_stacked(codes), torch.cat(normed))
 
 
@@ -167,14 +167,14 @@ def as_pairs(examples: Examples, name: str) -> tuple[Pairs, Stream | None]:
     listed: list[Any] = [] if isinstance(examples, str) else list(examples)
     if not listed:
         got = f"{examples!r}, one text" if isinstance(examples, str) else "none"
-        raise VlmEditError(f"{name} examples: got {got}; give a list of texts or of images")
+        raise BadArgument(f"{name} examples: got {got}; give a list of texts or of images")
     if all(isinstance(one, str) for one in listed):
         grey = Image.new("RGB", (_SIDE, _SIDE), _GREY)
         return Pairs([grey] * len(listed), tuple(listed), name=name), "text"
     if all(isinstance(one, Image.Image | Path) for one in listed):
         return Pairs(listed, (_CAPTION,) * len(listed), name=name), "image"
     kinds = ", ".join(sorted({type(one).__name__ for one in listed}))
-    raise VlmEditError(f"{name} examples are of {kinds}: give texts only, or images and paths only")
+    raise BadArgument(f"{name} examples are of {kinds}: give texts only, or images and paths only")
 
 
 def _stream(
@@ -192,7 +192,7 @@ def _stream(
         )
     chosen = asked or (kinds.pop() if kinds else there[0])
     if chosen not in there:
-        raise VlmEditError(
+        raise BadArgument(
             f"no {chosen} stream passes at site {site!r}, only {', '.join(there)}: take examples "
             "of that"
         )

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dominance import fisher_p
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.selection.scores import ordered
 from vlm_edit.statistics import benjamini_hochberg
 
@@ -89,7 +89,7 @@ def by_direction(
     """
     gained = mean_codes(positive) - mean_codes(negative)
     if decoder.shape != (len(gained), *direction.shape) or direction.ndim != 1:
-        raise VlmEditError(
+        raise BadArgument(
             f"codes of {len(gained)} features and a direction of {tuple(direction.shape)} need a "
             f"decoder of a row for each feature, got {tuple(decoder.shape)}"
         )
@@ -132,17 +132,17 @@ def by_answers(
         ([0], [1])
     """
     if of not in get_args(Answer):
-        raise VlmEditError(f"of is {of!r}: use one of {get_args(Answer)}")
+        raise BadArgument(f"of is {of!r}: use one of {get_args(Answer)}")
     sparse = SparseCodes.of(codes)
     if correct.dtype != torch.bool or correct.shape != (len(sparse),):
-        raise VlmEditError(
+        raise BadArgument(
             f"correct must be [{len(sparse)}] bool, one for each row of codes, got "
             f"{tuple(correct.shape)} {correct.dtype}"
         )
     wanted = (correct if of == "correct" else ~correct).cpu()
     n, yes = len(wanted), int(wanted.sum())
     if not 0 < yes < n:
-        raise VlmEditError(f"all {n} answers are alike: it takes right and wrong ones to compare")
+        raise BadArgument(f"all {n} answers are alike: it takes right and wrong ones to compare")
     size, features = sparse.n_features, sparse.features.cpu()
     fires = features.bincount(minlength=size)
     there = features[wanted[sparse.rows.cpu()]].bincount(minlength=size)
@@ -251,7 +251,7 @@ def _columns(
         )
     for name, codes in (("positive", yes), ("negative", no)):
         if len(codes) < 2:
-            raise VlmEditError(f"{len(codes)} {name} examples: it takes at least 2 to compare")
+            raise BadArgument(f"{len(codes)} {name} examples: it takes at least 2 to compare")
     step = max(1, _CELLS // (len(yes) + len(no)))
     for start in range(0, max(1, yes.n_features), step):
         stop = min(start + step, yes.n_features)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dominance import Cut, Dominance
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 Kind = Literal["vision", "language", "cross", "undecided", "dead"]
 Fires = Literal["image", "text", "both", "either"]
@@ -55,7 +55,7 @@ def by_class(
         [2]
     """
     if kind not in get_args(Kind):
-        raise VlmEditError(f"no class {kind!r} of features: use one of {get_args(Kind)}")
+        raise BadArgument(f"no class {kind!r} of features: use one of {get_args(Kind)}")
     chosen = torch.zeros(len(found.scores), dtype=torch.bool)
     chosen[found.classes(rule, low, high, alpha)[kind]] = True
     if paired:
@@ -119,7 +119,7 @@ def by_firing(
         ([0, 1], [1, 2])
     """
     if stream not in get_args(Fires):
-        raise VlmEditError(f"stream is {stream!r}: use one of {get_args(Fires)}")
+        raise BadArgument(f"stream is {stream!r}: use one of {get_args(Fires)}")
     _expect_range("shares of firing", low, high)
     counts = {
         "image": found.image_active,
@@ -148,7 +148,7 @@ def ordered(strength: Tensor, chosen: Tensor, most: int | None = None) -> list[i
         [1, 2, 0]
     """
     if most is not None and most < 1:
-        raise VlmEditError(f"most is {most}: ask for at least 1 feature, or None for all")
+        raise BadArgument(f"most is {most}: ask for at least 1 feature, or None for all")
     numbers = chosen.nonzero().flatten()
     order = strength[numbers].argsort(descending=True, stable=True)
     return numbers[order][:most].tolist()

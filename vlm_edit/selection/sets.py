@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlm_edit.codes import SparseCodes
 from vlm_edit.controls import activity, activity_matched, norm_matched, random_features
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 
 Match = Literal["size", "activity", "norm"]
 
@@ -81,14 +81,14 @@ def random_like(
         [1, 3]
     """
     if match not in get_args(Match):
-        raise VlmEditError(f"match is {match!r}: use one of {get_args(Match)}")
+        raise BadArgument(f"match is {match!r}: use one of {get_args(Match)}")
     pool = list(live)
     if match == "size":
         return random_features(features, pool, draws=1, seed=seed)[0]
     if codes is None:
-        raise VlmEditError(f"match={match!r} needs codes=, [n, m], of some hundred examples")
+        raise BadArgument(f"match={match!r} needs codes=, [n, m], of some hundred examples")
     if match == "activity":
         return activity_matched(features, pool, activity(codes), draws=1, seed=seed)[0]
     if decoder is None:
-        raise VlmEditError("match='norm' needs decoder=, [m, d], such as dictionary.decoder")
+        raise BadArgument("match='norm' needs decoder=, [m, d], such as dictionary.decoder")
     return norm_matched(features, pool, codes, decoder, draws=1, seed=seed)[0]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 Stream = Literal["image", "text", "mixed"]
 
@@ -104,7 +104,7 @@ class SiteRule:
                     "{i} (and {j} for layers in stages) in both or in neither"
                 )
         if self.consumed is not None and marks != ("{i}",):
-            raise VlmEditError(
+            raise BadArgument(
                 f"site {self.name!r} has consumed={self.consumed!r}, an index into layers, but "
                 "its name has not {i} alone: leave consumed out"
             )

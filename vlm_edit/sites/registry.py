@@ -9,7 +9,7 @@ from typing import cast
 
 from torch import nn
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.sites.declare import Adapter, PipelineAdapter
 from vlm_edit.sites.pipelines import Model, Pipeline, PipelineHost, class_of, joined
 from vlm_edit.sites.wrappers import unwrap
@@ -39,7 +39,7 @@ def find_adapter(model: Model) -> Adapter:
             table = _load(key, known[key])
             return _fitting(key, next(table[name] for name in keys if name in table), host)
     names = ", ".join(sorted(known)) or "none: is vlm-edit installed?"
-    raise VlmEditError(
+    raise UnknownName(
         f"no adapter for {class_of(host).__name__} (config.model_type is {model_type!r}, the class "
         f"{classes[0]!r}; known: {names}). Pass Host.of(model, adapter=Adapter.of({{...}})) with "
         "the paths of its modules, or register one as an entry point of the group "
@@ -75,7 +75,7 @@ def _fitting(key: str, adapter: Adapter | PipelineAdapter, host: nn.Module) -> A
         return joined(host, adapter, find_adapter)
     if isinstance(host, PipelineHost) or isinstance(adapter, PipelineAdapter):
         kind = "PipelineAdapter" if isinstance(host, PipelineHost) else "Adapter"
-        raise VlmEditError(
+        raise BadArgument(
             f"the entry point {key!r} of {ENTRY_POINTS} gives a {type(adapter).__name__}; "
             f"{class_of(host).__name__} needs {'a' if kind[0] == 'P' else 'an'} {kind}"
         )

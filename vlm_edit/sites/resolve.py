@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.sites.declare import MARKS, Adapter, SiteRule, Stream, TapRule
 from vlm_edit.sites.pipelines import class_of
 from vlm_edit.sites.wrappers import unwrap
@@ -116,7 +116,7 @@ def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:
             continue
         if rule.optional:
             return {}
-        raise VlmEditError(
+        raise BadArgument(
             f"site {rule.name!r} of {class_of(model).__name__}: no module at "
             f"{' or '.join(tap.paths)}. The host's layout differs from the adapter's: pass "
             "Host.of(model, adapter=...) with the paths that model.named_modules() shows"

@@ -54,7 +54,7 @@ def expect_model(model: Any, taker: str) -> Host:
         VlmEditError: It is not, or it has not loaded its weights.
     """
     if isinstance(model, nn.Module) or not isinstance(getattr(model, "_module", None), nn.Module):
-        raise VlmEditError(
+        raise BadArgument(
             f"{taker} takes an nnsight model, got a {type(model).__name__}: wrap the host with "
             "nnsight.NNsight(host), or use patch.attach(host)"
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast, get_args
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 from vlm_edit.patches import Patch
 from vlm_edit.sites import Host, Model
 from vlm_edit.statistics import Estimate
@@ -83,7 +83,7 @@ def tune(
     host = Host.of(host)
     space = _checked(patch, strengths, numbers, budget)
     if goal not in get_args(Goal):
-        raise VlmEditError(f"goal is {goal!r}: use one of {get_args(Goal)}")
+        raise BadArgument(f"goal is {goal!r}: use one of {get_args(Goal)}")
     figures = {"objective": _callable(objective), "utility": _callable(utility)}
     made: dict[Number | None, Patch] = {}
 
@@ -217,18 +217,18 @@ def _checked(
     patch: object, strengths: tuple[float, float], numbers: Sequence[Number] | None, budget: int
 ) -> _Space:
     if budget < 3:
-        raise VlmEditError(f"budget is {budget}: it takes 3 evaluations at least")
+        raise BadArgument(f"budget is {budget}: it takes 3 evaluations at least")
     low, high = strengths
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise VlmEditError(f"strengths are {strengths}: give a weaker and a stronger finite number")
+        raise BadArgument(f"strengths are {strengths}: give a weaker and a stronger finite number")
     if isinstance(patch, Patch) != (numbers is None):
-        raise VlmEditError(
+        raise BadArgument(
             "a patch needs no numbers, and a function that makes one needs them: pass a Patch, or "
             "a function and numbers=, such as [1, 2, 4, 8]"
         )
     listed: tuple[Number | None, ...] = (None,) if numbers is None else tuple(numbers)
     if not listed or len(set(listed)) < len(listed):
-        raise VlmEditError(f"numbers are {list(listed)}: give at least one, each once")
+        raise BadArgument(f"numbers are {list(listed)}: give at least one, each once")
     return _Space(low, high, listed, budget)
 
 
@@ -252,7 +252,7 @@ def _figure(told: Any, name: str, place: Place) -> float | Estimate:
     if not finite:
         strength, number = place
         of = "" if number is None else f" and number {number:g}"
-        raise VlmEditError(
+        raise BadArgument(
             f"{name} gives {told!r} at strength {strength:.3g}{of}: it must give a finite number "
             "or an Estimate of finite ends"
         )

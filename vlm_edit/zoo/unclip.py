@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 PATCH = 2
 
@@ -154,7 +154,7 @@ class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
         steps = num_inference_steps
         steps = self.config.num_inference_steps if steps is None else steps
         if steps < 1:
-            raise VlmEditError(f"num_inference_steps is {steps}: it must be at least 1")
+            raise BadArgument(f"num_inference_steps is {steps}: it must be at least 1")
         device, dtype = self._execution_device, self.unet.dtype
         given = condition(given.to(device, torch.float32)).to(dtype)
         given = given.repeat_interleave(num_images_per_prompt, dim=0)
@@ -163,7 +163,7 @@ class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         elif tuple(latents.shape) != shape:
-            raise VlmEditError(f"latents must be {shape}, got {tuple(latents.shape)}")
+            raise BadArgument(f"latents must be {shape}, got {tuple(latents.shape)}")
         sample = latents.to(device, dtype)
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=device)
         for time in self.progress_bar(self.scheduler.timesteps):
@@ -196,7 +196,7 @@ class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
         named = {"prompt": prompt, "image": image, "embeds": embeds}
         told = [name for name, value in named.items() if value is not None]
         if len(told) != 1:
-            raise VlmEditError(f"give one of prompt, image and embeds, got {told or 'none'}")
+            raise BadArgument(f"give one of prompt, image and embeds, got {told or 'none'}")
         if prompt is not None:
             embeds = self.encode_prompt(prompt)
         elif image is not None:
@@ -204,7 +204,7 @@ class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
         assert embeds is not None
         width = self.unet.config.projection_class_embeddings_input_dim
         if embeds.ndim != 2 or embeds.shape[1] != width:
-            raise VlmEditError(
+            raise BadArgument(
                 f"embeddings must be [batch, {width}], as the UNet was trained on, "
                 f"got {list(embeds.shape)}"
             )

@@ -21,7 +21,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import mapping, open_mapping, peek_mapping
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import DamagedFile
 
 _STATE = "model_state_dict"
 _NAMES = {"pre_b", "enc", "dec"}
@@ -60,7 +60,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
     )
     stated = (expect_whole(path, found, "d_in"), expect_whole(path, found, "n_features"))
     if stated != (stored.width, stored.n_features):
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: the file states d_in, n_features = {stated}, but enc is "
             f"{(stored.width, stored.n_features)}: it is damaged"
         )

@@ -26,7 +26,7 @@ from vlm_edit.dictionaries.formats.source import (
     read_json,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 CONFIG, WEIGHTS, CHECKPOINTS = "config.json", "ae.pt", "checkpoints"
 
@@ -123,7 +123,7 @@ class _Found:
     def simple(self, kind: str) -> StoredDictionary:
         """A dictionary of a class that knows no k."""
         if self.told.given():
-            raise VlmEditError(
+            raise BadArgument(
                 f"{kind} keeps {', '.join(self.told.given())} itself or has none: leave it out"
             )
         if kind == "GatedAutoEncoder":
@@ -150,7 +150,7 @@ class _Found:
             threshold = torch.full_like(bias, height)
             return self._stored("b_dec", True, "jumprelu", threshold, expected=k)
         if self.told.threshold is not None:
-            raise VlmEditError("activation 'topk' has no threshold: leave it out")
+            raise BadArgument("activation 'topk' has no threshold: leave it out")
         return self._stored("b_dec", True, "topk", k=k)
 
     def expect_sizes(self, stored: StoredDictionary) -> None:
@@ -226,7 +226,7 @@ class _Found:
             listed = ", ".join(f"{place} {k}" for place, k in known.items())
             raise VlmEditError(f"k differs ({listed}): the files are not of one dictionary")
         if not known and needed:
-            raise VlmEditError(f"neither {self.path.name} nor {CONFIG} keeps k: pass k=")
+            raise BadArgument(f"neither {self.path.name} nor {CONFIG} keeps k: pass k=")
         return next(iter(known.values()), None)
 
     def _threshold(self, kind: str) -> float:
@@ -235,12 +235,12 @@ class _Found:
         given = self.told.threshold
         if found >= 0:
             if given is not None:
-                raise VlmEditError(f"{self.path.name} keeps its threshold, {found}: leave it out")
+                raise BadArgument(f"{self.path.name} keeps its threshold, {found}: leave it out")
             return found
         if given is not None and 0 <= given < float("inf"):
             return given
         what = f"is {found}" if self._has_threshold else "is missing"
-        raise VlmEditError(
+        raise BadArgument(
             f"the threshold of this {kind} {what}: it was never calibrated, and every feature "
             "above 0 would be active. activation='topk' takes the k largest of each activation "
             "instead; or pass threshold=, a number from 0 on that you calibrated"

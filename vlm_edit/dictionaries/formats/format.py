@@ -11,7 +11,7 @@ from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.norms import norm_of
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 Order = Literal["dm", "md"]
 
@@ -85,9 +85,9 @@ class Layout:
         activation_kind(self.activation)
         norm_of(self.norm)
         if self.subtract_decoder_bias and self.decoder_bias is None:
-            raise VlmEditError("subtract_decoder_bias needs the name of the decoder_bias")
+            raise BadArgument("subtract_decoder_bias needs the name of the decoder_bias")
         if self.gate_gain is not None and self.gate_bias is None:
-            raise VlmEditError("gate_gain needs gate_bias: a gated encoder has both")
+            raise BadArgument("gate_gain needs gate_bias: a gated encoder has both")
         if self.gate_bias is not None and self.activation != "relu":
             raise VlmEditError(f"a gated encoder has activation 'relu', not {self.activation!r}")
         if self.decoder is None and self.decoder_order != "md":
@@ -143,7 +143,7 @@ class Format:
         """
         unasked = sorted(set(told.given()) - self.takes)
         if unasked:
-            raise VlmEditError(
+            raise BadArgument(
                 f"{source.path}: the format {self.name} keeps {', '.join(unasked)} itself or has "
                 "none: leave it out"
             )

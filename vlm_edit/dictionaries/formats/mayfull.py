@@ -29,7 +29,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -138,7 +138,7 @@ class _Found:
         ratio = self.config.get("vl_split_ratio") or _RATIO
         whole = isinstance(ratio, list) and all(type(n) is int and 0 <= n < 1 << 31 for n in ratio)
         if not whole or len(ratio) != 3 or not sum(ratio):
-            raise VlmEditError(
+            raise BadArgument(
                 f"{self.path}: vl_split_ratio must be three whole numbers, got {str(ratio)[:60]}"
             )
         m = len(self._vector("encoder.bias"))

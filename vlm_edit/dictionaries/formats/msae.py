@@ -31,7 +31,7 @@ from vlm_edit.dictionaries.formats.torchfile import (
     the_torch_file,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
 
 
 class _NumpyType:
@@ -189,10 +189,10 @@ def _activation(
 ) -> tuple[str, int | None]:
     own = "JumpReLU" if jumps else named.activation if named else None
     if (own == "JumpReLU") != jumps:
-        raise VlmEditError(f"{path}: the name says JumpReLU, but {_JUMP} is missing: damaged")
+        raise DamagedFile(f"{path}: the name says JumpReLU, but {_JUMP} is missing: damaged")
     found = told.activation or (_OWN.get(own) if own else None)
     if found is None:
-        raise VlmEditError(
+        raise BadArgument(
             f"{path}: {_why(own)}: pass activation='relu', or activation='topk' and k="
         )
     free = own is None and found in ("relu", "topk", "topk_signed", "identity")
@@ -218,11 +218,11 @@ def _why(own: str | None) -> str:
 def _k(path: Path, named: _Named | None, told: Told) -> int:
     known = named.k if named is not None else None
     if known is None and told.k is None:
-        raise VlmEditError(f"{path}: the file does not keep how many features stay: pass k=")
+        raise BadArgument(f"{path}: the file does not keep how many features stay: pass k=")
     # A nested dictionary is trained for several k, of which the name has the smallest.
     fixed = named is not None and named.activation in ("TopK", "TopKReLU") and not named.nested
     if fixed and told.k not in (None, known):
-        raise VlmEditError(f"{path}: k={told.k} was passed, but the name says {known}: leave it "
+        raise BadArgument(f"{path}: k={told.k} was passed, but the name says {known}: leave it "
                            "out, or rename the file")  # fmt: skip
     k = told.k if told.k is not None else known
     assert k is not None

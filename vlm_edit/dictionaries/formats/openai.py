@@ -21,7 +21,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import mapping, open_mapping, peek_mapping
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import DamagedFile, VlmEditError
 
 _NEEDED = {"encoder.weight", "pre_bias", "latent_bias"}
 # Counts of training, and the copy of its state that a TopK writes as part of the whole.
@@ -78,7 +78,7 @@ def _activation(path: object, found: Mapping[str, Any]) -> tuple[str, int | None
     expect_names(f"{path}: {_STATE}", state, {"k", "postact_fn"})
     for key in ("k", "postact_fn"):
         if found.get(f"activation.{key}", state[key]) != state[key]:
-            raise VlmEditError(f"{path}: {_STATE} and activation.{key} differ: it is damaged")
+            raise DamagedFile(f"{path}: {_STATE} and activation.{key} differ: it is damaged")
     after = _choice(path, f"{_STATE} postact_fn", state["postact_fn"], _AFTER)
     return after, expect_whole(path, state, "k")
 

@@ -34,7 +34,7 @@ from vlm_edit.dictionaries.formats.torchfile import (
     torch_files,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
 
 _STATE = "model_state"
 # What trainers keep beside it, and what changes no code.
@@ -194,7 +194,7 @@ def _decoder(path: object, tensors: Mapping[str, Any]) -> Rows:
     factor = expect_scalar(path, tensors, _MULTIPLIER) if _MULTIPLIER in tensors else 0.0
     gain = torch.full((len(rows),), factor).exp()
     if not bool(gain.isfinite().all()):
-        raise VlmEditError(f"{path}: exp({_MULTIPLIER}) is not finite: the file is damaged")
+        raise DamagedFile(f"{path}: exp({_MULTIPLIER}) is not finite: the file is damaged")
     return Rows(rows, _ROWS, gain=gain, unit=True)
 
 
@@ -207,7 +207,7 @@ def _encoder(
         name = "encoder.weight" if "encoder.weight" in names else "encoder.final_block.0.weight"
     found, m = expect_matrix(path, tensors, name), len(decoder.tensor)
     if found.shape != decoder.tensor.shape:
-        raise VlmEditError(
+        raise BadArgument(
             f"{path}: {name} is {tuple(found.shape)}, {_ROWS} is {tuple(decoder.tensor.shape)}: "
             "they must be equal"
         )
@@ -246,7 +246,7 @@ def _fold_batch_norm(
                 f"{path}: the encoder's batch norm is of {len(vector)} features, not {len(bias)}"
             )
     if not bool((var >= 0).all()):
-        raise VlmEditError(f"{path}: running_var is below 0: the file is damaged")
+        raise DamagedFile(f"{path}: running_var is below 0: the file is damaged")
     gain = scale / (var + _BATCH_NORM_EPS).sqrt()
     return Rows(rows.tensor, rows.name, gain=gain), (bias - mean) * gain + shift
 
@@ -256,7 +256,7 @@ def _selection(
 ) -> tuple[str, int | None, float | None]:
     """Which codes stay: what is told, or k that stands in the file."""
     if told.k is not None and stated is not None and told.k != stated:
-        raise VlmEditError(f"{path} says k={stated}, but it was told k={told.k}: leave it out")
+        raise BadArgument(f"{path} says k={stated}, but it was told k={told.k}: leave it out")
     k = told.k if told.k is not None else stated
     found: str | None = None
     if told.threshold is not None and told.k is None and told.activation in (None, "jumprelu"):

@@ -24,7 +24,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import open_mapping, peek_mapping, torch_files
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
 
 CONFIG = "config.json"
 
@@ -144,7 +144,7 @@ def _gate(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tenso
     bias, gate = expect_vector(path, tensors, "b_mag"), expect_vector(path, tensors, "b_gate")
     gain = expect_vector(path, tensors, "r_mag").exp()
     if not bool(gain.isfinite().all()) or not bias.shape == gate.shape == gain.shape:
-        raise VlmEditError(f"{path}: b_gate, b_mag and exp(r_mag) are not finite vectors of one "
+        raise DamagedFile(f"{path}: b_gate, b_mag and exp(r_mag) are not finite vectors of one "
                            "size: the file is damaged")  # fmt: skip
     return bias, gain, bias - gate * gain
 
@@ -162,7 +162,7 @@ def _activation(path: Path, config: Mapping[str, Any]) -> tuple[str, int | None,
         )
     options = config.get("activation_fn_kwargs", {})
     if not isinstance(options, dict) or set(options) != {"k"}:
-        raise VlmEditError(
+        raise BadArgument(
             f"{path}: activation_fn_kwargs of topk must be k and nothing else, got "
             f"{str(options)[:60]}"
         )

@@ -32,7 +32,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
 from vlm_edit.files import HEADER
 
 CONFIG, WEIGHTS, CENTERS = "cfg.json", "sae_weights.safetensors", "centers.safetensors"
@@ -116,7 +116,7 @@ def read(source: Source, told: Told) -> StoredDictionary | PairedDictionary[Stor
         return _read_folder(source)
     found = {(header[PART], header.get(SAVING)) for header in headers}
     if len(headers) < len(STREAMS) or len(found) > 1:
-        raise VlmEditError(
+        raise BadArgument(
             f"{source.path}: the folders {' and '.join(STREAMS)} in it are not of one saving: save "
             "the dictionary anew, or take one of them alone by file="
         )
@@ -205,7 +205,7 @@ def _unfolded(
     try:
         was = load(base64.b64decode(header[FOLDED], validate=True))
     except (ValueError, SafetensorError, RuntimeError) as error:
-        raise VlmEditError(f"{path}: the header of {WEIGHTS} is damaged: {error}") from error
+        raise DamagedFile(f"{path}: the header of {WEIGHTS} is damaged: {error}") from error
     centers = sorted(name for name in was if name.startswith(CENTER))
     expect_names(path, was, {"b_enc", "b_dec"}, {"subtract", *centers})
     vectors = {name: expect_vector(path, was, name) for name in was}
@@ -258,7 +258,7 @@ def _is_old(config: dict[str, Any]) -> bool:
 def _read_k(path: Path, config: dict[str, Any]) -> int:
     k = config.get("k")
     if not isinstance(k, int) or isinstance(k, bool):
-        raise VlmEditError(f"{path}: a topk dictionary needs a whole number k, got {k!r}")
+        raise BadArgument(f"{path}: a topk dictionary needs a whole number k, got {k!r}")
     return k
 
 
@@ -284,7 +284,7 @@ def _read_encoder(
     if "topk_threshold" in tensors:
         threshold = expect_scalar(path, tensors, "topk_threshold")
         if threshold <= 0:
-            raise VlmEditError(
+            raise BadArgument(
                 f"{path}: topk_threshold is {threshold}: this BatchTopK checkpoint was saved "
                 "before its first training step, and would be plain relu; take a later one"
             )
@@ -324,7 +324,7 @@ def _read_norm(source: Source, config: dict[str, Any]) -> tuple[str, float | Non
     if value is None or isinstance(value, bool):  # version 3
         value = "expected_average_only_in" if value else "none"
     if not isinstance(value, str) or value not in NORMS:
-        raise VlmEditError(
+        raise BadArgument(
             f"{path}: normalize_activations {value!r} is not supported; "
             f"supported: {', '.join(NORMS)}; a scale or a whitening of a training under way is "
             "folded into the weights when SAELens ends it: take the final checkpoint"
@@ -345,7 +345,7 @@ def _read_norm(source: Source, config: dict[str, Any]) -> tuple[str, float | Non
         )
     scale = expect_scalar(source.file(SCALER), scaler, "scaling_factor")
     if not 1e-12 < scale < 1e12:
-        raise VlmEditError(f"{path}: scaling_factor is {scale}; it must be a plausible scale")
+        raise BadArgument(f"{path}: scaling_factor is {scale}; it must be a plausible scale")
     return "none", scale
 
 
@@ -385,7 +385,7 @@ def _read_info(config: dict[str, Any]) -> dict[str, str]:
 def _flag(path: Path, config: dict[str, Any], key: str, default: bool) -> bool:
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise VlmEditError(f"{path}: {key} must be true or false, got {value!r}")
+        raise BadArgument(f"{path}: {key} must be true or false, got {value!r}")
     return value
 
 

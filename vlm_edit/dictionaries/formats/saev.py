@@ -33,7 +33,7 @@ from vlm_edit.dictionaries.formats.source import (
     read_torch,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
 
 FILE, CONFIG = "sae.pt", "config.json"
 
@@ -128,7 +128,7 @@ def _header(path: Path) -> tuple[bytes, dict[str, Any]]:
     except OSError as error:
         raise VlmEditError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
-        raise VlmEditError(f"{path}: its first line is not valid JSON: {error}") from error
+        raise DamagedFile(f"{path}: its first line is not valid JSON: {error}") from error
     return line, header
 
 
@@ -142,7 +142,7 @@ def _described(
     _expect_keys(path, header, _HEADER)
     schema, config = header["schema"], header.get("cfg")
     if schema not in (1, 2, 3, 4, 5) or isinstance(schema, bool):
-        raise VlmEditError(f"{path}: schema {str(schema)[:20]} is not known; known are 1 to 5")
+        raise UnknownName(f"{path}: schema {str(schema)[:20]} is not known; known are 1 to 5")
     if not isinstance(config, dict):
         raise VlmEditError(f"{path}: the header's cfg is missing or is not an object")
     options: Mapping[str, Any]
@@ -162,7 +162,7 @@ def _class(path: Path, activation: Any) -> tuple[str, Mapping[str, Any]]:
     kind = activation.get("cls") if isinstance(activation, dict) else None
     options = activation.get("params") if isinstance(activation, dict) else None
     if kind not in _ACTIVATIONS or not isinstance(options, dict):
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: activation {str(activation)[:60]!r} is not known; known classes: "
             f"{', '.join(_ACTIVATIONS)}"
         )
@@ -199,7 +199,7 @@ def _activation(
     """Both kinds of top-k keep codes below zero; BatchTopK has a threshold in use."""
     stored = _THRESHOLD in tensors
     if told.threshold is not None and (kind != "BatchTopK" or stored):
-        raise VlmEditError(f"{path}: {kind} here has its own threshold or none: leave it out")
+        raise BadArgument(f"{path}: {kind} here has its own threshold or none: leave it out")
     if kind != "BatchTopK":
         return ("relu" if kind == "Relu" else "topk_signed"), None
     if stored:

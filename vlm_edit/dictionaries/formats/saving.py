@@ -41,7 +41,7 @@ from vlm_edit.dictionaries.formats.saelens import (
 )
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.files import HEADER, beside
 
 
@@ -105,7 +105,7 @@ def _described(dictionary: Dictionary, stream: str | None) -> _Folder:
     encoder = dictionary.encoder
     architectures = {value: key for key, value in ARCHITECTURES.items()}
     if encoder.activation not in architectures:
-        raise VlmEditError(
+        raise BadArgument(
             f"SAELens has no architecture for activation {encoder.activation!r}; "
             "raw neurons need no file: use Dictionary.identity(width)"
         )

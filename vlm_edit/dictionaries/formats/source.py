@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
 
 MOST_JSON = 1 << 20
 MOST_PICKLE = 1 << 22
@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise VlmEditError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
-        raise VlmEditError(f"{path} is not valid JSON: {error}") from error
+        raise DamagedFile(f"{path} is not valid JSON: {error}") from error
     return parse_json(text, path)
 
 
@@ -53,7 +53,7 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise VlmEditError(f"{path} is not valid JSON: {error}") from error
+        raise DamagedFile(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise VlmEditError(f"{path} holds a {type(config).__name__}, expected an object")
     return config
@@ -69,7 +69,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, OverflowError, RuntimeError) as error:
-        raise VlmEditError(f"{path} is not a readable safetensors file: {error}") from error
+        raise DamagedFile(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def read_header(path: Path) -> dict[str, str]:
@@ -184,7 +184,7 @@ def read_torch(path: Path, skip: int = 0, allow: Sequence[Any] = ()) -> Any:
                 f"from it ({told}): open it where you trust it, save its state_dict() alone with "
                 "torch.save, and load that"
             ) from error
-        raise VlmEditError(f"{path} is not a readable torch file: {told}") from error
+        raise DamagedFile(f"{path} is not a readable torch file: {told}") from error
 
 
 def _expect_plain_zip(path: Path, skip: int) -> None:
@@ -206,7 +206,7 @@ def _expect_plain_zip(path: Path, skip: int) -> None:
         if entry.filename.endswith(".pkl") and entry.file_size > MOST_PICKLE:
             raise VlmEditError(f"{path}: {entry.filename!r} is larger than 4 MiB")
     if sum(entry.file_size for entry in entries) > size - skip:
-        raise VlmEditError(f"{path} claims more bytes than it has: the file is damaged")
+        raise DamagedFile(f"{path} claims more bytes than it has: the file is damaged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,9 +321,9 @@ def expect_scalar(where: object, tensors: Mapping[str, Any], name: str) -> float
             raise VlmEditError(f"{where}: {name} has shape {tuple(value.shape)}, expected a number")
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise VlmEditError(f"{where}: {name} must be a number, got {str(value)[:60]!r}")
+        raise BadArgument(f"{where}: {name} must be a number, got {str(value)[:60]!r}")
     if not abs(value) < float("inf"):
-        raise VlmEditError(f"{where}: {name} is {value}: the file is damaged")
+        raise DamagedFile(f"{where}: {name} is {value}: the file is damaged")
     return float(value)
 
 
@@ -337,7 +337,7 @@ def expect_whole(where: object, values: Mapping[str, Any], name: str) -> int:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
         value = value.item()
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise VlmEditError(
+        raise BadArgument(
             f"{where}: {name} must be a whole number above 0, got {str(value)[:60]!r}"
         )
     return value
@@ -382,5 +382,5 @@ def _expect_tensor(where: object, tensors: Mapping[str, Any], name: str, axes: i
 def _finite(where: object, name: str, tensor: Tensor) -> Tensor:
     found = tensor.to(torch.float32, copy=True)
     if not bool(found.isfinite().all()):
-        raise VlmEditError(f"{where}: {name} holds NaN or infinity: the file is damaged")
+        raise DamagedFile(f"{where}: {name} holds NaN or infinity: the file is damaged")
     return found

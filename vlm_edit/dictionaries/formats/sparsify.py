@@ -19,7 +19,7 @@ from vlm_edit.dictionaries.formats.source import (
     safetensors_names,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
@@ -89,7 +89,7 @@ def _activation(path: object, config: Mapping[str, Any]) -> str:
 def _flag(path: object, config: Mapping[str, Any], key: str) -> bool:
     value = config.get(key, False)
     if not isinstance(value, bool):
-        raise VlmEditError(f"{path}: {key} must be true or false, got {value!r}")
+        raise BadArgument(f"{path}: {key} must be true or false, got {value!r}")
     return value
 
 

@@ -23,7 +23,7 @@ from vlm_edit.dictionaries.formats.source import (
     expect_vector,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, CannotKnow, VlmEditError
 
 _MOST_LISTED = 30
 
@@ -37,7 +37,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
     """
     layout = told.layout
     if layout is None:
-        raise VlmEditError(
+        raise CannotKnow(
             f"{source.path}: a plain state dict does not say which tensor is what: say it with "
             "layout=Layout(encoder=..., decoder=..., ...)"
         )
@@ -67,12 +67,12 @@ def _expect_whole(source: Source, layout: Layout, told: Told) -> None:
     """Refuse a layout that lacks a part, or says it twice, before the file is opened."""
     takes = activation_kind(layout.activation).takes
     if "k" in takes and told.k is None:
-        raise VlmEditError(f"{source.path}: activation {layout.activation!r} needs k=")
+        raise BadArgument(f"{source.path}: activation {layout.activation!r} needs k=")
     if "k" not in takes and told.k is not None:
         raise VlmEditError(f"{source.path}: activation {layout.activation!r} has no k")
     said = (layout.threshold is not None) + (told.threshold is not None)
     if said != ("threshold" in takes):
-        raise VlmEditError(
+        raise BadArgument(
             f"{source.path}: activation {layout.activation!r} takes "
             f"{'one' if 'threshold' in takes else 'no'} threshold, in the layout or as "
             f"threshold=; it is given {said} times"

@@ -15,7 +15,7 @@ from pathlib import Path
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.trainer import Trainer
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.files import append_text, read_tensors, write_tensors, write_text
 
 _WHAT = "state of a dictionary's training"
@@ -54,7 +54,7 @@ class Checkpoint:
         header, tensors = read_tensors(self.path, _WHAT)
         for name, digest in self.digests.items():
             if header.get(name) != digest:
-                raise VlmEditError(
+                raise BadArgument(
                     f"{self.path} is the {_WHAT} with another {name}: give back what it began "
                     "with, or another file"
                 )

@@ -7,7 +7,7 @@ import numbers
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
 
 Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"]
 
@@ -107,21 +107,19 @@ class TrainConfig:
             VlmEditError: Names the field, its value and what it may be.
         """
         if self.kind not in get_args(Kind):
-            raise VlmEditError(
-                f"unknown kind {self.kind!r}: use one of {', '.join(get_args(Kind))}"
-            )
+            raise UnknownName(f"unknown kind {self.kind!r}: use one of {', '.join(get_args(Kind))}")
         self._expect_numbers()
         self._expect_kind()
         if self.kind != "ncl" and not 1 <= self.k <= self.n_features:
-            raise VlmEditError(f"k is {self.k}; it must lie between 1 and {self.n_features}")
+            raise BadArgument(f"k is {self.k}; it must lie between 1 and {self.n_features}")
         for name, least in {"steps": 1, "lr": 0, "sparsity": 0, "group": 0, "auxiliary": 0}.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):
-                raise VlmEditError(f"{name} is {value}; it must be at least {least}")
+                raise BadArgument(f"{name} is {value}; it must be at least {least}")
         if not 0 <= self.mask < 1:
             raise VlmEditError(f"mask is {self.mask}; it is a share of features, 0 up to below 1")
         if not 0 < self.bandwidth < math.inf:
-            raise VlmEditError(f"bandwidth is {self.bandwidth}; it must be above 0")
+            raise BadArgument(f"bandwidth is {self.bandwidth}; it must be above 0")
         self._expect_target()
         shares = self.prefixes
         if not shares or shares[-1] != 1 or not all(0 < share <= 1 for share in shares):
@@ -133,16 +131,14 @@ class TrainConfig:
         for name in _WHOLE:
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-                raise VlmEditError(f"{name} is {value!r}; it must be a whole number")
+                raise BadArgument(f"{name} is {value!r}; it must be a whole number")
         for name in _NUMBERS:
             if not isinstance(getattr(self, name), numbers.Real):
-                raise VlmEditError(f"{name} is {getattr(self, name)!r}; it must be a number")
+                raise BadArgument(f"{name} is {getattr(self, name)!r}; it must be a number")
         if self.clip is not None and not (
             isinstance(self.clip, numbers.Real) and 0 < float(self.clip) < math.inf
         ):
-            raise VlmEditError(
-                f"clip is {self.clip!r}; it must be above 0, or None for no clipping"
-            )
+            raise BadArgument(f"clip is {self.clip!r}; it must be above 0, or None for no clipping")
 
     def _expect_kind(self) -> None:
         """Refuse what the kind has no use for, and what a contrast cannot do with."""
@@ -151,14 +147,14 @@ class TrainConfig:
         for name, default in ((item.name, item.default) for item in fields(self)):
             value = getattr(self, name)
             if name in strange and value != default:
-                raise VlmEditError(
+                raise BadArgument(
                     f"{name} is {value}, and kind {self.kind!r} has no {name}: leave it out"
                 )
             if name in _OF_NCL and not 0 < value < math.inf:
-                raise VlmEditError(f"{name} is {value}; it must be a number above 0")
+                raise BadArgument(f"{name} is {value}; it must be a number above 0")
         for name, least in {"n_features": 2, "batch_size": 4}.items() if ncl else ():
             if getattr(self, name) < least:
-                raise VlmEditError(
+                raise BadArgument(
                     f"{name} is {getattr(self, name)}; ncl tells pairs apart by their codes, and "
                     f"needs at least {least}"
                 )
@@ -167,12 +163,10 @@ class TrainConfig:
         if self.target_l0 is None:
             return
         if not self.penalised:
-            raise VlmEditError(
-                f"target_l0 goes with relu and jumprelu; {self.kind} takes k instead"
-            )
+            raise BadArgument(f"target_l0 goes with relu and jumprelu; {self.kind} takes k instead")
         if not 0 < self.target_l0 <= self.n_features:
-            raise VlmEditError(
+            raise BadArgument(
                 f"target_l0 is {self.target_l0}; it must lie above 0 and up to {self.n_features}"
             )
         if not self.sparsity:
-            raise VlmEditError("target_l0 needs a sparsity above 0 to begin with")
+            raise BadArgument("target_l0 needs a sparsity above 0 to begin with")

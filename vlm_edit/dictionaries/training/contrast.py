@@ -11,7 +11,7 @@ from vlm_edit.dictionaries.training.config import TrainConfig
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import gathered, joined, total, world
 from vlm_edit.dictionaries.training.objective import Figures
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 # Codes shorter than this are divided by it instead of by their length: at a code of zeros, which
 # the backward of GELU still moves, the gradient would otherwise be without bound.
@@ -163,7 +163,7 @@ def fit_decoder(
     product.diagonal().add_(strength or 1.0)  # 1 where no feature is ever active
     root, failed = torch.linalg.cholesky_ex(product)
     if bool(failed):
-        raise VlmEditError(f"ridge is {ridge}, too small to be told from rounding: take a larger")
+        raise BadArgument(f"ridge is {ridge}, too small to be told from rounding: take a larger")
     decoder = torch.cholesky_solve(cross, root)
     return decoder.float().contiguous(), (y_mean - h_mean @ decoder).float()
 

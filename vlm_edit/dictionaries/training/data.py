@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.training.config import TrainConfig
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 # Rows of statistics at a time, and the numbers up to which a normed copy is kept in memory.
 _CHUNK = 8192
@@ -98,7 +98,7 @@ class Data:
 def opened(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Views of a safetensors file."""
     if not isinstance(path, str | os.PathLike):
-        raise VlmEditError(
+        raise BadArgument(
             f"streams is a {type(path).__name__}: give activations by stream, as {{'image': x}}, "
             "or the path of a safetensors file of them"
         )
@@ -106,7 +106,7 @@ def opened(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise VlmEditError(
+        raise BadArgument(
             f"cannot read activations from {os.fspath(path)!r}: {error}; it must be a safetensors "
             "file with tensors 'image', 'text' or both"
         ) from error
@@ -116,7 +116,7 @@ def _expect(streams: Mapping[str, Tensor], config: TrainConfig) -> int:
     """Refuse activations that do not fit; their width."""
     for name, data in streams.items():
         if not isinstance(data, Tensor):
-            raise VlmEditError(
+            raise BadArgument(
                 f"the activations of {name!r} are a {type(data).__name__}: give a tensor, such as "
                 "torch.from_numpy(array)"
             )
@@ -129,7 +129,7 @@ def _expect(streams: Mapping[str, Tensor], config: TrainConfig) -> int:
         )
     sizes = [len(data) for data in streams.values()]
     if config.batch_size < len(streams) or not all(sizes):
-        raise VlmEditError(
+        raise BadArgument(
             f"every batch takes activations of each stream: batch_size is {config.batch_size}, the "
             f"streams have {sizes}"
         )
@@ -140,7 +140,7 @@ def _expect(streams: Mapping[str, Tensor], config: TrainConfig) -> int:
             f"{ {name: len(data) for name, data in streams.items()} }"
         )
     if config.kind == "ncl" and sizes[0] < 2:
-        raise VlmEditError(f"ncl tells pairs apart, and needs at least 2; got {sizes[0]}")
+        raise BadArgument(f"ncl tells pairs apart, and needs at least 2; got {sizes[0]}")
     return int(widths.pop())
 
 

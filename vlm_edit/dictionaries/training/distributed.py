@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vlm_edit.checksums import checksums
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 
 _STREAMS = ("image", "text")
 
@@ -74,7 +74,7 @@ def expect_alike(streams: Mapping[str, Tensor], config: str, device: torch.devic
     if differing:
         words = "; ".join(f"process {rank}: {', '.join(of)}" for rank, of in differing.items())
         sizes = ", ".join(str(row[1] + row[3]) for row in rows)
-        raise VlmEditError(
+        raise BadArgument(
             f"the processes of a training must all have the same, and differ from process 0 in "
             f"{words} (rows in all, by process: {sizes}): give every process all activations, it "
             "takes its part of each batch"

@@ -16,7 +16,7 @@ from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.training.config import TrainConfig
 from vlm_edit.dictionaries.training.data import opened
 from vlm_edit.dictionaries.training.run import train_dictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 
 def train_paired(
@@ -71,9 +71,9 @@ def train_paired(
         )
     given = dict(streams) if isinstance(streams, Mapping) else opened(streams)
     if set(given) != set(STREAMS):
-        raise VlmEditError(f"train_paired takes 'image' and 'text', got {sorted(given)}")
+        raise BadArgument(f"train_paired takes 'image' and 'text', got {sorted(given)}")
     if by == "correlation" and len(given["image"]) != len(given["text"]):
-        raise VlmEditError(
+        raise BadArgument(
             "matching by correlation takes activations of pairs, and there are "
             f"{len(given['image'])} of image and {len(given['text'])} of text: use by='decoder'"
         )

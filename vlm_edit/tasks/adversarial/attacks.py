@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 
 Norm = Literal["linf", "l2"]
 Keep = Literal["best", "last"]
@@ -41,9 +41,9 @@ class Ball:
     def __post_init__(self) -> None:
         """Check the radius and the norm."""
         if not 0 < self.eps < float("inf"):
-            raise VlmEditError(f"eps is {self.eps}: it must be above 0, such as 4 / 255")
+            raise BadArgument(f"eps is {self.eps}: it must be above 0, such as 4 / 255")
         if self.norm not in get_args(Norm):
-            raise VlmEditError(f"norm is {self.norm!r}: use one of {get_args(Norm)}")
+            raise BadArgument(f"norm is {self.norm!r}: use one of {get_args(Norm)}")
 
     def project(self, images: Tensor, centre: Tensor) -> Tensor:
         """The ball's image next to each of [n, ...], around centre [n, ...]."""
@@ -266,12 +266,12 @@ def judged(
 def checked(images: Tensor, eps: float, norm: Norm, steps: int, restarts: int = 1) -> Ball:
     """The ball, after what is quick to refuse."""
     if steps < 1 or restarts < 1:
-        raise VlmEditError(f"{steps} steps from {restarts} starts: an attack needs one of each")
+        raise BadArgument(f"{steps} steps from {restarts} starts: an attack needs one of each")
     if images.ndim != 4 or not len(images):
-        raise VlmEditError(f"images must be [n, 3, h, w], at least one, got {tuple(images.shape)}")
+        raise BadArgument(f"images must be [n, 3, h, w], at least one, got {tuple(images.shape)}")
     low, high = float(images.min()), float(images.max())
     if not (low >= 0 and high <= 1):
-        raise VlmEditError(
+        raise BadArgument(
             f"pixels lie between {low:.3g} and {high:.3g}: an attack takes them in [0, 1], before "
             "the host's normalisation; Pixels.read gives them so"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 # Annex K of the JPEG standard (ITU-T T.81): quantisation of luminance and of chrominance.
 _LUMINANCE = (
@@ -41,7 +41,7 @@ class Noise:
     def __post_init__(self) -> None:
         """Start the draws."""
         if not self.sigma > 0:
-            raise VlmEditError(f"sigma is {self.sigma}: noise needs one above 0")
+            raise BadArgument(f"sigma is {self.sigma}: noise needs one above 0")
         object.__setattr__(self, "_generator", torch.Generator().manual_seed(self.seed))
         object.__setattr__(self, "_here", {})
 

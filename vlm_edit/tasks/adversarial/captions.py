@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 from vlm_edit.sites import Host, Model
 from vlm_edit.tasks.adversarial.host import Pixels
 
@@ -45,7 +45,7 @@ class Speaker:
         host = Host.of(host)
         processor = host.expect_processor("an attack on answers")
         if not hasattr(host.root, "generate") or not getattr(processor, "image_token", None):
-            raise VlmEditError(
+            raise BadArgument(
                 f"{host.kind.__name__} with {type(processor).__name__}: an attack on "
                 "answers needs a host with generate, and a processor with an image token"
             )
@@ -86,7 +86,7 @@ class Speaker:
             VlmEditError: No answer, or an empty one.
         """
         if not answers or not all(answer.strip() for answer in answers):
-            raise VlmEditError("an answer is empty: an attack needs one for each image")
+            raise BadArgument("an answer is empty: an attack needs one for each image")
         tokenizer = self.host.processor.tokenizer
         end = [tokenizer.eos_token_id]
         listed = [tokenizer(lead + a, add_special_tokens=False)["input_ids"] + end for a in answers]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.hooks import record
 from vlm_edit.statistics import Estimate, ratio_estimate
 from vlm_edit.tasks.adversarial.host import ImageHost
@@ -100,7 +100,7 @@ def movement(
         VlmEditError: Other shapes, or a class of the name ``residual``.
     """
     if before.shape != after.shape:
-        raise VlmEditError(
+        raise BadArgument(
             f"images before and after must be the same: {tuple(before.shape)} and "
             f"{tuple(after.shape)}"
         )
@@ -235,7 +235,7 @@ class Others:
         """
         m = features.dictionary.n_features
         if not chosen or not all(0 <= k < m for k in chosen):
-            raise VlmEditError(
+            raise BadArgument(
                 f"features that may move must be some of 0 to {m - 1}, got {len(chosen)}: "
                 f"{list(chosen)[:5]}"
             )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.edits import Ablate, Blend, Rule
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 from vlm_edit.hooks import Tokens, attach, record
 from vlm_edit.patches import Patch
 from vlm_edit.tasks.adversarial.attacks import Ball, pgd
@@ -168,7 +168,7 @@ def _mean_codes(
 ) -> dict[str, Tensor]:
     """[m] of each site, over true images and their tokens."""
     if not places or not len(images):
-        raise VlmEditError(f"{len(images)} images and {len(places)} sites: there must be some")
+        raise BadArgument(f"{len(images)} images and {len(places)} sites: there must be some")
     total: dict[str, Tensor] = {}
     for some in images.split(128):
         with record(host.host, *places) as recording:

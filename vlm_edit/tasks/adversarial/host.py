@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.sites import Host, Model
 
 Classifier = Callable[[Tensor], Tensor]  # images [n, 3, h, w] to logits [n, c]
@@ -42,7 +42,7 @@ class Pixels:
         """
         own = getattr(processor, "image_processor", processor)
         if not hasattr(own, "image_mean"):
-            raise VlmEditError(
+            raise BadArgument(
                 f"{type(processor).__name__} does not say how it normalises images: pass a "
                 "transformers processor, or make Pixels(processor, mean, std) yourself"
             )
@@ -105,7 +105,7 @@ class ImageHost:
         host = Host.of(host)
         inner = host.root
         if not (hasattr(inner, "get_image_features") or hasattr(inner, "encode_image")):
-            raise VlmEditError(
+            raise BadArgument(
                 f"{type(inner).__name__} has neither get_image_features nor encode_image: an "
                 "attack on embeddings needs a contrastive host; for one that speaks use captions"
             )
@@ -151,7 +151,7 @@ def embed_texts(host: Host, texts: Sequence[str], batch_size: int = 256, **optio
     inner: Any = host.root
     processor = host.expect_processor("embedding texts")
     if not texts:
-        raise VlmEditError("no texts: a choice needs at least one")
+        raise BadArgument("no texts: a choice needs at least one")
     if not hasattr(inner, "get_text_features"):
         raise VlmEditError(
             f"{type(inner).__name__} has no get_text_features: embed the texts yourself and pass "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 from vlm_edit.tasks.adversarial.host import Classifier, ImageHost
 
 Loss = Literal["ce", "dlr", "margin"]
@@ -44,7 +44,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([-0.5000])
     """
     if logits.shape[1] < 3:
-        raise VlmEditError(
+        raise BadArgument(
             f"dlr needs three classes, and there are {logits.shape[1]}: use ce or margin"
         )
     top = logits.topk(3, dim=1).values
@@ -54,7 +54,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Targeted difference of logits ratio [n] (Croce and Hein 2020, equation 7)."""
     if logits.shape[1] < 4:
-        raise VlmEditError(
+        raise BadArgument(
             f"targeted dlr needs four classes, and there are {logits.shape[1]}: use ce"
         )
     top = logits.topk(4, dim=1).values
@@ -92,7 +92,7 @@ class Untargeted:
     def __post_init__(self) -> None:
         """Check the loss."""
         if self.loss not in get_args(Loss):
-            raise VlmEditError(f"loss is {self.loss!r}: use one of {get_args(Loss)}")
+            raise BadArgument(f"loss is {self.loss!r}: use one of {get_args(Loss)}")
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """As ``Aim``."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 
 
 def draw_word(
@@ -39,7 +39,7 @@ def draw_word(
         ((64, 64), (255, 0, 0))
     """
     if not word.strip() or not 0 < height <= 1:
-        raise VlmEditError(f"word {word!r} of height {height}: give a word, and a share of 0 to 1")
+        raise BadArgument(f"word {word!r} of height {height}: give a word, and a share of 0 to 1")
     drawn = image.convert("RGB").copy()
     pen = ImageDraw.Draw(drawn)
     size = max(height * drawn.height, 4.0)
@@ -85,6 +85,6 @@ def other_labels(labels: Sequence[str], among: Sequence[str], seed: int = 0) -> 
     for label in labels:
         others = [other for other in known if other != label]
         if not others:
-            raise VlmEditError(f"no label but {label!r} to aim at: give at least two")
+            raise BadArgument(f"no label but {label!r} to aim at: give at least two")
         found.append(rng.choice(others))
     return found

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.edits import Ablate, Project, Scale, Steer
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.hooks import TokenChoice
 from vlm_edit.patches import Patch
 from vlm_edit.tasks.bias.study import Study
@@ -106,7 +106,7 @@ def calibrated_projection(
         for a, b in combinations(texts, 2)
     ]
     if not pairs:
-        raise VlmEditError("the calibrated projection works on pairs: give Questions variants")
+        raise BadArgument("the calibrated projection works on pairs: give Questions variants")
     gaps = torch.stack([a - b for a, b in (F.normalize(pair, dim=1) for pair in pairs)]).double()
     _, sizes, basis = torch.linalg.svd(gaps, full_matrices=False)
     kept = sizes > sizes.max() * 1e-6
@@ -155,7 +155,7 @@ def difference_components(study: Study, by: str, count: int, tokens: TokenChoice
         VlmEditError: No such column, or fewer differences than directions.
     """
     if by not in study.pairs.columns:
-        raise VlmEditError(f"{study.pairs.name} has no column {by!r}")
+        raise UnknownName(f"{study.pairs.name} has no column {by!r}")
     image, column = F.normalize(study.image, dim=1), study.pairs.columns[by]
     rows = []
     for value in sorted(set(column)):
@@ -281,7 +281,7 @@ def bend(study: Study, reference: Study, nearest: int = 20) -> Study:
     """
     variants = study.questions.variants
     if not variants:
-        raise VlmEditError("BEND-VLM augments queries: give Questions variants that name groups")
+        raise BadArgument("BEND-VLM augments queries: give Questions variants that name groups")
     images = {
         group: F.normalize(
             reference.image[[i for i, g in enumerate(reference.groups) if g == group]]

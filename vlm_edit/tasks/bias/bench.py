@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 from vlm_edit.measurement import Reader
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
@@ -157,7 +157,7 @@ class _Reading:
     def _reader(self) -> Reader:
         site = self.host.site(JOINT)
         if set(site.streams) != {"image", "text"}:
-            raise VlmEditError(
+            raise BadArgument(
                 f"the joint embedding of {self.host.kind.__name__} is of "
                 f"{', '.join(site.streams)} only: images and texts must be comparable"
             )

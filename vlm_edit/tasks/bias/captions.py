@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.report import Table
 from vlm_edit.sites import Host, Model
 from vlm_edit.statistics import Estimate, mean_estimate, proportion
@@ -108,7 +108,7 @@ def describe(
     processor = host.expect_processor("describing images")
     token = getattr(processor, "image_token", None)
     if not hasattr(model, "generate") or token is None:
-        raise VlmEditError(
+        raise BadArgument(
             f"captions need a host that generates and a processor with an image token, got "
             f"{host.kind.__name__} and {type(processor).__name__}"
         )

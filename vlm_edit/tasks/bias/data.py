@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
 from vlm_edit.pairs import IMAGE_ENDINGS, Pairs, read_pairs, size_of
 
 PERSON, BIRD = "a photo of a person", "a photo of a bird"
@@ -160,7 +160,7 @@ def read_waterbirds(folder: str | os.PathLike[str], split: str = "test") -> Pair
         bird = [("landbird", "waterbird")[int(row["y"])] for row in rows]
         place = [("land", "water")[int(row["place"])] for row in rows]
     except (ValueError, IndexError) as error:
-        raise VlmEditError(f"{path}: y and place must be 0 or 1 in every row: {error}") from error
+        raise BadArgument(f"{path}: y and place must be 0 or 1 in every row: {error}") from error
     group = [f"{b} on {p}" for b, p in zip(bird, place, strict=True)]
     images = [path.parent / row["img_filename"] for row in rows]
     return _pairs(path, images, {"bird": bird, "place": place, "group": group}, BIRD)
@@ -196,7 +196,7 @@ def read_any(path: str | os.PathLike[str], split: str | None = None) -> Pairs:
     if folder.is_dir() and _is_waterbirds(folder / "metadata.csv"):
         return read_waterbirds(folder, **told)
     if split is not None:
-        raise VlmEditError(f"{folder} has no splits that are known: leave the split out")
+        raise BadArgument(f"{folder} has no splits that are known: leave the split out")
     if folder.is_dir() and _is_utkface(folder):
         return read_utkface(folder)
     return read_pairs(path)
@@ -236,10 +236,10 @@ def _table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
             header = [name for name in reader.fieldnames or () if name]
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise VlmEditError(f"{path} is not a readable UTF-8 CSV file: {error}") from error
+        raise DamagedFile(f"{path} is not a readable UTF-8 CSV file: {error}") from error
     missing = [name for name in needed if name not in header]
     if missing:
-        raise VlmEditError(
+        raise UnknownName(
             f"{path} has no column {missing[0]!r}: it has {', '.join(header) or 'none'}"
         )
     for line, row in enumerate(rows, start=2):
@@ -286,4 +286,4 @@ def _pairs(source: Path, images: Sequence[Path], columns: dict[str, list[str]], 
 
 def _expect_split(split: str, known: Sequence[str]) -> None:
     if split not in known:
-        raise VlmEditError(f"split is {split!r}: use one of {', '.join(known)}")
+        raise BadArgument(f"split is {split!r}: use one of {', '.join(known)}")

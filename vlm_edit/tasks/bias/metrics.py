@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.statistics import Estimate, middle, proportion
 
 DRAWS = 2000
@@ -262,7 +262,7 @@ def chance_skew(
         True
     """
     if draws < 1:
-        raise VlmEditError(f"draws is {draws}; chance takes at least one")
+        raise BadArgument(f"draws is {draws}; chance takes at least one")
     numbers, order, share = _ranked(similarity, groups, k, wanted)
     generator = torch.Generator().manual_seed(seed)
     found = []
@@ -288,7 +288,7 @@ def _ranked(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Groups as numbers [n], what each query finds first [q, k], and the share of each group."""
     if similarity.ndim != 2 or similarity.shape[1] != len(groups):
-        raise VlmEditError(
+        raise BadArgument(
             f"similarity of queries to {len(groups)} images with a group must be [q, "
             f"{len(groups)}], got {tuple(similarity.shape)}"
         )
@@ -304,7 +304,7 @@ def _ranked(
 
 def _members(right: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
     if right.dtype != torch.bool or right.shape != (len(groups),) or not len(groups):
-        raise VlmEditError(
+        raise BadArgument(
             f"it takes a group for each case, and whether it is right: got {len(groups)} groups "
             f"and {tuple(right.shape)} {right.dtype}"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import AnyDictionary, Dictionary, PairedDictionary
 from vlm_edit.edits import Ablate, Project
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.hooks import TokenChoice
 from vlm_edit.pairs import Pairs
 from vlm_edit.patches import Patch
@@ -128,7 +128,7 @@ class Evidence:
             VlmEditError: No such column, a value that no pair has, or as ``read_examples``.
         """
         if attribute not in pairs.columns:
-            raise VlmEditError(f"{pairs.name} has no column {attribute!r}")
+            raise UnknownName(f"{pairs.name} has no column {attribute!r}")
         host = Host.of(host)
         column, whole = pairs.columns[attribute], _half(dictionary, stream)
         missing = set(values) - set(column)
@@ -173,7 +173,7 @@ def select(
         VlmEditError: An unknown score, or no feature is left.
     """
     if score not in get_args(Score):
-        raise VlmEditError(f"score is {score!r}: use one of {get_args(Score)}")
+        raise BadArgument(f"score is {score!r}: use one of {get_args(Score)}")
     lists = []
     for value, own in evidence.seen.items():
         rest = [seen for other, seen in evidence.seen.items() if other != value]
@@ -223,7 +223,7 @@ def edit(
         VlmEditError: An unknown way, or groups whose mean codes do not differ.
     """
     if way not in get_args(Way):
-        raise VlmEditError(f"way is {way!r}: use one of {get_args(Way)}")
+        raise BadArgument(f"way is {way!r}: use one of {get_args(Way)}")
     chosen = list(features)
     info = {"attribute": "/".join(evidence.seen), "way": way, "features": str(len(chosen))}
     if way == "difference":
@@ -343,7 +343,7 @@ def mitigate(
     ranked = select(evidence, score=score, within=within)
     tried = sorted({min(n, len(ranked)) for n in numbers})
     if not tried or tried[0] < 1:
-        raise VlmEditError(f"numbers of features are {list(numbers)}: try at least 1")
+        raise BadArgument(f"numbers of features are {list(numbers)}: try at least 1")
 
     def make(number: float) -> Patch:
         return edit(evidence, ranked[: int(number)], way, tokens=tokens)

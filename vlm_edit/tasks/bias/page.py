@@ -8,7 +8,7 @@ from html import escape
 
 import torch
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 from vlm_edit.files import write_text
 from vlm_edit.report import PER_ROW, PER_SHEET, SIDE, Sprites, Table, pack
 from vlm_edit.tasks.bias.metrics import accuracy_by_group, max_skew, shares
@@ -78,7 +78,7 @@ def write_page(
         True
     """
     if not studies:
-        raise VlmEditError("a page shows at least one study")
+        raise BadArgument("a page shows at least one study")
     plain = next(iter(studies.values()))
     if {len(study.pairs) for study in studies.values()} != {len(plain.pairs)}:
         raise VlmEditError("the studies of a page are of the same images")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.pairs import Pairs
 from vlm_edit.probing import hits
 from vlm_edit.statistics import Estimate
@@ -43,7 +43,7 @@ class Questions:
         """Two values at least, a prompt each, and labels only of a column."""
         bare = [value for value, prompts in self.classes.items() if not prompts]
         if len(self.classes) < 2 or bare or isinstance(self.classes, str):
-            raise VlmEditError(
+            raise BadArgument(
                 f"classes of {self.attribute!r} need two values with a prompt each, got "
                 f"{dict(self.classes)}"
             )
@@ -103,7 +103,7 @@ class Study:
             )
         for name in filter(None, (self.questions.attribute, self.questions.label)):
             if name not in self.pairs.columns:
-                raise VlmEditError(
+                raise UnknownName(
                     f"{self.pairs.name} has no column {name!r}: it has "
                     f"{', '.join(self.pairs.columns) or 'none'}"
                 )
@@ -199,7 +199,7 @@ class Study:
 
     def _recognised(self) -> Tensor:
         if not self.questions.labels:
-            raise VlmEditError("nothing is to be recognised: give Questions a label and labels")
+            raise BadArgument("nothing is to be recognised: give Questions a label and labels")
         told = list(self.questions.labels.values())
         nearest = self.similarity(list(self.questions.labels)).argmax(1).tolist()
         truth = self.pairs.columns[self.questions.label]
@@ -232,7 +232,7 @@ def split(
         (1024, set())
     """
     if by is not None and by not in pairs.columns:
-        raise VlmEditError(f"{pairs.name} has no column {by!r}: it has {', '.join(pairs.columns)}")
+        raise UnknownName(f"{pairs.name} has no column {by!r}: it has {', '.join(pairs.columns)}")
     keys = pairs.columns[by] if by else tuple(map(str, range(len(pairs))))
     names = sorted(set(keys))
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -241,7 +241,7 @@ def split(
     for i, key in enumerate(keys):
         sides[key not in chosen].append(i)
     if not all(sides):
-        raise VlmEditError(
+        raise BadArgument(
             f"a share of {share} of {len(names)} {by or 'pairs'} leaves one side empty: both need "
             "at least one"
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, expect_features
 from vlm_edit.edits import Ablate, Blend, Keep, Scale
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 from vlm_edit.hooks import TokenChoice, record
 from vlm_edit.patches import Patch
 from vlm_edit.sites import Host, Model
@@ -48,7 +48,7 @@ def read_reference(
         call()
     hidden = seen.last(site, stream).hidden.float().cpu()
     if len(hidden) != 1:
-        raise VlmEditError(
+        raise BadArgument(
             f"the call encoded {len(hidden)} references: a patch takes from one, read them one by "
             "one"
         )

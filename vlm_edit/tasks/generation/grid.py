@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument, VlmEditError
 
 _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _GAP, _LINE, _MARGIN, _LABEL = 6, 18, 8, 144
@@ -51,7 +51,7 @@ def grid(
         (460, 136)
     """
     if not rows:
-        raise VlmEditError("a grid needs at least one row of drawings")
+        raise BadArgument("a grid needs at least one row of drawings")
     for row in rows:
         if len(row.drawings) != len(strengths):
             raise VlmEditError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.errors import BadArgument
 from vlm_edit.statistics import Estimate, mean_estimate, middle, proportion
 
 
@@ -36,9 +36,9 @@ class Trend:
         """Check shapes and order."""
         rising = list(self.strengths)
         if len(rising) < 2 or sorted(set(rising)) != rising:
-            raise VlmEditError(f"strengths are {rising}: give two or more, rising")
+            raise BadArgument(f"strengths are {rising}: give two or more, rising")
         if self.values.ndim != 2 or len(self.values) != len(rising) or not self.values.numel():
-            raise VlmEditError(
+            raise BadArgument(
                 f"values are {tuple(self.values.shape)} for {len(rising)} strengths: give "
                 "[strengths, drawings]"
             )
