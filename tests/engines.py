@@ -8,7 +8,7 @@ import torch
 from conftest import IMAGE_TOKEN, make_llava, random_dictionary
 from torch import Tensor, nn
 
-from vlm_edit import Patch, Scale, Steer
+from vlm_edit import Adapter, Host, Patch, Scale, Steer
 
 Inputs = dict[str, Tensor]
 Run = Callable[[nn.Module], Any]
@@ -43,12 +43,20 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def compare(host: nn.Module, patch: Patch, run: Run, acts: bool = True, **options: Any) -> Any:
+def compare(
+    host: nn.Module,
+    patch: Patch,
+    run: Run,
+    adapter: Adapter | None = None,
+    *,
+    acts: bool = True,
+    **options: Any,
+) -> Any:
     """Both engines' bits and reports are equal, and nothing stays; returns the report."""
-    before = bits(host, run)
+    before, there = bits(host, run), Host.of(host, adapter=adapter)
     seen = []
     for via in ("hooks", "nnsight"):
-        with warnings.catch_warnings(), patch.attach(host, via=via, **options) as attached:
+        with warnings.catch_warnings(), patch.attach(there, via=via, **options) as attached:
             warnings.simplefilter("error")
             seen.append((bits(host, run), attached.report()))
         assert same(bits(host, run), before)

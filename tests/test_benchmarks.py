@@ -63,7 +63,8 @@ def test_a_step_of_an_answer_calls_few_functions_and_goes_through_few_files() ->
     counted = re.findall(r"^(an? .*): (\d+) calls in \d+ files, (\d+) changes", done.stdout, re.M)
     counts = {name: (int(calls), int(changes)) for name, calls, changes in counted}
     calls, changes = counts["an SAE's feature at text tokens"]
-    assert calls <= 36 and changes <= 10
+    # An activation and a norm have a file each, which takes four changes of it.
+    assert calls <= 36 and changes <= 14
     calls, changes = counts["a vector at all tokens"]
     assert calls <= 16 and changes <= 8
 

@@ -117,8 +117,9 @@ def test_a_baked_folder_is_a_model_that_does_what_the_patch_does(
     status, told, _ = run(capsys, "apply", source, files / "n.safetensors", "--bake", out)
     assert status == 0 and "changed: visual_projection.weight" in told
     assert [p.name for p in tmp_path.iterdir()] == ["baked"]
-    plain, processor = load_host(source)
-    baked, _ = load_host(str(out))
+    loaded = load_host(source)
+    plain, processor = loaded.root, loaded.processor
+    baked = load_host(str(out)).root
     inputs = processor(text=["a cat"], images=[zoo.load_pairs().open(0)], return_tensors="pt")
     with torch.no_grad():
         before = plain(**inputs).logits_per_image

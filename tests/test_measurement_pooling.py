@@ -32,9 +32,9 @@ LLAVA_INPUTS = {
 }
 
 
-def reader(model, site, inputs, width, **options):
+def reader(model, site, inputs, width, adapter=None, **options):
     return Reader(
-        Host.of(model, None, prompt=lambda *_: inputs),
+        Host.of(model, adapter=adapter, prompt=lambda *_: inputs),
         Dictionary.identity(width),
         site,
         progress=False,

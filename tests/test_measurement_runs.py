@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_refused(host, some, tmp_path) -> None:
 
 _SCRIPT = """
 import sys, time
-from vlm_edit import measure, zoo
+from vlm_edit import Host, measure, zoo
 from vlm_edit.measurement import MeasurementAccumulator as Accumulator
 update = Accumulator.update
 def slow(self, batch):
@@ -221,8 +221,9 @@ def slow(self, batch):
     time.sleep(0.2)
 if sys.argv[2] == "slow":
     Accumulator.update = slow
-found = measure(*zoo.load_host(), zoo.load_pairs().select(range(200)), zoo.load_dictionary("joint"),
-                batch_size=16, checkpoint=sys.argv[1], every=0, progress=False)
+found = measure(Host.of(*zoo.load_host()), zoo.load_pairs().select(range(200)),
+                zoo.load_dictionary("joint"), batch_size=16, checkpoint=sys.argv[1], every=0,
+                progress=False)
 found.save(sys.argv[1] + "-run")
 """
 

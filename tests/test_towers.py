@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlm_edit import Adapter, SiteRule, TapRule, VlmEditError
-from vlm_edit.sites import Tower, find_adapter, two_towers
+from vlm_edit import Adapter, VlmEditError
+from vlm_edit.sites import SiteRule, TapRule, Tower, find_adapter, two_towers
 
 EYE = Tower(
     "image",

@@ -126,7 +126,7 @@ def test_every_call_of_a_contrastive_host_is_covered(clip_inputs, site, width, c
         (site == "text.1" and call == "image features")
         or (site == "vision.1" and call == "text features")
     )
-    compare(CLIP, patch_at(site, "all", width), run, passes)
+    compare(CLIP, patch_at(site, "all", width), run, acts=passes)
 
 
 @pytest.mark.parametrize("module", ["model", "model.language_model"])
@@ -176,7 +176,7 @@ MAP = Adapter.of({"map": ("first", "image", 4, 1), "joint": ("embed()", "image",
 
 def test_a_site_of_another_axis_is_edited_as_by_hooks() -> None:
     x = torch.randn(2, 3, 5, 5)
-    compare(Map(), patch_at("map", width=4), lambda host: host(x), adapter=MAP)
+    compare(Map(), patch_at("map", width=4), lambda host: host(x), MAP)
 
 
 # Through nnsight, and with traces of one's own
@@ -341,4 +341,4 @@ def test_a_site_inside_another_is_edited_too(clip_inputs) -> None:
     )
     patch = patch_at("tower", "all", 16) + patch_at("inner", "all", 16)
     run = CLIP_CALLS["forward"](clip_inputs)
-    assert compare(CLIP, patch, run, adapter=adapter).edited_tokens > 0
+    assert compare(CLIP, patch, run, adapter).edited_tokens > 0

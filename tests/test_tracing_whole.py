@@ -245,13 +245,13 @@ def test_a_site_that_is_a_method_is_in_no_trace(nnsight) -> None:
 @pytest.mark.filterwarnings("ignore:.*was replaced after nnsight wrapped")
 def test_a_module_whose_forward_somebody_replaced_is_refused_and_not_bypassed(nnsight) -> None:
     host = Map()
-    model = nnsight.NNsight(host)
+    nnsight.NNsight(host)
     original = host.first.forward
     host.first.forward = lambda x: original(x) * 2
     x = torch.randn(1, 3, 2, 2)
     before = host(x)
     with pytest.raises(VlmEditError, match="forward of 'first' was replaced"):
-        patch_at("map", width=4).attach(Host.of(model, adapter=MAP), via="nnsight")
+        patch_at("map", width=4).attach(Host.of(host, adapter=MAP), via="nnsight")
     assert torch.equal(host(x), before)
 
 

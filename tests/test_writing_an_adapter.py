@@ -35,7 +35,7 @@ def test_an_adapter_in_a_package_of_ones_own_is_found_by_its_entry_point(tmp_pat
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n{entry.replace(chr(34), '')}\n")
     use = (
-        "import vlm_edit as v\nassert list(v.find_sites(host))[3:5] == ['vision.3', 'projector']\n"
+        "import vlm_edit as v\nassert list(v.find_sites(model))[3:5] == ['vision.3', 'projector']\n"
     )
     (tmp_path / "use.py").write_text(f"{look}\n{use}", "utf-8")
     done = subprocess.run(

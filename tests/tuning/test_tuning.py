@@ -357,7 +357,7 @@ def test_the_signature_says_what_may_be_left_out() -> None:
         for name, p in inspect.signature(tune).parameters.items()
         if p.default is p.empty and p.kind is not p.VAR_KEYWORD
     ]
-    assert needed == ["model", "patch", "objective", "utility"]
+    assert needed == ["host", "patch", "objective", "utility"]
 
 
 def test_what_a_clip_still_reads_is_traded_against_what_it_forgets() -> None:

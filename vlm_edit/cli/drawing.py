@@ -115,7 +115,7 @@ def draw(options: argparse.Namespace) -> int:
     dictionary = load_dictionary(options)
     if isinstance(dictionary, PairedDictionary):
         raise BadArgument("draw takes codes over, and a paired dictionary has one per stream")
-    run = run_of(options.run_folder, pipe.clip, dictionary) if options.run_folder else None
+    run = run_of(options.run_folder, Host.of(pipe.clip), dictionary) if options.run_folder else None
     features = _features(options, pipe, dictionary, run, [c for c in classes if c != WHOLE])
     taken: list[tuple[str, str | Image.Image | None, Tensor | None]] = [
         (told, what, embed(pipe, options.site, what)) for told, what in references

@@ -27,7 +27,7 @@ from results import common
 from results.adversarial_others import captions, detectors, typographic
 from results.adversarial_tables import tables
 from results.training import PROMPT
-from vlm_edit import Patch, zoo
+from vlm_edit import Host, Patch, zoo
 from vlm_edit.statistics import proportion, ratio_estimate
 from vlm_edit.tasks import adversarial as adv
 from vlm_edit.tasks.adversarial.features import nearest_text, through
@@ -59,11 +59,13 @@ class Subject:
         self.model, processor = zoo.load_host()
         self.model.to(self.device)
         pairs, labels = zoo.load_pairs(), zoo.load_labels()
-        self.plain = adv.ZeroShot.of(self.model, processor, [PROMPT.format(n) for n in labels])
+        self.plain = adv.ZeroShot.of(
+            Host.of(self.model, processor), [PROMPT.format(n) for n in labels]
+        )
         self.host = self.plain.host
         # Another copy, which no patch is attached to.
         bare = zoo.load_host()[0].to(self.device)
-        self.bare = replace(self.plain, host=adv.ImageHost.of(bare, processor))
+        self.bare = replace(self.plain, host=adv.ImageHost.of(Host.of(bare, processor)))
         images = self.host.pixels.read([pairs.open(i) for i in range(len(pairs))])
         every = torch.tensor([labels.index(n) for n in pairs.columns["label"]])
         self.even = images[::2].to(self.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from results.common import cell
-from vlm_edit import Ablate, Dictionary, Host, Keep, Patch, Project, Scale, load_patch, zoo
+from vlm_edit import Ablate, Dictionary, Keep, Patch, Project, Scale, load_patch, zoo
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Blend, Cap
 from vlm_edit.hooks import record
@@ -97,7 +97,7 @@ def _topk(encoder: Encoder, k: int) -> Encoder:
 @torch.no_grad()
 def principal(host: Any, images: Tensor, kept: int = 96) -> Defence:
     """Directions along which true images hardly vary are held at their mean."""
-    with record(host.model, "vision.2") as recording:
+    with record(host.host, "vision.2") as recording:
         host(images)
     tokens = recording.last("vision.2", "image").hidden.flatten(0, -2).double().cpu()
     mean = tokens.mean(0)
@@ -141,7 +141,7 @@ def tune(
     how = Hardening(eps=4 / 255, steps=6000, batch_size=size, seconds=seconds)
     slow, fast = replace(how, rate=0.002), replace(how, rate=0.005)
     vision = zoo.load_dictionary("vision.2")
-    neurons = {site: Dictionary.identity(Host.of(host.model).site(site).width) for site in LAYERS}
+    neurons = {site: Dictionary.identity(host.host.site(site).width) for site in LAYERS}
     ways: dict[str, dict[str, Callable[[], Hardened]]] = {
         "gains": {
             "": lambda: harden_gains(host, images, {"vision.2": vision}, replace(how, rate=0.03))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from results import common
-from vlm_edit import zoo
+from vlm_edit import Host, zoo
 from vlm_edit.statistics import auc_estimate, proportion
 from vlm_edit.tasks import adversarial as adv
 from vlm_edit.tasks.adversarial import detection
@@ -29,7 +29,7 @@ def share(hits: Tensor) -> list[float]:
 def captions(one: Any, radii: Sequence[int]) -> list[dict[str, Any]]:
     """Attacks on emoji-llava's answers; and images that fool emoji-clip, shown to it."""
     model, processor = zoo.load_llava()
-    speaker = adv.Speaker.of(model.to(one.device), processor, QUESTION)
+    speaker = adv.Speaker.of(Host.of(model.to(one.device), processor), QUESTION)
     columns = {k: [v[i] for i in one.rows] for k, v in one.pairs.columns.items()}
     truth = answers("what", columns)
     said = speaker.say(one.images)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from results import common
-from vlm_edit import Dictionary, zoo
+from vlm_edit import Dictionary, Host, zoo
 from vlm_edit.controls import DeletionCurve, deletion_curve
 from vlm_edit.dominance import Cut, Dominance
 from vlm_edit.edits import Ablate, Splice
@@ -50,7 +50,7 @@ def compute() -> dict[str, Any]:
         result[CLIP][name] = {metric: _stored(curve) for metric, curve in curves.items()}
     subject = common.subject("llava", "language.0")
     model, processor = zoo.load_llava()
-    asked = Interview(model, processor, zoo.load_pairs(), subject.dictionary, "language.0")
+    asked = Interview(Host.of(model, processor), zoo.load_pairs(), subject.dictionary, "language.0")
     codes = subject.dictionary.encode(_image_tokens(asked), "image")
     name, features, live = _classes(subject.dominance, "fixed")[0]
     curves = _curves(
@@ -110,11 +110,11 @@ def _answers(asked: Interview) -> Callable[[Sequence[int]], Metrics]:
 def _image_tokens(asked: Interview) -> Tensor:
     """Hidden states of the image tokens of pairs that are not asked about, [n, d]."""
     numbers = range(ASKED_PAIRS, ASKED_PAIRS + 32)
-    prompt = [f"{asked.processor.image_token}\n{QUESTIONS['what']}"] * len(numbers)
+    prompt = [f"{asked.host.processor.image_token}\n{QUESTIONS['what']}"] * len(numbers)
     images = [asked.pairs.open(i) for i in numbers]
-    inputs = asked.processor(images=images, text=prompt, return_tensors="pt")
-    with record(asked.model, asked.site) as recording:
-        asked.model(**inputs, use_cache=False)
+    inputs = asked.host.processor(images=images, text=prompt, return_tensors="pt")
+    with record(asked.host, asked.site) as recording:
+        asked.host(**inputs, use_cache=False)
     capture = recording.last(asked.site, "mixed")
     return capture.hidden[capture.tokens.select("image")].float()
 

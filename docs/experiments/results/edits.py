@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from results import common
 from results.training import PROMPT
-from vlm_edit import Ablate, Clamp, Dictionary, Host, Keep, Project, Scale, Steer, zoo
+from vlm_edit import Ablate, Clamp, Dictionary, Keep, Project, Scale, Steer, zoo
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Blend, Cap, Detect, Rule, Splice
 from vlm_edit.probing import hits, probe, variance_explained
@@ -49,9 +49,7 @@ class Subject:
         from recipes.evaluate import embed_texts
 
         names = zoo.load_labels()
-        self.labels = embed_texts(
-            Host.of(host, processor), [PROMPT.format(n) for n in names]
-        ).clone()  # type: ignore[arg-type]
+        self.labels = embed_texts(host, processor, [PROMPT.format(n) for n in names]).clone()
         columns = zoo.load_pairs().columns
         n = len(columns["label"])
         self.even, self.odd = torch.arange(0, n, 2), torch.arange(1, n, 2)
@@ -241,18 +239,18 @@ def compute() -> dict[str, Any]:
     result: dict[str, Any] = {"features": len(one.features), "blue": len(one.blue)}
     for task, (ways, measure, enough) in tasks.items():
         most = MOST[task]
-        lines: dict[str, Any] = {"nothing": row(one, lambda x, _: x, 0.0, measure(Host.of(one, x)))}
+        lines: dict[str, Any] = {"nothing": row(one, lambda x, _: x, 0.0, measure(one, x))}
         for name, edit in ways.items():
             found = weakest(partial(_reaches, one, edit, measure, enough), most)
             strength = most if found is None else found
-            effect = measure(Host.of(one, edit(x, strength)))
+            effect = measure(one, edit(x, strength))
             lines[name] = {**row(one, edit, strength, effect), "reached": found is not None}
         result[task] = lines
     return result
 
 
 def _reaches(one: Subject, edit: Edit, measure: Any, enough: Any, strength: float) -> bool:
-    return bool(enough(measure(Host.of(one, edit(one.image[one.odd], strength)))))
+    return bool(enough(measure(one, edit(one.image[one.odd], strength))))
 
 
 @cache

@@ -29,7 +29,7 @@ from recipes.unclip_judge import judge, prepare
 from recipes.unclip_scores import edge_colours, same, shipped
 from results import common
 from results.generation_tables import KINDS, RANDOM, READ, STRENGTHS, examples, tables
-from vlm_edit import Host, Keep, Scale, zoo
+from vlm_edit import Keep, Scale, zoo
 from vlm_edit.controls import norm_matched, random_features
 from vlm_edit.edits import Blend, Rule, Splice
 from vlm_edit.statistics import Estimate, mean_estimate, proportion
@@ -92,9 +92,7 @@ class Subject:
         }
         host, processor = zoo.load_host()
         self.labels = zoo.load_labels()
-        self.directions = embed_texts(
-            Host.of(host, processor), [PROMPT.format(n) for n in self.labels]
-        )
+        self.directions = embed_texts(host, processor, [PROMPT.format(n) for n in self.labels])
         shape = self.pipe.unet.config
         self.latents = torch.randn(
             options.seeds, len(self.source), shape.in_channels, shape.sample_size,
@@ -328,7 +326,7 @@ def _prompted(one: Subject) -> Tensor:
     """The baseline of words: embeddings of prompts for the reference's label."""
     host, processor = zoo.load_host()
     texts = [PROMPT.format(label) for label in one.value("label", one.reference)]
-    return embed_texts(Host.of(host, processor), texts)
+    return embed_texts(host, processor, texts)
 
 
 def about(one: Subject) -> dict[str, Any]:

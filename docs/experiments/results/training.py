@@ -118,7 +118,7 @@ def embeddings(folder: Path | None = None) -> Data:
     assert isinstance(processor, CLIPProcessor)
     held = collect(Host.of(host, processor), zoo.load_pairs(), "joint", progress=False)
     names = zoo.load_labels()
-    labels = embed_texts(Host.of(host, processor), [PROMPT.format(name) for name in names]).clone()
+    labels = embed_texts(host, processor, [PROMPT.format(name) for name in names]).clone()
     truth = torch.tensor([names.index(label) for label in zoo.load_pairs().columns["label"]])
     if folder is None:
         return Data(held, held, labels, truth)

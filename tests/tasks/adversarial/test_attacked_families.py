@@ -16,7 +16,7 @@ CONTRASTIVE = ("clip", "siglip", "altclip", "chinese_clip")
 def test_an_attack_moves_a_hosts_embedding_through_its_patch(name: str) -> None:
     host = FAMILIES[name].make().eval()
     pixels = Pixels(None, (0.5, 0.4, 0.3), (0.3, 0.3, 0.3))
-    seen = ImageHost(host, pixels)
+    seen = ImageHost(Host.of(host), pixels)
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     neurons = Dictionary.identity(Host.of(host).site("vision.0").width)
     patch = Patch("vision.0", neurons, Ablate(range(4)), "image")

@@ -179,13 +179,13 @@ def test_hardening_lowers_its_loss_and_its_patch_file_does_the_same(
     else:
         found = harden_features(host, images, ["vision.1"], HOW, features=8)
     assert float(found.curve[-2:].mean()) < 0.97 * float(found.curve[:2].mean())
-    assert all(p.requires_grad for p in host.model.parameters())
-    found.patch.save(tmp_path / "patch.safetensors", host.model)
+    assert all(p.requires_grad for p in host.host.root.parameters())
+    found.patch.save(tmp_path / "patch.safetensors", host.host)
     with torch.no_grad():
         before = host(images)
-        with found.patch.attach(host.model):
+        with found.patch.attach(host.host):
             made = host(images)
-        with load_patch(tmp_path / "patch.safetensors").attach(host.model):
+        with load_patch(tmp_path / "patch.safetensors").attach(host.host):
             read = host(images)
         assert torch.equal(host(images), before)
     assert torch.equal(made, read) and not torch.equal(made, before)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vlm_edit import Dictionary, VlmEditError, zoo
+from vlm_edit import Dictionary, Host, VlmEditError, zoo
 from vlm_edit.selection import by_concept
 from vlm_edit.tasks.bias import Bench, Evidence, Questions, Study, edit, mitigate, select
 from vlm_edit.tasks.bias.baselines import difference_in_means
@@ -80,7 +80,7 @@ def test_three_groups_take_turns(bench: Bench) -> None:
 
 def test_the_difference_of_all_raw_dimensions_is_the_difference_in_means(planted: Study) -> None:
     unit = replace(planted, image=F.normalize(planted.image, dim=1))
-    bench = Bench(torch.nn.Identity(), None, unit)
+    bench = Bench(Host.of(torch.nn.Identity()), unit)
     neurons = Dictionary.identity(12)
     seen = Evidence.gather(bench, neurons)
     (ours,) = edit(seen, range(12), "difference").bindings

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlm_edit import zoo
+from vlm_edit import Host, zoo
 from vlm_edit.cli import main
 from vlm_edit.measurement import load_measurement
 from vlm_edit.tasks.demo import generation
@@ -22,7 +22,7 @@ def interview():
     model, processor = zoo.load_llava()
     order = torch.randperm(1024, generator=torch.Generator().manual_seed(5))
     pairs = zoo.load_pairs().select(order[:400].tolist())
-    yield Interview(model, processor, pairs, zoo.load_dictionary(SITE), SITE)
+    yield Interview(Host.of(model, processor), pairs, zoo.load_dictionary(SITE), SITE)
     torch.set_num_threads(threads)
 
 
