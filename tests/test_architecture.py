@@ -58,6 +58,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "tuning": {"errors", "patches", "report", "files", "sites", "statistics"},
     "zoo": {"errors", "pairs", "dictionaries"},
+    "testing": {"errors", "dictionaries", "edits", "patches", "sites"},
     "report": {
         *(
             "errors",
@@ -88,6 +89,7 @@ OPEN = {"tasks", "zoo"}
 WRITERS = {
     "files/": "writes whole files",
     "cli/patching.py": "bakes into a folder beside the target, which is moved there whole",
+    "testing.py": "cuts off copies in a temporary folder",
     "cli/kept.py": "encodes a picture into a buffer, and moves damaged files aside",
     "report/picture.py": "encodes a picture into a buffer",
     "report/sprites.py": "encodes a picture into a buffer",

@@ -152,4 +152,4 @@ class Format:
         except VlmEditError as error:
             if str(source.path) in str(error):
                 raise
-            raise VlmEditError(f"{source.path}: {error}") from error
+            raise type(error)(f"{source.path}: {error}") from error
