@@ -2,8 +2,7 @@
 
     python tests/benchmarks/house.py
 
-What a decode step costs an edit is told by ``step_cost.py`` beside it, and how long the core tests
-take by ``time python -m pytest -m core``.
+What a decode step costs an edit is told by ``step_cost.py`` beside it.
 """
 
 from __future__ import annotations
