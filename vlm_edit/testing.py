@@ -56,7 +56,9 @@ def check_rule(rule: Rule) -> None:
     _hold(isinstance(rule, Rule), f"{type(rule).__name__} is no vlm_edit.edits.Rule")
     generator = torch.Generator().manual_seed(0)
     m = max(rule.features) + 3
-    weight, decoder = (torch.randn(*shape, generator=generator) for shape in ((12, m), (m, 12)))
+    weight, decoder = (
+        torch.randn(*shape, generator=generator) for shape in ((_WIDTH, m), (m, _WIDTH))
+    )
     dictionary = Dictionary(Encoder(weight, torch.zeros(m)), decoder, torch.zeros(_WIDTH))
     x = torch.randn(4, 3, _WIDTH, generator=generator)
     name, kept = type(rule).__name__, x.clone()

@@ -1,15 +1,8 @@
 """AltCLIP: CLIP's vision tower, and an XLM-RoBERTa that reads many languages."""
 
 from vlm_edit.sites import Tower, two_towers
+from vlm_edit_adapters.clip import image_tower
 
-image_tower = Tower(
-    "image",
-    layers=("encoder.layers.{i}",),
-    joint=("visual_projection",),
-    path="vision_model",
-    config="vision_config",
-    ends=("+mlp.fc2",),
-)
 text_tower = Tower(
     "text",
     layers=("roberta.encoder.layers.{i}", "roberta.encoder.layer.{i}"),

@@ -66,7 +66,7 @@ class Binding:
             for rule in self.splice.rules
         )
         chosen = self.selection
-        tokens = f"{chosen.tokens} tokens" if chosen.tokens != "all" else "all tokens"
+        tokens = f"{chosen.tokens} tokens"
         if chosen.positions is not None:
             tokens += f" at {list(chosen.positions)}"
         elif chosen.phase != "both":
