@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "_version": set(),
     "registry": {"errors"},
     "modality": {"errors"},
-    "sites": {"errors"},
+    "sites": {"errors", "registry"},
     "checksums": {"errors"},
     "weights": {"errors", "checksums"},
     "fingerprint": {"errors", "sites", "weights"},

@@ -234,6 +234,22 @@ def test_two_distributions_that_bring_one_name_are_both_named(tmp_path: Path) ->
     assert "mine:Halve (mine)" in answer and "yours:Halve (yours)" in answer
 
 
+def test_a_distribution_that_takes_a_name_of_ours_is_told_when_a_rule_is_looked_up(
+    tmp_path: Path,
+) -> None:
+    distribution(tmp_path, "mine", "[vlm_edit.rules]\nablate = mine:Halve\n", OWN)
+    answer, _ = ask(
+        "from vlm_edit.edits import RULES\n"
+        "read = RULES._points is not None\n"
+        "try:\n"
+        "    RULES.find('ablate')\n"
+        "except ValueError as error:\n"
+        "    print(json.dumps([read, str(error)]))",
+        tmp_path,
+    )
+    assert answer == [False, "a rule 'ablate' is declared by mine; rename yours"]
+
+
 # The registry itself
 
 

@@ -53,11 +53,8 @@ class Registry(Generic[T]):
         held = self._held.get(name)
         if held is not None and not _same(held, value):
             raise BadArgument(f"{self._one} {name!r} is there already: {held!r}; rename yours")
-        if name in self._declared():
-            raise BadArgument(
-                f"{self._one} {name!r} is declared by {brought_by(self._declared()[name][0])}; "
-                "rename yours"
-            )
+        if self._points is not None:
+            self._expect_free([name], self._points)
         self._held[name] = value
         return value
 
@@ -82,9 +79,10 @@ class Registry(Generic[T]):
                 distributions declare it.
         """
         if isinstance(name, str):
+            declared = self._declared()
             if name in self._held:
                 return self._held[name]
-            if name in self._declared():
+            if name in declared:
                 return self._load(name)
         raise UnknownName(
             f"unknown {self.what} {name!r}; known {self.what}s: "
@@ -100,9 +98,20 @@ class Registry(Generic[T]):
                 warnings.warn(f"left out: {error}", VlmEditWarning, stacklevel=2)
 
     def _declared(self) -> dict[str, list[EntryPoint]]:
+        """Return what distributions declare; read when first asked for, not at an import."""
         if self._points is None:
-            self._points = distinct(entry_points(group=self.group))
+            points = distinct(entry_points(group=self.group))
+            self._expect_free(self._held, points)
+            self._points = points
         return self._points
+
+    def _expect_free(self, names: Iterable[str], declared: dict[str, list[EntryPoint]]) -> None:
+        for name in names:
+            if name in declared:
+                raise BadArgument(
+                    f"{self._one} {name!r} is declared by {brought_by(declared[name][0])}; "
+                    "rename yours"
+                )
 
     def _load(self, name: str) -> T:
         value = load_point(self.what, name, self._declared()[name])
@@ -126,8 +135,14 @@ def distinct(points: Iterable[EntryPoint]) -> dict[str, list[EntryPoint]]:
     return {name: list(values.values()) for name, values in by_name.items()}
 
 
-def load_point(what: str, name: str, points: list[EntryPoint]) -> Any:
+def load_point(what: str, name: str, points: list[EntryPoint], mend: str = "") -> Any:
     """Return what an entry point names.
+
+    Args:
+        what: What it should be, for messages: ``rule``.
+        name: The entry points' name.
+        points: Those of that name.
+        mend: What else to do where there are two, for the message.
 
     Raises:
         BadArgument: Two distributions declare it.
@@ -135,7 +150,7 @@ def load_point(what: str, name: str, points: list[EntryPoint]) -> Any:
     """
     if len(points) > 1:
         listed = " and ".join(f"{p.value} ({brought_by(p)})" for p in points)
-        raise BadArgument(f"two {what}s are registered for {name!r}: {listed}; uninstall one")
+        raise BadArgument(f"two {what}s are registered for {name!r}: {listed}; uninstall one{mend}")
     try:
         return points[0].load()
     except (ImportError, AttributeError) as error:

@@ -10,6 +10,7 @@ from typing import cast
 from torch import nn
 
 from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.registry import distinct, load_point
 from vlm_edit.sites.declare import Adapter, PipelineAdapter
 from vlm_edit.sites.pipelines import Model, Pipeline, PipelineHost, class_of, joined
 from vlm_edit.sites.wrappers import unwrap
@@ -88,26 +89,12 @@ def _key(kind: type) -> str:
 
 @functools.cache
 def _registered() -> Mapping[str, list[EntryPoint]]:
-    points: dict[str, dict[str, EntryPoint]] = {}
-    for point in entry_points(group=ENTRY_POINTS):
-        points.setdefault(point.name, {})[point.value] = point
-    return {name: list(found.values()) for name, found in points.items()}
+    return distinct(entry_points(group=ENTRY_POINTS))
 
 
 def _load(key: str, points: list[EntryPoint]) -> Mapping[str, Adapter | PipelineAdapter]:
     """What an entry point registers by what it is for, its own key among it."""
-    if len(points) > 1:
-        names = " and ".join(point.value for point in points)
-        raise VlmEditError(
-            f"two adapters are registered for {key!r}: {names}; uninstall one, or say which with "
-            "adapter="
-        )
-    try:
-        registered = points[0].load()
-    except (ImportError, AttributeError) as error:
-        raise VlmEditError(
-            f"the adapter for {key!r} ({points[0].value}) cannot be imported: {error}"
-        ) from error
+    registered = load_point("adapter", key, points, ", or say which with Host.of(adapter=)")
     table = registered if isinstance(registered, Mapping) else {key: registered}
     for name, adapter in table.items():
         if not isinstance(adapter, Adapter | PipelineAdapter):
