@@ -29,9 +29,10 @@ def cost() -> Any:
     return module
 
 
-def test_the_cost_of_steering_is_printed_for_every_library_or_it_is_named() -> None:
+def ran(*words: str) -> str:
+    """What a benchmark prints, run by itself."""
     done = subprocess.run(
-        [sys.executable, str(COST), *SMALL],
+        [sys.executable, *words],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -40,9 +41,14 @@ def test_the_cost_of_steering_is_printed_for_every_library_or_it_is_named() -> N
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    alone, whole = done.stdout.split("generate: ")
+    return done.stdout
+
+
+def test_the_cost_of_steering_is_printed_for_every_library_or_it_is_named() -> None:
+    out = ran(str(COST), *SMALL)
+    alone, whole = out.split("generate: ")
     for name in ("bare torch hook", "vlm-edit", "nnsight", "steering-vectors", "repeng"):
-        if f"{name} is left out: it is not installed" in done.stdout:
+        if f"{name} is left out: it is not installed" in out:
             continue
         assert re.search(rf"^{name}  +-?\d+\.\d  ", alone, re.MULTILINE), name
         assert re.search(rf"^{name}  .* \d\.\d\d\d \[.*e[-+]\d\d$", whole, re.MULTILINE), name
@@ -50,17 +56,8 @@ def test_the_cost_of_steering_is_printed_for_every_library_or_it_is_named() -> N
 
 
 def test_a_step_of_an_answer_calls_few_functions_and_goes_through_few_files() -> None:
-    done = subprocess.run(
-        [sys.executable, str(COST.with_name("step_cost.py")), "--calls"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    counted = re.findall(r"^(an? .*): (\d+) calls in \d+ files, (\d+) changes", done.stdout, re.M)
+    out = ran(str(COST.with_name("step_cost.py")), "--calls")
+    counted = re.findall(r"^(an? .*): (\d+) calls in \d+ files, (\d+) changes", out, re.M)
     counts = {name: (int(calls), int(changes)) for name, calls, changes in counted}
     calls, changes = counts["an SAE's feature at text tokens"]
     # An activation and a norm have a file each, which takes four changes of it.
@@ -115,22 +112,13 @@ TOY = ["--width=16", "--embedding=8", "--k=4", "--batch=64", "--pairs=60", "--ke
     not sys.platform.startswith("linux"), reason="needs Linux, for the peaks in /proc"
 )
 def test_the_cost_of_measuring_is_printed_for_every_row_or_its_peer_is_named() -> None:
-    done = subprocess.run(
-        [sys.executable, str(MEASURING), *TOY, "--sizes", "64", "128", "256", "--examples=60"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    printed = {line.split()[0] for line in done.stdout.splitlines() if line[:1].strip()}
+    out = ran(str(MEASURING), *TOY, "--sizes", "64", "128", "256", "--examples=60")
+    printed = {line.split()[0] for line in out.splitlines() if line[:1].strip()}
     assert {"6", "8", "9", "11", "sum"} <= printed
-    assert "sae-for-vlm is left out: no checkout is given" in done.stdout
+    assert "sae-for-vlm is left out: no checkout is given" in out
     for name, row in (("sae_lens", "7"), ("sparsify", "6")):
-        assert f"{name} is left out: it is not installed" in done.stdout or row in printed
-    assert re.search(r"^9 +MiB beyond the codes, 60 pairs .* \d+$", done.stdout, re.MULTILINE)
+        assert f"{name} is left out: it is not installed" in out or row in printed
+    assert re.search(r"^9 +MiB beyond the codes, 60 pairs .* \d+$", out, re.MULTILINE)
 
 
 def test_the_peer_of_the_monosemanticity_score_runs_without_a_gpu(tmp_path: Path) -> None:
