@@ -21,56 +21,20 @@ EXPERIMENTS = ROOT / "docs" / "experiments"  # not installed
 # A room is a module or a package right below vlm_edit; each may import the rooms in its set.
 # docs/architecture.md says the same in words: change both together.
 ARROWS: dict[str, set[str]] = {
-    "errors": set(),
+    "ground": set(),
     "_version": set(),
-    "registry": {"errors"},
-    "modality": {"errors"},
-    "sites": {"errors", "registry"},
-    "checksums": {"errors"},
-    "weights": {"errors", "checksums"},
-    "fingerprint": {"errors", "sites", "weights"},
-    "pairs": {"errors"},
-    "codes": {"errors"},
-    "files": {"errors"},
-    "dictionaries": {"errors", "checksums", "codes", "files", "modality", "registry"},
-    "dominance": {"errors", "codes", "statistics"},
-    "interpretability": {"errors", "codes", "statistics"},
-    "encoders": {"errors", "loading"},
-    "loading": {"errors"},
-    "controls": {"errors", "codes", "dictionaries", "statistics"},
-    "groups": {"errors", "codes", "controls", "dominance", "interpretability", "statistics"},
-    "statistics": {"errors"},
-    "probing": {"errors"},
-    "hooks": {"errors", "modality", "sites"},
-    "edits": {"errors", "dictionaries", "modality", "registry"},
-    "tracing": {"errors", "sites", "hooks"},
-    "patches": {
-        *("errors", "sites", "hooks", "tracing", "edits", "dictionaries", "fingerprint", "files"),
-        *("_version", "modality"),
-    },
-    "measurement": {
-        *("errors", "sites", "hooks", "codes", "dictionaries", "dominance", "interpretability"),
-        *("pairs", "fingerprint", "weights", "files"),
-    },
-    "selection": {
-        *("errors", "sites", "hooks", "codes", "dictionaries", "dominance", "controls"),
-        *("measurement", "modality", "pairs", "fingerprint", "statistics"),
-    },
-    "tuning": {"errors", "patches", "report", "files", "sites", "statistics"},
-    "zoo": {"errors", "pairs", "dictionaries"},
-    "testing": {"errors", "dictionaries", "edits", "patches", "sites"},
-    "report": {
-        *(
-            "errors",
-            "measurement",
-            "dominance",
-            "interpretability",
-            "files",
-            "groups",
-            "pairs",
-            "statistics",
-        ),
-    },
+    "host": {"ground"},
+    "dictionaries": {"ground"},
+    "hooks": {"ground", "host"},
+    "edits": {"ground", "dictionaries"},
+    "patches": {"ground", "host", "dictionaries", "hooks", "edits", "_version"},
+    "measures": {"ground", "dictionaries"},
+    "measuring": {"ground", "host", "dictionaries", "hooks", "measures"},
+    "selection": {"ground", "host", "dictionaries", "hooks", "measures", "measuring"},
+    "zoo": {"ground", "dictionaries", "measuring"},
+    "report": {"ground", "measures", "measuring"},
+    "tuning": {"ground", "host", "patches", "report"},
+    "testing": {"ground", "host", "dictionaries", "edits", "patches"},
 }
 ARROWS["tasks"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)
@@ -83,11 +47,13 @@ PLANNED: set[str] = set()
 FACE = "__init__"
 
 # Rooms whose modules are doors of their own: heavy, or with nothing to do with each other.
-OPEN = {"tasks", "zoo"}
+OPEN = {"ground", "measures", "tasks", "zoo"}
+# And modules of other rooms that are.
+INNER = {("hooks", "tracing")}
 
 # Where something else than the room of files may write, by path below vlm_edit, and why.
 WRITERS = {
-    "files/": "writes whole files",
+    "ground/files/": "writes whole files",
     "cli/patching.py": "bakes into a folder beside the target, which is moved there whole",
     "testing.py": "cuts off copies in a temporary folder",
     "cli/kept.py": "encodes a picture into a buffer, and moves damaged files aside",
@@ -109,6 +75,12 @@ HOOK_CALL = re.compile(r"^register_(module_)?forward(_pre)?_hook$")
 
 def room_of(path: Path, core: Path) -> str:
     return path.relative_to(core).parts[0].removesuffix(".py")
+
+
+def door_of(path: Path, core: Path) -> str:
+    """The room, or the module of one whose modules are doors of their own."""
+    parts = [part.removesuffix(".py") for part in path.relative_to(core).parts]
+    return ".".join(parts[: 2 if len(parts) > 1 and is_door(core, parts[:2]) else 1])
 
 
 def modules(folder: Path) -> list[Path]:
@@ -169,18 +141,24 @@ def back_doors(core: Path) -> list[str]:
     """Imports of a module inside another room, which are to go by what the room itself gives."""
     behind = []
     for path in modules(core):
-        room = room_of(path, core)
+        own = door_of(path, core)
         for line, module, name in imports(path, package_of(path, core)):
             parts = [*module.split("."), *([name] if name else [])]
-            if parts[0] != "vlm_edit" or len(parts) < 3 or parts[1] == room:
+            if parts[0] != "vlm_edit" or len(parts) < 3:
                 continue
-            door = 3 if parts[1] in OPEN and is_module(core, parts[1:3]) else 2
+            door = 3 if is_door(core, parts[1:3]) else 2
+            if ".".join(parts[1:door]) == own:
+                continue
             if len(parts) == door + 1 and name in given_by(core.joinpath(*parts[1:door])):
                 continue  # a function named as its file
             if len(parts) > door and is_module(core, parts[1 : door + 1]):
                 where = f"{path.relative_to(core.parent)}:{line}"
                 behind.append(f"{where}: {'.'.join(parts[: door + 1])} is behind a door")
     return behind
+
+
+def is_door(core: Path, parts: list[str]) -> bool:
+    return (parts[0] in OPEN or tuple(parts) in INNER) and is_module(core, parts)
 
 
 def given_by(room: Path) -> set[str | None]:
@@ -211,11 +189,25 @@ def forbidden_arrows(core: Path) -> list[str]:
 
 
 def cycle(core: Path) -> list[str] | None:
+    """A circle of rooms, or of doors of one room."""
     graph: dict[str, set[str]] = {}
     for _, room, target in room_arrows(core):
         if room != FACE:
             graph.setdefault(room, set()).add(target)
-    return cycle_in(graph)
+    return cycle_in(graph) or cycle_in(door_arrows(core))
+
+
+def door_arrows(core: Path) -> dict[str, set[str]]:
+    """Which doors each door of an open room imports of its own room."""
+    graph: dict[str, set[str]] = {}
+    for path in modules(core):
+        own = door_of(path, core)
+        for _, module, name in imports(path, package_of(path, core)):
+            parts = [*module.split("."), *([name] if name else [])][1:3]
+            target = ".".join(parts)
+            if len(parts) > 1 and parts[0] in OPEN and is_door(core, parts) and target != own:
+                graph.setdefault(own, set()).add(target)
+    return graph
 
 
 def cycle_in(graph: dict[str, set[str]]) -> list[str] | None:
@@ -228,7 +220,7 @@ def cycle_in(graph: dict[str, set[str]]) -> list[str] | None:
 
 def importers_of(package: str, core: Path) -> set[str]:
     return {
-        room_of(path, core)
+        door_of(path, core)
         for path in modules(core)
         for _, module, _ in imports(path, package_of(path, core))
         if module.split(".")[0] == package
@@ -310,7 +302,7 @@ def test_the_rooms_import_each_other_in_no_circle() -> None:
 
 
 def test_only_tracing_imports_nnsight() -> None:
-    assert importers_of("nnsight", CORE) == {"tracing"}
+    assert importers_of("nnsight", CORE) == {"hooks.tracing"}
     assert importers_of("nnsight", ADAPTERS) == set()
 
 
@@ -326,18 +318,18 @@ def test_only_hooks_registers_forward_hooks() -> None:
 
 def test_only_files_writes_to_files() -> None:
     elsewhere = [where for where in writing_calls(CORE) if not where.startswith(tuple(WRITERS))]
-    assert not elsewhere, "write it by vlm_edit.files"
+    assert not elsewhere, "write it by vlm_edit.ground.files"
     assert not writing_calls(ADAPTERS)
 
 
-def test_adapters_import_nothing_of_the_core_but_sites() -> None:
+def test_adapters_import_nothing_of_the_core_but_the_host() -> None:
     others = [
         f"{path.name}:{line}: {module} {name or ''}"
         for path in modules(ADAPTERS)
         for line, module, name in imports(path, package_of(path, ADAPTERS))
         if module.split(".")[0] == "vlm_edit"
-        and module != "vlm_edit.sites"
-        and (module, name) != ("vlm_edit", "sites")
+        and module != "vlm_edit.host"
+        and (module, name) != ("vlm_edit", "host")
     ]
     assert not others
 
@@ -399,25 +391,25 @@ def tree(folder: Path, files: dict[str, str]) -> Path:
 
 
 def test_an_arrow_that_points_up_is_found(tmp_path: Path) -> None:
-    core = tree(tmp_path, {"sites.py": "x = 1\n\nfrom vlm_edit.hooks import attach\n"})
-    assert forbidden_arrows(core) == ["vlm_edit/sites.py:3: sites may not import hooks"]
+    core = tree(tmp_path, {"host.py": "x = 1\n\nfrom vlm_edit.hooks import attach\n"})
+    assert forbidden_arrows(core) == ["vlm_edit/host.py:3: host may not import hooks"]
 
 
 @pytest.mark.parametrize(
     ("line", "behind"),
     [
-        ("from vlm_edit.sites.resolve import find", "vlm_edit.sites.resolve"),
-        ("from vlm_edit.sites import resolve", "vlm_edit.sites.resolve"),
-        ("import vlm_edit.sites.resolve", "vlm_edit.sites.resolve"),
+        ("from vlm_edit.host.resolve import find", "vlm_edit.host.resolve"),
+        ("from vlm_edit.host import resolve", "vlm_edit.host.resolve"),
+        ("import vlm_edit.host.resolve", "vlm_edit.host.resolve"),
         ("from vlm_edit.tasks.bias.bench import Bench", "vlm_edit.tasks.bias.bench"),
     ],
 )
 def test_an_import_through_a_back_door_is_found(line: str, behind: str, tmp_path: Path) -> None:
-    inside = {"sites/resolve.py": "", "tasks/bias/bench.py": "", "tasks/bias/__init__.py": ""}
+    inside = {"host/resolve.py": "", "tasks/bias/bench.py": "", "tasks/bias/__init__.py": ""}
     core = tree(tmp_path, {**inside, "hooks/a.py": line})
     assert back_doors(core) == [f"vlm_edit/hooks/a.py:1: {behind} is behind a door"]
     core = tree(tmp_path, {**inside, "hooks/a.py": "from vlm_edit.tasks.bias import Bench\n"
-                           "from vlm_edit.sites import Site\nimport vlm_edit.sites"})  # fmt: skip
+                           "from vlm_edit.host import Site\nimport vlm_edit.host"})  # fmt: skip
     assert not back_doors(core)
 
 
@@ -460,7 +452,7 @@ def test_an_arrow_to_the_face_is_found(tmp_path: Path) -> None:
 
 
 def test_a_room_that_is_not_in_the_table_is_found(tmp_path: Path) -> None:
-    core = tree(tmp_path, {"cellar/__init__.py": "", "attic.py": "from vlm_edit import sites"})
+    core = tree(tmp_path, {"cellar/__init__.py": "", "attic.py": "from vlm_edit import host"})
     assert rooms(core) - set(ARROWS) == {"attic", "cellar"}
     assert forbidden_arrows(core)
 
@@ -470,6 +462,9 @@ def test_a_circle_between_rooms_is_found_but_none_inside_a_room(tmp_path: Path) 
     assert cycle(tree(tmp_path / "one", inside)) is None
     across = {"a/__init__.py": "", "a/b.py": "import vlm_edit.c", "c.py": "import vlm_edit.a.b"}
     assert set(cycle(tree(tmp_path / "two", across)) or ()) == {"a", "c"}
+    doors = {"ground/a.py": "from vlm_edit.ground import b", "ground/b/__init__.py": "",
+             "ground/b/c.py": "from vlm_edit.ground.a import x"}  # fmt: skip
+    assert set(cycle(tree(tmp_path / "three", doors)) or ()) == {"ground.a", "ground.b"}
 
 
 def test_every_way_to_register_a_forward_hook_is_found(tmp_path: Path) -> None:
@@ -518,5 +513,7 @@ def test_what_reads_files_or_writes_by_files_is_not_taken_for_writing(tmp_path: 
 
 
 def test_an_import_of_nnsight_inside_a_function_is_found(tmp_path: Path) -> None:
-    core = tree(tmp_path, {"tracing.py": "", "edits.py": "def f():\n    import nnsight.tracing"})
+    core = tree(
+        tmp_path, {"hooks/tracing.py": "", "edits.py": "def f():\n    import nnsight.tracing"}
+    )
     assert importers_of("nnsight", core) == {"edits"}

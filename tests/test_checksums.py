@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from vlm_edit import VlmEditError, checksums
-from vlm_edit.checksums import checksum
+from vlm_edit import VlmEditError
+from vlm_edit.ground import checksums
+from vlm_edit.ground.checksums import checksum
 
 WORD = 4 * checksums._WORDS  # bytes of half a block
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from vlm_edit import Host, load_patch, measure, zoo
 from vlm_edit.cli import main
 from vlm_edit.dictionaries import save_saelens
-from vlm_edit.measurement import Batch, MeasurementAccumulator, load_measurement
+from vlm_edit.measuring import Batch, MeasurementAccumulator, load_measurement
 
 ZOO = ("zoo:emoji-clip", "zoo:pairs")
 

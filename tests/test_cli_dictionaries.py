@@ -13,7 +13,7 @@ from vlm_edit.dictionaries import (
     save_saelens,
     train_dictionary,
 )
-from vlm_edit.measurement import collect
+from vlm_edit.measuring import collect
 
 
 def test_train_writes_a_dictionary_that_check_finds_fit_and_measure_takes(tmp_path, capsys):

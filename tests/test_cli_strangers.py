@@ -6,8 +6,8 @@ import pytest
 
 from vlm_edit import Ablate, Patch, zoo
 from vlm_edit.cli import main
-from vlm_edit.files import read_tensors, write_tensors
-from vlm_edit.measurement import load_measurement
+from vlm_edit.ground.files import read_tensors, write_tensors
+from vlm_edit.measuring import load_measurement
 from vlm_edit.report import Table
 
 ESCAPES = "\x1b]0;mine\x07\x1b[2J\r\u202etxt"

@@ -13,8 +13,8 @@ from vlm_edit import VlmEditError, zoo
 from vlm_edit.cli import main
 from vlm_edit.cli.host import load_host, load_model
 from vlm_edit.cli.pipeline import load_pipeline
-from vlm_edit.encoders import image_encoder, text_encoder
-from vlm_edit.loading import DIFFUSERS
+from vlm_edit.host import DIFFUSERS
+from vlm_edit.measuring import image_encoder, text_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE = "stranger"

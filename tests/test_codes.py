@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_edit import VlmEditError
-from vlm_edit.codes import SparseCodes, active_places
+from vlm_edit.ground.codes import SparseCodes, active_places
 
 
 def codes_of(n, m, seed, density=0.3):

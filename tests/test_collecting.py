@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlm_edit import Host, VlmEditError, record, zoo
-from vlm_edit.measurement import collect
+from vlm_edit.measuring import collect
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlm_edit import Ablate, Dictionary, VlmEditError, zoo
-from vlm_edit.codes import SparseCodes
-from vlm_edit.controls import (
+from vlm_edit.edits import Splice
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.measures.controls import (
     activity,
     activity_matched,
     deletion_curve,
@@ -17,7 +18,6 @@ from vlm_edit.controls import (
     random_features,
     turned,
 )
-from vlm_edit.edits import Splice
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 2**32 - 1)
@@ -149,7 +149,7 @@ def test_the_norm_of_a_deletion_is_that_of_the_splice(n, size, seed) -> None:
 def test_the_norm_is_the_same_when_summed_in_parts(monkeypatch) -> None:
     codes, decoder = sparse_codes(40, 30, seed=3), torch.randn(30, 5)
     whole = deletion_norms(codes, decoder, range(0, 30, 2))
-    monkeypatch.setattr("vlm_edit.controls.features._SCRATCH", 1)
+    monkeypatch.setattr("vlm_edit.measures.controls.features._SCRATCH", 1)
     torch.testing.assert_close(deletion_norms(codes, decoder, range(0, 30, 2)), whole)
 
 

@@ -5,8 +5,8 @@ import torch
 from conftest import IMAGE_TOKEN, make_clip, make_llava, random_dictionary
 
 from vlm_edit import Ablate, Clamp, Keep, Patch, Project, Scale, Steer, load_patch
-from vlm_edit.checksums import checksum
 from vlm_edit.edits import Blend, Cap, Detect, Splice
+from vlm_edit.ground.checksums import checksum
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

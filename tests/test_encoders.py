@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vlm_edit import VlmEditError
-from vlm_edit.encoders import image_encoder, text_encoder
+from vlm_edit.measuring import image_encoder, text_encoder
 
 TEXTS = ["A dog runs.", "A puppy is running over the grass.", "Interest rates rose again in May."]
 

@@ -17,7 +17,7 @@ from vlm_edit import (
     measure,
     zoo,
 )
-from vlm_edit.errors import (
+from vlm_edit.ground.errors import (
     BadArgument,
     CannotKnow,
     DamagedFile,

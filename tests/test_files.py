@@ -14,7 +14,7 @@ import torch
 
 from vlm_edit import VlmEditError
 from vlm_edit.cli import main
-from vlm_edit.files import (
+from vlm_edit.ground.files import (
     append_text,
     beside,
     locked,

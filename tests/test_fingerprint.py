@@ -9,8 +9,8 @@ from conftest import make_clip, make_llava
 from torch import nn
 
 from vlm_edit import VlmEditError, find_sites
-from vlm_edit.fingerprint import expect_host, fingerprint
-from vlm_edit.weights import sample
+from vlm_edit.host import expect_host, fingerprint
+from vlm_edit.host.weights import sample
 
 
 def _sample(module):

@@ -13,7 +13,7 @@ import torch
 
 import vlm_edit
 from vlm_edit import Ablate, Dictionary, Keep, Patch, Scale, VlmEditError
-from vlm_edit.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vlm_edit import Ablate, Dictionary, VlmEditError, zoo
-from vlm_edit.codes import SparseCodes
-from vlm_edit.dominance import modality_dominance, modality_gap
 from vlm_edit.edits import Splice
-from vlm_edit.groups import (
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.measures.dominance import modality_dominance, modality_gap
+from vlm_edit.measures.groups import (
     centred,
     class_means,
     coactivation,
@@ -25,8 +25,8 @@ from vlm_edit.groups import (
     spread,
     standardised,
 )
-from vlm_edit.groups import fusion as fusion_module
-from vlm_edit.interpretability import TopExamples
+from vlm_edit.measures.groups import fusion as fusion_module
+from vlm_edit.measures.interpretability import TopExamples
 
 UNHURRIED = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 seeds = st.integers(0, 2**32 - 1)

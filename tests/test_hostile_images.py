@@ -18,8 +18,7 @@ from PIL import Image
 from vlm_edit import Host, Pairs, VlmEditError, measure, read_pairs, zoo
 from vlm_edit.cli import kept, main
 from vlm_edit.cli.pipeline import read
-from vlm_edit.measurement import collect, pairs_listing
-from vlm_edit.pairs import IMAGE_FORMATS, open_image
+from vlm_edit.measuring import IMAGE_FORMATS, collect, open_image, pairs_listing
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST = Image.MAX_IMAGE_PIXELS
@@ -122,7 +121,7 @@ def test_an_image_that_postscript_would_draw_reaches_no_ghostscript(tmp_path, mo
 def test_an_image_in_a_folder_that_may_not_be_entered_is_one_error(tmp_path):
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom vlm_edit import Pairs, read_pairs\n"
-        "from vlm_edit.measurement import pairs_listing\n"
+        "from vlm_edit.measuring import pairs_listing\n"
         "assert not read_pairs(sys.argv[1]).readable()[1]\n"  # and imports all there is
         "os.setuid(65534)\n"
         "pairs = read_pairs(sys.argv[1])\n"

@@ -8,10 +8,10 @@ from torch import nn
 
 from vlm_edit import Ablate, Adapter, Dictionary, Host, Patch, find_sites, measure, record, zoo
 from vlm_edit.cli import main
-from vlm_edit.errors import BadArgument, CannotKnow, UnknownName
-from vlm_edit.measurement import Reader
-from vlm_edit.sites import host as of_hosts
-from vlm_edit.sites import unwrap
+from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName
+from vlm_edit.host import host as of_hosts
+from vlm_edit.host import unwrap
+from vlm_edit.measuring import Reader
 
 
 class Tower(nn.Module):
@@ -131,7 +131,7 @@ def test_a_pipeline_that_exchanged_a_model_is_followed() -> None:
         def __init__(self) -> None:
             self.components = {"clip": zoo.load_host()[0]}
 
-    from vlm_edit.sites import Encoder, PipelineAdapter, join_adapters
+    from vlm_edit.host import Encoder, PipelineAdapter, join_adapters
 
     pipeline = Both()
     host = Host.of(pipeline, adapter=join_adapters(pipeline, PipelineAdapter((Encoder("clip"),))))

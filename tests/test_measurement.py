@@ -24,12 +24,12 @@ from transformers import (
 )
 
 from vlm_edit import Dictionary, Host, Pairs, VlmEditError, measure, zoo
-from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Encoder
-from vlm_edit.dominance import modality_dominance, modality_gap
+from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.hooks import Call, Capture, Recording, Tokens
-from vlm_edit.measurement import Batch, MeasurementAccumulator, Reader
-from vlm_edit.sites import Site, Tap
+from vlm_edit.host import Site, Tap
+from vlm_edit.measures.dominance import modality_dominance, modality_gap
+from vlm_edit.measuring import Batch, MeasurementAccumulator, Reader
 
 TEXTS = ("w5 w6", "w7", "w8 w9 w10 w11", "w5 w5", "w12 w6 w7", "w13")
 LIMIT = 12  # positions of the tiny CLIP's text tower
@@ -708,7 +708,7 @@ def test_neurons_of_a_joint_embedding_do_not_depend_on_its_length(
 
 
 def test_pooling_in_parts_changes_nothing(monkeypatch, llava, dictionary) -> None:
-    from vlm_edit.measurement import reader as room
+    from vlm_edit.measuring import reader as room
 
     hidden = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(0))
     capture = Capture("language.1", hidden, Tokens.of("image", Call(), hidden))

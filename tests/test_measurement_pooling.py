@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaModel
 
 from vlm_edit import Adapter, Dictionary, Host, Pairs, VlmEditError
-from vlm_edit.measurement import Reader
+from vlm_edit.measuring import Reader
 
 PAIRS = Pairs([Image.new("RGB", (8, 8))] * 3, ("a", "b", "c"))
 

@@ -19,14 +19,14 @@ from torch import nn
 
 from vlm_edit import Host, Measurement, Pairs, VlmEditError, measure, zoo
 from vlm_edit.cli import main
-from vlm_edit.measurement import (
+from vlm_edit.measuring import (
     RepeatedPairs,
     Repeats,
     load_measurement,
     measure_part,
     merge_parts,
 )
-from vlm_edit.measurement.details import details
+from vlm_edit.measuring.details import details
 from vlm_edit.report import class_table
 from vlm_edit.report.overview import Overview
 

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlm_edit import Dictionary, Host, Pairs, VlmEditError, measure, zoo
-from vlm_edit.files import read_tensors, write_tensors
-from vlm_edit.measurement import (
+from vlm_edit.ground.files import read_tensors, write_tensors
+from vlm_edit.measuring import (
     Judge,
     Measurement,
     Reader,
@@ -28,7 +28,7 @@ from vlm_edit.measurement import (
     measure_part,
     merge_parts,
 )
-from vlm_edit.measurement import run as room
+from vlm_edit.measuring import run as room
 
 pytestmark = pytest.mark.kernels
 
@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_is_refused(host, some, tmp_path) -> None:
 _SCRIPT = """
 import sys, time
 from vlm_edit import Host, measure, zoo
-from vlm_edit.measurement import MeasurementAccumulator as Accumulator
+from vlm_edit.measuring import MeasurementAccumulator as Accumulator
 update = Accumulator.update
 def slow(self, batch):
     update(self, batch)
@@ -432,7 +432,11 @@ def test_provenance_tells_pairs_and_dictionaries_apart(host, some) -> None:
 
 
 def test_scores_of_interpretability_are_those_of_the_codes_at_once(host, some) -> None:
-    from vlm_edit.interpretability import TopExamples, example_similarity, monosemanticity_score
+    from vlm_edit.measures.interpretability import (
+        TopExamples,
+        example_similarity,
+        monosemanticity_score,
+    )
 
     found = run(host, some)
     reader = Reader(Host.of(*host), zoo.load_dictionary("joint"), batch_size=16, progress=False)
@@ -460,7 +464,7 @@ def test_scores_of_interpretability_are_those_of_the_codes_at_once(host, some) -
 
 
 def test_a_judge_with_one_space_compares_images_with_texts(host, some) -> None:
-    from vlm_edit.interpretability import multimodal_monosemanticity_score
+    from vlm_edit.measures.interpretability import multimodal_monosemanticity_score
 
     judge = Judge(
         image=lambda images: torch.stack([_pixels(image) for image in images])[:, :26],

@@ -5,7 +5,7 @@ import torch
 
 from vlm_edit import Dictionary, VlmEditError
 from vlm_edit.dictionaries import Encoder
-from vlm_edit.modality import Mixed, part_of
+from vlm_edit.ground.modality import Mixed, part_of
 
 MASK = torch.tensor([[True, False, False], [False, True, False]])
 

@@ -199,9 +199,9 @@ def test_a_type_checker_sees_the_types_of_an_install(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import vlm_edit, vlm_edit.sites, vlm_edit_adapters.clip\n"
+        "import vlm_edit, vlm_edit.host, vlm_edit_adapters.clip\n"
         "reveal_type((vlm_edit.__version__, vlm_edit_adapters.clip.adapter))\n"
-        "vlm_edit.sites.no_such_name\n"
+        "vlm_edit.host.no_such_name\n"
     )
     # What torch and transformers bring is not asked about here, and takes a minute to read.
     (tmp_path / "mypy.ini").write_text(

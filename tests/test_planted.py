@@ -5,7 +5,7 @@ import torch
 import planted as planted_room
 from planted import planted_pairs
 from vlm_edit import VlmEditError
-from vlm_edit.dominance import modality_dominance
+from vlm_edit.measures.dominance import modality_dominance
 
 TRUTH = torch.tensor([0.0, 0.1, 0.5, 0.5, 0.8, 1.0])
 

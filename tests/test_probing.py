@@ -5,8 +5,8 @@ from scipy.stats import f_oneway
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from vlm_edit.errors import VlmEditError
-from vlm_edit.probing import hits, probe, variance_explained
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.measures.probing import hits, probe, variance_explained
 
 
 def test_a_probe_agrees_with_sklearn_on_the_same_folds() -> None:
@@ -52,7 +52,7 @@ def test_a_probe_without_enough_to_go_on_is_refused(count: int, labels: list[str
 
 @pytest.mark.parametrize("chunk", [1024, 7])
 def test_hits_equal_a_search_by_hand(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlm_edit.probing._CHUNK", chunk)
+    monkeypatch.setattr("vlm_edit.measures.probing._CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(30, 6, generator=generator)
     keys = torch.randn(40, 6, generator=generator)

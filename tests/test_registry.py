@@ -13,8 +13,8 @@ import torch
 
 from vlm_edit import Ablate, Patch, load_patch, zoo
 from vlm_edit.edits import RULES, Rule, register_rule, rule_from_dict
-from vlm_edit.errors import BadArgument, UnknownName, VlmEditError, VlmEditWarning
-from vlm_edit.registry import Registry
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, VlmEditWarning
+from vlm_edit.ground.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,8 +20,8 @@ from PIL import Image
 
 from vlm_edit import Host, Measurement, VlmEditError, measure, zoo
 from vlm_edit.cli import kept, main, measuring
-from vlm_edit.files import read_tensors
-from vlm_edit.measurement import load_measurement, save_runs
+from vlm_edit.ground.files import read_tensors
+from vlm_edit.measuring import load_measurement, save_runs
 from vlm_edit.report import Examples, Picture, Table
 
 TABLE, SHOWN = Table("moved", ("a",), [("b",)], ""), Examples("texts", [(0, ["x"])], "")

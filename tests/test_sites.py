@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from vlm_edit import Adapter, Host, VlmEditError, find_sites
-from vlm_edit.sites import SiteRule, TapRule, find_adapter, image_token_ids, unwrap
+from vlm_edit.host import SiteRule, TapRule, find_adapter, image_token_ids, unwrap
 
-registry = importlib.import_module("vlm_edit.sites.registry")
+registry = importlib.import_module("vlm_edit.host.adapters")
 
 
 class Blocks(nn.Module):
@@ -146,7 +146,7 @@ def points(*values: str) -> list[EntryPoint]:
         (points("vlm_edit_adapters.clip:adapter", "other:adapter"), "two adapters.*'clip'"),
         (points("no_such_module:adapter"), "cannot be imported.*no_such_module"),
         (points("vlm_edit_adapters.clip:no_such_name"), "cannot be imported"),
-        (points("vlm_edit.sites:Adapter"), "not an Adapter"),
+        (points("vlm_edit.host:Adapter"), "not an Adapter"),
     ],
 )
 def test_a_registration_that_cannot_serve_says_why(clip, monkeypatch, found, message):

@@ -10,7 +10,7 @@ from scipy.stats import binomtest, bootstrap, false_discovery_control, t
 from sklearn.metrics import roc_auc_score
 
 from vlm_edit import VlmEditError
-from vlm_edit.statistics import (
+from vlm_edit.ground.statistics import (
     Estimate,
     adjusted_p,
     auc,

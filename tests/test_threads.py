@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
-from vlm_edit import Ablate, Clamp, Host, Patch, Scale, Steer, VlmEditError, tracing
-from vlm_edit.hooks import Call, Selection, Tokens, dispatch
+from vlm_edit import Ablate, Clamp, Host, Patch, Scale, Steer, VlmEditError
+from vlm_edit.hooks import Call, Selection, Tokens, dispatch, tracing
 from vlm_edit.patches import Attachment, attach_rows
 from vlm_edit.patches.report import Tally
 

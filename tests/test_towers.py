@@ -3,7 +3,7 @@
 import pytest
 
 from vlm_edit import Adapter, VlmEditError
-from vlm_edit.sites import SiteRule, TapRule, Tower, find_adapter, two_towers
+from vlm_edit.host import SiteRule, TapRule, Tower, find_adapter, two_towers
 
 EYE = Tower(
     "image",

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig
 
-from vlm_edit import Ablate, Adapter, Clamp, Host, Patch, Scale, Steer, VlmEditError, tracing
+from vlm_edit import Ablate, Adapter, Clamp, Host, Patch, Scale, Steer, VlmEditError
+from vlm_edit.hooks import tracing
+from vlm_edit.host import SiteRule, TapRule
 from vlm_edit.patches.active import Active
-from vlm_edit.sites import SiteRule, TapRule
 
 Inputs = dict[str, Tensor]
 
@@ -391,10 +392,10 @@ def test_importing_the_library_and_attaching_a_patch_does_not_import_nnsight() -
         import sys
         import torch
         backward = torch.Tensor.backward
-        import vlm_edit, vlm_edit.tracing
+        import vlm_edit, vlm_edit.hooks.tracing
         assert "nnsight" not in sys.modules
         try:
-            vlm_edit.tracing.edited(torch.nn.Linear(2, 2), None)
+            vlm_edit.hooks.tracing.edited(torch.nn.Linear(2, 2), None)
         except vlm_edit.VlmEditError:
             pass
         assert "nnsight" not in sys.modules

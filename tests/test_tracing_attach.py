@@ -27,7 +27,8 @@ from engines import (
 from tiny_hosts import FAMILIES
 from torch import Tensor, nn
 
-from vlm_edit import Ablate, Adapter, Patch, record, tracing
+from vlm_edit import Ablate, Adapter, Patch, record
+from vlm_edit.hooks import tracing
 from vlm_edit.patches import attach_rows
 
 CLIP = make_clip()

@@ -9,7 +9,8 @@ import torch
 from conftest import IMAGE_TOKEN
 from torch import nn
 
-from vlm_edit import Clamp, Patch, VlmEditError, record, tracing, zoo
+from vlm_edit import Clamp, Patch, VlmEditError, record, zoo
+from vlm_edit.hooks import tracing
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from conftest import IMAGE_TOKEN, make_clip, make_llava, random_dictionary
 from engines import LLAVA, MODES, bits, embedded, left, patch_at, row, same
 from torch import Tensor, nn
 
-from vlm_edit import Adapter, Clamp, Host, Patch, VlmEditError, tracing
-from vlm_edit.hooks import Tokens
+from vlm_edit import Adapter, Clamp, Host, Patch, VlmEditError
+from vlm_edit.hooks import Tokens, tracing
 from vlm_edit.patches.active import Active
 
 

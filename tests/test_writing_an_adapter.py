@@ -8,7 +8,7 @@ from pathlib import Path
 
 from test_readme import blocks_of
 
-from vlm_edit.sites import ENTRY_POINTS
+from vlm_edit.host import ENTRY_POINTS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "writing-an-adapter.md"
 

@@ -1,7 +1,7 @@
 """Measure which features of a vision-language model belong to which modality, and edit them.
 
 What stands here is what most need; each name is imported when it is first used. The rest lies in
-the rooms: ``vlm_edit.selection``, ``vlm_edit.measurement``, ``vlm_edit.edits`` and so on.
+the rooms: ``vlm_edit.selection``, ``vlm_edit.measuring``, ``vlm_edit.edits`` and so on.
 """
 
 from importlib import import_module
@@ -12,34 +12,33 @@ from vlm_edit._version import __version__
 if TYPE_CHECKING:
     from vlm_edit.dictionaries import Dictionary, load_dictionary
     from vlm_edit.edits import Ablate, Clamp, Keep, Project, Scale, Steer
-    from vlm_edit.errors import VlmEditError
+    from vlm_edit.ground.errors import VlmEditError
     from vlm_edit.hooks import record
-    from vlm_edit.measurement import Measurement, measure
-    from vlm_edit.pairs import Pairs, read_pairs
+    from vlm_edit.host import Adapter, Host, find_sites
+    from vlm_edit.measuring import Measurement, Pairs, measure, read_pairs
     from vlm_edit.patches import Patch, load_patch
     from vlm_edit.selection import by_class
-    from vlm_edit.sites import Adapter, Host, find_sites
 
 _ROOMS = {
     "Ablate": "edits",
-    "Adapter": "sites",
+    "Adapter": "host",
     "Clamp": "edits",
     "Dictionary": "dictionaries",
-    "Host": "sites",
+    "Host": "host",
     "Keep": "edits",
-    "Measurement": "measurement",
-    "Pairs": "pairs",
+    "Measurement": "measuring",
+    "Pairs": "measuring",
     "Patch": "patches",
     "Project": "edits",
     "Scale": "edits",
     "Steer": "edits",
-    "VlmEditError": "errors",
+    "VlmEditError": "ground.errors",
     "by_class": "selection",
-    "find_sites": "sites",
+    "find_sites": "host",
     "load_dictionary": "dictionaries",
     "load_patch": "patches",
-    "measure": "measurement",
-    "read_pairs": "pairs",
+    "measure": "measuring",
+    "read_pairs": "measuring",
     "record": "hooks",
 }
 

@@ -27,9 +27,9 @@ from vlm_edit.dictionaries import (
     load_dictionary,
 )
 from vlm_edit.edits import Rule, Scale, Splice, expect_savable
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.host import Host, Model, Site
 from vlm_edit.patches import Patch
-from vlm_edit.sites import Host, Model, Site
 
 _WIDTH = 12
 _CLOSE = 1e-4

@@ -4,7 +4,7 @@
 as InstructBLIP's does, is refused at `qformer.{i}`.
 """
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.host import Adapter, SiteRule, TapRule
 
 adapter = Adapter(
     sites=(

@@ -1,6 +1,6 @@
 """Chinese-CLIP: CLIP's vision tower, and a Chinese BERT."""
 
-from vlm_edit.sites import Tower, two_towers
+from vlm_edit.host import Tower, two_towers
 from vlm_edit_adapters.clip import image_tower
 
 text_tower = Tower(

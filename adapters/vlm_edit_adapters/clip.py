@@ -3,7 +3,7 @@
 The towers also stand alone, with or without their projection.
 """
 
-from vlm_edit.sites import Tower, two_towers
+from vlm_edit.host import Tower, two_towers
 
 image_tower = Tower(
     "image",

@@ -6,7 +6,7 @@ negative prompt is told apart, by the names that diffusers' methods and argument
 
 from dataclasses import replace
 
-from vlm_edit.sites import Encoder, PipelineAdapter
+from vlm_edit.host import Encoder, PipelineAdapter
 
 METHODS = ("encode_prompt", "_encode_prompt", "_encode_prior_prompt")
 

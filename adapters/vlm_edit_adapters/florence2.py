@@ -4,7 +4,7 @@ Images and the prompt share the encoder's sequence; the decoder's holds the answ
 the encoder on its own.
 """
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.host import Adapter, SiteRule, TapRule
 
 adapter = Adapter(
     sites=(

@@ -1,6 +1,6 @@
 """Gemma 3: a SigLIP tower, a projector that pools patches, and a language model."""
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.host import Adapter, SiteRule, TapRule
 
 adapter = Adapter(
     sites=(

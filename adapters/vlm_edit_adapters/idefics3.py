@@ -3,7 +3,7 @@
 Tiles of an image are rows of the vision layers' batch.
 """
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.host import Adapter, SiteRule, TapRule
 
 adapter = Adapter(
     sites=(

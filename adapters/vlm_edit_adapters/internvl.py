@@ -1,6 +1,6 @@
 """InternVL: a vision tower, pixel shuffle and a projector, and a language model."""
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.host import Adapter, SiteRule, TapRule
 
 adapter = Adapter(
     sites=(

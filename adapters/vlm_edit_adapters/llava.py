@@ -5,7 +5,7 @@ and OneVision cut an image into tiles, which are rows of the vision layers' batc
 embedding between rows of patches: it is no site, but it stands at an image token.
 """
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.host import Adapter, SiteRule, TapRule
 
 adapter = Adapter(
     sites=(

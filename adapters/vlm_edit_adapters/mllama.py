@@ -4,7 +4,7 @@ There are two stacks of vision layers, and no image tokens in the sequence of th
 which is text. The image layers that the config names go to the projector beside the last.
 """
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.host import Adapter, SiteRule, TapRule
 
 adapter = Adapter(
     sites=(

@@ -4,7 +4,7 @@
 module for it. The vision tower is OpenCLIP's own or one of timm's.
 """
 
-from vlm_edit.sites import Tower, two_towers
+from vlm_edit.host import Tower, two_towers
 
 adapter = two_towers(
     Tower(

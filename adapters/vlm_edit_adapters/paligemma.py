@@ -1,6 +1,6 @@
 """PaliGemma: a SigLIP tower, a linear projector, and Gemma."""
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.host import Adapter, SiteRule, TapRule
 
 adapter = Adapter(
     sites=(

@@ -4,7 +4,7 @@ Qwen3-VL also adds features of early vision layers to the first language layers,
 merger of its own: `deepstack.{i}`.
 """
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.host import Adapter, SiteRule, TapRule
 
 adapter = Adapter(
     sites=(

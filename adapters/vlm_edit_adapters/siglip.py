@@ -1,6 +1,6 @@
 """SigLIP and SigLIP 2: each tower ends in a head, whose output is the joint embedding."""
 
-from vlm_edit.sites import Tower, two_towers
+from vlm_edit.host import Tower, two_towers
 
 image_tower = Tower(
     "image",

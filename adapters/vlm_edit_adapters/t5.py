@@ -3,7 +3,7 @@
 A block gives a tuple that begins with the hidden state.
 """
 
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.host import Adapter, SiteRule, TapRule
 
 adapter = Adapter(
     sites=(

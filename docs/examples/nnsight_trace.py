@@ -3,7 +3,8 @@
 import nnsight
 import torch
 
-from vlm_edit import Clamp, Patch, tracing, zoo
+from vlm_edit import Clamp, Patch, zoo
+from vlm_edit.hooks import tracing
 
 host, processor = zoo.load_llava()
 text = "<image>\nwhat colour is the background?"

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlm_edit.codes import SparseCodes
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import VlmEditError
 
 Array = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -72,7 +72,7 @@ def planted_pairs(
 
     Example:
         >>> import torch
-        >>> from vlm_edit.dominance import modality_dominance
+        >>> from vlm_edit.measures.dominance import modality_dominance
         >>> planted = planted_pairs(4000, torch.tensor([0.2, 0.5, 1.0]), rate=0.5)
         >>> found = modality_dominance(planted.image, planted.text)
         >>> [round(score, 1) for score in found.scores.tolist()]

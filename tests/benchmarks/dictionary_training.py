@@ -98,7 +98,7 @@ def embeddings(pairs: Path, batches: int = 120) -> dict[str, torch.Tensor]:
     from recipes.dictionaries import collect as collect_batches
     from recipes.dictionaries import plain
     from vlm_edit import zoo
-    from vlm_edit.measurement import collect
+    from vlm_edit.measuring import collect
 
     host, processor = zoo.load_host()
     assert isinstance(processor, CLIPProcessor)

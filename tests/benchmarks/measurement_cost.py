@@ -40,11 +40,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit import Dictionary
-from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Encoder
-from vlm_edit.dominance import DominanceAccumulator
-from vlm_edit.interpretability import TopExamples
-from vlm_edit.interpretability.monosemanticity import (
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.measures.dominance import DominanceAccumulator
+from vlm_edit.measures.interpretability import TopExamples
+from vlm_edit.measures.interpretability.monosemanticity import (
     SimilarityAccumulator,
     monosemanticity_score,
     multimodal_monosemanticity,

@@ -43,8 +43,8 @@ from transformers import (
 
 from vlm_edit import Adapter, Dictionary, Patch, Scale, Steer
 from vlm_edit.dictionaries import Encoder
+from vlm_edit.host import find_adapter
 from vlm_edit.report import Table
-from vlm_edit.sites import find_adapter
 
 Work = Callable[[nn.Module], Any]  # on a host
 Edit = Callable[[Work], Any]  # does the work with the edit in force

@@ -10,7 +10,7 @@ import torch
 from recipes.language import activations, shipped_inputs
 from vlm_edit import Dictionary, VlmEditError, record, zoo
 from vlm_edit.dictionaries import Encoder, TrainConfig, train_dictionary
-from vlm_edit.modality import Mixed
+from vlm_edit.ground.modality import Mixed
 
 ELSEWHERE = "probably come from another layer or another host"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vlm_edit import Ablate, Dictionary, VlmEditError
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Splice
-from vlm_edit.modality import Mixed
+from vlm_edit.ground.modality import Mixed
 
 D, M = 6, 20
 ACTIVATIONS = ("relu", "jumprelu", "topk", "identity")

@@ -29,8 +29,8 @@ from vlm_edit.dictionaries import (
     train_paired,
 )
 from vlm_edit.dictionaries import matching as module
-from vlm_edit.measurement import collect
-from vlm_edit.modality import Mixed
+from vlm_edit.ground.modality import Mixed
+from vlm_edit.measuring import collect
 
 D, M = 5, 6
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_edit import Dictionary, VlmEditError
-from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import Encoder, encoder
 from vlm_edit.dictionaries.topk import top_k
-from vlm_edit.modality import Mixed
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.modality import Mixed
 
 D, M = 6, 160
 ACTIVATIONS = ("relu", "jumprelu", "topk", "identity")

@@ -10,8 +10,8 @@ from vlm_edit import Ablate, Host, Patch, VlmEditError, load_dictionary, measure
 from vlm_edit.dictionaries import Encoder, Rows, StoredDictionary, save_saelens, streaming
 from vlm_edit.dictionaries import stored as module
 from vlm_edit.dictionaries.dictionary import Dictionary
-from vlm_edit.measurement import collect
-from vlm_edit.modality import Mixed
+from vlm_edit.ground.modality import Mixed
+from vlm_edit.measuring import collect
 
 
 def test_rows_are_taken_as_the_whole_would_give_them():

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import TrainConfig, load_dictionary, save_saelens, train_dictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 
 CONFIG = TrainConfig(n_features=64, k=3, steps=1000, batch_size=256, lr=3e-3)
 

@@ -13,8 +13,8 @@ import torch
 
 from vlm_edit.dictionaries import Dictionary, TrainConfig, train_dictionary
 from vlm_edit.dictionaries.training.trainer import Trainer
-from vlm_edit.errors import VlmEditError
-from vlm_edit.files import read_tensors
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.files import read_tensors
 
 CONFIG = TrainConfig(
     n_features=32, k=2, steps=400, batch_size=64, kind="jumprelu", target_l0=3.0, dead_after=20

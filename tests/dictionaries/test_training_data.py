@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
 from vlm_edit.dictionaries.training.data import Data
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 
 CONFIG = TrainConfig(n_features=16, k=2, steps=20, batch_size=64, norm="layer_norm")
 

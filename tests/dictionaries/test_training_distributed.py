@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
 from vlm_edit.dictionaries.training.distributed import kth_largest
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 
 KINDS = {
     "batchtopk": {},
@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/.."]
 from test_training_distributed import KINDS, config
 from vlm_edit.dictionaries import train_dictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 streams, found = load_file(sys.argv[2] + "/x.safetensors"), {}
@@ -51,7 +51,7 @@ from datetime import timedelta
 import torch, torch.distributed as dist
 from safetensors.torch import save_file
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 torch.set_num_threads(1)
 dist.init_process_group("gloo", timeout=timedelta(seconds=60))
 rank, generator = dist.get_rank(), torch.Generator().manual_seed(0)

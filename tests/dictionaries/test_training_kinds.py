@@ -10,7 +10,7 @@ from vlm_edit.dictionaries import Dictionary, TrainConfig, train_dictionary
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.objective import Objective
 from vlm_edit.dictionaries.training.trainer import Trainer
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 
 CONFIG = TrainConfig(n_features=64, k=3, steps=800, batch_size=256, lr=3e-3)
 OPTIONS: dict[str, dict[str, Any]] = {

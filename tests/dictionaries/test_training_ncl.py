@@ -24,7 +24,7 @@ from vlm_edit.dictionaries.training import contrast
 from vlm_edit.dictionaries.training.contrast import fit_decoder, info_nce, rep_relu
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.trainer import Trainer
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 
 CONFIG = TrainConfig(n_features=48, steps=600, batch_size=512, kind="ncl")
 CPU = torch.device("cpu")

@@ -18,8 +18,8 @@ from vlm_edit.dictionaries.training import checkpoint
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.objective import Objective, _Jump
 from vlm_edit.dictionaries.training.trainer import Trainer, schedule
-from vlm_edit.errors import VlmEditError
-from vlm_edit.files import read_tensors, write_tensors
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.files import read_tensors, write_tensors
 
 CONFIG = TrainConfig(n_features=12, k=2, steps=40, batch_size=32, kind="relu", sparsity=0.7)
 CPU = torch.device("cpu")

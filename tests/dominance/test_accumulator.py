@@ -5,9 +5,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlm_edit import VlmEditError
-from vlm_edit.codes import SparseCodes
-from vlm_edit.dominance import Dominance, DominanceAccumulator, GapAccumulator, modality_dominance
-from vlm_edit.dominance import accumulator as room
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.measures.dominance import (
+    Dominance,
+    DominanceAccumulator,
+    GapAccumulator,
+    modality_dominance,
+)
+from vlm_edit.measures.dominance import accumulator as room
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 EXACT = ("counts", "ratios", "levels")

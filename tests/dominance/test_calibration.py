@@ -7,8 +7,8 @@ import torch
 from scipy.stats import binom
 
 from planted import planted_pairs
-from vlm_edit.dominance import Dominance, modality_dominance
-from vlm_edit.statistics import benjamini_hochberg
+from vlm_edit.ground.statistics import benjamini_hochberg
+from vlm_edit.measures.dominance import Dominance, modality_dominance
 
 ALPHA = 0.05
 

@@ -3,7 +3,7 @@ import torch
 
 from planted import planted_pairs
 from vlm_edit import VlmEditError
-from vlm_edit.dominance import CLASSES, Dominance, modality_dominance
+from vlm_edit.measures.dominance import CLASSES, Dominance, modality_dominance
 
 
 def measured(n: int, truth: torch.Tensor, **options) -> Dominance:

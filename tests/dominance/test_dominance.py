@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlm_edit import VlmEditError
-from vlm_edit.dominance import (
+from vlm_edit.measures.dominance import (
     CLASSES,
     Dominance,
     DominanceAccumulator,
@@ -17,7 +17,7 @@ from vlm_edit.dominance import (
     modality_dominance,
     modality_gap,
 )
-from vlm_edit.dominance.accumulator import _MOST_PAIRS
+from vlm_edit.measures.dominance.accumulator import _MOST_PAIRS
 
 CONVENTIONS: tuple[Zeros, ...] = ("skip", "half", "epsilon")
 

@@ -7,7 +7,7 @@ from scipy.stats import t
 from sklearn.metrics import mutual_info_score
 
 from vlm_edit import VlmEditError
-from vlm_edit.dominance import Zeros, modality_dominance
+from vlm_edit.measures.dominance import Zeros, modality_dominance
 
 
 def some(n: int, m: int, seed: int) -> torch.Tensor:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy.stats import binomtest, hypergeom
 
-from vlm_edit.dominance import modality_dominance
-from vlm_edit.dominance.flips import LEVELS, flip_p, flipped_sums, level_sums
-from vlm_edit.dominance.pairing import fisher_p
+from vlm_edit.measures.dominance import modality_dominance
+from vlm_edit.measures.dominance.flips import LEVELS, flip_p, flipped_sums, level_sums
+from vlm_edit.measures.dominance.pairing import fisher_p
 
 
 def histogram(levels: list[int]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vlm_edit import Ablate, Clamp, Dictionary, Keep, Scale, Steer, VlmEditError
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Blend, Cap, Rule, Splice
-from vlm_edit.modality import Mixed
+from vlm_edit.ground.modality import Mixed
 
 pytestmark = pytest.mark.kernels
 

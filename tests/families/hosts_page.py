@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from vlm_edit import Host
-from vlm_edit.sites import Adapter, Site, SiteRule, find_adapter
+from vlm_edit.host import Adapter, Site, SiteRule, find_adapter
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "hosts.md"
 WRITE = "VLM_EDIT_WRITE_DOCS"

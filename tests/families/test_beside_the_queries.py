@@ -8,7 +8,7 @@ from conftest import random_dictionary
 from tiny_hosts import FAMILIES, IMAGE_TOKEN, OPT, TINY, VISION, VOCABULARY, library
 
 from vlm_edit import Host, Patch, Steer, VlmEditError, record
-from vlm_edit.sites import Adapter, TapRule, find_adapter
+from vlm_edit.host import Adapter, TapRule, find_adapter
 
 BLIP2 = replace(find_adapter(FAMILIES["blip2"].make()), image_token=IMAGE_TOKEN)
 KINDS = ["InstructBlip", "InstructBlipVideo"]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vlm_edit import Patch, Scale, Steer, VlmEditError, find_sites, record
 from vlm_edit.hooks import attach
-from vlm_edit.sites import Site
+from vlm_edit.host import Site
 
 LIVE = [
     pytest.param(name, site, id=f"{name}-{site}")

@@ -19,8 +19,7 @@ from tiny_pipelines import LENGTH, PIPELINES, WIDTH, clip_tokenizer, picture, te
 from torch import Tensor, nn
 
 from vlm_edit import Host, Patch, Scale, Steer, VlmEditError, find_sites, load_patch, record, zoo
-from vlm_edit.patches import attach_rows
-from vlm_edit.sites import (
+from vlm_edit.host import (
     Encoder,
     PipelineAdapter,
     PipelineHost,
@@ -28,6 +27,7 @@ from vlm_edit.sites import (
     join_adapters,
     unwrap,
 )
+from vlm_edit.patches import attach_rows
 
 SITE = "text_encoder.text.1"
 RULES = (Scale(range(20), -2.0), Steer([25], 3.0))

@@ -7,7 +7,7 @@ import transformers
 from hosts_page import PAGE, describe, expect_section
 from tiny_hosts import FAMILIES
 
-from vlm_edit.sites import ENTRY_POINTS
+from vlm_edit.host import ENTRY_POINTS
 
 NOTES = {"blip2": " with OPT", "blip2_t5": " with T5"}
 

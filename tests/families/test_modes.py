@@ -19,7 +19,7 @@ from transformers import LogitsProcessor
 
 from vlm_edit import Patch, Scale, Steer
 from vlm_edit.hooks import attach
-from vlm_edit.sites import find_sites
+from vlm_edit.host import find_sites
 
 NEW = 4
 SPEAKING = [name for name, f in FAMILIES.items() if f.generates and f.image_token is not None]

@@ -6,7 +6,7 @@ from conftest import random_dictionary
 from tiny_pipelines import LENGTH, PIPELINES, WIDTH, clip_tokenizer, text_encoder
 
 from vlm_edit import Host, Patch, Scale, record
-from vlm_edit.sites import Encoder, PipelineAdapter, join_adapters
+from vlm_edit.host import Encoder, PipelineAdapter, join_adapters
 
 SITE = "words.text.1"
 PATCH = Patch(SITE, random_dictionary(WIDTH), Scale(range(20), -2.0))

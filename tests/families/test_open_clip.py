@@ -19,7 +19,7 @@ from tiny_hosts import Expected, stack
 from torch import Tensor, nn
 
 from vlm_edit import Patch, Scale, Steer, find_sites, load_patch, record
-from vlm_edit.sites import Site
+from vlm_edit.host import Site
 
 if importlib.util.find_spec("open_clip") is None:
     pytest.skip(

@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_hosts import FAMILIES
 
 from vlm_edit import Host, Pairs, Patch, Scale, Steer, VlmEditError, find_sites, record
-from vlm_edit.measurement import Reader
+from vlm_edit.measuring import Reader
 
 QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 PLACES = ["vision.1", "projector"]

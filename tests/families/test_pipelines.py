@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vlm_edit import Patch, Scale, Steer, VlmEditError, find_sites
 from vlm_edit.cli import main
 from vlm_edit.hooks import attach
-from vlm_edit.sites import ENTRY_POINTS, Site, find_adapter, unwrap
+from vlm_edit.host import ENTRY_POINTS, Site, find_adapter, unwrap
 
 LIVE = [
     pytest.param(name, site, id=f"{name}-{site}")

@@ -46,7 +46,7 @@ class Rover(Explorer):
 """
 
 ADAPTERS = """
-from vlm_edit.sites import Adapter, SiteRule, TapRule
+from vlm_edit.host import Adapter, SiteRule, TapRule
 
 by_type = Adapter((SiteRule("vision.{i}", (TapRule(("eye.{i}",), "image"),), ("size",)),))
 by_class = Adapter.of({"joint": ("eye", "image", "eye.out_features")})

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm_edit import Patch, Scale, Steer, load_patch
-from vlm_edit.sites import find_sites, unwrap
+from vlm_edit.host import find_sites, unwrap
 
 LLAVA = FAMILIES["llava"]
 RULES = [Scale(range(20), -2.0), Steer([25], 3.0)]

@@ -11,7 +11,7 @@ from torch import nn
 from vlm_edit import Adapter, Host, VlmEditError
 from vlm_edit.hooks import Call, CallTracker, Generation, Selection, Tokens, read_call, record
 from vlm_edit.hooks.calls import read_step
-from vlm_edit.sites import find_adapter
+from vlm_edit.host import find_adapter
 
 ADAPTER = Adapter((), image_token="image_token_id")
 IMAGE = 60

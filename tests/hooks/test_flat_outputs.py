@@ -25,7 +25,7 @@ from vlm_edit import (
     record,
 )
 from vlm_edit.hooks import Call, Selection, Tokens
-from vlm_edit.measurement import Reader
+from vlm_edit.measuring import Reader
 
 PATHS = {
     "llama4": "language_model.model.layers.{i}.feed_forward",

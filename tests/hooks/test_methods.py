@@ -12,7 +12,7 @@ from torch import nn
 from vlm_edit import Host, Patch, Scale, VlmEditError, record
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.hooks import StandIn
-from vlm_edit.sites import Adapter
+from vlm_edit.host import Adapter
 
 
 class Counter(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LogitsProcessor
 
 from vlm_edit import Adapter, Clamp, Dictionary, Host, Patch, VlmEditError
-from vlm_edit.sites import find_adapter
+from vlm_edit.host import find_adapter
 
 LLAVA = make_llava()
 MARK = 4.25

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlm_edit import VlmEditError
-from vlm_edit.codes import SparseCodes
-from vlm_edit.interpretability import BridgeAccumulator, bridge_score
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.measures.interpretability import BridgeAccumulator, bridge_score
 
 
 def drawn(n: int = 30, m: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlm_edit import VlmEditError
-from vlm_edit.codes import SparseCodes
-from vlm_edit.interpretability import (
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.measures.interpretability import (
     SimilarityAccumulator,
     monosemanticity_score,
     multimodal_monosemanticity,

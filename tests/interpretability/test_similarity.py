@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from vlm_edit import VlmEditError
-from vlm_edit.interpretability import ExampleSimilarity, TopExamples, example_similarity
-from vlm_edit.interpretability import similarity as room
-from vlm_edit.statistics import mean_estimate
+from vlm_edit.ground.statistics import mean_estimate
+from vlm_edit.measures.interpretability import ExampleSimilarity, TopExamples, example_similarity
+from vlm_edit.measures.interpretability import similarity as room
 
 N, FEATURES, WIDTH = 60, 5, 4
 

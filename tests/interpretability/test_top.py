@@ -4,8 +4,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlm_edit import VlmEditError
-from vlm_edit.codes import SparseCodes
-from vlm_edit.interpretability import TopExamples
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.measures.interpretability import TopExamples
 
 # Tests run beside other work: how long an example takes says nothing.
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -128,7 +128,7 @@ def sparse_codes(n: int, m: int, k: int, seed: int = 0) -> SparseCodes:
 def test_what_waits_to_be_sorted_is_sorted_in_when_it_is_much(
     monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    monkeypatch.setattr("vlm_edit.interpretability.top._WAITING", 500)
+    monkeypatch.setattr("vlm_edit.measures.interpretability.top._WAITING", 500)
     codes = sparse_codes(3000, 40, 8)
     dense, top = codes.dense(), TopExamples(40, 10)
     for start in range(0, 3000, step):

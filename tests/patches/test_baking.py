@@ -25,8 +25,8 @@ from vlm_edit import (
 )
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Blend, Cap, Detect, Rule, Splice
+from vlm_edit.host import TapRule
 from vlm_edit.patches.baking import linear_of
-from vlm_edit.sites import TapRule
 
 
 def state(host):

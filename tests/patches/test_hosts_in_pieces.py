@@ -11,7 +11,7 @@ from processes import run_together
 from torch import nn
 
 from vlm_edit import Patch, Scale, VlmEditError, find_sites, load_patch
-from vlm_edit.fingerprint import expect_host, fingerprint
+from vlm_edit.host import expect_host, fingerprint
 
 HERE = Path(__file__).parent
 WAYS = ("fully_shard", "columns")
@@ -22,7 +22,7 @@ import torch, torch.distributed as dist
 from test_hosts_in_pieces import WAYS, changed, in_pieces, made
 from conftest import make_llava
 from vlm_edit import VlmEditError, load_patch
-from vlm_edit.weights import host_checksums
+from vlm_edit.host import host_checksums
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 rank = dist.get_rank()

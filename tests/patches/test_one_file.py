@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import vlm_edit
 from vlm_edit import Ablate, Dictionary, Host, Patch, VlmEditError, load_patch
 from vlm_edit.dictionaries import PairedDictionary
-from vlm_edit.fingerprint import fingerprint
+from vlm_edit.host import fingerprint
 
 
 def header_of(file):
@@ -161,7 +161,7 @@ def test_every_refusal_of_another_host_names_how_to_override_it(clip, change):
     )
     patch = Patch("joint", named, Ablate([3]))
     patch = Patch.joined(patch.bindings, host=saved_host())
-    adapter = vlm_edit.sites.find_adapter(clip)
+    adapter = vlm_edit.host.find_adapter(clip)
     host = change(clip)
     with pytest.raises(VlmEditError, match="check_host=False"):
         patch.attach(Host.of(host, adapter=adapter))

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from vlm_edit import Pairs, VlmEditError
-from vlm_edit.dominance import CLASSES, DominanceAccumulator
-from vlm_edit.interpretability import TopExamples
-from vlm_edit.measurement import Measurement
+from vlm_edit.measures.dominance import CLASSES, DominanceAccumulator
+from vlm_edit.measures.interpretability import TopExamples
+from vlm_edit.measuring import Measurement
 from vlm_edit.report import (
     Examples,
     Picture,

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from vlm_edit import Ablate, Dictionary, Host, Patch, VlmEditError, zoo
-from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import PairedDictionary
-from vlm_edit.measurement import Reader, collect
-from vlm_edit.probing import probe, variance_explained
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.measures.probing import probe, variance_explained
+from vlm_edit.measuring import Reader, collect
 from vlm_edit.selection import (
     by_concept,
     by_difference,

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from vlm_edit import VlmEditError
-from vlm_edit.codes import SparseCodes
+from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.selection import (
     by_answers,
     by_difference,

@@ -3,7 +3,7 @@ import torch
 
 from planted import planted_pairs
 from vlm_edit import VlmEditError, by_class
-from vlm_edit.dominance import Dominance, modality_dominance
+from vlm_edit.measures.dominance import Dominance, modality_dominance
 from vlm_edit.selection import by_firing, by_score, difference, intersection, random_like, union
 
 TRUTH = torch.linspace(0, 1, 41)

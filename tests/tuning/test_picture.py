@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from vlm_edit import VlmEditError
-from vlm_edit.statistics import Estimate
+from vlm_edit.ground.statistics import Estimate
 from vlm_edit.tuning import Point, Tuning, picture
 from vlm_edit.tuning.picture import Axis, Mark, scale
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vlm_edit import Ablate, Adapter, Dictionary, Host, Patch, VlmEditError, zoo
-from vlm_edit.statistics import Estimate, proportion
+from vlm_edit.ground.statistics import Estimate, proportion
 from vlm_edit.tuning import Point, Tuning, tune
 
 WIDTH = 8

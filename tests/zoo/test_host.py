@@ -15,7 +15,7 @@ from recipes.augment import Augmenter, Strength, premultiply
 from recipes.batches import TrainingPairs, may_mirror
 from recipes.words import LENGTH, train_tokenizer
 from vlm_edit import zoo
-from vlm_edit.probing import probe
+from vlm_edit.measures.probing import probe
 
 
 @pytest.fixture(scope="module")

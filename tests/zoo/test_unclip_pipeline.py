@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 
 from vlm_edit import zoo
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.zoo.unclip import UnclipPipeline, condition
 
 pytestmark = pytest.mark.kernels

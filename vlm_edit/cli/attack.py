@@ -15,15 +15,15 @@ from torch import Tensor
 
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
-from vlm_edit.controls import random_features
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
-from vlm_edit.files import make_folder, packed, write_bytes, write_text
-from vlm_edit.pairs import Pairs
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.files import make_folder, packed, write_bytes, write_text
+from vlm_edit.ground.statistics import Estimate, mcnemar, proportion
+from vlm_edit.host import Host
+from vlm_edit.measures.controls import random_features
+from vlm_edit.measuring import Pairs
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.report import Table
-from vlm_edit.sites import Host
-from vlm_edit.statistics import Estimate, mcnemar, proportion
 from vlm_edit.tasks import adversarial as adv
 from vlm_edit.tasks.adversarial import (
     RESIDUAL,

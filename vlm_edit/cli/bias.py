@@ -13,9 +13,9 @@ import torch
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.subject import load_dictionary, load_pairs, tell_left_out
 from vlm_edit.dictionaries import AnyDictionary
-from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
-from vlm_edit.files import make_folder, write_text
-from vlm_edit.pairs import Pairs
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.files import make_folder, write_text
+from vlm_edit.measuring import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table
 from vlm_edit.selection import difference, random_like

@@ -10,9 +10,9 @@ from typing import get_args
 from vlm_edit._version import __version__
 from vlm_edit.cli import attack, bias, drawing, editing, measuring, patching, training, verbs
 from vlm_edit.dictionaries import Kind, TrainConfig
-from vlm_edit.dominance import Cut, Zeros
-from vlm_edit.errors import VlmEditError, printable
-from vlm_edit.measurement import EXAMPLES
+from vlm_edit.ground.errors import VlmEditError, printable
+from vlm_edit.measures.dominance import Cut, Zeros
+from vlm_edit.measuring import EXAMPLES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

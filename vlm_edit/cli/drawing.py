@@ -20,14 +20,14 @@ from vlm_edit.cli.patching import expect_folder_of
 from vlm_edit.cli.pipeline import KIND, SHIPPED, embed, load_pipeline, read
 from vlm_edit.cli.subject import load_dictionary, load_pairs, run_of
 from vlm_edit.dictionaries import Dictionary, PairedDictionary
-from vlm_edit.dominance import Cut
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.files import packed, write_bytes
-from vlm_edit.measurement import Measurement, measure
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.files import packed, write_bytes
+from vlm_edit.host import Host
+from vlm_edit.measures.dominance import Cut
+from vlm_edit.measuring import Measurement, measure
 from vlm_edit.patches import Patch
 from vlm_edit.report import Picture
 from vlm_edit.selection import by_class
-from vlm_edit.sites import Host
 from vlm_edit.tasks.generation import (
     Row,
     Stream,

@@ -11,10 +11,10 @@ import torch
 from vlm_edit.cli.kept import save_edit
 from vlm_edit.cli.patching import expect_folder_of
 from vlm_edit.cli.subject import Subject, tell_left_out
-from vlm_edit.dominance import Cut
 from vlm_edit.edits import Rule, rule_from_dict
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.measurement import Measurement
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.measures.dominance import Cut
+from vlm_edit.measuring import Measurement
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.report import Table
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
-from vlm_edit.loading import expect_diffusers, one_line
-from vlm_edit.sites import Host
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.host import Host, expect_diffusers, one_line
 
 ZOO = "zoo:"
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from PIL import PngImagePlugin
 
-from vlm_edit.errors import DamagedFile, VlmEditError
-from vlm_edit.files import locked, make_folder, packed, write_new
-from vlm_edit.pairs import open_image, size_of
+from vlm_edit.ground.errors import DamagedFile, VlmEditError
+from vlm_edit.ground.files import locked, make_folder, packed, write_new
+from vlm_edit.measuring import open_image, size_of
 from vlm_edit.report import Examples, Picture, Table
 
 EDITS, DRAWINGS = "edits", "drawings"

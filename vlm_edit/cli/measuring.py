@@ -13,22 +13,23 @@ from typing import Any
 from vlm_edit.cli import kept
 from vlm_edit.cli.host import ZOO
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
-from vlm_edit.encoders import image_encoder, text_encoder
-from vlm_edit.errors import BadArgument, CannotKnow, VlmEditError
-from vlm_edit.files import locked, make_folder
-from vlm_edit.measurement import (
+from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
+from vlm_edit.ground.files import locked, make_folder
+from vlm_edit.measuring import (
     Judge,
     Measurement,
+    Pairs,
     RepeatedPairs,
     centred,
     expect_centrable,
+    image_encoder,
     is_finished,
     load_measurement,
     merge_parts,
     save_runs,
+    text_encoder,
     texts_digest,
 )
-from vlm_edit.pairs import Pairs
 from vlm_edit.report import class_table, feature_table, write_page
 
 CENTRED = "centred"

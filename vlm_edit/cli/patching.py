@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edit.cli.host import ZOO, load_host, load_model
-from vlm_edit.errors import VlmEditError, line
-from vlm_edit.files import beside
+from vlm_edit.ground.errors import VlmEditError, line
+from vlm_edit.ground.files import beside
+from vlm_edit.host import Host
 from vlm_edit.patches import (
     Patch,
     binding_rows,
@@ -21,7 +22,6 @@ from vlm_edit.patches import (
     load_patch,
 )
 from vlm_edit.report import Table
-from vlm_edit.sites import Host
 
 _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"),

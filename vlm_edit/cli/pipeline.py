@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_edit.cli.host import ZOO
-from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
-from vlm_edit.loading import expect_diffusers, one_line
-from vlm_edit.pairs import IMAGE_ENDINGS, as_seen, open_image
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.host import expect_diffusers, one_line
+from vlm_edit.measuring import IMAGE_ENDINGS, as_seen, open_image
 from vlm_edit.tasks.generation import read_reference
 
 KIND, SHIPPED = "UnclipPipeline", f"{ZOO}emoji-unclip"

@@ -16,23 +16,24 @@ from torch.nn import functional as F
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
-from vlm_edit.errors import BadArgument, UnknownName, VlmEditError, WrongHost, line
-from vlm_edit.measurement import (
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, WrongHost, line
+from vlm_edit.ground.statistics import proportion
+from vlm_edit.host import Host
+from vlm_edit.measures.probing import hits
+from vlm_edit.measuring import (
     Measurement,
+    Pairs,
     Reader,
     load_measurement,
     measure_part,
     pairs_listing,
     provenance,
+    read_pairs,
     was_measured,
 )
-from vlm_edit.measurement import measure as measure_pairs
-from vlm_edit.pairs import Pairs, read_pairs
+from vlm_edit.measuring import measure as measure_pairs
 from vlm_edit.patches import Patch
-from vlm_edit.probing import hits
 from vlm_edit.report import Examples
-from vlm_edit.sites import Host
-from vlm_edit.statistics import proportion
 
 DICTIONARY = "dictionary_"  # of the arguments that say more of a dictionary than its name
 
@@ -154,7 +155,7 @@ class Subject:
         )
 
     def measure_part(self, part: tuple[int, int], checkpoint: Path, **options: Any) -> None:
-        """One of several parts; options as ``vlm_edit.measurement.measure_part`` takes them."""
+        """One of several parts; options as ``vlm_edit.measuring.measure_part`` takes them."""
         measure_part(
             self.host,
             self.pairs,

@@ -21,9 +21,9 @@ from vlm_edit.dictionaries import (
     train_dictionary,
     train_paired,
 )
-from vlm_edit.errors import BadArgument
-from vlm_edit.files import make_folder
-from vlm_edit.measurement import collect
+from vlm_edit.ground.errors import BadArgument
+from vlm_edit.ground.files import make_folder
+from vlm_edit.measuring import collect
 from vlm_edit.report import Table
 
 

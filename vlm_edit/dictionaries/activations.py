@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.codes import active_places
 from vlm_edit.dictionaries.topk import top_k
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.registry import Registry
+from vlm_edit.ground.codes import active_places
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.registry import Registry
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.norms import norm_names
-from vlm_edit.errors import BadArgument, VlmEditError, WrongHost
-from vlm_edit.modality import Mixed, Modality, part_of
+from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
+from vlm_edit.ground.modality import Mixed, Modality, part_of
 
 if TYPE_CHECKING:
     from vlm_edit.dictionaries.dictionary import Dictionary

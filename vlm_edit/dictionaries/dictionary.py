@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries.check import Check, check
 from vlm_edit.dictionaries.encoder import Encoder, autocast_off, expect, move
 from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.origin import expect_site as expect_site
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.modality import Mixed, Modality
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.modality import Mixed, Modality
 
 _ROWS = 4096
 _FEW = 64  # features up to which subtracting takes a share of the product worth saving
@@ -424,7 +424,7 @@ class Dictionary:
 
         Example:
             >>> from vlm_edit import Host, zoo
-            >>> from vlm_edit.measurement import collect
+            >>> from vlm_edit.measuring import collect
             >>> host = Host.of(*zoo.load_host())
             >>> pairs = zoo.load_pairs().select(range(64))
             >>> found = collect(host, pairs, "joint", progress=False)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries.activations import Activation, activation_of
 from vlm_edit.dictionaries.norms import Norm, norm_of
-from vlm_edit.errors import BadArgument, UnknownName, VlmEditError, WrongHost
-from vlm_edit.modality import MODALITIES, Mixed, Modality
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, WrongHost
+from vlm_edit.ground.modality import MODALITIES, Mixed, Modality
 
 # Pre-activations at a time: 8 MiB of float32, which the caches about hold. At least so many rows,
 # or the weight is read too often; but never more than 32 MiB.

@@ -10,8 +10,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from vlm_edit.codes import SparseCodes
-from vlm_edit.modality import Modality
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.modality import Modality
 
 
 class Encodes(Protocol):

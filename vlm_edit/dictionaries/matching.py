@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.paired import PairedDictionary
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 Similarity = Literal["correlation", "decoder"]
 _ROWS = 4096

@@ -6,7 +6,7 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from vlm_edit.registry import Registry
+from vlm_edit.ground.registry import Registry
 
 
 class Norm:

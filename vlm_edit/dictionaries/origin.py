@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vlm_edit.errors import WrongHost
+from vlm_edit.ground.errors import WrongHost
 
 _MEND = "dataclasses.replace(dictionary, info={}) lets it through"
 _LAYER = {"layers", "layer", "blocks", "block", "resblocks", "resblock", "h"}
@@ -66,7 +66,7 @@ def expect_origin(info: Mapping[str, str], site: str, model_name: str | None = N
         >>> expect_origin({"hook_name": "model.layers.24"}, "language.23")
         Traceback (most recent call last):
         ...
-        vlm_edit.errors.WrongHost: the dictionary was trained at 'model.layers.24', not at ...
+        vlm_edit.ground.errors.WrongHost: the dictionary was trained at 'model.layers.24', ...
     """
     expect_site(info, site)
     expect_model(info.get("model_name"), model_name)

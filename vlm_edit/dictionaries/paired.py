@@ -10,13 +10,13 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries.check import Check
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.origin import expect_site
 from vlm_edit.dictionaries.stored import StoredDictionary
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.modality import Mixed, Modality
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.modality import Mixed, Modality
 
 STREAMS: tuple[Literal["image"], Literal["text"]] = ("image", "text")
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries.activations import Activation, activation_of
 from vlm_edit.dictionaries.check import Check
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice, expect_features, expect_site
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.streaming import Contest, decode_parts, encode_parts
-from vlm_edit.errors import DamagedFile, VlmEditError
-from vlm_edit.modality import Mixed, Modality
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import DamagedFile, VlmEditError
+from vlm_edit.ground.modality import Mixed, Modality
 
 # Numbers of a matrix in memory at a time: 64 MiB, which malloc gives back to the system when freed.
 _PART = 1 << 24

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries.activations import Activation
 from vlm_edit.dictionaries.encoder import Encoder
-from vlm_edit.errors import VlmEditError
-from vlm_edit.modality import Modality, part_of
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.modality import Modality, part_of
 
 _HIDDEN = 1 << 24  # pre-activations held at once: 64 MiB
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import expect, move
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 
 
 @dataclass(frozen=True, eq=False)

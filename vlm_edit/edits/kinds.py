@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from vlm_edit.edits.moves import Detect, Project
 from vlm_edit.edits.rule import Rule
 from vlm_edit.edits.rules import Ablate, Blend, Cap, Clamp, Keep, Scale, Steer
-from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
-from vlm_edit.registry import Registry
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.registry import Registry
 
 RULES: Registry[type[Rule]] = Registry("rule", "vlm_edit.rules", type, Rule)
 for _rule in (Ablate, Blend, Cap, Clamp, Detect, Keep, Project, Scale, Steer):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.edits.rule import Rule, numbers
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 
 class Move(Rule):

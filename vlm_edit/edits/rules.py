@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_edit.edits.moves import Push
 from vlm_edit.edits.rule import Rule, flag, numbers
-from vlm_edit.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument
 
 
 @dataclass(frozen=True)

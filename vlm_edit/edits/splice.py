@@ -14,8 +14,8 @@ from vlm_edit.edits.gate import Gate
 from vlm_edit.edits.moves import Move
 from vlm_edit.edits.rule import Rule
 from vlm_edit.edits.rules import Steer
-from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
-from vlm_edit.modality import Modality
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.modality import Modality
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.sites import Adapter, image_token_ids
+from vlm_edit.host import Adapter, image_token_ids
 
 if TYPE_CHECKING:
     from vlm_edit.hooks.generation import Generation

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import BadArgument, CannotKnow, VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.given import MENDS, unplaced
 from vlm_edit.hooks.tokens import Tokens

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlm_edit.errors import CannotKnow, VlmEditError
+from vlm_edit.ground.errors import CannotKnow, VlmEditError
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.threads import InThread, Threads, expect_threads
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.hooks.tracker import CallTracker
-from vlm_edit.sites import Adapter, Host, Model, Site, Stream, Tap
+from vlm_edit.host import Adapter, Host, Model, Site, Stream, Tap
 
 Callback = Callable[[Tensor, Tokens], Tensor]
 

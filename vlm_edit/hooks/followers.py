@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from vlm_edit.hooks.calls import Call
-from vlm_edit.sites import Adapter
+from vlm_edit.host import Adapter
 
 
 class Follower(Protocol):

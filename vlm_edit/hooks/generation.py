@@ -18,7 +18,7 @@ from vlm_edit.hooks.calls import (
     read_call,
     real_of_merged,
 )
-from vlm_edit.sites import Adapter
+from vlm_edit.host import Adapter
 
 
 @dataclass(eq=False)

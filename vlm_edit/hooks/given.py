@@ -8,7 +8,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.hooks.calls import Call
 
 

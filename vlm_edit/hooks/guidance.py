@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vlm_edit.hooks.calls import Branch, Call
 from vlm_edit.hooks.followers import register_follower
 from vlm_edit.hooks.methods import StandIn
-from vlm_edit.sites import Adapter, Encoder, Pipeline, PipelineAdapter, PipelineHost
+from vlm_edit.host import Adapter, Encoder, Pipeline, PipelineAdapter, PipelineHost
 
 _GUIDED = "do_classifier_free_guidance"
 _runs: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.hooks.dispatch import Handle, attach
 from vlm_edit.hooks.tokens import Tokens
-from vlm_edit.sites import Host, Model, Stream
+from vlm_edit.host import Host, Model, Stream
 
 
 @dataclass(frozen=True, eq=False)

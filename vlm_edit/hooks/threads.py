@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import BadArgument, CannotKnow
+from vlm_edit.ground.errors import BadArgument, CannotKnow
 
 Threads = Literal["all", "own"]
 

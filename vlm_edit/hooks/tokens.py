@@ -10,11 +10,11 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from vlm_edit.errors import CannotKnow, VlmEditError
+from vlm_edit.ground.errors import CannotKnow, VlmEditError
+from vlm_edit.ground.modality import Mixed, Modality
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.given import given_in
-from vlm_edit.modality import Mixed, Modality
-from vlm_edit.sites import Stream
+from vlm_edit.host import Stream
 
 _UNASKED: Any = object()
 _NAMES = {True: "image", False: "text", None: None}

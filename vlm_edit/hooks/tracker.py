@@ -12,13 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.hooks.calls import HOST, Call, cache_in, cache_of, read_call, read_step
 from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.tokens import Tokens
-from vlm_edit.sites import Adapter, Stream, find_module
+from vlm_edit.host import Adapter, Stream, find_module
 
 
 class CallTracker:

@@ -11,9 +11,9 @@ from einops import repeat
 from torch import Tensor
 
 from vlm_edit.dictionaries import move
-from vlm_edit.errors import BadArgument, CannotKnow, VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
+from vlm_edit.ground.modality import Modality
 from vlm_edit.hooks import Branch, Tokens, unplaced
-from vlm_edit.modality import Modality
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally
 

@@ -11,7 +11,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.hooks import Handle, runs_of
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.report import Report

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.edits import Ablate, Blend, Clamp, Keep, Move, Project, Rule, Scale, Splice, Steer
-from vlm_edit.errors import CannotKnow, VlmEditError
+from vlm_edit.ground.errors import CannotKnow, VlmEditError
+from vlm_edit.host import Host, Site, Tap, find_module
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.card import further, tokens_text
-from vlm_edit.sites import Host, Site, Tap, find_module
 
 if TYPE_CHECKING:
     from vlm_edit.patches.patch import Patch

@@ -17,7 +17,7 @@ from vlm_edit.dictionaries import (
     identity,
 )
 from vlm_edit.edits import Rule, Splice
-from vlm_edit.errors import BadArgument, expect_kind
+from vlm_edit.ground.errors import BadArgument, expect_kind
 from vlm_edit.hooks import Selection, TokenChoice
 
 _identities: weakref.WeakKeyDictionary[Dictionary | StoredDictionary, dict[str, Any]] = (

@@ -8,9 +8,9 @@ from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 from vlm_edit.edits import Rule
-from vlm_edit.errors import line
-from vlm_edit.fingerprint import unguarded
+from vlm_edit.ground.errors import line
 from vlm_edit.hooks import Selection
+from vlm_edit.host import unguarded
 from vlm_edit.patches.binding import Binding
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import Slice
 from vlm_edit.edits import Rule
-from vlm_edit.fingerprint import same_weights
+from vlm_edit.host import same_weights
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.card import (
     dictionary_text,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from vlm_edit.dictionaries import REPOSITORY, asked, listed, listing
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 
 _ENDING = ".safetensors"
 

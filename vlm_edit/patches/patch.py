@@ -12,20 +12,19 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from vlm_edit import hooks, tracing
+from vlm_edit import hooks
 from vlm_edit.dictionaries import AnyDictionary, expect_model
 from vlm_edit.edits import Rule
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.files import write_text
-from vlm_edit.fingerprint import expect_host, fingerprint, unguarded
-from vlm_edit.hooks import Handle, Phase, Threads, TokenChoice
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.files import write_text
+from vlm_edit.hooks import Handle, Phase, Threads, TokenChoice, tracing
+from vlm_edit.host import Host, Model, Site, expect_host, fingerprint, unguarded
 from vlm_edit.patches import baking, card, hub, storage
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.binding import Binding, bind
 from vlm_edit.patches.report import Tally
 from vlm_edit.patches.targets import Branches, branch_in, device_of, target_of
-from vlm_edit.sites import Host, Model, Site
 
 Engine = Literal["hooks", "nnsight"]
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from vlm_edit.ground.modality import Mixed, Modality
 from vlm_edit.hooks import Selection, Tokens
-from vlm_edit.modality import Mixed, Modality
 
 STREAMS = ("image", "text", "unknown")
 PHASES = ("prompt", "decode", "unknown")

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vlm_edit import tracing
-from vlm_edit.errors import BadArgument
-from vlm_edit.hooks import Handle, Threads
+from vlm_edit.ground.errors import BadArgument
+from vlm_edit.hooks import Handle, Threads, tracing
+from vlm_edit.host import Host, Model
 from vlm_edit.patches.active import Active
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.patch import Engine, Patch
 from vlm_edit.patches.targets import Branches
-from vlm_edit.sites import Host, Model
 
 
 def attach_rows(

@@ -15,8 +15,8 @@ from torch import Tensor
 from vlm_edit._version import __version__
 from vlm_edit.dictionaries import Encoder, Slice
 from vlm_edit.edits import Gate, Keep, Splice, expect_savable, rule_from_dict
-from vlm_edit.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
-from vlm_edit.files import has_checksum, read_tensors, write_tensors
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
+from vlm_edit.ground.files import has_checksum, read_tensors, write_tensors
 from vlm_edit.hooks import Selection
 from vlm_edit.patches.binding import Binding
 

@@ -7,10 +7,10 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.hooks import Branch
+from vlm_edit.host import Host, Site
 from vlm_edit.patches.binding import Binding
-from vlm_edit.sites import Host, Site
 
 Branches = Literal["cond", "uncond", "both"]
 

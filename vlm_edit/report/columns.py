@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlm_edit.dominance import Dominance
-from vlm_edit.measurement import Measurement
+from vlm_edit.measures.dominance import Dominance
+from vlm_edit.measuring import Measurement
 from vlm_edit.report.tables import strongest
 
 Format = Literal["count", "score", "times", "p"]

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from vlm_edit.dominance import CLASSES, LEVELS, Dominance, flipped_sums
-from vlm_edit.measurement import Measurement
-from vlm_edit.pairs import Pairs
+from vlm_edit.ground.statistics import Estimate
+from vlm_edit.measures.dominance import CLASSES, LEVELS, Dominance, flipped_sums
+from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.sprites import Sprites
 from vlm_edit.report.tables import CLASS_NAMES, RULE_NAMES
-from vlm_edit.statistics import Estimate
 
 _DRAWS = 100
 _LISTED = 8
@@ -85,7 +84,7 @@ def null_histogram(found: Dominance, bins: int) -> list[float]:
 
     Example:
         >>> import torch
-        >>> from vlm_edit.dominance import modality_dominance
+        >>> from vlm_edit.measures.dominance import modality_dominance
         >>> found = modality_dominance(torch.ones(400, 3), torch.zeros(400, 3))
         >>> middle = null_histogram(found, 5)[2]
         >>> round(middle, 3)

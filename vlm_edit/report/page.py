@@ -14,10 +14,9 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from vlm_edit.errors import VlmEditError
-from vlm_edit.files import write_bytes
-from vlm_edit.measurement import Measurement
-from vlm_edit.pairs import Pairs
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.files import write_bytes
+from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.overview import Overview, notes
 from vlm_edit.report.payload import Examples, Payload, to_json
 from vlm_edit.report.picture import Picture

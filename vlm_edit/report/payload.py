@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.dominance import CLASSES, Cut
-from vlm_edit.errors import BadArgument
-from vlm_edit.measurement import STREAMS, Measurement
-from vlm_edit.pairs import Pairs
+from vlm_edit.ground.errors import BadArgument
+from vlm_edit.measures.dominance import CLASSES, Cut
+from vlm_edit.measuring import STREAMS, Measurement, Pairs
 from vlm_edit.report.columns import Column, columns
 from vlm_edit.report.overview import null_histogram
 from vlm_edit.report.sprites import PER_ROW, PER_SHEET, Sprites

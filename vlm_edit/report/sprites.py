@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageOps
 
-from vlm_edit.errors import VlmEditError
-from vlm_edit.pairs import Pairs
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.measuring import Pairs
 
 SIDE = 64
 PER_ROW = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlm_edit.errors import printable
+from vlm_edit.ground.errors import printable
 
 
 @dataclass(frozen=True)

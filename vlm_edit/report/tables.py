@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vlm_edit.dominance import Cut
-from vlm_edit.measurement import STREAMS, Measurement
-from vlm_edit.pairs import Pairs
+from vlm_edit.measures.dominance import Cut
+from vlm_edit.measuring import STREAMS, Measurement, Pairs
 from vlm_edit.report.table import Table
 
 CLASS_NAMES = {

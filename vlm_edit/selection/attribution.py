@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, PairedDictionary, expect_origin
-from vlm_edit.errors import BadArgument, CannotKnow, VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
+from vlm_edit.ground.modality import Mixed, Modality, part_of
 from vlm_edit.hooks import Selection, TokenChoice, Tokens, attach
-from vlm_edit.modality import Mixed, Modality, part_of
+from vlm_edit.host import Host, Model
 from vlm_edit.selection.scores import ordered
-from vlm_edit.sites import Host, Model
 
 Encoding = Dictionary | PairedDictionary[Dictionary]
 Sign = Literal["either", "raises", "lowers"]

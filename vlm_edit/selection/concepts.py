@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import STREAMS, AnyDictionary, Dictionary, PairedDictionary
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.measurement import Reader
-from vlm_edit.pairs import Pairs
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.host import Host, Model
+from vlm_edit.measuring import Pairs, Reader
 from vlm_edit.selection.contrast import by_difference, by_direction
-from vlm_edit.sites import Host, Model
 
 Stream = Literal["image", "text"]
 Score = Literal["difference", "direction"]

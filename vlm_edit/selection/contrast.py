@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.codes import SparseCodes
-from vlm_edit.dominance import fisher_p
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.statistics import benjamini_hochberg
+from vlm_edit.measures.dominance import fisher_p
 from vlm_edit.selection.scores import ordered
-from vlm_edit.statistics import benjamini_hochberg
 
 Answer = Literal["correct", "incorrect"]
 

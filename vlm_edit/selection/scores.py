@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.dominance import Cut, Dominance
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.measures.dominance import Cut, Dominance
 
 Kind = Literal["vision", "language", "cross", "undecided", "dead"]
 Fires = Literal["image", "text", "both", "either"]
@@ -47,7 +47,7 @@ def by_class(
 
     Example:
         >>> import torch
-        >>> from vlm_edit.dominance import modality_dominance
+        >>> from vlm_edit.measures.dominance import modality_dominance
         >>> image, text = torch.ones(40, 3), torch.tensor([0.1, 0.0, 1.0]).repeat(40, 1)
         >>> by_class(modality_dominance(image, text), "vision")
         [1, 0]
@@ -80,7 +80,7 @@ def by_score(
 
     Example:
         >>> import torch
-        >>> from vlm_edit.dominance import modality_dominance
+        >>> from vlm_edit.measures.dominance import modality_dominance
         >>> found = modality_dominance(torch.ones(30, 2), torch.tensor([[0.0, 0.5]] * 30))
         >>> by_score(found, low=0.6), by_score(found, low=0.6, interval=0.95)
         ([0, 1], [0, 1])
@@ -112,7 +112,7 @@ def by_firing(
 
     Example:
         >>> import torch
-        >>> from vlm_edit.dominance import modality_dominance
+        >>> from vlm_edit.measures.dominance import modality_dominance
         >>> image = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
         >>> found = modality_dominance(image, torch.zeros(2, 3))
         >>> by_firing(found, "image", low=0.5), by_firing(found, "image", high=0.5)

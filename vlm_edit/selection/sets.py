@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from vlm_edit.codes import SparseCodes
-from vlm_edit.controls import activity, activity_matched, norm_matched, random_features
-from vlm_edit.errors import BadArgument
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import BadArgument
+from vlm_edit.measures.controls import activity, activity_matched, norm_matched, random_features
 
 Match = Literal["size", "activity", "norm"]
 
@@ -55,7 +55,7 @@ def random_like(
     decoder: Tensor | None = None,
     seed: int = 0,
 ) -> list[int]:
-    """Random features beside selected ones: one draw of the controls of ``vlm_edit.controls``.
+    """Draw random features beside selected ones, once, as ``vlm_edit.measures.controls`` does.
 
     Args:
         features: Selected.

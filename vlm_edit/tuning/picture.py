@@ -11,7 +11,7 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_edit.files import packed, write_bytes
+from vlm_edit.ground.files import packed, write_bytes
 
 Span = tuple[float, float, float]
 Box = tuple[float, float, float, float]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.statistics import Estimate
 from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate
 from vlm_edit.tuning.picture import Axis, Mark, draw
 
 Goal = Literal["raise", "lower"]

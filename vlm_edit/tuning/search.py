@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast, get_args
 
-from vlm_edit.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument
+from vlm_edit.ground.statistics import Estimate
+from vlm_edit.host import Host, Model
 from vlm_edit.patches import Patch
-from vlm_edit.sites import Host, Model
-from vlm_edit.statistics import Estimate
 from vlm_edit.tuning.result import Goal, Point, Tuning, pareto_front, value
 
 Figure = Callable[[], Any] | Callable[[Any], Any]

@@ -24,8 +24,8 @@ from transformers import (
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
-from vlm_edit.errors import VlmEditError
-from vlm_edit.pairs import Pairs, open_image
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.measuring import Pairs, open_image
 
 HOST = Path(__file__).parent / "emoji-clip"
 UNCLIP = Path(__file__).parent / "emoji-unclip"

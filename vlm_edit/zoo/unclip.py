@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 PATCH = 2
 

@@ -30,7 +30,7 @@ from vlm_edit.dictionaries import (
     train_dictionary,
 )
 from vlm_edit.hooks import record
-from vlm_edit.pairs import Pairs
+from vlm_edit.measuring import Pairs
 
 VISION_SITE = "vision.2"
 # How the shipped ones were trained, at the rate and without the clipping of their time.

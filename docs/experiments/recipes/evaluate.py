@@ -18,7 +18,7 @@ from transformers import CLIPModel, CLIPProcessor
 from recipes.pairs import BACKGROUNDS, composite, load_drawings, thin
 from recipes.splits import SEED, draw
 from vlm_edit import zoo
-from vlm_edit.probing import probe_each, variance_explained
+from vlm_edit.measures.probing import probe_each, variance_explained
 
 PROMPT = "a picture of {}"
 DEV_SPLITS = ("hv-dev", "ov-dev")

@@ -35,7 +35,7 @@ from recipes.speaking import Recipe, Trainer, build, restore
 from recipes.splits import draw
 from recipes.words import every_caption
 from vlm_edit import zoo
-from vlm_edit.statistics import proportion
+from vlm_edit.ground.statistics import proportion
 from vlm_edit.zoo.questions import QUESTIONS, answers, ask
 
 VOCABULARY = 4096

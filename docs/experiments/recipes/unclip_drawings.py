@@ -20,7 +20,7 @@ from recipes.captions import PHRASINGS, caption
 from recipes.concepts import LANGUAGES
 from recipes.pairs import BACKGROUNDS, SIZE, load_drawings, load_names
 from recipes.splits import SEED
-from vlm_edit.pairs import open_image
+from vlm_edit.measuring import open_image
 
 PACKED = ("train", "hv-dev")
 SHEET = "sheet.webp"

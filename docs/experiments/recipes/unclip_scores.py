@@ -24,7 +24,7 @@ from recipes.unclip_drawings import (
 )
 from recipes.unclip_judge import judge
 from vlm_edit import zoo
-from vlm_edit.statistics import mean_estimate, proportion
+from vlm_edit.ground.statistics import mean_estimate, proportion
 from vlm_edit.zoo.unclip import UnclipPipeline
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)

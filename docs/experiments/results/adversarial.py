@@ -28,7 +28,7 @@ from results.adversarial_others import captions, detectors, typographic
 from results.adversarial_tables import tables
 from results.training import PROMPT
 from vlm_edit import Host, Patch, zoo
-from vlm_edit.statistics import proportion, ratio_estimate
+from vlm_edit.ground.statistics import proportion, ratio_estimate
 from vlm_edit.tasks import adversarial as adv
 from vlm_edit.tasks.adversarial.features import nearest_text, through
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from results import common
 from vlm_edit import Host, zoo
-from vlm_edit.statistics import auc_estimate, proportion
+from vlm_edit.ground.statistics import auc_estimate, proportion
 from vlm_edit.tasks import adversarial as adv
 from vlm_edit.tasks.adversarial import detection
 from vlm_edit.tasks.adversarial.baselines import LowPass

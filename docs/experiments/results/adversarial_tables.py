@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from results.common import cell
+from vlm_edit.ground.statistics import mcnemar
 from vlm_edit.report import Table
-from vlm_edit.statistics import mcnemar
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

@@ -33,7 +33,7 @@ from results.bias_tables import (
 )
 from vlm_edit import Host, Patch, zoo
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.dominance import Dominance
+from vlm_edit.measures.dominance import Dominance
 from vlm_edit.selection import difference, random_like
 from vlm_edit.tasks.bias import Bench, Evidence, Outcome, Questions, Study, edit, mitigate, select
 from vlm_edit.tasks.bias.baselines import (

@@ -13,8 +13,8 @@ from recipes.pairs import BACKGROUNDS, composite, load_drawings
 from results import common
 from results.bias_tables import BASELINE
 from vlm_edit import Host, Pairs, zoo
-from vlm_edit.probing import probe
-from vlm_edit.statistics import Estimate
+from vlm_edit.ground.statistics import Estimate
+from vlm_edit.measures.probing import probe
 from vlm_edit.tasks.bias import Bench, Outcome, Questions
 
 PEOPLE = {

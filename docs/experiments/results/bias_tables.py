@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from results import common
+from vlm_edit.ground.statistics import Estimate
 from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate
 from vlm_edit.tasks.bias.outcome import BELOW
 from vlm_edit.tasks.bias.probing import CONTROLS
 

@@ -11,9 +11,9 @@ import torch
 
 from results import common
 from results.common import Subject
-from vlm_edit.dominance import CLASSES, Cut, Zeros
+from vlm_edit.ground.statistics import mean_estimate
+from vlm_edit.measures.dominance import CLASSES, Cut, Zeros
 from vlm_edit.report import Table
-from vlm_edit.statistics import mean_estimate
 
 DRAWS = 200
 

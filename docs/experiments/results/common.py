@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vlm_edit import Dictionary, Host, zoo
-from vlm_edit.dominance import Dominance, modality_dominance
-from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader, centred
+from vlm_edit.ground.statistics import Estimate
+from vlm_edit.measures.dominance import Dominance, modality_dominance
+from vlm_edit.measuring import Measurement, MeasurementAccumulator, Reader, centred
 from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate
 
 HERE = Path(__file__).resolve().parent
 STREAMS = ("image", "text")

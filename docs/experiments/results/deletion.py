@@ -13,11 +13,11 @@ from torch import Tensor
 
 from results import common
 from vlm_edit import Dictionary, Host, zoo
-from vlm_edit.controls import DeletionCurve, deletion_curve
-from vlm_edit.dominance import Cut, Dominance
 from vlm_edit.edits import Ablate, Splice
 from vlm_edit.hooks import record
-from vlm_edit.probing import hits, probe_each
+from vlm_edit.measures.controls import DeletionCurve, deletion_curve
+from vlm_edit.measures.dominance import Cut, Dominance
+from vlm_edit.measures.probing import hits, probe_each
 from vlm_edit.report import Table
 from vlm_edit.tasks.demo.interview import Interview
 from vlm_edit.zoo.questions import QUESTIONS

@@ -23,9 +23,9 @@ from results.training import PROMPT
 from vlm_edit import Ablate, Clamp, Dictionary, Keep, Project, Scale, Steer, zoo
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Blend, Cap, Detect, Rule, Splice
-from vlm_edit.probing import hits, probe, variance_explained
+from vlm_edit.ground.statistics import PairedTest, mcnemar, proportion
+from vlm_edit.measures.probing import hits, probe, variance_explained
 from vlm_edit.report import Table
-from vlm_edit.statistics import PairedTest, mcnemar, proportion
 
 COUNT = 12  # features about the background, as many as are about factors of images alone
 MOST = {"remove": 1.0, "turn": 4.0}  # the strongest that is tried

@@ -30,9 +30,9 @@ from recipes.unclip_scores import edge_colours, same, shipped
 from results import common
 from results.generation_tables import KINDS, RANDOM, READ, STRENGTHS, examples, tables
 from vlm_edit import Keep, Scale, zoo
-from vlm_edit.controls import norm_matched, random_features
 from vlm_edit.edits import Blend, Rule, Splice
-from vlm_edit.statistics import Estimate, mean_estimate, proportion
+from vlm_edit.ground.statistics import Estimate, mean_estimate, proportion
+from vlm_edit.measures.controls import norm_matched, random_features
 from vlm_edit.tasks.generation import Trend
 
 __all__ = ["OPTIONS", "compute", "examples", "tables"]

@@ -14,10 +14,10 @@ from torch import Tensor
 from results import common
 from results.common import Subject
 from vlm_edit import zoo
-from vlm_edit.interpretability import bridge_score
-from vlm_edit.probing import variance_explained
+from vlm_edit.ground.statistics import Estimate, auc, auc_difference, auc_estimate
+from vlm_edit.measures.interpretability import bridge_score
+from vlm_edit.measures.probing import variance_explained
 from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate, auc, auc_difference, auc_estimate
 from vlm_edit.tasks.demo.factors import TEXT_ONLY, VISION_ONLY
 
 CARRIES = 0.1  # share of variance from which on a feature is about a factor

@@ -21,10 +21,10 @@ from torch import Tensor
 from results import common
 from results.common import Subject
 from vlm_edit import Dictionary, zoo
-from vlm_edit.controls import random_features
-from vlm_edit.dominance import CLASSES, modality_dominance
-from vlm_edit.encoders import text_encoder
-from vlm_edit.groups import (
+from vlm_edit.ground.statistics import Estimate
+from vlm_edit.measures.controls import random_features
+from vlm_edit.measures.dominance import CLASSES, modality_dominance
+from vlm_edit.measures.groups import (
     GapUnder,
     centred,
     class_means,
@@ -37,9 +37,9 @@ from vlm_edit.groups import (
     one_sided_change,
     standardised,
 )
-from vlm_edit.probing import hits
+from vlm_edit.measures.probing import hits
+from vlm_edit.measuring import text_encoder
 from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate
 
 RULE = "significant"
 KINDS = CLASSES[:4]

@@ -20,15 +20,15 @@ from torch.nn import functional as F
 from results import common
 from results.common import Subject
 from vlm_edit import zoo
-from vlm_edit.encoders import text_encoder
-from vlm_edit.interpretability import (
+from vlm_edit.ground.statistics import mean_estimate
+from vlm_edit.measures.interpretability import (
     TopExamples,
     example_similarity,
     monosemanticity_score,
     multimodal_monosemanticity_score,
 )
+from vlm_edit.measuring import text_encoder
 from vlm_edit.report import Table
-from vlm_edit.statistics import mean_estimate
 
 SIZES = (10, 20, 30, 50)
 CLASSES = ("vision", "cross", "language", "undecided")

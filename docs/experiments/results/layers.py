@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from results import common
 from results.common import Subject
+from vlm_edit.ground.statistics import mean_estimate, proportion
 from vlm_edit.report import Table
-from vlm_edit.statistics import mean_estimate, proportion
 
 
 def compute(layers: dict[str, dict[str, Subject]]) -> dict[str, Any]:

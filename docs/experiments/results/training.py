@@ -30,11 +30,11 @@ from results import common, ground_truth
 from results.interpretability import judges
 from vlm_edit import Dictionary, Host, zoo
 from vlm_edit.dictionaries import PairedDictionary, TrainConfig, train_dictionary, train_paired
-from vlm_edit.interpretability import multimodal_monosemanticity_score
-from vlm_edit.measurement import collect
-from vlm_edit.probing import variance_explained
+from vlm_edit.ground.statistics import auc
+from vlm_edit.measures.interpretability import multimodal_monosemanticity_score
+from vlm_edit.measures.probing import variance_explained
+from vlm_edit.measuring import collect
 from vlm_edit.report import Table
-from vlm_edit.statistics import auc
 
 OPTIONS = " --pairs build/emoji --work build/training"
 SEEDS = range(5)

@@ -18,13 +18,13 @@ from torch.nn import functional as F
 
 from results import common
 from vlm_edit import Ablate, Dictionary, Host, Patch, zoo
-from vlm_edit.controls import norm_matched, random_features
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
-from vlm_edit.dominance import Dominance
-from vlm_edit.measurement import collect
-from vlm_edit.probing import hits
+from vlm_edit.ground.statistics import Estimate, middle
+from vlm_edit.measures.controls import norm_matched, random_features
+from vlm_edit.measures.dominance import Dominance
+from vlm_edit.measures.probing import hits
+from vlm_edit.measuring import collect
 from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate, middle
 
 SITE = "joint"
 SEEDS = (0, 1, 2)

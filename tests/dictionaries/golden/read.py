@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlm_edit import VlmEditError, load_dictionary
 from vlm_edit.dictionaries import Layout
-from vlm_edit.modality import Mixed
+from vlm_edit.ground.modality import Mixed
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vlm_edit import Ablate, Dictionary, Patch, VlmEditError, zoo
-from vlm_edit.codes import SparseCodes
-from vlm_edit.dominance import modality_dominance
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.measures.dominance import modality_dominance
 from vlm_edit.selection import Seen
 from vlm_edit.tasks.bias import Bench, Evidence
 from vlm_edit.tasks.bias.probing import (

@@ -9,8 +9,8 @@ import torch
 
 from vlm_edit import Host, load_patch, zoo
 from vlm_edit.cli import main
-from vlm_edit.dominance import Cut, modality_dominance
-from vlm_edit.measurement import Reader
+from vlm_edit.measures.dominance import Cut, modality_dominance
+from vlm_edit.measuring import Reader
 from vlm_edit.tasks.demo.factors import (
     QUANTITIES,
     Check,

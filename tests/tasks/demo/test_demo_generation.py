@@ -5,7 +5,7 @@ import torch
 
 from vlm_edit import Host, zoo
 from vlm_edit.cli import main
-from vlm_edit.measurement import load_measurement
+from vlm_edit.measuring import load_measurement
 from vlm_edit.tasks.demo import generation
 from vlm_edit.tasks.demo.ablation import Ablation
 from vlm_edit.tasks.demo.generation import SITE

@@ -26,8 +26,8 @@ from vlm_edit.dictionaries.formats.hub import candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
-from vlm_edit.errors import BadArgument, UnknownName, VlmEditError, expect_kind
-from vlm_edit.registry import Registry
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, expect_kind
+from vlm_edit.ground.registry import Registry
 
 __all__ = ["FORMATS", "Format", "Layout", "load_dictionary", "register_format"]
 

@@ -21,7 +21,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import mapping, open_mapping, peek_mapping
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import DamagedFile
+from vlm_edit.ground.errors import DamagedFile
 
 _STATE = "model_state_dict"
 _NAMES = {"pre_b", "enc", "dec"}

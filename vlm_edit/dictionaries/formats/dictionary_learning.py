@@ -26,7 +26,7 @@ from vlm_edit.dictionaries.formats.source import (
     read_json,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 CONFIG, WEIGHTS, CHECKPOINTS = "config.json", "ae.pt", "checkpoints"
 

@@ -11,7 +11,7 @@ from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.norms import norm_of
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 Order = Literal["dm", "md"]
 

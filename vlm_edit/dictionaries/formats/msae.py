@@ -31,7 +31,7 @@ from vlm_edit.dictionaries.formats.torchfile import (
     the_torch_file,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 
 
 class _NumpyType:

@@ -21,7 +21,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import mapping, open_mapping, peek_mapping
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import DamagedFile, VlmEditError
+from vlm_edit.ground.errors import DamagedFile, VlmEditError
 
 _NEEDED = {"encoder.weight", "pre_bias", "latent_bias"}
 # Counts of training, and the copy of its state that a TopK writes as part of the whole.

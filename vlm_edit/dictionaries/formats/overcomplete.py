@@ -34,7 +34,7 @@ from vlm_edit.dictionaries.formats.torchfile import (
     torch_files,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 
 _STATE = "model_state"
 # What trainers keep beside it, and what changes no code.

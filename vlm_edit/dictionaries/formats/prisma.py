@@ -24,7 +24,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import open_mapping, peek_mapping, torch_files
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 
 CONFIG = "config.json"
 

@@ -32,8 +32,8 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
-from vlm_edit.files import HEADER
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.files import HEADER
 
 CONFIG, WEIGHTS, CENTERS = "cfg.json", "sae_weights.safetensors", "centers.safetensors"
 SCALER = "activation_scaler.json"

@@ -33,7 +33,7 @@ from vlm_edit.dictionaries.formats.source import (
     read_torch,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
 
 FILE, CONFIG = "sae.pt", "config.json"
 

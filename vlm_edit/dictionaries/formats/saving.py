@@ -41,8 +41,8 @@ from vlm_edit.dictionaries.formats.saelens import (
 )
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.files import HEADER, beside
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.files import HEADER, beside
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import open_mapping, peek_mapping
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 
 CONFIG, PARAMS = "config.json", "params.safetensors"
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vlm_edit.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 
 MOST_JSON = 1 << 20
 MOST_PICKLE = 1 << 22

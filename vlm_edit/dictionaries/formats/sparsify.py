@@ -19,7 +19,7 @@ from vlm_edit.dictionaries.formats.source import (
     safetensors_names,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 

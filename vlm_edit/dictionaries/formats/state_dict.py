@@ -23,7 +23,7 @@ from vlm_edit.dictionaries.formats.source import (
     expect_vector,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.errors import BadArgument, CannotKnow, VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 
 _MOST_LISTED = 30
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.trainer import Trainer
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.files import append_text, read_tensors, write_tensors, write_text
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.files import append_text, read_tensors, write_tensors, write_text
 
 _WHAT = "state of a dictionary's training"
 

@@ -7,7 +7,7 @@ import numbers
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 
 Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"]
 

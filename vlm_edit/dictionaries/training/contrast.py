@@ -11,7 +11,7 @@ from vlm_edit.dictionaries.training.config import TrainConfig
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import gathered, joined, total, world
 from vlm_edit.dictionaries.training.objective import Figures
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 # Codes shorter than this are divided by it instead of by their length: at a code of zeros, which
 # the backward of GELU still moves, the gradient would otherwise be without bound.

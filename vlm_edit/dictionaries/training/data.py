@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.training.config import TrainConfig
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 # Rows of statistics at a time, and the numbers up to which a normed copy is kept in memory.
 _CHUNK = 8192

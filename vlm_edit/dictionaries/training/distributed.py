@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlm_edit.checksums import checksums
-from vlm_edit.errors import BadArgument
+from vlm_edit.ground.checksums import checksums
+from vlm_edit.ground.errors import BadArgument
 
 _STREAMS = ("image", "text")
 

@@ -17,7 +17,7 @@ from vlm_edit.dictionaries.training.config import TrainConfig
 from vlm_edit.dictionaries.training.data import Data, opened
 from vlm_edit.dictionaries.training.distributed import expect_alike, world
 from vlm_edit.dictionaries.training.trainer import Trainer
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 
 # Steps between lines of the log and figures on the bar.
 _TELL = 100

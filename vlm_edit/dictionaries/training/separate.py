@@ -16,7 +16,7 @@ from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.training.config import TrainConfig
 from vlm_edit.dictionaries.training.data import opened
 from vlm_edit.dictionaries.training.run import train_dictionary
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 
 def train_paired(

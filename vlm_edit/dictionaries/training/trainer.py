@@ -18,7 +18,7 @@ from vlm_edit.dictionaries.training.contrast import Contrast, fit_decoder
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.objective import Figures, Objective
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 
 # How the coefficient follows the L0 that is missing, and how fast that changes, so that it does not
 # overshoot; and how fast the mean follows the L0 of a batch. Per step.

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument
 
 Norm = Literal["linf", "l2"]
 Keep = Literal["best", "last"]

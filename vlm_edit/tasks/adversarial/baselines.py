@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 # Annex K of the JPEG standard (ITU-T T.81): quantisation of luminance and of chrominance.
 _LUMINANCE = (

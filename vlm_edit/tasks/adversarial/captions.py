@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import BadArgument
-from vlm_edit.sites import Host, Model
+from vlm_edit.ground.errors import BadArgument
+from vlm_edit.host import Host, Model
 from vlm_edit.tasks.adversarial.host import Pixels
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit import hooks
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.statistics import Estimate, proportion
 from vlm_edit.hooks import Tokens
+from vlm_edit.host import Host, Model
 from vlm_edit.patches import Attachment, Patch
-from vlm_edit.sites import Host, Model
-from vlm_edit.statistics import Estimate, proportion
 from vlm_edit.tasks.adversarial.apgd import apgd
 from vlm_edit.tasks.adversarial.attacks import Attacked, pgd
 from vlm_edit.tasks.adversarial.black_box import square

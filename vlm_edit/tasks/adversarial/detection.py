@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.tasks.adversarial.attacks import Aim, Attacked
 from vlm_edit.tasks.adversarial.features import Features
 from vlm_edit.tasks.adversarial.losses import Penalised

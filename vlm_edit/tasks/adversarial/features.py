@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.statistics import Estimate, ratio_estimate
 from vlm_edit.hooks import record
-from vlm_edit.statistics import Estimate, ratio_estimate
 from vlm_edit.tasks.adversarial.host import ImageHost
 
 RESIDUAL = "residual"  # what the dictionary does not explain

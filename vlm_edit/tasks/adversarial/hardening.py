@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.edits import Ablate, Blend, Rule
-from vlm_edit.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.hooks import Tokens, attach, record
 from vlm_edit.patches import Patch
 from vlm_edit.tasks.adversarial.attacks import Ball, pgd

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.sites import Host, Model
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.host import Host, Model
 
 Classifier = Callable[[Tensor], Tensor]  # images [n, 3, h, w] to logits [n, c]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.tasks.adversarial.host import Classifier, ImageHost
 
 Loss = Literal["ce", "dlr", "margin"]

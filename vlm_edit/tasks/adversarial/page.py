@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
-from vlm_edit.files import write_text
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.files import write_text
 from vlm_edit.report import Table, address_of
 from vlm_edit.tasks.adversarial.features import Features
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_edit.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument
 
 
 def draw_word(

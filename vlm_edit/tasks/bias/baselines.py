@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.edits import Ablate, Project, Scale, Steer
-from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.hooks import TokenChoice
 from vlm_edit.patches import Patch
 from vlm_edit.tasks.bias.study import Study

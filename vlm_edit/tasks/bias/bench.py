@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.errors import BadArgument
-from vlm_edit.measurement import Reader
-from vlm_edit.pairs import Pairs
+from vlm_edit.ground.errors import BadArgument
+from vlm_edit.host import Adapter, Host, Model
+from vlm_edit.measuring import Pairs, Reader
 from vlm_edit.patches import Patch
 from vlm_edit.selection import as_pairs
-from vlm_edit.sites import Adapter, Host, Model
 from vlm_edit.tasks.bias.study import Questions, Study
 
 JOINT = "joint"

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.statistics import Estimate, mean_estimate, proportion
+from vlm_edit.host import Host, Model
 from vlm_edit.report import Table
-from vlm_edit.sites import Host, Model
-from vlm_edit.statistics import Estimate, mean_estimate, proportion
 
 GENDER_WORDS = {
     "man": (

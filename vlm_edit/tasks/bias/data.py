@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vlm_edit.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
-from vlm_edit.pairs import IMAGE_ENDINGS, Pairs, read_pairs, size_of
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
+from vlm_edit.measuring import IMAGE_ENDINGS, Pairs, read_pairs, size_of
 
 PERSON, BIRD = "a photo of a person", "a photo of a bird"
 _PARTS = ("train", "val", "test")

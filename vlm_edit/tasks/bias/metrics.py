@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.statistics import Estimate, middle, proportion
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.statistics import Estimate, middle, proportion
 
 DRAWS = 2000
 SKEWS = ("MaxSkew", "KL", "NDKL")

@@ -9,14 +9,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.codes import SparseCodes
 from vlm_edit.dictionaries import AnyDictionary, Dictionary, PairedDictionary
 from vlm_edit.edits import Ablate, Project
-from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.hooks import TokenChoice
-from vlm_edit.pairs import Pairs
+from vlm_edit.host import Host, Model
+from vlm_edit.measures.probing import probe
+from vlm_edit.measuring import Pairs
 from vlm_edit.patches import Patch
-from vlm_edit.probing import probe
 from vlm_edit.selection import (
     Seen,
     by_difference,
@@ -25,7 +26,6 @@ from vlm_edit.selection import (
     mean_codes,
     read_examples,
 )
-from vlm_edit.sites import Host, Model
 from vlm_edit.tasks.bias.baselines import directions
 from vlm_edit.tasks.bias.bench import JOINT, Bench
 from vlm_edit.tasks.bias.metrics import balanced_accuracy

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import VlmEditError
-from vlm_edit.probing import probe
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.statistics import Estimate, mean_estimate, middle, proportion
+from vlm_edit.measures.probing import probe
 from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate, mean_estimate, middle, proportion
 from vlm_edit.tasks.bias.metrics import (
     SKEWS,
     accuracy_by_group,

@@ -8,8 +8,8 @@ from html import escape
 
 import torch
 
-from vlm_edit.errors import BadArgument, VlmEditError
-from vlm_edit.files import write_text
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.files import write_text
 from vlm_edit.report import PER_ROW, PER_SHEET, SIDE, Sprites, Table, pack
 from vlm_edit.tasks.bias.metrics import accuracy_by_group, max_skew, shares
 from vlm_edit.tasks.bias.study import Study

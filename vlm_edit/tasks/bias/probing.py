@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlm_edit.codes import SparseCodes
-from vlm_edit.controls import DeletionCurve, activity, activity_matched, deletion_curve
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.dominance import Cut, Dominance
 from vlm_edit.edits import Ablate
-from vlm_edit.errors import VlmEditError
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.statistics import Estimate, mean_estimate, middle, proportion
 from vlm_edit.hooks import TokenChoice
+from vlm_edit.measures.controls import DeletionCurve, activity, activity_matched, deletion_curve
+from vlm_edit.measures.dominance import Cut, Dominance
+from vlm_edit.measures.probing import probe
 from vlm_edit.patches import Patch
-from vlm_edit.probing import probe
 from vlm_edit.report import Table
 from vlm_edit.selection import by_difference, difference
-from vlm_edit.statistics import Estimate, mean_estimate, middle, proportion
 from vlm_edit.tasks.bias.bench import JOINT, Bench
 from vlm_edit.tasks.bias.mitigation import Evidence
 from vlm_edit.tasks.bias.study import Study

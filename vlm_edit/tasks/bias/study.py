@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.errors import BadArgument, UnknownName, VlmEditError
-from vlm_edit.pairs import Pairs
-from vlm_edit.probing import hits
-from vlm_edit.statistics import Estimate
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.statistics import Estimate
+from vlm_edit.measures.probing import hits
+from vlm_edit.measuring import Pairs
 from vlm_edit.tasks.bias.metrics import balanced_accuracy
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_edit.controls import activity_matched, random_features, turned
 from vlm_edit.edits import Ablate
+from vlm_edit.ground.statistics import Estimate, drawn_difference, mean_estimate
+from vlm_edit.measures.controls import activity_matched, random_features, turned
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table
-from vlm_edit.statistics import Estimate, drawn_difference, mean_estimate
 from vlm_edit.tasks.demo.factors import Check, alive, estimates, over_draws
 from vlm_edit.tasks.demo.interview import (
     ASKED,

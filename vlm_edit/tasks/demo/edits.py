@@ -14,12 +14,11 @@ from vlm_edit import zoo
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate, Splice
 from vlm_edit.hooks import record
-from vlm_edit.measurement import STREAMS, Reader
-from vlm_edit.pairs import Pairs
+from vlm_edit.host import Host
+from vlm_edit.measures.probing import hits
+from vlm_edit.measuring import STREAMS, Pairs, Reader
 from vlm_edit.patches import load_patch
-from vlm_edit.probing import hits
 from vlm_edit.report import Examples, Table
-from vlm_edit.sites import Host
 from vlm_edit.tasks.demo.factors import QUANTITIES, Check, Reading, class_rows, estimates, note
 
 SITE = "joint"

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlm_edit.controls import random_features
-from vlm_edit.dominance import Dominance
-from vlm_edit.pairs import Pairs
-from vlm_edit.probing import hits, probe_each, variance_explained
-from vlm_edit.report import Table
-from vlm_edit.statistics import (
+from vlm_edit.ground.statistics import (
     Estimate,
     auc_estimate,
     drawn_difference,
     proportion,
     ratio_estimate,
 )
+from vlm_edit.measures.controls import random_features
+from vlm_edit.measures.dominance import Dominance
+from vlm_edit.measures.probing import hits, probe_each, variance_explained
+from vlm_edit.measuring import Pairs
+from vlm_edit.report import Table
 
 VISION_ONLY = ("background", "vendor")
 TEXT_ONLY = ("language", "phrasing")

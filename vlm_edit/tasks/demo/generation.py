@@ -14,10 +14,10 @@ from torch import Tensor
 from vlm_edit import zoo
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
-from vlm_edit.files import make_folder
-from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
+from vlm_edit.ground.files import make_folder
+from vlm_edit.host import Host
+from vlm_edit.measuring import Measurement, MeasurementAccumulator, Reader
 from vlm_edit.report import Examples, Table, class_table
-from vlm_edit.sites import Host
 from vlm_edit.tasks.demo.ablation import Ablation
 from vlm_edit.tasks.demo.factors import Check
 from vlm_edit.tasks.demo.interview import Interview, Sizes, draw

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Rule
+from vlm_edit.ground.statistics import Estimate, proportion
 from vlm_edit.hooks import record
-from vlm_edit.pairs import Pairs
+from vlm_edit.host import Host
+from vlm_edit.measuring import Pairs
 from vlm_edit.patches import Patch
-from vlm_edit.sites import Host
-from vlm_edit.statistics import Estimate, proportion
 from vlm_edit.tasks.demo.factors import DRAWS
 from vlm_edit.zoo.questions import QUESTIONS, answers, ask
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlm_edit.measurement import Measurement
-from vlm_edit.pairs import Pairs
+from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report import Examples, Table, has_plotly, write_page
 from vlm_edit.tasks.demo.factors import Check
 

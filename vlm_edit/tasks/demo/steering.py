@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_edit.controls import turned
 from vlm_edit.edits import Clamp, Rule
+from vlm_edit.ground.statistics import mean_estimate
+from vlm_edit.measures.controls import turned
+from vlm_edit.measures.probing import variance_explained
 from vlm_edit.patches import Patch
-from vlm_edit.probing import variance_explained
 from vlm_edit.report import Table
-from vlm_edit.statistics import mean_estimate
 from vlm_edit.tasks.demo.factors import CARRIES, Check, estimates
 from vlm_edit.tasks.demo.interview import Interview, Sizes, cells, draw
 

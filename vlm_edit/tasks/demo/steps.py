@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from vlm_edit import zoo
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
-from vlm_edit.files import make_folder
-from vlm_edit.measurement import Measurement, MeasurementAccumulator, Reader
-from vlm_edit.pairs import Pairs
+from vlm_edit.ground.files import make_folder
+from vlm_edit.host import Host
+from vlm_edit.measuring import Measurement, MeasurementAccumulator, Pairs, Reader
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table, class_table, feature_table
-from vlm_edit.sites import Host
 from vlm_edit.tasks.demo.edits import SITE, Edits
 from vlm_edit.tasks.demo.factors import (
     Check,

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, expect_features
 from vlm_edit.edits import Ablate, Blend, Keep, Scale
-from vlm_edit.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.hooks import TokenChoice, record
+from vlm_edit.host import Host, Model
 from vlm_edit.patches import Patch
-from vlm_edit.sites import Host, Model
 
 Stream = Literal["image", "text"]
 

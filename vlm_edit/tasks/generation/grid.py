@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_edit.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _GAP, _LINE, _MARGIN, _LABEL = 6, 18, 8, 144

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_edit.errors import BadArgument
-from vlm_edit.statistics import Estimate, mean_estimate, middle, proportion
+from vlm_edit.ground.errors import BadArgument
+from vlm_edit.ground.statistics import Estimate, mean_estimate, middle, proportion
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""What the other rooms stand on; each module is a door of its own."""

@@ -1,0 +1,123 @@
+"""Tensors with a JSON header and a checksum of both in one safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from vlm_edit.ground.errors import DamagedFile, VlmEditError
+from vlm_edit.ground.files.whole import write_bytes
+
+HEADER = "vlm_edit"
+CHECKSUM = "checksum"
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, Any],
+    what: str = "tensors",
+) -> None:
+    """Write tensors and a header, with a checksum of both.
+
+    Args:
+        path: The file; its folder must exist.
+        tensors: Any, on any device.
+        header: JSON-able values.
+        what: Name of what the file holds, for messages.
+
+    Raises:
+        VlmEditError: It cannot be written; what was there before is still there.
+
+    Example:
+        >>> import pathlib, tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "sums.safetensors")
+        ...     write_tensors(file, {"sums": torch.ones(2)}, {"version": 1})
+        ...     header, tensors = read_tensors(file)
+        >>> header["version"], tensors["sums"]
+        (1, tensor([1., 1.]))
+    """
+    try:
+        data = pack_tensors(tensors, header)
+    except SafetensorError as error:
+        raise VlmEditError(f"cannot write the {what} to {str(path)!r}: {error}") from error
+    write_bytes(path, data, what)
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
+    """What ``write_tensors`` writes."""
+    # A copy: safetensors refuses tensors that share memory, as those of two edits may.
+    owned = {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
+    told = {key: value for key, value in header.items() if key != CHECKSUM}
+    told[CHECKSUM] = checksum(told, owned)
+    return save(owned, metadata={HEADER: json.dumps(told)})
+
+
+def read_tensors(
+    path: str | os.PathLike[str], what: str = "tensors", verify: bool = True
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of a file that ``write_tensors`` wrote.
+
+    Args:
+        path: The file.
+        what: Name of what it should hold, for messages.
+        verify: Refuse what does not have its checksum; files of former versions may have none.
+
+    Raises:
+        VlmEditError: No such file, damaged, or without a header of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VlmEditError(f"no {what} at {str(path)!r}: the file does not exist")
+    try:
+        data = path.read_bytes()
+        tensors = load(data)
+        length = struct.unpack("<Q", data[:8])[0]
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        header = (
+            json.loads(metadata[HEADER], parse_constant=_refuse) if HEADER in metadata else None
+        )
+    except (SafetensorError, OSError, LookupError, ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is not a readable safetensors file: {error}") from error
+    if not isinstance(header, dict):
+        raise VlmEditError(
+            f"{path} is a safetensors file but not a {what}: it has no {HEADER!r} header"
+        )
+    if verify and CHECKSUM in header and not has_checksum(header, tensors):
+        raise DamagedFile(
+            f"{path} is damaged: it does not hold what was saved, a byte or more of the {what} has "
+            "changed; take a copy of it, or delete it and make it anew"
+        )
+    return header, tensors
+
+
+def has_checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether header and tensors are those that the header's checksum was made of."""
+    rest = {key: value for key, value in header.items() if key != CHECKSUM}
+    return bool(header[CHECKSUM] == checksum(rest, tensors))
+
+
+def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """32 hexadecimal digits of all that a file holds."""
+    told = json.loads(json.dumps(header))  # keys as they will be read, for their order
+    found = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number")

@@ -1,0 +1,126 @@
+"""What stands on a module while an edit of nnsight is attached to it. Imports nnsight.
+
+nnsight replaces a module's ``forward`` by a controller, which hands input and output to the run
+under way: a trace, or ``interleave``. Its stored edits are part of such a run, so they miss the
+calls that the host's own code makes. Here the run comes to the module instead: each call joins
+the run under way with one worker more, or is a run of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from nnsight.intervention.interleaver import GreenletExit, Interleaver, Mediator
+from nnsight.intervention.source import Controller, install_controller
+from torch import nn
+
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.hooks import Dispatcher
+from vlm_edit.host import Tap
+
+_PATH = "site"  # of the module in a run of its own
+_RUN = compile("run()", "<vlm_edit>", "exec")  # a mediator runs code, not functions
+
+
+class _Own(threading.local, Interleaver):  # type: ignore[misc]
+    """A run of nnsight for each thread: one that is under way shows in its own thread only."""
+
+
+class Worker(Dispatcher):
+    """Callbacks of one module, run by a worker of nnsight in each of its calls."""
+
+    installed: weakref.WeakKeyDictionary[nn.Module, dict[str | None, Dispatcher]] = (
+        weakref.WeakKeyDictionary()
+    )
+
+    def install(self, tap: Tap) -> Any:
+        """Put an entry over the module's controller.
+
+        Raises:
+            VlmEditError: The tap is a method, or something else lies over the controller.
+        """
+        if tap.method is not None:
+            raise VlmEditError(
+                f"{tap.path!r} is a method, and nnsight sees modules only: attach the patch with "
+                "via='hooks'"
+            )
+        self.own = _Own()
+        self.lock = threading.RLock()  # a run of nnsight is for one thread
+        # An envoy of this module alone: NNsight(module) would take its submodules along.
+        state = install_controller(
+            SimpleNamespace(_module=tap.module, path=_PATH, interleaver=self.own)
+        )
+        if type(tap.module.__dict__["forward"]) is not Controller:
+            raise VlmEditError(
+                f"the forward of {tap.path!r} was replaced after nnsight wrapped the module: "
+                "attach the patch with via='hooks', or wrap the host last"
+            )
+        return _Entry(tap.module, state, self)
+
+
+class _Entry(Controller):  # type: ignore[misc]
+    """The module's controller, with a worker of ours in every run."""
+
+    def __init__(self, module: nn.Module, state: Any, worker: Worker) -> None:
+        super().__init__(module, state)
+        self._worker = worker
+        module.__dict__["forward"] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Entry:
+        """A copy of a patched host is patched while this one is."""
+        state = copy.deepcopy(self.state, memo)  # without the runs of the original
+        state.register(self._worker.own, _PATH)
+        return _Entry(copy.deepcopy(self.module_ref(), memo), state, self._worker)
+
+    def remove(self) -> None:
+        """Put the plain controller back, unless another's wrapper lies over this one."""
+        module = self.module_ref()
+        if module is not None and module.__dict__.get("forward") is self:
+            module.__dict__["forward"] = Controller(module, self.state)
+
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="nnsight cannot be compiled: attach the patch with via='hooks'"
+    )
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module."""
+        if not self._worker.callbacks:
+            return super().__call__(*args, **kwargs)
+        # The run whose turn the controller is going to take, as it finds it.
+        running, path, _ = self.state.active()
+        turn = nullcontext() if running is None else self._worker.lock
+        with turn, _working(running or self._worker.own, self._edit(path or _PATH)):
+            return super().__call__(*args, **kwargs)
+
+    def _edit(self, path: str) -> Mediator:
+        location = f"{path}.output"
+
+        def run() -> None:
+            output = Mediator.value(location)
+            Mediator.swap(location, self._worker.edit(self.module_ref(), output))
+
+        return Mediator(_RUN, {}, {"run": run})
+
+
+@contextmanager
+def _working(interleaver: Interleaver, worker: Mediator) -> Iterator[None]:
+    """A run with one worker more, which comes first; it is begun if it is not under way."""
+    before = interleaver.interleaving
+    interleaver.mediators = [worker, *interleaver.mediators]
+    interleaver.interleaving = True
+    try:
+        worker.start(interleaver)
+        interleaver.reindex()
+        yield
+    finally:
+        if worker.alive:  # the module failed before it had an output
+            worker.worker.throw(GreenletExit)
+        interleaver.mediators = [m for m in interleaver.mediators if m is not worker]
+        interleaver.interleaving = before
+        interleaver.reindex()

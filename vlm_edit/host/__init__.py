@@ -1,0 +1,63 @@
+"""Sites: named places in a host, and the adapters that name them.
+
+A host is any model of the user's. An adapter declares, for one family of hosts, which module
+paths are sites and whose tokens flow there. This room knows no model: adapters are found through
+the entry point group ``vlm_edit.adapters``, keyed by ``model.config.model_type`` or by the
+host's class. A pipeline's hosts are one host together, of which each brings its own adapter.
+"""
+
+from vlm_edit.host.adapters import ENTRY_POINTS, find_adapter, join_adapters
+from vlm_edit.host.declare import (
+    VISUAL_INPUTS,
+    Adapter,
+    Encoder,
+    PipelineAdapter,
+    SiteRule,
+    Stream,
+    TapRule,
+)
+from vlm_edit.host.fingerprint import expect_host as expect_host
+from vlm_edit.host.fingerprint import fingerprint as fingerprint
+from vlm_edit.host.fingerprint import same_weights as same_weights
+from vlm_edit.host.fingerprint import unguarded as unguarded
+from vlm_edit.host.host import Host, Inputs, Prompt, find_sites
+from vlm_edit.host.loading import DIFFUSERS as DIFFUSERS
+from vlm_edit.host.loading import expect_diffusers as expect_diffusers
+from vlm_edit.host.loading import one_line as one_line
+from vlm_edit.host.pipelines import Model, Pipeline, PipelineHost, class_of
+from vlm_edit.host.resolve import (
+    Site,
+    Tap,
+    image_token_ids,
+)
+from vlm_edit.host.resolve import find_module as find_module
+from vlm_edit.host.towers import Tower, two_towers
+from vlm_edit.host.weights import host_checksums as host_checksums
+from vlm_edit.host.wrappers import unwrap
+
+__all__ = [
+    "ENTRY_POINTS",
+    "VISUAL_INPUTS",
+    "Adapter",
+    "Encoder",
+    "Host",
+    "Inputs",
+    "Model",
+    "Pipeline",
+    "PipelineAdapter",
+    "PipelineHost",
+    "Prompt",
+    "Site",
+    "SiteRule",
+    "Stream",
+    "Tap",
+    "TapRule",
+    "Tower",
+    "class_of",
+    "find_adapter",
+    "find_sites",
+    "image_token_ids",
+    "join_adapters",
+    "two_towers",
+    "unwrap",
+]

@@ -1,0 +1,283 @@
+"""What an adapter says of a family of hosts: data only, checked when it is written down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+
+Stream = Literal["image", "text", "mixed"]
+
+VISUAL_INPUTS = (
+    "pixel_values",
+    "pixel_values_videos",
+    "image_embeds",
+    "video_embeds",
+    "image_features",
+    "mm_encoder_outputs",
+)
+
+MARKS = ("{i}", "{j}")
+
+
+@dataclass(frozen=True)
+class TapRule:
+    """Where one stream of a site lies.
+
+    Attributes:
+        paths: Candidate module paths, tried in order (they move between releases of a host's
+            library); ``{i}`` stands for a layer's number, ``{i}.{j}`` for a stage's and that of a
+            layer in it. A path that ends in ``()`` names a method, where a host has no module:
+            ``encode_text()``. If the method takes ``normalize``, the site is what it gives before
+            that.
+        stream: ``image``, ``text``, or ``mixed`` where both share one sequence.
+        axis: Which axis of the output is the width: 1 for images [B, D, H, W].
+        ends: What the output ends in, for edits that are baked into weights: candidates of a path
+            inside the module, of the ``nn.Linear`` that gives it (``linear_2``); with a ``+``
+            before it, of one whose output is added to it last, by itself (``+mlp.fc2``). Empty if
+            neither is sure; a module that is an ``nn.Linear`` needs none.
+        tokens: How many tokens of the stream a row has, where hosts of one layout may put others
+            beside them: an attribute of the config (or of the host itself), or the number. An
+            output with more or fewer is refused. None where the stream has all of them.
+
+    Raises:
+        VlmEditError: No path, or another stream.
+    """
+
+    paths: tuple[str, ...]
+    stream: Stream
+    axis: int = -1
+    ends: tuple[str, ...] = ()
+    tokens: str | int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no host can have."""
+        if isinstance(self.ends, str):
+            raise VlmEditError(f'a TapRule\'s ends are candidates too: write ("{self.ends}",)')
+        if isinstance(self.paths, str) or not self.paths:
+            raise VlmEditError(
+                f"a TapRule's paths are a tuple of candidates, not {self.paths!r}: write "
+                '("encoder.layers.{i}",)'
+            )
+        if self.stream not in get_args(Stream):
+            raise VlmEditError(
+                f"no stream {self.stream!r} (at {self.paths[0]}): it is one of "
+                f"{', '.join(get_args(Stream))}"
+            )
+
+
+@dataclass(frozen=True)
+class SiteRule:
+    """How a family names a site.
+
+    Attributes:
+        name: ``joint``, with a layer's number ``vision.{i}``, or with a stage's and a layer's
+            ``vision.{i}.{j}``. Its taps' paths hold the same marks.
+        taps: One rule per module.
+        width: Candidates for the width: dotted attributes of ``model.config`` or of the model
+            itself, or the number. An attribute with a list has one entry per ``{i}``.
+        consumed: Dotted attribute of the config that holds the index (or indices) into
+            ``hidden_states`` the host reads from these layers, or the index; later layers are
+            dead. Only for layers named by ``{i}`` alone.
+        optional: Whether hosts of the family may lack the site without being refused.
+
+    Raises:
+        VlmEditError: Marks of the name that a path lacks, or ``consumed`` without layers.
+    """
+
+    name: str
+    taps: tuple[TapRule, ...]
+    width: tuple[str | int, ...]
+    consumed: str | int | None = None
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a name whose numbers no path can give."""
+        marks = _marks(self.name)
+        for path in (path for tap in self.taps for path in tap.paths):
+            if _marks(path) != marks:
+                raise VlmEditError(
+                    f"site {self.name!r} lies at {path!r}, which has not the same numbers: write "
+                    "{i} (and {j} for layers in stages) in both or in neither"
+                )
+        if self.consumed is not None and marks != ("{i}",):
+            raise BadArgument(
+                f"site {self.name!r} has consumed={self.consumed!r}, an index into layers, but "
+                "its name has not {i} alone: leave consumed out"
+            )
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model inside a pipeline that reads what the pipeline is to draw.
+
+    Attributes:
+        name: The pipeline's name for it: ``text_encoder_2``. Its own adapter, found as if it stood
+            alone, names its sites: ``text_encoder_2.text.3``. Pipelines that lack it are fine.
+        tokenizer: The pipeline's name for its tokenizer; None where it reads images.
+        prompts: Arguments of the pipeline with its texts; of several the first that is given.
+        read: The index into its ``hidden_states`` that the pipeline reads, where it reads nothing
+            behind that: later layers are dead.
+        unread: Its own sites that the pipeline never reads.
+    """
+
+    name: str
+    tokenizer: str | None = None
+    prompts: tuple[str, ...] = ()
+    read: int | None = None
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PipelineAdapter:
+    """A declaration of what a family of pipelines encodes, and how it is led away from something.
+
+    Classifier-free guidance (https://arxiv.org/abs/2207.12598) draws towards a prompt and away
+    from a negative one; both go through the same encoders.
+
+    Attributes:
+        encoders: The models that have sites.
+        methods: Methods of the pipeline that run the encoders, for the prompt, for the negative
+            one or for both. None if nothing is ever encoded to be led away from.
+        negative: What begins the names of arguments with negative prompts.
+        given: Arguments that spare the prompt's encoding, being its result.
+        appended: Whether negative prompts are also encoded behind the prompts, as in Kandinsky's
+            priors, which draw an embedding of each.
+
+    Example:
+        >>> adapter = PipelineAdapter((Encoder("text_encoder", "tokenizer", ("prompt",)),), ("go",))
+        >>> adapter.encoder("text_encoder.encoder.layers.3").tokenizer
+        'tokenizer'
+    """
+
+    encoders: tuple[Encoder, ...]
+    methods: tuple[str, ...] = ()
+    negative: str = "negative_"
+    given: tuple[str, ...] = ("prompt_embeds", "text_model_output")
+    appended: bool = False
+
+    def encoder(self, path: str) -> Encoder | None:
+        """The encoder that a module's path in the pipeline leads into."""
+        name = path.split(".")[0]
+        return next((encoder for encoder in self.encoders if encoder.name == name), None)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A declaration of what a family of hosts calls its places.
+
+    Attributes:
+        sites: The family's sites.
+        image_token: Id of the placeholder that the host replaces by image features: the attribute
+            of the config (or of the host itself) that holds it, or the number. Several where
+            videos have one too; those after the first may be missing. None for hosts without a
+            mixed sequence.
+        visual_inputs: Arguments of the host's forward that carry images. Placeholder ids count
+            as image tokens only in calls that carry one of them.
+        calls: Paths of modules inside the host that the host's code also calls on their own,
+            with a sequence of their own: a decoder that ``generate`` runs without the host's
+            forward, a text tower behind ``get_text_features``. What a call's arguments do not
+            tell is taken from the call around it. Paths the host lacks are passed over.
+        grid: Argument of such a call, [images, 3], whose rows multiply to the number of patches
+            that each image has in a packed sequence [patches, D]; None for batched images.
+        pipeline: For the hosts of a pipeline together: what it encodes, and for whom.
+
+    Example:
+        >>> from vlm_edit.host import Adapter, SiteRule, TapRule
+        >>> adapter = Adapter(
+        ...     sites=(
+        ...         SiteRule("vision.{i}", (TapRule(("blocks.{i}",), "image"),), ("hidden_size",)),
+        ...     )
+        ... )
+        >>> [rule.name for rule in adapter.sites]
+        ['vision.{i}']
+    """
+
+    sites: tuple[SiteRule, ...]
+    image_token: str | int | tuple[str | int, ...] | None = None
+    visual_inputs: tuple[str, ...] = VISUAL_INPUTS
+    calls: tuple[str, ...] = ()
+    grid: str | None = None
+    pipeline: PipelineAdapter | None = None
+
+    @classmethod
+    def of(
+        cls,
+        sites: Mapping[str, Place | Sequence[Place]],
+        *,
+        image_token: str | int | tuple[str | int, ...] | None = None,
+        visual_inputs: Sequence[str] = VISUAL_INPUTS,
+        calls: Sequence[str] = (),
+        grid: str | None = None,
+    ) -> Adapter:
+        """An adapter for one model of your own, any ``torch.nn.Module``.
+
+        Args:
+            sites: By name (``vision.{i}`` for layers) where the site is: ``(path, stream,
+                width)``, with the width as a number or as an attribute's name; a fourth entry is
+                the width's axis where it is not the last. A list of such places if the site has
+                several modules, one per stream: a joint embedding.
+            image_token: As in the class.
+            visual_inputs: As in the class.
+            calls: As in the class.
+            grid: As in the class.
+
+        Raises:
+            VlmEditError: A place that is not of that form, an unknown stream, or modules of one
+                site that differ in width.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from vlm_edit import Adapter, Dictionary, Host, Patch, Scale
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+            >>> adapter = Adapter.of({"hidden": ("1", "image", 4), "joint": ("2", "image", 2)})
+            >>> host = Host.of(model, adapter=adapter)
+            >>> [(site.name, site.width) for site in host.sites.values()]
+            [('hidden', 4), ('joint', 2)]
+            >>> x = torch.ones(1, 3)
+            >>> patch = Patch("joint", Dictionary.identity(2), Scale([1], 0.0))
+            >>> with patch.attach(host):
+            ...     model(x)[0, 1].item()
+            0.0
+        """
+        return cls(
+            tuple(_rule(name, places) for name, places in sites.items()),
+            image_token,
+            tuple(visual_inputs),
+            tuple(calls),
+            grid,
+        )
+
+
+Place = tuple[str, Stream, str | int] | tuple[str, Stream, str | int, int]
+
+
+def _rule(name: str, places: Place | Sequence[Place]) -> SiteRule:
+    listed = [places] if isinstance(places, tuple) and isinstance(places[0], str) else list(places)
+    taps, widths = [], []
+    for place in listed:
+        if not isinstance(place, tuple) or len(place) not in (3, 4):
+            raise VlmEditError(
+                f"site {name!r}: {place!r} is not a place; write (path, stream, width), for "
+                'example ("encoder.layers.{i}", "image", 768)'
+            )
+        path, stream, width, *axis = place
+        taps.append(TapRule((path,), stream, *axis))
+        widths.append(width)
+    if not widths:
+        raise VlmEditError(f"site {name!r}: it has no place; write (path, stream, width)")
+    if len(set(widths)) > 1:
+        raise VlmEditError(
+            f"site {name!r}: its modules are {' and '.join(map(str, widths))} wide; "
+            "the modules of one site share one width, others are sites of their own"
+        )
+    return SiteRule(name, tuple(taps), (widths[0],))
+
+
+def _marks(text: str) -> tuple[str, ...]:
+    """The numbers in a name or path, in order."""
+    return tuple(re.findall("|".join(map(re.escape, MARKS)), text))

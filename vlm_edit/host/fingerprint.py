@@ -1,0 +1,172 @@
+"""What is remembered of a host: enough to tell most others apart, not every one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm_edit.ground.errors import WrongHost
+from vlm_edit.host.host import Host
+from vlm_edit.host.pipelines import Model, PipelineHost
+from vlm_edit.host.resolve import Site
+from vlm_edit.host.weights import Sample, sample, spaced
+
+PIPELINE = "pipeline"
+
+
+def fingerprint(
+    host: Host | Model, sites: Sequence[Site], like: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Architecture, and a few weights of each of the sites' modules, as JSON-able values.
+
+    Of a host in pieces it holds what lies in this process, with its places; where weights cannot
+    be read, why.
+
+    Args:
+        host: The host.
+        sites: Sites of the host that a patch edits.
+        like: An earlier fingerprint, to look at the same places as it did.
+    """
+    root = Host.of(host).root
+    asked = (like or {}).get("sites", {})
+    return {
+        # Many pipelines share their encoders, which their weights tell.
+        "architecture": PIPELINE if isinstance(root, PipelineHost) else _class_of(root).__name__,
+        "model_type": getattr(getattr(root, "config", None), "model_type", None),
+        "sites": {site.name: _site(root, site, asked.get(site.name, {})) for site in sites},
+    }
+
+
+def _site(host: nn.Module, site: Site, like: Mapping[str, Any]) -> dict[str, Any]:
+    """What is remembered of a site; ``held`` and ``unread`` only where weights are not plain."""
+    weights: dict[str, list[float] | None] = {}
+    held: dict[str, dict[str, Any]] = {}
+    unread: dict[str, str] = {}
+    before = list(like.get("weights", ()))
+    for number, tap in enumerate(site.taps):
+        there = like.get("held", {}).get(before[number]) if number < len(before) else None
+        found = sample(tap.module, there and there["at"], host, tap.path)
+        weights[tap.path] = None
+        if isinstance(found, str):
+            unread[tap.path] = found
+        elif found.whole:
+            weights[tap.path] = list(found.values.values())
+        else:
+            told = {"at": list(found.values), "values": list(found.values.values())}
+            held[tap.path] = {"of": found.of, **told}
+    told = {"width": site.width, "weights": weights}
+    return told | ({"held": held} if held else {}) | ({"unread": unread} if unread else {})
+
+
+def unguarded(host: Mapping[str, Any]) -> dict[str, str]:
+    """Sites of a fingerprint that say nothing of their weights, with the reason."""
+    found = {}
+    for name, site in host["sites"].items():
+        if not any(site["weights"].values()) and not site.get("held"):
+            reasons = [*site.get("unread", {}).values()]
+            found[name] = reasons[0] if reasons else "its weights could not be read"
+    return found
+
+
+def expect_host(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[str, str]:
+    """Refuse a host that is not the one a patch was made for.
+
+    Weights are compared to 2 % of their scale, so that a host in half precision passes; weights
+    that cannot be read (quantised, put away, in another process) are passed over.
+
+    Returns:
+        Sites whose weights could not be compared at all, with the reason.
+
+    Raises:
+        VlmEditError: Another architecture, width or other weights.
+    """
+    mend = "attach it to the host it was made for, or pass check_host=False"
+    for key in ("architecture", "model_type"):
+        if expected[key] != actual[key]:
+            raise WrongHost(
+                f"the patch was made for a host with {key} {expected[key]!r}, this one has "
+                f"{actual[key]!r}: {mend}"
+            )
+    blind = {}
+    for name, site in expected["sites"].items():
+        found = actual["sites"][name]
+        if site["width"] != found["width"]:
+            raise WrongHost(
+                f"site {name!r} is {site['width']} wide in the patch's host, {found['width']} in "
+                f"this one: {mend}"
+            )
+        if len(site["weights"]) != len(found["weights"]):
+            raise WrongHost(
+                f"site {name!r} is {len(site['weights'])} modules in the patch's host, "
+                f"{len(found['weights'])} in this one: {mend}"
+            )
+        verdicts = same_weights(site, found)
+        for path, same in verdicts.items():
+            if same is False:
+                raise WrongHost(
+                    f"the weights at {path} differ from those of the host this patch was made "
+                    f"for: {mend}"
+                )
+        if not any(verdicts.values()):
+            blind[name] = _why_blind(site, found)
+    return blind
+
+
+def same_weights(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Whether samples of a site's modules are one another's to 2 % of their scale, by path.
+
+    None is where nothing of a module is known on both sides.
+    """
+    found: dict[str, bool | None] = {}
+    for path, there in zip(expected["weights"], actual["weights"], strict=False):
+        a, b = _sample_at(expected, path), _sample_at(actual, there)
+        found[path] = None if a is None or b is None else _alike(a, b)
+    return found
+
+
+def _alike(a: Sample, b: Sample) -> bool | None:
+    size = a.of or b.of
+    if a.of and b.of and a.of != b.of:
+        return False
+    if size:
+        a, b = (s if s.of else Sample(size, _placed(s, size)) for s in (a, b))
+    elif len(a.values) != len(b.values):
+        return False
+    shared = [place for place in a.values if place in b.values]
+    if not shared:
+        return None
+    x, y = (torch.tensor([s.values[place] for place in shared]) for s in (a, b))
+    scale = torch.tensor(list(a.values.values())).abs().max()
+    return bool(((x - y).abs() <= 0.02 * scale).all())
+
+
+def _sample_at(site: Mapping[str, Any], path: str) -> Sample | None:
+    """A module's sample; of size 0 where only its values are known, evenly spaced."""
+    held = site.get("held", {}).get(path)
+    if held:
+        return Sample(held["of"], dict(zip(held["at"], held["values"], strict=True)))
+    values = site["weights"][path]
+    return Sample(0, dict(enumerate(values))) if values else None
+
+
+def _placed(found: Sample, size: int) -> dict[int, float]:
+    places = spaced(size)
+    return dict(zip(places, found.values.values(), strict=False))
+
+
+def _why_blind(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> str:
+    there, here = ([*site.get("unread", {}).values()] for site in (expected, actual))
+    if here:
+        return f"in this host {here[0]}"
+    if there:
+        return f"in the host it was saved for {there[0]}"
+    return "this process holds other pieces of its weights than the one that saved the patch"
+
+
+def _class_of(host: nn.Module) -> type:
+    """The host's class, behind one that FSDP has made of it."""
+    classes = type(host).__mro__
+    return next(c for c in classes if not c.__module__.startswith("torch.distributed"))

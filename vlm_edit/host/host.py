@@ -1,0 +1,332 @@
+"""Host: a model with what is known of it, resolved once."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName, VlmEditError, WrongHost
+from vlm_edit.host.adapters import find_adapter
+from vlm_edit.host.declare import Adapter
+from vlm_edit.host.pipelines import Model, PipelineHost, class_of
+from vlm_edit.host.resolve import Site, abridged, find_module, resolve
+from vlm_edit.host.wrappers import unwrap
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Prompt = Callable[[Any, "Sequence[Image.Image]", Sequence[str]], Mapping[str, Any]]
+
+_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a host's forward takes for some pairs.
+
+    Attributes:
+        values: Its arguments, on the host's device and in its dtype.
+        cut: How many of the texts were cut at the host's limit.
+    """
+
+    values: Mapping[str, Any]
+    cut: int = 0
+
+
+class Host:
+    """Hold a model with what is known of it, resolved once; the model stays the user's own.
+
+    Whatever takes a host takes a bare model too, and then looks it up anew at every call.
+
+    Args:
+        model: A ``torch.nn.Module``, or a pipeline that holds several. Neither its code nor its
+            weights change.
+        processor: Makes its inputs of images and texts; None where none are made.
+        adapter: Declares its sites; None to find the one of its kind, when it is first needed.
+        prompt: Makes its inputs of (processor, images, texts) instead of the processor alone,
+            such as by a chat template; by default the processor is called, with its image token
+            before the text if it has one.
+
+    Attributes:
+        model: As given.
+        processor: As given.
+        prompt: As given.
+        root: The model inside what wraps it (``torch.compile``, DDP, FSDP, peft); a pipeline's
+            models as one module.
+
+    Example:
+        >>> from vlm_edit import Host, zoo
+        >>> host = Host.of(*zoo.load_host())
+        >>> host
+        Host(CLIPModel with 8 sites and a CLIPProcessor)
+        >>> host.site("joint").width
+        192
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        processor: Any = None,
+        adapter: Adapter | None = None,
+        prompt: Prompt | None = None,
+    ) -> None:
+        self.model, self.processor, self.prompt = model, processor, prompt
+        self.root = unwrap(model)
+        if not isinstance(self.root, nn.Module):
+            raise BadArgument(
+                f"a {type(model).__name__} is no host: give a torch.nn.Module, or a pipeline of "
+                "diffusers"
+            )
+        self._given = adapter
+        self._sites: dict[str, Site] = {}
+
+    @classmethod
+    def of(
+        cls,
+        model: Model | Host,
+        processor: Any = None,
+        adapter: Adapter | None = None,
+        prompt: Prompt | None = None,
+    ) -> Host:
+        """Make a host of a model; a host comes back as it is.
+
+        Args:
+            model: As for ``Host``, like the rest, or a host.
+            processor: Likewise.
+            adapter: Likewise.
+            prompt: Likewise.
+
+        Raises:
+            BadArgument: No model, or more said of a host that is made already.
+        """
+        if not isinstance(model, Host):
+            if adapter is not None and not isinstance(adapter, Adapter):
+                raise BadArgument(
+                    f"adapter is a {type(adapter).__name__}; give a vlm_edit.Adapter, such as "
+                    "Adapter.of({...}) makes"
+                )
+            return cls(model, processor, adapter, prompt)
+        if processor is not None or adapter is not None or prompt is not None:
+            raise BadArgument(
+                "a host that is made already takes no other processor, adapter or prompt: pass "
+                "its model, Host.of(host.model, ...)"
+            )
+        return model
+
+    def __repr__(self) -> str:
+        """Say on a line what it is."""
+        try:
+            sites = f" with {len(self.sites)} sites"
+        except VlmEditError:
+            sites = " without known sites"
+        made = "" if self.processor is None else f" and a {type(self.processor).__name__}"
+        return f"Host({self.kind.__name__}{sites}{made})"
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Call the model, through what wraps it."""
+        model: Any = self.model
+        return model(**inputs)
+
+    @property
+    def kind(self) -> type:
+        """The model's class, or the pipeline's."""
+        return class_of(self.root)
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether it is the models of a pipeline."""
+        return isinstance(self.root, PipelineHost)
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """What declares its sites.
+
+        Raises:
+            UnknownName: None is registered for its kind.
+        """
+        return self._given or find_adapter(self.root)
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """Every site by name, in the adapter's order, layers in theirs.
+
+        They are looked up once, and again when the host has put other modules in their place.
+
+        Raises:
+            VlmEditError: No adapter for its kind, none of a site's module paths exists, or its
+                width is not known.
+        """
+        self._refresh()
+        if not all(map(self._stands, self._sites.values())) or not self._sites:
+            self._sites = resolve(self.root, self.adapter)
+        return self._sites
+
+    def site(self, name: str) -> Site:
+        """Return one site.
+
+        Raises:
+            UnknownName: It has no such site; the message lists those it has.
+        """
+        self._refresh()
+        site = self._sites.get(name)
+        if site is not None and self._stands(site):
+            return site
+        sites = self.sites
+        if name not in sites:
+            raise UnknownName(
+                f"{self.kind.__name__} has no site {name!r}; its sites are {abridged(list(sites))}"
+            )
+        return sites[name]
+
+    def _refresh(self) -> None:
+        """Take up the models that a pipeline holds by now."""
+        if self.is_pipeline and self.model is not self.root:
+            unwrap(self.model)
+
+    def _stands(self, site: Site) -> bool:
+        """Whether a site's modules are still those at its paths."""
+        return all(find_module(self.root, tap.owner) is tap.module for tap in site.taps)
+
+    @property
+    def name(self) -> str | None:
+        """What transformers loaded it from: a name on the hub or a path; None if it did not."""
+        name = getattr(getattr(self.root, "config", None), "_name_or_path", None)
+        return name if isinstance(name, str) and name else None
+
+    @property
+    def hub_name(self) -> str | None:
+        """Its ``owner/name`` on the hub; None for a path, which is nobody else's business."""
+        name = self.name
+        return name if name and _HUB.fullmatch(name) and not os.path.exists(name) else None
+
+    @property
+    def text_limit(self) -> int | None:
+        """How many tokens a text may have, as its config says; None where it does not."""
+        config = getattr(self.root, "config", None)
+        limit = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its first weight is."""
+        return next(self.root.parameters()).device
+
+    @cached_property
+    def uncached(self) -> dict[str, bool]:
+        """Arguments without which its forward keeps every layer's keys and values."""
+        takes = inspect.signature(self.root.forward).parameters
+        return (
+            {"use_cache": False} if hasattr(self.root, "generate") or "use_cache" in takes else {}
+        )
+
+    def expect_width(self, site: Site, width: int) -> None:
+        """Refuse a dictionary of another width than the site's.
+
+        Raises:
+            WrongHost: The widths differ.
+        """
+        if width != site.width:
+            raise WrongHost(
+                f"the dictionary is {width} wide, site {site.name!r} of {self.kind.__name__} is "
+                f"{site.width}: it belongs to another site or host"
+            )
+
+    def expect_eval(self, otherwise: str) -> None:
+        """Refuse a host in train mode.
+
+        Args:
+            otherwise: What dropout would do, for the message.
+
+        Raises:
+            BadArgument: It is in train mode.
+        """
+        if self.root.training:
+            raise BadArgument(
+                f"{self.kind.__name__} is in train mode, where dropout makes {otherwise}: call "
+                "model.eval()"
+            )
+
+    def expect_processor(self, needs: str) -> Any:
+        """Return the processor.
+
+        Args:
+            needs: What needs one, for the message.
+
+        Raises:
+            CannotKnow: It has none.
+        """
+        if self.processor is None and self.prompt is None:
+            raise CannotKnow(
+                f"{needs} needs the host's processor, and this host has none: pass "
+                "Host.of(model, processor)"
+            )
+        return self.processor
+
+    def inputs(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Inputs:
+        """Make what the host's forward takes for some pairs.
+
+        Args:
+            images: RGB.
+            texts: One for each.
+
+        Raises:
+            CannotKnow: The host has no processor.
+        """
+        processor = self.expect_processor("reading pairs")
+        if self.prompt is not None:
+            return Inputs(self.place(self.prompt(processor, images, texts)))
+        token = getattr(processor, "image_token", None)
+        texts = [f"{token}\n{text}" for text in texts] if token else list(texts)
+        options = {"images": list(images), "return_tensors": "pt", "padding": True}
+        made, limit, cut = processor(text=texts, **options), self.text_limit, 0
+        if limit and made["input_ids"].shape[1] > limit:
+            cut = sum(length > limit for length in self._lengths(made, texts))
+            made = processor(text=texts, **options, truncation=True, max_length=limit)
+        return Inputs(self.place(made), cut)
+
+    def place(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Put inputs on the host's device, and floating ones into its dtype."""
+        weight = next(p for p in self.root.parameters() if p.is_floating_point())
+
+        def put(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+
+        return {name: put(value) for name, value in inputs.items()}
+
+    def _lengths(self, inputs: Mapping[str, Any], texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, an image's included where it takes any."""
+        if "attention_mask" in inputs:
+            return list(inputs["attention_mask"].sum(1).tolist())
+        return [len(ids) for ids in self.processor.tokenizer(texts)["input_ids"]]
+
+
+def find_sites(host: Model | Host) -> Mapping[str, Site]:
+    """Return every site of a host, by name.
+
+    Args:
+        host: A host, a model or a pipeline of models.
+
+    Returns:
+        Sites in the adapter's order, layers in theirs.
+
+    Raises:
+        VlmEditError: No adapter for this kind of host, none of a site's module paths exists, or
+            its width is not known.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> model, _ = zoo.load_host()
+        >>> list(find_sites(model))[:2]
+        ['joint', 'vision.0']
+    """
+    return Host.of(host).sites

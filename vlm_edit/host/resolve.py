@@ -1,0 +1,258 @@
+"""From what an adapter declares to the modules of one host."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.host.declare import MARKS, Adapter, SiteRule, Stream, TapRule
+from vlm_edit.host.pipelines import class_of
+from vlm_edit.host.wrappers import unwrap
+
+Numbers = tuple[int, ...]  # of a layer: none, {i}, or {i} and {j}
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """One module of a site, resolved in a host, and the stream that flows through it.
+
+    Attributes:
+        path: Where it is: a module's path, with ``.name()`` at the end for a method of it.
+        module: That module.
+        stream: Whose tokens pass.
+        axis: Which axis of the output is the width.
+        method: The method whose result is the site; None for the module's own output.
+        ends: What the module's output ends in, as in ``TapRule``; None where that is not known.
+        tokens: How many tokens a row of the output must have; None for any number.
+    """
+
+    path: str
+    module: nn.Module
+    stream: Stream
+    axis: int = -1
+    method: str | None = None
+    ends: str | None = None
+    tokens: int | None = None
+
+    @property
+    def owner(self) -> str:
+        """The path of the module itself."""
+        if self.method is None:
+            return self.path
+        return self.path.removesuffix("()").rpartition(".")[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A named place in a host.
+
+    Attributes:
+        name: As the adapter declares it, e.g. ``joint`` or ``vision.2``.
+        taps: The modules whose output is the site. A joint embedding has one per stream.
+        width: Size of the last axis there.
+        dead: Why an edit here can never reach the host's output; None where it can.
+    """
+
+    name: str
+    taps: tuple[Tap, ...]
+    width: int
+    dead: str | None = None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that can be told apart here, of ``image`` and ``text``."""
+        found = {tap.stream for tap in self.taps}
+        return ("image", "text") if "mixed" in found else tuple(sorted(found))
+
+
+def resolve(root: nn.Module, adapter: Adapter) -> dict[str, Site]:
+    """Return the sites that an adapter declares, by name, in its order.
+
+    Raises:
+        VlmEditError: None of a site's module paths exists, or its width is not known.
+    """
+    sites: dict[str, Site] = {}
+    for rule in adapter.sites:
+        sites.update(_resolve(root, rule))
+    return sites
+
+
+def image_token_ids(model: nn.Module, adapter: Adapter) -> tuple[int, ...]:
+    """Ids of the placeholders that a host replaces by features of images or videos.
+
+    Raises:
+        VlmEditError: Neither the host's config nor the host has the first that the adapter names.
+
+    Example:
+        >>> from torch import nn
+        >>> from vlm_edit.host import Adapter
+        >>> image_token_ids(nn.Linear(2, 2), Adapter((), image_token=32000))
+        (32000,)
+    """
+    named = adapter.image_token
+    listed = named if isinstance(named, tuple) else () if named is None else (named,)
+    found: list[int] = []
+    for name in listed:
+        value = name if isinstance(name, int) else _attributes(unwrap(model), name)
+        if isinstance(value, int):
+            found.append(value)
+        elif not found:
+            host = type(unwrap(model)).__name__
+            raise VlmEditError(
+                f"the config of {host} has no {name!r}, nor has {host} itself: name the attribute "
+                "with the id of its image placeholder in Adapter.image_token, or write the id there"
+            )
+    return tuple(found)
+
+
+def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:
+    columns = [_taps(model, tap) for tap in rule.taps]
+    for tap, column in zip(rule.taps, columns, strict=True):
+        if column:
+            continue
+        if rule.optional:
+            return {}
+        raise BadArgument(
+            f"site {rule.name!r} of {class_of(model).__name__}: no module at "
+            f"{' or '.join(tap.paths)}. The host's layout differs from the adapter's: pass "
+            "Host.of(model, adapter=...) with the paths that model.named_modules() shows"
+        )
+    layers = max((numbers[0] for numbers in columns[0] if numbers), default=0) + 1
+    last = _last_read(model, rule, layers)
+    found = {}
+    for numbers in columns[0]:
+        if any(numbers not in column for column in columns):
+            continue
+        dead = None
+        if rule.consumed is not None and numbers[0] > last:
+            told = f"hidden_states[{rule.consumed}]"
+            if isinstance(rule.consumed, str):
+                told = f"{rule.consumed}={_attributes(model, rule.consumed)}"
+            latest = "none of them" if last < 0 else _fill(rule.name, (last,))
+            dead = (
+                f"the host reads {told} of {layers + 1} hidden states, "
+                f"that is, {latest} at the latest"
+            )
+        name = _fill(rule.name, numbers)
+        width = _width(model, rule, numbers)
+        found[name] = Site(name, tuple(column[numbers] for column in columns), width, dead)
+    return found
+
+
+def _taps(model: nn.Module, rule: TapRule) -> dict[Numbers, Tap]:
+    """What lies at the first candidate path that the host has, by layer."""
+    for path in rule.paths:
+        taps = {n: _tap(model, rule, _fill(path, n)) for n in _layers(model, path)}
+        found = {numbers: tap for numbers, tap in taps.items() if tap is not None}
+        if found:
+            return found
+    return {}
+
+
+def _layers(model: nn.Module, path: str) -> list[Numbers]:
+    """Every number that a path's marks can stand for."""
+    found: list[Numbers] = [()]
+    for mark in MARKS:
+        if mark in path:
+            stem = path.split(mark)[0].rstrip(".")
+            stems = {numbers: find_module(model, _fill(stem, numbers)) for numbers in found}
+            counts = {n: len(list(m.children())) for n, m in stems.items() if m is not None}
+            found = [(*numbers, i) for numbers, n in counts.items() for i in range(n)]
+    return found
+
+
+def _tap(model: nn.Module, rule: TapRule, path: str) -> Tap | None:
+    if not path.endswith("()"):
+        module = find_module(model, path)
+        if module is None:
+            return None
+        there = (end for end in rule.ends if find_module(module, end.removeprefix("+")) is not None)
+        return Tap(
+            *(path, module, rule.stream, rule.axis),
+            ends=next(there, None),
+            tokens=_tokens(model, rule),
+        )
+    parent, _, method = path.removesuffix("()").rpartition(".")
+    module = find_module(model, parent)
+    if module is None or not callable(getattr(module, method, None)):
+        return None
+    return Tap(path, module, rule.stream, rule.axis, method)
+
+
+def _tokens(model: nn.Module, rule: TapRule) -> int | None:
+    if rule.tokens is None or isinstance(rule.tokens, int):
+        return rule.tokens
+    value = _attributes(model, rule.tokens)
+    if not isinstance(value, int):
+        raise VlmEditError(
+            f"the module at {rule.paths[0]} of {class_of(model).__name__}: neither the config nor "
+            f"the model has a number {rule.tokens!r}; name the attribute that says how many tokens "
+            "a row has, or write the number, in the adapter's TapRule.tokens"
+        )
+    return value
+
+
+def _fill(text: str, numbers: Numbers) -> str:
+    for mark, number in zip(MARKS, numbers, strict=False):
+        text = text.replace(mark, str(number))
+    return text
+
+
+def find_module(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path; None if there is none."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _width(model: nn.Module, rule: SiteRule, numbers: Numbers) -> int:
+    for candidate in rule.width:
+        value = candidate if isinstance(candidate, int) else _attributes(model, candidate)
+        if isinstance(value, list | tuple) and numbers and numbers[0] < len(value):
+            value = value[numbers[0]]
+        if isinstance(value, int):
+            return value
+    raise VlmEditError(
+        f"site {rule.name!r} of {class_of(model).__name__}: its width is not in the config under "
+        f"{' or '.join(map(str, rule.width))}, nor on the model; name the attribute, or write "
+        "the number, in the adapter's SiteRule.width"
+    )
+
+
+def _last_read(model: nn.Module, rule: SiteRule, layers: int) -> int:
+    """Number of the last layer whose output the host reads: hidden_states[k] is layer k - 1."""
+    if rule.consumed is None:
+        return layers - 1
+    index: Any = rule.consumed
+    if isinstance(index, str):
+        index = _attributes(model, index)
+    if index is None:
+        return layers - 1
+    indices = [index] if isinstance(index, int) else list(index)
+    return max(i % (layers + 1) for i in indices) - 1
+
+
+def _attributes(model: nn.Module, dotted: str) -> Any:
+    """An attribute of the model's config, or else of the model."""
+    value = _attribute(getattr(model, "config", None), dotted)
+    return _attribute(model, dotted) if value is None else value
+
+
+def _attribute(thing: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        thing = getattr(thing, name, None)
+    return thing
+
+
+def abridged(names: list[str]) -> str:
+    """``vision.0, vision.1, vision.2`` as ``vision.0 ... vision.2``."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"[\d.]+$", "", name), []).append(name)
+    parts = [g[0] if len(g) == 1 else f"{g[0]} ... {g[-1]}" for g in groups.values()]
+    return ", ".join(parts)

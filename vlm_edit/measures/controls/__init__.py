@@ -1,0 +1,40 @@
+"""Random controls: what any deletion of features does, beside what the deletion of a class does.
+
+Taking features out always costs something. Whether the loss is the class's own shows beside
+deletions that are alike in one respect and random in every other:
+
+| control | alike in |
+| --- | --- |
+| ``random_features`` | the number of features |
+| ``activity_matched`` | the sum of their mean activity |
+| ``norm_matched`` | how far the hidden states move, on average |
+| ``turned`` | how far each hidden state moves, and when: only the direction is random |
+
+All but ``turned`` are deletions of real features, so that what remains is a code that the
+dictionary could have made. Random features of the same number with their change stretched to the
+class's norm are not offered: where none of them fires there is nothing to stretch, and elsewhere
+codes end below zero.
+"""
+
+from vlm_edit.measures.controls.curve import FRACTIONS, DeletionCurve, Metric, deletion_curve
+from vlm_edit.measures.controls.features import (
+    activity,
+    activity_matched,
+    deletion_norms,
+    norm_matched,
+    random_features,
+    turned,
+)
+
+__all__ = [
+    "FRACTIONS",
+    "DeletionCurve",
+    "Metric",
+    "activity",
+    "activity_matched",
+    "deletion_curve",
+    "deletion_norms",
+    "norm_matched",
+    "random_features",
+    "turned",
+]

@@ -1,0 +1,19 @@
+"""Dominance of features: scores, intervals, tests, classes; and the modality gap."""
+
+from vlm_edit.measures.dominance.accumulator import DominanceAccumulator, modality_dominance
+from vlm_edit.measures.dominance.flips import LEVELS as LEVELS
+from vlm_edit.measures.dominance.flips import flipped_sums as flipped_sums
+from vlm_edit.measures.dominance.gap import GapAccumulator, modality_gap
+from vlm_edit.measures.dominance.pairing import fisher_p as fisher_p
+from vlm_edit.measures.dominance.result import CLASSES, Cut, Dominance, Zeros
+
+__all__ = [
+    "CLASSES",
+    "Cut",
+    "Dominance",
+    "DominanceAccumulator",
+    "GapAccumulator",
+    "Zeros",
+    "modality_dominance",
+    "modality_gap",
+]

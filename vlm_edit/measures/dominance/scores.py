@@ -1,0 +1,76 @@
+"""Formulas of single scores, from counts and sums."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vlm_edit.ground.statistics import t_quantile
+
+# Below this share of the mean square, a variance is what rounding leaves of none.
+_ROUNDING = 1e-13
+
+
+def mean_ratio_interval(
+    sums: Tensor, squares: Tensor, n: Tensor, level: float
+) -> tuple[Tensor, Tensor]:
+    """Score interval of a mean of numbers in [0, 1], from their sum and sum of squares.
+
+    Numbers in [0, 1] of mean p vary at most as a share does, by p (1 - p). Wilson's interval
+    with n divided by how much less they vary; that factor is drawn a little towards 1, by the
+    weight of one number, so that numbers that happen to be equal promise no certainty.
+
+    Args:
+        sums: [m] float64.
+        squares: [m] float64.
+        n: [m] float64, how many numbers.
+        level: Between 0 and 1.
+
+    Returns:
+        Low and high, [m]; [0, 1] for one number, NaN for none.
+    """
+    t = t_quantile(level, (n - 1).clamp(min=1))
+    mean = sums / n
+    widest = mean * (1 - mean)
+    z = t_quantile(level, torch.tensor([torch.inf], dtype=n.dtype))
+    drawn = (sums + z**2 / 2) / (n + z**2)
+    weight = drawn * (1 - drawn)
+    varied = (squares - sums * mean).clamp(min=0) * n / (n - 1).clamp(min=1)
+    most = widest * n * n / (n - 1).clamp(min=1)
+    factor = (varied + weight) / (most + weight)
+    h = t**2 * factor / n
+    centre, half = (mean + h / 2) / (1 + h), (h * widest + h**2 / 4).sqrt() / (1 + h)
+    low, high = (centre - half).clamp(min=0), (centre + half).clamp(max=1)
+    # All zero or all one: the end is exact, and rounding must not move it.
+    low = torch.where((sums == 0) | (n == 1), 0.0, low)
+    high = torch.where((sums == n) | (n == 1), 1.0, high)
+    dead = n == 0
+    return torch.where(dead, torch.nan, low), torch.where(dead, torch.nan, high)
+
+
+def activity_information(image: Tensor, text: Tensor, n_pairs: int) -> Tensor:
+    """Mutual information in bits of active or not and image or text, [m] float64.
+
+    Args:
+        image: [m] int64, images in which a feature is active.
+        text: [m] int64, likewise texts.
+        n_pairs: As many images as texts.
+    """
+    a, b = image.double() / n_pairs, text.double() / n_pairs
+    return (_entropy((a + b) / 2) - (_entropy(a) + _entropy(b)) / 2).clamp(min=0)
+
+
+def pearson(masses: Tensor, n_pairs: int) -> Tensor:
+    """Correlation from the sums of x, y, x^2, y^2 and x y, [m] float64; NaN without variance."""
+    x, y, xx, yy, xy = masses
+    vary_x, vary_y = xx - x * x / n_pairs, yy - y * y / n_pairs
+    constant = (vary_x <= _ROUNDING * xx) | (vary_y <= _ROUNDING * yy)
+    found = (xy - x * y / n_pairs) / (vary_x.clamp(min=0).sqrt() * vary_y.clamp(min=0).sqrt())
+    return torch.where(constant, torch.nan, found.clamp(-1, 1))
+
+
+def _entropy(share: Tensor) -> Tensor:
+    nats: Tensor = torch.special.entr(share) + torch.special.entr(1 - share)
+    return nats / math.log(2)

@@ -1,0 +1,179 @@
+"""A measurement over batches of pairs: everything that is kept of them while they pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.measures.dominance import DominanceAccumulator, GapAccumulator, Zeros
+from vlm_edit.measures.interpretability import SimilarityAccumulator, TopExamples
+from vlm_edit.measuring.judge import Judge
+from vlm_edit.measuring.judging import likeness_scores, monosemanticity_scores
+from vlm_edit.measuring.pairs import Pairs
+from vlm_edit.measuring.provenance import PairsDigest
+from vlm_edit.measuring.reader import STREAMS, Batch
+from vlm_edit.measuring.repeats import Repeats
+from vlm_edit.measuring.result import Measurement
+from vlm_edit.measuring.sources import to_tensor
+
+_Part = DominanceAccumulator | GapAccumulator | TopExamples | SimilarityAccumulator | PairsDigest
+
+
+class MeasurementAccumulator:
+    """A measurement over batches of pairs, for those who read them on their own.
+
+    Its size does not depend on the number of pairs, nor what it holds on how they are cut, but
+    for the last digits of float64 sums.
+
+    Args:
+        n_features: Size m of the dictionary.
+        zeros: As in ``modality_dominance``.
+        keep: Top examples per feature.
+        judge: Compares examples; by default nobody does.
+
+    Attributes:
+        dominance: Of the codes.
+        gap: Of the activations.
+        examples: Per stream.
+        similarity: Per stream that the judge judges.
+        digest: Of the pairs.
+    """
+
+    def __init__(
+        self, n_features: int, zeros: Zeros = "skip", keep: int = 50, judge: Judge | None = None
+    ) -> None:
+        self.judge = judge
+        self.dominance = DominanceAccumulator(n_features, zeros)
+        self.gap = GapAccumulator()
+        self.examples = {stream: TopExamples(n_features, keep) for stream in STREAMS}
+        self.similarity: dict[str, SimilarityAccumulator] = {}
+        self.digest = PairsDigest()
+        self._normed: dict[str, Tensor] = {}
+
+    def update(self, batch: Batch) -> None:
+        """Add a batch of a site with both streams."""
+        self.dominance.update(batch.codes["image"], batch.codes["text"])
+        self.gap.update(batch.hidden["image"], batch.hidden["text"])
+        if batch.images:
+            self.digest.update(batch.numbers, batch.images, batch.texts)
+        for stream in STREAMS:
+            codes = batch.codes[stream].to("cpu")
+            self.examples[stream].update(codes, batch.numbers)
+            if self.judge is not None and stream in self.judge.streams:
+                found = self.judge.embed(stream, batch.images, batch.texts)
+                self._similarity(stream, codes.n_features, found.shape[1]).update(codes, found)
+            if stream in batch.normed:
+                self._add_normed(stream, batch.normed[stream].double().sum(0).cpu())
+
+    def merge(self, other: MeasurementAccumulator) -> None:
+        """Add the batches of another accumulator, such as another process's."""
+        self.dominance.merge(other.dominance)
+        self.gap.merge(other.gap)
+        self.digest.merge(other.digest)
+        for stream in STREAMS:
+            self.examples[stream].merge(other.examples[stream])
+        for stream, similarity in other.similarity.items():
+            self._similarity(stream, similarity.n_features, similarity.width).merge(similarity)
+        for stream, total in other._normed.items():
+            self._add_normed(stream, total)
+
+    def means(self) -> Mapping[str, Tensor]:
+        """[d] float64 per stream, mean of the normed activations."""
+        return {stream: total / self.dominance.n_pairs for stream, total in self._normed.items()}
+
+    def compute(
+        self,
+        site: str,
+        skipped: Sequence[tuple[int, str]] = (),
+        truncated: int = 0,
+        pairs: Pairs | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Measurement:
+        """The measurement of all batches so far.
+
+        Args:
+            site: Where they were read.
+            skipped: Pairs left out, with the reason.
+            truncated: Texts that were cut.
+            pairs: Where the judge looks the top examples up; without them it does not.
+            provenance: Goes into the result.
+        """
+        scores: dict[str, Tensor] = {}
+        random: dict[str, tuple[float, float, float]] = {}
+        if self.judge is not None:
+            scores |= monosemanticity_scores(self.similarity, self.judge)
+        if self.judge is not None and pairs is not None:
+            left_out = [number for number, _ in skipped]
+            found, random = likeness_scores(self.examples, self.judge, pairs, left_out)
+            scores |= found
+        return Measurement(
+            self.dominance.compute(),
+            self.gap.compute(),
+            copy.deepcopy(self.examples),
+            site,
+            self.dominance.n_pairs,
+            tuple(skipped),
+            truncated,
+            self.means(),
+            scores,
+            random,
+            dict(provenance or {}),
+            self._repeats(),
+        )
+
+    def _repeats(self) -> dict[str, Repeats]:
+        """Per stream; empty where batches had no images."""
+        keys = {"image": self.digest.images, "text": self.digest.texts}
+        return {s: Repeats.of(to_tensor(some)) for s, some in keys.items() if some}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All there is, as tensors."""
+        state = {f"normed.{stream}": total for stream, total in self._normed.items()}
+        for name, part in self._parts().items():
+            state |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there.
+
+        Raises:
+            VlmEditError: Another number of features, another ``keep``, or damaged.
+        """
+        rest = dict(state)
+        self._normed = _take(rest, "normed.")
+        for stream in STREAMS:
+            some = _take(rest, f"similarity.{stream}.")
+            if some:
+                self._similarity(stream, *some["weighted"].shape).load_state_dict(some)
+        for name, part in self._parts().items():
+            if not name.startswith("similarity."):
+                part.load_state_dict(_take(rest, f"{name}."))
+        if rest:
+            raise VlmEditError(f"a state of another version: it also holds {sorted(rest)[0]!r}")
+
+    def _parts(self) -> dict[str, _Part]:
+        parts: dict[str, _Part] = {
+            "dominance": self.dominance,
+            "gap": self.gap,
+            "digest": self.digest,
+        }
+        parts |= {f"examples.{stream}": top for stream, top in self.examples.items()}
+        return parts | {f"similarity.{stream}": s for stream, s in self.similarity.items()}
+
+    def _similarity(self, stream: str, n_features: int, width: int) -> SimilarityAccumulator:
+        if stream not in self.similarity:
+            self.similarity[stream] = SimilarityAccumulator(n_features, width)
+        return self.similarity[stream]
+
+    def _add_normed(self, stream: str, total: Tensor) -> None:
+        self._normed[stream] = self._normed.get(stream, torch.zeros_like(total)) + total
+
+
+def _take(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    names = [name for name in state if name.startswith(prefix)]
+    return {name.removeprefix(prefix): state.pop(name) for name in names}

@@ -1,0 +1,83 @@
+"""Collect a host's activations at a site, to train a dictionary on."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from vlm_edit.dictionaries import Dictionary
+from vlm_edit.ground.errors import BadArgument
+from vlm_edit.host import Host, Model
+from vlm_edit.measuring.pairs import Pairs
+from vlm_edit.measuring.reader import Reader
+
+
+def collect(
+    host: Host | Model,
+    pairs: Pairs,
+    site: str = "joint",
+    *,
+    most: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+    left_out: list[tuple[int, str]] | None = None,
+) -> dict[str, Tensor]:
+    """Activations of pairs at a site, by stream.
+
+    Args:
+        host: In eval mode, with its processor.
+        pairs: Image-text pairs.
+        site: The site's name.
+        most: Tokens of a pair that are kept of each stream, drawn at random; None for all. At a
+            joint embedding there is one.
+        batch_size: Pairs per forward.
+        seed: Of the draw.
+        progress: Whether to show a bar.
+        left_out: Takes the numbers of pairs whose image cannot be read, with the reason; without
+            it a warning tells of them.
+
+    Returns:
+        [n, d] float32 per stream of the site, on the CPU. At a joint embedding row i of both is
+        one pair, which is what a group-sparse penalty or matching asks for.
+
+    Raises:
+        VlmEditError: As in ``measure``.
+
+    Example:
+        >>> from vlm_edit import Host, zoo
+        >>> from vlm_edit.measuring import collect
+        >>> host = Host.of(*zoo.load_host())
+        >>> streams = collect(host, zoo.load_pairs().select(range(8)), progress=False)
+        >>> {name: tuple(x.shape) for name, x in streams.items()}
+        {'image': (8, 192), 'text': (8, 192)}
+    """
+    if most is not None and most < 1:
+        raise BadArgument(f"most is {most}; keep at least 1 token of a pair")
+    host = Host.of(host)
+    place = host.site(site)
+    reader = Reader(
+        host, Dictionary.identity(place.width), place.name, batch_size=batch_size, progress=progress
+    )
+    generator = torch.Generator().manual_seed(seed)
+    kept: dict[str, list[Tensor]] = {stream: [] for stream in place.streams}
+    for batch in reader.tokens(pairs):
+        for stream, rows in batch.items():
+            kept[stream].append(_draw(rows, most, batch_size, generator))
+    if left_out is not None:
+        left_out += reader.skipped
+    elif reader.skipped:
+        warnings.warn(
+            f"{len(reader.skipped)} of {len(pairs)} pairs left out because their image could not "
+            f"be read, the first: {reader.skipped[0][1]}",
+            stacklevel=2,
+        )
+    return {stream: torch.cat(parts) for stream, parts in kept.items()}
+
+
+def _draw(rows: Tensor, most: int | None, pairs: int, generator: torch.Generator) -> Tensor:
+    if most is None or len(rows) <= most * pairs:
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator)[: most * pairs].sort().values]

@@ -1,0 +1,134 @@
+"""What a host and its processor are, in enough detail to name what has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vlm_edit.host import Host, host_checksums
+
+Details = dict[str, dict[str, str]]
+
+# Where it came from and who wrote it; neither changes what is computed.
+_HARMLESS = {
+    *("name_or_path", "_name_or_path", "processor_class", "transformers_version", "auto_map"),
+    *("_commit_hash", "is_local", "local_files_only", "token", "cache_dir", "chat_template_file"),
+    *("vocab_file", "merges_file", "tokenizer_file", "special_tokens_map_file", "tokenizer_object"),
+    *("architectures", "added_tokens_decoder", "dtype", "torch_dtype", "revision", "subfolder"),
+}
+_PARTS = ("tokenizer", "image_processor", "video_processor", "feature_extractor")
+_OF_TOKENIZERS = (
+    *("padding_side", "truncation_side", "model_max_length", "model_input_names"),
+    *("special_tokens_map", "split_special_tokens", "add_bos_token", "add_eos_token"),
+)
+
+
+def details(host: Host) -> Details:
+    """What must be the same for a measurement to go on, by kind and name, JSON-able.
+
+    Every tensor of the host has its checksum, which says ``not read`` where it lies where it
+    cannot be looked at; its config and the processor's settings are told one by one, and of a
+    vocabulary and its rules a digest. A processor of another make is known by its class only.
+
+    Args:
+        host: With its processor.
+    """
+    tensors, unread = host_checksums(host.root)
+    config: dict[str, str] = _flat(_dict_of(getattr(host.root, "config", None)))
+    for name, adapter in (getattr(host.model, "peft_config", None) or {}).items():
+        config |= _flat(_dict_of(adapter), f"peft.{name}.")
+    told = _processor(host.processor)
+    prompt = host.prompt
+    if prompt is not None:
+        told["prepare"] = f"{prompt.__module__}.{getattr(prompt, '__qualname__', '?')}"
+    return {
+        "weights": tensors | {name: f"not read: {why}" for name, why in unread.items()},
+        "config": config,
+        "processor": told,
+    }
+
+
+def summed(found: Details) -> dict[str, Any]:
+    """A digest of each kind of details, and what of the weights was not read."""
+    told: dict[str, Any] = {kind: _digest(values) for kind, values in found.items()}
+    unread = {n: why for n, why in found["weights"].items() if why.startswith("not read")}
+    if unread:
+        name, why = next(iter(unread.items()))
+        told["not_read"] = f"{len(unread)} tensors of the host, the first {name} ({why[10:]})"
+    return told
+
+
+def _processor(processor: Any) -> dict[str, str]:
+    parts = {name: getattr(processor, name, None) for name in _PARTS}
+    found: dict[str, str] = {}
+    for name, part in parts.items():
+        if part is not None:
+            found |= _part(part, name)
+    own = {k: v for k, v in _dict_of(processor).items() if k not in _PARTS}
+    if not found:  # a tokenizer or an image processor by itself, or none of transformers'
+        return _part(processor, "processor")
+    return found | _flat(own, "processor.") | _template(processor, "processor")
+
+
+def _part(part: Any, name: str) -> dict[str, str]:
+    kind = {f"{name}.class": f"{type(part).__module__}.{type(part).__qualname__}"}
+    if hasattr(part, "get_vocab"):
+        return kind | _tokenizer(part, name) | _template(part, name)
+    return kind | _flat(_dict_of(part), f"{name}.")
+
+
+def _tokenizer(tokenizer: Any, name: str) -> dict[str, str]:
+    """Its attributes, and a digest of all it knows."""
+    told = {key: getattr(tokenizer, key, None) for key in _OF_TOKENIZERS}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        known = json.loads(backend.to_str())
+        known = {k: v for k, v in known.items() if k not in ("truncation", "padding")}  # of a call
+    else:
+        known = {
+            "vocabulary": tokenizer.get_vocab(),
+            "pieces": _pieces(tokenizer),
+            "settings": _flat(getattr(tokenizer, "init_kwargs", {})),
+        }
+    return {**_flat(told, f"{name}."), f"{name}.vocabulary": _digest(known)}
+
+
+def _pieces(tokenizer: Any) -> str | None:
+    """Scores and rules of a SentencePiece model, which its vocabulary does not show."""
+    model = getattr(tokenizer, "sp_model", None)
+    if model is None:
+        return None
+    return hashlib.blake2b(model.serialized_model_proto(), digest_size=8).hexdigest()
+
+
+def _template(part: Any, name: str) -> dict[str, str]:
+    template = getattr(part, "chat_template", None)
+    return {} if template is None else {f"{name}.chat_template": _digest(template)}
+
+
+def _dict_of(thing: Any) -> dict[str, Any]:
+    made = getattr(thing, "to_dict", None)
+    if not callable(made):
+        return {}
+    found = made()
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Leaves of nested mappings as text, by their paths."""
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        if key in _HARMLESS:
+            continue
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = str(list(value) if isinstance(value, tuple) else value)
+    return found
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -1,0 +1,276 @@
+"""Image-text pairs: the user's CSV file or folder."""
+
+from __future__ import annotations
+
+import csv
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Of the files themselves, whatever they are called. No PostScript: Pillow hands it to Ghostscript.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+IMAGE_COLUMNS = ("image", "file_name", "filename", "filepath", "path")
+TEXT_COLUMNS = ("text", "caption", "title")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images with a text each, and what else is known of them.
+
+    Attributes:
+        images: PIL images, or paths that are opened when needed.
+        texts: One per image.
+        columns: Further facts by name, one value per pair.
+        name: Where they come from.
+
+    Example:
+        >>> from PIL import Image
+        >>> pairs = Pairs([Image.new("RGB", (8, 8), "red")], ("a red square",))
+        >>> len(pairs)
+        1
+    """
+
+    images: Sequence[Image.Image | Path]
+    texts: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    name: str = "pairs"
+
+    def __post_init__(self) -> None:
+        """Check kinds and lengths, and that every text says something."""
+        for i, image in enumerate(self.images):
+            if not isinstance(image, Image.Image | Path):
+                raise BadArgument(
+                    f"{self.name}: image {i} is a {type(image).__name__}: pass PIL images or "
+                    "pathlib paths"
+                )
+        lengths = {"texts": len(self.texts)} | {k: len(v) for k, v in self.columns.items()}
+        for what, length in lengths.items():
+            if length != len(self.images):
+                raise VlmEditError(f"{self.name}: {len(self.images)} images but {length} {what}")
+        empty = [
+            i for i, text in enumerate(self.texts) if not (isinstance(text, str) and text.strip())
+        ]
+        if empty:
+            raise BadArgument(
+                f"{self.name}: {len(empty)} of {len(self.texts)} pairs have no text, the first is "
+                f"number {empty[0]} ({self.describe(empty[0])}): give it one or take it out"
+            )
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.images)
+
+    def describe(self, i: int) -> str:
+        """Name of an image for messages: its path, or its number."""
+        image = self.images[i]
+        return str(image) if isinstance(image, Path) else f"image {i}"
+
+    def open(self, i: int) -> Image.Image:
+        """The image of a pair, as ``as_seen`` makes it.
+
+        Raises:
+            VlmEditError: It is missing or cannot be read.
+        """
+        image = self.images[i]
+        if isinstance(image, Path):
+            with open_image(image) as opened:
+                return as_seen(opened)
+        try:
+            return as_seen(image)
+        except Exception as error:
+            raise VlmEditError(f"{self.describe(i)}: {_reason(error)}") from error
+
+    def readable(self) -> tuple[Pairs, list[tuple[int, str]]]:
+        """The pairs whose image can be opened; the numbers of the others, with the reason."""
+        kept, left_out = [], []
+        for i in range(len(self)):
+            try:
+                self.open(i)
+                kept.append(i)
+            except VlmEditError as error:
+                left_out.append((i, str(error)))
+        return self.select(kept), left_out
+
+    def select(self, indices: Sequence[int]) -> Pairs:
+        """Some of the pairs, in the order given."""
+        return Pairs(
+            [self.images[i] for i in indices],
+            tuple(self.texts[i] for i in indices),
+            {name: tuple(values[i] for i in indices) for name, values in self.columns.items()},
+            self.name,
+        )
+
+    def batches(self, size: int) -> Iterator[range]:
+        """Numbers of the pairs, ``size`` at a time."""
+        if size < 1:
+            raise BadArgument(f"batch size is {size}; it must be at least 1")
+        for start in range(0, len(self), size):
+            yield range(start, min(start + size, len(self)))
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Open an image file that nobody vouches for; it is decoded within the block.
+
+    Raises:
+        VlmEditError: No regular file, none of ``IMAGE_FORMATS``, more pixels than Pillow's own
+            limit (``PIL.Image.MAX_IMAGE_PIXELS``), damaged, or not within reach; or the block
+            failed.
+
+    Example:
+        >>> with open_image("/dev/zero") as image:
+        ...     image.load()
+        Traceback (most recent call last):
+        vlm_edit.ground.errors.VlmEditError: /dev/zero: not a regular file
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+            raise VlmEditError("not a regular file")
+        Image.init()
+        formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
+        with Image.open(path, formats=formats) as image:
+            pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if most is not None and pixels > most:
+                raise VlmEditError(
+                    f"{image.width} x {image.height} are {pixels:,} pixels, and at most {most:,} "
+                    "are decoded: make it smaller"
+                )
+            yield image
+    except Exception as error:  # decoders fail in many ways: a broken PNG is a SyntaxError
+        raise VlmEditError(f"{os.fspath(path)}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def size_of(path: str | os.PathLike[str]) -> int | None:
+    """Bytes of a regular file; None where there is none within reach."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # such as a name that is too long, or holds a zero
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """An image as viewers show it, RGB: upright, on white where it is transparent.
+
+    ``convert("RGB")`` alone shows the colours that lie hidden below transparent pixels, leaves
+    photographs on their side, and cuts 16-bit greys off at 255.
+
+    Example:
+        >>> from PIL import Image
+        >>> as_seen(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0))
+        (255, 255, 255)
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def read_pairs(path: str | os.PathLike[str]) -> Pairs:
+    """Read pairs from disk. Images are opened only when they are needed.
+
+    Args:
+        path: A CSV file with a header, a column of image paths (``image``, ``file_name``, ...;
+            relative to the file) and one of texts (``text`` or ``caption``), other columns are
+            kept; or a folder that holds one called ``metadata.csv`` or ``pairs.csv``; or a
+            folder of images, each with its text in a ``.txt`` file of the same name.
+
+    Returns:
+        The pairs in the file's order, a folder's by name.
+
+    Raises:
+        VlmEditError: The path is missing, a column is missing, there are no pairs, or some have
+            no text; the message names the first.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (8, 8), "red").save(pathlib.Path(folder, "a.png"))
+        ...     _ = pathlib.Path(folder, "a.txt").write_text("a red square")
+        ...     read_pairs(folder).texts
+        ('a red square',)
+    """
+    path = Path(path)
+    if os.path.isdir(path):  # unlike Path.is_dir, False for what is out of reach
+        for name in ("metadata.csv", "pairs.csv"):
+            if os.path.isfile(path / name):
+                return _read_csv(path / name)
+        return _read_folder(path)
+    if size_of(path) is None:
+        raise VlmEditError(
+            f"no pairs at {str(path)!r}: the path does not exist, or is out of your reach"
+        )
+    return _read_csv(path)
+
+
+def _read_csv(path: Path) -> Pairs:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            header = [name for name in reader.fieldnames or () if name]
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DamagedFile(f"{path} is not a readable UTF-8 CSV file: {error}") from error
+    image = _column(path, header, IMAGE_COLUMNS, "images")
+    text = _column(path, header, TEXT_COLUMNS, "texts")
+    if not rows:
+        raise VlmEditError(f"{path} holds a header but no pairs")
+    for line, row in enumerate(rows, start=2):
+        if None in row or any(row[name] is None for name in header):
+            raise VlmEditError(
+                f"{path}: row {line} does not have {len(header)} fields; quote texts with commas"
+            )
+        if not row[image].strip():
+            raise VlmEditError(f"{path}: row {line} names no image in column {image!r}")
+    return Pairs(
+        [path.parent / row[image] for row in rows],
+        tuple(row[text] for row in rows),
+        {n: tuple(row[n] for row in rows) for n in header if n not in (image, text)},
+        str(path),
+    )
+
+
+def _column(path: Path, header: list[str], names: tuple[str, ...], what: str) -> str:
+    for name in names:
+        if name in header:
+            return name
+    raise UnknownName(
+        f"{path} has no column of {what}: it has {', '.join(header) or 'none'}; "
+        f"call one {' or '.join(names)}"
+    )
+
+
+def _read_folder(path: Path) -> Pairs:
+    try:
+        listed = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+    except OSError as error:
+        raise VlmEditError(f"{str(path)!r} cannot be listed: {error}") from error
+    images = [p for p in listed if not os.path.isdir(p)]
+    if not images:
+        raise VlmEditError(f"{str(path)!r} holds no images ({', '.join(IMAGE_ENDINGS)})")
+    texts = []
+    for image in images:
+        file = image.with_suffix(".txt")
+        try:
+            known = os.path.isfile(file)
+            texts.append(file.read_text(encoding="utf-8-sig").strip() if known else "")
+        except (OSError, UnicodeDecodeError) as error:
+            raise VlmEditError(f"{file} is not UTF-8 text: {error}") from error
+    return Pairs(images, tuple(texts), name=str(path))

@@ -1,0 +1,137 @@
+"""What a measurement was made of: host, dictionary, pairs, settings, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from array import array
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlm_edit.dictionaries import Encodes, identity
+from vlm_edit.host import Host, Site, fingerprint
+from vlm_edit.measuring.pairs import Pairs, size_of
+from vlm_edit.measuring.sources import image_digest, key_of, to_array, to_tensor
+
+_SIZE = 16
+_UTF = ("utf-8", "surrogatepass")  # a caption may hold halves of characters
+_PACKAGES = ("vlm-edit", "torch", "transformers", "numpy")
+
+
+class PairsDigest:
+    """A digest of pairs as they were read: of numbers, texts and pixels, in any order.
+
+    Attributes:
+        images: 64 bits of each image, in the order of reading.
+        texts: Likewise of each text.
+
+    Example:
+        >>> from PIL import Image
+        >>> digest, image = PairsDigest(), Image.new("RGB", (2, 2))
+        >>> digest.update([0], [image], ["black"])
+        >>> len(str(digest))
+        32
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0
+        self.images = array("q")
+        self.texts = array("q")
+
+    def update(
+        self, numbers: Sequence[int], images: Sequence[Image.Image], texts: Sequence[str]
+    ) -> None:
+        """Add pairs."""
+        for number, image, text in zip(numbers, images, texts, strict=True):
+            shown = image_digest(image)
+            one = hashlib.blake2b(json.dumps([number, text]).encode(), digest_size=_SIZE)
+            one.update(shown)
+            self._add(int.from_bytes(one.digest(), "big"))
+            self.images.append(key_of(shown))
+            self.texts.append(key_of(hashlib.blake2b(text.encode(*_UTF), digest_size=8).digest()))
+
+    def merge(self, other: PairsDigest) -> None:
+        """Add the pairs of another."""
+        self._add(other._sum)
+        self.images.extend(other.images)
+        self.texts.extend(other.texts)
+
+    def _add(self, value: int) -> None:
+        self._sum = (self._sum + value) % (1 << 8 * _SIZE)
+
+    def __str__(self) -> str:
+        """32 hexadecimal digits."""
+        return self._sum.to_bytes(_SIZE, "big").hex()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All there is, as tensors."""
+        total = torch.tensor(list(self._sum.to_bytes(_SIZE, "big")), dtype=torch.uint8)
+        return {
+            "sum": total,
+            "images": to_tensor(self.images),
+            "texts": to_tensor(self.texts),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self._sum = int.from_bytes(bytes(state["sum"].tolist()), "big")
+        self.images, self.texts = (to_array(state[name]) for name in ("images", "texts"))
+
+
+def pairs_listing(pairs: Pairs) -> str:
+    """A digest of pairs without reading the files: texts, and each file's name and size.
+
+    A run that goes on later compares it, so that it goes on with the same pairs, wherever their
+    folder is by then.
+    """
+    found = hashlib.blake2b(digest_size=_SIZE)
+    for image, text in zip(pairs.images, pairs.texts, strict=True):
+        told: list[Any] = [text]
+        if isinstance(image, Path):
+            told += [image.name, size_of(image)]
+        else:
+            told += [image.mode, image.size]
+        found.update(json.dumps(told).encode())
+    return found.hexdigest()
+
+
+def texts_digest(pairs: Pairs) -> str:
+    """32 hexadecimal digits of the texts alone, for who has the pairs but not the same images."""
+    told = json.dumps(list(pairs.texts)).encode()
+    return hashlib.blake2b(told, digest_size=_SIZE).hexdigest()
+
+
+def provenance(
+    host: Host, site: Site, dictionary: Encodes, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that must be the same for a measurement to come out the same, JSON-able.
+
+    Args:
+        host: The host.
+        site: Where.
+        dictionary: Whose features are measured.
+        settings: Arguments of the measurement.
+    """
+    return {
+        "host": {"name": host.name or "", **fingerprint(host, [site])},
+        "dictionary": identity(dictionary),
+        "settings": dict(settings),
+        "versions": {**_versions(), "python": platform.python_version()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

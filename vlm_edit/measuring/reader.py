@@ -1,0 +1,263 @@
+"""Run a host over pairs and tell what they look like at a site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vlm_edit.dictionaries import Encodes, expect_origin
+from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.hooks import Recording, Tokens, record
+from vlm_edit.host import Host, Site
+from vlm_edit.measuring.pairs import Pairs
+
+STREAMS = ("image", "text")
+
+_MOST_CODES = 1 << 26  # codes held at once while tokens are pooled: 256 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What some pairs look like at a site.
+
+    Attributes:
+        numbers: The pairs' numbers.
+        hidden: [n, d] float32 per stream, at the site; over tokens, their mean.
+        codes: [n, m] float32 per stream; over tokens, the mean of their codes' absolute values.
+        normed: [n, d] float32 per stream, after the dictionary's norm; over tokens, their mean.
+        images: The pairs' images, RGB.
+        texts: The pairs' texts.
+    """
+
+    numbers: list[int]
+    hidden: Mapping[str, Tensor]
+    codes: Mapping[str, SparseCodes]
+    normed: Mapping[str, Tensor] = field(default_factory=dict)
+    images: Sequence[Image.Image] = ()
+    texts: Sequence[str] = ()
+
+
+@dataclass(eq=False)
+class Reader:
+    """Runs a host over pairs, batch by batch, and tells what they look like at a site.
+
+    Args:
+        host: The host, with its processor.
+        dictionary: Encodes the site's activations.
+        site: The site's name.
+        batch_size: Pairs per forward.
+        progress: Whether to show a bar.
+
+    Attributes:
+        skipped: Pairs whose image could not be read so far, with the reason.
+        truncated: Texts cut at the host's limit so far.
+    """
+
+    host: Host
+    dictionary: Encodes
+    site: str = "joint"
+    batch_size: int = 64
+    progress: bool = True
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    truncated: int = 0
+    _placed: dict[torch.device, Encodes] = field(default_factory=dict, init=False, repr=False)
+
+    def read(self, pairs: Pairs) -> Iterator[Batch]:
+        """What the pairs look like, batch by batch.
+
+        Raises:
+            VlmEditError: An unknown site, another width than the dictionary's, no pairs, or not
+                one image that can be read.
+        """
+        self.truncated = 0
+        self.skipped.clear()
+        for _, batch in self.read_numbered(pairs):
+            if batch is not None:
+                yield batch
+
+    def read_numbered(
+        self, pairs: Pairs, batches: range | None = None
+    ) -> Iterator[tuple[int, Batch | None]]:
+        """Some batches with their numbers; None for one without an image that can be read.
+
+        Args:
+            pairs: To be read.
+            batches: Numbers of the batches wanted; by default all. ``skipped`` and ``truncated``
+                go on from what they are.
+
+        Raises:
+            VlmEditError: As in ``read``.
+        """
+        site = self.host.site(self.site)
+        for number, images, readable in self._batches(site, pairs, batches):
+            texts = [pairs.texts[n] for n in readable]
+            yield number, self._run(site, images, readable, texts) if readable else None
+
+    def tokens(self, pairs: Pairs) -> Iterator[dict[str, Tensor]]:
+        """Activations of every token by stream, [t, d] float32 on the CPU, batch by batch.
+
+        At a joint embedding a pair is one row of each stream, in the pairs' order.
+
+        Args:
+            pairs: To be read.
+
+        Raises:
+            VlmEditError: As in ``read``.
+        """
+        self.truncated = 0
+        self.skipped.clear()
+        site = self.host.site(self.site)
+        for _, images, readable in self._batches(site, pairs, None):
+            if not readable:
+                continue
+            inputs = self._inputs(images, [pairs.texts[n] for n in readable])
+            with torch.no_grad(), record(self.host, site.name) as recording:
+                self.host(**inputs, **self.host.uncached)
+                yield {s: self._flat(recording, site, s).cpu() for s in site.streams}
+
+    def _batches(
+        self, site: Site, pairs: Pairs, batches: range | None
+    ) -> Iterator[tuple[int, list[Image.Image], list[int]]]:
+        """Number, images and pairs' numbers of each batch, after everything is checked."""
+        self.host.expect_width(site, self.dictionary.width)
+        expect_origin(self.dictionary.info, self.site, self.host.name)
+        self.host.expect_eval("what is measured random")
+        if not len(pairs):
+            raise VlmEditError(f"{pairs.name}: no pairs, there is nothing to measure")
+        cut = list(pairs.batches(self.batch_size))
+        batches = range(len(cut)) if batches is None else batches
+        total = sum(len(cut[i]) for i in batches)
+        seen = 0
+        with tqdm(
+            total=total, desc=f"measure {self.site}", disable=None if self.progress else True
+        ) as bar:
+            for number in batches:
+                images, readable = self._open(pairs, cut[number])
+                bar.update(len(cut[number]))
+                seen += len(readable)
+                yield number, images, readable
+        if not seen and total == len(pairs):
+            raise VlmEditError(
+                f"{pairs.name}: not one of {len(pairs)} images can be read; the first: "
+                f"{self.skipped[0][1]}"
+            )
+
+    def _open(self, pairs: Pairs, numbers: range) -> tuple[list[Image.Image], list[int]]:
+        images, readable = [], []
+        for i in numbers:
+            try:
+                images.append(pairs.open(i))
+                readable.append(i)
+            except VlmEditError as error:
+                self.skipped.append((i, str(error)))
+        return images, readable
+
+    def _run(
+        self, site: Site, images: list[Image.Image], numbers: list[int], texts: list[str]
+    ) -> Batch:
+        inputs = self._inputs(images, texts)
+        with (
+            torch.no_grad(),  # not inference_mode: what it yields must serve training too
+            record(self.host, site.name) as recording,
+        ):
+            self.host(**inputs, **self.host.uncached)
+            found = {stream: self._pool(recording, site, stream) for stream in site.streams}
+        for stream, (hidden, _, _) in found.items():
+            if len(hidden) != len(numbers):
+                raise VlmEditError(
+                    f"{len(numbers)} pairs give {len(hidden)} rows of the {stream} stream at site "
+                    f"{site.name!r}: this site cannot be measured pair by pair"
+                )
+        return Batch(
+            numbers,
+            {stream: hidden for stream, (hidden, _, _) in found.items()},
+            {stream: codes for stream, (_, codes, _) in found.items()},
+            {stream: normed for stream, (_, _, normed) in found.items()},
+            images,
+            texts,
+        )
+
+    def _inputs(self, images: list[Image.Image], texts: list[str]) -> Mapping[str, Any]:
+        inputs = self.host.inputs(images, texts)
+        self.truncated += inputs.cut
+        return inputs.values
+
+    def _flat(self, recording: Recording, site: Site, stream: str) -> Tensor:
+        """Activations [t, d] of a stream, a row a token."""
+        tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
+        capture = recording.last(site.name, tap.stream)
+        hidden = capture.hidden.float()
+        hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden
+        tokens = capture.tokens.at(hidden)
+        if tokens.in_rows:
+            hidden = self._tokens(tokens, hidden, site, stream)[2]
+        elif tap.stream == "mixed":
+            tokens.select(stream)  # refuses: nobody can tell its rows apart
+        _expect_finite(hidden, site)
+        return hidden
+
+    def _pool(
+        self, recording: Recording, site: Site, stream: str
+    ) -> tuple[Tensor, SparseCodes, Tensor]:
+        """Activations, codes and normed activations, a row a pair."""
+        tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
+        capture = recording.last(site.name, tap.stream)
+        hidden = capture.hidden.float()
+        placed = self._on(hidden.device)
+        hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden  # a map of features
+        tokens = capture.tokens.at(hidden)
+        images = tokens.requests
+        if not tokens.in_rows and images is None:
+            tokens.select(stream)  # refuses where nobody can tell the rows apart
+            _expect_finite(hidden, site)
+            return hidden, placed.encode_sparse(hidden, stream), placed.normalise(hidden, stream)
+        if images is not None:
+            count, row, states = int(images.max()) + 1, images, hidden
+        else:
+            count, row, states = self._tokens(tokens, hidden, site, stream)
+        _expect_finite(states, site)
+        sizes = row.bincount(minlength=count).unsqueeze(1)
+
+        def mean(values: Tensor) -> Tensor:
+            return values.new_zeros(count, values.shape[1]).index_add_(0, row, values) / sizes
+
+        codes = states.new_zeros(count, self.dictionary.n_features)
+        chunk = max(1, _MOST_CODES // self.dictionary.n_features)
+        for some, rows in zip(states.split(chunk), row.split(chunk), strict=True):
+            codes.index_add_(0, rows, placed.encode(some, stream).abs())
+        return mean(states), SparseCodes.of(codes / sizes), mean(placed.normalise(states, stream))
+
+    @staticmethod
+    def _tokens(
+        tokens: Tokens, hidden: Tensor, site: Site, stream: str
+    ) -> tuple[int, Tensor, Tensor]:
+        """Number of rows; the row of each of the stream's tokens; the tokens."""
+        mask = tokens.select(stream)
+        if mask is None:
+            mask = tokens.fill(True)
+        if not bool(mask.any(1).all()):
+            raise VlmEditError(
+                f"a pair has no {stream} tokens at site {site.name!r}: the host's inputs must "
+                "hold image and text of every pair"
+            )
+        return len(hidden), mask.nonzero()[:, 0], hidden[mask]
+
+    def _on(self, device: torch.device) -> Encodes:
+        if device not in self._placed:
+            self._placed[device] = self.dictionary.to(device)
+        return self._placed[device]
+
+
+def _expect_finite(hidden: Tensor, site: Site) -> None:
+    if not bool(hidden.isfinite().all()):
+        raise VlmEditError(
+            f"the activations at site {site.name!r} hold NaN or infinity: a host in float16 may "
+            "overflow; load it in float32 or bfloat16"
+        )

@@ -1,0 +1,409 @@
+"""Measure: one pass over the pairs, that can be stopped, shared and gone on with."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm_edit.dictionaries import Encodes
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError, WrongHost, expect_kind
+from vlm_edit.ground.files import make_folder, read_tensors, write_tensors
+from vlm_edit.host import Host, Model
+from vlm_edit.measures.dominance import Zeros
+from vlm_edit.measuring.accumulator import MeasurementAccumulator
+from vlm_edit.measuring.details import details, summed
+from vlm_edit.measuring.judge import Judge
+from vlm_edit.measuring.judging import EXAMPLES, SEED
+from vlm_edit.measuring.pairs import Pairs
+from vlm_edit.measuring.provenance import pairs_listing, provenance, texts_digest
+from vlm_edit.measuring.reader import STREAMS, Reader
+from vlm_edit.measuring.repeats import RepeatedPairs
+from vlm_edit.measuring.result import Measurement
+from vlm_edit.measuring.sources import expect_images, stamp, to_array, to_tensor
+
+_WHAT = "checkpoint"
+_VERSION = 2
+_STAMPS = "stamps"
+_COMPARED = ("host", "dictionary", "pairs", "settings", "versions")
+_OF_DETAILS = {
+    "weights": "other weights of the host",
+    "config": "another config of the host",
+    "processor": "another processor",
+}
+
+
+def measure(
+    host: Host | Model,
+    pairs: Pairs,
+    dictionary: Encodes,
+    site: str = "joint",
+    *,
+    zeros: Zeros = "skip",
+    keep: int = max(EXAMPLES),
+    batch_size: int = 64,
+    judge: Judge | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = 60.0,
+    progress: bool = True,
+) -> Measurement:
+    """Measure how much each feature of a dictionary belongs to image or text, and what it is of.
+
+    One pass over the pairs. What is summed up does not grow with their number; a batch's images,
+    texts and activations are held at once, so memory goes by ``batch_size`` and their sizes.
+
+    Args:
+        host: In eval mode, wherever its weights are, with its processor.
+        pairs: Image-text pairs.
+        dictionary: Of the site's width.
+        site: A site with both streams, e.g. ``joint``, or a LLaVA's ``language.16``, where codes
+            are averaged over a pair's image tokens and over its text tokens.
+        zeros: As in ``modality_dominance``.
+        keep: Top examples per feature; scores of the m top examples need m of them.
+        batch_size: Pairs per forward.
+        judge: Independent encoders, for scores of interpretability; by default none are made.
+        checkpoint: A file that keeps the state. If the process dies, the same call goes on from
+            there, to the bit as if it had not died; a call that had finished returns at once.
+        every: Seconds between two states.
+        progress: Whether to show a bar.
+
+    Returns:
+        The measurement; pairs whose image could not be read are listed in ``skipped``. Where
+        many pairs are of one image or one text, which tests do not know of, it warns
+        (``RepeatedPairs``).
+
+    Raises:
+        VlmEditError: A site with one stream only, another width than the dictionary's, not
+            one image that can be read, or a checkpoint of another measurement: of a host or a
+            processor that has changed since, or of images that were others when they were read.
+
+    Example:
+        >>> from vlm_edit import Host, measure, zoo
+        >>> host = Host.of(*zoo.load_host())
+        >>> pairs = zoo.load_pairs().select(range(64))
+        >>> dictionary = zoo.load_dictionary("joint")
+        >>> found = measure(host, pairs, dictionary, progress=False)
+        >>> found.n_pairs
+        64
+    """
+    state, reader = _begin(
+        *(host, pairs, dictionary, site, (0, 1)),
+        zeros=zeros,
+        keep=keep,
+        batch_size=batch_size,
+        judge=judge,
+        progress=progress,
+    )
+    state.run(reader, pairs, None if checkpoint is None else Path(checkpoint), every)
+    return state.finish(pairs)
+
+
+def measure_part(
+    host: Host | Model,
+    pairs: Pairs,
+    dictionary: Encodes,
+    site: str = "joint",
+    *,
+    part: tuple[int, int],
+    checkpoint: str | os.PathLike[str],
+    every: float = 60.0,
+    **options: Any,
+) -> None:
+    """Measure one part of the pairs, as one of several processes; ``merge_parts`` does the rest.
+
+    Args:
+        host: As in ``measure``, like the next three.
+        pairs: All of them.
+        dictionary: Of the site's width.
+        site: Where.
+        part: (i, n): the i-th of n parts, counted from 0.
+        checkpoint: The part's own file; a call that was killed goes on from it.
+        every: Seconds between two states.
+        options: As in ``measure``: zeros, keep, batch_size, judge, progress.
+
+    Raises:
+        VlmEditError: As in ``measure``, or a part that is not one of n.
+    """
+    state, reader = _begin(host, pairs, dictionary, site, part, **options)
+    state.run(reader, pairs, Path(checkpoint), every)
+
+
+def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
+    """Whether a part has read all its pairs.
+
+    Args:
+        checkpoint: Its file; it need not be there yet.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        return False
+    state = _State.load(path, None)
+    return state.next_batch >= state.batches(state.told["pairs"]["count"]).stop
+
+
+def was_measured(
+    found: Measurement,
+    host: Host | Model,
+    pairs: Pairs,
+    dictionary: Encodes,
+    site: str = "joint",
+    **options: Any,
+) -> bool:
+    """Whether ``measure`` with these arguments would measure the same again.
+
+    Args:
+        found: What was measured.
+        host: As in ``measure``, like the next three.
+        pairs: The pairs.
+        dictionary: Of the site's width.
+        site: Where.
+        options: As in ``measure``: zeros, keep, batch_size, judge.
+    """
+    state, _ = _begin(host, pairs, dictionary, site, (0, 1), **options)
+    parts = state.told["details"]  # of which a run keeps digests
+    try:
+        if found.provenance["digests"] != summed(parts):
+            return False
+        there = {k: v for k, v in found.provenance["pairs"].items() if k != "digest"}
+        _expect_same({**found.provenance, "details": parts, "pairs": there}, state.told, "it")
+    except (VlmEditError, KeyError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _begin(
+    host: Host | Model,
+    pairs: Pairs,
+    dictionary: Encodes,
+    site: str,
+    part: tuple[int, int],
+    *,
+    zeros: Zeros = "skip",
+    keep: int = max(EXAMPLES),
+    batch_size: int = 64,
+    judge: Judge | None = None,
+    progress: bool = True,
+) -> tuple[_State, Reader]:
+    """A measurement that has read nothing yet, and what it reads with."""
+    host = Host.of(host)
+    expect_kind("pairs", pairs, Pairs, "Pairs; a processor goes into Host.of(model, processor)")
+    place = host.site(site)
+    if place.streams != STREAMS:
+        raise VlmEditError(
+            f"site {site!r} has the {place.streams[0]} stream only; dominance compares image and "
+            "text: choose a site that both pass, such as 'joint'"
+        )
+    if batch_size < 1:
+        raise BadArgument(f"batch size is {batch_size}; it must be at least 1")
+    reader = Reader(host, dictionary, site, batch_size, progress)
+    settings = {
+        "site": site,
+        "zeros": zeros,
+        "keep": keep,
+        "batch_size": batch_size,
+        "judge": None if judge is None else [judge.name, *judge.streams, judge.shared],
+        "seed": SEED,
+    }
+    told = provenance(host, place, dictionary, settings)
+    told["details"] = details(host)
+    told["pairs"] = {
+        "name": pairs.name,
+        "count": len(pairs),
+        "listing": pairs_listing(pairs),
+        "texts": texts_digest(pairs),
+    }
+    gathered = MeasurementAccumulator(dictionary.n_features, zeros, keep, judge)
+    return _State(gathered, told, part), reader
+
+
+def merge_parts(
+    checkpoints: Sequence[str | os.PathLike[str]], pairs: Pairs, judge: Judge | None = None
+) -> Measurement:
+    """One measurement of the checkpoints that all parts of a measurement left.
+
+    Args:
+        checkpoints: The files, one per part, in any order.
+        pairs: The same pairs; the judge looks at the top examples among them.
+        judge: The same judge.
+
+    Returns:
+        What one process would have measured.
+
+    Raises:
+        VlmEditError: A part is missing, twice there or unfinished, or they do not belong together.
+    """
+    states = sorted(
+        (_State.load(Path(path), judge) for path in checkpoints), key=lambda state: state.part
+    )
+    if not states:
+        raise VlmEditError("no parts to merge: name the checkpoint of each")
+    first = states[0]
+    expected = [(i, first.part[1]) for i in range(first.part[1])]
+    if [state.part for state in states] != expected:
+        have = ", ".join(f"{i + 1} of {n}" for i, n in (state.part for state in states))
+        raise VlmEditError(f"the parts do not make a whole: they are {have}")
+    if first.told["pairs"]["listing"] != pairs_listing(pairs):
+        raise VlmEditError(f"{pairs.name}: these are not the pairs that the parts measured")
+    for state in states:
+        _expect_same(first.told, state.told, "another part")
+        if state.next_batch < state.batches(len(pairs)).stop:
+            raise VlmEditError(
+                f"part {state.part[0] + 1} of {state.part[1]} is not finished: run it again, it "
+                "goes on where it stopped"
+            )
+        state.expect_images(pairs, f"part {state.part[0] + 1}")
+    for state in states[1:]:
+        first.merge(state)
+    return first.finish(pairs)
+
+
+@dataclass(eq=False)
+class _State:
+    """A measurement under way: what was gathered so far, and what comes next."""
+
+    accumulator: MeasurementAccumulator
+    told: dict[str, Any]
+    part: tuple[int, int] = (0, 1)
+    next_batch: int = 0
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    truncated: int = 0
+    stamps: array[int] = field(default_factory=lambda: array("q"))
+
+    def __post_init__(self) -> None:
+        i, n = self.part
+        if not 0 <= i < n:
+            raise VlmEditError(f"part {self.part} is not (i, n) with 0 <= i < n")
+        self.next_batch = self.next_batch or self.batches(self.told["pairs"]["count"]).start
+
+    def batches(self, n_pairs: int) -> range:
+        """Numbers of the part's batches."""
+        i, n = self.part
+        total = -(-n_pairs // int(self.told["settings"]["batch_size"]))
+        return range(total * i // n, total * (i + 1) // n)
+
+    def run(self, reader: Reader, pairs: Pairs, checkpoint: Path | None, every: float) -> None:
+        """Read the pairs that are still to be read."""
+        if checkpoint is not None and checkpoint.is_file():
+            self._go_on(checkpoint, pairs)
+        reader.skipped[:], reader.truncated = self.skipped, self.truncated
+        saved = time.monotonic()
+        wanted = self.batches(len(pairs))
+        cut = list(pairs.batches(reader.batch_size))
+        before = self._stamps(pairs, cut, self.next_batch)  # of files as they were before reading
+        for number, batch in reader.read_numbered(pairs, range(self.next_batch, wanted.stop)):
+            if batch is not None:
+                self.accumulator.update(batch)
+            self.stamps.extend(before)
+            before = self._stamps(pairs, cut, number + 1)
+            self.next_batch = number + 1
+            self.skipped, self.truncated = list(reader.skipped), reader.truncated
+            if checkpoint is not None and time.monotonic() - saved >= every:
+                self.save(checkpoint)
+                saved = time.monotonic()
+        if checkpoint is not None:
+            self.save(checkpoint)
+
+    def _stamps(self, pairs: Pairs, cut: Sequence[range], number: int) -> list[int]:
+        return [stamp(pairs.images[i]) for i in cut[number]] if number < len(cut) else []
+
+    def expect_images(self, pairs: Pairs, what: str) -> None:
+        """Refuse pairs whose images are not those that were read."""
+        first = self.batches(len(pairs)).start * int(self.told["settings"]["batch_size"])
+        skipped = {number for number, _ in self.skipped}
+        expect_images(
+            *(pairs, first, self.stamps, self.accumulator.digest.images, skipped, what),
+        )
+
+    def _go_on(self, checkpoint: Path, pairs: Pairs) -> None:
+        there = _State.load(checkpoint, self.accumulator.judge)
+        _expect_same(there.told, self.told, f"the checkpoint {str(checkpoint)!r}")
+        if there.part != self.part:
+            raise BadArgument(
+                f"the checkpoint {str(checkpoint)!r} is of part {there.part}, not {self.part}: "
+                "give each part a file of its own"
+            )
+        self.accumulator, self.next_batch = there.accumulator, there.next_batch
+        self.skipped, self.truncated = there.skipped, there.truncated
+        self.stamps = there.stamps
+        self.expect_images(pairs, f"the checkpoint {str(checkpoint)!r}")
+
+    def save(self, path: Path) -> None:
+        """Write everything, whole or not at all."""
+        header = {
+            "version": _VERSION,
+            "kind": _WHAT,
+            "told": self.told,
+            "part": list(self.part),
+            "next_batch": self.next_batch,
+            "skipped": self.skipped,
+            "truncated": self.truncated,
+        }
+        make_folder(path.parent)
+        tensors = {**self.accumulator.state_dict(), _STAMPS: to_tensor(self.stamps)}
+        write_tensors(path, tensors, header, _WHAT)
+
+    @classmethod
+    def load(cls, path: Path, judge: Judge | None) -> _State:
+        """Read what ``save`` wrote."""
+        header, tensors = read_tensors(path, _WHAT)
+        if header.get("kind") != _WHAT or header.get("version") != _VERSION:
+            raise DamagedFile(f"{path} is not a checkpoint of a measurement: name another file")
+        try:
+            told = header["told"]
+            settings = told["settings"]
+            accumulator = MeasurementAccumulator(
+                told["dictionary"]["features"], settings["zeros"], settings["keep"], judge
+            )
+            stamps = to_array(tensors.pop(_STAMPS))
+            accumulator.load_state_dict(tensors)
+            skipped = [(int(n), str(why)) for n, why in header["skipped"]]
+            i, n = header["part"]
+            return cls(
+                *(accumulator, told, (i, n), header["next_batch"], skipped),
+                *(header["truncated"], stamps),
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise DamagedFile(
+                f"{path} is damaged ({type(error).__name__}: {error}): delete it to begin anew"
+            ) from error
+
+    def merge(self, other: _State) -> None:
+        """Add another part."""
+        self.accumulator.merge(other.accumulator)
+        self.skipped += other.skipped
+        self.truncated += other.truncated
+
+    def finish(self, pairs: Pairs) -> Measurement:
+        """The measurement, once everything is read."""
+        digest = str(self.accumulator.digest)
+        told = {**self.told, "pairs": {**self.told["pairs"], "digest": digest}}
+        told["digests"] = summed(told.pop("details"))
+        site = told["settings"]["site"]
+        found = self.accumulator.compute(site, self.skipped, self.truncated, pairs, told)
+        for stream, repeats in found.repeats.items():
+            text = repeats.warning(found.n_pairs, stream)
+            if text is not None:
+                warnings.warn(text, RepeatedPairs, stacklevel=3)  # the line of measure
+        return found
+
+
+def _expect_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
+    """Refuse to go on with, or to merge, what was measured otherwise."""
+    told = [{**x["details"], **x} for x in (there, here)]
+    for key, name in (*_OF_DETAILS.items(), *((k, f"another {k}") for k in _COMPARED)):
+        a, b = (x[key] for x in told)
+        # A path may have moved; the weights at the site have been compared to the bit.
+        names = sorted({*a, *b} - ({"name", "sites"} if key in _COMPARED else set()))
+        changed = [n for n in names if a.get(n) != b.get(n)]
+        if changed:
+            first, more = changed[0], len(changed) - 1
+            raise WrongHost(
+                f"{what} was measured with {name} ({first}: {str(a.get(first))[:60]}, here "
+                f"{str(b.get(first))[:60]}{f'; and {more} more' if more else ''}): measure into "
+                "another folder or file, or delete it to begin anew"
+            )

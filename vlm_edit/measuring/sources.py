@@ -1,0 +1,103 @@
+"""Whether the images that a measurement has read are still what they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.measuring.pairs import Pairs
+
+_IN_MEMORY = 0
+_GONE = -1
+
+
+def image_digest(image: Image.Image) -> bytes:
+    """16 bytes of what an image shows."""
+    found = hashlib.blake2b(json.dumps([image.mode, image.size]).encode(), digest_size=16)
+    found.update(image.tobytes())
+    return found.digest()
+
+
+def key_of(digest: bytes) -> int:
+    """The first 64 bits of a digest."""
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def stamp(image: Image.Image | Path) -> int:
+    """64 bits of a file's size and of the times of its last changes, which nobody sets back.
+
+    They cost no reading. An image in memory has none.
+    """
+    if not isinstance(image, Path):
+        return _IN_MEMORY
+    try:
+        found = os.stat(image)
+    except (OSError, ValueError):
+        return _GONE
+    told = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode()
+    return key_of(hashlib.blake2b(told, digest_size=8).digest())
+
+
+def expect_images(
+    pairs: Pairs,
+    first: int,
+    stamps: Iterable[int],
+    keys: Iterable[int],
+    skipped: Collection[int],
+    what: str,
+) -> None:
+    """Refuse to go on where an image that was read is another by now.
+
+    Files with the stamp of then are trusted. Others, such as copies, are read again and compared
+    by what they show, as are images in memory.
+
+    Args:
+        pairs: The pairs as they are now.
+        first: Number of the first pair that was read; the others follow.
+        stamps: Of each, read or skipped.
+        keys: ``key_of`` of each that was read.
+        skipped: Numbers of those that could not be read.
+        what: Who had read them, for the message.
+
+    Raises:
+        VlmEditError: Names the first that differs.
+    """
+    seen = iter(keys)
+    for number, before in enumerate(stamps, first):
+        key = None if number in skipped else next(seen, None)
+        if before != _IN_MEMORY and before == stamp(pairs.images[number]):
+            continue
+        if key != _key(pairs, number):
+            raise VlmEditError(
+                f"pair {number} ({pairs.describe(number)}) has another image than when {what} read "
+                "it: put the former one back, or measure into another folder or file, or delete "
+                "it to begin anew"
+            )
+
+
+def _key(pairs: Pairs, number: int) -> int | None:
+    try:
+        return key_of(image_digest(pairs.open(number)))
+    except VlmEditError:
+        return None
+
+
+def to_tensor(values: array[int]) -> Tensor:
+    """int64 [n]."""
+    return torch.frombuffer(values, dtype=torch.int64).clone() if values else torch.zeros(0).long()
+
+
+def to_array(values: Tensor) -> array[int]:
+    """What ``to_tensor`` made it of."""
+    found = array("q")
+    found.frombytes(values.to(torch.int64).contiguous().numpy().tobytes())
+    return found
