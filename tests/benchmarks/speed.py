@@ -315,7 +315,7 @@ CUDA events, over that of a hook that does all. *Eager*, a JumpReLU edit is a do
 {least} to {most} us whatever the size; *graph*, as compiled decoding replays them, {graph_least} to
 {graph_most} us. Of TopK every token is encoded whole there, since to look whether it need be would
 wait for the device: at one token and 8,192 features the edit is no faster than the hook when eager.
-Nothing in an edit waits for the device (`tests/test_cuda.py`). The card's time ended before
+Nothing in an edit waits for the device (`tests/patches/test_cuda.py`). The card's time ended before
 `generate`.
 """
 

@@ -93,7 +93,7 @@ def marked(host, act, own=OWN, choice=None, **said):
     with patch.attach(Host.of(host, adapter=own), **said) as attached:
         layer = Host.of(host, adapter=own).sites["language.0"].taps[0].module
         handle = layer.register_forward_hook(
-            lambda _m, _a, output: seen.append(output[..., 3] == MARK)
+            lambda _m, _a, output: seen.append(abs(output[..., 3] - MARK) < 1e-5)
         )
         try:
             with torch.no_grad():

@@ -30,7 +30,7 @@ def marked(act, attached):
     seen = []
     with attached, torch.no_grad():
         handle = LLAVA.model.language_model.layers[1].register_forward_hook(
-            lambda _m, _a, output: seen.append(output[..., 3] == MARK)
+            lambda _m, _a, output: seen.append(abs(output[..., 3] - MARK) < 1e-5)
         )
         act()
         handle.remove()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.cli.host import ZOO, quiet_when_piped
+from vlm_edit.cli.host import ZOO
 from vlm_edit.cli.kept import save_picture
 from vlm_edit.cli.patching import expect_folder_of
 from vlm_edit.cli.pipeline import KIND, SHIPPED, embed, load_pipeline, read
@@ -22,7 +22,7 @@ from vlm_edit.cli.subject import load_dictionary, load_pairs, run_of
 from vlm_edit.dictionaries import Dictionary, PairedDictionary
 from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.ground.files import packed, write_bytes
-from vlm_edit.host import Host
+from vlm_edit.host import Host, quiet_when_piped
 from vlm_edit.measures.dominance import Cut
 from vlm_edit.measuring import Measurement, measure
 from vlm_edit.patches import Patch

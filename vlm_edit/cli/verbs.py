@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from vlm_edit.cli.host import load_model, quiet_when_piped
+from vlm_edit.cli.host import load_model
+from vlm_edit.host import quiet_when_piped
 from vlm_edit.report import Table
 
 

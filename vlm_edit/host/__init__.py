@@ -24,6 +24,7 @@ from vlm_edit.host.host import Host, Inputs, Prompt, find_sites
 from vlm_edit.host.loading import DIFFUSERS as DIFFUSERS
 from vlm_edit.host.loading import expect_diffusers as expect_diffusers
 from vlm_edit.host.loading import one_line as one_line
+from vlm_edit.host.loading import quiet_when_piped as quiet_when_piped
 from vlm_edit.host.pipelines import Model, Pipeline, PipelineHost, class_of
 from vlm_edit.host.resolve import (
     Site,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName, VlmEditError, WrongHost
 from vlm_edit.host.adapters import find_adapter
 from vlm_edit.host.declare import Adapter
+from vlm_edit.host.loading import HUB_NAME, load
 from vlm_edit.host.pipelines import Model, PipelineHost, class_of
 from vlm_edit.host.resolve import Site, abridged, find_module, resolve
 from vlm_edit.host.wrappers import unwrap
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Prompt = Callable[[Any, "Sequence[Image.Image]", Sequence[str]], Mapping[str, Any]]
-
-_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Host:
                 f"a {type(model).__name__} is no host: give a torch.nn.Module, or a pipeline of "
                 "diffusers"
             )
-        self._given = adapter
+        self._given, self._missing = adapter, "this host has none"
         self._sites: dict[str, Site] = {}
 
     @classmethod
@@ -120,6 +119,47 @@ class Host:
                 "its model, Host.of(host.model, ...)"
             )
         return model
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        *,
+        revision: str | None = None,
+        adapter: Adapter | None = None,
+        prompt: Prompt | None = None,
+    ) -> Host:
+        """Load a model and its processor; no code of a folder or repository runs.
+
+        Args:
+            name: A folder that transformers or diffusers has saved, ``owner/name`` of
+                transformers' on the hub, or a host that an installed distribution brings by the
+                entry points ``vlm_edit.hosts``, such as ``zoo:emoji-clip``.
+            device: Where it is to run; ``auto`` is the best there is.
+            dtype: Of its weights; ``auto`` is the checkpoint's own.
+            revision: Of a repository on the hub; a branch, tag or commit.
+            adapter: As for ``Host``.
+            prompt: Likewise.
+
+        Returns:
+            The host in evaluation mode; without a processor where none can be loaded, which
+            whatever needs one then says.
+
+        Raises:
+            BadArgument: There is no model of that name, device or dtype.
+            VlmEditError: transformers or diffusers cannot load it.
+
+        Example:
+            >>> from vlm_edit import Host
+            >>> Host.load("zoo:emoji-clip", device="cpu")
+            Host(CLIPModel with 8 sites and a CLIPProcessor)
+        """
+        loaded = load(name, device, dtype, revision)
+        host = cls.of(loaded.model, loaded.processor, adapter, prompt)
+        host._missing = loaded.missing
+        return host
 
     def __repr__(self) -> str:
         """Say on a line what it is."""
@@ -205,7 +245,7 @@ class Host:
     def hub_name(self) -> str | None:
         """Its ``owner/name`` on the hub; None for a path, which is nobody else's business."""
         name = self.name
-        return name if name and _HUB.fullmatch(name) and not os.path.exists(name) else None
+        return name if name and HUB_NAME.fullmatch(name) and not os.path.exists(name) else None
 
     @property
     def text_limit(self) -> int | None:
@@ -265,7 +305,7 @@ class Host:
         """
         if self.processor is None and self.prompt is None:
             raise CannotKnow(
-                f"{needs} needs the host's processor, and this host has none: pass "
+                f"{needs} needs the host's processor, and {self._missing}; pass "
                 "Host.of(model, processor)"
             )
         return self.processor

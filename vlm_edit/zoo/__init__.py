@@ -9,8 +9,9 @@ Recipes that rebuild all of it are in `docs/experiments/recipes` of a checkout, 
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -24,7 +25,7 @@ from transformers import (
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import UnknownName, VlmEditError
 from vlm_edit.measuring import Pairs, open_image
 
 HOST = Path(__file__).parent / "emoji-clip"
@@ -96,6 +97,30 @@ def load_llava(
     return model.eval(), LlavaProcessor.from_pretrained(
         LLAVA, local_files_only=True, trust_remote_code=False
     )
+
+
+def load(name: str) -> tuple[Any, Any]:
+    """Load a bundled host by name, as ``Host.load("zoo:emoji-clip")`` does.
+
+    Args:
+        name: ``emoji-clip``, ``emoji-llava`` or ``emoji-unclip``.
+
+    Returns:
+        The model and its processor; the pipeline and None.
+
+    Raises:
+        UnknownName: There is none of that name.
+    """
+    hosts: dict[str, Callable[[], tuple[Any, Any]]] = {
+        "emoji-clip": load_host,
+        "emoji-llava": load_llava,
+        "emoji-unclip": lambda: (load_unclip(), None),
+    }
+    if name not in hosts:
+        raise UnknownName(
+            f"the zoo has no model 'zoo:{name}': it has {', '.join(f'zoo:{n}' for n in hosts)}"
+        )
+    return hosts[name]()
 
 
 def load_pairs() -> Pairs:

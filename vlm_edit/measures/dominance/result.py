@@ -130,8 +130,8 @@ class Dominance:
         score interval for the effective number of pairs ``n p (1 - p) / s^2``, with Student's t: a
         feature whose ratios are all 1 has an interval of positive width, and one with continuous
         ratios a narrower one than a share. For 5 to 1,000 active pairs and ratios from constant to
-        all-or-nothing it covered 93 to 100 % (tests/dominance/test_calibration.py); with few pairs
-        it is wider than it needs be.
+        all-or-nothing it covered 93 to 100 %
+        (tests/measures/dominance/test_calibration.py); with few pairs it is wider than it needs be.
 
         Args:
             level: Share of samples in which the interval is to hold the true mean.

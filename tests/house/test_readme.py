@@ -6,55 +6,15 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pages import Block, blocks_of, python_blocks
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-FENCE = re.compile(r"^(?P<indent>\s*)(?P<ticks>`{3,}|~{3,})\s*(?P<language>[\w+-]*)")
-NO_RUN = re.compile(r"^\s*<!--\s*no-run\b\s*:?\s*(?P<reason>.*?)\s*-->\s*$")
 SECONDS = 300
-
-
-@dataclass(frozen=True)
-class Block:
-    line: int  # of its first line of code, counted from 1
-    code: str
-    no_run: str | None  # the reason it is not run, None for one that is
-
-
-def python_blocks(text: str) -> list[Block]:
-    """The ```python blocks of a page, in order."""
-    blocks = []
-    lines = text.splitlines()
-    opening: re.Match[str] | None = None
-    start = 0
-    for number, line in enumerate(lines):
-        fence = FENCE.match(line)
-        if opening is None:
-            if fence:
-                opening, start = fence, number + 1
-        elif line.strip().startswith(opening["ticks"]) and not line.strip().strip(line.strip()[0]):
-            if opening["language"] in ("python", "py"):
-                before = [text for text in lines[: start - 1] if text.strip()][-1:]
-                comment = NO_RUN.match(before[0]) if before else None
-                code = textwrap.dedent("\n".join(lines[start:number]))
-                blocks.append(Block(start + 1, code, comment["reason"] if comment else None))
-            opening = None
-    if opening is not None:
-        raise AssertionError(f"the code block opened on line {start} is never closed")
-    return blocks
-
-
-def blocks_of(page: Path) -> list[Block]:
-    try:
-        return python_blocks(page.read_text("utf-8"))
-    except AssertionError as error:
-        raise AssertionError(f"{page}: {error}") from None
 
 
 def script_of(blocks: list[Block]) -> str:

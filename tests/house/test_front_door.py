@@ -15,7 +15,7 @@ import vlm_edit
 from vlm_edit import Ablate, Dictionary, Keep, Patch, Scale, VlmEditError
 from vlm_edit.ground.errors import BadArgument
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def ask(code: str) -> object:

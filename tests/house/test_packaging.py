@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {"vlm_edit": ROOT / "vlm_edit", "vlm_edit_adapters": ROOT / "adapters/vlm_edit_adapters"}
 ZOO_SUFFIXES = {".csv", ".json", ".md", ".safetensors", ".webp"}
 MARK = "vlm-edit-test:"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 LM_EVAL = os.environ.get("VLM_EDIT_LM_EVAL_PYTHON")
 
@@ -150,7 +150,7 @@ def test_a_trace_of_nnsight_sees_what_a_patch_did_and_acts_on_top() -> None:
     not LM_EVAL,
     reason="needs an environment of its own: pip install torch 'lm-eval[hf]==0.4.13' and this "
     "package there, then VLM_EDIT_LM_EVAL_PYTHON=VENV/bin/python python -m pytest "
-    "tests/test_examples.py -k harness",
+    "tests/house/test_examples.py -k harness",
 )
 def test_the_harness_scores_a_patched_host() -> None:
     lines = printed("lm_evaluation_harness", str(LM_EVAL), PYTHONPATH=str(ROOT))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "vlm_edit"
 ADAPTERS = ROOT / "adapters" / "vlm_edit_adapters"
 EXPERIMENTS = ROOT / "docs" / "experiments"  # not installed

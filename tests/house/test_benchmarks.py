@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-COST = Path(__file__).resolve().parent / "benchmarks" / "steering_cost.py"
+COST = Path(__file__).resolve().parents[1] / "benchmarks" / "steering_cost.py"
 SMALL = ["--width=32", "--layers=2", "--tokens=4", "--steps=3", "--features=64", "--rounds=2"]
 
 

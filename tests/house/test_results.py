@@ -13,7 +13,7 @@ import torch
 
 pytestmark = pytest.mark.kernels
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 RESULTS = DOCS / "experiments" / "results"
 
 

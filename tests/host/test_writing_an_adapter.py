@@ -6,11 +6,11 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from test_readme import blocks_of
+from pages import blocks_of
 
 from vlm_edit.host import ENTRY_POINTS
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "writing-an-adapter.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "writing-an-adapter.md"
 
 
 def test_the_page_writes_an_adapter_that_the_library_does_not_ship() -> None:

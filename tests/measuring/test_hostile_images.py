@@ -20,7 +20,7 @@ from vlm_edit.cli import kept, main
 from vlm_edit.cli.pipeline import read
 from vlm_edit.measuring import IMAGE_FORMATS, collect, open_image, pairs_listing
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MOST = Image.MAX_IMAGE_PIXELS
 LONG = "x" * 300 + ".png"
 
@@ -332,6 +332,6 @@ def test_every_image_of_a_file_is_opened_by_its_format():
                 words = {word.arg for word in node.keywords}
                 found[path.relative_to(ROOT).as_posix()] = words
     assert found == {
-        "vlm_edit/pairs.py": {"formats"},
+        "vlm_edit/measuring/pairs.py": {"formats"},
         "docs/experiments/recipes/pairs.py": {"formats"},
     }

@@ -14,7 +14,7 @@ from torch import nn
 from vlm_edit import Host
 from vlm_edit.host import Adapter, Site, SiteRule, find_adapter
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "hosts.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "hosts.md"
 WRITE = "VLM_EDIT_WRITE_DOCS"
 
 

@@ -386,7 +386,7 @@ def test_numbers_as_keys_of_a_header_keep_the_checksum(tmp_path) -> None:
 
 
 def test_a_command_without_room_ends_in_one_line(tmp_path, capsys) -> None:
-    patch = Path(__file__).parent / "patches" / "golden" / "version-2" / "joint.safetensors"
+    patch = Path(__file__).parents[1] / "patches" / "golden" / "version-2" / "joint.safetensors"
     target = tmp_path / "b"
     with room_for(1000):
         assert main(["patch", "merge", str(patch), str(patch), "--out", str(target)]) == 2

@@ -53,7 +53,7 @@ def test_info_prints_what_is_in_a_file(files: Path, capsys: pytest.CaptureFixtur
 def test_info_of_a_file_of_the_first_format_says_what_it_lacks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    old = Path(__file__).parent / "patches" / "golden" / "version-1" / "two.safetensors"
+    old = Path(__file__).parents[1] / "patches" / "golden" / "version-1" / "two.safetensors"
     status, out, _ = run(capsys, "info", old)
     assert status == 0 and "a version that kept neither versions nor dictionary" in out
     assert "which is not known" in out and "gölden" in out
@@ -185,7 +185,7 @@ def test_what_is_there_already_is_never_written_over(
 def test_patches_of_different_models_are_not_merged(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old = Path(__file__).parent / "patches" / "golden" / "version-1" / "joint.safetensors"
+    old = Path(__file__).parents[1] / "patches" / "golden" / "version-1" / "joint.safetensors"
     merge = ["merge", files / "a.safetensors", old, "--out", tmp_path / "c"]
     status, _, err = run(capsys, *merge)
     assert status == 2 and "do not belong to one host" in err

@@ -16,7 +16,7 @@ from vlm_edit.cli.pipeline import load_pipeline
 from vlm_edit.host import DIFFUSERS
 from vlm_edit.measuring import image_encoder, text_encoder
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODULE = "stranger"
 PARTS = (
     *("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
