@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from vlm_edit.ground.errors import VlmEditError
@@ -22,6 +21,7 @@ from vlm_edit.report.payload import Examples, Payload, to_json
 from vlm_edit.report.picture import Picture
 from vlm_edit.report.sprites import Sprites, pack
 from vlm_edit.report.table import Table
+from vlm_edit.report.templates import template
 
 _SCRIPTS = ("core.js", "charts.js", "browser.js", "detail.js", "main.js")
 _PACKAGE, _WEB = "vlm_edit.report", "web"
@@ -89,7 +89,7 @@ def write_page(
     scripts = _scripts()
     about = Overview.of(found, pairs, seed)
     render = partial(
-        _template().render,
+        template("page.html.jinja").render,
         title=title,
         found=found,
         pairs=pairs,
@@ -123,17 +123,6 @@ def _scripts() -> dict[str, str]:
         "plotly": _plotly(),
         "late": "drawCharts();",
     }
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader(_PACKAGE, _WEB),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja")
 
 
 def _plotly() -> str:

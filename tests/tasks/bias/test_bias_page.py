@@ -24,7 +24,7 @@ def test_a_page_shows_every_study_and_query_and_needs_nothing_else(
     text = path.read_text("utf-8")
     assert "Who is &lt;who&gt;?" in text and "<td>&lt;b&gt;</td>" in text
     assert text.count("<h3>") == 3
-    assert len(re.findall(r"class='t s\d+'", text)) == 3 * 2 * 4
+    assert len(re.findall(r'class="t s\d+"', text)) == 3 * 2 * 4
     assert "default-src 'none'" in text and "http" not in text.replace("http-equiv", "")
     for study in studies.values():
         for estimate in (study.read_out().n,):
@@ -60,5 +60,5 @@ def test_an_image_that_is_gone_leaves_its_place(tmp_path: Path, bench: Bench) ->
     pairs = bench.plain.pairs
     gone = replace(pairs, images=[tmp_path / f"{i}.png" for i in range(len(pairs))])
     write_page(tmp_path / "page.html", {"x": replace(bench.plain, pairs=gone)}, "T", shown=1)
-    assert "class='t'" in (tmp_path / "page.html").read_text("utf-8")
+    assert 'class="t"' in (tmp_path / "page.html").read_text("utf-8")
     assert zoo.load_pairs().open(0).size == (64, 64)

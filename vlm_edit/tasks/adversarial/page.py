@@ -5,32 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vlm_edit.ground.errors import VlmEditError
-from vlm_edit.ground.files import write_text
-from vlm_edit.report import Table, address_of
+from vlm_edit.report import Table, address_of, write_plain
 from vlm_edit.tasks.adversarial.features import Features
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-:root{color-scheme:light}
-body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;
-color:#1f2328;background:#fff}
-table{border-collapse:collapse;font-size:13px;margin:.5rem 0;display:block;overflow-x:auto}
-td,th{padding:.2rem .6rem;border-bottom:1px solid #d0d7de;text-align:left;white-space:nowrap}
-.note{color:#57606a;font-size:13px;max-width:70ch}
-.case{display:flex;flex-wrap:wrap;gap:1rem;margin:1rem 0;align-items:flex-start}
-figure{margin:0;width:144px;font-size:12px}
-img{width:144px;height:144px;object-fit:contain;image-rendering:pixelated;background:#eaeef2}
-.bar{display:flex;gap:.4rem;align-items:center;font-size:12px;margin:1px 0}
-.bar span{display:inline-block;height:8px;background:#1f6feb}
-.bar .down{background:#cf222e}
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,17 +107,15 @@ def write_page(
     """
     if not gain > 0:
         raise VlmEditError(f"gain is {gain}: differences are multiplied by a number above 0")
-    parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
-        f"<meta http-equiv='Content-Security-Policy' content=\"{_POLICY}\">",
-        "<meta name='viewport' content='width=device-width'>",
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>",
-        *(_table(table) for table in tables),
-        f"<h2>Images</h2><p class='note'>{escape(note)}</p>",
-        *(_case(case, gain) for case in cases),
-    ]
-    # A caption or a path may hold halves of characters that UTF-8 cannot write.
-    write_text(path, "\n".join(parts), "page")
+    write_plain(
+        path,
+        "attack.html.jinja",
+        __package__,
+        title=title,
+        tables=tables,
+        note=note,
+        cases=[_shown(case, gain) for case in cases],
+    )
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -143,35 +124,16 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(rounded.contiguous().numpy())
 
 
-def _case(case: Case, gain: float) -> str:
+def _shown(case: Case, gain: float) -> dict[str, Any]:
     apart = 0.5 + gain * (case.after - case.before)
     figures = [
         (case.before, f"before: {case.was}"),
         (case.after, f"attacked: {case.now}"),
         (apart, f"difference, {gain:g} times"),
     ]
-    shown = "".join(
-        f"<figure><img alt='' src='{address_of(to_image(pixels))}'>"
-        f"<figcaption>{escape(told)}</figcaption></figure>"
-        for pixels, told in figures
-    )
-    most = max((abs(v) for _, v in case.moved), default=0.0) or 1.0
-    bars = "".join(
-        f"<div class='bar'><span class='{'down' if v < 0 else 'up'}' "
-        f"style='width:{120 * abs(v) / most:.0f}px'></span>{escape(name)} {v:+.2f}</div>"
-        for name, v in case.moved
-    )
-    moved = f"<div>features that moved most{bars}</div>" if bars else ""
-    return f"<h3>{escape(case.name)}</h3><div class='case'>{shown}{moved}</div>"
-
-
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in table.rows
-    )
-    return (
-        f"<h2>{escape(table.title)}</h2><table><tr>{head}</tr>{rows}</table>"
-        f"<p class='note'>{escape(table.note)}</p>"
-    )
+    most = max((abs(change) for _, change in case.moved), default=0.0) or 1.0
+    return {
+        "name": case.name,
+        "figures": [(address_of(to_image(pixels)), caption) for pixels, caption in figures],
+        "moved": [(name, change, round(120 * abs(change) / most)) for name, change in case.moved],
+    }
