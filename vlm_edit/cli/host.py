@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlm_edit.ground.errors import VlmEditError
-from vlm_edit.host import Host
+from vlm_edit.host import Host, quiet_when_piped
 
 ZOO = "zoo:"
 
@@ -30,4 +30,5 @@ def load_model(name: str) -> Host:
     Raises:
         VlmEditError: There is none of that name, or it cannot be loaded.
     """
+    quiet_when_piped()
     return Host.load(name, device="cpu")

@@ -107,8 +107,7 @@ def load(
 def _load_model(name: str | Path, dtype: str | torch.dtype, revision: str | None) -> Any:
     import transformers
 
-    quiet_when_piped()
-    told: dict[str, Any] = {"trust_remote_code": False, "revision": revision}
+    given: dict[str, Any] = {"trust_remote_code": False, "revision": revision}
     here = (Path(name) / "config.json").is_file()
     if not here and (Path(name).exists() or not HUB_NAME.fullmatch(str(name))):
         shelves = "".join(f", or {shelf}:NAME" for shelf in SHELVES.names())
@@ -118,9 +117,9 @@ def _load_model(name: str | Path, dtype: str | torch.dtype, revision: str | None
             f"owner/name on the hub{shelves}"
         )
     with one_line(name, mend=ADAPTER if here else "There is no such folder either"):
-        config = transformers.AutoConfig.from_pretrained(name, **told)
+        config = transformers.AutoConfig.from_pretrained(name, **given)
         kind = _class_of(config)
-        return kind.from_pretrained(name, dtype=dtype, **told)
+        return kind.from_pretrained(name, dtype=dtype, **given)
 
 
 def _load_processor(name: str | Path, revision: str | None) -> Any:
