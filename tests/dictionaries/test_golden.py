@@ -16,12 +16,14 @@ from golden.read import FOLDER, cases, check
 from vlm_edit import Dictionary, load_dictionary, zoo
 from vlm_edit.dictionaries import (
     Encoder,
+    Layout,
     PairedDictionary,
     TrainConfig,
     save_saelens,
     train_dictionary,
     train_paired,
 )
+from vlm_edit.testing import check_format
 
 pytestmark = pytest.mark.kernels
 
@@ -31,6 +33,17 @@ SAE_LENS = os.environ.get("VLM_EDIT_SAE_LENS_PYTHON")
 @pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.archive.stem}-{case.name}")
 def test_what_the_library_computes_comes_out(case, tmp_path):
     check(case, tmp_path)
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.archive.stem}-{case.name}")
+def test_every_format_passes_the_suite_that_those_of_others_are_given(case, tmp_path):
+    files, said, _ = case.unpack(tmp_path)
+    if "refused" in said:
+        return
+    options = dict(said["options"])
+    if "layout" in options:
+        options["layout"] = Layout(**options["layout"])
+    check_format(files / said["path"], **options)
 
 
 def test_all_golden_files_together_stay_small():

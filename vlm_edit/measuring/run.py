@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import warnings
@@ -26,6 +27,8 @@ from vlm_edit.measuring.reader import STREAMS, Reader
 from vlm_edit.measuring.repeats import RepeatedPairs
 from vlm_edit.measuring.result import Measurement
 from vlm_edit.measuring.sources import expect_images, stamp, to_array, to_tensor
+
+logger = logging.getLogger(__name__)
 
 _WHAT = "checkpoint"
 _VERSION = 2
@@ -295,6 +298,10 @@ class _State:
         wanted = self.batches(len(pairs))
         cut = list(pairs.batches(reader.batch_size))
         before = self._stamps(pairs, cut, self.next_batch)  # of files as they were before reading
+        logger.info(
+            "%s: %d of %d batches of %s to read",
+            *(reader.site, wanted.stop - self.next_batch, len(wanted), pairs.name),
+        )
         for number, batch in reader.read_numbered(pairs, range(self.next_batch, wanted.stop)):
             if batch is not None:
                 self.accumulator.update(batch)
@@ -307,6 +314,8 @@ class _State:
                 saved = time.monotonic()
         if checkpoint is not None:
             self.save(checkpoint)
+        read = self.accumulator.dominance.n_pairs
+        logger.info("%s: %d pairs read, %d left out", reader.site, read, len(self.skipped))
 
     def _stamps(self, pairs: Pairs, cut: Sequence[range], number: int) -> list[int]:
         return [stamp(pairs.images[i]) for i in cut[number]] if number < len(cut) else []
@@ -331,6 +340,7 @@ class _State:
         self.skipped, self.truncated = there.skipped, there.truncated
         self.stamps = there.stamps
         self.expect_images(pairs, f"the checkpoint {str(checkpoint)!r}")
+        logger.info("going on from %s at batch %d", checkpoint, self.next_batch)
 
     def save(self, path: Path) -> None:
         """Write everything, whole or not at all."""
@@ -346,6 +356,7 @@ class _State:
         make_folder(path.parent)
         tensors = {**self.accumulator.state_dict(), _STAMPS: to_tensor(self.stamps)}
         write_tensors(path, tensors, header, _WHAT)
+        logger.info("wrote %s at batch %d", path, self.next_batch)
 
     @classmethod
     def load(cls, path: Path, judge: Judge | None) -> _State:

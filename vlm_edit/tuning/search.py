@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,6 +20,8 @@ from vlm_edit.tuning.result import Goal, Point, Tuning, pareto_front, value
 Figure = Callable[[], Any] | Callable[[Any], Any]
 Number = int | float
 Place = tuple[float, Number | None]
+
+logger = logging.getLogger(__name__)
 
 _COARSE = 5  # strengths of the first grid, both ends included
 _FEW = 3  # of strengths and of numbers where both are searched
@@ -95,8 +98,10 @@ def tune(
             made[number].attach(host, strength=strength, **options) if strength else nullcontext()
         )
         with attached:
-            told = {name: _figure(ask(host.model), name, place) for name, ask in figures.items()}
-        return Point(strength, number, told["objective"], told["utility"])
+            values = {name: _figure(ask(host.model), name, place) for name, ask in figures.items()}
+        point = Point(strength, number, values["objective"], values["utility"])
+        logger.info("%s", point)
+        return point
 
     points = [evaluate((0.0, None))]
     for place in space.coarse():

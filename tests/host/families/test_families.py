@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from vlm_edit import Patch, Scale, Steer, VlmEditError, find_sites, record
 from vlm_edit.hooks import attach
 from vlm_edit.host import Site
+from vlm_edit.testing import check_adapter
 
 LIVE = [
     pytest.param(name, site, id=f"{name}-{site}")
@@ -62,6 +63,11 @@ def test_a_family_has_its_sites_with_their_widths_and_streams(name):
     assert {n: (s.width, s.streams) for n, s in found.items()} == FAMILIES[name].sites
     assert list(found) == list(FAMILIES[name].sites)
     assert tuple(n for n, s in found.items() if s.dead) == FAMILIES[name].dead
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_passes_the_suite_that_adapters_of_others_are_given(name):
+    check_adapter(host_of(name), FAMILIES[name].inputs())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.trainer import Trainer
 from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.ground.files import append_text, read_tensors, write_tensors, write_text
+
+logger = logging.getLogger(__name__)
 
 _WHAT = "state of a dictionary's training"
 
@@ -67,6 +70,7 @@ class Checkpoint:
             self.trainer.restore(tensors, header)
         except (LookupError, ValueError, TypeError, RuntimeError) as error:
             raise VlmEditError(f"{self.path} is not a whole {_WHAT}: {error}") from error
+        logger.info("going on from %s at step %d", self.path, self.trainer.done)
 
     def keep(self, last: bool = False) -> None:
         """Write the file if it is time, or the run's end."""
@@ -76,6 +80,7 @@ class Checkpoint:
         tensors, numbers = self.trainer.state()
         write_tensors(self.path, tensors, {**numbers, **self.digests}, _WHAT)
         self.written = time.monotonic()
+        logger.info("wrote %s at step %d", self.path, self.trainer.done)
 
 
 class Log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from vlm_edit.dictionaries.training.data import Data, opened
 from vlm_edit.dictionaries.training.distributed import expect_alike, world
 from vlm_edit.dictionaries.training.trainer import Trainer
 from vlm_edit.ground.errors import VlmEditError
+
+logger = logging.getLogger(__name__)
 
 # Steps between lines of the log and figures on the bar.
 _TELL = 100
@@ -108,6 +111,8 @@ def train_dictionary(
             bar.update()
             if trainer.done % _TELL == 0 or trainer.done == config.steps:
                 lines.add(trainer.done, figures)
+                if rank == 0:
+                    logger.info("step %d of %d: %s", trainer.done, config.steps, _listed(figures))
                 told = {name: figures[name] for name in trainer.figures if name != "coefficient"}
                 bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()})
             if saved is not None:
@@ -120,6 +125,10 @@ def train_dictionary(
                 )
     kind = {"kind": "ncl"} if config.kind == "ncl" else {}  # what it explains is not its purpose
     return trainer.result({**kind, **(info or {})}, progress)
+
+
+def _listed(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
 
 
 def _expect_device(device: torch.device | str) -> None:
