@@ -1,41 +1,41 @@
 """Dictionaries: sparse autoencoders and raw neurons, and their formats on disk."""
 
 from vlm_edit.dictionaries.activations import Activation, register_activation
-from vlm_edit.dictionaries.dictionary import Dictionary, Slice
+from vlm_edit.dictionaries.dictionary import Dictionary
+from vlm_edit.dictionaries.dictionary import Slice as Slice
 from vlm_edit.dictionaries.dictionary import expect_features as expect_features
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.encoder import expect as expect
 from vlm_edit.dictionaries.encoder import move as move
-from vlm_edit.dictionaries.encodes import Encodes, identity
+from vlm_edit.dictionaries.encodes import Encodes as Encodes
+from vlm_edit.dictionaries.encodes import identity
 from vlm_edit.dictionaries.formats import Format, Layout, load_dictionary, register_format
 from vlm_edit.dictionaries.formats.hub import REPOSITORY as REPOSITORY
 from vlm_edit.dictionaries.formats.hub import asked as asked
 from vlm_edit.dictionaries.formats.hub import listed as listed
 from vlm_edit.dictionaries.formats.hub import listing as listing
 from vlm_edit.dictionaries.formats.saving import save_saelens
-from vlm_edit.dictionaries.matching import Similarity, match_dictionaries
+from vlm_edit.dictionaries.matching import Similarity as Similarity
+from vlm_edit.dictionaries.matching import match_dictionaries
 from vlm_edit.dictionaries.norms import Norm, register_norm
 from vlm_edit.dictionaries.origin import expect_model as expect_model
 from vlm_edit.dictionaries.origin import expect_origin as expect_origin
-from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
+from vlm_edit.dictionaries.paired import STREAMS as STREAMS
+from vlm_edit.dictionaries.paired import AnyDictionary as AnyDictionary
+from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.dictionaries.training import Kind, TrainConfig, train_dictionary, train_paired
 
 __all__ = [
-    "STREAMS",
     "Activation",
-    "AnyDictionary",
     "Dictionary",
     "Encoder",
-    "Encodes",
     "Kind",
     "Format",
     "Layout",
     "Norm",
     "PairedDictionary",
     "Rows",
-    "Similarity",
-    "Slice",
     "StoredDictionary",
     "TrainConfig",
     "identity",

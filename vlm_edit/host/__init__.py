@@ -6,59 +6,52 @@ the entry point group ``vlm_edit.adapters``, keyed by ``model.config.model_type`
 host's class. A pipeline's hosts are one host together, of which each brings its own adapter.
 """
 
-from vlm_edit.host.adapters import ENTRY_POINTS, find_adapter, join_adapters
+from vlm_edit.host.adapters import ENTRY_POINTS as ENTRY_POINTS
+from vlm_edit.host.adapters import find_adapter as find_adapter
+from vlm_edit.host.adapters import join_adapters
 from vlm_edit.host.declare import (
     VISUAL_INPUTS,
     Adapter,
     Encoder,
     PipelineAdapter,
     SiteRule,
-    Stream,
     TapRule,
 )
+from vlm_edit.host.declare import Stream as Stream
 from vlm_edit.host.fingerprint import expect_host as expect_host
 from vlm_edit.host.fingerprint import fingerprint as fingerprint
 from vlm_edit.host.fingerprint import same_weights as same_weights
 from vlm_edit.host.fingerprint import unguarded as unguarded
-from vlm_edit.host.host import Host, Inputs, Prompt, find_sites
+from vlm_edit.host.host import Host, find_sites
+from vlm_edit.host.host import Inputs as Inputs
+from vlm_edit.host.host import Prompt as Prompt
 from vlm_edit.host.loading import DIFFUSERS as DIFFUSERS
 from vlm_edit.host.loading import expect_diffusers as expect_diffusers
 from vlm_edit.host.loading import one_line as one_line
 from vlm_edit.host.loading import quiet_when_piped as quiet_when_piped
-from vlm_edit.host.pipelines import Model, Pipeline, PipelineHost, class_of
-from vlm_edit.host.resolve import (
-    Site,
-    Tap,
-    image_token_ids,
-)
+from vlm_edit.host.pipelines import Model as Model
+from vlm_edit.host.pipelines import Pipeline as Pipeline
+from vlm_edit.host.pipelines import PipelineHost as PipelineHost
+from vlm_edit.host.pipelines import class_of as class_of
+from vlm_edit.host.resolve import Site, Tap
 from vlm_edit.host.resolve import find_module as find_module
+from vlm_edit.host.resolve import image_token_ids as image_token_ids
 from vlm_edit.host.towers import Tower, two_towers
 from vlm_edit.host.weights import host_checksums as host_checksums
-from vlm_edit.host.wrappers import unwrap
+from vlm_edit.host.wrappers import unwrap as unwrap
 
 __all__ = [
-    "ENTRY_POINTS",
     "VISUAL_INPUTS",
     "Adapter",
     "Encoder",
     "Host",
-    "Inputs",
-    "Model",
-    "Pipeline",
     "PipelineAdapter",
-    "PipelineHost",
-    "Prompt",
     "Site",
     "SiteRule",
-    "Stream",
     "Tap",
     "TapRule",
     "Tower",
-    "class_of",
-    "find_adapter",
     "find_sites",
-    "image_token_ids",
     "join_adapters",
     "two_towers",
-    "unwrap",
 ]

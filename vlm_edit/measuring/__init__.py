@@ -1,49 +1,44 @@
 """Measure: a host, a dictionary and pairs, to scores and examples of every feature."""
 
-from vlm_edit.measuring.accumulator import MeasurementAccumulator
-from vlm_edit.measuring.centring import centred, expect_centrable
+from vlm_edit.measuring.accumulator import MeasurementAccumulator as MeasurementAccumulator
+from vlm_edit.measuring.centring import centred
+from vlm_edit.measuring.centring import expect_centrable as expect_centrable
 from vlm_edit.measuring.collecting import collect
 from vlm_edit.measuring.encoders import image_encoder, text_encoder
 from vlm_edit.measuring.judge import Judge
-from vlm_edit.measuring.judging import EXAMPLES
+from vlm_edit.measuring.judging import EXAMPLES as EXAMPLES
 from vlm_edit.measuring.pairs import IMAGE_ENDINGS as IMAGE_ENDINGS
 from vlm_edit.measuring.pairs import IMAGE_FORMATS as IMAGE_FORMATS
 from vlm_edit.measuring.pairs import Pairs, read_pairs
 from vlm_edit.measuring.pairs import as_seen as as_seen
 from vlm_edit.measuring.pairs import open_image as open_image
 from vlm_edit.measuring.pairs import size_of as size_of
-from vlm_edit.measuring.provenance import pairs_listing, provenance, texts_digest
-from vlm_edit.measuring.reader import STREAMS, Batch, Reader
-from vlm_edit.measuring.repeats import RepeatedPairs, Repeats
-from vlm_edit.measuring.result import Measurement, class_of, load_measurement, save_runs
-from vlm_edit.measuring.run import is_finished, measure, measure_part, merge_parts, was_measured
+from vlm_edit.measuring.provenance import pairs_listing as pairs_listing
+from vlm_edit.measuring.provenance import provenance as provenance
+from vlm_edit.measuring.provenance import texts_digest as texts_digest
+from vlm_edit.measuring.reader import STREAMS as STREAMS
+from vlm_edit.measuring.reader import Batch as Batch
+from vlm_edit.measuring.reader import Reader as Reader
+from vlm_edit.measuring.repeats import RepeatedPairs as RepeatedPairs
+from vlm_edit.measuring.repeats import Repeats as Repeats
+from vlm_edit.measuring.result import Measurement, load_measurement
+from vlm_edit.measuring.result import class_of as class_of
+from vlm_edit.measuring.result import save_runs as save_runs
+from vlm_edit.measuring.run import is_finished as is_finished
+from vlm_edit.measuring.run import measure, measure_part, merge_parts
+from vlm_edit.measuring.run import was_measured as was_measured
 
 __all__ = [
     "Pairs",
     "image_encoder",
     "read_pairs",
     "text_encoder",
-    "EXAMPLES",
-    "STREAMS",
-    "Batch",
     "Judge",
     "Measurement",
-    "MeasurementAccumulator",
-    "Reader",
-    "RepeatedPairs",
-    "Repeats",
     "centred",
-    "expect_centrable",
-    "class_of",
     "collect",
-    "is_finished",
     "load_measurement",
     "measure",
     "measure_part",
     "merge_parts",
-    "pairs_listing",
-    "provenance",
-    "save_runs",
-    "texts_digest",
-    "was_measured",
 ]

@@ -1,23 +1,21 @@
 """Patches: edits bound to sites, attached to a host, saved and shared as one file."""
 
 from vlm_edit.patches.attachment import Attachment
-from vlm_edit.patches.baking import Baked
-from vlm_edit.patches.binding import Binding
+from vlm_edit.patches.baking import Baked as Baked
+from vlm_edit.patches.binding import Binding as Binding
 from vlm_edit.patches.card import binding_rows as binding_rows
 from vlm_edit.patches.card import dictionary_text as dictionary_text
 from vlm_edit.patches.card import host_text as host_text
 from vlm_edit.patches.comparing import differences as differences
 from vlm_edit.patches.patch import Patch, load_patch
-from vlm_edit.patches.report import Report, SiteReport
+from vlm_edit.patches.report import Report
+from vlm_edit.patches.report import SiteReport as SiteReport
 from vlm_edit.patches.rows import attach_rows
 
 __all__ = [
     "Attachment",
-    "Baked",
-    "Binding",
     "Patch",
     "Report",
-    "SiteReport",
     "attach_rows",
     "load_patch",
 ]

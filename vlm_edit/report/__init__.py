@@ -1,6 +1,7 @@
 """What people read: tables for the screen, and pages with pictures."""
 
-from vlm_edit.report.page import has_plotly, write_page
+from vlm_edit.report.page import has_plotly as has_plotly
+from vlm_edit.report.page import write_page
 from vlm_edit.report.payload import Examples
 from vlm_edit.report.picture import Picture
 from vlm_edit.report.picture import address_of as address_of
@@ -10,15 +11,13 @@ from vlm_edit.report.sprites import SIDE as SIDE
 from vlm_edit.report.sprites import Sprites as Sprites
 from vlm_edit.report.sprites import pack as pack
 from vlm_edit.report.table import Table
-from vlm_edit.report.tables import class_table, feature_table
+from vlm_edit.report.tables import class_table as class_table
+from vlm_edit.report.tables import feature_table as feature_table
 from vlm_edit.report.templates import write_plain as write_plain
 
 __all__ = [
     "Examples",
     "Picture",
     "Table",
-    "class_table",
-    "feature_table",
-    "has_plotly",
     "write_page",
 ]

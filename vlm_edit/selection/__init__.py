@@ -16,14 +16,10 @@ An empty list is an answer: nothing passed.
 from vlm_edit.selection.attribution import by_effect, effects
 from vlm_edit.selection.concepts import Examples, Seen, by_concept, read_examples
 from vlm_edit.selection.concepts import as_pairs as as_pairs
-from vlm_edit.selection.contrast import (
-    by_answers,
-    by_difference,
-    by_direction,
-    rank_test,
-    standardised_difference,
-)
+from vlm_edit.selection.contrast import by_answers, by_difference, by_direction
 from vlm_edit.selection.contrast import mean_codes as mean_codes
+from vlm_edit.selection.contrast import rank_test as rank_test
+from vlm_edit.selection.contrast import standardised_difference as standardised_difference
 from vlm_edit.selection.scores import by_class, by_firing, by_score
 from vlm_edit.selection.sets import difference, intersection, random_like, union
 
@@ -42,8 +38,6 @@ __all__ = [
     "effects",
     "intersection",
     "random_like",
-    "rank_test",
     "read_examples",
-    "standardised_difference",
     "union",
 ]

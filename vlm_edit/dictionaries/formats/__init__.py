@@ -21,15 +21,15 @@ from vlm_edit.dictionaries.formats import (
     sparsify,
     state_dict,
 )
-from vlm_edit.dictionaries.formats.format import Format, Layout, Told
+from vlm_edit.dictionaries.formats.format import Format as Format
+from vlm_edit.dictionaries.formats.format import Layout as Layout
+from vlm_edit.dictionaries.formats.format import Told
 from vlm_edit.dictionaries.formats.hub import candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, expect_kind
 from vlm_edit.ground.registry import Registry
-
-__all__ = ["FORMATS", "Format", "Layout", "load_dictionary", "register_format"]
 
 FORMATS: Registry[Format] = Registry("format", "vlm_edit.formats", Format)
 

@@ -1,41 +1,18 @@
 """What is written: whole or not at all, with a checksum where it holds tensors."""
 
-from vlm_edit.ground.files.tensors import (
-    CHECKSUM,
-    HEADER,
-    checksum,
-    has_checksum,
-    pack_tensors,
-    read_tensors,
-    write_tensors,
-)
-from vlm_edit.ground.files.whole import (
-    append_text,
-    beside,
-    locked,
-    make_folder,
-    packed,
-    write_bytes,
-    write_new,
-    write_text,
-    write_together,
-)
-
-__all__ = [
-    "CHECKSUM",
-    "HEADER",
-    "append_text",
-    "beside",
-    "checksum",
-    "has_checksum",
-    "locked",
-    "make_folder",
-    "pack_tensors",
-    "packed",
-    "read_tensors",
-    "write_bytes",
-    "write_new",
-    "write_tensors",
-    "write_text",
-    "write_together",
-]
+from vlm_edit.ground.files.tensors import CHECKSUM as CHECKSUM
+from vlm_edit.ground.files.tensors import HEADER as HEADER
+from vlm_edit.ground.files.tensors import checksum as checksum
+from vlm_edit.ground.files.tensors import has_checksum as has_checksum
+from vlm_edit.ground.files.tensors import pack_tensors as pack_tensors
+from vlm_edit.ground.files.tensors import read_tensors as read_tensors
+from vlm_edit.ground.files.tensors import write_tensors as write_tensors
+from vlm_edit.ground.files.whole import append_text as append_text
+from vlm_edit.ground.files.whole import beside as beside
+from vlm_edit.ground.files.whole import locked as locked
+from vlm_edit.ground.files.whole import make_folder as make_folder
+from vlm_edit.ground.files.whole import packed as packed
+from vlm_edit.ground.files.whole import write_bytes as write_bytes
+from vlm_edit.ground.files.whole import write_new as write_new
+from vlm_edit.ground.files.whole import write_text as write_text
+from vlm_edit.ground.files.whole import write_together as write_together

@@ -20,11 +20,17 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from vlm_edit.hooks.tracing.models import at, host_of
+from vlm_edit.hooks.tracing.models import at
+from vlm_edit.hooks.tracing.models import host_of as host_of
 from vlm_edit.hooks.tracing.stored import edited, interleaved
 from vlm_edit.hooks.tracing.workers import attach
 
 if TYPE_CHECKING:
     from nnsight import NNsight as NNsight
 
-__all__ = ["at", "attach", "edited", "host_of", "interleaved"]
+__all__ = [
+    "at",
+    "attach",
+    "edited",
+    "interleaved",
+]

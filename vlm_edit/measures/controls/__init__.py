@@ -16,24 +16,23 @@ class's norm are not offered: where none of them fires there is nothing to stret
 codes end below zero.
 """
 
-from vlm_edit.measures.controls.curve import FRACTIONS, DeletionCurve, Metric, deletion_curve
+from vlm_edit.measures.controls.curve import FRACTIONS as FRACTIONS
+from vlm_edit.measures.controls.curve import DeletionCurve as DeletionCurve
+from vlm_edit.measures.controls.curve import Metric as Metric
+from vlm_edit.measures.controls.curve import deletion_curve
 from vlm_edit.measures.controls.features import (
     activity,
     activity_matched,
-    deletion_norms,
     norm_matched,
     random_features,
     turned,
 )
+from vlm_edit.measures.controls.features import deletion_norms as deletion_norms
 
 __all__ = [
-    "FRACTIONS",
-    "DeletionCurve",
-    "Metric",
     "activity",
     "activity_matched",
     "deletion_curve",
-    "deletion_norms",
     "norm_matched",
     "random_features",
     "turned",

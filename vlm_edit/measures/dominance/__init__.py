@@ -3,7 +3,8 @@
 from vlm_edit.measures.dominance.accumulator import DominanceAccumulator, modality_dominance
 from vlm_edit.measures.dominance.flips import LEVELS as LEVELS
 from vlm_edit.measures.dominance.flips import flipped_sums as flipped_sums
-from vlm_edit.measures.dominance.gap import GapAccumulator, modality_gap
+from vlm_edit.measures.dominance.gap import GapAccumulator as GapAccumulator
+from vlm_edit.measures.dominance.gap import modality_gap
 from vlm_edit.measures.dominance.pairing import fisher_p as fisher_p
 from vlm_edit.measures.dominance.result import CLASSES, Cut, Dominance, Zeros
 
@@ -12,7 +13,6 @@ __all__ = [
     "Cut",
     "Dominance",
     "DominanceAccumulator",
-    "GapAccumulator",
     "Zeros",
     "modality_dominance",
     "modality_gap",

@@ -12,28 +12,20 @@
 Groups come from ``Dominance.classes(rule)``, or are any lists of features.
 """
 
-from vlm_edit.measures.groups.coactivation import Coactivation, coactivation
-from vlm_edit.measures.groups.fusion import Fusion, WordFusion, fusion_by_category, fusion_degree
-from vlm_edit.measures.groups.gap import (
-    GapUnder,
-    Treatment,
-    centred,
-    deleted,
-    gap_under,
-    one_sided_change,
-    standardised,
-)
-from vlm_edit.measures.groups.spread import Spread, class_means, direction_spread, example_spread
+from vlm_edit.measures.groups.coactivation import Coactivation as Coactivation
+from vlm_edit.measures.groups.coactivation import coactivation
+from vlm_edit.measures.groups.fusion import Fusion, fusion_by_category, fusion_degree
+from vlm_edit.measures.groups.fusion import WordFusion as WordFusion
+from vlm_edit.measures.groups.gap import GapUnder as GapUnder
+from vlm_edit.measures.groups.gap import Treatment as Treatment
+from vlm_edit.measures.groups.gap import centred, deleted, gap_under, one_sided_change, standardised
+from vlm_edit.measures.groups.spread import Spread, direction_spread, example_spread
+from vlm_edit.measures.groups.spread import class_means as class_means
 
 __all__ = [
-    "Coactivation",
     "Fusion",
-    "GapUnder",
     "Spread",
-    "Treatment",
-    "WordFusion",
     "centred",
-    "class_means",
     "coactivation",
     "deleted",
     "direction_spread",

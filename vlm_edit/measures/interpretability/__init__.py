@@ -1,27 +1,22 @@
 """What a feature responds to, and how much of one thing that is."""
 
-from vlm_edit.measures.interpretability.bridge import BridgeAccumulator, bridge_score
+from vlm_edit.measures.interpretability.bridge import BridgeAccumulator as BridgeAccumulator
+from vlm_edit.measures.interpretability.bridge import bridge_score
 from vlm_edit.measures.interpretability.monosemanticity import (
-    SimilarityAccumulator,
+    SimilarityAccumulator as SimilarityAccumulator,
+)
+from vlm_edit.measures.interpretability.monosemanticity import (
     monosemanticity_score,
     multimodal_monosemanticity,
     multimodal_monosemanticity_score,
 )
-from vlm_edit.measures.interpretability.similarity import (
-    ExampleSimilarity,
-    SimilarityOfTop,
-    SimilaritySummary,
-    example_similarity,
-)
-from vlm_edit.measures.interpretability.top import TopExamples
+from vlm_edit.measures.interpretability.similarity import ExampleSimilarity as ExampleSimilarity
+from vlm_edit.measures.interpretability.similarity import SimilarityOfTop as SimilarityOfTop
+from vlm_edit.measures.interpretability.similarity import SimilaritySummary as SimilaritySummary
+from vlm_edit.measures.interpretability.similarity import example_similarity
+from vlm_edit.measures.interpretability.top import TopExamples as TopExamples
 
 __all__ = [
-    "BridgeAccumulator",
-    "ExampleSimilarity",
-    "SimilarityAccumulator",
-    "SimilarityOfTop",
-    "SimilaritySummary",
-    "TopExamples",
     "bridge_score",
     "example_similarity",
     "monosemanticity_score",

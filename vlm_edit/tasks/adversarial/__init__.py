@@ -4,23 +4,27 @@
 """
 
 from vlm_edit.tasks.adversarial.apgd import apgd
-from vlm_edit.tasks.adversarial.attacks import Attacked, Ball, pgd
+from vlm_edit.tasks.adversarial.attacks import Attacked as Attacked
+from vlm_edit.tasks.adversarial.attacks import Ball as Ball
+from vlm_edit.tasks.adversarial.attacks import pgd
 from vlm_edit.tasks.adversarial.black_box import square
 from vlm_edit.tasks.adversarial.captions import Silence, Speaker, Speech
 from vlm_edit.tasks.adversarial.defence import (
     Bare,
     Defence,
-    Stood,
     Strength,
     fooling,
     predict,
     suspicions,
     withstand,
 )
+from vlm_edit.tasks.adversarial.defence import Stood as Stood
 from vlm_edit.tasks.adversarial.features import RESIDUAL as RESIDUAL
-from vlm_edit.tasks.adversarial.features import Features, Movement, Others, Through, movement
+from vlm_edit.tasks.adversarial.features import Features, Others, Through, movement
+from vlm_edit.tasks.adversarial.features import Movement as Movement
 from vlm_edit.tasks.adversarial.features import nearest_text as nearest_text
-from vlm_edit.tasks.adversarial.hardening import Hardening, harden_features, harden_gains
+from vlm_edit.tasks.adversarial.hardening import Hardening as Hardening
+from vlm_edit.tasks.adversarial.hardening import harden_features, harden_gains
 from vlm_edit.tasks.adversarial.host import ImageHost, Pixels, ZeroShot, embed_texts
 from vlm_edit.tasks.adversarial.losses import Away, Penalised, Targeted, Toward, Untargeted
 from vlm_edit.tasks.adversarial.page import Case as Case
@@ -31,21 +35,16 @@ from vlm_edit.tasks.adversarial.page import write_page as write_page
 
 __all__ = [
     "Bare",
-    "Attacked",
     "Away",
-    "Ball",
     "Defence",
     "Features",
-    "Hardening",
     "ImageHost",
-    "Movement",
     "Others",
     "Penalised",
     "Pixels",
     "Silence",
     "Speaker",
     "Speech",
-    "Stood",
     "Strength",
     "Targeted",
     "Through",

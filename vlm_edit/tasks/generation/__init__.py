@@ -5,26 +5,19 @@ or ``keep`` some of what it is drawn from, ``interpolate`` as the baseline; ``Tr
 more does more, ``grid`` shows it.
 """
 
-from vlm_edit.tasks.generation.control import (
-    Stream,
-    interpolate,
-    keep,
-    read_reference,
-    scale,
-    take,
-)
+from vlm_edit.tasks.generation.control import Stream as Stream
+from vlm_edit.tasks.generation.control import interpolate, keep, read_reference, scale, take
 from vlm_edit.tasks.generation.grid import Row, grid
-from vlm_edit.tasks.generation.trend import Trend, spearman
+from vlm_edit.tasks.generation.trend import Trend
+from vlm_edit.tasks.generation.trend import spearman as spearman
 
 __all__ = [
     "Row",
-    "Stream",
     "Trend",
     "grid",
     "interpolate",
     "keep",
     "read_reference",
     "scale",
-    "spearman",
     "take",
 ]
