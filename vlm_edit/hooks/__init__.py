@@ -14,7 +14,7 @@ Example:
     True
 """
 
-from vlm_edit.hooks.calls import Branch, Call, read_call
+from vlm_edit.hooks.calls import Call, read_call
 from vlm_edit.hooks.choice import Phase, Selection, TokenChoice
 from vlm_edit.hooks.dispatch import (
     Callback,
@@ -25,7 +25,16 @@ from vlm_edit.hooks.dispatch import (
     hidden_of,
     replace_hidden,
 )
-from vlm_edit.hooks.followers import Follower, register_follower
+from vlm_edit.hooks.followers import (
+    Choice,
+    Chosen,
+    Follower,
+    choices,
+    chosen_in,
+    forget_follower,
+    meant,
+    register_follower,
+)
 from vlm_edit.hooks.generation import Generation, read_prompt
 from vlm_edit.hooks.given import unplaced as unplaced
 from vlm_edit.hooks.guidance import runs_of
@@ -36,11 +45,12 @@ from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.hooks.tracker import CallTracker
 
 __all__ = [
-    "Branch",
     "Call",
     "CallTracker",
     "Callback",
     "Capture",
+    "Choice",
+    "Chosen",
     "Dispatcher",
     "Follower",
     "Generation",
@@ -53,8 +63,12 @@ __all__ = [
     "TokenChoice",
     "Tokens",
     "attach",
+    "choices",
+    "chosen_in",
     "follow",
+    "forget_follower",
     "hidden_of",
+    "meant",
     "read_call",
     "read_prompt",
     "record",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,6 @@ from vlm_edit.host import Adapter, image_token_ids
 if TYPE_CHECKING:
     from vlm_edit.hooks.generation import Generation
     from vlm_edit.hooks.tokens import Tokens
-
-Branch = Literal["cond", "uncond"]
 
 HOST = ""  # the path of the host itself among the modules whose calls are followed
 
@@ -38,9 +36,6 @@ class Call:
             compiled steps serve prompts of any length; None if nobody can know.
         prompt_real: [B, prompt] bool, like ``real`` for the whole prompt.
         grid: [images, 3], the sizes of the images in a packed sequence.
-        branch: In a pipeline: ``cond`` for what it is to draw, ``uncond`` for what guidance leads
-            it away from; [B] bool, True at rows of the one, where a call has both; None if nobody
-            can know.
         attention: The call's own attention mask, of whatever form.
         given: Ids that the host has made this sequence of, where it is of another length: they
             tell neither which tokens are image nor where any stands. None where it is not.
@@ -59,13 +54,21 @@ class Call:
     prompt: int | Tensor | None = None
     prompt_real: Tensor | None = None
     grid: Tensor | None = None
-    branch: Branch | Tensor | None = None
     attention: Any = field(default=None, init=False)
     given: int | None = field(default=None, init=False)
     hidden_padding: bool = field(default=False, init=False)
     packed: bool = field(default=False, init=False)
     generated: bool = field(default=False, init=False)
     resolved: Tokens | None = field(default=None, init=False, repr=False)
+    _facts: Mapping[str, Any] | None = field(default=None, init=False)
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep what a follower knows of this call, under a name of the follower's."""
+        self._facts = {**(self._facts or {}), name: value}
+
+    def fact(self, name: str) -> Any:
+        """What was noted under a name; None if nothing was."""
+        return None if self._facts is None else self._facts.get(name)
 
     @property
     def decodes(self) -> bool:

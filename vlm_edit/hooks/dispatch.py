@@ -212,7 +212,7 @@ def follow(
             return callback(hidden, tokens)
         return callback(hidden.reshape(tokens.shape), tokens).reshape(hidden.shape)
 
-    if stream == "image" and adapter.grid is None and adapter.pipeline is None:
+    if stream == "image" and adapter.grid is None and not tracker.is_told:
         run = run_alone
     known = weakref.ref(root)
 

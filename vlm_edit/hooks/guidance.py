@@ -8,15 +8,20 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.hooks.calls import Branch, Call
+from vlm_edit.ground.errors import BadArgument, CannotKnow
+from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.followers import register_follower
 from vlm_edit.hooks.methods import StandIn
-from vlm_edit.host import Adapter, Encoder, Pipeline, PipelineAdapter, PipelineHost
+from vlm_edit.host import Adapter, Encoder, Host, Pipeline, PipelineAdapter, PipelineHost
+
+# Whom a call is for: what is to be drawn, or what guidance leads away from.
+Branch = Literal["cond", "uncond"]
+Branches = Literal["cond", "uncond", "both"]
 
 _GUIDED = "do_classifier_free_guidance"
 _runs: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -70,7 +75,7 @@ class Guide:
 
     def tell(self, call: Call, path: str | None, inputs: Mapping[str, Any]) -> None:
         """As ``Follower.tell``: whom a call is for."""
-        call.branch = self.only if path is None else self.branch_of(path, inputs)
+        call.note(BRANCH.name, self.only if path is None else self.branch_of(path, inputs))
 
     def branch_of(self, path: str, inputs: Mapping[str, Any]) -> Branch | Tensor | None:
         """Whom a call of an encoder is for; None where nobody can tell.
@@ -188,12 +193,59 @@ class Guide:
         return bool((ids == made.to(ids.device)).all())
 
 
-@register_follower
+class BranchChoice:
+    """``branch=`` of ``Patch.attach``: whose encoding is edited in a pipeline with guidance.
+
+    ``cond`` (its default) for what the pipeline draws towards, the prompt's; ``uncond`` for what
+    it is led away from, that of the negative prompt; or ``both``.
+    """
+
+    name = "branch"
+
+    def read(self, host: Host, value: Any) -> Branch | None:
+        """As ``Choice.read``: the one branch whose calls are edited; None for all calls.
+
+        Raises:
+            VlmEditError: An unknown word, or a branch of a host that is no pipeline.
+        """
+        if value is not None and value not in get_args(Branches):
+            known = ", ".join(map(repr, get_args(Branches)))
+            raise BadArgument(f"branch is {value!r}; use {known}")
+        if host.is_pipeline:
+            return None if value == "both" else value or "cond"
+        if value is not None:
+            raise BadArgument(
+                f"branch={value!r} tells apart what a pipeline encodes, and {host.kind.__name__} "
+                "is no pipeline: attach the patch to the pipeline, or leave branch out"
+            )
+        return None
+
+    def rows(self, value: Branch, call: Call, site: str) -> Tensor | bool:
+        """As ``Choice.rows``: whether an encoder is called for this branch; [B] if for both."""
+        branch: Branch | Tensor | None = call.fact(self.name)
+        if branch is None:
+            raise CannotKnow(
+                f"branch={value!r}: nobody can tell whether this call, which reaches "
+                f"{site!r}, is for the prompt or for the negative one: it does not come "
+                "from the pipeline the patch is attached to, or its token ids are those of neither."
+                " Attach with branch='both', only while what is to be edited is encoded"
+            )
+        if isinstance(branch, Tensor):
+            return branch if value == "cond" else ~branch
+        return branch == value
+
+
+BRANCH = BranchChoice()
+
+
 def guide_of(root: nn.Module, adapter: Adapter) -> Guide | None:
     """Return what follows a pipeline's methods that encode; None for any other host."""
     if not isinstance(root, PipelineHost) or adapter.pipeline is None:
         return None
     return Guide(root, adapter.pipeline)
+
+
+register_follower(guide_of, BRANCH)
 
 
 def runs_of(host: nn.Module) -> int:

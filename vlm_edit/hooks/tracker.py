@@ -81,6 +81,11 @@ class CallTracker:
             _call_all(self._undo)
             self._trackers[root].remove(self)
 
+    @property
+    def is_told(self) -> bool:
+        """Whether anything tells more of this host's calls than their arguments do."""
+        return bool(self._followers)
+
     def path_of(self, path: str) -> str:
         """Path of the innermost followed module around (or at) another."""
         around = [p for p in self.paths if p == HOST or f"{path}.".startswith(f"{p}.")]
@@ -131,7 +136,7 @@ class CallTracker:
         generation = self.generation
         if generation is not None and call is generation.call:
             # Of a module that ``generate`` calls alone.
-            call = Call((shape[0], shape[1]), start=None)
+            call = self._told(Call((shape[0], shape[1]), start=None))
         elif stream == "mixed" and shape[1] > cast("tuple[int, int]", call.shape)[1]:
             call.grow((shape[0], shape[1]), generation)
         return Tokens.of(stream, call, hidden)
@@ -160,6 +165,9 @@ class CallTracker:
         if generation is not None:
             step = read_step(self._adapter, inputs, generation) if path == HOST else None
             if step is not None:
+                if self._followers:
+                    self._told(step, path, inputs)
+                    step.generated = step.is_generated_text
                 self._state.calls = {HOST: step}
                 return
             if not torch.compiler.is_compiling() and not generation.is_of(path, inputs):
@@ -193,6 +201,7 @@ class CallTracker:
         calls = {} if path == HOST else self._calls
         call = read_call(module, self._adapter, inputs, calls.get(HOST))
         self._begin(call, inputs)
+        self._told(call, path, inputs)
         generation.beside.append(call)
         self._state.calls = {**calls, path: call}
 
@@ -253,6 +262,7 @@ class CallTracker:
         self._state.generation = generation = read_prompt(root, self._adapter, inputs)
         if _shares_its_prompt(inputs):
             generation.forget_prompt()
+        self._told(generation.call)
         try:
             return original(*args, **kwargs)
         finally:

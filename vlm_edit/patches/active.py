@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm_edit.dictionaries import move
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.ground.modality import Modality
-from vlm_edit.hooks import Branch, Tokens, unplaced
+from vlm_edit.hooks import Chosen, Tokens, meant, unplaced
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally
 
@@ -27,13 +27,13 @@ class Run:
             None for 1 everywhere.
         mask: [B, P] bool, the tokens of the prompt to edit; None to go by the patch.
         image_mask: [B, P] bool, the image tokens of the prompt; None to go by the host's call.
-        branch: Whose calls in a pipeline are edited; None for all calls of any host.
+        chosen: What plug-ins of the tracker are asked which rows are meant; None for all rows.
     """
 
     strength: Tensor | None = None
     mask: Tensor | None = None
     image_mask: Tensor | None = None
-    branch: Branch | None = None
+    chosen: tuple[Chosen, ...] | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -117,14 +117,13 @@ class Active:
                 return hidden
             return self.binding.splice(hidden, None, "text" if self._centers else None)
         run, selection = self.run, self.binding.selection
-        meant = True if run.branch is None else self._meant(tokens)
-        if meant is False:
+        rows = True if run.chosen is None else self._meant(run.chosen, tokens)
+        if rows is False:
             self.tally.add(selection, tokens, False)
             return hidden
         tokens = tokens.told(run.image_mask)
         chosen = selection.choose(tokens, run.mask)
-        if isinstance(meant, Tensor) and chosen is not False:
-            rows = meant.to(hidden.device).reshape(-1, *[1] * (hidden.ndim - 2))
+        if isinstance(rows, Tensor) and chosen is not False:
             chosen = rows.expand(hidden.shape[:-1]) if chosen is True else rows & chosen
         strength = None if chosen is False else self._strength(tokens)
         if strength is not None:
@@ -141,19 +140,13 @@ class Active:
         modality = _centred(tokens) if self._centers else None
         return self.binding.splice(hidden, mask, modality, strength)
 
-    def _meant(self, tokens: Tokens) -> Tensor | bool:
-        """Whether a pipeline's encoder is called for the branch that is edited; [B] if for both."""
-        branch = tokens.call.branch
-        if branch is None:
-            raise CannotKnow(
-                f"branch={self.run.branch!r}: nobody can tell whether this call, which reaches "
-                f"{self.tally.site!r}, is for the prompt or for the negative one: it does not come "
-                "from the pipeline the patch is attached to, or its token ids are those of neither."
-                " Attach with branch='both', only while what is to be edited is encoded"
-            )
-        if isinstance(branch, Tensor):
-            return branch if self.run.branch == "cond" else ~branch
-        return branch == self.run.branch
+    def _meant(self, chosen: tuple[Chosen, ...], tokens: Tokens) -> Tensor | bool:
+        """Which rows plug-ins mean, broadcast against the output's tokens; one answer for all."""
+        rows = meant(chosen, tokens.call, self.tally.site)
+        if isinstance(rows, bool):
+            return rows
+        names = ", ".join(one.choice.name for one in chosen)
+        return _of_rows(rows.to(tokens.device), tokens, names)
 
     def _rows_on(self, rows: Tensor, device: torch.device) -> Tensor:
         if device not in self._devices:
@@ -216,25 +209,31 @@ class Active:
         return tokens.fit(strength) if isinstance(strength, Tensor) else None
 
     def _of_rows(self, rows: Tensor, tokens: Tokens) -> Tensor:
-        """The strength of each row of an output: [B, 1] for [B, S, D], [N] for packed [N, D]."""
-        count, rows_of_one = tokens.shape[0], len(rows) == 1
+        """The strength of each row of an output."""
+        rows_of_one = len(rows) == 1
         rows = self._rows_on(rows, tokens.device)
-        if rows_of_one and count != len(rows):
+        if rows_of_one and tokens.shape[0] != len(rows):
             rows = rows[:1]  # held for another batch before ``set_strength`` gave one for all
-        if len(rows) > 1:
-            tokens.expect_rows(f"a strength for each of {len(rows)} rows")
-            requests = tokens.requests
-            if requests is not None:
-                images = len(cast("Tensor", tokens.call.grid))
-                if len(rows) != images:
-                    raise _other_rows(rows, images, "images")
-                return rows[requests]
-            if count != len(rows):
-                # Beams repeat each row in a language model. Images may come as any number of tiles.
-                if tokens.stream == "image" or count % len(rows):
-                    raise _other_rows(rows, count, "rows")
-                rows = repeat(rows, "b -> (b k)", k=count // len(rows))
-        return rows.reshape(-1, *[1] * (len(tokens.shape) - 2))
+        return _of_rows(rows, tokens, "strength")
+
+
+def _of_rows(rows: Tensor, tokens: Tokens, name: str) -> Tensor:
+    """A value of each row of an output: [B, 1] for [B, S, D], [N] for packed [N, D]."""
+    count = tokens.shape[0]
+    if len(rows) > 1:
+        tokens.expect_rows(f"a {name} for each of {len(rows)} rows")
+        requests = tokens.requests
+        if requests is not None:
+            images = len(cast("Tensor", tokens.call.grid))
+            if len(rows) != images:
+                raise _other_rows(name, rows, images, "images")
+            return rows[requests]
+        if count != len(rows):
+            # Beams repeat each row in a language model. Images may come as any number of tiles.
+            if tokens.stream == "image" or count % len(rows):
+                raise _other_rows(name, rows, count, "rows")
+            rows = repeat(rows, "b -> (b k)", k=count // len(rows))
+    return rows.reshape(-1, *[1] * (len(tokens.shape) - 2))
 
 
 def _own(rows: Tensor, device: torch.device) -> Tensor:
@@ -243,9 +242,9 @@ def _own(rows: Tensor, device: torch.device) -> Tensor:
         return move(rows, device).clone()
 
 
-def _other_rows(rows: Tensor, count: int, what: str) -> VlmEditError:
+def _other_rows(name: str, rows: Tensor, count: int, what: str) -> VlmEditError:
     return VlmEditError(
-        f"strength has {len(rows)} values, this site's output has {count} {what}: give one value "
+        f"{name} has {len(rows)} values, this site's output has {count} {what}: give one value "
         "per row of the batch there, or one for all"
     )
 

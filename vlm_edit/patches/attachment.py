@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.ground.errors import BadArgument, VlmEditError
-from vlm_edit.hooks import Handle, runs_of
+from vlm_edit.hooks import Handle, choices, runs_of
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.report import Report
 
@@ -128,8 +128,9 @@ class Attachment(Handle):
                 stacklevel=stacklevel,
             )
         if ran and not report.edited_tokens:
+            *named, last = "stream", "phase", "positions", *choices()
             warnings.warn(
                 f"the patch edited no token, though the host ran {', '.join(ran)}: none was of "
-                "the stream, phase, positions and branch it names, or every strength was 0",
+                f"the {', '.join(named)} and {last} it names, or every strength was 0",
                 stacklevel=stacklevel,  # the line of the user's own
             )

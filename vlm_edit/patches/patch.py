@@ -24,7 +24,7 @@ from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.binding import Binding, bind
 from vlm_edit.patches.report import Tally
-from vlm_edit.patches.targets import Branches, branch_in, device_of, target_of
+from vlm_edit.patches.targets import device_of, target_of
 
 Engine = Literal["hooks", "nnsight"]
 
@@ -175,9 +175,9 @@ class Patch:
         strength: float | Sequence[float] | Sequence[Sequence[float]] | Tensor = 1.0,
         mask: Tensor | None = None,
         image_mask: Tensor | None = None,
-        branch: Branches | None = None,
         via: Engine = "hooks",
         threads: Threads = "all",
+        **choices: Any,
     ) -> Attachment:
         """Put the patch on a host: in force from now on, whole or not at all.
 
@@ -193,15 +193,15 @@ class Patch:
                 by modality, padding included in P. Generated tokens are chosen as without it.
             image_mask: [B, P] bool, which tokens of the prompt are image, for calls that do not
                 tell because image features are merged into ``inputs_embeds`` already.
-            branch: In a pipeline with guidance: ``cond`` (its default) to edit what it draws
-                towards, the prompt's encoding; ``uncond`` what it is led away from, that of the
-                negative prompt; or ``both``.
             via: What calls the edits: forward ``hooks``, or ``nnsight``, whose traces then see
                 what they did; ``docs/nnsight.md`` tells the two apart. Outputs are the same to
                 the bit.
             threads: In whose forwards it acts: those of ``all`` threads, or of the calling
                 thread's ``own`` only, until that ends. Attached so by several threads, patches of
                 one host do not mix.
+            **choices: Which rows of the host's calls are meant, by words that plug-ins of the
+                tracker declare (``hooks.Choice``). ``docs/text-to-image.md`` has the one that
+                tells a pipeline's prompt from its negative prompt.
 
         Returns:
             A handle with ``remove`` and ``report``, and a context manager that removes the patch
@@ -210,13 +210,16 @@ class Patch:
         Raises:
             VlmEditError: A site the host lacks, a dead site, another width, a stream that does
                 not pass there, another host than the patch was saved for or its dictionaries
-                were trained on, a site that nnsight does not see, or a branch of what has none.
+                were trained on, a site that nnsight does not see, or a choice that this host
+                does not offer.
+            TypeError: A word that nothing declares.
         """
         if via not in get_args(Engine):
             raise BadArgument(f"via is {via!r}; use 'hooks' or 'nnsight'")
         put = hooks.attach if via == "hooks" else tracing.attach
         host = tracing.host_of(host)
-        run = replace(Run.of(strength, mask, image_mask), branch=branch_in(host, branch))
+        chosen = hooks.chosen_in(host, choices) or None
+        run = replace(Run.of(strength, mask, image_mask), chosen=chosen)
         actives = self.prepare(host, check_host=check_host, run=run)
         undo: list[Callable[[], None]] = []
         try:

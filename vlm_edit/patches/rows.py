@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from vlm_edit.host import Host, Model
 from vlm_edit.patches.active import Active
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.patch import Engine, Patch
-from vlm_edit.patches.targets import Branches
 
 
 def attach_rows(
@@ -21,9 +21,9 @@ def attach_rows(
     patches: Sequence[Patch | None],
     *,
     check_host: bool = True,
-    branch: Branches | None = None,
     via: Engine = "hooks",
     threads: Threads = "all",
+    **choices: Any,
 ) -> Attachment:
     """Attach another patch for each row of the batches to come, all or none of them.
 
@@ -31,9 +31,9 @@ def attach_rows(
         host: The host.
         patches: One per row; None leaves a row as it is. Beams of a row share its patch.
         check_host: As for ``Patch.attach``.
-        branch: As for ``Patch.attach``.
         via: As for ``Patch.attach``.
         threads: As for ``Patch.attach``.
+        **choices: As for ``Patch.attach``.
 
     Returns:
         One attachment for all; its report has the distinct patches' bindings in their order.
@@ -65,9 +65,9 @@ def attach_rows(
                 host,
                 check_host=check_host,
                 strength=rows,
-                branch=branch,
                 via=via,
                 threads=threads,
+                **choices,
             )
             undo.append(own.detach)
             actives += own.actives

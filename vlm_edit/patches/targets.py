@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, cast, get_args
 
 import torch
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
-from vlm_edit.hooks import Branch
+from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.host import Host, Site
 from vlm_edit.patches.binding import Binding
-
-Branches = Literal["cond", "uncond", "both"]
-
-
-def branch_in(host: Host, branch: Any) -> Branch | None:
-    """The one branch of guidance whose calls are edited; None for all calls.
-
-    Raises:
-        VlmEditError: An unknown word, or a branch of a host that is no pipeline.
-    """
-    if branch is not None and branch not in get_args(Branches):
-        raise BadArgument(f"branch is {branch!r}; use {', '.join(map(repr, get_args(Branches)))}")
-    if host.is_pipeline:
-        return None if branch == "both" else cast("Branch", branch or "cond")
-    if branch is not None:
-        raise BadArgument(
-            f"branch={branch!r} tells apart what a pipeline encodes, and {host.kind.__name__} "
-            "is no pipeline: attach the patch to the pipeline, or leave branch out"
-        )
-    return None
 
 
 def target_of(host: Host, binding: Binding) -> Site:
