@@ -224,7 +224,9 @@ def answer(attached, inputs, **options):
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 2}, {"use_cache": False}, {"guidance_scale": 1.5}]
+)
 def test_a_choice_of_ones_own_limits_the_rows(plug, llava_inputs, site, options):
     expected = answer(clamp(site).attach(LLAVA, strength=[0.0, 1.0]), llava_inputs, **options)
     assert expected[1].edited_tokens
@@ -246,6 +248,17 @@ def test_a_choice_meets_the_tokens_that_the_patch_chooses(plug, llava_inputs):
     found = answer(patch.attach(LLAVA, speaker=1), llava_inputs)
     assert torch.equal(found[0], expected[0])
     assert found[1] == expected[1]
+
+
+def test_compiled_code_limits_the_rows_too(plug, llava_inputs):
+    plug(SPEAKERS, Speaking())
+    patch = clamp("language.1")
+    with patch.attach(LLAVA, speaker=1) as attached, torch.no_grad():
+        expected, plain = LLAVA(**llava_inputs).logits, attached.report()
+    with patch.attach(LLAVA, speaker=1) as attached, torch.no_grad():
+        found = torch.compile(LLAVA, backend="eager")(**llava_inputs).logits
+    assert torch.equal(found, expected)
+    assert attached.report() == plain
 
 
 def test_a_row_is_edited_where_every_choice_means_it(plug, llava_inputs):
