@@ -231,23 +231,23 @@ def test_a_choice_of_ones_own_limits_the_rows(plug, llava_inputs, site, options)
     expected = answer(clamp(site).attach(LLAVA, strength=[0.0, 1.0]), llava_inputs, **options)
     assert expected[1].edited_tokens
     plug(SPEAKERS, Speaking())
-    found = answer(clamp(site).attach(LLAVA, speaker=1), llava_inputs, **options)
-    assert torch.equal(found[0], expected[0])
-    assert found[1] == expected[1]
+    limited = answer(clamp(site).attach(LLAVA, speaker=1), llava_inputs, **options)
+    assert torch.equal(limited[0], expected[0])
+    assert limited[1] == expected[1]
     everyone = answer(clamp(site).attach(LLAVA), llava_inputs, **options)
     ones = answer(clamp(site).attach(LLAVA, strength=[1.0] * 2), llava_inputs, **options)
     assert torch.equal(everyone[0], ones[0])
     assert everyone[1] == ones[1]
-    assert everyone[1].edited_tokens > found[1].edited_tokens
+    assert everyone[1].edited_tokens > limited[1].edited_tokens
 
 
 def test_a_choice_meets_the_tokens_that_the_patch_chooses(plug, llava_inputs):
     patch = clamp("language.1", tokens="text", phase="prompt")
     expected = answer(patch.attach(LLAVA, strength=[0.0, 1.0]), llava_inputs)
     plug(SPEAKERS, Speaking())
-    found = answer(patch.attach(LLAVA, speaker=1), llava_inputs)
-    assert torch.equal(found[0], expected[0])
-    assert found[1] == expected[1]
+    limited = answer(patch.attach(LLAVA, speaker=1), llava_inputs)
+    assert torch.equal(limited[0], expected[0])
+    assert limited[1] == expected[1]
 
 
 def test_compiled_code_limits_the_rows_too(plug, llava_inputs):
@@ -256,8 +256,8 @@ def test_compiled_code_limits_the_rows_too(plug, llava_inputs):
     with patch.attach(LLAVA, speaker=1) as attached, torch.no_grad():
         expected, plain = LLAVA(**llava_inputs).logits, attached.report()
     with patch.attach(LLAVA, speaker=1) as attached, torch.no_grad():
-        found = torch.compile(LLAVA, backend="eager")(**llava_inputs).logits
-    assert torch.equal(found, expected)
+        limited = torch.compile(LLAVA, backend="eager")(**llava_inputs).logits
+    assert torch.equal(limited, expected)
     assert attached.report() == plain
 
 
@@ -279,9 +279,9 @@ def test_rows_of_their_own_patches_take_the_choice_too(plug, llava_inputs):
     first, second = clamp("language.1"), clamp("language.1", tokens="text")
     expected = answer(second.attach(LLAVA, strength=[0.0, 1.0]), llava_inputs)
     plug(SPEAKERS, Speaking())
-    found = answer(attach_rows(LLAVA, [first, second], speaker=1), llava_inputs)
-    assert torch.equal(found[0], expected[0])
-    assert [site.tokens for site in found[1].sites] == [0, expected[1].edited_tokens]
+    limited = answer(attach_rows(LLAVA, [first, second], speaker=1), llava_inputs)
+    assert torch.equal(limited[0], expected[0])
+    assert [site.tokens for site in limited[1].sites] == [0, expected[1].edited_tokens]
 
 
 def test_a_choice_has_errors_of_its_own(plug, llava_inputs):

@@ -126,8 +126,8 @@ class Guide:
 
     @property
     def _now(self) -> Encoding | None:
-        found: Encoding | None = getattr(self._state, "encoding", None)
-        return found
+        encoding: Encoding | None = getattr(self._state, "encoding", None)
+        return encoding
 
     def _encode(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -162,9 +162,9 @@ class Guide:
         if around is None or not any(name.startswith(negative) for name in around):
             return Encoding(given, True, False)
         names = {name for encoder in self._rules.encoders for name in encoder.prompts}
-        told = [name for name in given if name in names]
-        cond = all(_same(given[name], around.get(name)) for name in told)
-        uncond = all(_same(given[name], around.get(negative + name)) for name in told)
+        texts = [name for name in given if name in names]
+        cond = all(_same(given[name], around.get(name)) for name in texts)
+        uncond = all(_same(given[name], around.get(negative + name)) for name in texts)
         return Encoding(given, cond, uncond) if cond != uncond else None
 
     @property
