@@ -16,7 +16,7 @@ _CHUNK = 1024
 def probe(
     values: Tensor, labels: Sequence[str], folds: int = 5, ridge: float = 1e-2, seed: int = 0
 ) -> Tensor:
-    """Whether a linear probe that has not seen a case names its label, for every case.
+    """Tell for every case whether a linear probe that has not seen it names its label.
 
     A ridge classifier, one label against the rest, on standardised values, cross-validated.
 
@@ -49,8 +49,8 @@ def probe_each(
     ridge: float = 1e-2,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """``probe`` for several sets of labels of the same cases, at the price of one."""
-    truths = {name: _numbered(values, found, folds) for name, found in labels.items()}
+    """Run ``probe`` for several sets of labels of the same cases, at the price of one."""
+    truths = {name: _numbered(values, column, folds) for name, column in labels.items()}
     sizes = [int(truth.max()) + 1 for truth in truths.values()]
     pairs = zip(truths.values(), sizes, strict=True)
     target = torch.cat([F.one_hot(truth, size) for truth, size in pairs], dim=1).double()
@@ -91,7 +91,7 @@ def hits(
     key_labels: Sequence[str],
     k: int = 1,
 ) -> Tensor:
-    """Whether a query has a key of its own label among its k nearest by cosine.
+    """Tell whether a query has a key of its own label among its k nearest by cosine.
 
     Ties with keys of other labels count against it.
 
@@ -119,17 +119,17 @@ def hits(
     own, other = (torch.tensor([index[name] for name in names]) for names in
                   (query_labels, key_labels))  # fmt: skip
     queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
-    found = []
+    verdicts = []
     for some, labels in zip(queries.split(_CHUNK), own.split(_CHUNK), strict=True):
         similarity, relevant = some @ keys.mT, labels[:, None] == other[None, :]
         best = similarity.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
-        ahead = ((similarity >= best) & ~relevant).sum(1)
-        found.append((ahead < k) & best.squeeze(1).isfinite())
-    return torch.cat(found)
+        rivals = ((similarity >= best) & ~relevant).sum(1)
+        verdicts.append((rivals < k) & best.squeeze(1).isfinite())
+    return torch.cat(verdicts)
 
 
 def variance_explained(values: Tensor, labels: Sequence[str]) -> Tensor:
-    """Share of each column's variance that lies between the groups of a label (eta squared).
+    """Compute each column's share of variance that lies between groups of a label (eta squared).
 
     Args:
         values: [n, m].

@@ -43,7 +43,7 @@ class DeletionCurve:
     control_counts: Mapping[str, Tensor]
 
     def area(self, control: str, draws: int = 2000, seed: int = 0) -> Estimate:
-        """Area between a control's curve and the class's, the metric's mean loss beyond it.
+        """Measure the area between a control's curve and the class's: the mean loss beyond it.
 
         Positive where deleting the class costs more. By the trapezoid rule over the fractions, a
         share of the whole width. The interval is the percentile bootstrap over cases and over
@@ -60,22 +60,24 @@ class DeletionCurve:
         if control not in self.controls:
             raise VlmEditError(f"no control {control!r}: there are {sorted(self.controls)}")
         x = torch.tensor(self.fractions, dtype=torch.float64)
-        ahead = self.controls[control] - self.values
-        areas = torch.trapezoid(ahead, x, dim=1) / (x[-1] - x[0])
-        drawn, cases = areas.shape
+        leads = self.controls[control] - self.values
+        areas = torch.trapezoid(leads, x, dim=1) / (x[-1] - x[0])
+        n_draws, cases = areas.shape
         generator = torch.Generator().manual_seed(seed)
 
         def resampled() -> float:
             by_case = torch.randint(cases, (cases,), generator=generator).bincount(minlength=cases)
-            by_draw = torch.randint(drawn, (drawn,), generator=generator).bincount(minlength=drawn)
-            return float(by_draw.double() @ areas @ by_case.double()) / (cases * drawn)
+            by_draw = torch.randint(n_draws, (n_draws,), generator=generator).bincount(
+                minlength=n_draws
+            )
+            return float(by_draw.double() @ areas @ by_case.double()) / (cases * n_draws)
 
         sample = torch.tensor([resampled() for _ in range(draws)], dtype=torch.float64)
         low, high = sample.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         return Estimate(float(areas.mean()), low, high, cases)
 
     def rows(self) -> list[dict[str, float | int | Estimate]]:
-        """One row per fraction: the metric of the class and of each control.
+        """Return one row per fraction: the metric of the class and of each control.
 
         The class's interval is the bootstrap over cases; a control's ends are its lowest and
         highest draw, and its ``n`` the number of draws.
@@ -93,14 +95,14 @@ class DeletionCurve:
         return rows
 
     def __str__(self) -> str:
-        """An aligned table, and under it the areas."""
+        """Lay out an aligned table, and under it the areas."""
         rows = self.rows()
         names = ["class", *self.controls]
         lines = [["fraction", "features", *names]]
         for row in rows:
-            told = [str(row["class"])]
-            told += [f"{row[n]} ({row[f'{n} features']:.0f})" for n in self.controls]
-            lines.append([f"{row['fraction']:g}", str(row["features"]), *told])
+            cells = [str(row["class"])]
+            cells += [f"{row[n]} ({row[f'{n} features']:.0f})" for n in self.controls]
+            lines.append([f"{row['fraction']:g}", str(row["features"]), *cells])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         areas = [f"area between {name} and class: {self.area(name)}" for name in self.controls]
@@ -118,7 +120,7 @@ def deletion_curve(
     draws: int = 5,
     seed: int = 0,
 ) -> DeletionCurve:
-    """Any metric as features of a class are deleted, strongest first, beside random controls.
+    """Ask any metric as features of a class are deleted, strongest first, beside random controls.
 
     At every fraction stand as many random features (``size``) and random features that move the
     hidden states as far (``norm``). Within one draw the sets grow, as the class's do.
@@ -161,32 +163,32 @@ def deletion_curve(
     strength = activity(sparse)[list(features)]
     order = [features[i] for i in strength.argsort(descending=True, stable=True).tolist()]
     counts = [round(fraction * len(features)) for fraction in fractions]
-    chosen: dict[str, list[list[list[int]]]] = {
+    controls: dict[str, list[list[list[int]]]] = {
         "size": [[o[:c].tolist() for c in counts] for o in orders(live, draws, seed)]
     }
     if decoder is not None:
         sets: list[list[list[int]]] = [
             norm_matched(order[:count], live, sparse, decoder, draws, seed) for count in counts
         ]
-        chosen["norm"] = [list(drawn) for drawn in zip(*sets, strict=True)]
-    read = _Reader(metric)
+        controls["norm"] = [list(series) for series in zip(*sets, strict=True)]
+    reader = _Reader(metric)
     return DeletionCurve(
         tuple(float(fraction) for fraction in fractions),
         tuple(counts),
-        torch.stack([read(order[:count]) for count in counts]),
+        torch.stack([reader(order[:count]) for count in counts]),
         {
-            name: torch.stack([torch.stack([read(part) for part in draw]) for draw in drawn])
-            for name, drawn in chosen.items()
+            name: torch.stack([torch.stack([reader(part) for part in draw]) for draw in series])
+            for name, series in controls.items()
         },
         {
-            name: torch.tensor([[*map(len, draw)] for draw in drawn])
-            for name, drawn in chosen.items()
+            name: torch.tensor([[*map(len, draw)] for draw in series])
+            for name, series in controls.items()
         },  # fmt: skip
     )
 
 
 class _Reader:
-    """Asks a metric once per set of features, and holds it to its number of cases."""
+    """Ask a metric once per set of features, and hold it to its number of cases."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric

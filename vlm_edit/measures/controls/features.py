@@ -19,7 +19,7 @@ _SCRATCH = 1 << 20  # numbers held at once: 8 MiB in float64
 def random_features(
     features: Sequence[int], live: Sequence[int], draws: int = 5, seed: int = 0
 ) -> list[list[int]]:
-    """As many random features as the given ones.
+    """Draw as many random features as the given ones.
 
     Args:
         features: Whose number is to be matched.
@@ -39,8 +39,8 @@ def random_features(
     """
     expect_choice(features, live, draws)
     generator = torch.Generator().manual_seed(seed)
-    drawn = (torch.randperm(len(live), generator=generator) for _ in range(draws))
-    return [sorted(live[i] for i in order[: len(features)].tolist()) for order in drawn]
+    shuffles = (torch.randperm(len(live), generator=generator) for _ in range(draws))
+    return [sorted(live[i] for i in order[: len(features)].tolist()) for order in shuffles]
 
 
 def activity_matched(
@@ -50,7 +50,7 @@ def activity_matched(
     draws: int = 5,
     seed: int = 0,
 ) -> list[list[int]]:
-    """Random features that are together about as active as the given ones.
+    """Draw random features that are together about as active as the given ones.
 
     Taken in random order until their activity reaches the goal; all, if they never do.
 
@@ -75,11 +75,11 @@ def activity_matched(
     expect_choice([], live, draws)
     expect_known([*features, *live], len(activity))
     goal = float(activity[list(features)].sum())
-    found = []
-    for chosen in orders(live, draws, seed):
-        count = int((activity[chosen].cumsum(0) < goal).sum()) + 1
-        found.append(sorted(chosen[:count].tolist()))
-    return found
+    lists = []
+    for order in orders(live, draws, seed):
+        count = int((activity[order].cumsum(0) < goal).sum()) + 1
+        lists.append(sorted(order[:count].tolist()))
+    return lists
 
 
 def norm_matched(
@@ -90,7 +90,7 @@ def norm_matched(
     draws: int = 5,
     seed: int = 0,
 ) -> list[list[int]]:
-    """Random features whose deletion moves the hidden states about as far as the given ones'.
+    """Draw random features whose deletion moves hidden states about as far as the given ones'.
 
     Taken in random order until the mean over examples of ``deletion_norms`` crosses that of the
     given features; of the sets before and after the crossing the nearer one. If all together
@@ -131,7 +131,7 @@ def norm_matched(
 def deletion_norms(
     codes: Tensor | SparseCodes, decoder: Tensor, features: Sequence[int] | Tensor
 ) -> Tensor:
-    """How far each example moves when features are deleted: the norm of what they decode to.
+    """Measure how far each example moves without features: the norm of what they decode to.
 
     In the dictionary's space; a norm that was divided out of the example is not multiplied back.
 
@@ -157,22 +157,22 @@ def deletion_norms(
             f"codes of {sparse.n_features} features need a decoder of as many rows, got "
             f"{tuple(decoder.shape)}"
         )
-    chosen = torch.as_tensor(features, dtype=torch.int64)
-    expect_known(chosen.tolist(), len(decoder))
-    touched = torch.zeros(len(decoder), dtype=torch.bool)
-    touched[chosen] = True
-    kept = touched[sparse.features.cpu()].nonzero().flatten()
-    moved = torch.zeros(len(sparse), decoder.shape[1], dtype=torch.float64)
-    for part in kept.split(max(1, _SCRATCH // decoder.shape[1])):
+    numbers = torch.as_tensor(features, dtype=torch.int64)
+    expect_known(numbers.tolist(), len(decoder))
+    mask = torch.zeros(len(decoder), dtype=torch.bool)
+    mask[numbers] = True
+    entries = mask[sparse.features.cpu()].nonzero().flatten()
+    changes = torch.zeros(len(sparse), decoder.shape[1], dtype=torch.float64)
+    for part in entries.split(max(1, _SCRATCH // decoder.shape[1])):
         rows, columns = sparse.rows[part].cpu(), sparse.features[part].cpu()
         values = sparse.values[part].cpu().double()
-        moved.index_add_(0, rows, values[:, None] * decoder[columns].cpu().double())
-    norms: Tensor = moved.norm(dim=1)
+        changes.index_add_(0, rows, values[:, None] * decoder[columns].cpu().double())
+    norms: Tensor = changes.norm(dim=1)
     return norms
 
 
 def activity(codes: Tensor | SparseCodes) -> Tensor:
-    """Mean of |code| over examples, of every feature.
+    """Average |code| over examples, for every feature.
 
     Args:
         codes: [n, m].
@@ -192,7 +192,7 @@ def activity(codes: Tensor | SparseCodes) -> Tensor:
 
 
 def turned(dictionary: Dictionary, seed: int) -> Dictionary:
-    """The same features, written in other directions: every row turned by one random rotation.
+    """Write the same features in other directions: turn every row by one random rotation.
 
     An edit then changes each token by exactly as much as before, along directions that mean
     nothing.
@@ -215,14 +215,14 @@ def turned(dictionary: Dictionary, seed: int) -> Dictionary:
 
 
 def orders(live: Sequence[int], draws: int, seed: int) -> list[Tensor]:
-    """The features in random order, per draw, from ``seed + i``."""
-    known = torch.as_tensor(list(live), dtype=torch.int64)
+    """Put the features in random order, per draw, from ``seed + i``."""
+    numbers = torch.as_tensor(list(live), dtype=torch.int64)
     generators = (torch.Generator().manual_seed(seed + i) for i in range(draws))
-    return [known[torch.randperm(len(known), generator=g)] for g in generators]
+    return [numbers[torch.randperm(len(numbers), generator=g)] for g in generators]
 
 
 def _crossing(codes: SparseCodes, decoder: Tensor, order: Tensor, goal: float) -> int:
-    """How many features of an order come nearest to a mean norm, at a crossing of it."""
+    """Count the features of an order that come nearest to a mean norm, at a crossing of it."""
 
     def mean(count: int) -> float:
         return float(deletion_norms(codes, decoder, order[:count]).mean())

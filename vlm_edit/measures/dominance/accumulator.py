@@ -26,7 +26,7 @@ _BLOCK = 1 << 16
 
 
 class DominanceAccumulator:
-    """Dominance over pairs that come in batches; the result does not depend on how they are cut.
+    """Gather dominance over pairs in batches; the result does not depend on how they are cut.
 
     Scores and counts are equal to the bit for any cut, sums of activations to rounding. Memory
     is that of the state, about 350 bytes per feature, and some 12 MiB of scratch, for any number
@@ -59,7 +59,7 @@ class DominanceAccumulator:
         self._masses = torch.zeros(5, n_features, dtype=torch.float64)
 
     def update(self, image_codes: Tensor | SparseCodes, text_codes: Tensor | SparseCodes) -> None:
-        """Add pairs.
+        """Add pairs, given by the codes of both streams.
 
         Args:
             image_codes: [n, m], any float dtype; signs are dropped.
@@ -68,10 +68,10 @@ class DominanceAccumulator:
         Raises:
             VlmEditError: Shapes that differ, numbers that are not finite, or too many pairs.
         """
-        expected = (len(image_codes), self._counts.shape[1])
-        if tuple(image_codes.shape) != expected or tuple(text_codes.shape) != expected:
+        shape = (len(image_codes), self._counts.shape[1])
+        if tuple(image_codes.shape) != shape or tuple(text_codes.shape) != shape:
             raise VlmEditError(
-                f"codes of pairs must both be [n, {expected[1]}], got "
+                f"codes of pairs must both be [n, {shape[1]}], got "
                 f"{tuple(image_codes.shape)} and {tuple(text_codes.shape)}"
             )
         self._expect_room(len(image_codes))
@@ -133,7 +133,7 @@ class DominanceAccumulator:
         self.n_pairs += other.n_pairs
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All there is to go on later, to the bit: counts and sums over the pairs so far."""
+        """Return all there is to go on later, to the bit: counts and sums over the pairs so far."""
         state = {name: tensor.clone() for name, tensor in self._state().items()}
         return {"n_pairs": torch.tensor(self.n_pairs), **state}
 
@@ -168,7 +168,7 @@ class DominanceAccumulator:
             raise VlmEditError(f"more than {_MOST_PAIRS} pairs: accumulate in parts and compare")
 
     def compute(self) -> Dominance:
-        """The scores of all pairs so far.
+        """Return the scores of all pairs so far.
 
         Raises:
             VlmEditError: No pair yet.
@@ -192,7 +192,7 @@ class DominanceAccumulator:
 def modality_dominance(
     image_codes: Tensor | SparseCodes, text_codes: Tensor | SparseCodes, zeros: Zeros = "skip"
 ) -> Dominance:
-    """Modality Dominance Score of every feature: the mean over pairs of its ratio.
+    """Compute the Modality Dominance Score of every feature: the mean over pairs of its ratio.
 
     ``MDS_k = mean over pairs with |zI_ik| + |zT_ik| > 0 of |zI_ik| / (|zI_ik| + |zT_ik|)``
     (arXiv 2502.14888).
@@ -223,7 +223,7 @@ def modality_dominance(
 
 
 def _finite(values: Tensor) -> bool:
-    """Whether all are finite; the extremes tell, and take no memory."""
+    """Return whether all are finite; the extremes tell, and take no memory."""
     return not len(values) or all(bool(end.isfinite()) for end in values.aminmax())
 
 
@@ -232,7 +232,7 @@ def _fixed(ratio: Tensor) -> Tensor:
 
 
 def _blocks(image: SparseCodes, text: SparseCodes) -> Iterator[tuple[Tensor, ...]]:
-    """Runs of pairs as arguments of ``_add``: features and activations per stream, and across."""
+    """Cut pairs into arguments of ``_add``: features and activations per stream, and across."""
     n, m = image.shape
     # A power of two, so that a row's place in the table is its last bits.
     step = 1 << (max(1, _SCRATCH // max(1, m)).bit_length() - 1)

@@ -20,7 +20,7 @@ _SMALLEST = 1e-12
 
 
 def level_sums(levels: Tensor) -> Tensor:
-    """Sum of the signed levels of each feature's pairs, [m] int64.
+    """Sum the signed levels of each feature's pairs, [m] int64.
 
     Args:
         levels: [m, 2 * LEVELS + 1] int64, pairs by level, from -LEVELS to LEVELS.
@@ -29,7 +29,7 @@ def level_sums(levels: Tensor) -> Tensor:
 
 
 def flip_p(levels: Tensor, sums: Tensor) -> Tensor:
-    """Chance of a sum as far from zero when every level's sign is drawn at random.
+    """Compute the chance of a sum as far from zero when every level's sign is drawn at random.
 
     Exact while the magnitudes of a feature sum to 4,094 or less (255 pairs of one stream only),
     by the inverse transform of the characteristic function ``prod_q cos(q t)^count_q``. Beyond,
@@ -49,8 +49,8 @@ def flip_p(levels: Tensor, sums: Tensor) -> Tensor:
     p[:, span == 0] = 1.0
     points, least = 32, 0
     while points <= _EXACT + 2:
-        chosen = ((span > least) & (span <= points - 2)).nonzero().flatten()
-        for part in chosen.split(max(1, _CELLS // points)):
+        features = ((span > least) & (span <= points - 2)).nonzero().flatten()
+        for part in features.split(max(1, _CELLS // points)):
             odd = span[part] % 2
             tails = _tails(counts[part], odd, points)
             at = (sums[:, part].abs() - odd) // 2
@@ -62,7 +62,7 @@ def flip_p(levels: Tensor, sums: Tensor) -> Tensor:
 
 
 def flipped_sums(levels: Tensor, draws: int, seed: int) -> Tensor:
-    """Sums of levels with signs drawn at random, [draws, m] int64."""
+    """Sum levels with signs drawn at random, [draws, m] int64."""
     counts = _magnitudes(levels)
     feature, column = counts.nonzero(as_tuple=True)
     many, size = counts[feature, column].double(), column + 1
@@ -76,12 +76,12 @@ def flipped_sums(levels: Tensor, draws: int, seed: int) -> Tensor:
 
 
 def _magnitudes(levels: Tensor) -> Tensor:
-    """Pairs by size of their level, [m, LEVELS] from 1; pairs at zero decide nothing."""
+    """Count pairs by size of their level, [m, LEVELS] from 1; pairs at zero decide nothing."""
     return levels[:, LEVELS + 1 :] + levels[:, :LEVELS].flip(1)
 
 
 def _tails(counts: Tensor, odd: Tensor, points: int) -> Tensor:
-    """P(sum >= 2 v + odd) of each feature for v = 0 .. points / 2 - 1, [f, points / 2].
+    """Compute P(sum >= 2 v + odd) per feature for v = 0 .. points / 2 - 1, [f, points / 2].
 
     A sum has the parity of the magnitudes' sum, so (sum - odd) / 2 is whole, and its
     distribution is the inverse transform at as many angles as it has values.

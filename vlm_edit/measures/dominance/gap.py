@@ -12,7 +12,7 @@ from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 
 class GapAccumulator:
-    """Modality gap over embeddings that come in batches.
+    """Gather the modality gap over embeddings that come in batches.
 
     Example:
         >>> import torch
@@ -58,15 +58,15 @@ class GapAccumulator:
         self._count += other._count
 
     def centroids(self) -> Mapping[str, Tensor]:
-        """Mean of the normalised embeddings per stream, [d] float64."""
+        """Return the mean of the normalised embeddings per stream, [d] float64."""
         return self._per_pair(0)
 
     def means(self) -> Mapping[str, Tensor]:
-        """Mean of the embeddings as they come per stream, [d] float64: what centring subtracts."""
+        """Return the mean of raw embeddings per stream, [d] float64: what centring subtracts."""
         return self._per_pair(1)
 
     def compute(self) -> float:
-        """The gap of all embeddings so far.
+        """Return the gap of all embeddings so far.
 
         Raises:
             VlmEditError: No pair yet.
@@ -75,7 +75,7 @@ class GapAccumulator:
         return float((centroids["image"] - centroids["text"]).norm())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All there is to go on later: the number of pairs, and sums [2, d] per stream."""
+        """Return all there is to go on later: the number of pairs, and sums [2, d] per stream."""
         sums = {name: total.clone() for name, total in self._sums.items()}
         return {"count": torch.tensor(self._count), **sums}
 
@@ -95,9 +95,9 @@ class GapAccumulator:
         self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
 
     def _expect_width(self, width: int) -> None:
-        known = {total.shape[1] for total in self._sums.values()} - {width}
-        if known:
-            raise VlmEditError(f"embeddings of width {width} after others of {known.pop()}")
+        widths = {total.shape[1] for total in self._sums.values()} - {width}
+        if widths:
+            raise VlmEditError(f"embeddings of width {width} after others of {widths.pop()}")
 
     def _per_pair(self, row: int) -> Mapping[str, Tensor]:
         if not self._count:
@@ -106,7 +106,7 @@ class GapAccumulator:
 
 
 def modality_gap(image: Tensor, text: Tensor) -> float:
-    """Distance between the centroids of the normalised embeddings (Liang et al. 2022).
+    """Measure the distance between the centroids of the normalised embeddings (Liang et al. 2022).
 
     Args:
         image: [n, d] embeddings of images.

@@ -11,7 +11,7 @@ _NEGLIGIBLE = 1e-18
 
 
 def fisher_p(both: Tensor, image: Tensor, text: Tensor, n_pairs: int) -> Tensor:
-    """Fisher's exact test, one-sided: P(both active in at least so many pairs) under shuffling.
+    """Compute P(both active in at least so many pairs) under shuffling: Fisher's exact, one-sided.
 
     With texts put beside images at random the count is hypergeometric.
 
@@ -35,7 +35,7 @@ def fisher_p(both: Tensor, image: Tensor, text: Tensor, n_pairs: int) -> Tensor:
 
 
 def _tail(x: Tensor, a: Tensor, b: Tensor, n: int, up: bool) -> Tensor:
-    """P(X >= x), or P(X <= x), by its first term and the ratios of following ones.
+    """Compute P(X >= x), or P(X <= x), by its first term and the ratios of following ones.
 
     A count that margins do not allow has a factorial of -1 below the line: a term of 0.
     """
@@ -55,7 +55,7 @@ def _tail(x: Tensor, a: Tensor, b: Tensor, n: int, up: bool) -> Tensor:
 
 
 def _log_probability(x: Tensor, a: Tensor, b: Tensor, rest: Tensor, n: int) -> Tensor:
-    """Log of C(a, x) C(n - a, b - x) / C(n, b)."""
+    """Compute the log of C(a, x) C(n - a, b - x) / C(n, b)."""
     margins, cells = (a, n - a, b, n - b), (x, a - x, b - x, rest + x)
     above = sum(map(_log_factorials, margins), torch.zeros_like(x)) - math.lgamma(n + 1)
     return above - sum(map(_log_factorials, cells), torch.zeros_like(x))

@@ -58,32 +58,32 @@ class Dominance:
 
     @property
     def image_active(self) -> Tensor:
-        """[m] int64, pairs in which a feature is active in the image."""
+        """Return the number of pairs in which a feature is active in the image, [m] int64."""
         return self.counts[0]
 
     @property
     def text_active(self) -> Tensor:
-        """[m] int64, pairs in which a feature is active in the text."""
+        """Return the number of pairs in which a feature is active in the text, [m] int64."""
         return self.counts[1]
 
     @property
     def both_active(self) -> Tensor:
-        """[m] int64, pairs in which a feature is active in both."""
+        """Return the number of pairs in which a feature is active in both, [m] int64."""
         return self.counts[2]
 
     @cached_property
     def active(self) -> Tensor:
-        """[m] int64, pairs in which a feature is active in either stream."""
+        """Return the number of pairs in which a feature is active in either stream, [m] int64."""
         return self.counts[0] + self.counts[1] - self.counts[2]
 
     @property
     def dead(self) -> Tensor:
-        """[m] bool, features that no pair activates."""
+        """Return a mask of the features that no pair activates, [m] bool."""
         return self.active == 0
 
     @cached_property
     def scores(self) -> Tensor:
-        """[m] float64, the score under ``zeros``; NaN for dead features."""
+        """Return the score under ``zeros``, [m] float64; NaN for dead features."""
         return self._scores_of(self.ratios[2 if self.zeros == "epsilon" else 0].double() / ONE)
 
     def _scores_of(self, sums: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Dominance:
         return torch.where(self.dead, torch.nan, sums / counts)
 
     def under(self, zeros: Zeros) -> Dominance:
-        """The same pairs under another convention, without measuring again.
+        """Return the same pairs under another convention, without measuring again.
 
         Raises:
             VlmEditError: ``epsilon`` where it was not measured with it.
@@ -103,8 +103,8 @@ class Dominance:
         Example:
             >>> import torch
             >>> from vlm_edit.measures.dominance import modality_dominance
-            >>> found = modality_dominance(torch.tensor([[1.0], [0.0]]), torch.zeros(2, 1))
-            >>> float(found.scores), float(found.under("half").scores)
+            >>> dominance = modality_dominance(torch.tensor([[1.0], [0.0]]), torch.zeros(2, 1))
+            >>> float(dominance.scores), float(dominance.under("half").scores)
             (1.0, 0.75)
         """
         if zeros not in get_args(Zeros):
@@ -115,16 +115,16 @@ class Dominance:
 
     @property
     def mean(self) -> float:
-        """Mean of the scores over live features."""
+        """Return the mean of the scores over live features."""
         return float(self.scores[~self.dead].mean())
 
     @property
     def sd(self) -> float:
-        """Standard deviation of the scores over live features, NaN for fewer than two."""
+        """Return the standard deviation of scores over live features, NaN for fewer than two."""
         return _sd(self.scores[~self.dead])
 
     def intervals(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Interval of each feature's score, under the convention it was measured with.
+        """Compute the interval of each feature's score, under the convention it was measured with.
 
         Pairs are taken as a sample: the active ones under ``skip``, all of them otherwise. Wilson's
         score interval for the effective number of pairs ``n p (1 - p) / s^2``, with Student's t: a
@@ -142,8 +142,8 @@ class Dominance:
         Example:
             >>> import torch
             >>> from vlm_edit.measures.dominance import modality_dominance
-            >>> found = modality_dominance(torch.ones(30, 1), torch.zeros(30, 1))
-            >>> low, high = found.intervals()
+            >>> dominance = modality_dominance(torch.ones(30, 1), torch.zeros(30, 1))
+            >>> low, high = dominance.intervals()
             >>> f"{float(low):.3f} {float(high):.3f}"
             '0.878 1.000'
         """
@@ -161,7 +161,7 @@ class Dominance:
         return mean_ratio_interval(sums, squares, n, level)
 
     def modality_score(self, energy: bool = False) -> Tensor:
-        """Ratio of means, ``E|zI| / (E|zI| + E|zT|)``, [m] float64; NaN for dead features.
+        """Compute the ratio of means, ``E|zI| / (E|zI| + E|zT|)``, [m] float64; NaN if dead.
 
         Unlike MDS it weighs strong pairs more, and does not depend on the zeros.
 
@@ -171,8 +171,8 @@ class Dominance:
         Example:
             >>> import torch
             >>> from vlm_edit.measures.dominance import modality_dominance
-            >>> found = modality_dominance(torch.tensor([[3.0], [0.0]]), torch.ones(2, 1))
-            >>> float(found.modality_score()), float(found.scores)
+            >>> dominance = modality_dominance(torch.tensor([[3.0], [0.0]]), torch.ones(2, 1))
+            >>> float(dominance.modality_score()), float(dominance.scores)
             (0.6, 0.375)
         """
         image, text = self.masses[2:4] if energy else self.masses[:2]
@@ -180,7 +180,7 @@ class Dominance:
         return score
 
     def mutual_information(self) -> Tensor:
-        """Bits that a feature's being active tells about the modality, [m] float64.
+        """Compute the bits that a feature's being active tells about the modality, [m] float64.
 
         A sample is the image or the text of a pair, each as likely: 0 where both fire equally
         often, 1 where every image fires and no text. Estimated from counts it is too high by
@@ -195,7 +195,7 @@ class Dominance:
         return activity_information(self.image_active, self.text_active, self.n_pairs)
 
     def correlation(self) -> Tensor:
-        """Pearson correlation over all pairs of |zI| and |zT|, [m] float64.
+        """Compute the Pearson correlation over all pairs of |zI| and |zT|, [m] float64.
 
         NaN where one of the two does not vary.
 
@@ -213,7 +213,7 @@ class Dominance:
         return flip_p(self.levels, level_sums(self.levels)[None])[0]
 
     def swap_test(self) -> Tensor:
-        """Chance that exchanging image and text in pairs at random moves the sum as far, [m].
+        """Return the chance that random swaps of image and text move the sum as far, [m].
 
         Two-sided test of "image and text are exchangeable in each pair" by the sum of
         ``2 ratio - 1`` over active pairs, each in sixteenths: with these the test is exact, and
@@ -226,14 +226,14 @@ class Dominance:
         Example:
             >>> import torch
             >>> from vlm_edit.measures.dominance import modality_dominance
-            >>> found = modality_dominance(torch.ones(6, 1), torch.zeros(6, 1))
-            >>> round(float(found.swap_test()), 6)
+            >>> dominance = modality_dominance(torch.ones(6, 1), torch.zeros(6, 1))
+            >>> round(float(dominance.swap_test()), 6)
             0.03125
         """
         return self._swap_p.clone()
 
     def cofiring(self) -> tuple[Tensor, Tensor]:
-        """How often a feature active in either stream is active in both: matched, and shuffled.
+        """Return how often a feature active in either stream is in both: matched, and shuffled.
 
         The score does not see the pairing: a feature can be called cross-modal and fire on
         unrelated images and texts. Matched far above shuffled says that it does not. Shuffled is
@@ -247,7 +247,7 @@ class Dominance:
         return both / (image + text - both), chance / (image + text - chance)
 
     def cofiring_test(self) -> Tensor:
-        """Chance that shuffled pairs are active in both at least as often, [m]: Fisher's exact.
+        """Return the chance that shuffled pairs fire in both as often, [m]: Fisher's exact.
 
         Returns:
             p values, float64, one-sided; NaN for dead features.
@@ -263,7 +263,7 @@ class Dominance:
         return torch.where(self.dead, torch.nan, fisher_p(both, image, text, self.n_pairs))
 
     def paired(self, alpha: float = 0.05) -> Tensor:
-        """[m] bool, features active in both streams of a pair more often than shuffled pairs.
+        """Mark features that fire in both streams of pairs more often than of shuffled ones, [m].
 
         ``cofiring_test`` after Benjamini and Hochberg over live features.
 
@@ -275,7 +275,7 @@ class Dominance:
     def cuts(
         self, rule: Cut = "significant", low: float = 0.4, high: float = 0.6
     ) -> tuple[float, float]:
-        """Scores below the first are language-dominant, above the second vision-dominant.
+        """Return two cuts: below the first is language-dominant, above the second vision-dominant.
 
         Args:
             rule: ``sd``, mean minus and plus one standard deviation of the scores, as the paper
@@ -288,7 +288,7 @@ class Dominance:
     def classes(
         self, rule: Cut = "significant", low: float = 0.4, high: float = 0.6, alpha: float = 0.05
     ) -> dict[str, list[int]]:
-        """Features of each class: ``vision``, ``language``, ``cross``, ``undecided``, ``dead``.
+        """List features by class: ``vision``, ``language``, ``cross``, ``undecided``, ``dead``.
 
         The rule ``sd`` always finds about the same shares, also in data without any effect of
         modality, and finds no language-dominant feature once mean - sd is below 0: compare it
@@ -308,12 +308,12 @@ class Dominance:
         Example:
             >>> import torch
             >>> from vlm_edit.measures.dominance import modality_dominance
-            >>> found = modality_dominance(
+            >>> dominance = modality_dominance(
             ...     torch.tensor([[2.0, 0.0, 1.0, 0.0]]), torch.tensor([[0.0, 3.0, 1.0, 0.0]])
             ... )
-            >>> found.classes("fixed")
+            >>> dominance.classes("fixed")
             {'vision': [0], 'language': [1], 'cross': [2], 'undecided': [], 'dead': [3]}
-            >>> found.classes("significant")["undecided"]
+            >>> dominance.classes("significant")["undecided"]
             [0, 1]
         """
         cuts = self.cuts(rule, low, high)
@@ -330,7 +330,7 @@ class Dominance:
         draws: int = 200,
         seed: int = 0,
     ) -> dict[str, Estimate]:
-        """Sizes of the classes where modality has no effect: image and text swapped at random.
+        """Estimate class sizes without an effect of modality: image and text swapped at random.
 
         Every active pair of every feature is exchanged or not by a coin of its own, in the
         quantised ratios, and each draw classified by the same rule.
@@ -352,37 +352,37 @@ class Dominance:
         p = flip_p(self.levels, sums) if rule == "significant" else None
         most = len(self.levels[0]) - 1
         sizes = torch.zeros(draws, len(CLASSES), dtype=torch.float64)
-        for i, drawn in enumerate(sums):
-            scores = self._scores_of(0.5 * self.active + drawn.double() / most)
+        for i, row in enumerate(sums):
+            scores = self._scores_of(0.5 * self.active + row.double() / most)
             cuts = _cuts(scores[live], rule, low, high)
             passed = None if p is None else benjamini_hochberg(p[i], alpha)
-            member = _members(scores, cuts, drawn, passed)
+            member = _members(scores, cuts, row, passed)
             sizes[i] = torch.stack([member[name].sum() for name in CLASSES])
         ends = sizes.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0)
         figures = zip(CLASSES, sizes.mean(0).tolist(), *ends.tolist(), strict=True)
         return {name: Estimate(mean, low, high, draws) for name, mean, low, high in figures}
 
     def warnings(self) -> list[str]:
-        """Sentences on what a reader of these scores must know; empty where nothing stands out."""
+        """Say what a reader of these scores must know; nothing where nothing stands out."""
         if bool(self.dead.all()):
             return ["No feature is ever active: is the dictionary of this host and site?"]
-        found, (low, high) = [], self.cuts("sd")
+        sentences, (low, high) = [], self.cuts("sd")
         for crossed, side, name in (
             (low < 0, "mean - sd is below 0", "language"),
             (high > 1, "mean + sd is above 1", "vision"),
         ):
             if crossed:
-                found.append(
+                sentences.append(
                     f"{side}: by this rule no feature can be {name}-dominant; use the rule "
                     "'significant' or 'fixed'."
                 )
         few, live = int(((self.active < _FEW) & ~self.dead).sum()), int((~self.dead).sum())
         if few:
-            found.append(
+            sentences.append(
                 f"{few} of {live} live features are active in fewer than {_FEW} pairs: too few "
                 "for the swap test to call any of them dominant."
             )
-        return found
+        return sentences
 
 
 def _sd(live: Tensor) -> float:
@@ -403,7 +403,7 @@ def _cuts(live: Tensor, rule: Cut, low: float, high: float) -> tuple[float, floa
 def _members(
     scores: Tensor, cuts: tuple[float, float], sums: Tensor, passed: Tensor | None
 ) -> dict[str, Tensor]:
-    """Masks [m] of the classes; ``passed`` are the features that differ from chance."""
+    """Mark the members of the classes, [m]; ``passed`` are the features that differ from chance."""
     outside = {"vision": scores > cuts[1], "language": scores < cuts[0]}
     either = outside["vision"] | outside["language"]
     if passed is not None:

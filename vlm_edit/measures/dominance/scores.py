@@ -16,7 +16,7 @@ _ROUNDING = 1e-13
 def mean_ratio_interval(
     sums: Tensor, squares: Tensor, n: Tensor, level: float
 ) -> tuple[Tensor, Tensor]:
-    """Score interval of a mean of numbers in [0, 1], from their sum and sum of squares.
+    """Compute the score interval of a mean of numbers in [0, 1], from their sum and sum of squares.
 
     Numbers in [0, 1] of mean p vary at most as a share does, by p (1 - p). Wilson's interval
     with n divided by how much less they vary; that factor is drawn a little towards 1, by the
@@ -35,11 +35,11 @@ def mean_ratio_interval(
     mean = sums / n
     widest = mean * (1 - mean)
     z = t_quantile(level, torch.tensor([torch.inf], dtype=n.dtype))
-    drawn = (sums + z**2 / 2) / (n + z**2)
-    weight = drawn * (1 - drawn)
-    varied = (squares - sums * mean).clamp(min=0) * n / (n - 1).clamp(min=1)
+    share = (sums + z**2 / 2) / (n + z**2)
+    weight = share * (1 - share)
+    variance = (squares - sums * mean).clamp(min=0) * n / (n - 1).clamp(min=1)
     most = widest * n * n / (n - 1).clamp(min=1)
-    factor = (varied + weight) / (most + weight)
+    factor = (variance + weight) / (most + weight)
     h = t**2 * factor / n
     centre, half = (mean + h / 2) / (1 + h), (h * widest + h**2 / 4).sqrt() / (1 + h)
     low, high = (centre - half).clamp(min=0), (centre + half).clamp(max=1)
@@ -51,7 +51,7 @@ def mean_ratio_interval(
 
 
 def activity_information(image: Tensor, text: Tensor, n_pairs: int) -> Tensor:
-    """Mutual information in bits of active or not and image or text, [m] float64.
+    """Compute the mutual information in bits of active or not and image or text, [m] float64.
 
     Args:
         image: [m] int64, images in which a feature is active.
@@ -63,12 +63,12 @@ def activity_information(image: Tensor, text: Tensor, n_pairs: int) -> Tensor:
 
 
 def pearson(masses: Tensor, n_pairs: int) -> Tensor:
-    """Correlation from the sums of x, y, x^2, y^2 and x y, [m] float64; NaN without variance."""
+    """Compute the correlation from sums of x, y, x^2, y^2, x y, [m] float64; NaN if constant."""
     x, y, xx, yy, xy = masses
     vary_x, vary_y = xx - x * x / n_pairs, yy - y * y / n_pairs
     constant = (vary_x <= _ROUNDING * xx) | (vary_y <= _ROUNDING * yy)
-    found = (xy - x * y / n_pairs) / (vary_x.clamp(min=0).sqrt() * vary_y.clamp(min=0).sqrt())
-    return torch.where(constant, torch.nan, found.clamp(-1, 1))
+    correlation = (xy - x * y / n_pairs) / (vary_x.clamp(min=0).sqrt() * vary_y.clamp(min=0).sqrt())
+    return torch.where(constant, torch.nan, correlation.clamp(-1, 1))
 
 
 def _entropy(share: Tensor) -> Tensor:

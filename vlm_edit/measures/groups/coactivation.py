@@ -44,7 +44,7 @@ def coactivation(
     draws: int = 200,
     seed: int = 0,
 ) -> Coactivation:
-    """Pearson correlation over pairs of groups' summed |codes|, in the image against in the text.
+    """Correlate groups' summed |codes| over pairs, in the image against in the text (Pearson).
 
     Args:
         image_codes: [n, m].
@@ -59,8 +59,8 @@ def coactivation(
     Example:
         >>> import torch
         >>> image = torch.tensor([[1.0, 0.0], [2.0, 1.0], [3.0, 0.0]])
-        >>> found = coactivation(image, 2 * image, {"a": [0], "b": [1]})
-        >>> found.matched.round(decimals=6)
+        >>> correlations = coactivation(image, 2 * image, {"a": [0], "b": [1]})
+        >>> correlations.matched.round(decimals=6)
         tensor([[1., 0.],
                 [0., 1.]], dtype=torch.float64)
     """
@@ -80,9 +80,9 @@ def coactivation(
 
 
 def _summed(codes: SparseCodes, groups: Mapping[str, Sequence[int]]) -> Tensor:
-    """Sum of |code| over each group's features, [n, g] float64."""
+    """Sum |code| over each group's features, [n, g] float64."""
     n, m = codes.shape
-    found = torch.zeros(n, len(groups), dtype=torch.float64)
+    sums = torch.zeros(n, len(groups), dtype=torch.float64)
     rows, features = codes.rows.cpu(), codes.features.cpu()
     values = codes.values.detach().cpu().double().abs()
     for column, (name, members) in enumerate(groups.items()):
@@ -91,16 +91,16 @@ def _summed(codes: SparseCodes, groups: Mapping[str, Sequence[int]]) -> Tensor:
             raise VlmEditError(
                 f"feature {wrong[0]} of group {name!r} is not there: there are 0 to {m - 1}"
             )
-        chosen = torch.zeros(m, dtype=torch.bool)
-        chosen[torch.as_tensor(list(members), dtype=torch.int64)] = True
-        kept = chosen[features]
-        found[:, column] = rows[kept].bincount(values[kept], n)
-    return found
+        mask = torch.zeros(m, dtype=torch.bool)
+        mask[torch.as_tensor(list(members), dtype=torch.int64)] = True
+        hits = mask[features]
+        sums[:, column] = rows[hits].bincount(values[hits], n)
+    return sums
 
 
 def _standard(columns: Tensor) -> Tensor:
-    """Columns of mean 0 and length 1; NaN where one does not vary."""
-    apart = columns - columns.mean(0)
-    squares = apart.square().sum(0)
+    """Bring columns to mean 0 and length 1; NaN where one does not vary."""
+    deviations = columns - columns.mean(0)
+    squares = deviations.square().sum(0)
     constant = squares <= _ROUNDING * columns.square().sum(0)
-    return torch.where(constant, torch.nan, apart / squares.sqrt())
+    return torch.where(constant, torch.nan, deviations / squares.sqrt())

@@ -29,7 +29,7 @@ QUANTITIES = ("fusion", "dominance", "cofiring")
 
 @dataclass(frozen=True)
 class WordFusion:
-    """A word in one category.
+    """A word in one category, and what its features are like.
 
     Attributes:
         word: As the user's tagger gave it.
@@ -68,7 +68,7 @@ class Fusion:
 
 
 def fusion_degree(scores: Tensor) -> Tensor:
-    """Degree of fusion of features, ``1 - |2 MDS - 1|``: 1 for both alike, 0 for one alone.
+    """Compute the degree of fusion, ``1 - |2 MDS - 1|``: 1 for both alike, 0 for one alone.
 
     Args:
         scores: [m], MDS; NaN stays NaN.
@@ -89,7 +89,7 @@ def fusion_by_category(
     draws: int = 100,
     seed: int = 0,
 ) -> Fusion:
-    """Degree of fusion of the features that words bring up, by linguistic category.
+    """Measure the fusion of the features that words bring up, by linguistic category.
 
     A word lifts a feature by the mean |code| of captions with it less that of captions without,
     where that is positive. The word's fusion is the mean ``fusion_degree`` of features, weighted
@@ -133,52 +133,52 @@ def fusion_by_category(
     lists = list(items.values())
     values = _weighted(codes, lists, features)
     kinds = [category for category, _ in items]
-    told = tuple(
+    entries = tuple(
         WordFusion(word, category, len(captions), *row)
         for ((category, word), captions), row in zip(items.items(), values.tolist(), strict=True)
     )
     generator = torch.Generator().manual_seed(seed)
     orders = (torch.randperm(len(codes), generator=generator) for _ in range(draws))
-    dealt = torch.stack([
+    dealings = torch.stack([
         _weighted(codes, [order[captions] for captions in lists], features) for order in orders
     ])  # fmt: skip
     categories, chance = {}, {}
     for kind in dict.fromkeys(kinds):
         member = torch.tensor([k == kind for k in kinds])
         categories[kind] = dict(zip(QUANTITIES, map(_mean, values[member].T), strict=True))
-        means = dealt[:, member].nanmean(1)
+        means = dealings[:, member].nanmean(1)
         chance[kind] = dict(zip(QUANTITIES, map(_range, means.T), strict=True))
-    return Fusion(told, categories, chance)
+    return Fusion(entries, categories, chance)
 
 
 def _captions_of(
     words: Sequence[Sequence[tuple[str, str]]], min_count: int
 ) -> dict[tuple[str, str], Tensor]:
-    """Numbers of the captions that have each (category, word), sorted."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for caption, tagged in enumerate(words):
-        for word, category in dict.fromkeys(tagged):
-            found.setdefault((category, word), []).append(caption)
-    frequent = sorted(item for item, captions in found.items() if len(captions) >= min_count)
-    return {item: torch.tensor(found[item], dtype=torch.int64) for item in frequent}
+    """List the numbers of the captions that have each (category, word), sorted."""
+    occurrences: dict[tuple[str, str], list[int]] = {}
+    for caption, pairs in enumerate(words):
+        for word, category in dict.fromkeys(pairs):
+            occurrences.setdefault((category, word), []).append(caption)
+    items = sorted(item for item, captions in occurrences.items() if len(captions) >= min_count)
+    return {item: torch.tensor(occurrences[item], dtype=torch.int64) for item in items}
 
 
 def _weighted(codes: SparseCodes, captions: list[Tensor], features: Tensor) -> Tensor:
-    """Means [w, q] of features' quantities [q, m], weighted by the lift of each word."""
+    """Average features' quantities [q, m], weighted by the lift of each word: [w, q]."""
     n, m = codes.shape
     total = codes.features.bincount(codes.values.detach().double().abs(), m)
-    known = ~features.isnan()
-    filled = features.double().where(known, 0.0)
-    found = []
+    mask = ~features.isnan()
+    values = features.double().where(mask, 0.0)
+    means = []
     for sums, counts in _sums_with(codes, captions):
         lift = (sums / counts - (total - sums) / (n - counts)).clamp(min=0)
         # Where a word is in every caption, 0 / 0 is NaN, and so are its means.
-        found.append(lift @ filled.T / (lift @ known.double().T))
-    return torch.cat(found) if found else torch.zeros(0, len(features), dtype=torch.float64)
+        means.append(lift @ values.T / (lift @ mask.double().T))
+    return torch.cat(means) if means else torch.zeros(0, len(features), dtype=torch.float64)
 
 
 def _sums_with(codes: SparseCodes, captions: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sums of |code| over each word's captions, some words at a time: [w, m] and counts [w, 1]."""
+    """Sum |code| over each word's captions, some words at a time: [w, m] and counts [w, 1]."""
     m = codes.n_features
     values = codes.values.detach().double().abs()
     per_row = codes.rows.bincount(minlength=len(codes))
@@ -202,13 +202,13 @@ def _sums_with(codes: SparseCodes, captions: list[Tensor]) -> Iterator[tuple[Ten
 
 
 def _mean(values: Tensor) -> Estimate:
-    known = values[~values.isnan()]
-    return mean_estimate(known) if len(known) else Estimate(math.nan, math.nan, math.nan, 0)
+    numbers = values[~values.isnan()]
+    return mean_estimate(numbers) if len(numbers) else Estimate(math.nan, math.nan, math.nan, 0)
 
 
 def _range(means: Tensor) -> Estimate:
-    known = means[~means.isnan()]
-    if not len(known):
+    numbers = means[~means.isnan()]
+    if not len(numbers):
         return Estimate(math.nan, math.nan, math.nan, 0)
-    low, high = known.quantile(_ENDS).tolist()
-    return Estimate(float(known.mean()), low, high, len(known))
+    low, high = numbers.quantile(_ENDS).tolist()
+    return Estimate(float(numbers.mean()), low, high, len(numbers))

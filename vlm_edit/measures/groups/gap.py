@@ -22,7 +22,7 @@ Metric = Callable[[Tensor, Tensor], Tensor | Sequence[float] | Sequence[bool]]
 
 @dataclass(frozen=True, eq=False)
 class GapUnder:
-    """What one treatment of the embeddings leaves.
+    """Hold what one treatment of the embeddings leaves.
 
     Attributes:
         gap: Distance of the centroids of the normalised embeddings (Liang et al. 2022).
@@ -42,7 +42,7 @@ def gap_under(
     encode: Encode,
     metric: Metric | None = None,
 ) -> dict[str, GapUnder]:
-    """The modality gap and the dominance of features as embeddings are treated.
+    """Measure the modality gap and the dominance of features as embeddings are treated.
 
     Args:
         image: [n, d] embeddings, in the space in which treatments act: for a dictionary with a
@@ -61,10 +61,10 @@ def gap_under(
         >>> import torch
         >>> image = torch.tensor([[3.0, 1.0], [3.0, -1.0]])
         >>> text = torch.tensor([[-1.0, 1.0], [-1.0, -1.0]])
-        >>> found = gap_under(image, text, {"centred": centred}, lambda i, t: (i, t))
-        >>> found["centred"].gap
+        >>> results = gap_under(image, text, {"centred": centred}, lambda i, t: (i, t))
+        >>> results["centred"].gap
         0.0
-        >>> found["raw"].dominance.scores, found["centred"].dominance.scores
+        >>> results["raw"].dominance.scores, results["centred"].dominance.scores
         (tensor([0.7500, 0.5000], dtype=torch.float64),
          tensor([0.5000, 0.5000], dtype=torch.float64))
     """
@@ -75,19 +75,19 @@ def gap_under(
             f"embeddings of pairs must both be [n, d], got {tuple(image.shape)} and "
             f"{tuple(text.shape)}"
         )
-    found = {}
+    results = {}
     for name, treat in {"raw": _as_they_are, **treatments}.items():
-        seen, said = treat(image, text)
-        told = None
+        images, texts = treat(image, text)
+        mean = None
         if metric is not None:
-            told = mean_estimate(torch.as_tensor(metric(seen, said)).double())
-        scores = modality_dominance(*encode(seen, said))
-        found[name] = GapUnder(modality_gap(seen, said), scores, told)
-    return found
+            mean = mean_estimate(torch.as_tensor(metric(images, texts)).double())
+        scores = modality_dominance(*encode(images, texts))
+        results[name] = GapUnder(modality_gap(images, texts), scores, mean)
+    return results
 
 
 def centred(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Each stream moved so that its mean is the mean of both.
+    """Move each stream so that its mean is the mean of both.
 
     Example:
         >>> import torch
@@ -101,14 +101,16 @@ def centred(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def standardised(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Each stream with the mean of both, and in each dimension the root mean variance of both.
+    """Give each stream the mean of both, and in each dimension the root mean variance of both.
 
     A dimension that does not vary in a stream only moves there.
 
     Example:
         >>> import torch
-        >>> seen, said = standardised(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [14.0]]))
-        >>> seen.flatten(), said.flatten()
+        >>> images, texts = standardised(
+        ...     torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [14.0]])
+        ... )
+        >>> images.flatten(), texts.flatten()
         (tensor([-0.5000,  9.5000]), tensor([-0.5000,  9.5000]))
     """
     grand = (image.mean(0) + text.mean(0)) / 2
@@ -117,12 +119,12 @@ def standardised(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     # Where nothing varies, a standard deviation is what rounding leaves of none.
     varies = [x.amax(0) > x.amin(0) for x in (image, text)]
     scales = [torch.where(v, both / sd, 1.0) for v, sd in zip(varies, sds, strict=True)]
-    seen = (image - image.mean(0)) * scales[0] + grand
-    return seen, (text - text.mean(0)) * scales[1] + grand
+    images = (image - image.mean(0)) * scales[0] + grand
+    return images, (text - text.mean(0)) * scales[1] + grand
 
 
 def deleted(encode: Encode, decoder: Tensor, features: Sequence[int]) -> Treatment:
-    """A treatment: what some features write is taken out, ``x - code[features] @ decoder``.
+    """Return a treatment that takes out what some features write, ``x - code[features] @ decoder``.
 
     Args:
         encode: As in ``gap_under``; asked once, with the embeddings as they are.
@@ -143,13 +145,13 @@ def deleted(encode: Encode, decoder: Tensor, features: Sequence[int]) -> Treatme
         raise VlmEditError(
             f"feature {wrong[0]} is not there: there are features 0 to {len(decoder) - 1}"
         )
-    gone = torch.zeros(len(decoder), dtype=torch.bool)
-    gone[torch.as_tensor(list(features), dtype=torch.int64)] = True
+    mask = torch.zeros(len(decoder), dtype=torch.bool)
+    mask[torch.as_tensor(list(features), dtype=torch.int64)] = True
 
-    def written(codes: Codes) -> Tensor:
+    def part(codes: Codes) -> Tensor:
         sparse = SparseCodes.of(codes)
-        kept = gone.to(sparse.features.device)[sparse.features]
-        rows, columns, values = (t[kept] for t in (sparse.rows, sparse.features, sparse.values))
+        entries = mask.to(sparse.features.device)[sparse.features]
+        rows, columns, values = (t[entries] for t in (sparse.rows, sparse.features, sparse.values))
         counts = rows.bincount(minlength=len(sparse))
         return torch.nn.functional.embedding_bag(
             columns,
@@ -160,14 +162,14 @@ def deleted(encode: Encode, decoder: Tensor, features: Sequence[int]) -> Treatme
         )
 
     def treat(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        seen, said = encode(image, text)
-        return image - written(seen), text - written(said)
+        images, texts = encode(image, text)
+        return image - part(images), text - part(texts)
 
     return treat
 
 
 def one_sided_change(before: Dominance, after: Dominance) -> Estimate:
-    """How much more one-sided features became: the mean change of ``|2 MDS - 1|``.
+    """Measure how much more one-sided features became: the mean change of ``|2 MDS - 1|``.
 
     Over features that are alive before and after, with the bootstrap interval over them; NaN
     where there is none. A score that sees the gap shrink has it below 0.
@@ -181,8 +183,8 @@ def one_sided_change(before: Dominance, after: Dominance) -> Estimate:
         -0.5
     """
     change = (2 * after.scores - 1).abs() - (2 * before.scores - 1).abs()
-    known = change[~change.isnan()]
-    return mean_estimate(known) if len(known) else Estimate(math.nan, math.nan, math.nan, 0)
+    numbers = change[~change.isnan()]
+    return mean_estimate(numbers) if len(numbers) else Estimate(math.nan, math.nan, math.nan, 0)
 
 
 def _as_they_are(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:

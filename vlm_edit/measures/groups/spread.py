@@ -44,7 +44,7 @@ def direction_spread(
     draws: int = 200,
     seed: int = 0,
 ) -> Spread:
-    """Variance of the directions in which a group's features write.
+    """Measure the variance of the directions in which a group's features write.
 
     Of n directions at right angles it is 1 - 1 / n, so groups of different sizes compare by what
     random ones of their size have.
@@ -67,8 +67,8 @@ def direction_spread(
         >>> direction_spread(torch.eye(4), [0, 1]).own.value
         0.5
     """
-    known = decoder.detach().cpu().double()
-    unit = F.normalize(known, dim=1).where(known.norm(dim=1, keepdim=True) > 0, torch.nan)
+    rows = decoder.detach().cpu().double()
+    unit = F.normalize(rows, dim=1).where(rows.norm(dim=1, keepdim=True) > 0, torch.nan)
     return _spread(unit, features, live, draws, seed)
 
 
@@ -80,7 +80,7 @@ def example_spread(
     draws: int = 200,
     seed: int = 0,
 ) -> Spread:
-    """Variance of the examples that a group's features answer to, in an independent encoder.
+    """Measure the variance of the examples that a group's features answer to, in another encoder.
 
     All top examples of all features of the group, each feature with the same weight. It holds
     how far one feature's examples lie apart and how far the features do.
@@ -119,13 +119,13 @@ def example_spread(
     for start in range(0, len(numbers), step):
         part = numbers[start : start + step]
         there = (part >= 0).double()
-        summed = (unit[part.clamp(min=0)] * there[..., None]).sum(1)
-        means[start : start + step] = summed / there.sum(1, keepdim=True)
+        sums = (unit[part.clamp(min=0)] * there[..., None]).sum(1)
+        means[start : start + step] = sums / there.sum(1, keepdim=True)
     return _spread(means, features, live, draws, seed)
 
 
 def class_means(values: Tensor, groups: Mapping[str, Sequence[int]]) -> dict[str, Estimate]:
-    """Mean of a score over the features of each group, with bootstrap intervals over features.
+    """Average a score over the features of each group, with bootstrap intervals over features.
 
     Args:
         values: [m], one per feature, such as ``Dominance.mutual_information()``; features where
@@ -140,12 +140,12 @@ def class_means(values: Tensor, groups: Mapping[str, Sequence[int]]) -> dict[str
         >>> class_means(torch.tensor([1.0, 3.0, torch.nan]), {"a": [0, 1], "b": [2]})["a"].value
         2.0
     """
-    found = {}
+    means = {}
     for name, features in groups.items():
         members = values[_index(features, len(values))].double()
-        known = members[~members.isnan()]
-        found[name] = mean_estimate(known) if len(known) else _nothing()
-    return found
+        numbers = members[~members.isnan()]
+        means[name] = mean_estimate(numbers) if len(numbers) else _nothing()
+    return means
 
 
 def _spread(
@@ -155,20 +155,20 @@ def _spread(
     draws: int,
     seed: int,
 ) -> Spread:
-    """Spread of rows of [m, d]; NaN rows are left out."""
-    chosen = _index(features, len(vectors))
+    """Measure the spread of rows of [m, d]; NaN rows are left out."""
+    numbers = _index(features, len(vectors))
     there = ~vectors.isnan().any(1)
-    group = chosen[there[chosen]]
+    group = numbers[there[numbers]]
     pool = there.nonzero().flatten()
     if live is not None:
-        asked = _index(live, len(vectors))
-        pool = asked[there[asked]]
+        candidates = _index(live, len(vectors))
+        pool = candidates[there[candidates]]
     if not len(group):
         return Spread(_nothing(), _nothing())
     own = _variance(vectors[group])
     low, high = _bootstrap(vectors[group], seed)
-    drawn = random_features(group.tolist(), pool.tolist(), draws, seed)
-    others = torch.tensor([_variance(vectors[one]) for one in drawn], dtype=torch.float64)
+    groups = random_features(group.tolist(), pool.tolist(), draws, seed)
+    others = torch.tensor([_variance(vectors[one]) for one in groups], dtype=torch.float64)
     least, most = others.quantile(_ENDS).tolist()
     return Spread(
         Estimate(own, low, high, len(group)), Estimate(float(others.mean()), least, most, draws)
@@ -180,7 +180,7 @@ def _variance(vectors: Tensor) -> float:
 
 
 def _bootstrap(vectors: Tensor, seed: int) -> tuple[float, float]:
-    """Interval of the variance, by resampling rows.
+    """Estimate the interval of the variance, by resampling rows.
 
     A row drawn twice does not count as agreeing with itself, or every sample would lie below the
     value: the mean product of different rows is resampled, and brought back to the variance of n.
@@ -189,7 +189,7 @@ def _bootstrap(vectors: Tensor, seed: int) -> tuple[float, float]:
     if n < 2:
         return math.nan, math.nan
     generator = torch.Generator().manual_seed(seed)
-    lengths, found = vectors.square().sum(1), []
+    lengths, parts = vectors.square().sum(1), []
     step = max(1, _SCRATCH // n)
     for start in range(0, _SAMPLES, step):
         count = min(step, _SAMPLES - start)
@@ -200,8 +200,8 @@ def _bootstrap(vectors: Tensor, seed: int) -> tuple[float, float]:
         products = (times @ vectors).square().sum(1) - same @ lengths
         between = products / (n * n - same.sum(1))
         within = times @ lengths / n
-        found.append(1 - (within + (n - 1) * between) / n)
-    samples = torch.cat(found)
+        parts.append(1 - (within + (n - 1) * between) / n)
+    samples = torch.cat(parts)
     low, high = samples[~samples.isnan()].quantile(_ENDS).clamp(0, 1).tolist()
     return low, high
 

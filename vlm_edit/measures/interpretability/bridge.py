@@ -24,7 +24,7 @@ _SCRATCH = 1 << 20  # float64 numbers of dense text codes at once: 8 MiB
 
 
 class BridgeAccumulator:
-    """Bridge Score over pairs that come in batches.
+    """Gather the Bridge Score over pairs that come in batches.
 
     Args:
         n_features: Size m of the dictionary.
@@ -60,7 +60,7 @@ class BridgeAccumulator:
         return self._products.ndim == 2
 
     def update(self, image: Tensor | SparseCodes, text: Tensor | SparseCodes) -> None:
-        """Add pairs.
+        """Add pairs, given by the codes of both streams.
 
         Args:
             image: [n, m], dense or sparse.
@@ -100,7 +100,7 @@ class BridgeAccumulator:
         self._n = self._n + other._n
 
     def compute(self, decoder: Tensor) -> Tensor:
-        """The score, [m, m] image by text if ``full``, its diagonal [m] otherwise.
+        """Return the score, [m, m] image by text if ``full``, its diagonal [m] otherwise.
 
         Args:
             decoder: [m, width], the dictionary's rows.
@@ -120,7 +120,7 @@ class BridgeAccumulator:
         return self._products / self._n * alignment
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that was summed, to go on from: ``products`` and ``n``."""
+        """Return all that was summed, to go on from: ``products`` and ``n``."""
         return {"products": self._products.clone(), "n": self._n.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -131,11 +131,11 @@ class BridgeAccumulator:
         """
         for name in ("products", "n"):
             mine = getattr(self, f"_{name}")
-            got = tuple(state[name].shape) if name in state else "nothing"
-            if got != tuple(mine.shape):
+            shape = tuple(state[name].shape) if name in state else "nothing"
+            if shape != tuple(mine.shape):
                 raise BadArgument(
                     f"{name} of a BridgeAccumulator must be {tuple(mine.shape)}, "
-                    f"the state has {got}"
+                    f"the state has {shape}"
                 )
             setattr(self, f"_{name}", state[name].to("cpu", mine.dtype, copy=True))
 
@@ -145,9 +145,9 @@ class BridgeAccumulator:
         keys = keys[order]
         if not len(keys):
             return
-        wanted = images.rows * m + images.features
-        place = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
-        both = keys[place] == wanted
+        image_keys = images.rows * m + images.features
+        place = torch.searchsorted(keys, image_keys).clamp_max(len(keys) - 1)
+        both = keys[place] == image_keys
         products = images.values[both].double() * texts.values[order[place[both]]].double()
         self._products.index_add_(0, images.features[both], products)
 
@@ -169,7 +169,7 @@ def bridge_score(
     *,
     full: bool = True,
 ) -> Tensor:
-    """Bridge Score of all pairs at once.
+    """Compute the Bridge Score of all pairs at once.
 
     Args:
         image: [n, m], dense or sparse.
@@ -186,9 +186,9 @@ def bridge_score(
         >>> bridge_score(codes, codes, torch.eye(2), full=False)
         tensor([5., 2.], dtype=torch.float64)
     """
-    found = BridgeAccumulator(image.shape[-1], full=full)
-    found.update(image, text)
-    return found.compute(decoder)
+    accumulator = BridgeAccumulator(image.shape[-1], full=full)
+    accumulator.update(image, text)
+    return accumulator.compute(decoder)
 
 
 def _rows(codes: SparseCodes, start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,7 @@ _STATE = (*_FEATURE_STATE, "embedded", "n")
 
 
 class SimilarityAccumulator:
-    """What MS and MMS need of one stream, over examples that come in batches.
+    """Sum what MS and MMS need of one stream, over examples that come in batches.
 
     Activations are read by absolute value. Sums are float64 on the CPU: m * (width + 6) numbers.
 
@@ -38,11 +38,11 @@ class SimilarityAccumulator:
 
     Example:
         >>> import torch
-        >>> found = SimilarityAccumulator(n_features=2, width=2)
+        >>> accumulator = SimilarityAccumulator(n_features=2, width=2)
         >>> east, north = [1.0, 0.0], [0.0, 1.0]
         >>> codes = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-        >>> found.update(codes, torch.tensor([east, east, north]))
-        >>> found.monosemanticity()
+        >>> accumulator.update(codes, torch.tensor([east, east, north]))
+        >>> accumulator.monosemanticity()
         tensor([1., 0.], dtype=torch.float64)
     """
 
@@ -60,16 +60,16 @@ class SimilarityAccumulator:
 
     @property
     def n_features(self) -> int:
-        """Size m of the dictionary."""
+        """Return the size m of the dictionary."""
         return len(self._first)
 
     @property
     def width(self) -> int:
-        """Width of the embeddings."""
+        """Return the width of the embeddings."""
         return len(self._embedded)
 
     def update(self, codes: Tensor | SparseCodes, embeddings: Tensor) -> None:
-        """Add examples.
+        """Add examples, with their embeddings.
 
         Args:
             codes: [n, m], dense or sparse.
@@ -81,8 +81,8 @@ class SimilarityAccumulator:
                 zero or not finite.
         """
         sparse = SparseCodes.of(codes.detach() if isinstance(codes, Tensor) else codes).to("cpu")
-        expected = (len(sparse), self.width)
-        if sparse.n_features != self.n_features or tuple(embeddings.shape) != expected:
+        shape = (len(sparse), self.width)
+        if sparse.n_features != self.n_features or tuple(embeddings.shape) != shape:
             raise BadArgument(
                 f"codes must be [n, {self.n_features}] and embeddings [n, {self.width}], got "
                 f"{sparse.shape} and {tuple(embeddings.shape)}"
@@ -121,11 +121,11 @@ class SimilarityAccumulator:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def compute(self) -> Tensor:
-        """The same as ``monosemanticity``."""
+        """Return the same as ``monosemanticity``."""
         return self.monosemanticity()
 
     def monosemanticity(self) -> Tensor:
-        """Monosemanticity Score (MS) per feature.
+        """Compute the Monosemanticity Score (MS) per feature.
 
         The mean cosine of pairs of different examples, each weighted by the product of their
         activations, which are min-max scaled over all examples, those that do not activate the
@@ -145,7 +145,7 @@ class SimilarityAccumulator:
         return score.masked_fill(self._n - self._at_low < 2, torch.nan)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that was summed, to go on from."""
+        """Return all that was summed, to go on from."""
         return {name: getattr(self, f"_{name}").clone() for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -156,11 +156,11 @@ class SimilarityAccumulator:
         """
         for name in _STATE:
             mine = getattr(self, f"_{name}")
-            got = tuple(state[name].shape) if name in state else "nothing"
-            if got != tuple(mine.shape):
+            shape = tuple(state[name].shape) if name in state else "nothing"
+            if shape != tuple(mine.shape):
                 raise BadArgument(
                     f"{name} of a SimilarityAccumulator must be {tuple(mine.shape)}, "
-                    f"the state has {got}"
+                    f"the state has {shape}"
                 )
             setattr(self, f"_{name}", state[name].to("cpu", mine.dtype, copy=True))
 
@@ -187,7 +187,7 @@ class SimilarityAccumulator:
 def multimodal_monosemanticity(
     a: SimilarityAccumulator, b: SimilarityAccumulator | None = None
 ) -> Tensor:
-    """Multimodal Monosemanticity Score (MMS) per feature.
+    """Compute the Multimodal Monosemanticity Score (MMS) per feature.
 
     The mean cosine of pairs of examples, weighted by the product of their activations as they
     are. Within one stream pairs are of different examples; across two, all of one with all of the
@@ -225,7 +225,7 @@ def multimodal_monosemanticity(
 
 
 def monosemanticity_score(codes: Tensor | SparseCodes, embeddings: Tensor) -> Tensor:
-    """Monosemanticity Score of all features at once.
+    """Compute the Monosemanticity Score of all features at once.
 
     Args:
         codes: [n, m], dense or sparse.
@@ -249,7 +249,7 @@ def multimodal_monosemanticity_score(
     codes_b: Tensor | SparseCodes | None = None,
     embeddings_b: Tensor | None = None,
 ) -> Tensor:
-    """Multimodal Monosemanticity Score of all features at once.
+    """Compute the Multimodal Monosemanticity Score of all features at once.
 
     Args:
         codes_a: [n, m], dense or sparse.
@@ -275,7 +275,7 @@ def multimodal_monosemanticity_score(
 
 
 def normalised(embeddings: Tensor, numbers: Sequence[int] | None = None) -> Tensor:
-    """Embeddings of length 1, [n, width] float64 on the CPU.
+    """Bring embeddings to length 1, [n, width] float64 on the CPU.
 
     Args:
         embeddings: [n, width].
@@ -306,13 +306,13 @@ def _filled(codes: Tensor | SparseCodes, embeddings: Tensor) -> SimilarityAccumu
     codes = SparseCodes.of(codes.detach() if isinstance(codes, Tensor) else codes)
     if embeddings.ndim != 2:
         raise BadArgument(f"embeddings must be [n, width], got {tuple(embeddings.shape)}")
-    found = SimilarityAccumulator(codes.n_features, embeddings.shape[1])
-    found.update(codes, embeddings)
-    return found
+    accumulator = SimilarityAccumulator(codes.n_features, embeddings.shape[1])
+    accumulator.update(codes, embeddings)
+    return accumulator
 
 
 def _over_pairs(weighted: Tensor, first: Tensor, second: Tensor, scale: Tensor) -> Tensor:
-    """Weighted mean cosine over pairs of different examples; ``scale`` is what was cancelled."""
+    """Average cosines of pairs of different examples by weight; ``scale`` is what was cancelled."""
     pairs = first.square() - second
     score = (weighted.square().sum(1) - second) / pairs
     return score.masked_fill(~(pairs > _RESOLVED * scale), torch.nan)

@@ -74,30 +74,30 @@ class SimilarityOfTop:
 
     @property
     def lift(self) -> Tensor:
-        """EmbSim: similarity above that of random examples, [F] float64."""
+        """Return EmbSim: similarity above that of random examples, [F] float64."""
         return self.similarity - self.random.value
 
     @property
     def enough(self) -> int:
-        """Features that at least m examples activate."""
+        """Return the number of features that at least m examples activate."""
         return int((~self.similarity.isnan()).sum())
 
     def summary(
         self, features: Tensor | Sequence[int] | None = None, draws: int = 2000, seed: int = 0
     ) -> SimilaritySummary:
-        """Means over features that have enough examples.
+        """Average over features that have enough examples.
 
         Args:
             features: Numbers, or an [F] bool mask; all by default.
             draws: Bootstrap samples.
             seed: Of the bootstrap.
         """
-        chosen = slice(None) if features is None else torch.as_tensor(features)
-        if isinstance(chosen, Tensor) and chosen.dtype != torch.bool:
-            chosen = chosen.long()
+        selection = slice(None) if features is None else torch.as_tensor(features)
+        if isinstance(selection, Tensor) and selection.dtype != torch.bool:
+            selection = selection.long()
 
         def estimate(scores: Tensor) -> Estimate:
-            scores = scores[chosen]
+            scores = scores[selection]
             scores = scores[~scores.isnan()]
             if not len(scores):
                 return Estimate(math.nan, math.nan, math.nan, 0)
@@ -108,7 +108,7 @@ class SimilarityOfTop:
 
 @dataclass(frozen=True)
 class ExampleSimilarity:
-    """EmbSim and WinRate for several numbers of examples; ``found[20]`` is for 20.
+    """EmbSim and WinRate for several numbers of examples; ``scores[20]`` is for 20.
 
     Attributes:
         at: By number of examples.
@@ -128,8 +128,8 @@ class ExampleSimilarity:
     def summary(
         self, features: Tensor | Sequence[int] | None = None, draws: int = 2000, seed: int = 0
     ) -> dict[int, SimilaritySummary]:
-        """``SimilarityOfTop.summary`` for each number of examples."""
-        return {m: found.summary(features, draws, seed) for m, found in self.at.items()}
+        """Return ``SimilarityOfTop.summary`` for each number of examples."""
+        return {m: scores.summary(features, draws, seed) for m, scores in self.at.items()}
 
 
 def example_similarity(
@@ -141,7 +141,7 @@ def example_similarity(
     seed: int = 0,
     batch_size: int = 256,
 ) -> ExampleSimilarity:
-    """EmbSim and WinRate of each feature's top examples.
+    """Compute EmbSim and WinRate of each feature's top examples.
 
     Args:
         top: The top examples; it must keep the largest m.
@@ -162,19 +162,19 @@ def example_similarity(
         >>> top = TopExamples(n_features=2, keep=2)
         >>> top.update(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), [0, 1, 2])
         >>> vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-        >>> found = example_similarity(top, lambda numbers: vectors[numbers], 3, m=[2])
-        >>> found[2].similarity
+        >>> scores = example_similarity(top, lambda numbers: vectors[numbers], 3, m=[2])
+        >>> scores[2].similarity
         tensor([1., 0.], dtype=torch.float64)
     """
     sizes = sorted(set(m))
     _check(top, n_examples, sizes, draws)
-    drawn = _draw(n_examples, [size for size in sizes if size <= n_examples], draws, seed)
+    samples = _draw(n_examples, [size for size in sizes if size <= n_examples], draws, seed)
     counts = (top.numbers >= 0).sum(1)
     numbers = top.numbers[counts >= sizes[0], : sizes[-1]]
-    known = torch.cat([numbers[numbers >= 0], drawn.flatten()]).unique()
-    table = _embedded(embed, known, batch_size)
-    of_random = _cosines(table, torch.searchsorted(known, drawn))
-    places = torch.searchsorted(known, top.numbers[:, : sizes[-1]].clamp_min(0))
+    examples = torch.cat([numbers[numbers >= 0], samples.flatten()]).unique()
+    table = _embedded(embed, examples, batch_size)
+    of_random = _cosines(table, torch.searchsorted(examples, samples))
+    places = torch.searchsorted(examples, top.numbers[:, : sizes[-1]].clamp_min(0))
     at = {}
     for size in sizes:
         rows = (counts >= size).nonzero().flatten()
@@ -197,7 +197,7 @@ def _check(top: TopExamples, n_examples: int, sizes: Sequence[int], draws: int) 
 
 
 def _draw(n_examples: int, sizes: Sequence[int], draws: int, seed: int) -> Tensor:
-    """Random numbers without replacement, [draws, largest m]; the first m of a row are m of them.
+    """Draw numbers without replacement, [draws, largest m]; the first m of a row are m of them.
 
     Python's generator, because it draws without a list of all examples.
     """
@@ -212,32 +212,36 @@ def _embedded(embed: Embed, numbers: Tensor, batch_size: int) -> Tensor:
     for batch in numbers.split(batch_size):
         if not len(batch):
             continue
-        got = embed(batch.tolist())
-        if got.ndim != 2 or len(got) != len(batch) or (parts and got.shape[1] != parts[0].shape[1]):
+        vectors = embed(batch.tolist())
+        if (
+            vectors.ndim != 2
+            or len(vectors) != len(batch)
+            or (parts and vectors.shape[1] != parts[0].shape[1])
+        ):
             raise VlmEditError(
                 f"embed must give [{len(batch)}, width] for {len(batch)} examples, the same width "
-                f"each time, got {tuple(got.shape)}"
+                f"each time, got {tuple(vectors.shape)}"
             )
-        normalised(got, batch.tolist())
-        parts.append(got.detach().cpu())
+        normalised(vectors, batch.tolist())
+        parts.append(vectors.detach().cpu())
     return torch.cat(parts) if parts else torch.zeros(0, 1)
 
 
 def _cosines(table: Tensor, places: Tensor) -> Tensor:
-    """Cosines of all pairs of each row of places, [rows, pairs] float64, in whole steps."""
+    """Compute cosines of all pairs of each row of places, [rows, pairs] float64, in whole steps."""
     size = places.shape[1]
     # By the second of the pair: the pairs of the first m are the first of the row.
     second, first = torch.ones(size, size).tril(-1).nonzero(as_tuple=True)
     if not len(places) or not size:
         return torch.zeros(len(places), len(first), dtype=torch.float64)
-    found = torch.empty(len(places), len(first), dtype=torch.float64)
+    similarities = torch.empty(len(places), len(first), dtype=torch.float64)
     at_once = max(1, _SCRATCH // max(1, size * max(size, table.shape[1])))
     for start in range(0, len(places), at_once):
         part = places[start : start + at_once]
         unit = normalised(table[part.flatten()]).view(*part.shape, -1)
         cosines = (unit @ unit.mT)[:, first, second]
-        found[start : start + at_once] = (cosines / _STEP).round() * _STEP
-    return found
+        similarities[start : start + at_once] = (cosines / _STEP).round() * _STEP
+    return similarities
 
 
 def _pairs(size: int) -> slice:
@@ -254,16 +258,16 @@ def _compare(
         return SimilarityOfTop(size, similarity, nothing, math.nan, p, win_rate)
     # Means of whole steps: equal sets of pairs must tie here too.
     of_draws = random.mean(1)
-    ranked, pooled = of_draws.sort().values, random.flatten().sort().values
+    ladder, pool = of_draws.sort().values, random.flatten().sort().values
     at_once = max(1, _SCRATCH // random.shape[1])
     for start in range(0, len(rows), at_once):
         cosines = _cosines(table, places[start : start + at_once])
-        chosen = rows[start : start + at_once]
-        similarity[chosen] = mean = cosines.mean(1)
-        at_least = len(ranked) - torch.searchsorted(ranked, mean)
-        p[chosen] = (1 + at_least).double() / (1 + len(ranked))
-        below = torch.searchsorted(pooled, cosines)
-        below += torch.searchsorted(pooled, cosines, right=True)
-        win_rate[chosen] = below.double().mean(1) / (2 * len(pooled))
+        numbers = rows[start : start + at_once]
+        similarity[numbers] = mean = cosines.mean(1)
+        at_least = len(ladder) - torch.searchsorted(ladder, mean)
+        p[numbers] = (1 + at_least).double() / (1 + len(ladder))
+        below = torch.searchsorted(pool, cosines)
+        below += torch.searchsorted(pool, cosines, right=True)
+        win_rate[numbers] = below.double().mean(1) / (2 * len(pool))
     deviation = float(of_draws.std())
     return SimilarityOfTop(size, similarity, mean_estimate(of_draws), deviation, p, win_rate)

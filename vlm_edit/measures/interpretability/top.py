@@ -19,7 +19,7 @@ _BLOCK = 1 << 19
 
 
 class TopExamples:
-    """The examples that activate each feature most, over examples that come in batches.
+    """Keep the examples that activate each feature most, over examples that come in batches.
 
     Equal activations go to the lower number, so that the result does not depend on how the
     examples are cut or on the order in which accumulators merge. Memory is some times m * keep,
@@ -48,23 +48,23 @@ class TopExamples:
 
     @property
     def keep(self) -> int:
-        """Examples kept per feature."""
+        """Return the number of examples kept per feature."""
         return self._values.shape[1]
 
     @property
     def values(self) -> Tensor:
-        """Activations, [m, keep] float32, falling; 0 where fewer examples activate the feature."""
+        """Return activations, [m, keep] float32, falling; 0 where fewer activate the feature."""
         self._settle()
         return self._values
 
     @property
     def numbers(self) -> Tensor:
-        """Numbers of the examples, [m, keep] int64; -1 where there are fewer."""
+        """Return numbers of the examples, [m, keep] int64; -1 where there are fewer."""
         self._settle()
         return self._numbers
 
     def update(self, codes: Tensor | SparseCodes, numbers: Sequence[int]) -> None:
-        """Add examples.
+        """Add examples, by their numbers.
 
         Args:
             codes: [n, m], dense or sparse; compared by absolute value.
@@ -73,18 +73,17 @@ class TopExamples:
         Raises:
             VlmEditError: Codes of another shape, or a number below 0.
         """
-        expected = (len(numbers), len(self._values))
-        if tuple(codes.shape) != expected:
+        shape = (len(numbers), len(self._values))
+        if tuple(codes.shape) != shape:
             raise BadArgument(
-                f"codes of {len(numbers)} examples must be {list(expected)}, "
-                f"got {tuple(codes.shape)}"
+                f"codes of {len(numbers)} examples must be {list(shape)}, got {tuple(codes.shape)}"
             )
-        named = torch.as_tensor(np.asarray(numbers, dtype=np.int64))
-        if len(named) and named.min() < 0:
-            raise VlmEditError(f"example number {int(named.min())}: numbers start at 0")
+        indices = torch.as_tensor(np.asarray(numbers, dtype=np.int64))
+        if len(indices) and indices.min() < 0:
+            raise VlmEditError(f"example number {int(indices.min())}: numbers start at 0")
         sparse = SparseCodes.of(codes.detach() if isinstance(codes, Tensor) else codes).to("cpu")
         values = sparse.values.detach().abs().float()
-        self._add(sparse.features, values, named[sparse.rows])
+        self._add(sparse.features, values, indices[sparse.rows])
 
     def merge(self, other: TopExamples) -> None:
         """Add the examples of another accumulator.
@@ -93,20 +92,20 @@ class TopExamples:
             VlmEditError: Another number of features, or another ``keep``.
         """
         if other._values.shape != self._values.shape:
-            (m, keep), (n, kept) = self._values.shape, other._values.shape
+            (m, keep), (n, other_keep) = self._values.shape, other._values.shape
             raise VlmEditError(
-                f"accumulators of {m} features that keep {keep} and of {n} that keep {kept} "
+                f"accumulators of {m} features that keep {keep} and of {n} that keep {other_keep} "
                 "do not merge"
             )
         self._add(*_entries(other.values, other.numbers))
 
     def of(self, feature: int) -> list[tuple[int, float]]:
-        """Numbers and activations of one feature's examples, strongest first."""
+        """Return numbers and activations of one feature's examples, strongest first."""
         pairs = zip(self.numbers[feature].tolist(), self.values[feature].tolist(), strict=True)
         return [(number, value) for number, value in pairs if number >= 0]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that was counted, to go on from: ``values`` and ``numbers``."""
+        """Return all that was counted, to go on from: ``values`` and ``numbers``."""
         return {"values": self.values.clone(), "numbers": self.numbers.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -115,11 +114,11 @@ class TopExamples:
         Raises:
             VlmEditError: A state of another number of features, or another ``keep``.
         """
-        shape = tuple(self._values.shape)
+        own = tuple(self._values.shape)
         for name in ("values", "numbers"):
-            got = tuple(state[name].shape) if name in state else "nothing"
-            if got != shape:
-                raise BadArgument(f"{name} of top examples must be {shape}, the state has {got}")
+            shape = tuple(state[name].shape) if name in state else "nothing"
+            if shape != own:
+                raise BadArgument(f"{name} of top examples must be {own}, the state has {shape}")
         self._waiting, self._n_waiting = [], 0
         self._values = state["values"].to("cpu", torch.float32, copy=True)
         self._numbers = state["numbers"].to("cpu", torch.int64, copy=True)
@@ -147,8 +146,8 @@ class TopExamples:
         # What a feature's first entry, at place p of all, moves to its own first place.
         moves = torch.arange(len(counts)) * self.keep - (counts.cumsum(0) - counts)
         place = torch.arange(len(order)) + moves.repeat_interleave(counts)
-        kept = (place < (features + 1) * self.keep).nonzero().flatten()
-        place, order = place[kept], order[kept]
+        winners = (place < (features + 1) * self.keep).nonzero().flatten()
+        place, order = place[winners], order[winners]
         self._values.put_(place, values[order])
         self._numbers.put_(place, numbers[order])
 
@@ -159,7 +158,7 @@ def _entries(values: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _strongest_first(features: Tensor, values: Tensor, numbers: Tensor) -> Tensor:
-    """Order by feature, then falling value, then rising number."""
+    """Sort by feature, then falling value, then rising number; return the order."""
     order = _falling(features, values)
     f, v, n = (t.index_select(0, order) for t in (features, values, numbers))
     if bool(((n[1:] < n[:-1]) & (v[1:] == v[:-1]) & (f[1:] == f[:-1])).any()):
@@ -169,7 +168,7 @@ def _strongest_first(features: Tensor, values: Tensor, numbers: Tensor) -> Tenso
 
 
 def _falling(features: Tensor, values: Tensor) -> Tensor:
-    """Order by feature, then falling value; equals stay in their order."""
+    """Sort by feature, then falling value, equals in their order; return the order."""
     # Positive floats order as their bits do. With its place in the low bits each key is its own
     # entry, and to sort keys takes a fifth of the time that argsort takes.
     keys = torch.arange(len(values)) - (values.view(torch.int32).long() << 32)
