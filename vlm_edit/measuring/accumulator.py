@@ -25,7 +25,7 @@ _Part = DominanceAccumulator | GapAccumulator | TopExamples | SimilarityAccumula
 
 
 class MeasurementAccumulator:
-    """A measurement over batches of pairs, for those who read them on their own.
+    """Gather a measurement over batches of pairs, for those who read them on their own.
 
     Its size does not depend on the number of pairs, nor what it holds on how they are cut, but
     for the last digits of float64 sums.
@@ -65,8 +65,10 @@ class MeasurementAccumulator:
             codes = batch.codes[stream].to("cpu")
             self.examples[stream].update(codes, batch.numbers)
             if self.judge is not None and stream in self.judge.streams:
-                found = self.judge.embed(stream, batch.images, batch.texts)
-                self._similarity(stream, codes.n_features, found.shape[1]).update(codes, found)
+                embeddings = self.judge.embed(stream, batch.images, batch.texts)
+                self._similarity(stream, codes.n_features, embeddings.shape[1]).update(
+                    codes, embeddings
+                )
             if stream in batch.normed:
                 self._add_normed(stream, batch.normed[stream].double().sum(0).cpu())
 
@@ -83,7 +85,7 @@ class MeasurementAccumulator:
             self._add_normed(stream, total)
 
     def means(self) -> Mapping[str, Tensor]:
-        """[d] float64 per stream, mean of the normed activations."""
+        """Return the mean of the normed activations per stream, [d] float64."""
         return {stream: total / self.dominance.n_pairs for stream, total in self._normed.items()}
 
     def compute(
@@ -94,7 +96,7 @@ class MeasurementAccumulator:
         pairs: Pairs | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Measurement:
-        """The measurement of all batches so far.
+        """Return the measurement of all batches so far.
 
         Args:
             site: Where they were read.
@@ -109,8 +111,8 @@ class MeasurementAccumulator:
             scores |= monosemanticity_scores(self.similarity, self.judge)
         if self.judge is not None and pairs is not None:
             left_out = [number for number, _ in skipped]
-            found, random = likeness_scores(self.examples, self.judge, pairs, left_out)
-            scores |= found
+            likeness, random = likeness_scores(self.examples, self.judge, pairs, left_out)
+            scores |= likeness
         return Measurement(
             self.dominance.compute(),
             self.gap.compute(),
@@ -127,19 +129,19 @@ class MeasurementAccumulator:
         )
 
     def _repeats(self) -> dict[str, Repeats]:
-        """Per stream; empty where batches had no images."""
+        """Return repeats per stream; nothing where batches had no images."""
         keys = {"image": self.digest.images, "text": self.digest.texts}
         return {s: Repeats.of(to_tensor(some)) for s, some in keys.items() if some}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All there is, as tensors."""
+        """Return all there is, as tensors."""
         state = {f"normed.{stream}": total for stream, total in self._normed.items()}
         for name, part in self._parts().items():
             state |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there.
+        """Go on from what ``state_dict`` gave.
 
         Raises:
             VlmEditError: Another number of features, another ``keep``, or damaged.

@@ -13,7 +13,7 @@ from vlm_edit.measuring.reader import STREAMS
 
 
 def centred(dictionary: AnyDictionary, means: Mapping[str, Tensor]) -> Dictionary:
-    """The dictionary that sees both streams about one common mean.
+    """Return the dictionary that sees both streams about one common mean.
 
     What is constant in a stream is no information about any of its examples, and can make
     features of one modality all the same. Measure with both, and compare.
@@ -41,25 +41,25 @@ def centred(dictionary: AnyDictionary, means: Mapping[str, Tensor]) -> Dictionar
     dictionary = expect_centrable(dictionary)
     for stream in STREAMS:
         if stream not in means or tuple(means[stream].shape) != (dictionary.width,):
-            found = tuple(means[stream].shape) if stream in means else "none"
+            shape = tuple(means[stream].shape) if stream in means else "none"
             raise BadArgument(
                 f"centring needs the mean of the {stream} stream, [{dictionary.width}], got "
-                f"{found}: take Measurement.means of a run with this dictionary"
+                f"{shape}: take Measurement.means of a run with this dictionary"
             )
     encoder = dictionary.encoder
-    left = {
+    offsets = {
         stream: means[stream].double() - encoder.centers[stream].double()
         if encoder.centers
         else means[stream].double()
         for stream in STREAMS
     }
-    common = (left["image"] + left["text"]) / 2
+    common = (offsets["image"] + offsets["text"]) / 2
     centers = {stream: (means[stream].double() - common).float() for stream in STREAMS}
     return replace(dictionary, encoder=replace(encoder, centers=centers))
 
 
 def expect_centrable(dictionary: AnyDictionary) -> Dictionary:
-    """The dictionary, if it is one for both streams and in memory.
+    """Refuse a dictionary that is not one for both streams and in memory; return it.
 
     Raises:
         VlmEditError: It is not.

@@ -25,7 +25,7 @@ def collect(
     progress: bool = True,
     left_out: list[tuple[int, str]] | None = None,
 ) -> dict[str, Tensor]:
-    """Activations of pairs at a site, by stream.
+    """Collect activations of pairs at a site, by stream.
 
     Args:
         host: In eval mode, with its processor.
@@ -62,10 +62,10 @@ def collect(
         host, Dictionary.identity(place.width), place.name, batch_size=batch_size, progress=progress
     )
     generator = torch.Generator().manual_seed(seed)
-    kept: dict[str, list[Tensor]] = {stream: [] for stream in place.streams}
+    chunks: dict[str, list[Tensor]] = {stream: [] for stream in place.streams}
     for batch in reader.tokens(pairs):
         for stream, rows in batch.items():
-            kept[stream].append(_draw(rows, most, batch_size, generator))
+            chunks[stream].append(_draw(rows, most, batch_size, generator))
     if left_out is not None:
         left_out += reader.skipped
     elif reader.skipped:
@@ -74,7 +74,7 @@ def collect(
             f"be read, the first: {reader.skipped[0][1]}",
             stacklevel=2,
         )
-    return {stream: torch.cat(parts) for stream, parts in kept.items()}
+    return {stream: torch.cat(parts) for stream, parts in chunks.items()}
 
 
 def _draw(rows: Tensor, most: int | None, pairs: int, generator: torch.Generator) -> Tensor:

@@ -26,7 +26,7 @@ _OF_TOKENIZERS = (
 
 
 def details(host: Host) -> Details:
-    """What must be the same for a measurement to go on, by kind and name, JSON-able.
+    """List what must be the same for a measurement to go on, by kind and name, JSON-able.
 
     Every tensor of the host has its checksum, which says ``not read`` where it lies where it
     cannot be looked at; its config and the processor's settings are told one by one, and of a
@@ -35,41 +35,41 @@ def details(host: Host) -> Details:
     Args:
         host: With its processor.
     """
-    tensors, unread = host_checksums(host.root)
+    tensors, reasons = host_checksums(host.root)
     config: dict[str, str] = _flat(_dict_of(getattr(host.root, "config", None)))
     for name, adapter in (getattr(host.model, "peft_config", None) or {}).items():
         config |= _flat(_dict_of(adapter), f"peft.{name}.")
-    told = _processor(host.processor)
+    processor = _processor(host.processor)
     prompt = host.prompt
     if prompt is not None:
-        told["prepare"] = f"{prompt.__module__}.{getattr(prompt, '__qualname__', '?')}"
+        processor["prepare"] = f"{prompt.__module__}.{getattr(prompt, '__qualname__', '?')}"
     return {
-        "weights": tensors | {name: f"not read: {why}" for name, why in unread.items()},
+        "weights": tensors | {name: f"not read: {why}" for name, why in reasons.items()},
         "config": config,
-        "processor": told,
+        "processor": processor,
     }
 
 
 def summed(found: Details) -> dict[str, Any]:
-    """A digest of each kind of details, and what of the weights was not read."""
-    told: dict[str, Any] = {kind: _digest(values) for kind, values in found.items()}
-    unread = {n: why for n, why in found["weights"].items() if why.startswith("not read")}
-    if unread:
-        name, why = next(iter(unread.items()))
-        told["not_read"] = f"{len(unread)} tensors of the host, the first {name} ({why[10:]})"
-    return told
+    """Digest each kind of details, and say what of the weights was not read."""
+    digests: dict[str, Any] = {kind: _digest(values) for kind, values in found.items()}
+    reasons = {n: why for n, why in found["weights"].items() if why.startswith("not read")}
+    if reasons:
+        name, why = next(iter(reasons.items()))
+        digests["not_read"] = f"{len(reasons)} tensors of the host, the first {name} ({why[10:]})"
+    return digests
 
 
 def _processor(processor: Any) -> dict[str, str]:
     parts = {name: getattr(processor, name, None) for name in _PARTS}
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for name, part in parts.items():
         if part is not None:
-            found |= _part(part, name)
+            settings |= _part(part, name)
     own = {k: v for k, v in _dict_of(processor).items() if k not in _PARTS}
-    if not found:  # a tokenizer or an image processor by itself, or none of transformers'
+    if not settings:  # a tokenizer or an image processor by itself, or none of transformers'
         return _part(processor, "processor")
-    return found | _flat(own, "processor.") | _template(processor, "processor")
+    return settings | _flat(own, "processor.") | _template(processor, "processor")
 
 
 def _part(part: Any, name: str) -> dict[str, str]:
@@ -80,23 +80,24 @@ def _part(part: Any, name: str) -> dict[str, str]:
 
 
 def _tokenizer(tokenizer: Any, name: str) -> dict[str, str]:
-    """Its attributes, and a digest of all it knows."""
-    told = {key: getattr(tokenizer, key, None) for key in _OF_TOKENIZERS}
+    """Describe a tokenizer by its attributes, and a digest of all it knows."""
+    attributes = {key: getattr(tokenizer, key, None) for key in _OF_TOKENIZERS}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        known = json.loads(backend.to_str())
-        known = {k: v for k, v in known.items() if k not in ("truncation", "padding")}  # of a call
+        content = json.loads(backend.to_str())
+        # Truncation and padding are those of a call.
+        content = {k: v for k, v in content.items() if k not in ("truncation", "padding")}
     else:
-        known = {
+        content = {
             "vocabulary": tokenizer.get_vocab(),
             "pieces": _pieces(tokenizer),
             "settings": _flat(getattr(tokenizer, "init_kwargs", {})),
         }
-    return {**_flat(told, f"{name}."), f"{name}.vocabulary": _digest(known)}
+    return {**_flat(attributes, f"{name}."), f"{name}.vocabulary": _digest(content)}
 
 
 def _pieces(tokenizer: Any) -> str | None:
-    """Scores and rules of a SentencePiece model, which its vocabulary does not show."""
+    """Digest scores and rules of a SentencePiece model, which its vocabulary does not show."""
     model = getattr(tokenizer, "sp_model", None)
     if model is None:
         return None
@@ -109,24 +110,24 @@ def _template(part: Any, name: str) -> dict[str, str]:
 
 
 def _dict_of(thing: Any) -> dict[str, Any]:
-    made = getattr(thing, "to_dict", None)
-    if not callable(made):
+    method = getattr(thing, "to_dict", None)
+    if not callable(method):
         return {}
-    found = made()
-    return dict(found) if isinstance(found, Mapping) else {}
+    content = method()
+    return dict(content) if isinstance(content, Mapping) else {}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Leaves of nested mappings as text, by their paths."""
-    found: dict[str, str] = {}
+    """Return the leaves of nested mappings as text, by their paths."""
+    leaves: dict[str, str] = {}
     for key, value in tree.items():
         if key in _HARMLESS:
             continue
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            leaves |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = str(list(value) if isinstance(value, tuple) else value)
-    return found
+            leaves[f"{prefix}{key}"] = str(list(value) if isinstance(value, tuple) else value)
+    return leaves
 
 
 def _digest(value: Any) -> str:

@@ -136,14 +136,14 @@ def image_encoder(folder: str | Path, batch_size: int = 32) -> ImageEncoder:
         ).eval()
 
     def embed(images: Sequence[Image]) -> Tensor:
-        shown = [image.convert("RGB") for image in images]
-        pixels = processor(images=shown, return_tensors="pt")["pixel_values"]
+        pictures = [image.convert("RGB") for image in images]
+        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
         two_towers = hasattr(model, "get_image_features")
         output = (model.get_image_features if two_towers else model)(pixel_values=pixels)
         if isinstance(output, Tensor):
             return output
-        pooled: Tensor | None = getattr(output, "pooler_output", None)
-        return output.last_hidden_state.mean(1) if pooled is None else pooled
+        embeddings: Tensor | None = getattr(output, "pooler_output", None)
+        return output.last_hidden_state.mean(1) if embeddings is None else embeddings
 
     return _in_batches(embed, batch_size)
 
@@ -167,10 +167,10 @@ def _checked(folder: Path, batch_size: int) -> Path:
     if batch_size < 1:
         raise BadArgument(f"batch_size is {batch_size}; at least one at once")
     # Every module of a folder that holds weights: what loads it may fall back to a pickle.
-    pickled = [path for path in folder.rglob("*.bin") if not _safe(path.parent)]
-    if pickled or not any(folder.rglob("*.safetensors")):
+    pickles = [path for path in folder.rglob("*.bin") if not _safe(path.parent)]
+    if pickles or not any(folder.rglob("*.safetensors")):
         raise VlmEditError(
-            f"{pickled[0].parent if pickled else folder} has no weights in safetensors; others can "
+            f"{pickles[0].parent if pickles else folder} has no weights in safetensors; others can "
             "hold code and are not read: load the model where you trust it and save_pretrained it"
         )
     return folder

@@ -47,12 +47,12 @@ class Judge:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams it can judge."""
+        """Return the streams it can judge."""
         both = {"image": self.image, "text": self.text}
         return tuple(stream for stream, encoder in both.items() if encoder is not None)
 
     def embed(self, stream: str, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
-        """Embeddings [n, d] of one side of some pairs, on the CPU.
+        """Embed one side of some pairs, [n, d] on the CPU.
 
         Raises:
             VlmEditError: The encoder gives another number of rows.
@@ -60,18 +60,18 @@ class Judge:
         with torch.no_grad():
             if stream == "image":
                 assert self.image is not None
-                found, count = self.image(images), len(images)
+                rows, count = self.image(images), len(images)
             else:
                 assert self.text is not None
-                found, count = self.text(texts), len(texts)
-        if found.ndim != 2 or len(found) != count:
+                rows, count = self.text(texts), len(texts)
+        if rows.ndim != 2 or len(rows) != count:
             raise VlmEditError(
-                f"the judge's encoder of {stream}s gives {tuple(found.shape)} for {count} of them: "
+                f"the judge's encoder of {stream}s gives {tuple(rows.shape)} for {count} of them: "
                 f"it must give [{count}, d]"
             )
-        return found.detach().cpu()
+        return rows.detach().cpu()
 
     def embed_pairs(self, stream: str, pairs: Pairs, numbers: Sequence[int]) -> Tensor:
-        """Embeddings [n, d] of one side of the pairs of these numbers."""
+        """Embed one side of the pairs of these numbers, [n, d]."""
         images = [pairs.open(i) for i in numbers] if stream == "image" else []
         return self.embed(stream, images, [pairs.texts[i] for i in numbers])

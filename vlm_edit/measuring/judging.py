@@ -23,8 +23,8 @@ SEED = 0
 def monosemanticity_scores(
     similarity: Mapping[str, SimilarityAccumulator], judge: Judge
 ) -> dict[str, Tensor]:
-    """MS of each stream, and MMS where both share the judge's space, by column."""
-    scores = {f"ms_{stream}": found.monosemanticity() for stream, found in similarity.items()}
+    """Compute MS of each stream, and MMS where both share the judge's space, by column."""
+    scores = {f"ms_{stream}": sums.monosemanticity() for stream, sums in similarity.items()}
     if judge.shared:
         scores["mms_image_text"] = multimodal_monosemanticity(
             similarity["image"], similarity["text"]
@@ -35,7 +35,7 @@ def monosemanticity_scores(
 def likeness_scores(
     examples: Mapping[str, TopExamples], judge: Judge, pairs: Pairs, skipped: Sequence[int]
 ) -> tuple[dict[str, Tensor], dict[str, tuple[float, float, float]]]:
-    """EmbSim and WinRate of each stream, by column, and the likeness of random examples.
+    """Compute EmbSim and WinRate of each stream, by column, and the likeness of random examples.
 
     Args:
         examples: Per stream.
@@ -46,16 +46,16 @@ def likeness_scores(
     scores: dict[str, Tensor] = {}
     random: dict[str, tuple[float, float, float]] = {}
     for stream in judge.streams:
-        some, told = _alike(examples[stream], judge, stream, pairs, skipped)
-        scores |= some
-        random |= told
+        values, bounds = _alike(examples[stream], judge, stream, pairs, skipped)
+        scores |= values
+        random |= bounds
     return scores, random
 
 
 def _alike(
     top: TopExamples, judge: Judge, stream: str, pairs: Pairs, skipped: Sequence[int]
 ) -> tuple[dict[str, Tensor], dict[str, tuple[float, float, float]]]:
-    """EmbSim and WinRate of one stream, by column, and the likeness of random examples."""
+    """Compute EmbSim and WinRate of one stream, by column, and the likeness of random examples."""
     left_out = set(skipped)
     readable = torch.tensor([i for i in range(len(pairs)) if i not in left_out])
     sizes = [m for m in EXAMPLES if m <= min(top.keep, len(readable))]
@@ -70,12 +70,12 @@ def _alike(
     def embed(asked: Sequence[int]) -> Tensor:
         return judge.embed_pairs(stream, pairs, readable[list(asked)].tolist())
 
-    found = example_similarity(dense, embed, len(readable), sizes, seed=SEED)
+    similarity = example_similarity(dense, embed, len(readable), sizes, seed=SEED)
     scores, random = {}, {}
-    for m, of_top in found.at.items():
+    for m, of_top in similarity.at.items():
         scores[f"embsim_{stream}_{m}"] = of_top.lift
         scores[f"embsim_p_{stream}_{m}"] = of_top.p
         scores[f"winrate_{stream}_{m}"] = of_top.win_rate
-        drawn = of_top.random
-        random[f"{stream}_{m}"] = (drawn.value, drawn.low, drawn.high)
+        estimate = of_top.random
+        random[f"{stream}_{m}"] = (estimate.value, estimate.low, estimate.high)
     return scores, random

@@ -66,42 +66,42 @@ class Pairs:
             )
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Return the number of pairs."""
         return len(self.images)
 
     def describe(self, i: int) -> str:
-        """Name of an image for messages: its path, or its number."""
+        """Name an image for messages: by its path, or its number."""
         image = self.images[i]
         return str(image) if isinstance(image, Path) else f"image {i}"
 
     def open(self, i: int) -> Image.Image:
-        """The image of a pair, as ``as_seen`` makes it.
+        """Open the image of a pair, as ``as_seen`` makes it.
 
         Raises:
             VlmEditError: It is missing or cannot be read.
         """
         image = self.images[i]
         if isinstance(image, Path):
-            with open_image(image) as opened:
-                return as_seen(opened)
+            with open_image(image) as file:
+                return as_seen(file)
         try:
             return as_seen(image)
         except Exception as error:
             raise VlmEditError(f"{self.describe(i)}: {_reason(error)}") from error
 
     def readable(self) -> tuple[Pairs, list[tuple[int, str]]]:
-        """The pairs whose image can be opened; the numbers of the others, with the reason."""
-        kept, left_out = [], []
+        """Select the pairs whose image opens; return the others' numbers too, with the reason."""
+        numbers, failures = [], []
         for i in range(len(self)):
             try:
                 self.open(i)
-                kept.append(i)
+                numbers.append(i)
             except VlmEditError as error:
-                left_out.append((i, str(error)))
-        return self.select(kept), left_out
+                failures.append((i, str(error)))
+        return self.select(numbers), failures
 
     def select(self, indices: Sequence[int]) -> Pairs:
-        """Some of the pairs, in the order given."""
+        """Select some of the pairs, in the order given."""
         return Pairs(
             [self.images[i] for i in indices],
             tuple(self.texts[i] for i in indices),
@@ -110,7 +110,7 @@ class Pairs:
         )
 
     def batches(self, size: int) -> Iterator[range]:
-        """Numbers of the pairs, ``size`` at a time."""
+        """Iterate over the numbers of the pairs, ``size`` at a time."""
         if size < 1:
             raise BadArgument(f"batch size is {size}; it must be at least 1")
         for start in range(0, len(self), size):
@@ -154,16 +154,16 @@ def _reason(error: Exception) -> str:
 
 
 def size_of(path: str | os.PathLike[str]) -> int | None:
-    """Bytes of a regular file; None where there is none within reach."""
+    """Return the bytes of a regular file; None where there is none within reach."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):  # such as a name that is too long, or holds a zero
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def as_seen(image: Image.Image) -> Image.Image:
-    """An image as viewers show it, RGB: upright, on white where it is transparent.
+    """Return an image as viewers show it, RGB: upright, on white where it is transparent.
 
     ``convert("RGB")`` alone shows the colours that lie hidden below transparent pixels, leaves
     photographs on their side, and cuts 16-bit greys off at 255.
@@ -259,10 +259,10 @@ def _column(path: Path, header: list[str], names: tuple[str, ...], what: str) ->
 
 def _read_folder(path: Path) -> Pairs:
     try:
-        listed = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+        paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
     except OSError as error:
         raise VlmEditError(f"{str(path)!r} cannot be listed: {error}") from error
-    images = [p for p in listed if not os.path.isdir(p)]
+    images = [p for p in paths if not os.path.isdir(p)]
     if not images:
         raise VlmEditError(f"{str(path)!r} holds no images ({', '.join(IMAGE_ENDINGS)})")
     texts = []

@@ -48,17 +48,17 @@ class PairsDigest:
     def update(
         self, numbers: Sequence[int], images: Sequence[Image.Image], texts: Sequence[str]
     ) -> None:
-        """Add pairs."""
+        """Add pairs, as they were read."""
         for number, image, text in zip(numbers, images, texts, strict=True):
-            shown = image_digest(image)
+            digest = image_digest(image)
             one = hashlib.blake2b(json.dumps([number, text]).encode(), digest_size=_SIZE)
-            one.update(shown)
+            one.update(digest)
             self._add(int.from_bytes(one.digest(), "big"))
-            self.images.append(key_of(shown))
+            self.images.append(key_of(digest))
             self.texts.append(key_of(hashlib.blake2b(text.encode(*_UTF), digest_size=8).digest()))
 
     def merge(self, other: PairsDigest) -> None:
-        """Add the pairs of another."""
+        """Add the pairs of another digest."""
         self._add(other._sum)
         self.images.extend(other.images)
         self.texts.extend(other.texts)
@@ -67,11 +67,11 @@ class PairsDigest:
         self._sum = (self._sum + value) % (1 << 8 * _SIZE)
 
     def __str__(self) -> str:
-        """32 hexadecimal digits."""
+        """Return 32 hexadecimal digits."""
         return self._sum.to_bytes(_SIZE, "big").hex()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All there is, as tensors."""
+        """Return all there is, as tensors."""
         total = torch.tensor(list(self._sum.to_bytes(_SIZE, "big")), dtype=torch.uint8)
         return {
             "sum": total,
@@ -80,38 +80,38 @@ class PairsDigest:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Go on from what ``state_dict`` gave."""
         self._sum = int.from_bytes(bytes(state["sum"].tolist()), "big")
         self.images, self.texts = (to_array(state[name]) for name in ("images", "texts"))
 
 
 def pairs_listing(pairs: Pairs) -> str:
-    """A digest of pairs without reading the files: texts, and each file's name and size.
+    """Digest pairs without reading the files: by texts, and each file's name and size.
 
     A run that goes on later compares it, so that it goes on with the same pairs, wherever their
     folder is by then.
     """
-    found = hashlib.blake2b(digest_size=_SIZE)
+    hasher = hashlib.blake2b(digest_size=_SIZE)
     for image, text in zip(pairs.images, pairs.texts, strict=True):
-        told: list[Any] = [text]
+        facts: list[Any] = [text]
         if isinstance(image, Path):
-            told += [image.name, size_of(image)]
+            facts += [image.name, size_of(image)]
         else:
-            told += [image.mode, image.size]
-        found.update(json.dumps(told).encode())
-    return found.hexdigest()
+            facts += [image.mode, image.size]
+        hasher.update(json.dumps(facts).encode())
+    return hasher.hexdigest()
 
 
 def texts_digest(pairs: Pairs) -> str:
-    """32 hexadecimal digits of the texts alone, for who has the pairs but not the same images."""
-    told = json.dumps(list(pairs.texts)).encode()
-    return hashlib.blake2b(told, digest_size=_SIZE).hexdigest()
+    """Digest the texts alone, 32 hexadecimal digits: for who has the pairs but other images."""
+    data = json.dumps(list(pairs.texts)).encode()
+    return hashlib.blake2b(data, digest_size=_SIZE).hexdigest()
 
 
 def provenance(
     host: Host, site: Site, dictionary: Encodes, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything that must be the same for a measurement to come out the same, JSON-able.
+    """List everything that must be the same for a measurement to come out the same, JSON-able.
 
     Args:
         host: The host.
@@ -128,10 +128,10 @@ def provenance(
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions

@@ -25,7 +25,7 @@ _MOST_CODES = 1 << 26  # codes held at once while tokens are pooled: 256 MiB
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What some pairs look like at a site.
+    """Hold what some pairs look like at a site.
 
     Attributes:
         numbers: The pairs' numbers.
@@ -46,7 +46,7 @@ class Batch:
 
 @dataclass(eq=False)
 class Reader:
-    """Runs a host over pairs, batch by batch, and tells what they look like at a site.
+    """Run a host over pairs, batch by batch, and tell what they look like at a site.
 
     Args:
         host: The host, with its processor.
@@ -70,7 +70,7 @@ class Reader:
     _placed: dict[torch.device, Encodes] = field(default_factory=dict, init=False, repr=False)
 
     def read(self, pairs: Pairs) -> Iterator[Batch]:
-        """What the pairs look like, batch by batch.
+        """Read what the pairs look like, batch by batch.
 
         Raises:
             VlmEditError: An unknown site, another width than the dictionary's, no pairs, or not
@@ -85,7 +85,7 @@ class Reader:
     def read_numbered(
         self, pairs: Pairs, batches: range | None = None
     ) -> Iterator[tuple[int, Batch | None]]:
-        """Some batches with their numbers; None for one without an image that can be read.
+        """Read some batches with their numbers; None for one without an image that can be read.
 
         Args:
             pairs: To be read.
@@ -101,7 +101,7 @@ class Reader:
             yield number, self._run(site, images, readable, texts) if readable else None
 
     def tokens(self, pairs: Pairs) -> Iterator[dict[str, Tensor]]:
-        """Activations of every token by stream, [t, d] float32 on the CPU, batch by batch.
+        """Read activations of every token by stream, [t, d] float32 on the CPU, batch by batch.
 
         At a joint embedding a pair is one row of each stream, in the pairs' order.
 
@@ -125,25 +125,25 @@ class Reader:
     def _batches(
         self, site: Site, pairs: Pairs, batches: range | None
     ) -> Iterator[tuple[int, list[Image.Image], list[int]]]:
-        """Number, images and pairs' numbers of each batch, after everything is checked."""
+        """Yield number, images and pairs' numbers of each batch, after everything is checked."""
         self.host.expect_width(site, self.dictionary.width)
         expect_origin(self.dictionary.info, self.site, self.host.name)
         self.host.expect_eval("what is measured random")
         if not len(pairs):
             raise VlmEditError(f"{pairs.name}: no pairs, there is nothing to measure")
-        cut = list(pairs.batches(self.batch_size))
-        batches = range(len(cut)) if batches is None else batches
-        total = sum(len(cut[i]) for i in batches)
-        seen = 0
+        ranges = list(pairs.batches(self.batch_size))
+        batches = range(len(ranges)) if batches is None else batches
+        total = sum(len(ranges[i]) for i in batches)
+        count = 0
         with tqdm(
             total=total, desc=f"measure {self.site}", disable=None if self.progress else True
         ) as bar:
             for number in batches:
-                images, readable = self._open(pairs, cut[number])
-                bar.update(len(cut[number]))
-                seen += len(readable)
+                images, readable = self._open(pairs, ranges[number])
+                bar.update(len(ranges[number]))
+                count += len(readable)
                 yield number, images, readable
-        if not seen and total == len(pairs):
+        if not count and total == len(pairs):
             raise VlmEditError(
                 f"{pairs.name}: not one of {len(pairs)} images can be read; the first: "
                 f"{self.skipped[0][1]}"
@@ -168,8 +168,8 @@ class Reader:
             record(self.host, site.name) as recording,
         ):
             self.host(**inputs, **self.host.uncached)
-            found = {stream: self._pool(recording, site, stream) for stream in site.streams}
-        for stream, (hidden, _, _) in found.items():
+            outputs = {stream: self._pool(recording, site, stream) for stream in site.streams}
+        for stream, (hidden, _, _) in outputs.items():
             if len(hidden) != len(numbers):
                 raise VlmEditError(
                     f"{len(numbers)} pairs give {len(hidden)} rows of the {stream} stream at site "
@@ -177,9 +177,9 @@ class Reader:
                 )
         return Batch(
             numbers,
-            {stream: hidden for stream, (hidden, _, _) in found.items()},
-            {stream: codes for stream, (_, codes, _) in found.items()},
-            {stream: normed for stream, (_, _, normed) in found.items()},
+            {stream: hidden for stream, (hidden, _, _) in outputs.items()},
+            {stream: codes for stream, (_, codes, _) in outputs.items()},
+            {stream: normed for stream, (_, _, normed) in outputs.items()},
             images,
             texts,
         )
@@ -190,7 +190,7 @@ class Reader:
         return inputs.values
 
     def _flat(self, recording: Recording, site: Site, stream: str) -> Tensor:
-        """Activations [t, d] of a stream, a row a token."""
+        """Return the activations [t, d] of a stream, a row a token."""
         tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
         capture = recording.last(site.name, tap.stream)
         hidden = capture.hidden.float()
@@ -206,18 +206,22 @@ class Reader:
     def _pool(
         self, recording: Recording, site: Site, stream: str
     ) -> tuple[Tensor, SparseCodes, Tensor]:
-        """Activations, codes and normed activations, a row a pair."""
+        """Return activations, codes and normed activations, a row a pair."""
         tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
         capture = recording.last(site.name, tap.stream)
         hidden = capture.hidden.float()
-        placed = self._on(hidden.device)
+        dictionary = self._on(hidden.device)
         hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden  # a map of features
         tokens = capture.tokens.at(hidden)
         images = tokens.requests
         if not tokens.in_rows and images is None:
             tokens.select(stream)  # refuses where nobody can tell the rows apart
             _expect_finite(hidden, site)
-            return hidden, placed.encode_sparse(hidden, stream), placed.normalise(hidden, stream)
+            return (
+                hidden,
+                dictionary.encode_sparse(hidden, stream),
+                dictionary.normalise(hidden, stream),
+            )
         if images is not None:
             count, row, states = int(images.max()) + 1, images, hidden
         else:
@@ -231,14 +235,18 @@ class Reader:
         codes = states.new_zeros(count, self.dictionary.n_features)
         chunk = max(1, _MOST_CODES // self.dictionary.n_features)
         for some, rows in zip(states.split(chunk), row.split(chunk), strict=True):
-            codes.index_add_(0, rows, placed.encode(some, stream).abs())
-        return mean(states), SparseCodes.of(codes / sizes), mean(placed.normalise(states, stream))
+            codes.index_add_(0, rows, dictionary.encode(some, stream).abs())
+        return (
+            mean(states),
+            SparseCodes.of(codes / sizes),
+            mean(dictionary.normalise(states, stream)),
+        )
 
     @staticmethod
     def _tokens(
         tokens: Tokens, hidden: Tensor, site: Site, stream: str
     ) -> tuple[int, Tensor, Tensor]:
-        """Number of rows; the row of each of the stream's tokens; the tokens."""
+        """Return the number of rows, the row of each of the stream's tokens, and the tokens."""
         mask = tokens.select(stream)
         if mask is None:
             mask = tokens.fill(True)

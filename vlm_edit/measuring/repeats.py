@@ -14,12 +14,12 @@ _OTHER = {"image": "caption", "text": "image"}
 
 
 class RepeatedPairs(UserWarning):
-    """Pairs that are not independent, though tests and intervals take them to be."""
+    """Warn of pairs that are not independent, though tests and intervals take them to be."""
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """How often images, or texts, come again.
+    """Count how often images, or texts, come again.
 
     Attributes:
         distinct: How many there are.
@@ -38,7 +38,7 @@ class Repeats:
 
     @classmethod
     def of(cls, keys: Tensor) -> Repeats:
-        """Of the key of each pair's image or text, int64 [n]."""
+        """Count by the key of each pair's image or text, int64 [n]."""
         counts = keys.unique(return_counts=True)[1].double()
         if not len(counts):
             return cls(0, 0, 0.0)
@@ -46,7 +46,7 @@ class Repeats:
         return cls(len(counts), int(counts.max()), others)
 
     def warning(self, n_pairs: int, stream: str) -> str | None:
-        """What to know and to do where many pairs are of one image, or of one text."""
+        """Say what to know and to do where many pairs are of one image, or of one text."""
         if self.others <= _MANY:
             return None
         other = _OTHER[stream]
@@ -61,10 +61,10 @@ class Repeats:
 
 
 def to_json(found: Mapping[str, Repeats]) -> dict[str, list[float]]:
-    """Plain values by stream."""
+    """Return plain values by stream."""
     return {stream: list(astuple(repeats)) for stream, repeats in found.items()}
 
 
 def from_json(told: Mapping[str, Any]) -> dict[str, Repeats]:
-    """What ``to_json`` made them of."""
+    """Return what ``to_json`` made them of."""
     return {s: Repeats(int(d), int(most), float(o)) for s, (d, most, o) in told.items()}

@@ -39,7 +39,7 @@ _LISTED = 9  # examples per feature in tables
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What was measured of a dictionary's features.
+    """Hold what was measured of a dictionary's features.
 
     Attributes:
         dominance: Scores, counts, tests and classes.
@@ -74,42 +74,44 @@ class Measurement:
     repeats: Mapping[str, Repeats] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
-        """What a reader of the scores must know: of zeros and cuts, and of pairs that repeat."""
-        told = [found.warning(self.n_pairs, stream) for stream, found in self.repeats.items()]
-        return [*self.dominance.warnings(), *filter(None, told)]
+        """Say what a reader of scores must know: of zeros and cuts, and of repeated pairs."""
+        sentences = [
+            repeats.warning(self.n_pairs, stream) for stream, repeats in self.repeats.items()
+        ]
+        return [*self.dominance.warnings(), *filter(None, sentences)]
 
     def table(self) -> dict[str, list[Any]]:
-        """Columns by name, a value per feature: scores, intervals, tests, classes, examples.
+        """Return columns by name, a value per feature: scores, intervals, tests, classes, examples.
 
         ``class`` is by the rule ``significant``, ``class_sd`` and ``class_fixed`` by the others;
         ``paired`` says whether the feature fires together on matched pairs more than on shuffled
         ones. Undefined is NaN.
         """
-        found = self.dominance
-        low, high = found.intervals()
-        matched, shuffled = found.cofiring()
-        names = {rule: class_of(found, rule) for rule in get_args(Cut)}
+        dominance = self.dominance
+        low, high = dominance.intervals()
+        matched, shuffled = dominance.cofiring()
+        names = {rule: class_of(dominance, rule) for rule in get_args(Cut)}
         numbers: dict[str, Tensor] = {
-            "mds": found.scores,
+            "mds": dominance.scores,
             "mds_low": low,
             "mds_high": high,
-            "swap_p": found.swap_test(),
-            "active_pairs": found.active,
-            "image_active": found.image_active,
-            "text_active": found.text_active,
+            "swap_p": dominance.swap_test(),
+            "active_pairs": dominance.active,
+            "image_active": dominance.image_active,
+            "text_active": dominance.text_active,
             "cofiring_matched": matched,
             "cofiring_shuffled": shuffled,
-            "cofiring_p": found.cofiring_test(),
-            "modality_score": found.modality_score(),
-            "modality_score_energy": found.modality_score(energy=True),
-            "mutual_information": found.mutual_information(),
-            "correlation": found.correlation(),
+            "cofiring_p": dominance.cofiring_test(),
+            "modality_score": dominance.modality_score(),
+            "modality_score_energy": dominance.modality_score(energy=True),
+            "mutual_information": dominance.mutual_information(),
+            "correlation": dominance.correlation(),
             **self.interpretability,
         }
         columns: dict[str, list[Any]] = {
-            "feature": list(range(len(found.scores))),
+            "feature": list(range(len(dominance.scores))),
             "class": names["significant"],
-            "paired": found.paired().tolist(),
+            "paired": dominance.paired().tolist(),
             "class_sd": names["sd"],
             "class_fixed": names["fixed"],
         }
@@ -120,12 +122,12 @@ class Measurement:
         return columns
 
     def rows(self) -> list[dict[str, Any]]:
-        """``table`` row by row."""
+        """Return ``table`` row by row."""
         columns = self.table()
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def to_pandas(self) -> Any:
-        """``table`` as a pandas DataFrame.
+        """Return ``table`` as a pandas DataFrame.
 
         Raises:
             VlmEditError: pandas is not installed.
@@ -146,23 +148,23 @@ class Measurement:
         write_bytes(path, _json({"summary": self.summary(), "features": columns}), "table")
 
     def checksum(self) -> str:
-        """32 digits of everything in it, by which the files of a run know that they are of one."""
+        """Return 32 digits of all in it, by which the files of a run know that they are of one."""
         return checksum(*self._taken_apart())
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the whole, as JSON-able values."""
-        found = self.dominance
+        """Return the figures of the whole, as JSON-able values."""
+        dominance = self.dominance
         return {
             "site": self.site,
             "pairs": self.n_pairs,
             "skipped": [{"pair": n, "reason": why} for n, why in self.skipped],
             "truncated_texts": self.truncated,
-            "zeros": found.zeros,
-            "mds_mean": _known(found.mean),
-            "mds_sd": _known(found.sd),
+            "zeros": dominance.zeros,
+            "mds_mean": _known(dominance.mean),
+            "mds_sd": _known(dominance.sd),
             "modality_gap": _known(self.gap),
             "classes": {
-                rule: {name: len(members) for name, members in found.classes(rule).items()}
+                rule: {name: len(members) for name, members in dominance.classes(rule).items()}
                 for rule in get_args(Cut)
             },
             "random_similarity": {name: list(values) for name, values in self.random.items()},
@@ -184,7 +186,7 @@ class Measurement:
         save_runs({Path(folder): self})
 
     def _taken_apart(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Header and tensors, as they are written."""
+        """Return header and tensors, as they are written."""
         values = {item.name: getattr(self.dominance, item.name) for item in fields(self.dominance)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         scalars = {name: value for name, value in values.items() if name not in tensors}
@@ -223,11 +225,11 @@ def save_runs(runs: Mapping[Path, Measurement]) -> None:
     """
     files: dict[Path, bytes] = {}
     last: dict[Path, bytes] = {}
-    for folder, found in runs.items():
+    for folder, run in runs.items():
         target = make_folder(folder)
-        header, tensors = found._taken_apart()
-        files[target / SUMMARY] = _json(found.summary())
-        files[target / "features.csv"] = _csv(found.table())
+        header, tensors = run._taken_apart()
+        files[target / SUMMARY] = _json(run.summary())
+        files[target / "features.csv"] = _csv(run.table())
         (files if last else last)[target / FILE] = pack_tensors(tensors, header)
     with locked(next(iter(runs))):
         write_together({**files, **last}, "run")
@@ -250,11 +252,11 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
         >>> from vlm_edit import Host, measure, zoo
         >>> host = Host.of(*zoo.load_host())
         >>> pairs = zoo.load_pairs().select(range(32))
-        >>> found = measure(host, pairs, zoo.load_dictionary("joint"), progress=False)
+        >>> measurement = measure(host, pairs, zoo.load_dictionary("joint"), progress=False)
         >>> with tempfile.TemporaryDirectory() as run:
-        ...     found.save(run)
+        ...     measurement.save(run)
         ...     again = load_measurement(run)
-        >>> again.gap == found.gap
+        >>> again.gap == measurement.gap
         True
     """
     path = Path(folder) / FILE
@@ -295,7 +297,7 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
 
 
 def class_of(found: Dominance, rule: Cut) -> list[str]:
-    """Name of each feature's class, [m]."""
+    """Return the name of each feature's class, [m]."""
     members = found.classes(rule)
     names = {feature: name for name in CLASSES for feature in members[name]}
     return [names[feature] for feature in range(len(found.scores))]
@@ -307,10 +309,10 @@ def _expect_whole(folder: Path, header: Mapping[str, Any]) -> None:
     if not file.is_file():
         return
     try:
-        told = json.loads(file.read_text(encoding="utf-8")).get(CHECKSUM)
+        digest = json.loads(file.read_text(encoding="utf-8")).get(CHECKSUM)
     except (OSError, ValueError, AttributeError, RecursionError):
-        told = "unreadable"
-    if told != header.get(CHECKSUM):
+        digest = "unreadable"
+    if digest != header.get(CHECKSUM):
         raise DamagedFile(
             f"{folder} holds an unfinished change: {SUMMARY} is not of the run in {FILE}. Wait, if "
             "a process is writing it; measure again, which takes up what was measured, if one was "
@@ -327,7 +329,7 @@ def _csv(columns: Mapping[str, list[Any]]) -> bytes:
 
 
 def _json(value: Any) -> bytes:
-    """JSON, readable by people."""
+    """Write JSON that people can read."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
@@ -337,5 +339,5 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _known(value: Any) -> Any:
-    """JSON knows no NaN."""
+    """Return a value, or None for what JSON does not know: NaN and infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -90,8 +90,8 @@ def measure(
         >>> host = Host.of(*zoo.load_host())
         >>> pairs = zoo.load_pairs().select(range(64))
         >>> dictionary = zoo.load_dictionary("joint")
-        >>> found = measure(host, pairs, dictionary, progress=False)
-        >>> found.n_pairs
+        >>> measurement = measure(host, pairs, dictionary, progress=False)
+        >>> measurement.n_pairs
         64
     """
     state, reader = _begin(
@@ -137,7 +137,7 @@ def measure_part(
 
 
 def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
-    """Whether a part has read all its pairs.
+    """Return whether a part has read all its pairs.
 
     Args:
         checkpoint: Its file; it need not be there yet.
@@ -157,7 +157,7 @@ def was_measured(
     site: str = "joint",
     **options: Any,
 ) -> bool:
-    """Whether ``measure`` with these arguments would measure the same again.
+    """Return whether ``measure`` with these arguments would measure the same again.
 
     Args:
         found: What was measured.
@@ -192,7 +192,7 @@ def _begin(
     judge: Judge | None = None,
     progress: bool = True,
 ) -> tuple[_State, Reader]:
-    """A measurement that has read nothing yet, and what it reads with."""
+    """Return a measurement that has read nothing yet, and what it reads with."""
     host = Host.of(host)
     expect_kind("pairs", pairs, Pairs, "Pairs; a processor goes into Host.of(model, processor)")
     place = host.site(site)
@@ -212,22 +212,22 @@ def _begin(
         "judge": None if judge is None else [judge.name, *judge.streams, judge.shared],
         "seed": SEED,
     }
-    told = provenance(host, place, dictionary, settings)
-    told["details"] = details(host)
-    told["pairs"] = {
+    origin = provenance(host, place, dictionary, settings)
+    origin["details"] = details(host)
+    origin["pairs"] = {
         "name": pairs.name,
         "count": len(pairs),
         "listing": pairs_listing(pairs),
         "texts": texts_digest(pairs),
     }
-    gathered = MeasurementAccumulator(dictionary.n_features, zeros, keep, judge)
-    return _State(gathered, told, part), reader
+    accumulator = MeasurementAccumulator(dictionary.n_features, zeros, keep, judge)
+    return _State(accumulator, origin, part), reader
 
 
 def merge_parts(
     checkpoints: Sequence[str | os.PathLike[str]], pairs: Pairs, judge: Judge | None = None
 ) -> Measurement:
-    """One measurement of the checkpoints that all parts of a measurement left.
+    """Merge the checkpoints that all parts of a measurement left into one measurement.
 
     Args:
         checkpoints: The files, one per part, in any order.
@@ -246,8 +246,8 @@ def merge_parts(
     if not states:
         raise VlmEditError("no parts to merge: name the checkpoint of each")
     first = states[0]
-    expected = [(i, first.part[1]) for i in range(first.part[1])]
-    if [state.part for state in states] != expected:
+    parts = [(i, first.part[1]) for i in range(first.part[1])]
+    if [state.part for state in states] != parts:
         have = ", ".join(f"{i + 1} of {n}" for i, n in (state.part for state in states))
         raise VlmEditError(f"the parts do not make a whole: they are {have}")
     if first.told["pairs"]["listing"] != pairs_listing(pairs):
@@ -267,7 +267,7 @@ def merge_parts(
 
 @dataclass(eq=False)
 class _State:
-    """A measurement under way: what was gathered so far, and what comes next."""
+    """Hold a measurement under way: what was gathered so far, and what comes next."""
 
     accumulator: MeasurementAccumulator
     told: dict[str, Any]
@@ -284,7 +284,7 @@ class _State:
         self.next_batch = self.next_batch or self.batches(self.told["pairs"]["count"]).start
 
     def batches(self, n_pairs: int) -> range:
-        """Numbers of the part's batches."""
+        """Return the numbers of the part's batches."""
         i, n = self.part
         total = -(-n_pairs // int(self.told["settings"]["batch_size"]))
         return range(total * i // n, total * (i + 1) // n)
@@ -294,28 +294,29 @@ class _State:
         if checkpoint is not None and checkpoint.is_file():
             self._go_on(checkpoint, pairs)
         reader.skipped[:], reader.truncated = self.skipped, self.truncated
-        saved = time.monotonic()
-        wanted = self.batches(len(pairs))
-        cut = list(pairs.batches(reader.batch_size))
-        before = self._stamps(pairs, cut, self.next_batch)  # of files as they were before reading
+        last = time.monotonic()
+        numbers = self.batches(len(pairs))
+        ranges = list(pairs.batches(reader.batch_size))
+        # Of files as they were before reading.
+        before = self._stamps(pairs, ranges, self.next_batch)
         logger.info(
             "%s: %d of %d batches of %s to read",
-            *(reader.site, wanted.stop - self.next_batch, len(wanted), pairs.name),
+            *(reader.site, numbers.stop - self.next_batch, len(numbers), pairs.name),
         )
-        for number, batch in reader.read_numbered(pairs, range(self.next_batch, wanted.stop)):
+        for number, batch in reader.read_numbered(pairs, range(self.next_batch, numbers.stop)):
             if batch is not None:
                 self.accumulator.update(batch)
             self.stamps.extend(before)
-            before = self._stamps(pairs, cut, number + 1)
+            before = self._stamps(pairs, ranges, number + 1)
             self.next_batch = number + 1
             self.skipped, self.truncated = list(reader.skipped), reader.truncated
-            if checkpoint is not None and time.monotonic() - saved >= every:
+            if checkpoint is not None and time.monotonic() - last >= every:
                 self.save(checkpoint)
-                saved = time.monotonic()
+                last = time.monotonic()
         if checkpoint is not None:
             self.save(checkpoint)
-        read = self.accumulator.dominance.n_pairs
-        logger.info("%s: %d pairs read, %d left out", reader.site, read, len(self.skipped))
+        count = self.accumulator.dominance.n_pairs
+        logger.info("%s: %d pairs read, %d left out", reader.site, count, len(self.skipped))
 
     def _stamps(self, pairs: Pairs, cut: Sequence[range], number: int) -> list[int]:
         return [stamp(pairs.images[i]) for i in cut[number]] if number < len(cut) else []
@@ -365,17 +366,17 @@ class _State:
         if header.get("kind") != _WHAT or header.get("version") != _VERSION:
             raise DamagedFile(f"{path} is not a checkpoint of a measurement: name another file")
         try:
-            told = header["told"]
-            settings = told["settings"]
+            origin = header["told"]
+            settings = origin["settings"]
             accumulator = MeasurementAccumulator(
-                told["dictionary"]["features"], settings["zeros"], settings["keep"], judge
+                origin["dictionary"]["features"], settings["zeros"], settings["keep"], judge
             )
             stamps = to_array(tensors.pop(_STAMPS))
             accumulator.load_state_dict(tensors)
             skipped = [(int(n), str(why)) for n, why in header["skipped"]]
             i, n = header["part"]
             return cls(
-                *(accumulator, told, (i, n), header["next_batch"], skipped),
+                *(accumulator, origin, (i, n), header["next_batch"], skipped),
                 *(header["truncated"], stamps),
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -384,35 +385,35 @@ class _State:
             ) from error
 
     def merge(self, other: _State) -> None:
-        """Add another part."""
+        """Add what another part has gathered."""
         self.accumulator.merge(other.accumulator)
         self.skipped += other.skipped
         self.truncated += other.truncated
 
     def finish(self, pairs: Pairs) -> Measurement:
-        """The measurement, once everything is read."""
+        """Return the measurement, once everything is read."""
         digest = str(self.accumulator.digest)
-        told = {**self.told, "pairs": {**self.told["pairs"], "digest": digest}}
-        told["digests"] = summed(told.pop("details"))
-        site = told["settings"]["site"]
-        found = self.accumulator.compute(site, self.skipped, self.truncated, pairs, told)
-        for stream, repeats in found.repeats.items():
-            text = repeats.warning(found.n_pairs, stream)
+        origin = {**self.told, "pairs": {**self.told["pairs"], "digest": digest}}
+        origin["digests"] = summed(origin.pop("details"))
+        site = origin["settings"]["site"]
+        measurement = self.accumulator.compute(site, self.skipped, self.truncated, pairs, origin)
+        for stream, repeats in measurement.repeats.items():
+            text = repeats.warning(measurement.n_pairs, stream)
             if text is not None:
                 warnings.warn(text, RepeatedPairs, stacklevel=3)  # the line of measure
-        return found
+        return measurement
 
 
 def _expect_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
     """Refuse to go on with, or to merge, what was measured otherwise."""
-    told = [{**x["details"], **x} for x in (there, here)]
+    sides = [{**x["details"], **x} for x in (there, here)]
     for key, name in (*_OF_DETAILS.items(), *((k, f"another {k}") for k in _COMPARED)):
-        a, b = (x[key] for x in told)
+        a, b = (x[key] for x in sides)
         # A path may have moved; the weights at the site have been compared to the bit.
         names = sorted({*a, *b} - ({"name", "sites"} if key in _COMPARED else set()))
-        changed = [n for n in names if a.get(n) != b.get(n)]
-        if changed:
-            first, more = changed[0], len(changed) - 1
+        changes = [n for n in names if a.get(n) != b.get(n)]
+        if changes:
+            first, more = changes[0], len(changes) - 1
             raise WrongHost(
                 f"{what} was measured with {name} ({first}: {str(a.get(first))[:60]}, here "
                 f"{str(b.get(first))[:60]}{f'; and {more} more' if more else ''}): measure into "

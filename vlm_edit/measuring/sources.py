@@ -21,30 +21,30 @@ _GONE = -1
 
 
 def image_digest(image: Image.Image) -> bytes:
-    """16 bytes of what an image shows."""
-    found = hashlib.blake2b(json.dumps([image.mode, image.size]).encode(), digest_size=16)
-    found.update(image.tobytes())
-    return found.digest()
+    """Digest what an image shows, in 16 bytes."""
+    hasher = hashlib.blake2b(json.dumps([image.mode, image.size]).encode(), digest_size=16)
+    hasher.update(image.tobytes())
+    return hasher.digest()
 
 
 def key_of(digest: bytes) -> int:
-    """The first 64 bits of a digest."""
+    """Return the first 64 bits of a digest."""
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def stamp(image: Image.Image | Path) -> int:
-    """64 bits of a file's size and of the times of its last changes, which nobody sets back.
+    """Digest a file's size and the times of its last changes, which nobody sets back, in 64 bits.
 
     They cost no reading. An image in memory has none.
     """
     if not isinstance(image, Path):
         return _IN_MEMORY
     try:
-        found = os.stat(image)
+        status = os.stat(image)
     except (OSError, ValueError):
         return _GONE
-    told = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode()
-    return key_of(hashlib.blake2b(told, digest_size=8).digest())
+    data = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode()
+    return key_of(hashlib.blake2b(data, digest_size=8).digest())
 
 
 def expect_images(
@@ -71,9 +71,9 @@ def expect_images(
     Raises:
         VlmEditError: Names the first that differs.
     """
-    seen = iter(keys)
+    queue = iter(keys)
     for number, before in enumerate(stamps, first):
-        key = None if number in skipped else next(seen, None)
+        key = None if number in skipped else next(queue, None)
         if before != _IN_MEMORY and before == stamp(pairs.images[number]):
             continue
         if key != _key(pairs, number):
@@ -92,12 +92,12 @@ def _key(pairs: Pairs, number: int) -> int | None:
 
 
 def to_tensor(values: array[int]) -> Tensor:
-    """int64 [n]."""
+    """Return the values as int64 [n]."""
     return torch.frombuffer(values, dtype=torch.int64).clone() if values else torch.zeros(0).long()
 
 
 def to_array(values: Tensor) -> array[int]:
-    """What ``to_tensor`` made it of."""
-    found = array("q")
-    found.frombytes(values.to(torch.int64).contiguous().numpy().tobytes())
-    return found
+    """Return what ``to_tensor`` made it of."""
+    numbers = array("q")
+    numbers.frombytes(values.to(torch.int64).contiguous().numpy().tobytes())
+    return numbers
