@@ -9,8 +9,8 @@
 | ``by_answers`` | codes of questions answered right and wrong |
 | ``union``, ``intersection``, ``difference``, ``random_like`` | lists |
 
-All give plain lists, as rules and patches take them: ``Ablate(by_class(found, "vision")[:20])``.
-An empty list is an answer: nothing passed.
+All give plain lists, as rules and patches take them:
+``Ablate(by_class(dominance, "vision")[:20])``. An empty list is an answer: nothing passed.
 """
 
 from vlm_edit.selection.attribution import by_effect, effects

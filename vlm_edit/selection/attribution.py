@@ -32,7 +32,7 @@ def by_effect(
     sign: Sign = "either",
     tokens: TokenChoice = "all",
 ) -> list[int]:
-    """Features that an output of the host owes most to, strongest first.
+    """Select the features that an output of the host owes most to, strongest first.
 
     By the mean of ``effects`` over examples: how much of the output would go, to first order, if
     the feature were ablated.
@@ -57,7 +57,7 @@ def by_effect(
         >>> inputs = processor(
         ...     text=["a dog", "a car"], images=[zoo.load_pairs().open(0)] * 2, return_tensors="pt"
         ... )
-        >>> likeness = lambda told: told.logits_per_image.diagonal()
+        >>> likeness = lambda output: output.logits_per_image.diagonal()
         >>> dictionary = zoo.load_dictionary("joint")
         >>> len(by_effect(host, inputs, dictionary, likeness, most=5, tokens="text"))
         5
@@ -65,12 +65,12 @@ def by_effect(
     if sign not in get_args(Sign):
         raise BadArgument(f"sign is {sign!r}: use one of {get_args(Sign)}")
     host = Host.of(host)
-    listed = [batches] if isinstance(batches, Mapping) else batches
+    calls = [batches] if isinstance(batches, Mapping) else batches
     total, examples = torch.zeros(dictionary.n_features, dtype=torch.float64), 0
-    for inputs in listed:
-        found = effects(host, inputs, dictionary, output, site, tokens=tokens)
-        total += found.sum(0)
-        examples += len(found)
+    for inputs in calls:
+        scores = effects(host, inputs, dictionary, output, site, tokens=tokens)
+        total += scores.sum(0)
+        examples += len(scores)
     if not examples:
         raise VlmEditError("no batch of inputs: there is nothing to attribute")
     strength = {"either": total.abs(), "raises": total, "lowers": -total}[sign]
@@ -86,7 +86,7 @@ def effects(
     *,
     tokens: TokenChoice = "all",
 ) -> Tensor:
-    """How much of an output each feature accounts for: code times gradient along its direction.
+    """Compute what each feature adds to an output: its code times the gradient along its direction.
 
     ``sum over tokens of code * scale * (d output / d hidden) . decoder row``: to first order what
     the output loses if the feature is ablated there by the splice. Exact where the output is
@@ -99,7 +99,7 @@ def effects(
         inputs: Of its forward; tensors on its device.
         dictionary: Of the site; one for each stream acts on each stream's tokens.
         output: From what the host returns to what is attributed: one number, or one per row, such
-            as ``lambda told: told.logits[:, -1, 42]``.
+            as ``lambda output: output.logits[:, -1, 42]``.
         site: The site's name.
         tokens: As in ``Patch``.
 
@@ -128,7 +128,7 @@ def effects(
     expect_origin(dictionary.info, site, host.name)
     host.expect_eval("gradients random")
     apart = isinstance(dictionary, PairedDictionary) or bool(dictionary.encoder.centers)
-    taken: list[_Taken] = []
+    passages: list[_Taken] = []
     selection = Selection(tokens)
 
     def take(hidden: Tensor, here: Tokens) -> Tensor:
@@ -136,22 +136,22 @@ def effects(
             return hidden
         leaf = torch.zeros_like(hidden, requires_grad=True)
         # Read now: what is known of the call is gone once it is over.
-        taken.append(_Taken(hidden, leaf, selection.choose(here), here, apart))
+        passages.append(_Taken(hidden, leaf, selection.choose(here), here, apart))
         return hidden + leaf
 
     handle = attach(host, place, take)
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            told = output(host(**inputs))
-            gradients = _gradients(told, taken, site, tokens)
+            target = output(host(**inputs))
+            gradients = _gradients(target, passages, site, tokens)
     finally:
         handle.remove()
     with torch.no_grad():
-        return _attributed(dictionary, taken, gradients)
+        return _attributed(dictionary, passages, gradients)
 
 
 class _Taken:
-    """What passed at one tap in one call: the chosen tokens, and whose they are."""
+    """Hold what passed at one tap in one call: the chosen tokens, and whose they are."""
 
     def __init__(
         self, hidden: Tensor, leaf: Tensor, chosen: Tensor | bool, tokens: Tokens, apart: bool
@@ -177,21 +177,21 @@ def _gradients(
             f"no {'' if tokens == 'all' else f'{tokens} '}tokens passed at site {site!r}: call the "
             "host with the inputs it needs"
         )
-    found = None
+    gradients = None
     if told.requires_grad:
-        found = torch.autograd.grad(told.sum(), [one.leaf for one in taken], allow_unused=True)
-    if found is None or all(gradient is None for gradient in found):
+        gradients = torch.autograd.grad(told.sum(), [one.leaf for one in taken], allow_unused=True)
+    if gradients is None or all(gradient is None for gradient in gradients):
         raise VlmEditError(
             f"the output does not depend on site {site!r}, or the host cuts gradients: attribute "
             "an output that comes after the site"
         )
-    return found
+    return gradients
 
 
 def _attributed(
     dictionary: Encoding, taken: list[_Taken], gradients: tuple[Tensor | None, ...]
 ) -> Tensor:
-    """[B, m] of all taps and calls together."""
+    """Sum the effects of all taps and calls, [B, m]."""
     count = max(one.count for one in taken)
     total = torch.zeros(count, dictionary.n_features, dtype=torch.float64)
     for one, gradient in zip(taken, gradients, strict=True):
@@ -213,18 +213,18 @@ def _attributed(
 
 
 def _parts(dictionary: Encoding, one: _Taken) -> list[tuple[Dictionary, Modality | None, Tensor]]:
-    """The dictionaries of the tokens taken at a tap, their streams, and which tokens are whose."""
-    placed, modality = dictionary.to(one.hidden.device), one.modality
+    """Return dictionaries of the tokens at a tap, their streams, and which tokens are whose."""
+    copy, modality = dictionary.to(one.hidden.device), one.modality
     every = torch.arange(len(one.hidden), device=one.hidden.device)
-    if isinstance(placed, Dictionary):
-        if modality is None and placed.encoder.centers:
+    if isinstance(copy, Dictionary):
+        if modality is None and copy.encoder.centers:
             raise _unknown("a dictionary that centres each stream apart")
-        return [(placed, modality, every)]
+        return [(copy, modality, every)]
     if modality is None:
         raise _unknown("a dictionary for each stream")
     if not isinstance(modality, Mixed):
-        return [(placed.of(modality), modality, every)]
-    return [(placed.of(name), name, every[modality.at(name)]) for name in modality.names]
+        return [(copy.of(modality), modality, every)]
+    return [(copy.of(name), name, every[modality.at(name)]) for name in modality.names]
 
 
 def _unknown(what: str) -> VlmEditError:

@@ -29,7 +29,7 @@ _CAPTION = "a picture"
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a set of examples looks like at a site.
+    """Hold what a set of examples looks like at a site.
 
     Attributes:
         codes: [n, m], a row an example; over tokens, the mean of their codes' absolute values.
@@ -54,7 +54,7 @@ def by_concept(
     alpha: float | None = 0.05,
     batch_size: int = 64,
 ) -> list[int]:
-    """Features that respond more to examples of a concept than to others, strongest first.
+    """Select features that respond more to examples of a concept than to others, strongest first.
 
     Texts are read beside a grey image and images beside the text "a picture": where tokens of one
     stream see the other's, as in a host that generates, pairs of both say more.
@@ -92,16 +92,16 @@ def by_concept(
         raise BadArgument(f"score is {score!r}: use one of {get_args(Score)}")
     host = Host.of(host)
     sets = {"positive": as_pairs(positive, "positive"), "negative": as_pairs(negative, "negative")}
-    told = {name: kind for name, (_, kind) in sets.items()}
-    chosen = _stream(host.site(site).streams, stream, told, site)
+    kinds = {name: kind for name, (_, kind) in sets.items()}
+    side = _stream(host.site(site).streams, stream, kinds, site)
     yes, no = (
-        read_examples(host, dictionary, pairs, site, chosen, batch_size=batch_size)
+        read_examples(host, dictionary, pairs, site, side, batch_size=batch_size)
         for pairs, _ in sets.values()
     )
     if score == "difference":
         return by_difference(yes.codes, no.codes, most, alpha=alpha)
     way = yes.normed.mean(0) - no.normed.mean(0) if direction is None else direction
-    half = dictionary.of(chosen) if isinstance(dictionary, PairedDictionary) else dictionary
+    half = dictionary.of(side) if isinstance(dictionary, PairedDictionary) else dictionary
     rows = half.decoder if isinstance(half, Dictionary) else half.decoder.take()
     return by_direction(yes.codes, no.codes, rows.cpu(), way.cpu(), most, alpha=alpha)
 
@@ -115,7 +115,7 @@ def read_examples(
     *,
     batch_size: int = 64,
 ) -> Seen:
-    """Codes and normed activations of examples at a site, from the host's own forward.
+    """Read codes and normed activations of examples at a site, from the host's own forward.
 
     Args:
         host: In eval mode, with its processor.
@@ -130,14 +130,14 @@ def read_examples(
 
     Example:
         >>> from vlm_edit import Host, zoo
-        >>> seen = read_examples(
+        >>> examples = read_examples(
         ...     Host.of(*zoo.load_host()),
         ...     zoo.load_dictionary("joint"),
         ...     zoo.load_pairs().select(range(4)),
         ...     "joint",
         ...     "image",
         ... )
-        >>> seen.codes.shape, tuple(seen.normed.shape)
+        >>> examples.codes.shape, tuple(examples.normed.shape)
         ((4, 512), (4, 192))
     """
     reader = Reader(Host.of(host), dictionary, site, batch_size=batch_size, progress=False)
@@ -152,7 +152,7 @@ def read_examples(
 
 
 def as_pairs(examples: Examples, name: str) -> tuple[Pairs, Stream | None]:
-    """Examples as pairs, and the stream that they are of; None where they are pairs already.
+    """Return examples as pairs, and the stream that they are of; None where they are pairs already.
 
     Args:
         examples: Texts, images, paths, or pairs.
@@ -163,16 +163,16 @@ def as_pairs(examples: Examples, name: str) -> tuple[Pairs, Stream | None]:
     """
     if isinstance(examples, Pairs):
         return examples, None
-    listed: list[Any] = [] if isinstance(examples, str) else list(examples)
-    if not listed:
-        got = f"{examples!r}, one text" if isinstance(examples, str) else "none"
-        raise BadArgument(f"{name} examples: got {got}; give a list of texts or of images")
-    if all(isinstance(one, str) for one in listed):
+    items: list[Any] = [] if isinstance(examples, str) else list(examples)
+    if not items:
+        text = f"{examples!r}, one text" if isinstance(examples, str) else "none"
+        raise BadArgument(f"{name} examples: got {text}; give a list of texts or of images")
+    if all(isinstance(one, str) for one in items):
         grey = Image.new("RGB", (_SIDE, _SIDE), _GREY)
-        return Pairs([grey] * len(listed), tuple(listed), name=name), "text"
-    if all(isinstance(one, Image.Image | Path) for one in listed):
-        return Pairs(listed, (_CAPTION,) * len(listed), name=name), "image"
-    kinds = ", ".join(sorted({type(one).__name__ for one in listed}))
+        return Pairs([grey] * len(items), tuple(items), name=name), "text"
+    if all(isinstance(one, Image.Image | Path) for one in items):
+        return Pairs(items, (_CAPTION,) * len(items), name=name), "image"
+    kinds = ", ".join(sorted({type(one).__name__ for one in items}))
     raise BadArgument(f"{name} examples are of {kinds}: give texts only, or images and paths only")
 
 
@@ -189,13 +189,13 @@ def _stream(
             f"both streams pass at site {site!r}: say with stream= whether the pairs' images or "
             "texts are compared"
         )
-    chosen = asked or (kinds.pop() if kinds else there[0])
-    if chosen not in there:
+    side = asked or (kinds.pop() if kinds else there[0])
+    if side not in there:
         raise BadArgument(
-            f"no {chosen} stream passes at site {site!r}, only {', '.join(there)}: take examples "
+            f"no {side} stream passes at site {site!r}, only {', '.join(there)}: take examples "
             "of that"
         )
-    return cast("Stream", chosen)
+    return cast("Stream", side)
 
 
 def _stacked(parts: Sequence[SparseCodes]) -> SparseCodes:

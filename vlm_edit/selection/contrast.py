@@ -28,7 +28,7 @@ def by_difference(
     *,
     alpha: float | None = 0.05,
 ) -> list[int]:
-    """Features that respond more to one set of examples than to another, strongest first.
+    """Select features that respond more to one set of examples than to another, strongest first.
 
     In the order of ``standardised_difference``; of those above 0 that pass a one-sided rank test
     (Mann and Whitney 1947) after Benjamini and Hochberg over features that fire at all.
@@ -50,10 +50,10 @@ def by_difference(
         [2, 0]
     """
     strength = standardised_difference(positive, negative)
-    chosen = strength > 0
+    mask = strength > 0
     if alpha is not None:
-        chosen &= benjamini_hochberg(rank_test(positive, negative), alpha)
-    return ordered(strength, chosen, most)
+        mask &= benjamini_hochberg(rank_test(positive, negative), alpha)
+    return ordered(strength, mask, most)
 
 
 def by_direction(
@@ -65,7 +65,7 @@ def by_direction(
     *,
     alpha: float | None = 0.05,
 ) -> list[int]:
-    """Features that respond more to a concept and write along it, highest score first.
+    """Select features that respond more to a concept and write along it, highest score first.
 
     By ``(z+ - z-) * cos(decoder row, direction)`` where it is above 0 (DIAL, ICLR 2026): z+ and
     z- are mean codes. A feature that fires less on the positive set and points away counts too.
@@ -87,17 +87,17 @@ def by_direction(
         >>> by_direction(positive, negative, torch.eye(2), torch.tensor([1.0, -1.0]))
         [0]
     """
-    gained = mean_codes(positive) - mean_codes(negative)
-    if decoder.shape != (len(gained), *direction.shape) or direction.ndim != 1:
+    gains = mean_codes(positive) - mean_codes(negative)
+    if decoder.shape != (len(gains), *direction.shape) or direction.ndim != 1:
         raise BadArgument(
-            f"codes of {len(gained)} features and a direction of {tuple(direction.shape)} need a "
+            f"codes of {len(gains)} features and a direction of {tuple(direction.shape)} need a "
             f"decoder of a row for each feature, got {tuple(decoder.shape)}"
         )
-    strength = gained * F.cosine_similarity(decoder.double(), direction.double()[None])
-    chosen = strength > 0
+    strength = gains * F.cosine_similarity(decoder.double(), direction.double()[None])
+    mask = strength > 0
     if alpha is not None:
-        chosen &= benjamini_hochberg(rank_test(positive, negative, two_sided=True), alpha)
-    return ordered(strength, chosen, most)
+        mask &= benjamini_hochberg(rank_test(positive, negative, two_sided=True), alpha)
+    return ordered(strength, mask, most)
 
 
 def by_answers(
@@ -108,7 +108,7 @@ def by_answers(
     of: Answer = "correct",
     alpha: float | None = 0.05,
 ) -> list[int]:
-    """Features that fire more often where a host answered correctly, or where it did not.
+    """Select features that fire more often where a host answered correctly, or where it did not.
 
     In the order of ``p(fires | correct) - p(fires | incorrect)`` (SAVE, arXiv 2512.07730), or of
     its negative; of those above 0 that pass Fisher's exact test, one-sided, after Benjamini and
@@ -139,25 +139,25 @@ def by_answers(
             f"correct must be [{len(sparse)}] bool, one for each row of codes, got "
             f"{tuple(correct.shape)} {correct.dtype}"
         )
-    wanted = (correct if of == "correct" else ~correct).cpu()
-    n, yes = len(wanted), int(wanted.sum())
+    hits = (correct if of == "correct" else ~correct).cpu()
+    n, yes = len(hits), int(hits.sum())
     if not 0 < yes < n:
         raise BadArgument(f"all {n} answers are alike: it takes right and wrong ones to compare")
     size, features = sparse.n_features, sparse.features.cpu()
     fires = features.bincount(minlength=size)
-    there = features[wanted[sparse.rows.cpu()]].bincount(minlength=size)
+    there = features[hits[sparse.rows.cpu()]].bincount(minlength=size)
     strength = there.double() / yes - (fires - there).double() / (n - yes)
-    chosen = strength > 0
+    mask = strength > 0
     if alpha is not None:
         p = fisher_p(there, fires, torch.full_like(fires, yes), n)
-        chosen &= benjamini_hochberg(p.masked_fill(fires == 0, math.nan), alpha)
-    return ordered(strength, chosen, most)
+        mask &= benjamini_hochberg(p.masked_fill(fires == 0, math.nan), alpha)
+    return ordered(strength, mask, most)
 
 
 def standardised_difference(
     positive: Tensor | SparseCodes, negative: Tensor | SparseCodes
 ) -> Tensor:
-    """Difference of mean codes over the standard deviation of all examples, by feature.
+    """Divide the difference of mean codes by the standard deviation of all examples, by feature.
 
     It grows with Cohen's d, which divides by the deviation inside the sets, but stays finite
     where a feature fires in all of one set alike and in none of the other.
@@ -177,19 +177,19 @@ def standardised_difference(
         >>> standardised_difference(torch.tensor([[1.0], [1.0]]), torch.zeros(2, 1))
         tensor([2.], dtype=torch.float64)
     """
-    found = []
+    differences = []
     for yes, no in _columns(positive, negative):
         both = torch.cat([yes, no])
-        gained = (yes.mean(0) - no.mean(0)) / both.std(0, correction=0)
+        gains = (yes.mean(0) - no.mean(0)) / both.std(0, correction=0)
         # Not by the deviation: rounding leaves some to what does not vary.
-        found.append(torch.where(both.amin(0) < both.amax(0), gained, 0.0))
-    return torch.cat(found)
+        differences.append(torch.where(both.amin(0) < both.amax(0), gains, 0.0))
+    return torch.cat(differences)
 
 
 def rank_test(
     positive: Tensor | SparseCodes, negative: Tensor | SparseCodes, two_sided: bool = False
 ) -> Tensor:
-    """Chance that shuffling the two sets ranks the positive one as high, by feature.
+    """Compute the chance that shuffling the two sets ranks the positive one as high, by feature.
 
     Mann and Whitney's test by the normal approximation, with the correction for ties, which
     sparse codes are full of, and for continuity; from about eight examples a set it is near the
@@ -212,7 +212,7 @@ def rank_test(
         >>> round(float(rank_test(positive, negative)), 4)
         0.0061
     """
-    found = []
+    chances = []
     for yes, no in _columns(positive, negative):
         n, k, total = len(yes), len(no), len(yes) + len(no)
         values = torch.cat([yes, no]).T.contiguous()
@@ -222,17 +222,17 @@ def rank_test(
         wins = ((first + last + 1)[:, :n] / 2.0).double().sum(1) - n * (n + 1) / 2
         ties = ((last - first).double().square() - 1).sum(1) / (total * (total - 1))
         deviation = (n * k / 12 * (total + 1 - ties)).clamp_min(0).sqrt()
-        ahead = wins - n * k / 2
+        lead = wins - n * k / 2
         if two_sided:
-            ahead = ahead.abs()
-        tail = torch.special.ndtr(-(ahead - 0.5) / deviation)
+            lead = lead.abs()
+        tail = torch.special.ndtr(-(lead - 0.5) / deviation)
         p = (2 * tail).clamp(max=1) if two_sided else tail
-        found.append(torch.where(first.amin(1) == first.amax(1), math.nan, p))
-    return torch.cat(found)
+        chances.append(torch.where(first.amin(1) == first.amax(1), math.nan, p))
+    return torch.cat(chances)
 
 
 def mean_codes(codes: Tensor | SparseCodes) -> Tensor:
-    """Mean code of every feature over examples, [m] float64."""
+    """Average the code of every feature over examples, [m] float64."""
     sparse = SparseCodes.of(codes)
     total = torch.zeros(sparse.n_features, dtype=torch.float64)
     total.index_add_(0, sparse.features.cpu(), sparse.values.cpu().double())
@@ -242,7 +242,7 @@ def mean_codes(codes: Tensor | SparseCodes) -> Tensor:
 def _columns(
     positive: Tensor | SparseCodes, negative: Tensor | SparseCodes
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both sets of codes for some features after the others, dense float64 on the CPU."""
+    """Iterate over both sets of codes, some features at a time, dense float64 on the CPU."""
     yes, no = SparseCodes.of(positive), SparseCodes.of(negative)
     if yes.n_features != no.n_features:
         raise VlmEditError(

@@ -26,7 +26,7 @@ def by_class(
     alpha: float = 0.05,
     paired: bool = False,
 ) -> list[int]:
-    """Features of one class of dominance, surest first.
+    """Select the features of one class of dominance, surest first.
 
     Vision-dominant features by the low end of their score's interval, language-dominant ones by
     the high end, cross-modal ones by how near .5 both ends lie: a feature that is 1 in three pairs
@@ -56,17 +56,17 @@ def by_class(
     """
     if kind not in get_args(Kind):
         raise BadArgument(f"no class {kind!r} of features: use one of {get_args(Kind)}")
-    chosen = torch.zeros(len(found.scores), dtype=torch.bool)
-    chosen[found.classes(rule, low, high, alpha)[kind]] = True
+    mask = torch.zeros(len(found.scores), dtype=torch.bool)
+    mask[found.classes(rule, low, high, alpha)[kind]] = True
     if paired:
-        chosen &= found.paired(alpha)
-    return ordered(_sureness(found, kind), chosen)
+        mask &= found.paired(alpha)
+    return ordered(_sureness(found, kind), mask)
 
 
 def by_score(
     found: Dominance, low: float = 0.0, high: float = 1.0, *, interval: float | None = None
 ) -> list[int]:
-    """Features whose score lies in a range, the most one-sided (furthest from .5) first.
+    """Select features whose score lies in a range, the most one-sided (furthest from .5) first.
 
     Args:
         found: Of any kind of dictionary.
@@ -81,24 +81,24 @@ def by_score(
     Example:
         >>> import torch
         >>> from vlm_edit.measures.dominance import modality_dominance
-        >>> found = modality_dominance(torch.ones(30, 2), torch.tensor([[0.0, 0.5]] * 30))
-        >>> by_score(found, low=0.6), by_score(found, low=0.6, interval=0.95)
+        >>> dominance = modality_dominance(torch.ones(30, 2), torch.tensor([[0.0, 0.5]] * 30))
+        >>> by_score(dominance, low=0.6), by_score(dominance, low=0.6, interval=0.95)
         ([0, 1], [0, 1])
-        >>> by_score(found, low=0.66), by_score(found, low=0.66, interval=0.95)
+        >>> by_score(dominance, low=0.66), by_score(dominance, low=0.66, interval=0.95)
         ([0, 1], [0])
     """
     _expect_range("scores", low, high)
     below = above = found.scores
     if interval is not None:
         below, above = found.intervals(interval)
-    chosen = (below >= low) & (above <= high)  # NaN of dead features is neither
-    return ordered((found.scores - _MIDDLE).abs(), chosen)
+    mask = (below >= low) & (above <= high)  # NaN of dead features is neither
+    return ordered((found.scores - _MIDDLE).abs(), mask)
 
 
 def by_firing(
     found: Dominance, stream: Fires = "either", low: float = 0.0, high: float = 1.0
 ) -> list[int]:
-    """Features that fire in a share of the pairs, the busiest first.
+    """Select features that fire in a share of the pairs, the busiest first.
 
     Args:
         found: Of any kind of dictionary.
@@ -114,8 +114,8 @@ def by_firing(
         >>> import torch
         >>> from vlm_edit.measures.dominance import modality_dominance
         >>> image = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-        >>> found = modality_dominance(image, torch.zeros(2, 3))
-        >>> by_firing(found, "image", low=0.5), by_firing(found, "image", high=0.5)
+        >>> dominance = modality_dominance(image, torch.zeros(2, 3))
+        >>> by_firing(dominance, "image", low=0.5), by_firing(dominance, "image", high=0.5)
         ([0, 1], [1, 2])
     """
     if stream not in get_args(Fires):
@@ -132,7 +132,7 @@ def by_firing(
 
 
 def ordered(strength: Tensor, chosen: Tensor, most: int | None = None) -> list[int]:
-    """Numbers of the chosen features, strongest first, of equal ones the lower number first.
+    """List the chosen features, strongest first, of equal ones the lower number first.
 
     Args:
         strength: [m], not NaN for chosen ones.

@@ -15,7 +15,7 @@ Match = Literal["size", "activity", "norm"]
 
 
 def union(*lists: Sequence[int]) -> list[int]:
-    """Features of any list, each once, in the order in which they first appear.
+    """List the features of any list, each once, in the order in which they first appear.
 
     Example:
         >>> union([5, 2], [2, 9])
@@ -25,7 +25,7 @@ def union(*lists: Sequence[int]) -> list[int]:
 
 
 def intersection(first: Sequence[int], *others: Sequence[int]) -> list[int]:
-    """Features of every list, in the first one's order.
+    """List the features of every list, in the first one's order.
 
     Example:
         >>> intersection([5, 2, 9], [9, 5])
@@ -36,7 +36,7 @@ def intersection(first: Sequence[int], *others: Sequence[int]) -> list[int]:
 
 
 def difference(first: Sequence[int], *others: Sequence[int]) -> list[int]:
-    """Features of the first list that are in no other, in its order.
+    """List the features of the first list that are in no other, in its order.
 
     Example:
         >>> difference([5, 2, 9], [9], [7])
