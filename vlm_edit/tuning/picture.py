@@ -23,7 +23,7 @@ _PLACES = [(dx * far, dy * far) for far in (7, 18) for dy in (1, -1) for dx in (
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows.
+    """Name what an axis shows, and which way is better.
 
     Attributes:
         name: Of the figure.
@@ -131,10 +131,10 @@ def _dot(axes: Any, mark: Mark) -> None:
 def _legend(axes: Any) -> None:
     from matplotlib.lines import Line2D
 
-    named = {FRONT: "front, with strengths", OTHERS: "others", START: "unedited"}
+    names = {FRONT: "front, with strengths", OTHERS: "others", START: "unedited"}
     dots = [
         Line2D([], [], color=colour, marker="o", linestyle="", label=name)
-        for colour, name in named.items()
+        for colour, name in names.items()
     ]
     axes.figure.legend(handles=dots, loc="outside upper left", ncols=3, frameon=False)
 
@@ -145,7 +145,7 @@ def _label(axes: Any, labelled: Sequence[Mark], marks: Sequence[Mark]) -> None:
     from matplotlib.transforms import Bbox
 
     places = axes.transData.transform([(m.x[1], m.y[1]) for m in marks])
-    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in places]
+    boxes = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in places]
     frame = axes.get_window_extent()
     for mark in labelled:
         for dx, dy in _PLACES:
@@ -163,7 +163,7 @@ def _label(axes: Any, labelled: Sequence[Mark], marks: Sequence[Mark]) -> None:
             box = text.get_window_extent()
             inside = frame.x0 < box.x0 and box.x1 < frame.x1
             inside = inside and frame.y0 < box.y0 and box.y1 < frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
+            if inside and not any(box.overlaps(other) for other in boxes):
+                boxes.append(box)
                 break
             text.remove()

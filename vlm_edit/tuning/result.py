@@ -17,7 +17,7 @@ Goal = Literal["raise", "lower"]
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation.
+    """Hold one evaluation of a patch.
 
     Attributes:
         strength: Of the patch; 0 is the host without it.
@@ -58,14 +58,15 @@ class Tuning:
 
     @property
     def front(self) -> tuple[Point, ...]:
-        """Points that no other is as good as in both and better in one, by falling utility.
+        """Return the points that no other is as good as in both and better in one.
 
-        By the values, whatever their intervals. Of points alike in both the weakest stays.
+        By falling utility, and by the values, whatever their intervals. Of points alike in both the
+        weakest stays.
         """
         return pareto_front(self.points, self.goal)
 
     def best(self, utility_at_least: float, *, sure: bool = False) -> Point:
-        """The point of the best target among those whose utility is high enough.
+        """Return the point of the best target among those whose utility is high enough.
 
         Of equal targets the one of higher utility, then the weaker. It was chosen on the data it
         was measured on and looks better there than elsewhere: measure it again on others.
@@ -78,13 +79,13 @@ class Tuning:
             VlmEditError: No point's utility does; the message says which comes nearest.
         """
 
-        def kept(point: Point) -> float:
+        def level(point: Point) -> float:
             utility = point.utility
             return utility.low if sure and isinstance(utility, Estimate) else value(utility)
 
-        enough = [point for point in self.points if kept(point) >= utility_at_least]
+        enough = [point for point in self.points if level(point) >= utility_at_least]
         if not enough:
-            nearest = max(self.points, key=kept)
+            nearest = max(self.points, key=level)
             raise VlmEditError(
                 f"no point keeps a utility of {utility_at_least}: the nearest is "
                 f"{told(nearest.utility)} at strength {nearest.strength:.3g}; ask for less"
@@ -92,7 +93,7 @@ class Tuning:
         return min(enough, key=lambda point: _rank(point, self.goal))
 
     def table(self) -> Table:
-        """All points, by number and strength, with what lies on the front."""
+        """Show all points, by number and strength, with what lies on the front."""
         numbered = any(point.number is not None for point in self.points)
         front = self.front
         rows = [
@@ -137,30 +138,30 @@ class Tuning:
         draw(path, marks, Axis(target, better=self.goal), Axis(utility, better="raise"))
 
     def __str__(self) -> str:
-        """The table."""
+        """Return the table as text."""
         return str(self.table())
 
 
 def pareto_front(points: Sequence[Point], goal: Goal) -> tuple[Point, ...]:
-    """Points that no other is as good as in both and better in one, by falling utility."""
+    """Return points that no other is as good as in both and better in one, by falling utility."""
     front: list[Point] = []
-    reached = float("inf")
+    best = float("inf")
     order = sorted(points, key=lambda p: (-value(p.utility), *_rank(p, goal)))
     for point in order:
         target = _rank(point, goal)[0]
-        if target < reached:
+        if target < best:
             front.append(point)
-            reached = target
+            best = target
     return tuple(front)
 
 
 def value(figure: float | Estimate) -> float:
-    """The figure without its interval."""
+    """Return the figure without its interval."""
     return figure.value if isinstance(figure, Estimate) else figure
 
 
 def told(figure: float | Estimate) -> str:
-    """The figure as a table shows it."""
+    """Return the figure as a table shows it."""
     if isinstance(figure, Estimate):
         return str(figure)
     text = f"{figure:.3f}" if abs(figure) < 100 else f"{figure:.4g}"
@@ -168,7 +169,7 @@ def told(figure: float | Estimate) -> str:
 
 
 def _rank(point: Point, goal: Goal) -> tuple[float, float, float, float]:
-    """Less is better: target, utility, strength, number."""
+    """Rank a point, less is better: by target, utility, strength, number."""
     target = value(point.target)
     number = 0.0 if point.number is None else float(point.number)
     sign = -1 if goal == "raise" else 1

@@ -79,8 +79,8 @@ def tune(
         >>> patch = Patch("x", Dictionary.identity(2), Ablate([0]))
         >>> bias = lambda: float(model(torch.ones(1, 2))[0, 0])  # 1 - strength
         >>> skill = lambda: 1 - (1 - bias()) ** 2
-        >>> found = tune(host, patch, bias, skill, goal="lower", budget=9)
-        >>> found.best(utility_at_least=0.8).strength
+        >>> tuning = tune(host, patch, bias, skill, goal="lower", budget=9)
+        >>> tuning.best(utility_at_least=0.8).strength
         0.375
     """
     host = Host.of(host)
@@ -88,16 +88,18 @@ def tune(
     if goal not in get_args(Goal):
         raise BadArgument(f"goal is {goal!r}: use one of {get_args(Goal)}")
     figures = {"objective": _callable(objective), "utility": _callable(utility)}
-    made: dict[Number | None, Patch] = {}
+    patches: dict[Number | None, Patch] = {}
 
     def evaluate(place: Place) -> Point:
         strength, number = place
-        if number not in made and strength:
-            made[number] = patch if isinstance(patch, Patch) else patch(number)
-        attached = (
-            made[number].attach(host, strength=strength, **options) if strength else nullcontext()
+        if number not in patches and strength:
+            patches[number] = patch if isinstance(patch, Patch) else patch(number)
+        attachment = (
+            patches[number].attach(host, strength=strength, **options)
+            if strength
+            else nullcontext()
         )
-        with attached:
+        with attachment:
             values = {name: _figure(ask(host.model), name, place) for name, ask in figures.items()}
         point = Point(strength, number, values["objective"], values["utility"])
         logger.info("%s", point)
@@ -116,7 +118,7 @@ def tune(
 
 @dataclass(frozen=True)
 class _Space:
-    """Where a patch can be evaluated.
+    """The strengths and numbers at which a patch can be evaluated.
 
     Attributes:
         low: Weakest strength.
@@ -131,7 +133,7 @@ class _Space:
     budget: int
 
     def coarse(self) -> list[Place]:
-        """The first grid, without strength 0: strengths evenly, and numbers of all sizes."""
+        """Return the first grid, without strength 0: strengths evenly, and numbers of all sizes."""
         numbers = self.numbers
         left = self.budget - 1
         if len(numbers) > 1:
@@ -143,18 +145,18 @@ class _Space:
         return [(s, n) for n in numbers for s in strengths if s]
 
     def finer(self, points: Sequence[Point], goal: Goal) -> Place | None:
-        """Where to look next; None where nothing is left that could be told apart."""
+        """Say where to look next; None where nothing is left that could be told apart."""
         front = pareto_front(points, goal)
         wide = _spread(points)
         gaps = sorted(((_gap(a, b, wide), a, b) for a, b in pairwise(front)), key=lambda g: -g[0])
-        wanted = [
+        candidates = [
             place for gap, a, b in gaps if gap > _CLOSE for place in self._between(a, b, points)
         ]
-        wanted += self._around(front, points, wide)
-        return next((place for place in wanted if self._is_new(place, points)), None)
+        candidates += self._around(front, points, wide)
+        return next((place for place in candidates if self._is_new(place, points)), None)
 
     def _between(self, a: Point, b: Point, points: Sequence[Point]) -> list[Place]:
-        """Middles of two neighbours on the front, of which the second goes further."""
+        """Return middles of two neighbours on the front, of which the second goes further."""
         one, other = (p.number if p.strength else q.number for p, q in ((a, b), (b, a)))
         if one == other:
             line = self._line(one, points)
@@ -172,33 +174,35 @@ class _Space:
     def _around(
         self, front: Sequence[Point], points: Sequence[Point], wide: tuple[float, float]
     ) -> list[Place]:
-        """Middles of all neighbouring strengths, and numbers next to the front's.
+        """Return middles of all neighbouring strengths, and numbers next to the front's.
 
         Wide gaps first, in strength and in what was found there; beside the front they count for
         more, so that it is known two halvings better than the rest.
         """
-        found: list[tuple[float, Place]] = []
+        candidates: list[tuple[float, Place]] = []
         for number in self.numbers:
             line = self._line(number, points)
             for x, y in pairwise(line):
                 ends = [next(p for p in points if _is_at(p, s, number)) for s in (x, y)]
                 worth = (y - x) * (1 + _gap(ends[0], ends[1], wide))
-                found.append((worth * (4 if set(ends) & set(front) else 1), ((x + y) / 2, number)))
+                candidates.append(
+                    (worth * (4 if set(ends) & set(front) else 1), ((x + y) / 2, number))
+                )
         for point in front:
             if point.strength:
                 at = self.numbers.index(point.number)
                 beside = self.numbers[max(0, at - 1) : at + 2]
-                found += [((self.high - self.low) / 2, (point.strength, n)) for n in beside]
-        return [place for _, place in sorted(found, key=lambda item: -item[0])]
+                candidates += [((self.high - self.low) / 2, (point.strength, n)) for n in beside]
+        return [place for _, place in sorted(candidates, key=lambda item: -item[0])]
 
     def _line(self, number: Number | None, points: Sequence[Point]) -> list[float]:
-        """Strengths known of a number, rising; 0 is known of every one."""
+        """List the strengths known of a number, rising; 0 is known of every one."""
         return sorted({p.strength for p in points if p.number == number or not p.strength})
 
     def _is_new(self, place: Place, points: Sequence[Point]) -> bool:
         strength, number = place
-        known = self._line(number, points)
-        near = min(abs(strength - other) for other in known)
+        strengths = self._line(number, points)
+        near = min(abs(strength - other) for other in strengths)
         return self.low <= strength <= self.high and near >= (self.high - self.low) * _FINEST
 
 
@@ -207,7 +211,7 @@ def _is_at(point: Point, strength: float, number: Number | None) -> bool:
 
 
 def _spread(points: Sequence[Point]) -> tuple[float, float]:
-    """How far targets and utilities lie apart; 1 where they do not."""
+    """Measure how far targets and utilities lie apart; 1 where they do not."""
     both = [[value(p.target) for p in points], [value(p.utility) for p in points]]
     target, utility = (max(figures) - min(figures) or 1.0 for figures in both)
     return target, utility
@@ -231,14 +235,14 @@ def _checked(
             "a patch needs no numbers, and a function that makes one needs them: pass a Patch, or "
             "a function and numbers=, such as [1, 2, 4, 8]"
         )
-    listed: tuple[Number | None, ...] = (None,) if numbers is None else tuple(numbers)
-    if not listed or len(set(listed)) < len(listed):
-        raise BadArgument(f"numbers are {list(listed)}: give at least one, each once")
-    return _Space(low, high, listed, budget)
+    choices: tuple[Number | None, ...] = (None,) if numbers is None else tuple(numbers)
+    if not choices or len(set(choices)) < len(choices):
+        raise BadArgument(f"numbers are {list(choices)}: give at least one, each once")
+    return _Space(low, high, choices, budget)
 
 
 def _callable(figure: Figure) -> Callable[[Model], Any]:
-    """Asks a figure, whether or not it wants to be given the host."""
+    """Return a function that asks a figure, whether or not it wants to be given the host."""
     needs = [
         p
         for p in inspect.signature(figure).parameters.values()
