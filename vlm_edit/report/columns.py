@@ -18,7 +18,7 @@ Format = Literal["count", "score", "times", "p"]
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One figure of every feature.
+    """One figure of every feature, a column of the page's table.
 
     Attributes:
         name: Short and stable, such as ``mds``.
@@ -38,7 +38,7 @@ class Column:
 
 
 def columns(found: Measurement) -> list[Column]:
-    """Everything measured of the features, in the order of the table.
+    """List everything measured of the features, in the order of the table.
 
     Args:
         found: What was measured.

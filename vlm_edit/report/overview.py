@@ -40,7 +40,7 @@ class Overview:
 
     @classmethod
     def of(cls, found: Measurement, pairs: Pairs, seed: int) -> Overview:
-        """The texts for a measurement."""
+        """Write the texts for a measurement."""
         return cls(
             _figures(found),
             [(name, CLASS_NAMES[name]) for name in CLASSES],
@@ -69,14 +69,14 @@ def _rules(found: Measurement) -> list[ClassRow]:
         members = found.dominance.classes(rule)
         sizes = [(key, len(members[key]), "") for key in CLASSES]
         rows.append(ClassRow(name, f"{low:.2f}, {high:.2f}", sizes))
-        expected = found.dominance.expected_classes(rule, draws=_DRAWS)
-        chance = [(key, round(expected[key].value), _range(expected[key])) for key in CLASSES]
+        estimates = found.dominance.expected_classes(rule, draws=_DRAWS)
+        chance = [(key, round(estimates[key].value), _range(estimates[key])) for key in CLASSES]
         rows.append(ClassRow(f"{name}, by chance", "", chance))
     return rows
 
 
 def null_histogram(found: Dominance, bins: int) -> list[float]:
-    """Features per bin of score to expect if image and text are swapped at random inside pairs.
+    """Count the features per bin to expect if image and text are swapped at random inside pairs.
 
     Args:
         found: What was measured.
@@ -85,16 +85,16 @@ def null_histogram(found: Dominance, bins: int) -> list[float]:
     Example:
         >>> import torch
         >>> from vlm_edit.measures.dominance import modality_dominance
-        >>> found = modality_dominance(torch.ones(400, 3), torch.zeros(400, 3))
-        >>> middle = null_histogram(found, 5)[2]
+        >>> dominance = modality_dominance(torch.ones(400, 3), torch.zeros(400, 3))
+        >>> middle = null_histogram(dominance, 5)[2]
         >>> round(middle, 3)
         3.0
     """
     pairs = found.active if found.zeros == "skip" else torch.full_like(found.active, found.n_pairs)
     centre = 0.5 * (found.active / pairs if found.zeros == "epsilon" else torch.ones(len(pairs)))
     sums = flipped_sums(found.levels, _DRAWS, 0).double() / (2 * LEVELS)
-    drawn = (centre + sums / pairs)[:, ~found.dead].clamp(0, 1)
-    return [float(c) / _DRAWS for c in torch.histc(drawn.float(), bins, 0.0, 1.0)]
+    scores = (centre + sums / pairs)[:, ~found.dead].clamp(0, 1)
+    return [float(c) / _DRAWS for c in torch.histc(scores.float(), bins, 0.0, 1.0)]
 
 
 def _range(expected: Estimate) -> str:
@@ -102,22 +102,24 @@ def _range(expected: Estimate) -> str:
 
 
 def notes(found: Measurement, sprites: Sprites) -> list[str]:
-    """What a measurement and its page leave out."""
-    told = []
+    """Say what a measurement and its page leave out."""
+    sentences = []
     if found.skipped:
         number, reason = found.skipped[0]
-        told.append(
+        sentences.append(
             f"{len(found.skipped)} pairs left out because their image could not be read; "
             f"the first is number {number}: {reason}."
         )
     if sprites.left_out:
-        told.append(
+        sentences.append(
             f"{sprites.left_out} pictures did not fit into the page: features of little activation "
             "show captions in their place."
         )
     if sprites.unreadable:
-        told.append(f"{sprites.unreadable} pictures could not be opened; captions stand for them.")
-    return told
+        sentences.append(
+            f"{sprites.unreadable} pictures could not be opened; captions stand for them."
+        )
+    return sentences
 
 
 def _provenance(found: Measurement, pairs: Pairs) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def _provenance(found: Measurement, pairs: Pairs) -> dict[str, Any]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Leaves of nested mappings, each with its path.
+    """List the leaves of nested mappings, each with its path.
 
     Example:
         >>> _flat({"host": {"class": "CLIPModel"}, "seeds": [0, 1]})

@@ -32,7 +32,7 @@ _SLACK = 4000
 
 
 def has_plotly() -> bool:
-    """Whether plotly is installed, without which no page can be written."""
+    """Return whether plotly is installed, without which no page can be written."""
     return importlib.util.find_spec("plotly") is not None
 
 
@@ -78,10 +78,10 @@ def write_page(
         >>> host = Host.of(*zoo.load_host())
         >>> pairs = zoo.load_pairs().select(range(64))
         >>> dictionary = zoo.load_dictionary("joint")
-        >>> found = measure(host, pairs, dictionary, progress=False)
+        >>> measurement = measure(host, pairs, dictionary, progress=False)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     page = pathlib.Path(folder, "page.html")
-        ...     write_page(page, found, pairs, "Features of emoji-clip")
+        ...     write_page(page, measurement, pairs, "Features of emoji-clip")
         ...     page.stat().st_size < 24_000_000
         True
     """
@@ -109,9 +109,9 @@ def write_page(
         # A caption may hold halves of characters that UTF-8 cannot write.
         return text.encode("utf-8", "replace")
 
-    wanted = list(dict.fromkeys(payload.pictures()))
-    bare = len(page(Sprites())) + _PER_PICTURE * len(wanted) + _SLACK
-    write_bytes(path, page(pack(pairs, wanted, budget - bare)), "page")
+    numbers = list(dict.fromkeys(payload.pictures()))
+    bare = len(page(Sprites())) + _PER_PICTURE * len(numbers) + _SLACK
+    write_bytes(path, page(pack(pairs, numbers, budget - bare)), "page")
 
 
 def _scripts() -> dict[str, str]:
@@ -126,7 +126,7 @@ def _scripts() -> dict[str, str]:
 
 
 def _plotly() -> str:
-    """The source of plotly.js."""
+    """Return the source of plotly.js."""
     if not has_plotly():
         raise VlmEditError(
             "the page is drawn with plotly, which is not installed: pip install 'vlm-edit[report]'"
@@ -141,7 +141,7 @@ def _plotly() -> str:
 
 
 def _policy(scripts: Iterable[str]) -> str:
-    """Only our own scripts run, and nothing is loaded from anywhere."""
+    """Let only our own scripts run, and load nothing from anywhere."""
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     return (
         f"default-src 'none'; script-src {hashes} 'unsafe-eval'; style-src 'unsafe-inline'; "

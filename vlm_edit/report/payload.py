@@ -46,7 +46,7 @@ class Examples:
 
 @dataclass(eq=False)
 class Payload:
-    """Turns a measurement into plain values.
+    """Turn a measurement into plain values.
 
     Attributes:
         found: What was measured.
@@ -72,10 +72,10 @@ class Payload:
         self._top = {stream: self.found.examples[stream].numbers[:, :_TOP] for stream in STREAMS}
 
     def _expect_pairs(self) -> None:
-        named = {f"top {s}s": self.found.examples[s].numbers.flatten().tolist() for s in STREAMS}
+        sources = {f"top {s}s": self.found.examples[s].numbers.flatten().tolist() for s in STREAMS}
         for part in self.examples:
-            named.setdefault(part.title, []).extend(number for number, _ in part.items)
-        for what, numbers in named.items():
+            sources.setdefault(part.title, []).extend(number for number, _ in part.items)
+        for what, numbers in sources.items():
             if max(numbers, default=-1) >= len(self.pairs):
                 raise BadArgument(
                     f"{what!r} names pair {max(numbers)}, and {self.pairs.name} has "
@@ -84,13 +84,13 @@ class Payload:
                 )
 
     def random(self) -> list[int]:
-        """Live features drawn at random."""
+        """Draw live features at random."""
         live = (~self.found.dominance.dead).nonzero().flatten()
         order = torch.randperm(len(live), generator=torch.Generator().manual_seed(self.seed))
         return [int(k) for k in live[order[: self.shown]]]
 
     def strongest(self, rule: Cut) -> dict[str, list[int]]:
-        """The strongest features of each class but the dead."""
+        """Return the strongest features of each class but the dead."""
         return {
             name: sorted(members, key=lambda k: -self._strength[k])[: self.shown]
             for name, members in self.rules[rule].items()
@@ -98,7 +98,7 @@ class Payload:
         }
 
     def pictures(self) -> Iterator[int]:
-        """Numbers of the pairs whose picture is wanted, the most wanted first."""
+        """Iterate over the pairs whose picture is wanted, the most wanted first."""
         for part in self.examples:
             yield from (number for number, _ in part.items)
         first = [*self.random()]
@@ -110,9 +110,9 @@ class Payload:
             yield from (number for number in images[feature] if number >= 0)
 
     def data(self, sprites: Sprites) -> dict[str, Any]:
-        """All values, JSON-able, figures rounded to four digits."""
-        used, examples = self._shown_pairs(), self.examples
-        index = {number: i for i, number in enumerate(used)}
+        """Return all values, JSON-able, figures rounded to four digits."""
+        numbers, examples = self._shown_pairs(), self.examples
+        index = {number: i for i, number in enumerate(numbers)}
         return {
             "pairs": self.found.n_pairs,
             "features": len(self.found.dominance.scores),
@@ -120,9 +120,9 @@ class Payload:
             "classes": [{"name": name, "title": CLASS_NAMES[name]} for name in CLASSES],
             "rules": [self._rule(rule) for rule in self.rules],
             "columns": [_column(column) for column in columns(self.found)],
-            "numbers": used,
-            "captions": [self._caption(number) for number in used],
-            "places": [sprites.places.get(number, -1) for number in used],
+            "numbers": numbers,
+            "captions": [self._caption(number) for number in numbers],
+            "places": [sprites.places.get(number, -1) for number in numbers],
             "sheet": {"row": PER_ROW, "size": PER_SHEET, "tiles": len(sprites.places)},
             "top": {s: self._lists(self._top[s], index) for s in STREAMS},
             "values": {s: _rounded_lists(self._values(s), self._top[s]) for s in STREAMS},
@@ -172,7 +172,7 @@ class Payload:
 
 
 def to_json(value: object) -> str:
-    r"""Compact JSON that can stand inside a script element, whatever the captions say.
+    r"""Write compact JSON that can stand inside a script element, whatever the captions say.
 
     Example:
         >>> print(to_json(["</script>", 1.5]))
@@ -205,7 +205,7 @@ def _rounded_lists(values: Tensor, numbers: Tensor) -> list[list[float | None]]:
 
 
 def _number(value: float) -> float | int | None:
-    """Four digits, None for what is not finite: JSON knows no NaN."""
+    """Round to four digits; None for what is not finite: JSON knows no NaN."""
     if not math.isfinite(value):
         return None
     if value == int(value) and abs(value) < 1e15:

@@ -31,12 +31,12 @@ class Picture:
 
     @property
     def address(self) -> str:
-        """``address_of`` the picture."""
+        """Return ``address_of`` the picture."""
         return address_of(self.image)
 
 
 def address_of(image: Image.Image) -> str:
-    """An address that holds the image itself, as a PNG."""
+    """Return an address that holds the image itself, as a PNG."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

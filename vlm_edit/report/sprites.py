@@ -51,20 +51,20 @@ def pack(pairs: Pairs, numbers: Iterable[int], budget: int) -> Sprites:
         >>> pack(reds, [2, 0, 2], budget=10).left_out
         2
     """
-    wanted = list(dict.fromkeys(numbers))
-    done, spent = Sprites(), 0
+    order = list(dict.fromkeys(numbers))
+    sprites, spent = Sprites(), 0
     tiles: list[tuple[int, Image.Image]] = []
-    seen = 0
-    for seen, opened in enumerate(_open(pairs, wanted, done), start=1):
-        if opened is not None:
-            tiles.append(opened)
-        if len(tiles) == PER_SHEET or seen == len(wanted):
-            full = _add(done, tiles, budget - spent)
-            spent, tiles = sum(map(len, done.sheets)), []
+    count = 0
+    for count, tile in enumerate(_open(pairs, order, sprites), start=1):
+        if tile is not None:
+            tiles.append(tile)
+        if len(tiles) == PER_SHEET or count == len(order):
+            full = _add(sprites, tiles, budget - spent)
+            spent, tiles = sum(map(len, sprites.sheets)), []
             if full:
                 break
-    done.left_out = len(wanted) - len(done.places) - done.unreadable
-    return done
+    sprites.left_out = len(order) - len(sprites.places) - sprites.unreadable
+    return sprites
 
 
 def _open(
@@ -79,17 +79,17 @@ def _open(
 
 
 def _add(done: Sprites, tiles: list[tuple[int, Image.Image]], budget: int) -> bool:
-    """Add a sheet of as many of the tiles as the budget allows; whether it had no room for all."""
-    fitting = len(tiles)
-    while fitting:
-        sheet = _sheet([image for _, image in tiles[:fitting]])
+    """Add a sheet of as many tiles as the budget allows; return whether some found no room."""
+    size = len(tiles)
+    while size:
+        sheet = _sheet([image for _, image in tiles[:size]])
         if len(sheet) <= budget:
             first = PER_SHEET * len(done.sheets)
-            done.places |= {number: first + i for i, (number, _) in enumerate(tiles[:fitting])}
+            done.places |= {number: first + i for i, (number, _) in enumerate(tiles[:size])}
             done.sheets.append(sheet)
             break
-        fitting //= 2
-    return fitting < len(tiles)
+        size //= 2
+    return size < len(tiles)
 
 
 def _sheet(tiles: list[Image.Image]) -> str:

@@ -33,7 +33,7 @@ class Table:
     note: str = ""
 
     def __str__(self) -> str:
-        """Aligned columns for a terminal, which the text of a cell can tell nothing."""
+        """Align columns for a terminal, which the text of a cell can tell nothing."""
         lines = [[printable(cell) for cell in cells] for cells in (self.columns, *self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         lines.insert(1, ["-" * width for width in widths])

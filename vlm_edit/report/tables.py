@@ -25,7 +25,7 @@ _DRAWS = 100
 
 
 def strongest(found: Measurement) -> torch.Tensor:
-    """Mean activation of each feature's top examples in its stronger stream, [m].
+    """Average the activations of each feature's top examples in its stronger stream, [m].
 
     Examples that it lacks count as 0, so that a feature of one pair does not come first.
     """
@@ -33,7 +33,7 @@ def strongest(found: Measurement) -> torch.Tensor:
 
 
 def class_table(found: Measurement) -> Table:
-    """Sizes of the classes by each rule, with what chance would give."""
+    """Show the sizes of the classes by each rule, with what chance would give."""
     rows = []
     for rule, name in RULE_NAMES.items():
         low, high = found.dominance.cuts(rule)
@@ -62,7 +62,7 @@ def class_table(found: Measurement) -> Table:
 def feature_table(
     found: Measurement, pairs: Pairs, shown: int = 4, rule: Cut = "significant"
 ) -> Table:
-    """The strongest features of each class with their best captions."""
+    """Show the strongest features of each class with their best captions."""
     strength, rows = strongest(found), []
     for name, members in found.dominance.classes(rule).items():
         if name == "dead":
