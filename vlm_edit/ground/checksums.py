@@ -19,7 +19,7 @@ _ODD = -7046029254386353131
 
 
 def checksum(tensor: Tensor) -> str:
-    """16 hexadecimal digits of a tensor's dtype, shape and every bit of its values.
+    """Return 16 hexadecimal digits of a tensor's dtype, shape and every bit of its values.
 
     Raises:
         VlmEditError: Its values are not there, or are not laid out in memory (meta, sparse).
@@ -35,7 +35,7 @@ def checksum(tensor: Tensor) -> str:
 
 
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """``checksum`` of each of many tensors by name; each is let go before the next is asked for.
+    """Return ``checksum`` of many tensors by name; each is let go before the next is asked for.
 
     Raises:
         VlmEditError: As ``checksum``; the message names the tensor.
@@ -47,21 +47,21 @@ def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
             raise VlmEditError(f"the values of {name} cannot be read: it is on {tensor.device}")
         heads[name] = f"{tensor.dtype} {list(tensor.shape)}"
         sums[name] = torch.cat([tensor.new_zeros(0, dtype=torch.int64), *_sums(tensor.detach())])
-    found = {}
+    digits = {}
     for name, values in _at_home(sums).items():
-        told = hashlib.blake2b(heads[name].encode(), digest_size=_SIZE)
-        told.update(values.numpy().astype("<i8").tobytes())
-        found[name] = told.hexdigest()
-    return found
+        hasher = hashlib.blake2b(heads[name].encode(), digest_size=_SIZE)
+        hasher.update(values.numpy().astype("<i8").tobytes())
+        digits[name] = hasher.hexdigest()
+    return digits
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether a tensor's bits can be looked at."""
+    """Return whether a tensor's bits can be looked at."""
     return not (tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided)
 
 
 def _sums(tensor: Tensor) -> Iterator[Tensor]:
-    """A sum of 64 bits of each block of words, on the tensor's device.
+    """Sum each block of words to 64 bits, on the tensor's device.
 
     Every word is mixed before it is multiplied by its place's own odd number: a plain sum of
     products would not see the signs of two numbers change.
@@ -81,7 +81,7 @@ def _sums(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _words(data: Tensor) -> Tensor:
-    """Bytes as int64, with zeros behind them up to a whole number of words."""
+    """View bytes as int64, with zeros behind them up to a whole number of words."""
     missing = -len(data) % 8
     if missing or data.storage_offset() % 8:
         data = torch.cat([data, data.new_zeros(missing)])
@@ -96,11 +96,11 @@ def _weights(device: torch.device) -> Tensor:
 
 
 def _at_home(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All values on the CPU, fetched from each device at once."""
-    found: dict[str, Tensor] = {}
+    """Bring all values to the CPU, fetched from each device at once."""
+    copies: dict[str, Tensor] = {}
     for device in {tensor.device for tensor in values.values()}:
         there = {name: tensor for name, tensor in values.items() if tensor.device == device}
         together = torch.cat(list(there.values())).cpu()
         parts = together.split([len(tensor) for tensor in there.values()])
-        found |= zip(there, parts, strict=True)
-    return found
+        copies |= zip(there, parts, strict=True)
+    return copies

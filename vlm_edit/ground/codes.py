@@ -49,7 +49,7 @@ class SparseCodes:
 
     @classmethod
     def of(cls, codes: Tensor | SparseCodes) -> SparseCodes:
-        """Codes made sparse; what is sparse already stays as it is.
+        """Make codes sparse; what is sparse already stays as it is.
 
         Args:
             codes: [n, m], any float dtype.
@@ -68,7 +68,7 @@ class SparseCodes:
 
     @classmethod
     def of_top(cls, values: Tensor, indices: Tensor, n_features: int) -> SparseCodes:
-        """Codes of a TopK dictionary: the k largest of each row, zeros among them dropped.
+        """Take codes of a TopK dictionary: the k largest of each row, zeros among them dropped.
 
         Args:
             values: [n, k].
@@ -90,23 +90,23 @@ class SparseCodes:
         return cls(rows, indices.reshape(-1)[flat], values.reshape(-1)[flat], shape)
 
     def __len__(self) -> int:
-        """Number n of examples."""
+        """Return the number n of examples."""
         return self.shape[0]
 
     @property
     def n_features(self) -> int:
-        """Size m of the dictionary."""
+        """Return the size m of the dictionary."""
         return self.shape[1]
 
     def dense(self) -> Tensor:
-        """The same codes, [n, m]."""
+        """Return the same codes dense, [n, m]."""
         full = self.values.new_zeros(self.shape)
         full[self.rows, self.features] = self.values
         return full
 
     @cached_property
     def by_feature(self) -> tuple[Tensor, Tensor]:
-        """The order that sorts entries by feature, and where each feature begins, [nnz], [m + 1].
+        """Return the order that sorts entries by feature, and where each begins, [nnz], [m + 1].
 
         Within a feature rows rise. Kept, because several accumulators want it.
         """
@@ -117,13 +117,13 @@ class SparseCodes:
         return order, starts
 
     def to(self, device: torch.device | str) -> SparseCodes:
-        """The same codes on another device."""
+        """Return the same codes on another device."""
         rows, features, values = (t.to(device) for t in (self.rows, self.features, self.values))
         return SparseCodes(rows, features, values, self.shape)
 
 
 def active_places(hidden: Tensor, floor: Tensor | float | None = None) -> Tensor:
-    """Where codes are not zero, or pre-activations are not at or below a floor.
+    """Return where codes are not zero, or pre-activations are not at or below a floor.
 
     Args:
         hidden: [n, m], or [n].
@@ -141,10 +141,10 @@ def active_places(hidden: Tensor, floor: Tensor | float | None = None) -> Tensor
     hidden = hidden.detach()
     if hidden.device.type == "cpu" and hidden.dtype in (torch.float32, torch.float64):
         # numpy compares and finds several times faster than torch does on a CPU.
-        given = hidden.numpy()
+        array = hidden.numpy()
         if floor is None:
-            return torch.from_numpy(np.flatnonzero(given != 0))
-        below = given <= (floor.detach().numpy() if isinstance(floor, Tensor) else floor)
+            return torch.from_numpy(np.flatnonzero(array != 0))
+        below = array <= (floor.detach().numpy() if isinstance(floor, Tensor) else floor)
         return torch.from_numpy(np.flatnonzero(np.logical_not(below, out=below)))
     mask = hidden != 0 if floor is None else ~(hidden <= floor)
     return mask.flatten().nonzero().flatten()

@@ -61,9 +61,9 @@ def expect_kind(name: str, value: object, kind: type | tuple[type, ...], wanted:
         vlm_edit.ground.errors.BadArgument: site is 3 (int); give a site's name, such as 'joint'
     """
     if not isinstance(value, kind):
-        shown = line(repr(value))
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-        raise BadArgument(f"{name} is {shown} ({type(value).__name__}); give {wanted}")
+        text = line(repr(value))
+        text = text if len(text) <= 80 else f"{text[:77]}..."
+        raise BadArgument(f"{name} is {text} ({type(value).__name__}); give {wanted}")
 
 
 def printable(value: object) -> str:

@@ -34,19 +34,19 @@ class Mixed:
 
     def __post_init__(self) -> None:
         """Refuse what is no mask, and a mask of text."""
-        known = [name for name in MODALITIES if name != "text"]
+        names = [name for name in MODALITIES if name != "text"]
         for name, mask in self.masks.items():
-            if name not in known:
-                raise BadArgument(f"mask of {name!r}: give {', '.join(known)}; the rest is text")
+            if name not in names:
+                raise BadArgument(f"mask of {name!r}: give {', '.join(names)}; the rest is text")
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
                 raise BadArgument(f"the mask of {name} tokens must be bool, got {kind}")
         if not self.masks:
-            raise BadArgument(f"a mixed stream needs a mask of its {known[0]} tokens")
+            raise BadArgument(f"a mixed stream needs a mask of its {names[0]} tokens")
 
     @classmethod
     def of(cls, **masks: Tensor) -> Mixed:
-        """Tokens in these masks, and text.
+        """Mark tokens by these masks; the rest are of text.
 
         Raises:
             VlmEditError: No mask, another modality, or another dtype than bool.
@@ -55,16 +55,16 @@ class Mixed:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The modalities that tokens may be of."""
+        """Return the modalities that tokens may be of."""
         return (*self.masks, "text")
 
     @property
     def shape(self) -> torch.Size:
-        """Of the tokens, [...]."""
+        """Return the shape of the tokens, [...]."""
         return next(iter(self.masks.values())).shape
 
     def at(self, name: str) -> Tensor:
-        """Mask [...] of the tokens of a modality."""
+        """Return the mask [...] of the tokens of a modality."""
         if name != "text":
             return self.masks[name]
         first, *others = self.masks.values()
@@ -73,22 +73,22 @@ class Mixed:
         return ~first
 
     def pick(self, values: Mapping[Any, Tensor]) -> Tensor:
-        """What each token's modality has: [d] by name become [..., d], and [..., d] stay so."""
-        picked = values["text"]
+        """Pick what each token's modality has: [d] by name become [..., d], [..., d] stay so."""
+        choice = values["text"]
         for name, mask in self.masks.items():
-            picked = torch.where(mask.unsqueeze(-1), values[name], picked)
-        return picked
+            choice = torch.where(mask.unsqueeze(-1), values[name], choice)
+        return choice
 
     def __getitem__(self, index: Any) -> Mixed:
-        """Of some of the tokens."""
+        """Return the modalities of some of the tokens."""
         return Mixed({name: mask[index] for name, mask in self.masks.items()})
 
     def flatten(self) -> Mixed:
-        """Of the tokens in a row."""
+        """Return the modalities of the tokens in a row."""
         return Mixed({name: mask.reshape(-1) for name, mask in self.masks.items()})
 
     def to(self, device: torch.device | str) -> Mixed:
-        """The same on another device."""
+        """Return the same on another device."""
         return Mixed({name: mask.to(device) for name, mask in self.masks.items()})
 
 
@@ -96,5 +96,5 @@ Modality = str | Mixed
 
 
 def part_of(modality: Modality | None, index: Any) -> Modality | None:
-    """The modality of some of the tokens that one is known of."""
+    """Return the modality of some of the tokens that one is known of."""
     return modality[index] if isinstance(modality, Mixed) else modality

@@ -50,9 +50,9 @@ class Registry(Generic[T]):
         if not isinstance(name, str) or not name:
             raise BadArgument(f"the name of {self._one} must be a word, got {name!r}")
         self._expect(value, f"what is registered as {name!r}")
-        held = self._held.get(name)
-        if held is not None and not _same(held, value):
-            raise BadArgument(f"{self._one} {name!r} is there already: {held!r}; rename yours")
+        holder = self._held.get(name)
+        if holder is not None and not _same(holder, value):
+            raise BadArgument(f"{self._one} {name!r} is there already: {holder!r}; rename yours")
         if self._points is not None:
             self._expect_free([name], self._points)
         self._held[name] = value
@@ -79,10 +79,10 @@ class Registry(Generic[T]):
                 distributions declare it.
         """
         if isinstance(name, str):
-            declared = self._declared()
+            points = self._declared()
             if name in self._held:
                 return self._held[name]
-            if name in declared:
+            if name in points:
                 return self._load(name)
         raise UnknownName(
             f"unknown {self.what} {name!r}; known {self.what}s: "
@@ -149,8 +149,8 @@ def load_point(what: str, name: str, points: list[EntryPoint], mend: str = "") -
         VlmEditError: It cannot be imported.
     """
     if len(points) > 1:
-        listed = " and ".join(f"{p.value} ({brought_by(p)})" for p in points)
-        raise BadArgument(f"two {what}s are registered for {name!r}: {listed}; uninstall one{mend}")
+        names = " and ".join(f"{p.value} ({brought_by(p)})" for p in points)
+        raise BadArgument(f"two {what}s are registered for {name!r}: {names}; uninstall one{mend}")
     try:
         return points[0].load()
     except (ImportError, AttributeError) as error:
@@ -166,7 +166,7 @@ def brought_by(point: EntryPoint) -> str:
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether two are one thing, or the same class after its module was loaded again."""
+    """Return whether two are one thing, or the same class after its module was loaded again."""
     if one is other:
         return True
     if not (isinstance(one, type) and isinstance(other, type)):

@@ -29,17 +29,17 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
-        """Three decimals, without leading zeros."""
+        """Show three decimals, without leading zeros."""
         return self.text(3)
 
     def text(self, digits: int) -> str:
-        """So many decimals, without leading zeros."""
+        """Show so many decimals, without leading zeros."""
         value, low, high = (_short(v, digits) for v in (self.value, self.low, self.high))
         return f"{value} [{low}, {high}]"
 
 
 def proportion(successes: int, n: int) -> Estimate:
-    """A share with its Wilson score interval (Wilson 1927).
+    """Estimate a share with its Wilson score interval (Wilson 1927).
 
     Args:
         successes: Between 0 and n.
@@ -60,7 +60,7 @@ def proportion(successes: int, n: int) -> Estimate:
 
 
 def auc(scores: Tensor, positive: Tensor) -> float:
-    """Area under the ROC curve: how often a positive scores above a negative, ties as half.
+    """Compute the area under the ROC curve: how often positives score above negatives, ties half.
 
     Args:
         scores: [n].
@@ -94,7 +94,7 @@ def auc(scores: Tensor, positive: Tensor) -> float:
 
 
 def auc_estimate(scores: Tensor, positive: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
-    """``auc`` with a percentile bootstrap interval, positives and negatives drawn apart.
+    """Estimate ``auc`` with a percentile bootstrap interval, positives and negatives drawn apart.
 
     Args:
         scores: [n].
@@ -120,7 +120,7 @@ def auc_estimate(scores: Tensor, positive: Tensor, draws: int = 2000, seed: int 
 def auc_difference(
     scores: Tensor, others: Tensor, positive: Tensor, draws: int = 2000, seed: int = 0
 ) -> Estimate:
-    """How far one score's ``auc`` lies above another's, by a bootstrap of the same cases for both.
+    """Estimate how far one score's ``auc`` lies above another's, by a bootstrap of the same cases.
 
     Args:
         scores: [n].
@@ -141,20 +141,20 @@ def auc_difference(
     generator = torch.Generator().manual_seed(seed)
     groups = [positive.nonzero().flatten(), (~positive).nonzero().flatten()]
 
-    def apart(index: Tensor) -> float:
+    def difference(index: Tensor) -> float:
         return auc(scores[index], positive[index]) - auc(others[index], positive[index])
 
-    whole = apart(torch.arange(len(scores)))
+    whole = difference(torch.arange(len(scores)))
     if not all(map(len, groups)):
         return Estimate(whole, math.nan, math.nan, len(groups[0]))
     low, high = _percentiles(
-        lambda: apart(torch.cat([_resample(group, generator) for group in groups])), draws
+        lambda: difference(torch.cat([_resample(group, generator) for group in groups])), draws
     )
     return Estimate(whole, low, high, len(groups[0]))
 
 
 def middle(drawn: Tensor) -> tuple[float, float]:
-    """Where the middle 95 % of a bootstrap's draws [n] begin and end.
+    """Return where the middle 95 % of a bootstrap's draws [n] begin and end.
 
     Example:
         >>> import torch
@@ -167,7 +167,7 @@ def middle(drawn: Tensor) -> tuple[float, float]:
 
 
 def mean_estimate(values: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
-    """A mean with its percentile bootstrap interval.
+    """Estimate a mean with its percentile bootstrap interval.
 
     Args:
         values: [n], at least one.
@@ -183,7 +183,7 @@ def mean_estimate(values: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
 
 
 def drawn_difference(own: Tensor, other: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
-    """How far one mean lies above another of the same cases, where both are of random draws.
+    """Estimate how far one mean lies above another of the same cases, both of random draws.
 
     The interval is the percentile bootstrap over the cases, the same ones for both, and over the
     draws of each at once; with five draws that part of it is rough, with one it is missing.
@@ -214,22 +214,22 @@ def drawn_difference(own: Tensor, other: Tensor, draws: int = 2000, seed: int = 
     cases = _weights(draws, n, generator)
 
     def means(values: Tensor) -> Tensor:
-        chosen = _weights(draws, len(values), generator)
-        return ((cases @ values.double().mT) * chosen).sum(1)
+        weights = _weights(draws, len(values), generator)
+        return ((cases @ values.double().mT) * weights).sum(1)
 
     low, high = middle(means(own) - means(other))
     return Estimate(float(own.double().mean() - other.double().mean()), low, high, n)
 
 
 def _weights(draws: int, n: int, generator: torch.Generator) -> Tensor:
-    """What each of n cases counts in each bootstrap sample, [draws, n]."""
-    drawn = torch.randint(n, (draws, n), generator=generator)
+    """Count what each of n cases weighs in each bootstrap sample, [draws, n]."""
+    picks = torch.randint(n, (draws, n), generator=generator)
     counts = torch.zeros(draws, n, dtype=torch.float64)
-    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64)) / n
+    return counts.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64)) / n
 
 
 def ratio_estimate(above: Tensor, below: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
-    """Ratio of two means over the same cases, with its percentile bootstrap interval.
+    """Estimate the ratio of two means over the same cases, with a percentile bootstrap interval.
 
     Args:
         above: [n].
@@ -254,7 +254,7 @@ def ratio_estimate(above: Tensor, below: Tensor, draws: int = 2000, seed: int = 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """What becomes of the same cases under two treatments, by McNemar's exact test.
+    """Hold what becomes of the same cases under two treatments, by McNemar's exact test.
 
     Attributes:
         only_first: Cases that are right under the first treatment alone.
@@ -273,9 +273,9 @@ class PairedTest:
     p: float
 
     def __str__(self) -> str:
-        """Both counts, and p with three decimals."""
-        told = "< .001" if self.p < 0.001 else _short(self.p, 3)
-        return f"{self.only_first} and {self.only_second} of {self.n}, p {told}"
+        """Show both counts, and p with three decimals."""
+        text = "< .001" if self.p < 0.001 else _short(self.p, 3)
+        return f"{self.only_first} and {self.only_second} of {self.n}, p {text}"
 
 
 def mcnemar(first: Tensor, second: Tensor) -> PairedTest:
@@ -310,7 +310,7 @@ def mcnemar(first: Tensor, second: Tensor) -> PairedTest:
 
 
 def benjamini_hochberg(p: Tensor, alpha: float = 0.05) -> Tensor:
-    """Tests that pass at a false discovery rate (Benjamini and Hochberg 1995).
+    """Mark the tests that pass at a false discovery rate (Benjamini and Hochberg 1995).
 
     Args:
         p: [n] p values; NaN, such as those of dead features, are no tests and never pass.
@@ -333,7 +333,7 @@ def benjamini_hochberg(p: Tensor, alpha: float = 0.05) -> Tensor:
 
 
 def adjusted_p(p: Tensor) -> Tensor:
-    """For each test, the lowest false discovery rate at which it passes.
+    """Compute for each test the lowest false discovery rate at which it passes.
 
     Args:
         p: [n] p values; NaN are no tests and stay NaN.
@@ -346,17 +346,17 @@ def adjusted_p(p: Tensor) -> Tensor:
         >>> adjusted_p(torch.tensor([0.01, 0.04, 0.03, 0.9], dtype=torch.float64))
         tensor([0.0400, 0.0533, 0.0533, 0.9000], dtype=torch.float64)
     """
-    adjusted = torch.full(p.shape, math.nan, dtype=torch.float64)
+    rates = torch.full(p.shape, math.nan, dtype=torch.float64)
     tests = (~p.isnan()).nonzero().flatten()
     values, order = p[tests].double().sort(descending=True)
     rank = torch.arange(len(tests), 0, -1, dtype=torch.float64)
     if len(tests):
-        adjusted[tests[order]] = (values * len(tests) / rank).cummin(0).values.clamp(max=1)
-    return adjusted
+        rates[tests[order]] = (values * len(tests) / rank).cummin(0).values.clamp(max=1)
+    return rates
 
 
 def t_quantile(level: float, df: Tensor) -> Tensor:
-    """How far Student's t strays from 0 with a chance of 1 - level, either side.
+    """Return how far Student's t strays from 0 with a chance of 1 - level, either side.
 
     Hill's Algorithm 396 (1970), less its correction below df 5, which made no error smaller:
     right to 2e-5 of itself for levels of .02 to .9995. Infinite df is the normal.
@@ -382,7 +382,7 @@ def t_quantile(level: float, df: Tensor) -> Tensor:
 
 
 def _hill(p: float, n: Tensor, x: Tensor) -> Tensor:
-    """Hill's series for df >= 3: around the normal quantile x, or in the far tail."""
+    """Evaluate Hill's series for df >= 3: around the normal quantile x, or in the far tail."""
     a = 1 / (n - 0.5)
     b = 48 / a**2
     c = ((20700 * a / b - 98) * a - 16) * a + 96.36

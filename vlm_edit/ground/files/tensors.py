@@ -56,18 +56,18 @@ def write_tensors(
 
 
 def pack_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
-    """What ``write_tensors`` writes."""
+    """Return the bytes that ``write_tensors`` writes."""
     # A copy: safetensors refuses tensors that share memory, as those of two edits may.
-    owned = {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
-    told = {key: value for key, value in header.items() if key != CHECKSUM}
-    told[CHECKSUM] = checksum(told, owned)
-    return save(owned, metadata={HEADER: json.dumps(told)})
+    copies = {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
+    fields = {key: value for key, value in header.items() if key != CHECKSUM}
+    fields[CHECKSUM] = checksum(fields, copies)
+    return save(copies, metadata={HEADER: json.dumps(fields)})
 
 
 def read_tensors(
     path: str | os.PathLike[str], what: str = "tensors", verify: bool = True
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and the tensors of a file that ``write_tensors`` wrote.
+    """Read the header and the tensors of a file that ``write_tensors`` wrote.
 
     Args:
         path: The file.
@@ -103,20 +103,20 @@ def read_tensors(
 
 
 def has_checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether header and tensors are those that the header's checksum was made of."""
+    """Return whether header and tensors are those that the header's checksum was made of."""
     rest = {key: value for key, value in header.items() if key != CHECKSUM}
     return bool(header[CHECKSUM] == checksum(rest, tensors))
 
 
 def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """32 hexadecimal digits of all that a file holds."""
-    told = json.loads(json.dumps(header))  # keys as they will be read, for their order
-    found = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16)
+    """Return 32 hexadecimal digits of all that a file holds."""
+    fields = json.loads(json.dumps(header))  # keys as they will be read, for their order
+    hasher = hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        hasher.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def _refuse(constant: str) -> None:

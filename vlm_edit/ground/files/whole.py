@@ -73,7 +73,7 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "file") -> N
 
 
 def packed(write: Callable[[BinaryIO], object]) -> bytes:
-    """The bytes that a function writes into a buffer."""
+    """Return the bytes that a function writes into a buffer."""
     buffer = io.BytesIO()
     write(buffer)
     return buffer.getvalue()
@@ -164,7 +164,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """A name of one's own beside a file or folder, for what is moved there once it is whole.
+    """Lend a name of one's own beside a file or folder, for what is moved there once it is whole.
 
     What a killed process has left of the same target is deleted first; what is left under the name
     when the block ends, last.
@@ -192,16 +192,16 @@ def locked(folder: Path) -> Iterator[None]:
         VlmEditError: The folder cannot be written to.
     """
     path = folder.resolve() / _LOCK
-    held: set[Path] = _own.__dict__.setdefault("held", set())
-    file = None if fcntl is None or path in held else _lock(path)
+    locks: set[Path] = _own.__dict__.setdefault("held", set())
+    file = None if fcntl is None or path in locks else _lock(path)
     if file is None:
         yield
         return
-    held.add(path)
+    locks.add(path)
     try:
         yield
     finally:
-        held.remove(path)
+        locks.remove(path)
         with contextlib.suppress(OSError):
             path.unlink()
         fcntl.flock(file, fcntl.LOCK_UN)  # closing alone leaves it to a child forked meanwhile
@@ -210,14 +210,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _refusing(path: str | os.PathLike[str], what: str, moved: int = 0) -> Iterator[None]:
-    """Errors of the operating system as ours, with what helps."""
+    """Raise errors of the operating system as ours, with what helps."""
     try:
         yield
     except OSError as error:
         mend = _MENDS.get(error.errno or 0, "try again, or name another place")
-        kept = f"{moved} files were written already" if moved else "nothing has changed there"
+        state = f"{moved} files were written already" if moved else "nothing has changed there"
         raise VlmEditError(
-            f"cannot write the {what} to {os.fspath(path)!r}: {error.strerror or error}; {kept}: "
+            f"cannot write the {what} to {os.fspath(path)!r}: {error.strerror or error}; {state}: "
             f"{mend}"
         ) from error
 
@@ -244,15 +244,15 @@ def _sweep(target: Path, mark: str) -> None:
     except OSError:
         return
     for name in names:
-        if name.startswith(mark) and (found := _PARTIAL.fullmatch(name[len(mark) :])):
-            machine, pid = found.groups()
+        if name.startswith(mark) and (match := _PARTIAL.fullmatch(name[len(mark) :])):
+            machine, pid = match.groups()
             there = target.with_name(name)
             if (machine == _machine() and not _lives(int(pid))) or _age(there) > _LEFT:
                 _remove(there)
 
 
 def _age(path: Path) -> float:
-    """Seconds since something was written; 0 for what is gone."""
+    """Return the seconds since something was written; 0 for what is gone."""
     try:
         return time.time() - path.lstat().st_mtime
     except OSError:
@@ -260,7 +260,7 @@ def _age(path: Path) -> float:
 
 
 def _lives(pid: int) -> bool:
-    """Whether there is a process of this number, which may be another by now."""
+    """Return whether there is a process of this number, which may be another by now."""
     if os.name != "posix":  # elsewhere asking would end it
         return True
     try:
@@ -282,20 +282,20 @@ def _remove(path: Path) -> None:
 
 @functools.cache
 def _machine() -> str:
-    """What tells processes of this machine, since it was started, from those of the same number.
+    """Return what tells processes of this machine, since its start, from those of the same number.
 
     Containers of one machine number their processes apart.
     """
-    told = [platform.node()]
+    marks = [platform.node()]
     with contextlib.suppress(OSError):
-        told.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        marks.append(Path("/proc/sys/kernel/random/boot_id").read_text())
     with contextlib.suppress(OSError):
-        told.append(os.readlink("/proc/self/ns/pid"))
-    return hashlib.blake2b("\n".join(told).encode(), digest_size=4).hexdigest()
+        marks.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.blake2b("\n".join(marks).encode(), digest_size=4).hexdigest()
 
 
 def _lock(path: Path) -> BinaryIO | None:
-    """The file, locked; None where there are no locks."""
+    """Return the file, locked; None where there are no locks."""
     while True:
         with _refusing(path, "lock"):
             file = path.open("ab")
