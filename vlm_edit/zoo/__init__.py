@@ -153,7 +153,7 @@ def load_pairs() -> Pairs:
 
 
 def load_dictionary(site: str = "joint") -> Dictionary:
-    """Load a bundled dictionary. Its `info["model_name"]` names the host it was trained on.
+    """Load a bundled dictionary, whose `info["model_name"]` names the host it was trained on.
 
     Args:
         site: `joint` or `vision.2` of `emoji-clip`, or `language.0` to `language.3`, every language
@@ -172,12 +172,12 @@ def load_dictionary(site: str = "joint") -> Dictionary:
         >>> dictionary.width, dictionary.info["model_name"]
         (192, 'emoji-clip')
     """
-    known = sorted(folder.name for folder in DICTIONARIES.iterdir() if folder.is_dir())
-    if site not in known:
-        raise VlmEditError(f"no bundled dictionary for site {site!r}; there are {known}")
-    found = read_dictionary(DICTIONARIES / site)
-    assert isinstance(found, Dictionary)
-    return found
+    sites = sorted(folder.name for folder in DICTIONARIES.iterdir() if folder.is_dir())
+    if site not in sites:
+        raise VlmEditError(f"no bundled dictionary for site {site!r}; there are {sites}")
+    dictionary = read_dictionary(DICTIONARIES / site)
+    assert isinstance(dictionary, Dictionary)
+    return dictionary
 
 
 def load_unclip(dtype: torch.dtype = torch.float32) -> UnclipPipeline:
@@ -234,14 +234,14 @@ def load_judge(dtype: torch.dtype = torch.float32) -> ResNetForImageClassificati
         >>> zoo.load_judge().config.id2label[0].split("=")[0]
         'label'
     """
-    found = ResNetForImageClassification.from_pretrained(
+    judge = ResNetForImageClassification.from_pretrained(
         JUDGE, dtype=dtype, local_files_only=True, trust_remote_code=False
     )
-    return found.eval()
+    return judge.eval()
 
 
 def patch_file(name: str) -> Path:
-    """The file of a bundled patch, for ``vlm_edit.load_patch``.
+    """Return the file of a bundled patch, for ``vlm_edit.load_patch``.
 
     Args:
         name: ``robust-emoji-clip``, which makes `emoji-clip` stand attacks on its images better.
@@ -254,9 +254,9 @@ def patch_file(name: str) -> Path:
         >>> load_patch(zoo.patch_file("robust-emoji-clip")).bindings[0].site
         'vision.0'
     """
-    known = sorted(file.stem for file in PATCHES.glob("*.safetensors"))
-    if name not in known:
-        raise VlmEditError(f"no bundled patch {name!r}; there are {known}")
+    names = sorted(file.stem for file in PATCHES.glob("*.safetensors"))
+    if name not in names:
+        raise VlmEditError(f"no bundled patch {name!r}; there are {names}")
     return PATCHES / f"{name}.safetensors"
 
 

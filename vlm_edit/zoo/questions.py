@@ -19,7 +19,7 @@ _LONGEST = 24
 
 
 def answer(question: str, row: Mapping[str, str]) -> str:
-    """The right answer about one pair.
+    """Return the right answer about one pair.
 
     Args:
         question: A key of `QUESTIONS`.
@@ -34,7 +34,7 @@ def answer(question: str, row: Mapping[str, str]) -> str:
 
 
 def answers(question: str, columns: Mapping[str, Sequence[str]]) -> list[str]:
-    """The right answer about each pair.
+    """Return the right answer about each pair.
 
     Args:
         question: A key of `QUESTIONS`.
@@ -75,12 +75,12 @@ def ask(
         >>> ask(model, processor, images, "what colour is the background?")
         ['white', 'blue']
     """
-    prompt, found = f"{processor.image_token}\n{question}", []
+    prompt, replies = f"{processor.image_token}\n{question}", []
     for start in range(0, len(images), batch_size):
         some = list(images[start : start + batch_size])
         inputs = processor(images=some, text=[prompt] * len(some), return_tensors="pt")
         inputs = inputs.to(model.device, model.dtype)
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=_LONGEST)
         new = ids[:, inputs["input_ids"].shape[1] :]
-        found += [t.strip() for t in processor.batch_decode(new, skip_special_tokens=True)]
-    return found
+        replies += [t.strip() for t in processor.batch_decode(new, skip_special_tokens=True)]
+    return replies

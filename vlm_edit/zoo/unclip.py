@@ -42,7 +42,7 @@ def condition(embeds: Tensor) -> Tensor:
 
 
 class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Draws images from joint embeddings of a CLIP, as unCLIP's decoder does.
+    """Draw images from joint embeddings of a CLIP, as unCLIP's decoder does.
 
     The UNet sees pixels, two by two unshuffled into channels, and predicts the velocity of a
     rectified flow from images to noise. The embedding enters as the UNet's class embedding;
@@ -149,17 +149,17 @@ class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
             VlmEditError: Not one of prompt, image and embeds, embeddings of another width, or no
                 step.
         """
-        given = self._embeddings(prompt, image, embeds)
+        embeddings = self._embeddings(prompt, image, embeds)
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         steps = num_inference_steps
         steps = self.config.num_inference_steps if steps is None else steps
         if steps < 1:
             raise BadArgument(f"num_inference_steps is {steps}: it must be at least 1")
         device, dtype = self._execution_device, self.unet.dtype
-        given = condition(given.to(device, torch.float32)).to(dtype)
-        given = given.repeat_interleave(num_images_per_prompt, dim=0)
+        embeddings = condition(embeddings.to(device, torch.float32)).to(dtype)
+        embeddings = embeddings.repeat_interleave(num_images_per_prompt, dim=0)
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
-        shape = (len(given), channels, size, size)
+        shape = (len(embeddings), channels, size, size)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         elif tuple(latents.shape) != shape:
@@ -167,7 +167,7 @@ class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
         sample = latents.to(device, dtype)
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=device)
         for time in self.progress_bar(self.scheduler.timesteps):
-            velocity = self._velocity(sample, time, given, scale)
+            velocity = self._velocity(sample, time, embeddings, scale)
             sample = self.scheduler.step(velocity, time, sample, return_dict=False)[0]
         pixels = (F.pixel_shuffle(sample.float(), PATCH) / 2 + 0.5).clamp(0, 1)
         images = _as_output(pixels, output_type)
@@ -175,17 +175,17 @@ class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _velocity(self, sample: Tensor, time: Tensor, given: Tensor, scale: float) -> Tensor:
-        found: Tensor
+        velocity: Tensor
         if scale == 1:
             times = time.expand(len(sample))
-            found = self.unet(sample, times, None, class_labels=given).sample
-            return found
+            velocity = self.unet(sample, times, None, class_labels=given).sample
+            return velocity
         twice = torch.cat([given, torch.zeros_like(given)])
         times = time.expand(len(twice))
         both = self.unet(torch.cat([sample, sample]), times, None, class_labels=twice).sample
         led, free = both.chunk(2)
-        found = free + scale * (led - free)
-        return found
+        velocity = free + scale * (led - free)
+        return velocity
 
     def _embeddings(
         self,
@@ -193,10 +193,10 @@ class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
         image: Image.Image | Sequence[Image.Image] | None,
         embeds: Tensor | None,
     ) -> Tensor:
-        named = {"prompt": prompt, "image": image, "embeds": embeds}
-        told = [name for name, value in named.items() if value is not None]
-        if len(told) != 1:
-            raise BadArgument(f"give one of prompt, image and embeds, got {told or 'none'}")
+        arguments = {"prompt": prompt, "image": image, "embeds": embeds}
+        names = [name for name, value in arguments.items() if value is not None]
+        if len(names) != 1:
+            raise BadArgument(f"give one of prompt, image and embeds, got {names or 'none'}")
         if prompt is not None:
             embeds = self.encode_prompt(prompt)
         elif image is not None:
@@ -219,7 +219,7 @@ class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 def _features(output: Any) -> Tensor:
-    """Embeddings of transformers 5, which wraps them, and of transformers 4."""
+    """Return the embeddings of transformers 5, which wraps them, and of transformers 4."""
     features: Tensor = getattr(output, "pooler_output", output)
     return features
 
