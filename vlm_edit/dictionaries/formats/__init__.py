@@ -35,7 +35,7 @@ FORMATS: Registry[Format] = Registry("format", "vlm_edit.formats", Format)
 
 
 def register_format(format: Format) -> Format:
-    """Add a format of one's own, which ``load_dictionary`` then knows; returns it.
+    """Add a format of one's own, which ``load_dictionary`` then knows, and return it.
 
     A package that others install declares it as an entry point of the group ``vlm_edit.formats``
     instead, under the format's name.
@@ -142,14 +142,14 @@ def load_dictionary(
         4
     """
     source = Source(locate(path, file, revision))
-    told = Told(k=k, activation=activation, threshold=threshold, layout=layout)
+    options = Told(k=k, activation=activation, threshold=threshold, layout=layout)
     halves = [Source(source.file(stream)) for stream in STREAMS]
     if all(half.is_folder for half in halves) and not any(f.recognises(source) for f in FORMATS):
-        image, text = (_format(half, format).open(half, told) for half in halves)
+        image, text = (_format(half, format).open(half, options) for half in halves)
         stored: StoredDictionary | PairedDictionary[StoredDictionary]
         stored = PairedDictionary(_expect_one(halves[0], image), _expect_one(halves[1], text))
     else:
-        stored = _format(source, format).open(source, told)
+        stored = _format(source, format).open(source, options)
     try:
         return stored if lazy else stored.load()
     except VlmEditError as error:
@@ -163,10 +163,10 @@ def _format(source: Source, name: str | None) -> Format:
     fitting = [f for f in FORMATS if f.recognises(source)]
     places = candidates(source.path) if not fitting and source.is_folder else []
     if places:
-        listed = ", ".join(repr(place) for place in places[:10])
+        names = ", ".join(repr(place) for place in places[:10])
         raise UnknownName(
             f"{str(source.path)!r} is no dictionary itself, folders in it may be: say which with "
-            f"file=, such as {listed}"
+            f"file=, such as {names}"
         )
     if not fitting:
         raise UnknownName(

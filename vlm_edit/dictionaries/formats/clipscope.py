@@ -29,22 +29,22 @@ _FOLDER = re.compile(r"(\d{1,3})_resid")
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source's torch file has a state dict of ``pre_b``, ``enc`` and ``dec``."""
-    found = peek_mapping(source)
-    state = found.get(_STATE)
-    return isinstance(state, dict) and set(state) >= _NAMES and "n_features" in found
+    """Say whether a source's torch file has a state dict of ``pre_b``, ``enc`` and ``dec``."""
+    contents = peek_mapping(source)
+    state = contents.get(_STATE)
+    return isinstance(state, dict) and set(state) >= _NAMES and "n_features" in contents
 
 
 def read(source: Source, told: Told) -> StoredDictionary:
-    """Read a file in this format, or a folder with one; warns of what it needs.
+    """Read a file in this format, or a folder with one; warn of what it needs.
 
     Raises:
         VlmEditError: Not a readable torch file, or contents that do not fit.
     """
     del told
-    path, found = source.path, open_mapping(source)
+    path, contents = source.path, open_mapping(source)
     # The library reads these alone; the state of training beside them has no part in a code.
-    tensors = mapping(path, found, _STATE)
+    tensors = mapping(path, contents, _STATE)
     expect_names(path, tensors, _NAMES)
     pre_bias = expect_vector(path, tensors, "pre_b")
     decoder = expect_matrix(path, tensors, "dec")
@@ -54,14 +54,14 @@ def read(source: Source, told: Told) -> StoredDictionary:
         decoder=Rows(decoder, "dec"),
         decoder_bias=pre_bias,
         activation="topk_signed",
-        k=expect_whole(path, found, "k"),
+        k=expect_whole(path, contents, "k"),
         subtract=pre_bias,
         info=_info(source),
     )
-    stated = (expect_whole(path, found, "d_in"), expect_whole(path, found, "n_features"))
-    if stated != (stored.width, stored.n_features):
+    sizes = (expect_whole(path, contents, "d_in"), expect_whole(path, contents, "n_features"))
+    if sizes != (stored.width, stored.n_features):
         raise DamagedFile(
-            f"{path}: the file states d_in, n_features = {stated}, but enc is "
+            f"{path}: the file states d_in, n_features = {sizes}, but enc is "
             f"{(stored.width, stored.n_features)}: it is damaged"
         )
     warnings.warn(
@@ -75,11 +75,11 @@ def read(source: Source, told: Told) -> StoredDictionary:
 
 
 def _info(source: Source) -> dict[str, str]:
-    """The files lie in a folder that is named for their layer, such as ``22_resid``."""
+    """Take the layer from the files' folder, which is named for it, such as ``22_resid``."""
     path = source.path.absolute()
-    named = _FOLDER.fullmatch(path.name if source.is_folder else path.parent.name)
+    folder = _FOLDER.fullmatch(path.name if source.is_folder else path.parent.name)
     info = {"needs": "standardised activations"}
-    return info | {"hook_name": named[0], "layer": named[1]} if named else info
+    return info | {"hook_name": folder[0], "layer": folder[1]} if folder else info
 
 
 FORMAT = Format(

@@ -54,7 +54,7 @@ _NAMES = re.compile(r"ae(_\d+)?\.pt")
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source is a file, or a folder of files, in this format."""
+    """Say whether a source is a file, or a folder of files, in this format."""
     try:
         path = _weights(source.path)
     except VlmEditError:
@@ -96,9 +96,9 @@ def read(source: Source, told: Told) -> StoredDictionary:
     kind = _class(path, state, trainer, told)
     needed = _KEYS[kind] - (_LATER if kind in _COUNTED else frozenset())
     expect_names(path, state, set(needed), set(_KEYS[kind]))
-    found = _Found(path, state, trainer, told)
-    stored = found.simple(kind) if kind not in _COUNTED else found.counted(kind)
-    found.expect_sizes(stored)
+    contents = _Found(path, state, trainer, told)
+    stored = contents.simple(kind) if kind not in _COUNTED else contents.counted(kind)
+    contents.expect_sizes(stored)
     return stored
 
 
@@ -121,7 +121,7 @@ class _Found:
     told: Told
 
     def simple(self, kind: str) -> StoredDictionary:
-        """A dictionary of a class that knows no k."""
+        """Make a dictionary of a class that knows no k."""
         if self.told.given():
             raise BadArgument(
                 f"{kind} keeps {', '.join(self.told.given())} itself or has none: leave it out"
@@ -134,7 +134,7 @@ class _Found:
         return self._stored(name, kind == "AutoEncoder", "relu")
 
     def counted(self, kind: str) -> StoredDictionary:
-        """A dictionary that was trained with k active features, each time or on average."""
+        """Make a dictionary that was trained with k active features, each time or on average."""
         activation = self.told.activation or ("topk" if kind == "AutoEncoderTopK" else "jumprelu")
         if activation not in ("topk", "jumprelu"):
             raise VlmEditError(
@@ -165,7 +165,7 @@ class _Found:
                 )
 
     def _gated(self) -> StoredDictionary:
-        """Gate and magnitude share a weight, so the gate is a threshold on the magnitude."""
+        """Make the gate a threshold on the magnitude, with which it shares a weight."""
         gain = self._vector("r_mag").exp()
         bias, gate = self._vector("mag_bias"), self._vector("gate_bias")
         if not bool(gain.isfinite().all()) or len({len(gain), len(bias), len(gate)}) > 1:
@@ -223,23 +223,23 @@ class _Found:
             if "k" in values
         }
         if len(set(known.values())) > 1:
-            listed = ", ".join(f"{place} {k}" for place, k in known.items())
-            raise VlmEditError(f"k differs ({listed}): the files are not of one dictionary")
+            summary = ", ".join(f"{place} {k}" for place, k in known.items())
+            raise VlmEditError(f"k differs ({summary}): the files are not of one dictionary")
         if not known and needed:
             raise BadArgument(f"neither {self.path.name} nor {CONFIG} keeps k: pass k=")
         return next(iter(known.values()), None)
 
     def _threshold(self, kind: str) -> float:
-        """The height that codes must pass."""
-        found = expect_scalar(self.path, self.state, "threshold") if self._has_threshold else -1.0
-        given = self.told.threshold
-        if found >= 0:
-            if given is not None:
-                raise BadArgument(f"{self.path.name} keeps its threshold, {found}: leave it out")
-            return found
-        if given is not None and 0 <= given < float("inf"):
-            return given
-        what = f"is {found}" if self._has_threshold else "is missing"
+        """Return the height that codes must pass."""
+        height = expect_scalar(self.path, self.state, "threshold") if self._has_threshold else -1.0
+        argument = self.told.threshold
+        if height >= 0:
+            if argument is not None:
+                raise BadArgument(f"{self.path.name} keeps its threshold, {height}: leave it out")
+            return height
+        if argument is not None and 0 <= argument < float("inf"):
+            return argument
+        what = f"is {height}" if self._has_threshold else "is missing"
         raise BadArgument(
             f"the threshold of this {kind} {what}: it was never calibrated, and every feature "
             "above 0 would be active. activation='topk' takes the k largest of each activation "
@@ -264,17 +264,17 @@ class _Found:
         return expect_matrix(self.path, self.state, name)
 
     def _info(self) -> dict[str, str]:
-        named = {
+        values = {
             "model_name": self.trainer.get("lm_name"),
             "hook_name": self.trainer.get("submodule_name"),
             "layer": self.trainer.get("layer"),
         }
         # The fork writes empty strings.
-        return {k: str(v) for k, v in named.items() if type(v) in (str, int) and v != ""}
+        return {k: str(v) for k, v in values.items() if type(v) in (str, int) and v != ""}
 
 
 def _weights(path: Path) -> Path | None:
-    """The file with the tensors; None where there is none.
+    """Return the file with the tensors; None where there is none.
 
     Raises:
         VlmEditError: Several checkpoints and no final file.
@@ -300,13 +300,13 @@ def _inside(source: Source, path: Path) -> str:
 
 
 def _config(path: Path) -> Path:
-    """Where the config of a file with tensors would be."""
+    """Return where the config of a file with tensors would be."""
     parent = path.absolute().parent
     return (parent.parent if parent.name == CHECKPOINTS else parent) / CONFIG
 
 
 def _trainer(path: Path) -> Mapping[str, Any]:
-    """What the config says of the training; empty without one."""
+    """Return what the config says of the training; empty without one."""
     file = _config(path)
     if not file.is_file():
         return {}
@@ -324,7 +324,7 @@ def _peek_trainer(path: Path) -> Mapping[str, Any]:
 
 
 def _fitting(state: Mapping[Any, Any]) -> list[str]:
-    """Classes whose tensors these are."""
+    """List the classes whose tensors these are."""
     names = set(state)
     return [
         kind
@@ -334,17 +334,17 @@ def _fitting(state: Mapping[Any, Any]) -> list[str]:
 
 
 def _class(path: Path, state: Mapping[Any, Any], trainer: Mapping[str, Any], told: Told) -> str:
-    """The class that the config names, or the only one with these tensors."""
+    """Return the class that the config names, or the only one with these tensors."""
     fits = _fitting(state)
-    named = trainer.get("dict_class")
-    if named is not None:
-        kind = _SPELLINGS.get(named, named) if isinstance(named, str) else ""
+    name = trainer.get("dict_class")
+    if name is not None:
+        kind = _SPELLINGS.get(name, name) if isinstance(name, str) else ""
         # The trainers write AutoEncoder whatever class they were given.
         if kind == "AutoEncoder" and fits == ["AutoEncoderNew"]:
             return fits[0]
         if kind not in _KEYS:
             raise VlmEditError(
-                f"{CONFIG}: dict_class {str(named)[:60]!r} is not supported; supported: "
+                f"{CONFIG}: dict_class {str(name)[:60]!r} is not supported; supported: "
                 f"{', '.join(_KEYS)}"
             )
         return kind

@@ -94,7 +94,7 @@ class Layout:
             raise VlmEditError("a decoder tied to the encoder has decoder_order 'md'")
 
     def names(self) -> dict[str, str]:
-        """Names of tensors, by field."""
+        """Return the names of tensors, by field."""
         fields_of_names = ("encoder", "decoder", "encoder_bias", "decoder_bias", "threshold")
         values = {n: getattr(self, n) for n in (*fields_of_names, "gate_bias", "gate_gain")}
         return {field: name for field, name in values.items() if name is not None}
@@ -110,7 +110,7 @@ class Told:
     layout: Layout | None = None
 
     def given(self) -> dict[str, Any]:
-        """What is not None."""
+        """Return what is not None, by name."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -136,7 +136,7 @@ class Format:
     def open(
         self, source: Source, told: Told
     ) -> StoredDictionary | PairedDictionary[StoredDictionary]:
-        """Read a source, refusing to be told what the format does not ask.
+        """Read a source; refuse to be told what the format does not ask.
 
         Raises:
             VlmEditError: As ``read``; the message begins with the path.

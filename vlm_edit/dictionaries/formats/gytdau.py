@@ -16,7 +16,7 @@ _NAMES = {"encoder.weight", "enc_bias", "decoder.weight", "dec_bias"}
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source's torch file has these four tensors and no other."""
+    """Say whether a source's torch file has these four tensors and no other."""
     return set(peek_mapping(source)) == _NAMES
 
 

@@ -23,7 +23,7 @@ _LOOKED_AT = 5000
 
 
 def locate(path: str | os.PathLike[str], file: str | None, revision: str | None) -> Path:
-    """The file or folder that is meant.
+    """Return the file or folder that is meant.
 
     Args:
         path: A path, which wins, or ``owner/name`` of a repository on the hub.
@@ -48,38 +48,40 @@ def locate(path: str | os.PathLike[str], file: str | None, revision: str | None)
 
 
 def candidates(path: Path) -> list[str]:
-    """Folders below a folder that hold weights, as ``file`` would name them."""
+    """List folders below a folder that hold weights, as ``file`` would name them."""
     files = (p for p in islice(path.rglob("*"), _LOOKED_AT) if p.suffix in _WEIGHTS)
     return sorted({p.relative_to(path).parent.as_posix() for p in files} - {"."})
 
 
 def _inside(root: Path, file: str | None) -> Path:
-    found = root if file is None else root / file
-    if not found.exists():
+    place = root if file is None else root / file
+    if not place.exists():
         there = listed(candidates(root)) if root.is_dir() else ""
         raise VlmEditError(
-            f"no dictionary at {str(found)!r}: {file!r} is not in {str(root)!r}"
+            f"no dictionary at {str(place)!r}: {file!r} is not in {str(root)!r}"
             + (f", which has {there}" if there else "")
         )
-    return found
+    return place
 
 
 def _fetch(name: str, file: str | None, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    files, kept = listing(name, revision)
-    wanted = _wanted(name, files, file)
-    if kept is not None:
-        return kept / wanted
-    needed = [escape(f) for f in files if _belongs(PurePosixPath(f), PurePosixPath(wanted))]
-    found = asked(name, lambda: snapshot_download(name, revision=revision, allow_patterns=needed))
-    return Path(found) / wanted
+    files, cache = listing(name, revision)
+    place = _wanted(name, files, file)
+    if cache is not None:
+        return cache / place
+    patterns = [escape(f) for f in files if _belongs(PurePosixPath(f), PurePosixPath(place))]
+    folder = asked(
+        name, lambda: snapshot_download(name, revision=revision, allow_patterns=patterns)
+    )
+    return Path(folder) / place
 
 
 def listing(
     name: str, revision: str | None, what: str = "dictionary"
 ) -> tuple[list[str], Path | None]:
-    """Files of a repository, as the hub tells them; or the cache, where the hub cannot be reached.
+    """List a repository's files, as the hub tells them, or its cache where it cannot be reached.
 
     The hub is asked once, without trying again, for as long as ``HF_HUB_ETAG_TIMEOUT`` says.
 
@@ -97,67 +99,67 @@ def listing(
     """
     from huggingface_hub import HfApi, constants
 
-    kept = _cached(name, revision)
+    cache = _cached(name, revision)
     if constants.HF_HUB_OFFLINE:
-        if kept is None:
+        if cache is None:
             raise VlmEditError(_missing(name, revision, what))
-        return _files(kept), kept
+        return _files(cache), cache
 
     def ask() -> list[str] | None:
         seconds = constants.HF_HUB_ETAG_TIMEOUT
         try:
-            found = HfApi().model_info(name, revision=revision, timeout=seconds)
+            repository = HfApi().model_info(name, revision=revision, timeout=seconds)
         except Exception as error:
-            if kept is None or not _unreachable(error):
+            if cache is None or not _unreachable(error):
                 raise
             return None
-        return [file.rfilename for file in found.siblings or ()]
+        return [file.rfilename for file in repository.siblings or ()]
 
     files = asked(name, ask, what, revision=revision)
     if files is not None:
         return files, None
-    assert kept is not None
-    if kept.name != revision:  # a branch may have moved on, a commit does not
+    assert cache is not None
+    if cache.name != revision:  # a branch may have moved on, a commit does not
         warnings.warn(
             f"the hub cannot be reached for {name}: taking what its cache has of it, commit "
-            f"{kept.name[:12]}",
+            f"{cache.name[:12]}",
             stacklevel=2,
         )
-    return _files(kept), kept
+    return _files(cache), cache
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
-    """The folder of the cache with what was fetched of a revision."""
+    """Return the folder of the cache with what was fetched of a revision."""
     home, revision = _home(name), revision or "main"
     if ".." in PurePosixPath(revision).parts:
         return None
     ref = home / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
-    found = home / "snapshots" / commit
-    return found if _COMMIT.fullmatch(commit) and found.is_dir() else None
+    folder = home / "snapshots" / commit
+    return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None
 
 
 def _home(name: str) -> Path:
-    """Where the cache keeps a repository."""
+    """Return where the cache keeps a repository."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
 
 
 def _files(folder: Path) -> list[str]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _missing(name: str, revision: str | None, what: str) -> str:
-    """What to say of a revision of a repository that cannot be fetched and is not cached."""
+    """Say of a revision of a repository that it cannot be fetched and is not cached."""
     home = _home(name)
     refs = (path for path in (home / "refs").rglob("*") if path.is_file())
     known = {path.relative_to(home / "refs").as_posix(): path.read_text().strip() for path in refs}
     commits = {path.name for path in (home / "snapshots").glob("*")}
-    named = [f"{ref} ({known[ref][:12]})" for ref in sorted(known) if known[ref] in commits]
-    named += sorted(commits - set(known.values()))
-    if not named:
+    revisions = [f"{ref} ({known[ref][:12]})" for ref in sorted(known) if known[ref] in commits]
+    revisions += sorted(commits - set(known.values()))
+    if not revisions:
         return (
             f"no {what} at {name!r}: there is no such path, and the repository is not in the "
             "cache of huggingface_hub and cannot be fetched (offline?): fetch it where there is a "
@@ -166,12 +168,12 @@ def _missing(name: str, revision: str | None, what: str) -> str:
     return (
         f"revision {revision or 'main'!r} of the repository {name} is not in the cache of "
         f"huggingface_hub and cannot be fetched (offline?): fetch it where there is a network; the "
-        f"cache has {', '.join(named[:_SHOWN])}"
+        f"cache has {', '.join(revisions[:_SHOWN])}"
     )
 
 
 def _unreachable(error: Exception) -> bool:
-    """Whether the hub did not answer, or only that it is out of order."""
+    """Say whether the hub did not answer, or only that it is out of order."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return int(status) >= 500
@@ -187,7 +189,7 @@ def asked(
     done: str = "fetched",
     revision: str | None = None,
 ) -> _T:
-    """What the hub, or its cache, answers.
+    """Return what the hub, or its cache, answers.
 
     Args:
         name: The repository's.
@@ -224,8 +226,8 @@ def asked(
     except LocalEntryNotFoundError as error:
         raise VlmEditError(_missing(name, revision, what)) from error
     except (EntryNotFoundError, HFValidationError, OSError) as error:
-        told = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise VlmEditError(f"the repository {name} cannot be {done}: {told}") from error
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise VlmEditError(f"the repository {name} cannot be {done}: {reason}") from error
     except Exception as error:
         if not _unreachable(error):
             raise
@@ -235,11 +237,11 @@ def asked(
 
 
 def _wanted(name: str, files: Sequence[str], file: str | None) -> str:
-    """The file or folder of a repository that is meant."""
+    """Return the file or folder of a repository that is meant."""
     if file is not None:
-        wanted = PurePosixPath(file).as_posix()
-        if wanted in files or any(f.startswith(f"{wanted}/") for f in files):
-            return wanted
+        place = PurePosixPath(file).as_posix()
+        if place in files or any(f.startswith(f"{place}/") for f in files):
+            return place
         raise VlmEditError(
             f"the repository {name} (or what is cached of it) has no {file!r}; it has "
             f"{listed(_places(files)) or 'no weights'}"
@@ -258,20 +260,20 @@ def _wanted(name: str, files: Sequence[str], file: str | None) -> str:
 
 
 def _places(files: Sequence[str]) -> list[str]:
-    """Folders with weights, or the files where a folder has several that stand alone."""
+    """List folders with weights, or the files where a folder has several that stand alone."""
     folders: dict[str, list[str]] = {}
     for file in files:
         if file.endswith(_WEIGHTS):
             folders.setdefault(PurePosixPath(file).parent.as_posix(), []).append(file)
-    found = []
-    for folder, held in folders.items():
-        alone = [file for file in held if not file.endswith(".safetensors")]
-        found += alone if len(alone) > 1 else [folder]
-    return sorted(found)
+    places = []
+    for folder, contents in folders.items():
+        alone = [file for file in contents if not file.endswith(".safetensors")]
+        places += alone if len(alone) > 1 else [folder]
+    return sorted(places)
 
 
 def _belongs(file: PurePosixPath, wanted: PurePosixPath) -> bool:
-    """Whether a file is needed: inside of what is wanted, a part of it, or JSON beside or above."""
+    """Say whether a file is needed: in what is wanted, a part of it, or JSON beside or above."""
     if wanted == PurePosixPath("."):
         return len(file.parts) == 1 or str(file.parent) in ("image", "text")
     if wanted == file or wanted in file.parents:
@@ -283,6 +285,6 @@ def _belongs(file: PurePosixPath, wanted: PurePosixPath) -> bool:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names, the first of them where there are many."""
+    """List names, the first of them where there are many."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(repr(name) for name in names[:_SHOWN]) + more

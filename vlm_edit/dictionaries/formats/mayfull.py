@@ -43,7 +43,7 @@ _RATIO = [1, 2, 1]  # files from before the option have this one
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source is a folder of such a config and of weights."""
+    """Say whether a source is a folder of such a config and of weights."""
     if not source.has(CONFIG, WEIGHTS):
         return False
     if {"latent_size", "hidden_size"} - set(source.peek_json(CONFIG)):
@@ -52,7 +52,7 @@ def recognises(source: Source) -> bool:
 
 
 def read(source: Source, told: Told) -> StoredDictionary | PairedDictionary[StoredDictionary]:
-    """Read a folder; of one that tells the streams apart a dictionary for each.
+    """Read a folder; of one that tells the streams apart, make a dictionary for each.
 
     Raises:
         VlmEditError: A file is missing or not valid, a class that is not known, an option that
@@ -61,14 +61,14 @@ def read(source: Source, told: Told) -> StoredDictionary | PairedDictionary[Stor
     path, config = source.path, source.json(CONFIG)
     kind = _kind(path, config)
     k = expect_whole(path, {"k": told.k} if told.k is not None else config, "k")
-    found = _Found(path, config, source.tensors(WEIGHTS), k)
+    contents = _Found(path, config, source.tensors(WEIGHTS), k)
     if kind in _SIDES:
-        return found.sides()
+        return contents.sides()
     if kind in _DECODERS:
-        return found.decoders()
+        return contents.decoders()
     if "Matryoshka" in kind:
-        found.expect_all_groups()
-    return found.split() if kind in _SPLIT else found.linear()
+        contents.expect_all_groups()
+    return contents.split() if kind in _SPLIT else contents.linear()
 
 
 FORMAT = Format(
@@ -77,15 +77,15 @@ FORMAT = Format(
 
 
 def _kind(path: Path, config: Mapping[str, Any]) -> str:
-    """The class that wrote it; its authors take TopKSAE where none is named."""
-    named = config.get("architectures", ["TopKSAE"])
+    """Return the class that wrote it; its authors take TopKSAE where none is named."""
+    names = config.get("architectures", ["TopKSAE"])
     known = (*_SINGLE, *_SPLIT, *_SIDES, *_DECODERS)
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in known:
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in known:
         raise VlmEditError(
-            f"{path}: architectures {str(named)[:60]} is not supported; supported: one of "
+            f"{path}: architectures {str(names)[:60]} is not supported; supported: one of "
             f"{', '.join(known)}"
         )
-    return str(named[0])
+    return str(names[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class _Found:
     def linear(
         self, prefix: str = "", m: int | None = None, live: Tensor | None = None
     ) -> StoredDictionary:
-        """One dictionary.
+        """Make one dictionary of some tensors.
 
         Args:
             prefix: What the names of its tensors begin with.
@@ -129,7 +129,7 @@ class _Found:
         return stored
 
     def split(self) -> PairedDictionary[StoredDictionary]:
-        """Features of image, shared ones, features of text: one dictionary without each end."""
+        """Split into image, shared and text features: one dictionary without each end."""
         if self.config.get("block_top_k") is not None:
             raise VlmEditError(
                 f"{self.path}: block_top_k keeps a number of shared features and another of the "
@@ -149,7 +149,7 @@ class _Found:
         )
 
     def sides(self) -> PairedDictionary[StoredDictionary]:
-        """Two dictionaries that share no feature."""
+        """Make two dictionaries that share no feature."""
         prefixes = ("image_sae.", "text_sae.")
         names = {f"{prefix}{name}" for prefix in prefixes for name in _NAMES}
         expect_names(self.path, self.tensors, names)
@@ -165,7 +165,7 @@ class _Found:
         return PairedDictionary(image, text)
 
     def decoders(self) -> PairedDictionary[StoredDictionary]:
-        """One encoder, from which nothing is subtracted, and a decoder for each stream."""
+        """Make two of one encoder, with nothing subtracted, and a decoder for each stream."""
         names = {f"{side}_decoder.{part}" for side in ("vision", "text") for part in _PARTS}
         expect_names(self.path, self.tensors, names | {"encoder.weight", "encoder.bias"})
         both = []

@@ -35,7 +35,7 @@ from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 
 
 class _NumpyType:
-    """In numpy.dtype's place in the unpickler: remembers what it was called with."""
+    """What stands in numpy.dtype's place in the unpickler, and remembers how it was called."""
 
     def __init__(self, kind: str, *_: object) -> None:
         self.kind, self.order = kind, "<"
@@ -45,7 +45,7 @@ class _NumpyType:
 
 
 def _number(kind: _NumpyType, data: bytes) -> float:
-    """In numpy's place in the unpickler: one number out of its bytes."""
+    """Make one number of its bytes, in numpy's place in the unpickler."""
     letter = {"f8": "d", "f4": "f", "i8": "q"}[kind.kind]
     return float(struct.unpack({"<": "<", ">": ">"}[kind.order] + letter, data)[0])
 
@@ -90,10 +90,10 @@ class _Named:
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source's torch file has these four keys and a model with ``latent_bias``."""
-    found = peek_mapping(source, _ALLOW)
-    model = found.get("model")
-    return set(found) == _KEYS and isinstance(model, dict) and set(model) >= _NEEDED
+    """Say whether a source's torch file has these four keys and a model with ``latent_bias``."""
+    contents = peek_mapping(source, _ALLOW)
+    model = contents.get("model")
+    return set(contents) == _KEYS and isinstance(model, dict) and set(model) >= _NEEDED
 
 
 def read(source: Source, told: Told) -> StoredDictionary:
@@ -103,9 +103,9 @@ def read(source: Source, told: Told) -> StoredDictionary:
         VlmEditError: Not a readable torch file, contents that do not fit, or neither name nor
             caller says what the activation is.
     """
-    path, found = source.path, open_mapping(source, _ALLOW)
-    expect_names(path, found, _KEYS)
-    tensors = mapping(path, found, "model")
+    path, contents = source.path, open_mapping(source, _ALLOW)
+    expect_names(path, contents, _KEYS)
+    tensors = mapping(path, contents, "model")
     jumps = {_JUMP} & set(tensors)
     # Counts of training, which no code depends on.
     expect_names(path, tensors, _NEEDED, {"decoder", "latents_activation_frequency"} | jumps)
@@ -119,7 +119,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
         )
     _expect_as_named(path, named, weight, tied)
     mean, factor = _affine(
-        path, found, weight.shape[1], normed=named is not None and named.normalize
+        path, contents, weight.shape[1], normed=named is not None and named.normalize
     )
     # (x - mean) * factor goes into the encoder, and its inverse behind the decoder.
     scale = mean.new_full(mean.shape, factor)
@@ -148,7 +148,7 @@ FORMAT = Format(
 
 
 def _affine(path: Path, found: Mapping[str, Any], d: int, normed: bool) -> tuple[Tensor, float]:
-    """Mean [d] and factor that the input is brought through first."""
+    """Return mean [d] and factor that the input is brought through first."""
     mean = _of_width(path, found, "mean_center", d)
     factor = expect_scalar(path, found, "scaling_factor")
     if not 1e-30 < factor < 1e30:
@@ -161,14 +161,14 @@ def _affine(path: Path, found: Mapping[str, Any], d: int, normed: bool) -> tuple
 
 
 def _of_width(path: Path, values: Mapping[str, Any], name: str, d: int) -> Tensor:
-    found = expect_vector(path, values, name)
-    if len(found) != d:
-        raise VlmEditError(f"{path}: {name} has shape {tuple(found.shape)}, expected {(d,)}")
-    return found
+    vector = expect_vector(path, values, name)
+    if len(vector) != d:
+        raise VlmEditError(f"{path}: {name} has shape {tuple(vector.shape)}, expected {(d,)}")
+    return vector
 
 
 def _read_name(name: str) -> _Named | None:
-    """What ``train.py`` put into a file's name; None if it has been renamed."""
+    """Read what ``train.py`` put into a file's name; None if it has been renamed."""
     parts = _NAME.fullmatch(name)
     if parts is None:
         return None
@@ -190,19 +190,27 @@ def _activation(
     own = "JumpReLU" if jumps else named.activation if named else None
     if (own == "JumpReLU") != jumps:
         raise DamagedFile(f"{path}: the name says JumpReLU, but {_JUMP} is missing: damaged")
-    found = told.activation or (_OWN.get(own) if own else None)
-    if found is None:
+    activation = told.activation or (_OWN.get(own) if own else None)
+    if activation is None:
         raise BadArgument(
             f"{path}: {_why(own)}: pass activation='relu', or activation='topk' and k="
         )
-    free = own is None and found in ("relu", "topk", "topk_signed", "identity")
-    if not (free or (own in _OPEN and found in ("relu", "topk")) or found == _OWN.get(own or "")):
-        raise VlmEditError(f"{path}: activation {found!r} does not go with {own or 'this format'}")
-    if found not in ("topk", "topk_signed"):
+    free = own is None and activation in ("relu", "topk", "topk_signed", "identity")
+    if not (
+        free
+        or (own in _OPEN and activation in ("relu", "topk"))
+        or activation == _OWN.get(own or "")
+    ):
+        raise VlmEditError(
+            f"{path}: activation {activation!r} does not go with {own or 'this format'}"
+        )
+    if activation not in ("topk", "topk_signed"):
         if told.k is not None:
-            raise VlmEditError(f"{path}: k={told.k} goes with activation='topk', not {found!r}")
-        return found, None
-    return found, _k(path, named, told)
+            raise VlmEditError(
+                f"{path}: k={told.k} goes with activation='topk', not {activation!r}"
+            )
+        return activation, None
+    return activation, _k(path, named, told)
 
 
 def _why(own: str | None) -> str:

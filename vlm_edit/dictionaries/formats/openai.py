@@ -35,7 +35,7 @@ _AFTER: dict[str, str] = {"ReLU": "topk", "Identity": "topk_signed"}
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source's torch file has this state dict's names."""
+    """Say whether a source's torch file has this state dict's names."""
     names = set(peek_mapping(source))
     return names >= _NEEDED and bool(names & {_UNTIED, _TIED})
 
@@ -47,16 +47,16 @@ def read(source: Source, told: Told) -> StoredDictionary:
         VlmEditError: Not a readable torch file, or contents that do not fit.
     """
     del told
-    path, found = source.path, open_mapping(source)
-    tied = _TIED in found
+    path, state = source.path, open_mapping(source)
+    tied = _TIED in state
     needed = _NEEDED | {_TIED if tied else _UNTIED}
-    expect_names(path, found, needed, _HARMLESS | _COPY | {_NAME, _STATE})
-    activation, k = _activation(path, found)
-    pre_bias = expect_vector(path, found, "pre_bias")
+    expect_names(path, state, needed, _HARMLESS | _COPY | {_NAME, _STATE})
+    activation, k = _activation(path, state)
+    pre_bias = expect_vector(path, state, "pre_bias")
     return StoredDictionary(
-        weight=Rows(expect_matrix(path, found, "encoder.weight"), "encoder.weight"),
-        bias=expect_vector(path, found, "latent_bias"),
-        decoder=Rows(_decoder(path, found, tied), _TIED if tied else _UNTIED),
+        weight=Rows(expect_matrix(path, state, "encoder.weight"), "encoder.weight"),
+        bias=expect_vector(path, state, "latent_bias"),
+        decoder=Rows(_decoder(path, state, tied), _TIED if tied else _UNTIED),
         decoder_bias=pre_bias,
         activation=activation,
         k=k,
@@ -66,7 +66,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
 
 
 def _decoder(path: object, found: Mapping[str, Any], tied: bool) -> Tensor:
-    """Rows; a tied decoder holds the encoder's layer and multiplies with its transpose."""
+    """Return rows; a tied decoder holds the encoder's layer and multiplies with its transpose."""
     return expect_matrix(path, found, _TIED) if tied else expect_matrix(path, found, _UNTIED).T
 
 

@@ -66,16 +66,16 @@ _REFUSED = (
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source's torch file has this library's names, even where it cannot be opened."""
-    found = peek_mapping(source)
-    inner = found.get(_STATE, found)
+    """Say whether a source's torch file has this library's names, even if it cannot be opened."""
+    contents = peek_mapping(source)
+    inner = contents.get(_STATE, contents)
     if isinstance(inner, Mapping) and inner:
         return not _OWN.isdisjoint(inner)
     return _names_the_library(source)
 
 
 def _names_the_library(source: Source) -> bool:
-    """Whether a pickle that ``weights_only`` refuses speaks of this library."""
+    """Say whether a pickle that ``weights_only`` refuses speaks of this library."""
     names = torch_files(source)
     if not names:
         return False
@@ -139,7 +139,7 @@ FORMAT = Format(
 
 
 def _state(path: object, found: Mapping[str, Any]) -> tuple[Mapping[str, Any], int | None]:
-    """The state dict, and k if it stands beside."""
+    """Return the state dict, and k if it stands beside."""
     if _STATE not in found:
         return found, None
     unknown = sorted(str(name) for name in set(found) - _BESIDE - {_STATE})
@@ -148,14 +148,14 @@ def _state(path: object, found: Mapping[str, Any]) -> tuple[Mapping[str, Any], i
             f"{path}: beside {_STATE} stands {', '.join(unknown)[:200]}, which may change the "
             f"codes: if it does not, save checkpoint[{_STATE!r}] alone and load that"
         )
-    stated = [expect_whole(path, found, name) for name in ("k", "top_k") if name in found]
-    if len(set(stated)) > 1:
-        raise VlmEditError(f"{path}: k is {stated[0]} but top_k is {stated[1]}")
-    return mapping(path, found, _STATE), stated[0] if stated else None
+    counts = [expect_whole(path, found, name) for name in ("k", "top_k") if name in found]
+    if len(set(counts)) > 1:
+        raise VlmEditError(f"{path}: k is {counts[0]} but top_k is {counts[1]}")
+    return mapping(path, found, _STATE), counts[0] if counts else None
 
 
 def _encoder_names(path: object, tensors: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Names of the encoder's tensors, which say what kind it is, and of those it may lack."""
+    """Return names of the encoder's tensors, which say its kind, and of those it may lack."""
     for start, why in _REFUSED:
         if any(n == start or (n.startswith(start) and "." in start) for n in map(str, tensors)):
             raise VlmEditError(f"{path}: {why}")
@@ -205,16 +205,16 @@ def _encoder(
         name = "encoder.tied_to._weights"
     else:
         name = "encoder.weight" if "encoder.weight" in names else "encoder.final_block.0.weight"
-    found, m = expect_matrix(path, tensors, name), len(decoder.tensor)
-    if found.shape != decoder.tensor.shape:
+    matrix, m = expect_matrix(path, tensors, name), len(decoder.tensor)
+    if matrix.shape != decoder.tensor.shape:
         raise BadArgument(
-            f"{path}: {name} is {tuple(found.shape)}, {_ROWS} is {tuple(decoder.tensor.shape)}: "
+            f"{path}: {name} is {tuple(matrix.shape)}, {_ROWS} is {tuple(decoder.tensor.shape)}: "
             "they must be equal"
         )
-    rows = Rows(found, name)
+    rows = Rows(matrix, name)
     if names >= _TIED:
         # Saved together they share their memory, and then nothing is read to compare them.
-        same = found.data_ptr() == decoder.tensor.data_ptr() or torch.equal(found, decoder.tensor)
+        same = matrix.data_ptr() == decoder.tensor.data_ptr() or torch.equal(matrix, decoder.tensor)
         factors = [
             expect_scalar(path, tensors, n) for n in ("encoder.tied_to.multiplier", _MULTIPLIER)
         ]
@@ -235,7 +235,7 @@ def _encoder(
 def _fold_batch_norm(
     path: object, tensors: Mapping[str, Any], rows: Rows, bias: Tensor
 ) -> tuple[Rows, Tensor]:
-    """In use it is ``(h - mean) / sqrt(var + eps) * weight + bias`` with stored mean and var."""
+    """Fold ``(h - mean) / sqrt(var + eps) * weight + bias``, with stored mean and var."""
     scale, shift, mean, var = (
         expect_vector(path, tensors, f"encoder.final_block.1.{name}")
         for name in ("weight", "bias", "running_mean", "running_var")
@@ -254,27 +254,29 @@ def _fold_batch_norm(
 def _selection(
     path: object, told: Told, stated: int | None
 ) -> tuple[str, int | None, float | None]:
-    """Which codes stay: what is told, or k that stands in the file."""
+    """Say which codes stay: by what is told, or by k that stands in the file."""
     if told.k is not None and stated is not None and told.k != stated:
         raise BadArgument(f"{path} says k={stated}, but it was told k={told.k}: leave it out")
     k = told.k if told.k is not None else stated
-    found: str | None = None
+    activation: str | None = None
     if told.threshold is not None and told.k is None and told.activation in (None, "jumprelu"):
-        found, k = "jumprelu", None
+        activation, k = "jumprelu", None
     elif told.threshold is None and k is not None and told.activation in (None, "topk"):
-        found = "topk"
+        activation = "topk"
     elif told == Told(activation="relu"):
-        found, k = "relu", None
-    if found is None:
-        given = ", ".join(f"{name}={value!r}" for name, value in told.given().items()) or "nothing"
+        activation, k = "relu", None
+    if activation is None:
+        options = (
+            ", ".join(f"{name}={value!r}" for name, value in told.given().items()) or "nothing"
+        )
         raise VlmEditError(
             f"{path} may be of SAE, TopKSAE or BatchTopKSAE, whose files are alike; it was told "
-            f"{given}: say activation='relu' for SAE, k= (its top_k) for TopKSAE, or threshold= "
+            f"{options}: say activation='relu' for SAE, k= (its top_k) for TopKSAE, or threshold= "
             "(its running_threshold) for BatchTopKSAE"
         )
-    return found, k, told.threshold
+    return activation, k, told.threshold
 
 
 def _below(threshold: Tensor) -> Tensor:
-    """Codes equal to the threshold stay here; with ``jumprelu`` those would go."""
+    """Lower a threshold: codes equal to it stay here, and with ``jumprelu`` would go."""
     return torch.nextafter(threshold, torch.tensor(-torch.inf))

@@ -39,7 +39,7 @@ _NORMS: dict[str, str] = {
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source is a Prisma config with a state dict, or a file of the older form."""
+    """Say whether a source is a Prisma config with a state dict, or a file of the older form."""
     config = _home(source).peek_json(CONFIG)
     if "d_in" in config and _SIGNS & set(config) and set(peek_mapping(source)) >= _NAMES:
         return True
@@ -102,12 +102,12 @@ def _home(source: Source) -> Source:
 
 
 def _plain(value: Any) -> Any:
-    """Some versions write ``dtype`` and ``device`` as an object with the value inside."""
+    """Take out the value inside an object, as some versions write ``dtype`` and ``device``."""
     return value.get("value") if isinstance(value, dict) and "__type__" in value else value
 
 
 def _is_old(source: Source) -> bool:
-    """Whether the first torch file's pickle names a class of the library."""
+    """Say whether the first torch file's pickle names a class of the library."""
     names = torch_files(source)
     if not names:
         return False
@@ -126,7 +126,7 @@ def _names_the_library(path: Path) -> bool:
 
 
 def _architecture(path: Path, config: Mapping[str, Any]) -> bool:
-    """Whether it is gated."""
+    """Say whether it is gated; refuse other architectures."""
     if config.get("is_transcoder", False) is not False:
         raise VlmEditError(
             f"{path}: a transcoder is not a dictionary: it decodes to another site's activations"
@@ -140,7 +140,7 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _gate(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Bias, gain and threshold of a magnitude that is let through where x W + b_gate > 0."""
+    """Return bias, gain and threshold of a magnitude that is let through where x W + b_gate > 0."""
     bias, gate = expect_vector(path, tensors, "b_mag"), expect_vector(path, tensors, "b_gate")
     gain = expect_vector(path, tensors, "r_mag").exp()
     if not bool(gain.isfinite().all()) or not bias.shape == gate.shape == gain.shape:
@@ -150,7 +150,7 @@ def _gate(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tenso
 
 
 def _activation(path: Path, config: Mapping[str, Any]) -> tuple[str, int | None, float | None]:
-    """Which, with its k and its soft cap."""
+    """Return which it is, with its k and its soft cap."""
     name = config.get("activation_fn_str", "topk")
     if name == "relu":
         return "relu", None, None

@@ -85,22 +85,22 @@ _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source is a folder in this format, or holds two that were saved together."""
+    """Say whether a source is a folder in this format, or holds two that were saved together."""
     return source.has(CONFIG, WEIGHTS) or bool(halves(source.path))
 
 
 def halves(root: Path) -> dict[Path, dict[str, str]]:
-    """Folders below one that are halves of what was saved there, and their weights' headers."""
-    found = {root / stream: _told(root / stream / WEIGHTS) for stream in STREAMS}
-    return {folder: header for folder, header in found.items() if PART in header}
+    """Return folders below one that are halves of what was saved there, with weights' headers."""
+    headers = {root / stream: _told(root / stream / WEIGHTS) for stream in STREAMS}
+    return {folder: header for folder, header in headers.items() if PART in header}
 
 
 def mark(b_enc: Tensor, b_dec: Tensor) -> str:
-    """Tells biases as they lie in a file from others."""
-    found = hashlib.blake2b(digest_size=16)
+    """Return what tells biases as they lie in a file from others."""
+    hasher = hashlib.blake2b(digest_size=16)
     for bias in (b_enc, b_dec):
-        found.update(bias.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        hasher.update(bias.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def read(source: Source, told: Told) -> StoredDictionary | PairedDictionary[StoredDictionary]:
@@ -114,15 +114,15 @@ def read(source: Source, told: Told) -> StoredDictionary | PairedDictionary[Stor
     headers = halves(source.path).values()
     if source.has(CONFIG, WEIGHTS) or not headers:
         return _read_folder(source)
-    found = {(header[PART], header.get(SAVING)) for header in headers}
-    if len(headers) < len(STREAMS) or len(found) > 1:
+    savings = {(header[PART], header.get(SAVING)) for header in headers}
+    if len(headers) < len(STREAMS) or len(savings) > 1:
         raise BadArgument(
             f"{source.path}: the folders {' and '.join(STREAMS)} in it are not of one saving: save "
             "the dictionary anew, or take one of them alone by file="
         )
     image, text = (_read_folder(Source(source.file(stream))) for stream in STREAMS)
     # Of a shared dictionary either says all: only what SAELens makes of the two differs.
-    return image if found.pop()[0] == "shared" else PairedDictionary(image, text)
+    return image if savings.pop()[0] == "shared" else PairedDictionary(image, text)
 
 
 def _read_folder(source: Source) -> StoredDictionary:
@@ -155,10 +155,10 @@ def _read_folder(source: Source) -> StoredDictionary:
         soft_cap=soft_cap,
         info=_read_info(config),
     )
-    stated = (config.get("d_in"), config.get("d_sae"))
-    if stated != (stored.width, stored.n_features):
+    sizes = (config.get("d_in"), config.get("d_sae"))
+    if sizes != (stored.width, stored.n_features):
         raise VlmEditError(
-            f"{path}: cfg.json states d_in, d_sae = {stated}, but W_enc is "
+            f"{path}: cfg.json states d_in, d_sae = {sizes}, but W_enc is "
             f"{tuple(weight.shape)}: the two files are not of one dictionary"
         )
     stored = _unfolded(path, stored, header, tensors)
@@ -169,22 +169,22 @@ FORMAT = Format("saelens", f"{CONFIG} and {WEIGHTS}", recognises, read)
 
 
 def _told(weights: Path) -> dict[str, str]:
-    """What weights that were saved here say of themselves."""
+    """Read what weights that were saved here say of themselves."""
     text = read_header(weights).get(HEADER)
     if text is None:
         return {}
     try:
-        told = parse_json(text, weights)
+        statements = parse_json(text, weights)
     except VlmEditError:
         return {SAVING: ""}  # of none
-    return {name: value for name, value in told.items() if isinstance(value, str)}
+    return {name: value for name, value in statements.items() if isinstance(value, str)}
 
 
 def _expect_one_saving(path: Path, config: dict[str, Any], header: Mapping[str, str]) -> None:
     """Refuse weights of one saving beside the config of another: that was stopped half-way."""
     metadata = config.get("metadata")
-    told = metadata.get(SAVING) if isinstance(metadata, dict) else None
-    if SAVING in header and header[SAVING] != told:
+    saving = metadata.get(SAVING) if isinstance(metadata, dict) else None
+    if SAVING in header and header[SAVING] != saving:
         raise VlmEditError(
             f"{path}: {CONFIG} and {WEIGHTS} are not of one saving, which was stopped half-way, or "
             "one of them is another's: save the dictionary anew"
@@ -194,7 +194,7 @@ def _expect_one_saving(path: Path, config: dict[str, Any], header: Mapping[str, 
 def _unfolded(
     path: Path, stored: StoredDictionary, header: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> StoredDictionary:
-    """The dictionary as it was before ``save_saelens`` folded what SAELens has no place for."""
+    """Return the dictionary from before ``save_saelens`` folded what SAELens has no place for."""
     if FOLDED not in header:
         return stored
     if header.get(MARK) != mark(tensors["b_enc"], tensors["b_dec"]):
@@ -203,12 +203,12 @@ def _unfolded(
             "write the file without that header (its metadata)"
         )
     try:
-        was = load(base64.b64decode(header[FOLDED], validate=True))
+        originals = load(base64.b64decode(header[FOLDED], validate=True))
     except (ValueError, SafetensorError, RuntimeError) as error:
         raise DamagedFile(f"{path}: the header of {WEIGHTS} is damaged: {error}") from error
-    centers = sorted(name for name in was if name.startswith(CENTER))
-    expect_names(path, was, {"b_enc", "b_dec"}, {"subtract", *centers})
-    vectors = {name: expect_vector(path, was, name) for name in was}
+    centers = sorted(name for name in originals if name.startswith(CENTER))
+    expect_names(path, originals, {"b_enc", "b_dec"}, {"subtract", *centers})
+    vectors = {name: expect_vector(path, originals, name) for name in originals}
     return replace(
         stored,
         bias=vectors["b_enc"],
@@ -219,7 +219,7 @@ def _unfolded(
 
 
 def _read_architecture(path: Path, config: dict[str, Any]) -> tuple[str, int | None, float | None]:
-    """Its name, k where features compete, and the soft cap that ``tanh-relu`` is."""
+    """Return its name, k where features compete, and the soft cap that ``tanh-relu`` is."""
     old = _is_old(config)
     name = config.get("architecture", "standard" if old else None)
     if isinstance(name, str) and name in _NOT_DICTIONARIES:
@@ -249,7 +249,7 @@ def _read_architecture(path: Path, config: dict[str, Any]) -> tuple[str, int | N
 
 
 def _is_old(config: dict[str, Any]) -> bool:
-    """Whether SAELens before version 6 wrote it: those did not say their version."""
+    """Say whether SAELens before version 6 wrote it: those did not say their version."""
     metadata = config.get("metadata")
     version = config.get(VERSION) or (metadata if isinstance(metadata, dict) else {}).get(VERSION)
     return not re.match(r"([6-9]|[1-9]\d)(\D|$)", str(version))
@@ -274,7 +274,7 @@ def _expect_tensors(path: Path, tensors: dict[str, Tensor], architecture: str) -
 def _read_encoder(
     path: Path, tensors: dict[str, Tensor], architecture: str
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Gain, bias and threshold, [m] each."""
+    """Return gain, bias and threshold, [m] each."""
     if architecture == "gated":
         # Open where x W + b_gate > 0, so where x W exp(r_mag) + b_mag exceeds this threshold.
         gain = expect_vector(path, tensors, "r_mag").exp()
@@ -297,29 +297,29 @@ def _read_encoder(
 
 
 def _read_factor(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor | None:
-    """[m], what versions 3 to 5 multiplied codes by before decoding, learned by fine-tuning."""
-    found = [name for name in _FACTORS if name in tensors]
+    """Return [m] that versions 3 to 5 multiplied codes by before decoding, from fine-tuning."""
+    names = [name for name in _FACTORS if name in tensors]
     stated = bool(config.get("finetuning_scaling_factor"))
-    if len(found) > 1:
-        raise VlmEditError(f"{path}: has both {found[0]} and {found[1]}; remove the wrong one")
-    if not found and stated:
+    if len(names) > 1:
+        raise VlmEditError(f"{path}: has both {names[0]} and {names[1]}; remove the wrong one")
+    if not names and stated:
         raise VlmEditError(
             f"{path}: cfg.json states a finetuning_scaling_factor and {WEIGHTS} has none; if it "
             "was never fine-tuned, set it to false in cfg.json"
         )
-    factor = expect_vector(path, tensors, found[0]) if found else None
+    factor = expect_vector(path, tensors, names[0]) if names else None
     if factor is None or torch.allclose(factor, torch.ones_like(factor)):
         return None  # early files of version 3 all have one, of ones
     if not stated:
         raise VlmEditError(
-            f"{path}: has {found[0]}, and cfg.json says finetuning_scaling_factor "
+            f"{path}: has {names[0]}, and cfg.json says finetuning_scaling_factor "
             f"{config.get('finetuning_scaling_factor')!r}: set it to true if it is to be used"
         )
     return factor
 
 
 def _read_norm(source: Source, config: dict[str, Any]) -> tuple[str, float | None]:
-    """The norm, and the one number that activations were scaled by, where it is not folded in."""
+    """Return the norm, and the number that activations were scaled by where it is not folded in."""
     path, value = source.path, config.get("normalize_activations")
     if value is None or isinstance(value, bool):  # version 3
         value = "expected_average_only_in" if value else "none"
@@ -350,7 +350,7 @@ def _read_norm(source: Source, config: dict[str, Any]) -> tuple[str, float | Non
 
 
 def _of_unscaled(stored: StoredDictionary, scale: float) -> StoredDictionary:
-    """The dictionary whose codes of x are this one's of ``scale * x``."""
+    """Return the dictionary whose codes of x are this one's of ``scale * x``."""
 
     def times(rows: Rows, factor: float) -> Rows:
         gain = torch.ones(len(rows.tensor)) if rows.gain is None else rows.gain
@@ -366,7 +366,7 @@ def _of_unscaled(stored: StoredDictionary, scale: float) -> StoredDictionary:
 
 
 def _read_info(config: dict[str, Any]) -> dict[str, str]:
-    """What it was trained on; before version 6 beside the rest, now below ``metadata``."""
+    """Return what it was trained on; before version 6 beside the rest, now below ``metadata``."""
     metadata = config.get("metadata")
     values = {
         "model_name": config.get("model_name"),

@@ -51,7 +51,7 @@ _ACTIVATIONS = ("Relu", "TopK", "BatchTopK")
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source's first line is such a header, with a zip right behind."""
+    """Say whether a source's first line is such a header, with a zip right behind."""
     try:
         line, start = _head(_file(source))
         header = parse_json(line.decode("utf-8"), source.path)
@@ -114,7 +114,7 @@ def _file(source: Source) -> Path:
 
 
 def _head(path: Path) -> tuple[bytes, bytes]:
-    """The first line, of at most 1 MiB, with its end; and the four bytes behind it."""
+    """Return the first line, of at most 1 MiB, with its end; and the four bytes behind it."""
     with path.open("rb") as file:
         if file.peek(1)[:1] != b"{":
             return b"", b""
@@ -135,7 +135,7 @@ def _header(path: Path) -> tuple[bytes, dict[str, Any]]:
 def _described(
     path: Path, header: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], str, int | None, bool | None]:
-    """Sizes and training; the activation's class; its k; whether b_dec is subtracted, if known."""
+    """Return the config, the activation's class, its k; whether b_dec is subtracted, if known."""
     if "schema" not in header:
         _expect_keys(path, header, _SIZES | _TRAINING)
         return header, "Relu", None, True
@@ -158,7 +158,7 @@ def _described(
 
 
 def _class(path: Path, activation: Any) -> tuple[str, Mapping[str, Any]]:
-    """Name and options of an activation, such as ``{"cls": "TopK", "params": {"top_k": 32}}``."""
+    """Return a class and options, as of ``{"cls": "TopK", "params": {"top_k": 32}}``."""
     kind = activation.get("cls") if isinstance(activation, dict) else None
     options = activation.get("params") if isinstance(activation, dict) else None
     if kind not in _ACTIVATIONS or not isinstance(options, dict):
@@ -185,18 +185,21 @@ def _expect_sizes(path: Path, config: Mapping[str, Any], weight: Tensor, decoder
         m = expect_whole(path, config, "d_sae")
     else:
         m = d * expect_whole(path, config, "exp_factor")
-    for name, found, size in (("W_enc", weight, (d, m)), ("W_dec", decoder, (m, d))):
-        if tuple(found.shape) != size:
+    for name, matrix, size in (("W_enc", weight, (d, m)), ("W_dec", decoder, (m, d))):
+        if tuple(matrix.shape) != size:
             raise VlmEditError(
                 f"{path}: the header states {m} features of width {d}, but {name} is "
-                f"{tuple(found.shape)}, expected {size}"
+                f"{tuple(matrix.shape)}, expected {size}"
             )
 
 
 def _activation(
     path: Path, kind: str, tensors: Mapping[str, Any], told: Told, m: int
 ) -> tuple[str, Tensor | None]:
-    """Both kinds of top-k keep codes below zero; BatchTopK has a threshold in use."""
+    """Return the activation and its threshold.
+
+    Both kinds of top-k keep codes below zero; BatchTopK has a threshold in use.
+    """
     stored = _THRESHOLD in tensors
     if told.threshold is not None and (kind != "BatchTopK" or stored):
         raise BadArgument(f"{path}: {kind} here has its own threshold or none: leave it out")
@@ -215,7 +218,7 @@ def _activation(
 
 
 def _info(source: Source) -> dict[str, str]:
-    """The layer, if the run's config lies beside."""
+    """Return the layer, if the run's config lies beside."""
     if not source.is_folder or not source.has(CONFIG):
         return {}
     data = source.json(CONFIG).get("train_data")

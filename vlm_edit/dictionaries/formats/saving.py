@@ -95,13 +95,13 @@ def save_saelens(
 
 
 def _is_split(encoder: Encoder) -> bool:
-    """Whether streams have different centers."""
+    """Say whether streams have different centers."""
     first, *rest = encoder.centers.values() or (torch.empty(0),)
     return any(not torch.equal(first, other) for other in rest)
 
 
 def _described(dictionary: Dictionary, stream: str | None) -> _Folder:
-    """What goes into the folder of a dictionary in use for a stream."""
+    """Return what goes into the folder of a dictionary in use for a stream."""
     encoder = dictionary.encoder
     architectures = {value: key for key, value in ARCHITECTURES.items()}
     if encoder.activation not in architectures:
@@ -135,7 +135,7 @@ def _described(dictionary: Dictionary, stream: str | None) -> _Folder:
 def _folded(
     dictionary: Dictionary, stream: str | None
 ) -> tuple[bool, dict[str, Tensor], dict[str, Tensor]]:
-    """Whether SAELens is to subtract the decoder's bias, the weights, and what they were."""
+    """Say whether SAELens is to subtract the decoder's bias; the weights, and what they were."""
     encoder, bias, decoder_bias = (
         dictionary.encoder,
         dictionary.encoder.bias,
@@ -158,9 +158,9 @@ def _folded(
     }
     if bias is encoder.bias and decoder_bias is dictionary.decoder_bias:
         return applies, tensors, {}
-    was = {"b_enc": encoder.bias, "b_dec": dictionary.decoder_bias}
-    was |= {} if encoder.subtract is None else {"subtract": encoder.subtract}
-    return applies, tensors, was | {f"{CENTER}{k}": v for k, v in encoder.centers.items()}
+    originals = {"b_enc": encoder.bias, "b_dec": dictionary.decoder_bias}
+    originals |= {} if encoder.subtract is None else {"subtract": encoder.subtract}
+    return applies, tensors, originals | {f"{CENTER}{k}": v for k, v in encoder.centers.items()}
 
 
 def _write(root: Path, parts: Mapping[Path, _Folder], part: str, dtype: torch.dtype) -> None:
@@ -170,10 +170,10 @@ def _write(root: Path, parts: Mapping[Path, _Folder], part: str, dtype: torch.dt
     two disagree, and are refused.
     """
     saving = _digest(parts, dtype)
-    made = [folder for folder in (*parts, root) if not folder.exists()]
+    folders = [folder for folder in (*parts, root) if not folder.exists()]
     pieces: dict[Path, Path] = {}
     with contextlib.ExitStack() as stack:
-        stack.callback(_drop_empty, made)
+        stack.callback(_drop_empty, folders)
         try:
             for folder, content in parts.items():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -183,8 +183,8 @@ def _write(root: Path, parts: Mapping[Path, _Folder], part: str, dtype: torch.dt
             for folder, content in parts.items():
                 target = folder / CONFIG
                 pieces[target] = stack.enter_context(beside(target))
-                told = {**content.config["metadata"], SAVING: saving}
-                text = json.dumps({**content.config, "metadata": told}, indent=2)
+                metadata = {**content.config["metadata"], SAVING: saving}
+                text = json.dumps({**content.config, "metadata": metadata}, indent=2)
                 pieces[target].write_text(f"{text}\n", encoding="utf-8")
             _place(root, pieces, part)
         except (OSError, SafetensorError) as error:
@@ -215,14 +215,14 @@ def _place(root: Path, pieces: Mapping[Path, Path], part: str) -> None:
 
 
 def _digest(parts: Mapping[Path, _Folder], dtype: torch.dtype) -> str:
-    """Of all that is written."""
-    found = hashlib.blake2b(str(dtype).encode(), digest_size=16)
+    """Return a digest of all that is written."""
+    hasher = hashlib.blake2b(str(dtype).encode(), digest_size=16)
     for content in parts.values():
-        found.update(json.dumps(content.config, sort_keys=True).encode())
+        hasher.update(json.dumps(content.config, sort_keys=True).encode())
         for tensors in (content.tensors, content.folded):
             for name, tensor in sorted(tensors.items()):
-                found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+                hasher.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def _copies(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -234,11 +234,11 @@ def _write_weights(
     content: _Folder, path: Path, dtype: torch.dtype, header: Mapping[str, str]
 ) -> None:
     tensors = _copies(content.tensors, dtype)
-    told = {name: value for name, value in header.items() if value}
+    statements = {name: value for name, value in header.items() if value}
     if content.folded:
-        told[FOLDED] = base64.b64encode(save(_copies(content.folded))).decode()
-        told[MARK] = mark(tensors["b_enc"], tensors["b_dec"])
+        statements[FOLDED] = base64.b64encode(save(_copies(content.folded))).decode()
+        statements[MARK] = mark(tensors["b_enc"], tensors["b_dec"])
     path.touch()
     mode = path.stat().st_mode
-    save_file(tensors, path, {HEADER: json.dumps(told)})
+    save_file(tensors, path, {HEADER: json.dumps(statements)})
     path.chmod(mode)  # safetensors writes files that only their owner may read

@@ -36,7 +36,7 @@ _QWEN_REPOSITORY = re.compile(r"SAE-Res-(.+)-W(\d+)K-L0_(\d+)")
 
 
 def recognises_gemma(source: Source) -> bool:
-    """Whether a source is a folder of Gemma Scope 2."""
+    """Say whether a source is a folder of Gemma Scope 2."""
     return source.has(PARAMS) and {"w_enc", "w_dec"} <= safetensors_names(source.file(PARAMS))
 
 
@@ -74,7 +74,7 @@ def read_gemma(source: Source, told: Told) -> StoredDictionary:
 
 
 def recognises_qwen(source: Source) -> bool:
-    """Whether a source is a file of Qwen-Scope, by its tensors and its name."""
+    """Say whether a source is a file of Qwen-Scope, by its tensors and its name."""
     if not _QWEN_FILE.fullmatch(source.path.name):
         return False
     return set(peek_mapping(source)) == _QWEN
@@ -88,31 +88,31 @@ def read_qwen(source: Source, told: Told) -> StoredDictionary:
     """
     path, tensors = source.path, open_mapping(source)
     expect_names(path, tensors, _QWEN)
-    named = _QWEN_REPOSITORY.search(str(path.absolute()))
-    stated = int(named[3]) if named else None
-    if told.k is None and stated is None:
+    repository = _QWEN_REPOSITORY.search(str(path.absolute()))
+    k = int(repository[3]) if repository else None
+    if told.k is None and k is None:
         raise VlmEditError(
             f"{path}: k is neither in the file nor in the name of a folder above it "
             "(...-W32K-L0_50 means 50): say k="
         )
-    if told.k is not None and stated is not None and told.k != stated:
-        raise VlmEditError(f"{path}: k={told.k} was told, the repository's name says {stated}")
+    if told.k is not None and k is not None and told.k != k:
+        raise VlmEditError(f"{path}: k={told.k} was told, the repository's name says {k}")
     layer = _QWEN_FILE.fullmatch(path.name)
     info = {"hook_name": f"model.layers.{layer[1]}", "layer": layer[1]} if layer else {}
-    if named:
-        info["model_name"] = f"Qwen/{named[1]}"
+    if repository:
+        info["model_name"] = f"Qwen/{repository[1]}"
     stored = StoredDictionary(
         weight=Rows(expect_matrix(path, tensors, "W_enc"), "W_enc"),
         bias=expect_vector(path, tensors, "b_enc"),
         decoder=Rows(expect_matrix(path, tensors, "W_dec").T, "W_dec"),
         decoder_bias=expect_vector(path, tensors, "b_dec"),
         activation="topk",
-        k=expect_whole(path, {"k": told.k if told.k is not None else stated}, "k"),
+        k=expect_whole(path, {"k": told.k if told.k is not None else k}, "k"),
         info=info,
     )
-    if named and stored.n_features != int(named[2]) * 1024:
+    if repository and stored.n_features != int(repository[2]) * 1024:
         raise VlmEditError(
-            f"{path}: the repository's name says {named[2]}K features, the file has "
+            f"{path}: the repository's name says {repository[2]}K features, the file has "
             f"{stored.n_features}"
         )
     return stored
@@ -125,7 +125,7 @@ QWEN = Format(
 
 
 def _gemma_info(source: Source, config: Mapping[str, Any]) -> dict[str, str]:
-    """Host, place and layer: from the config, or from the names of the folders."""
+    """Take host, place and layer from the config, or from the names of the folders."""
     info = {}
     path = source.path.absolute()
     layer = _LAYER.search(path.name)
@@ -145,7 +145,7 @@ def _gemma_info(source: Source, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _gemma_name(name: str) -> str:
-    """The hub's name of a host that configs call ``gemma-v3-4b-pt``."""
+    """Return the hub's name of a host that configs call ``gemma-v3-4b-pt``."""
     name = name.removeprefix("google/").replace("gemma-v3", "gemma-3")
     # The hub's smallest has no such ending.
     return "google/" + (name.removesuffix("-pt") if "270m" in name else name)

@@ -28,7 +28,7 @@ INDEX = ".index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file of at most 1 MiB.
+    """Read an object from a JSON file of at most 1 MiB.
 
     Raises:
         VlmEditError: No such file, too large, not valid, or not an object.
@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str, path: Path) -> dict[str, Any]:
-    """An object from JSON text that stands in a file.
+    """Read an object from JSON text that stands in a file.
 
     Raises:
         VlmEditError: Not valid, or not an object.
@@ -60,29 +60,29 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, as views of it.
+    """Open the tensors of a safetensors file, as views of it.
 
     Raises:
         VlmEditError: No such file, or damaged.
     """
     try:
-        with safe_open(path, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, OverflowError, RuntimeError) as error:
         raise DamagedFile(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; nothing where it cannot be read."""
+    """Read what a safetensors file says of itself; nothing where it cannot be read."""
     try:
-        with safe_open(path, framework="pt") as opened:
-            return dict(opened.metadata() or {})
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, OverflowError, RuntimeError):
         return {}
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:
-    """Tensors of several safetensors files, as views of them, by the index that lies beside.
+    """Open tensors of several safetensors files, as views, by the index that lies beside.
 
     Args:
         index: Such as ``model.safetensors.index.json``, as transformers writes it.
@@ -91,7 +91,7 @@ def read_shards(index: Path) -> dict[str, Tensor]:
         VlmEditError: An index that is not valid, or that names other files or tensors than there
             are beside it.
     """
-    found: dict[str, Tensor] = {}
+    everything: dict[str, Tensor] = {}
     for shard, names in _shards(index).items():
         path = index.parent / shard
         if not path.is_file():
@@ -104,12 +104,12 @@ def read_shards(index: Path) -> dict[str, Tensor]:
             raise VlmEditError(
                 f"{index} and {path} disagree on {wrong}: they are not of one dictionary"
             )
-        found |= tensors
-    return found
+        everything |= tensors
+    return everything
 
 
 def _shards(index: Path) -> dict[str, set[str]]:
-    """Names of tensors by the file that holds them, which lies in the index's folder."""
+    """Return names of tensors by the file that holds them, which lies in the index's folder."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise VlmEditError(f"{index} has no weight_map: it is not the index of safetensors files")
@@ -131,7 +131,7 @@ def _shards(index: Path) -> dict[str, set[str]]:
 
 
 def safetensors_names(path: Path) -> frozenset[str]:
-    """Names of the tensors in a safetensors file, from its header alone; none if it is not one.
+    """List the tensors of a safetensors file, from its header alone; none if it is not one.
 
     Where an index lies in the file's place they are those that it names.
     """
@@ -152,7 +152,7 @@ def safetensors_names(path: Path) -> frozenset[str]:
 
 
 def read_torch(path: Path, skip: int = 0, allow: Sequence[Any] = ()) -> Any:
-    """What ``torch.save`` wrote, by ``weights_only``: no code from the file is run.
+    """Read what ``torch.save`` wrote, by ``weights_only``: no code from the file is run.
 
     Args:
         path: A file in the zip format of torch 1.6 and later.
@@ -177,14 +177,14 @@ def read_torch(path: Path, skip: int = 0, allow: Sequence[Any] = ()) -> Any:
     except VlmEditError:
         raise
     except Exception as error:  # the unpickler of damaged bytes raises anything
-        told = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if "weights_only" in str(error).lower() or "Unsupported" in str(error):
             raise VlmEditError(
                 f"{path} holds more than tensors and plain values, and reading it would run code "
-                f"from it ({told}): open it where you trust it, save its state_dict() alone with "
+                f"from it ({reason}): open it where you trust it, save its state_dict() alone with "
                 "torch.save, and load that"
             ) from error
-        raise DamagedFile(f"{path} is not a readable torch file: {told}") from error
+        raise DamagedFile(f"{path} is not a readable torch file: {reason}") from error
 
 
 def _expect_plain_zip(path: Path, skip: int) -> None:
@@ -222,43 +222,43 @@ class Source:
 
     @cached_property
     def is_folder(self) -> bool:
-        """Whether it is a folder."""
+        """Whether the path is a folder."""
         return self.path.is_dir()
 
     def names(self, pattern: str = "*") -> list[str]:
-        """Files right in the folder, sorted; of a file, its own name."""
+        """List files right in the folder, sorted; of a file, its own name."""
         if not self.is_folder:
             return [self.path.name] if self.path.match(pattern) else []
         return sorted(p.name for p in self.path.glob(pattern) if p.is_file())
 
     def file(self, name: str) -> Path:
-        """A file of the folder."""
+        """Return the path of a file of the folder."""
         return self.path / name
 
     def has(self, *names: str) -> bool:
-        """Whether the folder holds all these files, or an index of parts in a file's place."""
+        """Say whether the folder holds all these files, or an index of parts in a file's place."""
         return self.is_folder and all(
             self.file(name).is_file() or (_shardable(name) and self.file(name + INDEX).is_file())
             for name in names
         )
 
     def json(self, name: str) -> dict[str, Any]:
-        """An object from a JSON file of the folder; as ``read_json``, once."""
+        """Read an object from a JSON file of the folder; as ``read_json``, once."""
         key = f"json:{name}"
         if key not in self._read:
             self._read[key] = read_json(self.file(name))
-        found: dict[str, Any] = self._read[key]
-        return found
+        config: dict[str, Any] = self._read[key]
+        return config
 
     def peek_json(self, name: str) -> dict[str, Any]:
-        """As ``json``, but empty if it cannot be read: for recognising."""
+        """Read as ``json``, but empty if it cannot be read: for recognising."""
         try:
             return self.json(name)
         except VlmEditError:
             return {}
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Tensors of a safetensors file of the folder, or of the file itself, as views.
+        """Open tensors of a safetensors file of the folder, or of the file itself, as views.
 
         Where an index lies in the file's place, or is the source, those of the files it names.
         """
@@ -271,7 +271,7 @@ class Source:
         return read_safetensors(path)
 
     def torch(self, name: str | None = None, allow: Sequence[Any] = ()) -> Any:
-        """What a torch file of the folder holds, or the file itself; as ``read_torch``, once."""
+        """Read a torch file of the folder, or the file itself; as ``read_torch``, once."""
         key = f"torch:{name}:{len(allow)}"
         if key not in self._read:
             path = self.file(name) if name is not None else self.path
@@ -279,7 +279,7 @@ class Source:
         return self._read[key]
 
     def peek_torch(self, name: str | None = None, allow: Sequence[Any] = ()) -> Any:
-        """As ``torch``, but None if it cannot be read: for recognising."""
+        """Read as ``torch``, but None if it cannot be read: for recognising."""
         try:
             return self.torch(name, allow)
         except VlmEditError:
@@ -291,7 +291,7 @@ def _shardable(name: str) -> bool:
 
 
 def expect_matrix(where: object, tensors: Mapping[str, Any], name: str) -> Tensor:
-    """A matrix of a file that has been opened.
+    """Return a matrix of a file that has been opened.
 
     Raises:
         VlmEditError: Missing, not a matrix of floating-point numbers, or a view that claims more
@@ -301,7 +301,7 @@ def expect_matrix(where: object, tensors: Mapping[str, Any], name: str) -> Tenso
 
 
 def expect_vector(where: object, tensors: Mapping[str, Any], name: str) -> Tensor:
-    """A vector of a file that has been opened, float32, a copy; finite.
+    """Return a vector of a file that has been opened, float32, a copy; finite.
 
     Raises:
         VlmEditError: As ``expect_matrix``, or NaN or infinity.
@@ -310,7 +310,7 @@ def expect_vector(where: object, tensors: Mapping[str, Any], name: str) -> Tenso
 
 
 def expect_scalar(where: object, tensors: Mapping[str, Any], name: str) -> float:
-    """One number of a file that has been opened: a tensor of one element, or a number.
+    """Return one number of a file that has been opened: a tensor of one element, or a number.
 
     Raises:
         VlmEditError: Missing, not one number, or not finite.
@@ -328,7 +328,7 @@ def expect_scalar(where: object, tensors: Mapping[str, Any], name: str) -> float
 
 
 def expect_whole(where: object, values: Mapping[str, Any], name: str) -> int:
-    """A whole number above 0 of a file that has been opened.
+    """Return a whole number above 0 of a file that has been opened.
 
     Raises:
         VlmEditError: Missing, or something else.
@@ -380,7 +380,7 @@ def _expect_tensor(where: object, tensors: Mapping[str, Any], name: str, axes: i
 
 
 def _finite(where: object, name: str, tensor: Tensor) -> Tensor:
-    found = tensor.to(torch.float32, copy=True)
-    if not bool(found.isfinite().all()):
+    vector = tensor.to(torch.float32, copy=True)
+    if not bool(vector.isfinite().all()):
         raise DamagedFile(f"{where}: {name} holds NaN or infinity: the file is damaged")
-    return found
+    return vector

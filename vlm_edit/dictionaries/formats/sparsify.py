@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, str] = {"topk": "topk", "groupmax": "groupmax"}
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source is a folder of sparsify's."""
+    """Say whether a source is a folder of sparsify's."""
     if not source.has(CONFIG, WEIGHTS):
         return False
     return "encoder.weight" in safetensors_names(source.file(WEIGHTS))
@@ -79,11 +79,11 @@ FORMAT = Format("sparsify", f"{CONFIG} and {WEIGHTS}", recognises, read)
 
 
 def _activation(path: object, config: Mapping[str, Any]) -> str:
-    named = config.get("activation", "topk")  # older files do not say
-    if not isinstance(named, str) or named not in _ACTIVATIONS:
+    name = config.get("activation", "topk")  # older files do not say
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
-        raise VlmEditError(f"{path}: activation {named!r} is not supported; supported: {known}")
-    return _ACTIVATIONS[named]
+        raise VlmEditError(f"{path}: activation {name!r} is not supported; supported: {known}")
+    return _ACTIVATIONS[name]
 
 
 def _flag(path: object, config: Mapping[str, Any], key: str) -> bool:

@@ -46,11 +46,11 @@ def read(source: Source, told: Told) -> StoredDictionary:
     try:
         return _read(_named(state, layout), layout, told)
     except VlmEditError as error:
-        listed = [f"{name} {list(tensor.shape)}" for name, tensor in _tensors(state)]
-        more = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
+        lines = [f"{name} {list(tensor.shape)}" for name, tensor in _tensors(state)]
+        more = f" and {len(lines) - _MOST_LISTED} more" if len(lines) > _MOST_LISTED else ""
         raise VlmEditError(
             f"{source.path}: {error}; tensors in the file: "
-            f"{', '.join(listed[:_MOST_LISTED]) or 'none'}{more}"
+            f"{', '.join(lines[:_MOST_LISTED]) or 'none'}{more}"
         ) from error
 
 
@@ -70,12 +70,12 @@ def _expect_whole(source: Source, layout: Layout, told: Told) -> None:
         raise BadArgument(f"{source.path}: activation {layout.activation!r} needs k=")
     if "k" not in takes and told.k is not None:
         raise VlmEditError(f"{source.path}: activation {layout.activation!r} has no k")
-    said = (layout.threshold is not None) + (told.threshold is not None)
-    if said != ("threshold" in takes):
+    count = (layout.threshold is not None) + (told.threshold is not None)
+    if count != ("threshold" in takes):
         raise BadArgument(
             f"{source.path}: activation {layout.activation!r} takes "
             f"{'one' if 'threshold' in takes else 'no'} threshold, in the layout or as "
-            f"threshold=; it is given {said} times"
+            f"threshold=; it is given {count} times"
         )
 
 
@@ -93,12 +93,12 @@ def _open(source: Source) -> Mapping[Any, Any]:
 
 
 def _named(state: Mapping[Any, Any], layout: Layout) -> dict[str, Tensor]:
-    """The tensors of a layout by the name that it gives them.
+    """Return the tensors of a layout by the name that it gives them.
 
     Raises:
         VlmEditError: One that is not there, or others where they lie that nobody would read.
     """
-    found, folders = {}, set()
+    tensors, folders = {}, set()
     for field, name in layout.names().items():
         places = [place for place in _find(state, name) if place[1] is not None]
         if len(places) != 1:
@@ -106,25 +106,25 @@ def _named(state: Mapping[Any, Any], layout: Layout) -> dict[str, Tensor]:
             raise VlmEditError(
                 f"the layout's {field} is {name!r}, and the file has {what} so named"
             )
-        folder, found[name] = places[0]
+        folder, tensors[name] = places[0]
         folders.add(folder)
-    left = [
+    rest = [
         name
         for name, _ in _tensors(state)
-        if name not in found
+        if name not in tensors
         and any(name.startswith(folder) for folder in folders)
         and not any(fnmatchcase(name, pattern) for pattern in layout.unread)
     ]
-    if left:
+    if rest:
         raise VlmEditError(
-            f"the layout does not name {', '.join(left[:_MOST_LISTED])}: reading on could give "
+            f"the layout does not name {', '.join(rest[:_MOST_LISTED])}: reading on could give "
             "other codes than the ones trained; put what does not change them in Layout.unread"
         )
-    return found
+    return tensors
 
 
 def _find(state: Mapping[Any, Any], name: str, folder: str = "") -> Iterator[tuple[str, Any]]:
-    """Tensors of a dotted name, and what their names begin with: it may go through nested dicts."""
+    """Yield tensors of a dotted name, through nested dicts, and what their names begin with."""
     if isinstance(state.get(name), Tensor):
         yield folder, state[name]
     for at, letter in enumerate(name):
@@ -134,16 +134,16 @@ def _find(state: Mapping[Any, Any], name: str, folder: str = "") -> Iterator[tup
 
 
 def _tensors(state: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
-    """All tensors by their dotted names. A pickle's dicts may hold each other: once each."""
-    seen, left = {id(state)}, [("", state)]
-    while left:
-        folder, inner = left.pop()
+    """Yield all tensors by their dotted names, once each: a pickle's dicts may hold each other."""
+    ids, stack = {id(state)}, [("", state)]
+    while stack:
+        folder, inner = stack.pop()
         for name, value in inner.items():
             if isinstance(value, Tensor):
                 yield f"{folder}{name}", value
-            elif isinstance(value, Mapping) and id(value) not in seen:
-                seen.add(id(value))
-                left.append((f"{folder}{name}."[:200], value))
+            elif isinstance(value, Mapping) and id(value) not in ids:
+                ids.add(id(value))
+                stack.append((f"{folder}{name}."[:200], value))
 
 
 def _read(tensors: dict[str, Tensor], layout: Layout, told: Told) -> StoredDictionary:

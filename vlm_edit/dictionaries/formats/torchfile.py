@@ -10,56 +10,58 @@ from vlm_edit.ground.errors import VlmEditError
 
 
 def torch_files(source: Source) -> list[str]:
-    """Names of the torch files right in a folder, sorted, or of the source if it is one."""
+    """List the torch files right in a folder, sorted, or the source if it is one."""
     return sorted(name for pattern in ("*.pt", "*.pth") for name in source.names(pattern))
 
 
 def the_torch_file(source: Source) -> str | None:
-    """What to hand to ``Source.torch``: the name of the folder's torch file, None for a file.
+    """Return what to hand to ``Source.torch``: the folder's torch file's name, None for a file.
 
     Raises:
         VlmEditError: The folder has none, or several.
     """
     if not source.is_folder:
         return None
-    found = torch_files(source)
-    if not found:
+    files = torch_files(source)
+    if not files:
         raise VlmEditError(f"{source.path} holds no .pt or .pth file")
-    if len(found) > 1:
-        some = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
-        raise VlmEditError(f"{source.path} holds {len(found)} torch files: name one with file= "
+    if len(files) > 1:
+        some = ", ".join(files[:4]) + (", ..." if len(files) > 4 else "")
+        raise VlmEditError(f"{source.path} holds {len(files)} torch files: name one with file= "
                            f"({some})")  # fmt: skip
-    return found[0]
+    return files[0]
 
 
 def peek_mapping(source: Source, allow: Sequence[Any] = ()) -> Mapping[str, Any]:
-    """What a source's torch file holds, of several the first's; empty if it is no mapping."""
+    """Return what a source's torch file holds, of several the first's; empty if no mapping."""
     names = torch_files(source)
     if not names:
         return {}
-    found = source.peek_torch(names[0] if source.is_folder else None, allow)
-    return found if isinstance(found, Mapping) else {}
+    contents = source.peek_torch(names[0] if source.is_folder else None, allow)
+    return contents if isinstance(contents, Mapping) else {}
 
 
 def open_mapping(source: Source, allow: Sequence[Any] = ()) -> Mapping[str, Any]:
-    """What a source's one torch file holds.
+    """Open what a source's one torch file holds.
 
     Raises:
         VlmEditError: As ``the_torch_file`` and ``Source.torch``, or not a mapping.
     """
-    found = source.torch(the_torch_file(source), allow)
-    if not isinstance(found, Mapping):
-        raise VlmEditError(f"{source.path} holds a {type(found).__name__}, expected a dictionary")
-    return found
+    contents = source.torch(the_torch_file(source), allow)
+    if not isinstance(contents, Mapping):
+        raise VlmEditError(
+            f"{source.path} holds a {type(contents).__name__}, expected a dictionary"
+        )
+    return contents
 
 
 def mapping(where: object, values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A mapping inside what has been opened.
+    """Return a mapping inside what has been opened.
 
     Raises:
         VlmEditError: Missing, or something else.
     """
-    found = values.get(name)
-    if not isinstance(found, Mapping):
+    value = values.get(name)
+    if not isinstance(value, Mapping):
         raise VlmEditError(f"{where}: {name} is missing or is not a dictionary")
-    return found
+    return value
