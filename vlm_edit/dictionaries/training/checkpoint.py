@@ -102,16 +102,16 @@ class Log:
         self.path = Path(path) if path is not None and world()[0] == 0 else None
         if self.path is None:
             return
-        kept = self._kept(self.path, done) if done and self.path.exists() else []
-        write_text(self.path, "".join(map(_line, [self.fields, *kept])), "log")
+        rows = self._kept(self.path, done) if done and self.path.exists() else []
+        write_text(self.path, "".join(map(_line, [self.fields, *rows])), "log")
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
-        """A line."""
+        """Add a line for a step."""
         if self.path is not None:
             append_text(self.path, _line([step, *(figures[name] for name in self.fields[1:])]))
 
     def _kept(self, path: Path, done: int) -> list[list[str]]:
-        """Lines of steps that are done; one that a killed process has cut is not."""
+        """Return lines of steps that are done; one that a killed process has cut is not."""
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             whole = [line for line in file if line.endswith("\n")]
         columns, *rows = csv.reader(whole or [_line(self.fields)])
@@ -123,7 +123,7 @@ class Log:
         return [row for row in rows if self._holds(row) and int(row[0]) <= done]
 
     def _holds(self, row: Sequence[str]) -> bool:
-        """Whether nothing of a line is missing: former versions went on behind a cut one."""
+        """Say whether nothing of a line is missing: former versions went on behind a cut one."""
         return len(row) == len(self.fields) and all(row) and row[0].isdecimal()
 
 

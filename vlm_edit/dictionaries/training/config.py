@@ -95,7 +95,7 @@ class TrainConfig:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Sizes of the nested dictionaries."""
+        """Return the sizes of the nested dictionaries."""
         if self.kind != "matryoshka":
             return (self.n_features,)
         return tuple(sorted({max(1, round(share * self.n_features)) for share in self.prefixes}))

@@ -40,7 +40,7 @@ class Contrast(nn.Module):
         self.spread = max(1 - float(middle.double().square().sum()), 1e-6) ** 0.5
 
     def forward(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Figures]:
-        """Loss of a share of a batch.
+        """Return the loss of a share of a batch.
 
         Args:
             x: [2 n, d], the activations of one side of the pairs standing first.
@@ -51,9 +51,9 @@ class Contrast(nn.Module):
         with torch.no_grad():
             processes = world()[1]
             counts = total((codes != 0).sum(0))
-            told = {"loss": loss.detach(), "accuracy": accuracy}
+            figures = {"loss": loss.detach(), "accuracy": accuracy}
             return loss, Figures(
-                {name: total(value) / processes for name, value in told.items()},
+                {name: total(value) / processes for name, value in figures.items()},
                 counts.sum() / (len(x) * processes),
                 counts > 0,
                 None,
@@ -61,19 +61,19 @@ class Contrast(nn.Module):
 
     @torch.no_grad()
     def in_use(self) -> Tensor:
-        """Bias [m] of activations from which nothing is subtracted, and which stay as they are."""
-        found: Tensor = self.spread * self.bias - self.middle @ self.weight
-        return found
+        """Return the bias [m] of activations as they are, from which nothing is subtracted."""
+        bias: Tensor = self.spread * self.bias - self.middle @ self.weight
+        return bias
 
     def before_step(self) -> None:
-        """Nothing: no weight is held to a norm."""
+        """Do nothing: no weight is held to a norm."""
 
     def after_step(self) -> None:
-        """Nothing, likewise."""
+        """Do nothing here either, likewise."""
 
 
 def rep_relu(hidden: Tensor) -> Tensor:
-    """ReLU with the gradient of GELU, so that silent features go on learning.
+    """Apply ReLU with the gradient of GELU, so that silent features go on learning.
 
     Wang et al. 2024, "Non-negative Contrastive Learning", whose reparameterised ReLU this is.
 
@@ -95,7 +95,7 @@ def rep_relu(hidden: Tensor) -> Tensor:
 
 
 def info_nce(codes: Tensor, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Symmetric InfoNCE loss of a share of a batch, among the whole batch.
+    """Return the symmetric InfoNCE loss of a share of a batch, among the whole batch.
 
     With u, v the image's and the text's codes over their lengths, the mean over pairs i of
     ``-log(exp(u_i v_i / t) / (exp(u_i v_i / t) + sum_j exp(u_i v_j / t)))`` and of the same with u
@@ -135,7 +135,7 @@ def info_nce(codes: Tensor, rows: Tensor, temperature: float) -> tuple[Tensor, T
 def fit_decoder(
     data: Data, weight: Tensor, bias: Tensor, ridge: float, progress: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Ridge regression from codes ``h = relu(y weight + bias)`` back to activations y.
+    """Fit a ridge regression from codes ``h = relu(y weight + bias)`` back to activations y.
 
     The decoder D and its bias c have the least ``sum |y - h D - c|^2 + r |D|^2`` over all
     activations of all streams, in closed form: ``D = (H'H + r I)^-1 H'Y`` and
@@ -170,7 +170,7 @@ def fit_decoder(
 
 @torch.no_grad()
 def _moments(data: Data, weight: Tensor, bias: Tensor, progress: bool) -> tuple[Tensor, ...]:
-    """H'H [m, m] and H'Y [m, d] about their means, and the means; float64, of all processes."""
+    """Sum H'H [m, m] and H'Y [m, d] about their means, and the means; float64, of all processes."""
     rank, processes = world()
     d, m = weight.shape
     product = weight.new_zeros(m, m, dtype=torch.float64)

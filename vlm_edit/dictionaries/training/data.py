@@ -51,16 +51,16 @@ class Data:
         small = sum(data.numel() for data in streams.values()) <= _KEPT
         cpu = all(data.device.type == "cpu" for data in streams.values())
         make = _whole if small and cpu and not mapped else _streamed
-        found = make(streams, blank, config.center)
-        if not math.isfinite(found.scale) or not found.scale > 0:
+        result = make(streams, blank, config.center)
+        if not math.isfinite(result.scale) or not result.scale > 0:
             raise VlmEditError(
-                f"the activations' root mean square norm is {found.scale}: they are all alike, or "
+                f"the activations' root mean square norm is {result.scale}: they are all alike, or "
                 "hold a number that is not finite"
             )
-        return found
+        return result
 
     def batch(self, rows: Mapping[str, Tensor], device: torch.device) -> Tensor:
-        """[sum of rows, d] float32 with a root mean square norm of about 1, stream after stream."""
+        """Return [sum of rows, d] float32 of root mean square norm about 1, stream after stream."""
         parts = []
         for name, numbers in rows.items():
             stream = self.streams[name]
@@ -71,24 +71,24 @@ class Data:
         return torch.cat(parts) / self.scale
 
     def parts(self, rows: int, device: torch.device) -> Iterator[Tensor]:
-        """All activations of all streams, [rows, d] at a time: float32, normed and centred."""
+        """Yield all activations of all streams, [rows, d] at a time, float32, normed, centred."""
         for name, stream in self.streams.items():
             for part in stream.split(rows):
                 x = part.to(device)
                 yield x if self.ready else self._prepared(name, x)
 
     def digest(self) -> str:
-        """Of sizes, statistics and some rows: other data have another."""
-        seen = hashlib.sha256()
+        """Return a digest of sizes, statistics and some rows: other data have another."""
+        hasher = hashlib.sha256()
         for name, stream in self.streams.items():
-            seen.update(f"{name} {tuple(stream.shape)} {stream.dtype} {self.ready}".encode())
+            hasher.update(f"{name} {tuple(stream.shape)} {stream.dtype} {self.ready}".encode())
             rows = torch.linspace(0, len(stream) - 1, min(len(stream), 512)).long()
             some = stream[rows.to(stream.device)].float().cpu().contiguous()
-            seen.update(some.numpy().tobytes())
+            hasher.update(some.numpy().tobytes())
         for tensor in (self.mean, *self.centers.values()):
-            seen.update(tensor.cpu().contiguous().numpy().tobytes())
-        seen.update(float(self.scale).hex().encode())
-        return seen.hexdigest()
+            hasher.update(tensor.cpu().contiguous().numpy().tobytes())
+        hasher.update(float(self.scale).hex().encode())
+        return hasher.hexdigest()
 
     def _prepared(self, name: str, x: Tensor) -> Tensor:
         x = self.blank.normalise(x.float())[0]
@@ -96,7 +96,7 @@ class Data:
 
 
 def opened(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Views of a safetensors file."""
+    """Open the tensors of a safetensors file as views."""
     if not isinstance(path, str | os.PathLike):
         raise BadArgument(
             f"streams is a {type(path).__name__}: give activations by stream, as {{'image': x}}, "
@@ -113,7 +113,7 @@ def opened(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _expect(streams: Mapping[str, Tensor], config: TrainConfig) -> int:
-    """Refuse activations that do not fit; their width."""
+    """Refuse activations that do not fit; return their width."""
     for name, data in streams.items():
         if not isinstance(data, Tensor):
             raise BadArgument(
@@ -145,7 +145,7 @@ def _expect(streams: Mapping[str, Tensor], config: TrainConfig) -> int:
 
 
 def _whole(streams: Mapping[str, Tensor], blank: Encoder, center: bool) -> Data:
-    """Normed and centred once, in memory."""
+    """Norm and centre all once, in memory."""
     normed = {name: blank.normalise(data.float())[0] for name, data in streams.items()}
     centers = {name: data.mean(0) for name, data in normed.items()} if center else {}
     ready = {name: x - centers[name] if center else x for name, x in normed.items()}
@@ -155,7 +155,7 @@ def _whole(streams: Mapping[str, Tensor], blank: Encoder, center: bool) -> Data:
 
 
 def _streamed(streams: Mapping[str, Tensor], blank: Encoder, center: bool) -> Data:
-    """Left where they are; statistics in chunks."""
+    """Leave all where they are; take statistics in chunks."""
     sums = {}
     for name, data in streams.items():
         first = torch.zeros(data.shape[1], dtype=torch.float64)

@@ -18,14 +18,14 @@ _STREAMS = ("image", "text")
 
 
 def world() -> tuple[int, int]:
-    """This process' rank and the number of processes, (0, 1) when there is one alone."""
+    """Return this process' rank and the number of processes, (0, 1) when there is one alone."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def total(value: Tensor) -> Tensor:
-    """Sum over processes, without gradient; the tensor itself when there is one process."""
+    """Sum over processes, without gradient; return the tensor itself when there is one process."""
     if world()[1] == 1:
         return value
     value = value.detach().clone()
@@ -34,7 +34,7 @@ def total(value: Tensor) -> Tensor:
 
 
 def gathered(value: Tensor) -> Tensor:
-    """[n, ...] of every process, one after the other; of one shape in all, without gradient."""
+    """Join [n, ...] of every process, in turn; of one shape in all, without gradient."""
     count = world()[1]
     if count == 1:
         return value
@@ -58,13 +58,13 @@ def expect_alike(streams: Mapping[str, Tensor], config: str, device: torch.devic
     """
     if world()[1] == 1:
         return
-    named = {name: streams[name] for name in _STREAMS if name in streams}
-    sums = checksums(named.items())
-    told = [int.from_bytes(hashlib.sha256(config.encode()).digest()[:7], "big")]
+    tensors = {name: streams[name] for name in _STREAMS if name in streams}
+    sums = checksums(tensors.items())
+    marks = [int.from_bytes(hashlib.sha256(config.encode()).digest()[:7], "big")]
     for name in _STREAMS:
-        told.append((*named[name].shape, 0)[0] if name in named else 0)
-        told.append(int(sums.get(name, "0")[:14], 16))
-    rows = gathered(torch.tensor([told], device=device)).cpu().tolist()
+        marks.append((*tensors[name].shape, 0)[0] if name in tensors else 0)
+        marks.append(int(sums.get(name, "0")[:14], 16))
+    rows = gathered(torch.tensor([marks], device=device)).cpu().tolist()
     kinds = ("config", *(f"{what} of {name}" for name in _STREAMS for what in ("rows", "values")))
     differing = {
         rank: [kind for kind, a, b in zip(kinds, row, rows[0], strict=True) if a != b]
@@ -82,7 +82,7 @@ def expect_alike(streams: Mapping[str, Tensor], config: str, device: torch.devic
 
 
 def joined(value: Tensor) -> Tensor:
-    """[processes * n, ...] of every process, one after the other, with gradients to each.
+    """Join [processes * n, ...] of every process, one after the other, with gradients to each.
 
     Args:
         value: [n, ...], of one shape in all processes.
@@ -93,8 +93,8 @@ def joined(value: Tensor) -> Tensor:
     """
     if world()[1] == 1:
         return value
-    found: Tensor = _Join.apply(value)  # type: ignore[no-untyped-call]
-    return found
+    parts: Tensor = _Join.apply(value)  # type: ignore[no-untyped-call]
+    return parts
 
 
 class _Join(torch.autograd.Function):
@@ -110,7 +110,7 @@ class _Join(torch.autograd.Function):
 
 
 def kth_largest(values: Tensor, k: int, guess: float = 0.0) -> Tensor:
-    """The k-th largest number of all processes' values.
+    """Return the k-th largest number of all processes' values.
 
     Args:
         values: Any shape, the same in all processes.
@@ -130,9 +130,9 @@ def kth_largest(values: Tensor, k: int, guess: float = 0.0) -> Tensor:
     if flat.device.type != "cpu":
         return flat.topk(k).values[-1]
     # Far from all values are near the cut: to find those above a guess takes one cheap pass.
-    found = flat.numpy()
-    above = found[found >= guess]
+    candidates = flat.numpy()
+    above = candidates[candidates >= guess]
     if len(above) >= k:
-        found = above
-    place = len(found) - k
-    return torch.from_numpy(np.partition(found, place)[place : place + 1])[0]
+        candidates = above
+    place = len(candidates) - k
+    return torch.from_numpy(np.partition(candidates, place)[place : place + 1])[0]

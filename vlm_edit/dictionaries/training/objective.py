@@ -57,7 +57,7 @@ class Objective(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, dead: Tensor | None, coefficient: float, guess: float
     ) -> tuple[Tensor, Figures]:
-        """Loss of a share of a batch.
+        """Return the loss of a share of a batch.
 
         Args:
             x: [n, d].
@@ -106,11 +106,11 @@ class Objective(nn.Module):
 
     @property
     def thresholds(self) -> Tensor:
-        """[m], of ``jumprelu``."""
+        """Return the thresholds [m] of ``jumprelu``."""
         return self.log_threshold.detach().exp()
 
     def _codes(self, hidden: Tensor, guess: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Codes, the cut, the penalty on sparsity."""
+        """Return codes, the cut and the penalty on sparsity."""
         config = self.config
         if config.kind == "relu":
             weighted = hidden * self.decoder.detach().norm(dim=1)
@@ -127,29 +127,29 @@ class Objective(nn.Module):
         return torch.where(hidden >= cut.clamp_min(1e-12), hidden, 0.0), cut, None
 
     def _errors(self, x: Tensor, codes: Tensor) -> list[Tensor]:
-        """What each nested dictionary leaves; the last has all features."""
+        """Return what each nested dictionary leaves; the last has all features."""
         sizes = self.config.sizes
         if len(sizes) == 1:
             return [x - codes @ self.decoder - self.decoder_bias]
-        errors, left, start = [], x - self.decoder_bias, 0
+        errors, remainder, start = [], x - self.decoder_bias, 0
         for size in sizes:
-            left = left - codes[:, start:size] @ self.decoder[start:size]
-            errors.append(left)
+            remainder = remainder - codes[:, start:size] @ self.decoder[start:size]
+            errors.append(remainder)
             start = size
         return errors
 
     def _auxiliary(self, hidden: Tensor, error: Tensor, dead: Tensor) -> Tensor:
-        """Share of the remaining error that the strongest dead features leave unexplained."""
+        """Return the share of the remaining error left by the strongest dead features."""
         columns = dead.nonzero().flatten()
         count = min(len(columns), hidden.shape[1] // 2, 2 * self.config.k)
         values, places = hidden[:, columns].topk(count, dim=1)
         codes = torch.zeros_like(hidden).scatter(1, columns[places], values)
-        left = error - codes @ self.decoder
+        remainder = error - codes @ self.decoder
         whole = total(error.square().sum()) / world()[1]
-        return left.square().sum() / whole.clamp_min(1e-12)
+        return remainder.square().sum() / whole.clamp_min(1e-12)
 
     def _group(self, codes: Tensor) -> Tensor:
-        """Norms over the two sides of each pair, the image's codes standing first."""
+        """Sum norms over the two sides of each pair, the image's codes standing first."""
         return self._mean(torch.stack(codes.chunk(2)).norm(dim=0).sum(1))
 
     def _variance(self, x: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Objective(nn.Module):
 
 
 class _Jump(torch.autograd.Function):
-    """z where z > threshold (Rajamanoharan et al. 2024, equation 11)."""
+    """The jump function: z where z > threshold (Rajamanoharan et al. 2024, equation 11)."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -191,12 +191,12 @@ class _Jump(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         z, threshold = ctx.saved_tensors
         inside = (z - threshold).abs() < ctx.bandwidth / 2
-        moved = -(threshold / ctx.bandwidth) * (gradient * inside).sum(0)
-        return gradient * (z > threshold), moved, None
+        slope = -(threshold / ctx.bandwidth) * (gradient * inside).sum(0)
+        return gradient * (z > threshold), slope, None
 
 
 class _Step(torch.autograd.Function):
-    """1 where z > threshold (equation 12)."""
+    """The step function: 1 where z > threshold (equation 12)."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Train a dictionary."""
+"""Train a dictionary by a config, step by step."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def train_dictionary(
         >>> import torch
         >>> from vlm_edit.dictionaries import TrainConfig, train_dictionary
         >>> config = TrainConfig(n_features=16, k=2, steps=50, batch_size=64)
-        >>> found = train_dictionary({"image": torch.randn(200, 8)}, config, progress=False)
-        >>> found.n_features
+        >>> dictionary = train_dictionary({"image": torch.randn(200, 8)}, config, progress=False)
+        >>> dictionary.n_features
         16
     """
     config.expect()
@@ -89,8 +89,8 @@ def train_dictionary(
         _expect_place(name, path)
     rank, processes = world()
     if processes > 1:
-        given = streams if isinstance(streams, Mapping) else opened(streams)
-        expect_alike(given, repr(config), torch.device(device))
+        tensors = streams if isinstance(streams, Mapping) else opened(streams)
+        expect_alike(tensors, repr(config), torch.device(device))
     data = Data.of(streams, config)
     if config.batch_size // len(data.streams) % processes:
         raise VlmEditError(
@@ -113,8 +113,8 @@ def train_dictionary(
                 lines.add(trainer.done, figures)
                 if rank == 0:
                     logger.info("step %d of %d: %s", trainer.done, config.steps, _listed(figures))
-                told = {name: figures[name] for name in trainer.figures if name != "coefficient"}
-                bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()})
+                values = {name: figures[name] for name in trainer.figures if name != "coefficient"}
+                bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
             if saved is not None:
                 saved.keep(last=trainer.done == config.steps)
             if trainer.done == config.steps and not figures["l0"]:
@@ -136,8 +136,8 @@ def _expect_device(device: torch.device | str) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        told = str(error).splitlines()[0][:200]
-        raise VlmEditError(f"device {str(device)!r} cannot be used here: {told}") from error
+        reason = str(error).splitlines()[0][:200]
+        raise VlmEditError(f"device {str(device)!r} cannot be used here: {reason}") from error
 
 
 def _expect_place(name: str, path: str | os.PathLike[str] | None) -> None:

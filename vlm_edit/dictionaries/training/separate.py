@@ -60,8 +60,8 @@ def train_paired(
         >>> from vlm_edit.dictionaries import TrainConfig, train_paired
         >>> config = TrainConfig(n_features=16, k=2, steps=50, batch_size=64)
         >>> x = torch.randn(200, 8)
-        >>> found = train_paired({"image": x, "text": x + 1}, config, progress=False)
-        >>> found.n_features, found.text.encode(x, "text").shape
+        >>> pair = train_paired({"image": x, "text": x + 1}, config, progress=False)
+        >>> pair.n_features, pair.text.encode(x, "text").shape
         (16, torch.Size([200, 16]))
     """
     if config.paired:
@@ -69,17 +69,17 @@ def train_paired(
             f"kind={config.kind!r}, group={config.group} and mask={config.mask} couple the streams "
             "of pairs, which are trained apart here: use train_dictionary"
         )
-    given = dict(streams) if isinstance(streams, Mapping) else opened(streams)
-    if set(given) != set(STREAMS):
-        raise BadArgument(f"train_paired takes 'image' and 'text', got {sorted(given)}")
-    if by == "correlation" and len(given["image"]) != len(given["text"]):
+    tensors = dict(streams) if isinstance(streams, Mapping) else opened(streams)
+    if set(tensors) != set(STREAMS):
+        raise BadArgument(f"train_paired takes 'image' and 'text', got {sorted(tensors)}")
+    if by == "correlation" and len(tensors["image"]) != len(tensors["text"]):
         raise BadArgument(
             "matching by correlation takes activations of pairs, and there are "
-            f"{len(given['image'])} of image and {len(given['text'])} of text: use by='decoder'"
+            f"{len(tensors['image'])} of image and {len(tensors['text'])} of text: use by='decoder'"
         )
     image, text = (
         train_dictionary(
-            {stream: given[stream]},
+            {stream: tensors[stream]},
             replace(config, seed=config.seed + number),
             info,
             checkpoint=_beside(checkpoint, stream),
@@ -90,7 +90,7 @@ def train_paired(
         )
         for number, stream in enumerate(STREAMS)
     )
-    return match_dictionaries(image, text, given, by)
+    return match_dictionaries(image, text, tensors, by)
 
 
 def _beside(path: str | os.PathLike[str] | None, stream: str) -> Path | None:

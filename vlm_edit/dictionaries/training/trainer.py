@@ -56,13 +56,13 @@ class Trainer:
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """Names of what a step tells."""
+        """Return the names of what a step tells."""
         if self.config.kind == "ncl":
             return ("loss", "accuracy", "l0", "dead")
         return ("explained", "l0", "dead", "coefficient")
 
     def step(self) -> dict[str, float]:
-        """One optimiser step; figures of the batch."""
+        """Take one optimiser step; return figures of the batch."""
         x, mask, rows = self._batch()
         dead = self.idle > self.config.dead_after
         count = int(dead.sum())
@@ -93,19 +93,22 @@ class Trainer:
         return {name: known[name] for name in self.figures}
 
     def result(self, info: Mapping[str, str], progress: bool = False) -> Dictionary:
-        """The dictionary in the units of the data, on the CPU."""
-        found, config, scale = self.objective, self.config, self.data.scale
-        if not all(bool(values.isfinite().all()) for values in found.parameters()):
+        """Return the dictionary in the units of the data, on the CPU."""
+        objective, config, scale = self.objective, self.config, self.data.scale
+        if not all(bool(values.isfinite().all()) for values in objective.parameters()):
             raise VlmEditError(
                 f"the weights are not finite after {self.done} steps: train with a smaller lr than "
                 f"{config.lr}"
             )
-        weight, bias = found.weight.detach(), found.bias.detach() * scale
-        if isinstance(found, Contrast):
-            bias = found.in_use() * scale
+        weight, bias = objective.weight.detach(), objective.bias.detach() * scale
+        if isinstance(objective, Contrast):
+            bias = objective.in_use() * scale
             decoder, decoder_bias = fit_decoder(*(self.data, weight, bias, config.ridge, progress))
         else:
-            decoder, decoder_bias = found.decoder.detach(), found.decoder_bias.detach() * scale
+            decoder, decoder_bias = (
+                objective.decoder.detach(),
+                objective.decoder_bias.detach() * scale,
+            )
         encoder = Encoder(
             weight=weight.cpu().contiguous(),
             bias=bias.cpu(),
@@ -117,7 +120,7 @@ class Trainer:
         return Dictionary(encoder, decoder.cpu(), decoder_bias.cpu(), info)
 
     def _activation(self) -> dict[str, Any]:
-        """The encoder's activation, and what goes with it."""
+        """Return the encoder's activation, and what goes with it."""
         config, scale = self.config, self.data.scale
         if config.kind in ("relu", "ncl"):
             return {"activation": "relu"}
@@ -130,7 +133,7 @@ class Trainer:
         return {"activation": "jumprelu", "threshold": threshold}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything the next step depends on: tensors and numbers."""
+        """Return everything the next step depends on: tensors and numbers."""
         tensors = {"generator": self.generator.get_state(), "idle": self.idle}
         tensors["threshold"] = self.threshold.reshape(1)
         for name, weight in self.objective.named_parameters():
@@ -156,7 +159,7 @@ class Trainer:
         self.coefficient, self.l0 = float(numbers["coefficient"]), float(numbers["l0"])
 
     def _batch(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """This process' share of the batch, of its mask, and the rows drawn of the last stream.
+        """Return this process' share of the batch and of its mask, and the last stream's rows.
 
         Each process draws all, and takes its part.
         """
@@ -164,22 +167,22 @@ class Trainer:
         share = config.batch_size // len(streams)
         part = share // self.processes
         mine = slice(self.rank * part, (self.rank + 1) * part)
-        drawn: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
         for name, stream in streams.items():
-            if config.paired and drawn:
-                drawn[name] = next(iter(drawn.values()))
+            if config.paired and rows:
+                rows[name] = next(iter(rows.values()))
             else:
-                drawn[name] = torch.randint(len(stream), (share,), generator=self.generator)[mine]
+                rows[name] = torch.randint(len(stream), (share,), generator=self.generator)[mine]
         mask = None
         if config.mask:
-            kept = torch.rand(share, config.n_features, generator=self.generator) >= config.mask
-            mask = kept[mine].repeat(2, 1).to(self.device, torch.float32)
-        last = next(reversed(drawn.values()))
-        return self.data.batch(drawn, self.device), mask, last.to(self.device)
+            choice = torch.rand(share, config.n_features, generator=self.generator) >= config.mask
+            mask = choice[mine].repeat(2, 1).to(self.device, torch.float32)
+        last = next(reversed(rows.values()))
+        return self.data.batch(rows, self.device), mask, last.to(self.device)
 
     @torch.no_grad()
     def _follow(self, figures: Figures) -> None:
-        """Threshold, idle counts, coefficient and step after an optimiser step."""
+        """Update threshold, idle counts, coefficient and step after an optimiser step."""
         if figures.cut is not None:
             rate = max(0.01, 1 / (self.done + 1))
             cut = figures.cut.cpu()
@@ -195,7 +198,7 @@ class Trainer:
 
 
 def schedule(progress: float) -> float:
-    """Factor of the learning rate at a share of the run: warmed up, kept, decayed."""
+    """Return the learning rate's factor at a share of the run: warmed up, kept, decayed."""
     if progress < 0.05:
         return progress / 0.05 + 1e-3
     if progress > 0.8:
