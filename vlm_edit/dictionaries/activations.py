@@ -17,7 +17,7 @@ from vlm_edit.ground.registry import Registry
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """From pre-activations to codes.
+    """What turns pre-activations into codes.
 
     Subclasses give ``dense``; the rest follows from it, and is written anew where it can be had
     faster. Files keep the name, ``k`` and ``threshold``; ``Encoder`` and whatever is made of one
@@ -135,9 +135,9 @@ def activation_of(
             raise VlmEditError(f"{option} goes with {_takers(option)}")
     if k is not None and not 1 <= k <= m:
         raise BadArgument(f"k is {k}; it must lie between 1 and the {m} features")
-    made = kind(k, threshold)
-    made.expect(m)
-    return made
+    activation = kind(k, threshold)
+    activation.expect(m)
+    return activation
 
 
 def _takers(option: str) -> str:
@@ -149,52 +149,52 @@ def _takers(option: str) -> str:
 
 @register_activation
 class Relu(Activation):
-    """h where h is above 0."""
+    """The activation h where h is above 0."""
 
     name = "relu"
 
     def dense(self, hidden: Tensor) -> Tensor:
-        """As ``Activation.dense``."""
+        """Return the codes, as ``Activation.dense`` does."""
         return F.relu(hidden)
 
     def in_place(self, hidden: Tensor) -> None:
-        """As ``Activation.in_place``."""
+        """Write the codes in place, as ``Activation.in_place`` does."""
         hidden.relu_()
 
     def sparse(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Activation.sparse``; zeros are never written."""
+        """Return the codes that are not zero, as ``Activation.sparse``; zeros are never written."""
         places = active_places(hidden, 0.0)
         return places, hidden.view(-1)[places]
 
 
 @register_activation
 class JumpRelu(Activation):
-    """h where h is above the feature's threshold, and above 0."""
+    """The activation h where h is above the feature's threshold, and above 0."""
 
     name = "jumprelu"
     takes = ("threshold",)
 
     def dense(self, hidden: Tensor) -> Tensor:
-        """As ``Activation.dense``."""
+        """Return the codes, as ``Activation.dense`` does."""
         return torch.where(hidden <= self._floor(), 0.0, hidden)
 
     def in_place(self, hidden: Tensor) -> None:
-        """As ``Activation.in_place``."""
+        """Write the codes in place, as ``Activation.in_place`` does."""
         hidden.masked_fill_(hidden <= self._floor(), 0.0)
 
     def sparse(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Activation.sparse``; zeros are never written."""
+        """Return the codes that are not zero, as ``Activation.sparse``; zeros are never written."""
         places = active_places(hidden, self._floor())
         return places, hidden.view(-1)[places]
 
     def _floor(self) -> Tensor:
-        """[m], codes are zero up to here."""
+        """Return the values [m] up to which codes are zero."""
         assert self.threshold is not None
         return self.threshold.clamp_min(0)
 
 
 class _Strongest(Activation):
-    """k features stay, and the others' codes are 0."""
+    """An activation by which k features stay, and the others' codes are 0."""
 
     takes = ("k",)
     competes = True
@@ -204,45 +204,45 @@ class _Strongest(Activation):
         raise NotImplementedError
 
     def dense(self, hidden: Tensor) -> Tensor:
-        """As ``Activation.dense``."""
+        """Return the codes, as ``Activation.dense`` does."""
         values, indices = self.strongest(hidden)
         return torch.zeros_like(hidden).scatter(-1, indices, values)
 
     def in_place(self, hidden: Tensor) -> None:
-        """As ``Activation.in_place``."""
+        """Write the codes in place, as ``Activation.in_place`` does."""
         values, indices = self.strongest(hidden)
         hidden.zero_().scatter_(-1, indices, values)
 
     def sparse(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Activation.sparse``; looks only at those that stay."""
+        """Return codes that are not zero, as ``Activation.sparse``; read only those that stay."""
         values, indices = self.strongest(hidden)
         indices, order = indices.sort(-1)
         values = values.gather(-1, order).view(-1)
         first = torch.arange(len(hidden), device=hidden.device) * hidden.shape[1]
-        kept = active_places(values)
-        return (indices + first[:, None]).view(-1)[kept], values[kept]
+        nonzero = active_places(values)
+        return (indices + first[:, None]).view(-1)[nonzero], values[nonzero]
 
     @property
     def count(self) -> int:
-        """Number that stays."""
+        """Return how many features stay."""
         assert self.k is not None
         return self.k
 
 
 @register_activation
 class TopK(_Strongest):
-    """Relu of the k largest."""
+    """The relu of the k largest."""
 
     name = "topk"
     sifts = True
 
     def strongest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``_Strongest.strongest``."""
+        """Return those that stay, as ``_Strongest.strongest`` does."""
         values, indices = top_k(hidden, self.count)
         return self.settle(values), indices
 
     def some(self, hidden: Tensor, columns: Tensor) -> Tensor:
-        """As ``Activation.some``; of features that equal the k-th largest all stay.
+        """Return codes, as ``Activation.some``; of features that equal the k-th largest all stay.
 
         Whether a feature is among the k largest takes the k-th value, not the codes of all.
         """
@@ -254,11 +254,11 @@ class TopK(_Strongest):
         return torch.where(stays, self.settle(own), 0.0)
 
     def narrow(self, hidden: Tensor) -> Tensor:
-        """As ``Activation.narrow``: the k largest."""
+        """Return the k largest, as ``Activation.narrow`` does."""
         return top_k(hidden, min(self.count, hidden.shape[1]))[1]
 
     def settle(self, kept: Tensor) -> Tensor:
-        """As ``Activation.settle``."""
+        """Return their codes, as ``Activation.settle`` does."""
         return F.relu(kept)
 
 
@@ -270,7 +270,7 @@ class TopKSigned(TopK):
     sifts = False
 
     def settle(self, kept: Tensor) -> Tensor:
-        """As ``Activation.settle``."""
+        """Return their codes, as ``Activation.settle`` does."""
         return kept
 
 
@@ -281,56 +281,56 @@ class TopKAbs(_Strongest):
     name = "topk_abs"
 
     def strongest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``_Strongest.strongest``."""
+        """Return those that stay, as ``_Strongest.strongest`` does."""
         _, indices = top_k(hidden.abs(), self.count)
         return hidden.gather(-1, indices), indices
 
     def narrow(self, hidden: Tensor) -> Tensor:
-        """As ``Activation.narrow``: the k of largest absolute value."""
+        """Return the k of largest absolute value, as ``Activation.narrow`` does."""
         return top_k(hidden.abs(), min(self.count, hidden.shape[1]))[1]
 
     def settle(self, kept: Tensor) -> Tensor:
-        """As ``Activation.settle``."""
+        """Return their codes, as ``Activation.settle`` does."""
         return kept
 
 
 @register_activation
 class GroupMax(_Strongest):
-    """Relu of the largest of each of k groups of neighbours."""
+    """The relu of the largest of each of k groups of neighbours."""
 
     name = "groupmax"
 
     def expect(self, m: int) -> None:
-        """As ``Activation.expect``: groups have one size."""
+        """Refuse groups of more than one size, as ``Activation.expect`` does."""
         if m % self.count:
             raise VlmEditError(f"{m} features cannot be cut into {self.count} groups of one size")
 
     def strongest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``_Strongest.strongest``."""
+        """Return those that stay, as ``_Strongest.strongest`` does."""
         size = hidden.shape[-1] // self.count
         values, within = hidden.unflatten(-1, (self.count, size)).max(-1)
         first = torch.arange(self.count, device=hidden.device) * size
         return F.relu(values), within + first
 
     def group(self, m: int) -> int:
-        """As ``Activation.group``."""
+        """Return the size of a group, as ``Activation.group`` does."""
         return m // self.count
 
     def share(self, count: int, m: int) -> int:
-        """As ``Activation.share``."""
+        """Return the k of some groups, as ``Activation.share`` does."""
         return self.count * count // m
 
 
 @register_activation
 class Identity(Activation):
-    """h itself, as of raw neurons."""
+    """The activation h itself, as of raw neurons."""
 
     name = "identity"
     linear = True
 
     def dense(self, hidden: Tensor) -> Tensor:
-        """As ``Activation.dense``."""
+        """Return the pre-activations, as ``Activation.dense`` does."""
         return hidden
 
     def in_place(self, hidden: Tensor) -> None:
-        """As ``Activation.in_place``: nothing."""
+        """Leave the pre-activations as they are, as ``Activation.in_place`` does."""

@@ -41,12 +41,12 @@ class Check:
     warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Three lines at most, and one for each warning."""
-        told = (
+        """Return three lines at most, and one more for each warning."""
+        summary = (
             f"explained variance {self.explained_variance:.3f}, L0 {self.l0:.1f}, "
             f"{self.dead:.1%} of features dead ({self.n} activations)"
         )
-        return "\n".join([told, *(f"warning: {text}" for text in self.warnings)])
+        return "\n".join([summary, *(f"warning: {text}" for text in self.warnings)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class _Batch:
     stream: Modality | None
 
     def some(self, count: int) -> _Batch:
-        """At most so many of them, evenly spread."""
+        """Return at most so many of them, evenly spread."""
         n = len(self.x)
         if n <= count:
             return self
@@ -65,17 +65,17 @@ class _Batch:
         return _Batch(self.x[index], part_of(self.stream, index))
 
     def split(self, rows: int) -> Iterator[_Batch]:
-        """So many at a time."""
+        """Yield so many of them at a time."""
         for begin in range(0, len(self.x), rows):
             part = slice(begin, begin + rows)
             yield _Batch(self.x[part], part_of(self.stream, part))
 
     def means(self, values: Tensor) -> dict[str, Tensor]:
-        """The mean of something by stream."""
+        """Return the mean of something by stream."""
         if not isinstance(self.stream, Mixed):
             return {self.stream or "image": values.mean(0)}
-        chosen = {name: self.stream.at(name) for name in self.stream.names}
-        return {name: values[mask].mean(0) for name, mask in chosen.items() if bool(mask.any())}
+        masks = {name: self.stream.at(name) for name in self.stream.names}
+        return {name: values[mask].mean(0) for name, mask in masks.items() if bool(mask.any())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,20 +111,20 @@ class _Found:
 
 
 def check(dictionary: Dictionary, x: Tensor, stream: Modality | None = None) -> Check:
-    """As ``Dictionary.check``, without Python's warnings."""
+    """Check a dictionary as ``Dictionary.check`` does, without Python's warnings."""
     batch = _flat(dictionary, x, stream)
     own = _Trial("", "", dictionary.encoder, batch)
-    found = _try(dictionary, own)
-    dead = 1 - float(found.active.float().mean())
-    given = Check(found.explained, found.l0, dead, len(batch.x))
+    outcome = _try(dictionary, own)
+    dead = 1 - float(outcome.active.float().mean())
+    report = Check(outcome.explained, outcome.l0, dead, len(batch.x))
     if dictionary.encoder.activator.linear:
-        return given
-    warnings = [*_codes_look_wrong(dictionary, given)]
+        return report
+    warnings = [*_codes_look_wrong(dictionary, report)]
     # A contrastive head keeps what both sides of a pair share, and need not explain the rest.
-    if not found.explained >= GOOD and dictionary.info.get("kind") != "ncl":
-        cause = _cause(dictionary, batch, found.explained)
+    if not outcome.explained >= GOOD and dictionary.info.get("kind") != "ncl":
+        cause = _cause(dictionary, batch, outcome.explained)
         warnings = [*([cause] if cause else []), *warnings]
-    return replace(given, warnings=tuple(warnings))
+    return replace(report, warnings=tuple(warnings))
 
 
 def _flat(dictionary: Dictionary, x: Tensor, stream: Modality | None) -> _Batch:
@@ -149,9 +149,9 @@ def _flat(dictionary: Dictionary, x: Tensor, stream: Modality | None) -> _Batch:
 
 @torch.no_grad()
 def _try(dictionary: Dictionary, trial: _Trial) -> _Found:
-    """Explained variance, L0, and which features are active, some rows at a time."""
+    """Measure explained variance, L0, and which features are active, some rows at a time."""
     m = dictionary.n_features
-    tried = replace(
+    candidate = replace(
         dictionary,
         encoder=trial.encoder,
         decoder=dictionary.decoder if trial.decoder is None else trial.decoder,
@@ -165,10 +165,10 @@ def _try(dictionary: Dictionary, trial: _Trial) -> _Found:
         normed, _ = trial.encoder.normalise(z)
         if trial.encoder.centers:
             normed = normed - trial.encoder.center(part.stream)
-        codes = tried.encode(z, part.stream)
+        codes = candidate.encode(z, part.stream)
         active |= (codes != 0).any(0)
         count += float((codes != 0).sum())
-        error += float(((normed - tried.decode(codes)) * trial.scale).double().square().sum())
+        error += float(((normed - candidate.decode(codes)) * trial.scale).double().square().sum())
         values = (normed * trial.scale).double()
         shift = values.mean(0) if shift is None else shift  # keeps the digits of large means
         total += (values - shift).sum(0)
@@ -180,7 +180,7 @@ def _try(dictionary: Dictionary, trial: _Trial) -> _Found:
 
 
 def _codes_look_wrong(dictionary: Dictionary, found: Check) -> Iterator[str]:
-    """What codes alone show."""
+    """Yield what codes alone show to be wrong."""
     encoder, m = dictionary.encoder, dictionary.n_features
     threshold, k = encoder.threshold, str(dictionary.info.get("k", ""))
     if (
@@ -211,34 +211,34 @@ def _codes_look_wrong(dictionary: Dictionary, found: Check) -> Iterator[str]:
 
 
 def _cause(dictionary: Dictionary, batch: _Batch, explained: float) -> str | None:
-    """What would explain the activations better; None where nothing does and nothing need."""
+    """Say what would explain the activations better; None where nothing does and nothing need."""
     rows = max(128, min(1024, _WORK // (dictionary.width * dictionary.n_features)))
     some = batch.some(rows)
     own = _try(dictionary, _Trial("", "", dictionary.encoder, some))
-    tried = [(t, _try(dictionary, t)) for t in _trials(dictionary, some)]
-    kept = [(t, f) for t, f in tried if _better(f, own)]
+    attempts = [(t, _try(dictionary, t)) for t in _trials(dictionary, some)]
+    better = [(t, f) for t, f in attempts if _better(f, own)]
     scales = _scales(dictionary, some)
     # Any number may be fitted a little too well: it must tell more than what has a reason.
-    least = min((1 - f.explained for _, f in kept), default=float("inf"))
-    kept += [(t, f) for t, f in scales if _better(f, own) and 1 - f.explained < 0.85 * least]
-    told = f"explained variance is {explained:.2f}; "
-    if kept:
+    least = min((1 - f.explained for _, f in better), default=float("inf"))
+    better += [(t, f) for t, f in scales if _better(f, own) and 1 - f.explained < 0.85 * least]
+    opening = f"explained variance is {explained:.2f}; "
+    if better:
         # Of those about as good the first: it changes least.
-        least = min(1 - f.explained for _, f in kept)
-        trial, found = next((t, f) for t, f in kept if 1 - f.explained <= least * 1.005)
-        return f"{told}with {trial.what} it would be {found.explained:.2f}: {trial.cause}"
+        least = min(1 - f.explained for _, f in better)
+        trial, outcome = next((t, f) for t, f in better if 1 - f.explained <= least * 1.005)
+        return f"{opening}with {trial.what} it would be {outcome.explained:.2f}: {trial.cause}"
     if explained >= POOR:
         return None
-    best = max(f.explained for _, f in [*tried, *scales])
+    best = max(f.explained for _, f in [*attempts, *scales])
     return (
-        f"{told}no other scale, shift, norm or orientation explains much (the best {best:.2f}): "
+        f"{opening}no other scale, shift, norm or orientation explains much (the best {best:.2f}): "
         "these activations probably come from another layer or another host than the dictionary "
         "was trained on"
     )
 
 
 def _better(found: _Found, own: _Found) -> bool:
-    """Whether a trial explains so much more that the dictionary was made for it."""
+    """Say whether a trial explains so much more that the dictionary was made for it."""
     if own.explained < POOR:
         return found.explained >= max(0.5, own.explained + 0.2)
     # Denser codes explain more of anything.
@@ -247,7 +247,7 @@ def _better(found: _Found, own: _Found) -> bool:
 
 
 def _trials(dictionary: Dictionary, batch: _Batch) -> Iterator[_Trial]:
-    """Other ways to read the dictionary, then other activations."""
+    """Yield other ways to read the dictionary, then other activations."""
     encoder = dictionary.encoder
     wrongly = "its format or an option of it was probably read wrongly"
     if encoder.subtract is None:
@@ -277,7 +277,7 @@ def _transposed(dictionary: Dictionary, batch: _Batch) -> Iterator[_Trial]:
 
 
 def _shifts(encoder: Encoder, batch: _Batch) -> Iterator[_Trial]:
-    """Other centers: the other stream's, none, or this batch's own."""
+    """Yield other centers: the other stream's, none, or this batch's own."""
     if not isinstance(batch.stream, Mixed) and batch.stream in encoder.centers:
         for name in encoder.centers:
             if name != batch.stream:
@@ -297,7 +297,7 @@ def _shifts(encoder: Encoder, batch: _Batch) -> Iterator[_Trial]:
 
 
 def _standards(encoder: Encoder, batch: _Batch) -> Iterator[_Trial]:
-    """Activations brought to a size, and to mean 0 and deviation 1."""
+    """Yield activations brought to a size, and to mean 0 and deviation 1."""
     x, d = batch.x, batch.x.shape[1]
     cause = "the dictionary was probably trained on {} activations; see Dictionary.standardised"
     norm, deviation = float(x.norm(dim=1).mean()), float(x.std())
@@ -318,7 +318,7 @@ def _standards(encoder: Encoder, batch: _Batch) -> Iterator[_Trial]:
 
 
 def _scales(dictionary: Dictionary, batch: _Batch) -> list[tuple[_Trial, _Found]]:
-    """The best of other scales, by powers of four and then finer."""
+    """Return the best of other scales, by powers of four and then finer."""
     if not dictionary.encoder.normaliser.plain:
         return []
     cause = (
@@ -331,9 +331,9 @@ def _scales(dictionary: Dictionary, batch: _Batch) -> list[tuple[_Trial, _Found]
         trial = _Trial(what, cause, dictionary.encoder, batch, scale=1 / factor)
         return trial, _try(dictionary, trial)
 
-    found = [attempt(4.0**power) for power in range(-6, 7) if power]
+    attempts = [attempt(4.0**power) for power in range(-6, 7) if power]
     for step in (2.0, 2.0**0.5, 2.0**0.25):
-        best = max(found, key=lambda pair: pair[1].explained)
+        best = max(attempts, key=lambda pair: pair[1].explained)
         center = 1 / float(best[0].scale)
-        found += [attempt(center * step), attempt(center / step)]
-    return [max(found, key=lambda pair: pair[1].explained)]
+        attempts += [attempt(center * step), attempt(center / step)]
+    return [max(attempts, key=lambda pair: pair[1].explained)]

@@ -44,7 +44,7 @@ class Slice:
     _folded: Mapping[str | None, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Of features that compete, have their own columns at hand; fold biases."""
+        """Copy the columns of features that compete, and fold biases."""
         encoder, columns, touched = self.encoder, self.columns, None
         if columns is not None and encoder.competes and encoder.activator.sifts:
             weight, bias = encoder.weight[:, columns].contiguous(), encoder.bias[columns]
@@ -56,7 +56,7 @@ class Slice:
         object.__setattr__(self, "_folded", own.folded() if own is not None and few else {})
 
     def codes(self, x: Tensor, stream: Modality | None = None) -> tuple[Tensor, Tensor | None]:
-        """Codes [..., t] of the features, and the norm's scale.
+        """Return the codes [..., t] of the features, and the norm's scale.
 
         With TopK a feature whose pre-activation is not above 0 has the code 0, whatever the
         others', so that all are encoded only for rows with one above: ``Activation.sifts``. On a
@@ -67,19 +67,19 @@ class Slice:
                 return self._of_rows(self._touched, x, stream)
             return self._contested(x, stream)
         if self._touched is None and self._folded:
-            found = self.encoder.with_bias(x, self._folded, stream)
-            if found is not None:
-                return found, None
+            folded = self.encoder.with_bias(x, self._folded, stream)
+            if folded is not None:
+                return folded, None
         codes, scale = self.encoder(x, stream)
         return codes if self.columns is None else codes[..., self.columns], scale
 
     @property
     def encode(self) -> Callable[[Tensor, Modality | None], tuple[Tensor, Tensor | None]]:
-        """The shortest way to ``codes``: the encoder, where it is of the features alone."""
+        """Return the shortest way to ``codes``: the encoder, where it is of the features alone."""
         return self.codes if self.columns is not None or self._folded else self.encoder
 
     def _is_final(self, x: Tensor) -> bool:
-        """Nobody follows what is worked out: no gradients, no compiler."""
+        """Say whether nobody follows what is worked out: no gradients, no compiler."""
         followed = torch.is_grad_enabled() and (
             x.requires_grad or self.encoder.weight.requires_grad
         )
@@ -104,13 +104,13 @@ class Slice:
             return self._contested(x, stream)
         codes = torch.zeros_like(before)
         if len(rows):
-            seen = stream.flatten()[rows] if isinstance(stream, Mixed) else stream
-            found, _ = self._contested(x.reshape(-1, x.shape[-1])[rows], seen)
-            codes.view(flat.shape)[rows] = found
+            streams = stream.flatten()[rows] if isinstance(stream, Mixed) else stream
+            contested, _ = self._contested(x.reshape(-1, x.shape[-1])[rows], streams)
+            codes.view(flat.shape)[rows] = contested
         return codes, scale
 
     def to(self, device: torch.device | str) -> Slice:
-        """The same slice on another device."""
+        """Return the same slice on another device."""
         return replace(
             self,
             encoder=self.encoder.to(device),
@@ -153,7 +153,7 @@ class Dictionary:
 
     @classmethod
     def identity(cls, width: int, norm: str = "none") -> Dictionary:
-        """Raw neurons: one feature per dimension, signed.
+        """Make a dictionary of raw neurons: one feature per dimension, signed.
 
         Args:
             width: Size of the site's last axis.
@@ -174,7 +174,7 @@ class Dictionary:
         expect_site(self.info, site)
 
     def to(self, device: torch.device | str) -> Dictionary:
-        """The same dictionary on another device."""
+        """Return the same dictionary on another device."""
         return replace(
             self,
             encoder=self.encoder.to(device),
@@ -184,16 +184,16 @@ class Dictionary:
 
     @property
     def width(self) -> int:
-        """Size d of the activations."""
+        """Return the size d of the activations."""
         return self.encoder.weight.shape[0]
 
     @property
     def n_features(self) -> int:
-        """Number m of features."""
+        """Return the number m of features."""
         return self.encoder.weight.shape[1]
 
     def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:  # noqa: ARG002
-        """Activations after the norm, before centring.
+        """Return activations after the norm, before centring.
 
         Args:
             x: [..., d], any float dtype.
@@ -205,7 +205,7 @@ class Dictionary:
         return self.encoder.normalise(x.float())[0]
 
     def digest(self) -> str:
-        """32 hexadecimal digits that another's weights do not have."""
+        """Return 32 hexadecimal digits that another's weights do not have."""
         encoder = self.encoder
         vectors = [encoder.bias, encoder.threshold, encoder.subtract, self.decoder_bias]
         vectors += [encoder.centers[name] for name in sorted(encoder.centers)]
@@ -214,11 +214,11 @@ class Dictionary:
         return digest(encoder, [*vectors, *matrices])
 
     def summary(self) -> dict[str, Any]:
-        """Activation, norm and which streams are centred, JSON-able."""
+        """Return activation, norm and which streams are centred, JSON-able."""
         return summary(self.encoder)
 
     def encode(self, x: Tensor, stream: Modality | None = None) -> Tensor:
-        """Codes of activations.
+        """Return the codes of activations.
 
         Args:
             x: [..., d], any float dtype.
@@ -234,7 +234,7 @@ class Dictionary:
         return self.encoder(x, stream)[0]
 
     def encode_sparse(self, x: Tensor, stream: Modality | None = None) -> SparseCodes:
-        """Codes of activations, kept sparse.
+        """Return the codes of activations, kept sparse.
 
         Args:
             x: [n, d], any float dtype.
@@ -257,7 +257,7 @@ class Dictionary:
         return self.encoder.sparse(x, stream)
 
     def decode(self, codes: Tensor | SparseCodes) -> Tensor:
-        """Activations of codes, in the dictionary's space: normed and centred.
+        """Return the activations of codes, in the dictionary's space: normed and centred.
 
         Args:
             codes: [..., m], dense, or sparse codes of n examples: those read only the decoder's
@@ -280,7 +280,7 @@ class Dictionary:
             return codes.float() @ self.decoder + self.decoder_bias
 
     def reconstruct(self, x: Tensor, stream: Modality | None = None) -> Tensor:
-        """What the dictionary makes of activations, in their own space.
+        """Return what the dictionary makes of activations, in their own space.
 
         Args:
             x: [..., d], any float dtype.
@@ -299,13 +299,13 @@ class Dictionary:
             >>> neurons.reconstruct(torch.tensor([[1.0, 2.0, 6.0]])).round()
             tensor([[1., 2., 6.]])
         """
-        found = self.decode(self.encode(x, stream))
+        decoded = self.decode(self.encode(x, stream))
         if self.encoder.centers:
-            found = found + self.encoder.center(stream)
-        return self.encoder.normaliser.restore(found, x.float())
+            decoded = decoded + self.encoder.center(stream)
+        return self.encoder.normaliser.restore(decoded, x.float())
 
     def standardised(self, mean: Tensor, scale: Tensor | float) -> Dictionary:
-        """The same dictionary for activations that are not yet standardised.
+        """Return the same dictionary for activations that are not yet standardised.
 
         Some dictionaries were trained on ``(x - mean) / scale`` and their files do not keep the
         two: measure them on the host's activations and put them in here.
@@ -346,7 +346,7 @@ class Dictionary:
         return replace(self, encoder=moved, decoder=self.decoder * scale, decoder_bias=bias)
 
     def reordered(self, order: Sequence[int]) -> Dictionary:
-        """The same dictionary with its features in another order.
+        """Return the same dictionary with its features in another order.
 
         Args:
             order: Every feature's number once; the first becomes feature 0.
@@ -371,7 +371,7 @@ class Dictionary:
         return replace(self, encoder=encoder.select(order), decoder=self.decoder[list(order)])
 
     def _gather(self, codes: SparseCodes) -> Tensor:
-        """[n, d], the decoder's rows weighted and summed."""
+        """Weight and sum the decoder's rows, [n, d]."""
         counts = codes.rows.bincount(minlength=len(codes))
         return F.embedding_bag(
             codes.features,
@@ -382,7 +382,7 @@ class Dictionary:
         )
 
     def explained_variance(self, x: Tensor, stream: Modality | None = None) -> float:
-        """Share of the variance of activations that the reconstruction explains.
+        """Return the share of the variance of activations that the reconstruction explains.
 
         Args:
             x: [n, d].
@@ -404,7 +404,7 @@ class Dictionary:
         *,
         warn: bool = True,
     ) -> Check:
-        """How well the dictionary fits activations, and what is probably wrong where it does not.
+        """Say how well the dictionary fits activations, and what is probably wrong where not.
 
         Where little is explained it is tried what would explain more: another norm or scale,
         activations centred or standardised, a bias that is subtracted or not, matrices the other
@@ -427,18 +427,18 @@ class Dictionary:
             >>> from vlm_edit.measuring import collect
             >>> host = Host.of(*zoo.load_host())
             >>> pairs = zoo.load_pairs().select(range(64))
-            >>> found = collect(host, pairs, "joint", progress=False)
-            >>> check = zoo.load_dictionary("joint").check(found["text"], "text")
+            >>> streams = collect(host, pairs, "joint", progress=False)
+            >>> check = zoo.load_dictionary("joint").check(streams["text"], "text")
             >>> round(check.explained_variance, 1), check.warnings
             (0.8, ())
         """
-        found = check(self, activations, stream)
-        if warn and found.warnings:
-            warnings.warn("; ".join(found.warnings), stacklevel=2)
-        return found
+        report = check(self, activations, stream)
+        if warn and report.warnings:
+            warnings.warn("; ".join(report.warnings), stacklevel=2)
+        return report
 
     def slice(self, features: Sequence[int], codes: bool = True) -> Slice:
-        """What an edit of these features needs of the dictionary.
+        """Return what an edit of these features needs of the dictionary.
 
         Args:
             features: Their numbers.

@@ -87,7 +87,7 @@ class Encoder:
         return self.activator.competes
 
     def __call__(self, x: Tensor, stream: Modality | None = None) -> tuple[Tensor, Tensor | None]:
-        """Codes of activations, and the factor that brings a change in them back.
+        """Return the codes of activations, and the factor that brings a change in them back.
 
         Args:
             x: [..., d], any float dtype.
@@ -112,12 +112,12 @@ class Encoder:
             return codes, scale
 
     def _trains(self, centred: Tensor) -> bool:
-        """Whether gradients flow to what is encoded, or to the weights."""
+        """Say whether gradients flow to what is encoded, or to the weights."""
         known = (centred, self.weight, self.bias, self.threshold)
         return any(t is not None and t.requires_grad for t in known)
 
     def folded(self) -> dict[str | None, Tensor]:
-        """Biases [m] with what is subtracted before the product folded in, by stream.
+        """Fold what is subtracted before the product into biases [m], by stream.
 
         Worked out in float64. The key is None without centers. Empty where a norm stands before,
         or the weights are being trained.
@@ -139,7 +139,7 @@ class Encoder:
         biases: Mapping[str | None, Tensor],
         stream: Modality | None,
     ) -> Tensor | None:
-        """Codes [..., m] of activations, by biases that ``folded`` gave; features do not compete.
+        """Return the codes [..., m] by biases that ``folded`` gave; features do not compete.
 
         Saves the subtraction, which for few features takes longer than the product. None where
         there is no bias for the stream.
@@ -160,7 +160,7 @@ class Encoder:
             return self._activate(F.linear(x.float(), self.weight.mT) + bias)
 
     def sparse(self, x: Tensor, stream: Modality | None = None) -> SparseCodes:
-        """The same codes, kept sparse: some rows at a time, and never all of them dense.
+        """Return the same codes, kept sparse: some rows at a time, and never all of them dense.
 
         Args:
             x: [n, d], any float dtype.
@@ -185,13 +185,13 @@ class Encoder:
                 values.append(self._cap(active))
             flat = torch.cat(places) if places else x.new_empty(0, dtype=torch.int64)
             rows = flat.div(m, rounding_mode="floor")
-            found = torch.cat(values) if values else centred.new_empty(0)
-            return SparseCodes(rows, flat - rows * m, found, (n, m))
+            codes = torch.cat(values) if values else centred.new_empty(0)
+            return SparseCodes(rows, flat - rows * m, codes, (n, m))
 
     def contested(
         self, x: Tensor, columns: Tensor, stream: Modality | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Codes of some features that compete, and the norm's scale.
+        """Return the codes of some features that compete, and the norm's scale.
 
         Args:
             x: [..., d], any float dtype.
@@ -219,14 +219,14 @@ class Encoder:
             )
 
     def _centred(self, x: Tensor, stream: Modality | None) -> tuple[Tensor, Tensor | None]:
-        """What the weight is multiplied with [..., d], and the norm's scale."""
+        """Return what the weight is multiplied with [..., d], and the norm's scale."""
         normed, scale = self.normalise(x.float())
         offset = self._offset(stream)
         # Not folded into the bias: that saves 1 % of the product and loses digits.
         return (normed if offset is None else normed - offset), scale
 
     def _hidden(self, flat: Tensor, into: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Pre-activations of some rows at a time, and the number of the first of them.
+        """Yield pre-activations of some rows at a time, and the number of the first of them.
 
         Args:
             flat: [n, d].
@@ -243,11 +243,11 @@ class Encoder:
             yield begin, torch.addmm(self.bias, part, self.weight, out=out)
 
     def normalise(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Normed activations [..., d], and the scale [..., 1] that was divided out, if any."""
+        """Return normed activations [..., d], and the scale [..., 1] divided out, if any."""
         return self.normaliser(x)
 
     def _offset(self, stream: Modality | None) -> Tensor | None:
-        """What is subtracted from a normed activation: [d], or [..., d] if it differs by token."""
+        """Return what is subtracted from normed activations: [d], or [..., d] if by token."""
         center: Tensor | None = None
         if self.centers:
             center = self.center(stream)
@@ -256,7 +256,7 @@ class Encoder:
         return center + self.subtract
 
     def center(self, stream: Modality | None = None) -> Tensor:
-        """What is subtracted after the norm: [d], or [..., d] for a mixed stream.
+        """Return what is subtracted after the norm: [d], or [..., d] for a mixed stream.
 
         Raises:
             VlmEditError: No center for this stream.
@@ -287,7 +287,7 @@ class Encoder:
         return self.soft_cap * torch.tanh(codes / self.soft_cap)
 
     def select(self, features: Sequence[int]) -> Encoder:
-        """The encoder of some features, if they do not compete; or of all in another order."""
+        """Return the encoder of some features that do not compete, or of all in another order."""
         index = torch.as_tensor(list(features), dtype=torch.long)
         threshold = None if self.threshold is None else self.threshold[index]
         return replace(
@@ -295,31 +295,31 @@ class Encoder:
         )
 
     def blank(self, count: int) -> Encoder:
-        """An encoder of this norm whose codes of so many features are 0."""
+        """Return an encoder of this norm whose codes of so many features are 0."""
         weight = torch.zeros(len(self.weight), count)
         return Encoder(weight, torch.zeros(count), "identity", norm=self.norm)
 
     def to(self, device: torch.device | str) -> Encoder:
-        """The same encoder on another device."""
-        moved: dict[str, Any] = {}
+        """Return the same encoder on another device."""
+        values: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
-                moved[item.name] = move(value, device)
+                values[item.name] = move(value, device)
             elif item.name == "centers":
-                moved[item.name] = {k: move(v, device) for k, v in value.items()}
-        return replace(self, **moved)
+                values[item.name] = {k: move(v, device) for k, v in value.items()}
+        return replace(self, **values)
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager[None]:
-    """Float32 stays float32 inside. Costs next to nothing where autocast is off already."""
+    """Keep float32 inside; this costs next to nothing where autocast is off already."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on a device, fit for a forward with gradients even if made without."""
+    """Put a tensor on a device, fit for a forward with gradients even if made without."""
     moved = tensor.to(device)
     return moved.clone() if moved.is_inference() else moved
 

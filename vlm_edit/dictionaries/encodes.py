@@ -19,37 +19,37 @@ class Encodes(Protocol):
 
     @property
     def width(self) -> int:
-        """Size d of the activations."""
+        """Return the size d of the activations."""
 
     @property
     def n_features(self) -> int:
-        """Number m of features."""
+        """Return the number m of features."""
 
     @property
     def info(self) -> Mapping[str, str]:
-        """What it was trained on."""
+        """Return what it was trained on."""
 
     def encode(self, x: Tensor, stream: Modality | None = None) -> Tensor:
-        """Codes [..., m] of activations [..., d]."""
+        """Return the codes [..., m] of activations [..., d]."""
 
     def encode_sparse(self, x: Tensor, stream: Modality | None = None) -> SparseCodes:
-        """The same of [n, d], kept sparse."""
+        """Return the same of [n, d], kept sparse."""
 
     def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:
-        """Activations [..., d] after the norm."""
+        """Return activations [..., d] after the norm."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
+        """Return the same on another device."""
 
     def digest(self) -> str:
-        """32 hexadecimal digits that another's weights do not have."""
+        """Return 32 hexadecimal digits that another's weights do not have."""
 
     def summary(self) -> dict[str, Any]:
-        """Activation, norm and which streams are centred, JSON-able."""
+        """Return activation, norm and which streams are centred, JSON-able."""
 
 
 def identity(of: Encodes) -> dict[str, Any]:
-    """What tells a dictionary from others, JSON-able; the digest in it reads all its weights."""
+    """Return what tells a dictionary from others, JSON-able; its digest reads all weights."""
     return {
         "digest": of.digest(),
         "features": of.n_features,
@@ -75,20 +75,20 @@ class _Options(Protocol):
 
 
 def summary(of: _Options) -> dict[str, Any]:
-    """Activation, norm and which streams are centred, JSON-able."""
+    """Return activation, norm and which streams are centred, JSON-able."""
     return {"activation": of.activation, "norm": of.norm, "centred": sorted(of.centers)}
 
 
 def digest(of: _Options, tensors: Iterable[Tensor | None]) -> str:
-    """32 hexadecimal digits of options and tensors.
+    """Return 32 hexadecimal digits of options and tensors.
 
     Args:
         of: Tells the options.
         tensors: Read one after the other; into how many rows one is cut does not matter.
     """
-    told = [of.activation, of.k, of.norm, sorted(of.centers), of.soft_cap]
-    found = hashlib.blake2b(json.dumps(told).encode(), digest_size=16)
+    options = [of.activation, of.k, of.norm, sorted(of.centers), of.soft_cap]
+    hasher = hashlib.blake2b(json.dumps(options).encode(), digest_size=16)
     for tensor in tensors:
         if tensor is not None:
-            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+            hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()

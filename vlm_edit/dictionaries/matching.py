@@ -82,7 +82,7 @@ def _expect_pairs(streams: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]
 
 
 def _correlation(image: Dictionary, text: Dictionary, x: tuple[Tensor, Tensor]) -> Tensor:
-    """[m, m], Pearson's, of codes over pairs; 0 where a feature never changes."""
+    """Return Pearson's correlations [m, m] of codes over pairs; 0 where a feature never changes."""
     m, n = image.n_features, len(x[0])
     both = torch.zeros(m, m, dtype=torch.float64)
     sums, squares = (torch.zeros(2, m, dtype=torch.float64) for _ in range(2))
@@ -93,5 +93,5 @@ def _correlation(image: Dictionary, text: Dictionary, x: tuple[Tensor, Tensor]) 
         squares += torch.stack([c.square().sum(0) for c in codes])
     spread = (squares / n - (sums / n).square()).clamp_min(0).sqrt()
     covariance = both / n - torch.outer(sums[0] / n, sums[1] / n)
-    found = covariance / torch.outer(spread[0], spread[1])
-    return torch.where(found.isfinite(), found, 0.0)
+    correlation = covariance / torch.outer(spread[0], spread[1])
+    return torch.where(correlation.isfinite(), correlation, 0.0)

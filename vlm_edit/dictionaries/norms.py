@@ -10,7 +10,7 @@ from vlm_edit.ground.registry import Registry
 
 
 class Norm:
-    """From activations to normed ones, and back.
+    """What turns activations into normed ones, and back.
 
     Subclasses give the call, and ``restore`` where more than a scale was taken away. Files keep the
     name; ``Encoder`` and whatever is made of one find the class by it once ``register_norm`` knows
@@ -77,40 +77,40 @@ def norm_names() -> tuple[str, ...]:
 
 @register_norm
 class NoNorm(Norm):
-    """x itself."""
+    """The norm that leaves x as it is."""
 
     name = "none"
     plain = True
 
     def __call__(self, x: Tensor) -> tuple[Tensor, None]:
-        """As ``Norm.__call__``."""
+        """Return x itself and no scale, as ``Norm.__call__``."""
         return x, None
 
 
 @register_norm
 class LayerNorm(Norm):
-    """(x - mean) / (unbiased std + 1e-5)."""
+    """The norm (x - mean) / (unbiased std + 1e-5)."""
 
     name = "layer_norm"
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Norm.__call__``."""
+        """Return normed activations and their scale, as ``Norm.__call__``."""
         centred = x - x.mean(dim=-1, keepdim=True)
         scale = centred.std(dim=-1, keepdim=True)
         return centred / (scale + 1e-5), scale
 
     def restore(self, normed: Tensor, x: Tensor) -> Tensor:
-        """As ``Norm.restore``."""
+        """Put mean and scale back, as ``Norm.restore``."""
         return super().restore(normed, x) + x.mean(-1, keepdim=True)
 
 
 @register_norm
 class ConstantNormRescale(Norm):
-    """x * sqrt(d) / |x|."""
+    """The norm x * sqrt(d) / |x|."""
 
     name = "constant_norm_rescale"
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Norm.__call__``."""
+        """Return normed activations and their scale, as ``Norm.__call__``."""
         scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
         return x / scale.clamp_min(1e-12), scale

@@ -1,4 +1,4 @@
-"""Where a dictionary was trained, as its file says, against where it is used.
+"""Compare where a dictionary was trained, as its file says, with where it is used.
 
 Files name places in many ways. What is understood is compared, and what is not is let through.
 """
@@ -89,20 +89,20 @@ def expect_site(info: Mapping[str, str], site: str) -> None:
         return
     hook = info.get("hook_name")
     place = _place(hook) if isinstance(hook, str) else _Place()
-    told = repr(hook)
+    name = repr(hook)
     if place.layer is None and not place.joint and not place.part:
         layer = _number(str(info.get("layer", "")))
         # A training that has no layer to name writes any number.
         if layer is not None and site != "joint":
-            place, told = _Place(layer, tower=place.tower), f"layer {layer}"
+            place, name = _Place(layer, tower=place.tower), f"layer {layer}"
     if place.part:
         raise WrongHost(
-            f"the dictionary was trained at {told}, a part inside of a layer; site {whole!r} is a "
+            f"the dictionary was trained at {name}, a part inside of a layer; site {whole!r} is a "
             f"layer's output, where its features mean nothing; {_MEND}"
         )
     if _differs(place, site):
         raise WrongHost(
-            f"the dictionary was trained at {told}, not at {whole!r}, where its features mean "
+            f"the dictionary was trained at {name}, not at {whole!r}, where its features mean "
             f"nothing; {_MEND}"
         )
 
@@ -125,25 +125,25 @@ def expect_model(trained: str | None, model_name: str | None) -> None:
 
 def _place(hook: str) -> _Place:
     words = re.findall(r"[a-z]+|\d+", hook.lower())
-    said = set(words)
-    towers = [tower for tower, names in _TOWERS.items() if said & names]
+    terms = set(words)
+    towers = [tower for tower, names in _TOWERS.items() if terms & names]
     tower = towers[0] if len(towers) == 1 else None
     at = _layer_at(words)
     if at is None:
-        joint = "joint" in said or "embeds" in said
-        joint = joint or ("projection" in said and "language" not in said)
+        joint = "joint" in terms or "embeds" in terms
+        joint = joint or ("projection" in terms and "language" not in terms)
         return _Place(joint=joint, tower=None if joint else tower)
     layer, rest = int(words[at]), set(words[at + 1 :])
-    if said & _RESIDUAL:
-        part = bool(said & {"mid", "attn", "attention"})
+    if terms & _RESIDUAL:
+        part = bool(terms & {"mid", "attn", "attention"})
     else:
-        part = bool(said & _PARTS or rest - _HARMLESS - _BEFORE)
-    entering = said & {"pre"} or rest & _BEFORE or words[at - 1] in ("states", "state")
+        part = bool(terms & _PARTS or rest - _HARMLESS - _BEFORE)
+    entering = terms & {"pre"} or rest & _BEFORE or words[at - 1] in ("states", "state")
     return _Place(layer - 1 if entering else layer, part, False, tower)
 
 
 def _layer_at(words: list[str]) -> int | None:
-    """Where the one number of a layer stands among words."""
+    """Return where the one number of a layer stands among words."""
     numbers = [i for i, word in enumerate(words) if word.isdecimal()]
     after = [i for i in numbers if i and words[i - 1] in _LAYER]
     if not after and len(numbers) == 1:
@@ -158,13 +158,13 @@ def _layer_at(words: list[str]) -> int | None:
 
 
 def _own(site: str) -> str:
-    """Its name in its own host, of a site in a pipeline: text.3 for text_encoder.text.3."""
+    """Return the name in its own host of a pipeline's site: text.3 for text_encoder.text.3."""
     inner = site.partition(".")[2]
     return inner if inner.split(".")[0] in _SITES else site
 
 
 def _differs(place: _Place, site: str) -> bool:
-    """Whether a place is understood and is not this site."""
+    """Say whether a place is understood and is not this site."""
     name, *numbers = site.split(".")
     if place.joint:
         return bool(numbers)
@@ -184,7 +184,7 @@ def _number(text: str) -> int | None:
 
 
 def _hub_name(name: str | None) -> str | None:
-    """``owner/name`` of the hub, in lower case; None for anything else."""
+    """Return ``owner/name`` of the hub, in lower case; None for anything else."""
     if not isinstance(name, str):
         return None
     for prefix in _PREFIXES:

@@ -58,30 +58,30 @@ class PairedDictionary(Generic[Half]):
                 f"{sizes[0][0]} of width {sizes[0][1]}, text {sizes[1][0]} of {sizes[1][1]}"
             )
         for key in ("model_name", "site"):
-            told = [half.info.get(key) for half in (self.image, self.text)]
-            if None not in told and told[0] != told[1]:
+            values = [half.info.get(key) for half in (self.image, self.text)]
+            if None not in values and values[0] != values[1]:
                 raise VlmEditError(
                     f"dictionaries of a pair were trained apart, but at one place: {key} of image "
-                    f"is {told[0]!r}, of text {told[1]!r}"
+                    f"is {values[0]!r}, of text {values[1]!r}"
                 )
 
     @property
     def width(self) -> int:
-        """Size d of the activations."""
+        """Return the size d of the activations."""
         return self.image.width
 
     @property
     def n_features(self) -> int:
-        """Number m of features of each."""
+        """Return the number m of features of each."""
         return self.image.n_features
 
     @property
     def info(self) -> Mapping[str, str]:
-        """What they were trained on; where they differ, the image's."""
+        """Return what they were trained on; where they differ, the image's."""
         return {**self.text.info, **self.image.info}
 
     def of(self, stream: Modality | None) -> Half:
-        """One of the two.
+        """Return one of the two.
 
         Raises:
             VlmEditError: Another stream than ``image`` or ``text``.
@@ -94,12 +94,12 @@ class PairedDictionary(Generic[Half]):
         return self.image if stream == "image" else self.text
 
     def expect_site(self, site: str) -> None:
-        """As ``Dictionary.expect_site``, of both."""
+        """Refuse another site, as ``Dictionary.expect_site`` does, for both."""
         expect_site(self.image.info, site)
         expect_site(self.text.info, site)
 
     def encode(self, x: Tensor, stream: Modality | None = None) -> Tensor:
-        """As ``Dictionary.encode``; of a mixed stream each token by its own dictionary.
+        """Encode as ``Dictionary.encode``; of a mixed stream each token by its own dictionary.
 
         Raises:
             VlmEditError: No stream, or a wrong width.
@@ -109,7 +109,7 @@ class PairedDictionary(Generic[Half]):
         return stream.pick({name: self.of(name).encode(x, name) for name in stream.names})
 
     def encode_sparse(self, x: Tensor, stream: Modality | None = None) -> SparseCodes:
-        """As ``Dictionary.encode_sparse``.
+        """Encode as ``Dictionary.encode_sparse`` does.
 
         Raises:
             VlmEditError: As ``encode``, or another number of axes.
@@ -119,33 +119,33 @@ class PairedDictionary(Generic[Half]):
         return SparseCodes.of(self.encode(x, stream))
 
     def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:
-        """As ``Dictionary.normalise``, by the stream's norm."""
+        """Norm activations as ``Dictionary.normalise`` does, by the stream's norm."""
         return self.of(stream).normalise(x, stream)
 
     def decode(self, codes: Tensor | SparseCodes, stream: Modality | None = None) -> Tensor:
-        """As ``Dictionary.decode``, by the stream's decoder."""
+        """Decode as ``Dictionary.decode`` does, by the stream's decoder."""
         return self.of(stream).decode(codes)
 
     def check(self, activations: Tensor, stream: Modality | None = None, **options: Any) -> Check:
-        """As ``Dictionary.check``, of the stream's dictionary."""
+        """Check as ``Dictionary.check`` does, the stream's dictionary."""
         return self.of(stream).check(activations, stream, **options)
 
     def to(self, device: torch.device | str) -> PairedDictionary[Half]:
-        """Both on another device."""
+        """Put both on another device."""
         return replace(self, image=self.image.to(device), text=self.text.to(device))
 
     def load(self) -> PairedDictionary[Dictionary]:
-        """Both in memory."""
+        """Load both into memory."""
         halves = (self.image, self.text)
         return PairedDictionary(*(h if isinstance(h, Dictionary) else h.load() for h in halves))
 
     def digest(self) -> str:
-        """As ``Dictionary.digest``, of both."""
+        """Return a digest of both, as ``Dictionary.digest`` does."""
         both = self.image.digest() + self.text.digest()
         return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """As ``Dictionary.summary``, by stream."""
+        """Summarise both by stream, as ``Dictionary.summary`` does."""
         return {stream: self.of(stream).summary() for stream in STREAMS}
 
 

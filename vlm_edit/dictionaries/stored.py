@@ -50,7 +50,7 @@ class Rows:
     unit: bool = False
 
     def __post_init__(self) -> None:
-        """Check shapes."""
+        """Check that all shapes fit."""
         if self.tensor.ndim != 2:
             raise VlmEditError(f"{self.name} has shape {tuple(self.tensor.shape)}, expected 2 axes")
         m, d = self.tensor.shape
@@ -59,14 +59,14 @@ class Rows:
                 raise VlmEditError(f"{name} has shape {tuple(vector.shape)}, expected {(size,)}")
 
     def take(self, features: Sequence[int] | None = None) -> Tensor:
-        """Rows of some features, of all if None, [t, d] float32, a copy.
+        """Return rows of some features, of all if None, [t, d] float32, a copy.
 
         Raises:
             VlmEditError: A number that is not finite.
         """
         index = _index(features)
-        found = self.tensor if index is None else self.tensor[index]
-        rows = found.to(torch.float32, copy=True).contiguous()
+        stored = self.tensor if index is None else self.tensor[index]
+        rows = stored.to(torch.float32, copy=True).contiguous()
         if self.unit:
             rows = F.normalize(rows, dim=1)
         if self.gain is not None:
@@ -140,20 +140,20 @@ class StoredDictionary:
 
     @property
     def width(self) -> int:
-        """Size d of the activations."""
+        """Return the size d of the activations."""
         return self.weight.tensor.shape[1]
 
     @property
     def n_features(self) -> int:
-        """Number m of features."""
+        """Return the number m of features."""
         return self.weight.tensor.shape[0]
 
     def expect_site(self, site: str) -> None:
-        """As ``Dictionary.expect_site``."""
+        """Refuse another site, as ``Dictionary.expect_site`` does."""
         expect_site(self.info, site)
 
     def load(self) -> Dictionary:
-        """The whole dictionary in memory, float32.
+        """Load the whole dictionary into memory, float32.
 
         Raises:
             VlmEditError: Options that do not fit each other, or numbers that are not finite.
@@ -163,7 +163,7 @@ class StoredDictionary:
         )
 
     def slice(self, features: Sequence[int], codes: bool = True) -> Slice:
-        """As ``Dictionary.slice``; reads these features' rows, or the encoder if they compete.
+        """Slice as ``Dictionary.slice``; read these features' rows, or the encoder if they compete.
 
         Raises:
             VlmEditError: A feature that the dictionary does not have.
@@ -178,11 +178,11 @@ class StoredDictionary:
         return Slice(tuple(features), self._encoder(None), rows, self.n_features, index)
 
     def to(self, device: torch.device | str) -> StoredDictionary:
-        """The same, encoding on another device."""
+        """Return the same, encoding on another device."""
         return replace(self, device=device)
 
     def encode(self, x: Tensor, stream: Modality | None = None) -> Tensor:
-        """As ``Dictionary.encode``, without gradients; the same up to rounding.
+        """Encode as ``Dictionary.encode``, without gradients; the same up to rounding.
 
         Raises:
             VlmEditError: Wrong width, or a stream is needed.
@@ -192,7 +192,7 @@ class StoredDictionary:
         return codes.view(*x.shape[:-1], self.n_features)
 
     def encode_sparse(self, x: Tensor, stream: Modality | None = None) -> SparseCodes:
-        """As ``Dictionary.encode_sparse``, up to rounding; reads the encoder once a call.
+        """Encode as ``Dictionary.encode_sparse``, up to rounding; read the encoder once a call.
 
         Raises:
             VlmEditError: Wrong width or number of axes, or a stream is needed.
@@ -203,7 +203,7 @@ class StoredDictionary:
         return encode_parts(self._encoders(), self.n_features, x, stream, contest)
 
     def decode(self, codes: Tensor | SparseCodes) -> Tensor:
-        """As ``Dictionary.decode``, up to rounding; reads the rows of active features alone.
+        """Decode as ``Dictionary.decode``, up to rounding; read the rows of active features alone.
 
         Raises:
             VlmEditError: Codes of another dictionary's size.
@@ -213,21 +213,21 @@ class StoredDictionary:
                 f"codes of {codes.shape[-1]} features meet a dictionary of {self.n_features}"
             )
         flat = codes if isinstance(codes, SparseCodes) else codes.reshape(-1, self.n_features)
-        found = decode_parts(
+        decoded = decode_parts(
             self.decoder.take, SparseCodes.of(flat), self.decoder_bias.float(), self._rows
         )
-        return found.view(*codes.shape[:-1], self.width)
+        return decoded.view(*codes.shape[:-1], self.width)
 
     def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:  # noqa: ARG002
-        """As ``Dictionary.normalise``."""
+        """Norm activations as ``Dictionary.normalise`` does."""
         return self._blank.normalise(x.float())[0]
 
     def check(self, activations: Tensor, stream: Modality | None = None, **options: Any) -> Check:
-        """As ``Dictionary.check``; what it tries needs the whole dictionary, which is loaded."""
+        """Check as ``Dictionary.check``; what it tries needs the whole dictionary loaded."""
         return self.load().check(activations, stream, **options)
 
     def digest(self) -> str:
-        """As ``Dictionary.digest``: the loaded dictionary has the same."""
+        """Return the digest that the loaded dictionary has, by ``Dictionary.digest``."""
         vectors = [self.bias, self.threshold, self.subtract, self.decoder_bias]
         vectors += [self.centers[name] for name in sorted(self.centers)]
         small = [None if vector is None else vector.float() for vector in vectors]
@@ -240,11 +240,11 @@ class StoredDictionary:
         return digest(self, tensors())
 
     def summary(self) -> dict[str, Any]:
-        """As ``Dictionary.summary``."""
+        """Return a summary, as ``Dictionary.summary`` does."""
         return summary(self)
 
     def _parts(self) -> Iterator[range]:
-        """Features whose rows are in memory together; of groups, whole ones."""
+        """Yield features whose rows are in memory together; of groups, whole ones."""
         m = self.n_features
         group = self._activator.group(m) or 1
         step = max(1, self._rows // group) * group
@@ -258,7 +258,7 @@ class StoredDictionary:
 
     @property
     def _blank(self) -> Encoder:
-        """Knows the norm, and no weights."""
+        """Return an encoder that knows the norm, and no weights."""
         return Encoder(torch.zeros(self.width, 1), torch.zeros(1), norm=self.norm)
 
     @property
@@ -266,7 +266,7 @@ class StoredDictionary:
         return max(1, _PART // self.width)
 
     def _encoders(self) -> Iterator[Encoder]:
-        """Of some features after the others: of their codes, or of what competes in all."""
+        """Yield encoders of some features at a time: of their codes, or of what competes in all."""
         part = self
         if self._all_compete:
             raw: dict[str, Any] = {"activation": "identity", "k": None, "threshold": None}
@@ -309,7 +309,7 @@ class StoredDictionary:
 
 
 def _index(features: Sequence[int] | None) -> Tensor | slice | None:
-    """What picks some features out of a tensor; neighbours without a copy of their numbers."""
+    """Return what picks features out of a tensor; neighbours without a copy of their numbers."""
     if features is None:
         return None
     if isinstance(features, range):

@@ -25,7 +25,7 @@ def encode_parts(
     stream: Modality | None = None,
     contest: Contest | None = None,
 ) -> SparseCodes:
-    """Codes of all features, from encoders of some of them, one after the other.
+    """Return the codes of all features, from encoders of some of them, one after the other.
 
     Args:
         parts: Encoders of neighbouring features, in order.
@@ -42,19 +42,19 @@ def encode_parts(
     """
     if x.ndim != 2:
         raise VlmEditError(f"activations to encode sparsely are [n, d], got {tuple(x.shape)}")
-    found, begin = [], 0
+    pieces, begin = [], 0
     for part in parts:
         if contest is not None:
             contest.add(part, begin, x, stream)
         else:
-            found.append((begin, part.sparse(x, stream)))
+            pieces.append((begin, part.sparse(x, stream)))
         begin += part.weight.shape[1]
     if contest is not None:
         return contest.codes(n_features)
-    rows = torch.cat([codes.rows for _, codes in found])
-    features = torch.cat([codes.features + begin for begin, codes in found])
+    rows = torch.cat([codes.rows for _, codes in pieces])
+    features = torch.cat([codes.features + begin for begin, codes in pieces])
     order = (rows * n_features + features).argsort()
-    values = torch.cat([codes.values for _, codes in found])
+    values = torch.cat([codes.values for _, codes in pieces])
     return SparseCodes(rows[order], features[order], values[order], (len(x), n_features))
 
 
@@ -89,7 +89,7 @@ class Contest:
         self.values, self.features = values, features
 
     def codes(self, n_features: int) -> SparseCodes:
-        """Of every row."""
+        """Return the codes of every row."""
         assert self.values is not None and self.features is not None
         features, order = self.features.sort(1)
         values = self.activation.settle(self.values.gather(1, order))
@@ -102,7 +102,7 @@ class Contest:
 def decode_parts(
     take: Callable[[Sequence[int]], Tensor], codes: SparseCodes, bias: Tensor, rows: int
 ) -> Tensor:
-    """``codes @ decoder + bias``, [n, d], from the decoder rows of active features alone.
+    """Return ``codes @ decoder + bias``, [n, d], from decoder rows of active features alone.
 
     Args:
         take: Gives rows [t, d] of features.
@@ -111,18 +111,18 @@ def decode_parts(
         rows: At most so many at a time.
     """
     device = codes.values.device
-    found = bias.to(device).repeat(len(codes), 1)
+    decoded = bias.to(device).repeat(len(codes), 1)
     order, starts = codes.by_feature
     active = codes.features.unique()
     for some in active.split(rows) if len(active) else ():
         # By feature, the entries of these features lie between two starts.
         entries = order[int(starts[some[0]]) : int(starts[some[-1] + 1])].sort().values
         counts = codes.rows[entries].bincount(minlength=len(codes))
-        found += F.embedding_bag(
+        decoded += F.embedding_bag(
             torch.searchsorted(some, codes.features[entries]),
             take(some.tolist()).to(device),
             counts.cumsum(0) - counts,
             mode="sum",
             per_sample_weights=codes.values[entries].float(),
         )
-    return found
+    return decoded

@@ -9,7 +9,7 @@ _WORTH = 2  # k must be this much smaller than the number of groups
 
 
 def top_k(hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, in no order, faster than ``torch.topk`` on a CPU.
+    """Find the k largest of each row, in no order, faster than ``torch.topk`` on a CPU.
 
     Columns are put in groups of eight. The k groups with the largest maxima hold k values that
     no other group's value exceeds, so that only those groups are searched; the groups
@@ -32,11 +32,11 @@ def top_k(hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
     m = hidden.shape[-1]
     groups = m // _GROUP
     if hidden.device.type != "cpu" or m % _GROUP or groups < _WORTH * k:
-        found = hidden.topk(k, dim=-1, sorted=False)
-        return found.values, found.indices
+        largest = hidden.topk(k, dim=-1, sorted=False)
+        return largest.values, largest.indices
     grouped = hidden.unflatten(-1, (_GROUP, groups))
     _, best = top_k(grouped.amax(-2), k)
     spread = best.unsqueeze(-2).expand(*best.shape[:-1], _GROUP, k)
-    found = grouped.gather(-1, spread).flatten(-2).topk(k, dim=-1, sorted=False)
-    columns = found.indices // k * groups + best.gather(-1, found.indices % k)
-    return found.values, columns
+    largest = grouped.gather(-1, spread).flatten(-2).topk(k, dim=-1, sorted=False)
+    columns = largest.indices // k * groups + best.gather(-1, largest.indices % k)
+    return largest.values, columns
