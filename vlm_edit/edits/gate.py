@@ -13,7 +13,7 @@ from vlm_edit.ground.errors import VlmEditError
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """Opens where the dictionary's reconstruction is good enough.
+    """A gate that opens where the dictionary's reconstruction is good enough.
 
     A token's explained share is ``1 - |x - decode(code)|^2 / |x - bias|^2``, x normed and
     centred, bias what the dictionary decodes to where no feature fires. An edit of features says
@@ -31,7 +31,7 @@ class Gate:
     bias: Tensor
 
     def __post_init__(self) -> None:
-        """Check the share."""
+        """Check that the share is a number of at most 1."""
         number = isinstance(self.least, int | float) and not isinstance(self.least, bool)
         if not number or not self.least <= 1:  # and not NaN
             raise VlmEditError(
@@ -42,7 +42,7 @@ class Gate:
         expect("decoder bias", self.bias, (self.bias.numel(),))
 
     def opens(self, x: Tensor, codes: Tensor) -> Tensor:
-        """Where enough is explained.
+        """Return where enough is explained.
 
         Args:
             x: [..., d], normed and centred.
@@ -51,10 +51,10 @@ class Gate:
         Returns:
             [..., 1] bool.
         """
-        left = (x - self.bias - codes @ self.decoder).square().sum(-1, keepdim=True)
+        remainder = (x - self.bias - codes @ self.decoder).square().sum(-1, keepdim=True)
         whole = (x - self.bias).square().sum(-1, keepdim=True)
-        return left <= (1 - self.least) * whole
+        return remainder <= (1 - self.least) * whole
 
     def to(self, device: torch.device | str) -> Gate:
-        """The same on another device."""
+        """Return the same on another device."""
         return replace(self, decoder=move(self.decoder, device), bias=move(self.bias, device))

@@ -21,11 +21,11 @@ class Move(Rule):
     """
 
     def prepare(self, rows: Tensor) -> Tensor:
-        """What ``move`` needs, of the features' decoder rows [t, d]."""
+        """Return what ``move`` needs, of the features' decoder rows [t, d]."""
         raise NotImplementedError
 
     def move(self, hidden: Tensor, code: Tensor | None, prepared: Tensor) -> Tensor:
-        """The change of hidden states [..., d] at full strength.
+        """Return the change of hidden states [..., d] at full strength.
 
         Args:
             hidden: As the rules before left it, float32.
@@ -55,14 +55,14 @@ class Project(Move):
     reads: ClassVar[bool] = False
 
     def prepare(self, rows: Tensor) -> Tensor:
-        """Q [r, d]; rows that depend on the others, up to rounding, add nothing."""
+        """Return Q [r, d]; rows that depend on the others, up to rounding, add nothing."""
         _, sizes, basis = torch.linalg.svd(rows.double(), full_matrices=False)
         rank = int((sizes > sizes.max() * 1e-6).sum()) if sizes.numel() else 0
-        kept: Tensor = basis[:rank].float()
-        return kept
+        span: Tensor = basis[:rank].float()
+        return span
 
     def move(self, hidden: Tensor, code: Tensor | None, prepared: Tensor) -> Tensor:  # noqa: ARG002
-        """Minus the part in the span."""
+        """Return minus the part in the span."""
         return -(hidden @ prepared.mT) @ prepared
 
 
@@ -104,7 +104,7 @@ class Detect(Move):
         return self.mode
 
     def prepare(self, rows: Tensor) -> Tensor:
-        """The vector, if it is as wide as the rows."""
+        """Return the vector, if it is as wide as the rows."""
         if len(self.vector) != rows.shape[1]:
             raise BadArgument(
                 f"Detect: vector has {len(self.vector)} numbers, the dictionary's activations "
@@ -113,11 +113,11 @@ class Detect(Move):
         return torch.tensor(self.vector)
 
     def move(self, hidden: Tensor, code: Tensor | None, prepared: Tensor) -> Tensor:
-        """To the vector, or by it, where the features fire."""
+        """Return the change to the vector, or by it, where the features fire."""
         assert code is not None
         fires = (code > self.threshold).any(-1, keepdim=True)
-        moved = prepared.expand_as(hidden) if self.mode == "add" else prepared - hidden
-        return torch.where(fires, moved, 0.0)
+        change = prepared.expand_as(hidden) if self.mode == "add" else prepared - hidden
+        return torch.where(fires, change, 0.0)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Push(Move):
     amount: float
 
     def prepare(self, rows: Tensor) -> Tensor:
-        """The direction, [d], of length 1."""
+        """Return the direction, [d], of length 1."""
         direction = rows.double().sum(0)
         if not float(direction.norm()) > 1e-9 * float(rows.double().norm()):
             raise VlmEditError(
@@ -140,6 +140,6 @@ class Push(Move):
         return unit
 
     def move(self, hidden: Tensor, code: Tensor | None, prepared: Tensor) -> Tensor:  # noqa: ARG002
-        """Along the direction, by a share of the token's norm."""
-        moved: Tensor = self.amount * hidden.norm(dim=-1, keepdim=True) * prepared
-        return moved
+        """Return the change along the direction, by a share of the token's norm."""
+        change: Tensor = self.amount * hidden.norm(dim=-1, keepdim=True) * prepared
+        return change

@@ -38,15 +38,15 @@ class Rule:
     def __post_init__(self) -> None:
         """Check and normalise the features."""
         name = type(self).__name__
-        listed = getattr(self.features, "tolist", lambda: self.features)()
+        sequence = getattr(self.features, "tolist", lambda: self.features)()
         try:
-            listed = tuple(listed)
-            features = tuple(index(f) for f in listed)
+            sequence = tuple(sequence)
+            features = tuple(index(f) for f in sequence)
         except TypeError as error:
             raise BadArgument(
                 f"{name}: features must be whole numbers, got {self.features!r}"
             ) from error
-        if any(isinstance(f, bool) for f in listed):
+        if any(isinstance(f, bool) for f in sequence):
             raise BadArgument(
                 f"{name}: features is a mask; give the numbers, such as mask.nonzero()[:, 0]"
             )
@@ -63,39 +63,39 @@ class Rule:
                 object.__setattr__(self, item.name, self._checked(item.name))
 
     def _checked(self, name: str) -> object:
-        """A field's value, as it is kept."""
+        """Return a field's value, as it is kept."""
         return finite(type(self).__name__, name, getattr(self, name))
 
     def touches(self, n_features: int) -> Sequence[int]:  # noqa: ARG002
-        """The features whose code it changes, of a dictionary of so many."""
+        """Return the features whose code it changes, of a dictionary of so many."""
         return self.features
 
     def acting(self) -> Rule:
-        """The rule that does it: this one, or what it is short for."""
+        """Return the rule that does it: this one, or what it is short for."""
         return self
 
     def target(self, code: Tensor) -> Tensor:
-        """What the rule makes of the features' code [..., t] at full strength."""
+        """Return what the rule makes of the features' code [..., t] at full strength."""
         raise NotImplementedError
 
     def __call__(self, code: Tensor) -> Tensor:
-        """The features' code [..., t] after the rule."""
+        """Return the features' code [..., t] after the rule."""
         target = self.target(code)
         return target if self.strength == 1.0 else code + self.strength * (target - code)
 
     @property
     def step(self) -> Callable[[Tensor], Tensor]:
-        """The shortest way to what the rule does: at full strength that is its target."""
+        """Return the shortest way to what the rule does: at full strength that is its target."""
         plain = self.strength == 1.0 and type(self).__call__ is Rule.__call__
         return self.target if plain else self
 
     def to_dict(self) -> dict[str, Any]:
-        """The rule as JSON-able values; ``rule_from_dict`` reads it."""
+        """Return the rule as JSON-able values; ``rule_from_dict`` reads it."""
         return {"kind": self.kind} | {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 def finite(rule: str, name: str, value: object) -> float:
-    """A number that float32 can hold."""
+    """Return a number that float32 can hold; refuse anything else."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(cast("float", value)) <= torch.finfo(torch.float32).max:
         raise BadArgument(f"{rule}: {name} must be a finite number, got {value!r}")
@@ -103,15 +103,15 @@ def finite(rule: str, name: str, value: object) -> float:
 
 
 def numbers(rule: str, name: str, values: object) -> tuple[float, ...]:
-    """Such numbers."""
-    listed = getattr(values, "tolist", lambda: values)()
-    if isinstance(listed, str) or not isinstance(listed, Iterable):
+    """Return such numbers; refuse anything else."""
+    sequence = getattr(values, "tolist", lambda: values)()
+    if isinstance(sequence, str) or not isinstance(sequence, Iterable):
         raise BadArgument(f"{rule}: {name} must be a list of numbers, got {values!r}")
-    return tuple(finite(rule, name, value) for value in listed)
+    return tuple(finite(rule, name, value) for value in sequence)
 
 
 def flag(rule: str, name: str, value: object) -> bool:
-    """A bool."""
+    """Return a bool; refuse anything else."""
     if not isinstance(value, bool):
         raise BadArgument(f"{rule}: {name} must be True or False, got {value!r}")
     return value

@@ -27,7 +27,7 @@ class Ablate(Rule):
     kind: ClassVar[str] = "ablate"
 
     def target(self, code: Tensor) -> Tensor:
-        """Zeros."""
+        """Return zeros for these features."""
         return torch.zeros_like(code)
 
 
@@ -49,7 +49,7 @@ class Scale(Rule):
     factor: float
 
     def target(self, code: Tensor) -> Tensor:
-        """The code times the factor."""
+        """Return the code times the factor."""
         return code * self.factor
 
 
@@ -71,7 +71,7 @@ class Clamp(Rule):
     value: float
 
     def target(self, code: Tensor) -> Tensor:
-        """The value everywhere."""
+        """Return the value everywhere."""
         return torch.full_like(code, self.value)
 
 
@@ -103,11 +103,11 @@ class Steer(Rule):
         return flag("Steer", name, self.relative) if name == "relative" else super()._checked(name)
 
     def acting(self) -> Rule:
-        """Itself, or the push that it is short for."""
+        """Return itself, or the push that it is short for."""
         return Push(self.features, self.amount, strength=self.strength) if self.relative else self
 
     def target(self, code: Tensor) -> Tensor:
-        """The code plus the amount."""
+        """Return the code plus the amount."""
         return code + self.amount
 
 
@@ -125,12 +125,12 @@ class Keep(Rule):
     kind: ClassVar[str] = "keep"
 
     def touches(self, n_features: int) -> Sequence[int]:
-        """All others."""
-        kept = set(self.features)
-        return tuple(k for k in range(n_features) if k not in kept)
+        """Return all other features."""
+        own = set(self.features)
+        return tuple(k for k in range(n_features) if k not in own)
 
     def target(self, code: Tensor) -> Tensor:
-        """Zeros, of all others."""
+        """Return zeros for all other features."""
         return torch.zeros_like(code)
 
 
@@ -152,7 +152,7 @@ class Cap(Rule):
     most: float
 
     def target(self, code: Tensor) -> Tensor:
-        """The code, cut off above."""
+        """Return the code, cut off above."""
         return code.clamp(max=self.most)
 
 
@@ -178,14 +178,14 @@ class Blend(Rule):
     def _checked(self, name: str) -> object:
         if name != "reference":
             return super()._checked(name)
-        found = numbers("Blend", name, self.reference)
-        if len(found) != len(self.features):
+        codes = numbers("Blend", name, self.reference)
+        if len(codes) != len(self.features):
             raise BadArgument(
-                f"Blend: reference has {len(found)} values for {len(self.features)} features: give "
+                f"Blend: reference has {len(codes)} values for {len(self.features)} features: give "
                 "one for each, in their order"
             )
-        return found
+        return codes
 
     def target(self, code: Tensor) -> Tensor:
-        """The reference everywhere."""
+        """Return the reference everywhere."""
         return code.new_tensor(self.reference).expand_as(code)

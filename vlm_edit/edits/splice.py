@@ -20,7 +20,7 @@ from vlm_edit.ground.modality import Modality
 
 @dataclass(frozen=True, eq=False)
 class Splice:
-    """``hidden' = hidden + mask * (rules(code) - code) @ decoder[touched]``.
+    """The edit ``hidden' = hidden + mask * (rules(code) - code) @ decoder[touched]``.
 
     The decoder's bias cancels and the reconstruction error stays. Encode once, apply every rule
     on the code in order, splice once, out of place and differentiable. Rules on the hidden state
@@ -68,7 +68,7 @@ class Splice:
             else None
             for rule, index in zip(acting, columns, strict=True)
         )
-        found: dict[str, object] = {
+        state: dict[str, object] = {
             "_acting": acting,
             "_steps": tuple(rule.step for rule in acting),
             "_columns": columns,
@@ -78,7 +78,7 @@ class Splice:
             "_simple": self.gate is None and not any(isinstance(rule, Move) for rule in acting),
             "_devices": {},
         }
-        for name, value in found.items():
+        for name, value in state.items():
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -88,7 +88,7 @@ class Splice:
         rules: Sequence[Rule],
         gate: float | None = None,
     ) -> Splice:
-        """The splice of rules on a dictionary's features.
+        """Make the splice of rules on a dictionary's features.
 
         Args:
             dictionary: Its own.
@@ -120,7 +120,7 @@ class Splice:
         stream: Modality | None = None,
         strength: Tensor | None = None,
     ) -> Tensor:
-        """The hidden state with the rules applied.
+        """Return the hidden state with the rules applied.
 
         Args:
             hidden: [..., D], any float dtype.
@@ -148,7 +148,7 @@ class Splice:
     def _edited(
         self, placed: _Placed, hidden: Tensor, stream: Modality | None, strength: Tensor | None
     ) -> Tensor:
-        """The hidden state with the rules applied, in float32 or wider."""
+        """Return the hidden state with the rules applied, in float32 or wider."""
         if not self._simple:
             return hidden + _times(self._change(placed, hidden, stream), strength)
         before, scale = placed.codes(hidden, stream)
@@ -160,7 +160,7 @@ class Splice:
         return _spliced(hidden, _times(change, strength), placed.slice.decoder)
 
     def _change(self, placed: _Placed, hidden: Tensor, stream: Modality | None) -> Tensor:
-        """What the rules add to each token, [..., D]."""
+        """Return what the rules add to each token, [..., D]."""
         part, code, scale, opens = placed.slice, None, None, None
         if placed.gate is not None:
             code, scale, opens = _gated(part, placed.gate, hidden, stream)
@@ -168,23 +168,23 @@ class Splice:
             code, scale = part.codes(hidden, stream)
         else:
             part.encoder.expect_width(hidden)
-        done, moved = code, None
+        done, change = code, None
         for rule, index, prepared in zip(
             self._acting, placed.columns, placed.prepared, strict=True
         ):
             if isinstance(rule, Move):
                 own = code if index is None or code is None else code[..., index]
-                moved = _plus(moved, _decoded(part, code, done, scale))
+                change = _plus(change, _decoded(part, code, done, scale))
                 done = code
-                here = hidden.float() if moved is None else hidden.float() + moved
+                here = hidden.float() if change is None else hidden.float() + change
                 assert prepared is not None
-                moved = _plus(moved, rule.strength * rule.move(here, own, prepared))
+                change = _plus(change, rule.strength * rule.move(here, own, prepared))
             else:
                 assert code is not None
                 code = _ruled(rule, code, index)
-        moved = _plus(moved, _decoded(part, code, done, scale))
-        assert moved is not None
-        return moved if opens is None else torch.where(opens, moved, 0.0)
+        change = _plus(change, _decoded(part, code, done, scale))
+        assert change is not None
+        return change if opens is None else torch.where(opens, change, 0.0)
 
     def place(self, device: torch.device) -> None:
         """Put what the edit needs on a device now, not at the first output there.
@@ -223,14 +223,14 @@ class _Placed(NamedTuple):
 
 
 def _reads(rule: Rule) -> bool:
-    """Whether its change depends on the code. A rule of a user's own may do anything."""
+    """Say whether its change depends on the code; a rule of a user's own may do anything."""
     return rule.reads and type(rule) is not Steer
 
 
 def _gated(
     part: Slice, gate: Gate, hidden: Tensor, stream: Modality | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Codes of the touched features, the norm's scale, and where the gate opens."""
+    """Return codes of the touched features, the norm's scale, and where the gate opens."""
     codes, scale = part.encoder(hidden, stream)
     x = part.encoder.normalise(hidden.float())[0]
     if part.encoder.centers:
@@ -240,7 +240,7 @@ def _gated(
 
 
 def _ruled(rule: Callable[[Tensor], Tensor], code: Tensor, index: Tensor | None) -> Tensor:
-    """The touched features' code [..., t] after a rule on those at the index; None for all."""
+    """Return the touched features' code [..., t] after a rule on those at the index, or on all."""
     if index is None:
         return rule(code)
     return code.index_copy(-1, index, rule(code[..., index]))
@@ -249,7 +249,7 @@ def _ruled(rule: Callable[[Tensor], Tensor], code: Tensor, index: Tensor | None)
 def _decoded(
     part: Slice, code: Tensor | None, before: Tensor | None, scale: Tensor | None
 ) -> Tensor | None:
-    """What a change of codes adds to the hidden state; None where there is no change."""
+    """Return what a change of codes adds to the hidden state; None where there is no change."""
     if code is None or before is None or code is before:
         return None
     change = (code - before) @ part.decoder
@@ -257,7 +257,7 @@ def _decoded(
 
 
 def _spliced(hidden: Tensor, change: Tensor, decoder: Tensor) -> Tensor:
-    """``hidden + change @ decoder`` without a tensor in between, which would cost as much again."""
+    """Add ``change @ decoder`` without a tensor in between, which would cost as much again."""
     if hidden.dtype == torch.float64:
         return hidden + change @ decoder
     if len(decoder) == 1:
@@ -277,7 +277,7 @@ def _plus(moved: Tensor | None, change: Tensor | None) -> Tensor | None:
 def _expect_finite(part: Slice, gate: Gate | None) -> None:
     """Refuse weights that would turn the host's outputs to NaN in silence."""
     encoder = part.encoder
-    held = {
+    weights = {
         "encoder weight": encoder.weight,
         "encoder bias": encoder.bias,
         "decoder": part.decoder,
@@ -285,8 +285,8 @@ def _expect_finite(part: Slice, gate: Gate | None) -> None:
         "subtract": encoder.subtract,
     } | {f"center of the {stream} stream": center for stream, center in encoder.centers.items()}
     if gate is not None:
-        held |= {"gate's decoder": gate.decoder, "gate's bias": gate.bias}
-    for name, tensor in held.items():
+        weights |= {"gate's decoder": gate.decoder, "gate's bias": gate.bias}
+    for name, tensor in weights.items():
         if tensor is None or not tensor.numel():
             continue
         if not bool(torch.stack(tensor.detach().aminmax()).isfinite().all()):  # no copy of it
@@ -301,7 +301,7 @@ def _first(features: Sequence[int]) -> str:
 
 
 def _columns(touched: tuple[int, ...], features: tuple[int, ...]) -> Tensor | None:
-    """Where a rule's features stand among the touched ones; None for all of them in order."""
+    """Return where a rule's features stand among the touched; None for all of them in order."""
     if features == touched:
         return None
     position = {feature: i for i, feature in enumerate(touched)}
@@ -309,7 +309,7 @@ def _columns(touched: tuple[int, ...], features: tuple[int, ...]) -> Tensor | No
 
 
 def _shift(part: Slice, rules: Sequence[Rule], columns: Sequence[Tensor | None]) -> Tensor | None:
-    """[D], the change of every token where no rule looks at its code; None where one does."""
+    """Return the change [D] of every token where no rule looks at its code; None where one does."""
     if not part.encoder.normaliser.plain:
         return None
     amounts = torch.zeros(len(part.decoder), dtype=torch.float64)
