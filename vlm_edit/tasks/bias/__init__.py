@@ -1,10 +1,10 @@
 """Bias: what a host makes of groups, which features carry it, and edits that lessen it.
 
-asked = Questions("gender", {"man": ["a photo of a man"], "woman": ["a photo of a woman"]})
-bench = Bench.read(model, processor, pairs, asked)
+questions = Questions("gender", {"man": ["a photo of a man"], "woman": ["a photo of a woman"]})
+bench = Bench.read(model, processor, pairs, questions)
 tune, test = split(pairs, by="person")
-found = mitigate(bench.part(tune), dictionary)
-outcomes = {"nothing": bench.part(test).plain, "edit": bench.part(test).edited(found.patch)}
+mitigation = mitigate(bench.part(tune), dictionary)
+outcomes = {"nothing": bench.part(test).plain, "edit": bench.part(test).edited(mitigation.patch)}
 print(effect_table({name: Outcome.of(study) for name, study in outcomes.items()}, "Gender"))
 """
 

@@ -24,7 +24,7 @@ SITE = "joint"
 
 
 def directions(rows: Tensor) -> Dictionary:
-    """A dictionary whose features are given directions; the code is the part along each.
+    """Make a dictionary whose features are given directions; the code is the part along each.
 
     Args:
         rows: [r, d].
@@ -48,7 +48,7 @@ def directions(rows: Tensor) -> Dictionary:
 
 
 def project_out(rows: Tensor, tokens: TokenChoice = "all", site: str = SITE) -> Patch:
-    """The patch that takes the span of given directions out of activations.
+    """Make the patch that takes the span of given directions out of activations.
 
     Args:
         rows: [r, d].
@@ -86,7 +86,7 @@ def prompt_difference(study: Study, tokens: TokenChoice = "all") -> Patch:
 def calibrated_projection(
     study: Study, weight: float = 1000.0, tokens: TokenChoice = "text"
 ) -> Patch:
-    """Prompts projected and calibrated on pairs of texts (Chuang et al. 2023, equation 7).
+    """Project prompts out, calibrated on pairs of texts (Chuang et al. 2023, equation 7).
 
     ``P = P0 (I + weight / |S| sum over pairs in S of (zi - zj)(zi - zj)')^-1``: P0 projects the
     span of the values' prompts out, and pairs are the questions' variants, one text naming two
@@ -109,10 +109,10 @@ def calibrated_projection(
         raise BadArgument("the calibrated projection works on pairs: give Questions variants")
     gaps = torch.stack([a - b for a, b in (F.normalize(pair, dim=1) for pair in pairs)]).double()
     _, sizes, basis = torch.linalg.svd(gaps, full_matrices=False)
-    kept = sizes > sizes.max() * 1e-6
-    factors = 1 / (1 + weight / len(gaps) * sizes[kept].square())
+    large = sizes > sizes.max() * 1e-6
+    factors = 1 / (1 + weight / len(gaps) * sizes[large].square())
     rules = [Scale([k], float(factor)) for k, factor in enumerate(factors)]
-    shrink = Patch(SITE, directions(basis[kept].float()), rules, tokens)
+    shrink = Patch(SITE, directions(basis[large].float()), rules, tokens)
     prompts = [text for texts in study.questions.classes.values() for text in texts]
     return shrink + project_out(F.normalize(study.embedded(prompts), dim=1), tokens)
 
@@ -172,7 +172,7 @@ def difference_components(study: Study, by: str, count: int, tokens: TokenChoice
 
 
 def nullspace(study: Study, count: int, ridge: float = 1e-2, tokens: TokenChoice = "all") -> Patch:
-    """Iterative null-space projection: linear probes' directions, one after the other.
+    """Project out linear probes' directions, one after the other: iterative null-space projection.
 
     Each probe is a ridge regression on what the ones before left (Ravfogel et al. 2020).
 
@@ -204,8 +204,9 @@ def nullspace(study: Study, count: int, ridge: float = 1e-2, tokens: TokenChoice
 def least_squares_erasure(
     study: Study, shrinkage: float = 0.1, tokens: TokenChoice = "all"
 ) -> Patch:
-    """LEACE: the least change after which no linear probe tells the groups (Belrose et al. 2023).
+    """Erase groups by LEACE (Belrose et al. 2023).
 
+    This is the least change after which no linear probe tells the groups:
     ``x' = x - W^-1 P W (x - mean)``, W whitening the images' normalised embeddings and P the
     projection on the whitened differences of the groups' means. With fewer images than
     dimensions the covariance is shrunk toward a sphere, and the promise holds for the images
@@ -239,8 +240,8 @@ def least_squares_erasure(
         subtract=(mean * scale).float(),
         norm="constant_norm_rescale",
     )
-    erased = Dictionary(encoder, (rows @ unwhiten).float(), torch.zeros(len(mean)))
-    return Patch(SITE, erased, Ablate(range(len(rows))), tokens)
+    dictionary = Dictionary(encoder, (rows @ unwhiten).float(), torch.zeros(len(mean)))
+    return Patch(SITE, dictionary, Ablate(range(len(rows))), tokens)
 
 
 def modality_centring(study: Study) -> Patch:
@@ -290,18 +291,18 @@ def bend(study: Study, reference: Study, nearest: int = 20) -> Study:
     }
     place = {text: i for i, text in enumerate(study.questions.texts())}
     text = study.text.clone()
-    for query, named in variants.items():
+    for query, wordings in variants.items():
         if query not in place:
             continue
         z = F.normalize(study.text[place[query]], dim=0)
-        own = F.normalize(study.embedded(list(named.values())), dim=1)
+        own = F.normalize(study.embedded(list(wordings.values())), dim=1)
         z = F.normalize(_without(z, own[1:] - own[0]), dim=0)
         text[place[query]] = _equalised(z, images, nearest)
     return replace(study, text=text)
 
 
 def group_means(study: Study, stream: str) -> list[Tensor]:
-    """Mean normalised embedding of each value's images or captions, [d] each."""
+    """Return the mean normalised embedding of each value's images or captions, [d] each."""
     x = F.normalize(study.image if stream == "image" else study.caption, dim=1)
     return [
         x[[i for i, group in enumerate(study.groups) if group == value]].mean(0)
@@ -310,13 +311,13 @@ def group_means(study: Study, stream: str) -> list[Tensor]:
 
 
 def _equalised(z: Tensor, images: Mapping[str, Tensor], nearest: int) -> Tensor:
-    """The unit vector nearest to z that is as similar to every group's nearest images."""
+    """Return the unit vector nearest to z that is as similar to every group's nearest images."""
     means = [x[(x @ z).topk(min(nearest, len(x))).indices].mean(0) for x in images.values()]
     return F.normalize(_without(z, torch.stack(means[1:]) - means[0]), dim=0)
 
 
 def _without(z: Tensor, rows: Tensor) -> Tensor:
-    """What is left of z without its part in the span of rows."""
+    """Return what is left of z without its part in the span of rows."""
     project = Project(range(len(rows)))
-    found: Tensor = z + project.move(z, None, project.prepare(rows))
-    return found
+    rest: Tensor = z + project.move(z, None, project.prepare(rows))
+    return rest

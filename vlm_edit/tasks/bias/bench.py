@@ -88,11 +88,11 @@ class Bench:
         """
         host = Host.of(host)
         read = _Reading(host, questions, batch_size)
-        kept, study = read(pairs)
-        return cls(host, study, batch_size, tuple(kept.skipped))
+        reader, study = read(pairs)
+        return cls(host, study, batch_size, tuple(reader.skipped))
 
     def edited(self, patch: Patch | None, strength: float = 1.0) -> Study:
-        """The study with a patch attached.
+        """Return the study with a patch attached.
 
         Args:
             patch: None for the study as it is.
@@ -105,17 +105,17 @@ class Bench:
             return door.read()
 
     def door(self, patch: Patch) -> Door:
-        """Where such a patch is put: on embeddings that are kept, or on the host."""
+        """Return where such a patch is put: on embeddings that are kept, or on the host."""
         if all(binding.site == JOINT for binding in patch.bindings):
             self.host.site(JOINT)
-            kept = _Kept(self.plain.image.shape[1]).eval()
-            inside = Host.of(kept, adapter=kept.adapter)
-            return Door(inside, {"check_host": False}, lambda: kept.study(self.plain))
+            model = _Kept(self.plain.image.shape[1]).eval()
+            inside = Host.of(model, adapter=model.adapter)
+            return Door(inside, {"check_host": False}, lambda: model.study(self.plain))
         read = _Reading(self.host, self.plain.questions, self.batch_size)
         return Door(self.host, {}, lambda: read(self.plain.pairs)[1])
 
     def part(self, numbers: Sequence[int]) -> Bench:
-        """The same bench with some of the images; nothing is read anew."""
+        """Return the same bench with some of the images; nothing is read anew."""
         return replace(self, plain=self.plain.part(numbers))
 
 
@@ -140,7 +140,7 @@ class _Kept(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    """Runs a host over images and texts."""
+    """What runs a host over images and texts."""
 
     host: Host
     questions: Questions

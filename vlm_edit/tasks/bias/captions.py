@@ -30,7 +30,7 @@ NEITHER, BOTH = "neither", "both"
 
 
 def named_group(text: str, words: Mapping[str, Sequence[str]] = GENDER_WORDS) -> str:
-    """The group that a text names: one of the words' keys, ``neither`` or ``both``.
+    """Return the group that a text names: one of the words' keys, ``neither`` or ``both``.
 
     Args:
         text: What is said. Only whole words count, whatever their case.
@@ -40,24 +40,24 @@ def named_group(text: str, words: Mapping[str, Sequence[str]] = GENDER_WORDS) ->
         >>> [named_group(text) for text in ("A man biking", "woman and man", "emanate")]
         ['man', 'both', 'neither']
     """
-    said = set(_tokens(text))
-    named = [group for group, own in words.items() if said & {word.lower() for word in own}]
-    return named[0] if len(named) == 1 else (BOTH if named else NEITHER)
+    tokens = set(_tokens(text))
+    groups = [group for group, own in words.items() if tokens & {word.lower() for word in own}]
+    return groups[0] if len(groups) == 1 else (BOTH if groups else NEITHER)
 
 
 def without_words(text: str, words: Mapping[str, Sequence[str]] = GENDER_WORDS) -> list[str]:
-    """A text's words without those of any group, in lower case.
+    """Return a text's words without those of any group, in lower case.
 
     Example:
         >>> without_words("A man biking")
         ['a', 'biking']
     """
-    gone = {word.lower() for own in words.values() for word in own}
-    return [word for word in _tokens(text) if word not in gone]
+    names = {word.lower() for own in words.values() for word in own}
+    return [word for word in _tokens(text) if word not in names]
 
 
 def word_f1(said: Sequence[str], wanted: Sequence[str]) -> float:
-    """F1 of the words of two texts, each word as often as it is in both.
+    """Return F1 of the words of two texts, each word as often as it is in both.
 
     Args:
         said: Words of the one.
@@ -85,7 +85,7 @@ def describe(
     batch_size: int = 64,
     longest: int = 24,
 ) -> list[str]:
-    """What a host that generates says of images, greedily, under whatever patch is attached.
+    """Describe images by a host that generates, greedily, under whatever patch is attached.
 
     Args:
         host: With its processor, which has an ``image_token``.
@@ -112,7 +112,7 @@ def describe(
             f"captions need a host that generates and a processor with an image token, got "
             f"{host.kind.__name__} and {type(processor).__name__}"
         )
-    found = []
+    texts = []
     for start in range(0, len(images), batch_size):
         some = list(images[start : start + batch_size])
         text = [f"{token}\n{prompt}"] * len(some)
@@ -120,8 +120,8 @@ def describe(
         inputs = host.place(inputs)
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=longest)
         new = ids[:, inputs["input_ids"].shape[1] :]
-        found += [t.strip() for t in processor.batch_decode(new, skip_special_tokens=True)]
-    return found
+        texts += [t.strip() for t in processor.batch_decode(new, skip_special_tokens=True)]
+    return texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,11 +154,11 @@ class Captions:
             )
 
     def named(self) -> list[str]:
-        """The group that each caption names."""
+        """Return the group that each caption names."""
         return [named_group(text, self.words) for text in self.said]
 
     def shares(self, group: str) -> dict[str, Estimate]:
-        """Of one group's images: share of captions that name each group, neither, or both.
+        """Return the shares of one group's captions that name each group, neither, or both.
 
         Args:
             group: Of the images.
@@ -166,30 +166,30 @@ class Captions:
         Raises:
             VlmEditError: No image is of it.
         """
-        told = [named for named, own in zip(self.named(), self.groups, strict=True) if own == group]
-        if not told:
+        names = [name for name, own in zip(self.named(), self.groups, strict=True) if own == group]
+        if not names:
             raise VlmEditError(f"no image is of group {group!r}: there is {set(self.groups)}")
         kinds = (*self.words, NEITHER, BOTH)
-        return {kind: proportion(told.count(kind), len(told)) for kind in kinds}
+        return {kind: proportion(names.count(kind), len(names)) for kind in kinds}
 
     def overlap(self) -> Tensor:
-        """``word_f1`` of each caption with the right one, words of groups left out, [n]."""
+        """Return ``word_f1`` of each caption with the right one, words of groups left out, [n]."""
         pairs = zip(self.said, self.wanted, strict=True)
         return torch.tensor(
             [
-                word_f1(without_words(said, self.words), without_words(wanted, self.words))
-                for said, wanted in pairs
+                word_f1(without_words(caption, self.words), without_words(truth, self.words))
+                for caption, truth in pairs
             ],
             dtype=torch.float64,
         )
 
     def quality(self) -> Estimate:
-        """Its mean, by the bootstrap."""
+        """Return its mean, by the bootstrap."""
         return mean_estimate(self.overlap())
 
 
 def caption_table(found: Mapping[str, Captions], title: str, note: str = "") -> Table:
-    """A row for each edit and group of images."""
+    """Make a table with a row for each edit and group of images."""
     first = next(iter(found.values()))
     kinds = (*first.words, NEITHER)
     rows = []

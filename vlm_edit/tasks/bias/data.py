@@ -22,7 +22,7 @@ _RACES = ("White", "Black", "Asian", "Indian", "Others")
 
 
 def read_fairface(folder: str | os.PathLike[str], split: str = "val") -> Pairs:
-    r"""FairFace (Karkkainen and Joo 2021): ``fairface_label_val.csv`` and the images it names.
+    r"""Read FairFace (Karkkainen and Joo 2021): ``fairface_label_val.csv`` and images it names.
 
     Args:
         folder: With the CSV files and the folders ``train`` and ``val``.
@@ -54,7 +54,7 @@ def read_fairface(folder: str | os.PathLike[str], split: str = "val") -> Pairs:
 
 
 def read_utkface(folder: str | os.PathLike[str]) -> Pairs:
-    """UTKFace (Zhang et al. 2017): images named ``age_gender_race_date.jpg``.
+    """Read UTKFace (Zhang et al. 2017): images named ``age_gender_race_date.jpg``.
 
     A few files of the published archive lack a part of their name: they are left out, with a
     warning that names them.
@@ -71,33 +71,33 @@ def read_utkface(folder: str | os.PathLike[str]) -> Pairs:
     path = Path(folder)
     images = _images(path)
     columns: dict[str, list[str]] = {"age": [], "gender": [], "race": []}
-    kept, strange = [], []
+    paths, rejects = [], []
     for image in images:
         parts = image.name.split("_")
         try:
             age, gender, race = int(parts[0]), int(parts[1]), int(parts[2])
-            told = {"age": str(age), "gender": _GENDERS[gender], "race": _RACES[race]}
+            values = {"age": str(age), "gender": _GENDERS[gender], "race": _RACES[race]}
         except (ValueError, IndexError):
-            strange.append(image.name)
+            rejects.append(image.name)
             continue
-        kept.append(image)
-        for name, value in told.items():
+        paths.append(image)
+        for name, value in values.items():
             columns[name].append(value)
-    if not kept:
+    if not paths:
         raise VlmEditError(
             f"{path}: no image is named age_gender_race_date.jpg, the first is {images[0].name}"
         )
-    if strange:
+    if rejects:
         warnings.warn(
-            f"{path}: {len(strange)} of {len(images)} images are left out, whose names do not say "
-            f"age_gender_race_date: {', '.join(strange[:5])}; rename them",
+            f"{path}: {len(rejects)} of {len(images)} images are left out, whose names do not say "
+            f"age_gender_race_date: {', '.join(rejects[:5])}; rename them",
             stacklevel=2,
         )
-    return _pairs(path, kept, columns, PERSON)
+    return _pairs(path, paths, columns, PERSON)
 
 
 def read_celeba(folder: str | os.PathLike[str], split: str = "test") -> Pairs:
-    """CelebA (Liu et al. 2015): ``list_attr_celeba`` and ``list_eval_partition``, .txt or .csv.
+    """Read CelebA (Liu et al. 2015): ``list_attr_celeba``, ``list_eval_partition``, .txt or .csv.
 
     Args:
         folder: With the lists and ``img_align_celeba`` (or that folder in one of its name).
@@ -115,9 +115,9 @@ def read_celeba(folder: str | os.PathLike[str], split: str = "test") -> Pairs:
     names, rows = _listed(path, "list_attr_celeba")
     if split != "all":
         _, parts = _listed(path, "list_eval_partition")
-        wanted = str(_PARTS.index(split))
-        chosen = {row[0] for row in parts if row[1] == wanted}
-        rows = [row for row in rows if row[0] in chosen]
+        number = str(_PARTS.index(split))
+        members = {row[0] for row in parts if row[1] == number}
+        rows = [row for row in rows if row[0] in members]
         if not rows:
             raise VlmEditError(f"{path}: no image of list_attr_celeba is of split {split!r}")
     kinds = {"1": "yes", "-1": "no", "0": "no"}
@@ -137,7 +137,7 @@ def read_celeba(folder: str | os.PathLike[str], split: str = "test") -> Pairs:
 
 
 def read_waterbirds(folder: str | os.PathLike[str], split: str = "test") -> Pairs:
-    """Waterbirds (Sagawa et al. 2020): ``metadata.csv`` and the images it names.
+    """Read Waterbirds (Sagawa et al. 2020): ``metadata.csv`` and the images it names.
 
     Args:
         folder: With both.
@@ -189,12 +189,12 @@ def read_any(path: str | os.PathLike[str], split: str | None = None) -> Pairs:
         ("fairface_label_*.csv", read_fairface),
         ("list_attr_celeba.*", read_celeba),
     ]
-    told = {} if split is None else {"split": split}
+    options = {} if split is None else {"split": split}
     for pattern, reader in readers:
         if folder.is_dir() and any(folder.glob(pattern)):
-            return reader(folder, **told)
+            return reader(folder, **options)
     if folder.is_dir() and _is_waterbirds(folder / "metadata.csv"):
-        return read_waterbirds(folder, **told)
+        return read_waterbirds(folder, **options)
     if split is not None:
         raise BadArgument(f"{folder} has no splits that are known: leave the split out")
     if folder.is_dir() and _is_utkface(folder):
@@ -220,14 +220,14 @@ def _is_utkface(folder: Path) -> bool:
 def _images(path: Path) -> list[Path]:
     if not path.is_dir():
         raise VlmEditError(f"no folder at {str(path)!r}")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
-    if not found:
+    images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+    if not images:
         raise VlmEditError(f"{str(path)!r} holds no images ({', '.join(IMAGE_ENDINGS)})")
-    return found
+    return images
 
 
 def _table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header, complete."""
+    """Read rows of a CSV file with a header, complete."""
     if not path.is_file():
         raise VlmEditError(f"{path} is missing: put the data set's own file there")
     try:
@@ -253,7 +253,7 @@ def _table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _listed(folder: Path, name: str) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of a list of CelebA: .csv with a header, or .txt by spaces."""
+    """Read headings and rows of a list of CelebA: .csv with a header, or .txt by spaces."""
     if (folder / f"{name}.csv").is_file():
         rows = _table(folder / f"{name}.csv", ())
         first, *rest = rows[0]
@@ -280,8 +280,8 @@ def _pairs(source: Path, images: Sequence[Path], columns: dict[str, list[str]], 
             f"{source}: {len(missing)} of {len(images)} images are not there, the first is "
             f"{missing[0]}: unpack the data set beside its lists"
         )
-    told = {name: tuple(values) for name, values in columns.items()}
-    return Pairs(list(images), (text,) * len(images), told, str(source))
+    cells = {name: tuple(values) for name, values in columns.items()}
+    return Pairs(list(images), (text,) * len(images), cells, str(source))
 
 
 def _expect_split(split: str, known: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ SKEWS = ("MaxSkew", "KL", "NDKL")
 
 
 def shares(groups: Sequence[str]) -> dict[str, float]:
-    """Share of each group.
+    """Return the share of each group.
 
     Args:
         groups: The group of each case, at least one.
@@ -32,7 +32,7 @@ def shares(groups: Sequence[str]) -> dict[str, float]:
 
 
 def accuracy_by_group(right: Tensor, groups: Sequence[str]) -> dict[str, Estimate]:
-    """Accuracy of each group, with its Wilson interval and its number of cases.
+    """Return the accuracy of each group, with its Wilson interval and its number of cases.
 
     Args:
         right: [n] bool.
@@ -56,7 +56,7 @@ def accuracy_by_group(right: Tensor, groups: Sequence[str]) -> dict[str, Estimat
 def balanced_accuracy(
     right: Tensor, groups: Sequence[str], draws: int = DRAWS, seed: int = 0
 ) -> Estimate:
-    """Mean of the groups' accuracies, each counting alike, by a bootstrap within groups.
+    """Average the groups' accuracies, each counting alike, by a bootstrap within groups.
 
     Args:
         right: [n] bool.
@@ -79,7 +79,7 @@ def balanced_accuracy(
 def accuracy_gap(
     right: Tensor, groups: Sequence[str], draws: int = DRAWS, seed: int = 0
 ) -> Estimate:
-    """Highest less lowest accuracy of a group, by a bootstrap within groups.
+    """Return the highest less the lowest accuracy of a group, by a bootstrap within groups.
 
     A gap is never below 0, so that chance alone opens one: the interval's low end stays above 0
     with groups that do not differ. Compare it with the gap before an edit, not with 0.
@@ -103,7 +103,7 @@ def accuracy_gap(
 
 
 def worst_group(right: Tensor, groups: Sequence[str]) -> tuple[str, Estimate]:
-    """The group of the lowest accuracy, and that accuracy with its Wilson interval.
+    """Return the group of the lowest accuracy, and that accuracy with its Wilson interval.
 
     Which group is the worst is taken from the same cases, so that the figure is a little low.
 
@@ -117,17 +117,17 @@ def worst_group(right: Tensor, groups: Sequence[str]) -> tuple[str, Estimate]:
     Example:
         >>> import torch
         >>> right = torch.tensor([True, False, True, True])
-        >>> name, found = worst_group(right, ["a", "a", "b", "b"])
-        >>> name, found.value
+        >>> name, accuracy = worst_group(right, ["a", "a", "b", "b"])
+        >>> name, accuracy.value
         ('a', 0.5)
     """
-    found = accuracy_by_group(right, groups)
-    name = min(found, key=lambda group: (found[group].value, group))
-    return name, found[name]
+    accuracies = accuracy_by_group(right, groups)
+    name = min(accuracies, key=lambda group: (accuracies[group].value, group))
+    return name, accuracies[name]
 
 
 def max_skew(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> float:
-    """MaxSkew@K: how much too often the most favoured group is among the first K.
+    """Return MaxSkew@K: how much too often the most favoured group is among the first K.
 
     ``max over groups of ln(share among the first K / wanted share)`` (Geyik et al. 2019, section
     4.1.1); 0 is even.
@@ -150,7 +150,7 @@ def max_skew(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> floa
 
 
 def kl_at(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> float:
-    """KL@K: divergence of the shares among the first K from the wanted ones, in nats.
+    """Return KL@K: divergence of the shares among the first K from the wanted ones, in nats.
 
     ``sum over groups of p ln(p / wanted)``, with 0 ln 0 = 0.
 
@@ -167,12 +167,12 @@ def kl_at(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> float:
         0.1308
     """
     first = _first(ranked, k, wanted)
-    found = {g: first.count(g) / k for g in set(first)}
-    return max(0.0, sum(p * math.log(p / wanted[g]) for g, p in found.items()))
+    parts = {g: first.count(g) / k for g in set(first)}
+    return max(0.0, sum(p * math.log(p / wanted[g]) for g, p in parts.items()))
 
 
 def ndkl(ranked: Sequence[str], wanted: Mapping[str, float]) -> float:
-    """NDKL: KL@i at every depth i, early ones counting more.
+    """Return NDKL: KL@i at every depth i, early ones counting more.
 
     ``sum over i of KL@i / log2(i + 1)``, divided by ``sum over i of 1 / log2(i + 1)`` (Geyik et
     al. 2019, definition 5). Short lists are uneven by necessity: compare lists of one length.
@@ -192,9 +192,9 @@ def ndkl(ranked: Sequence[str], wanted: Mapping[str, float]) -> float:
     names = list(wanted)
     hot = torch.tensor([[g == name for name in names] for g in ranked], dtype=torch.float64)
     depth = torch.arange(1, len(ranked) + 1, dtype=torch.float64)
-    found = hot.cumsum(0) / depth[:, None]
+    parts = hot.cumsum(0) / depth[:, None]
     target = torch.tensor([wanted[name] for name in names], dtype=torch.float64)
-    divergence = torch.where(found > 0, found * (found / target).log(), 0.0).sum(1)
+    divergence = torch.where(parts > 0, parts * (parts / target).log(), 0.0).sum(1)
     weight = 1 / (depth + 1).log2()
     return max(0.0, float((weight * divergence).sum() / weight.sum()))
 
@@ -202,7 +202,7 @@ def ndkl(ranked: Sequence[str], wanted: Mapping[str, float]) -> float:
 def retrieval_skew(
     similarity: Tensor, groups: Sequence[str], k: int, wanted: Mapping[str, float] | None = None
 ) -> dict[str, Tensor]:
-    """MaxSkew@K, KL@K and NDKL of what each query finds; NDKL is of the first K, too.
+    """Return MaxSkew@K, KL@K and NDKL of what each query finds; NDKL is of the first K, too.
 
     Args:
         similarity: [q, n] of queries to images.
@@ -218,8 +218,8 @@ def retrieval_skew(
 
     Example:
         >>> import torch
-        >>> found = retrieval_skew(torch.tensor([[0.9, 0.8, 0.1, 0.2]]), ["a", "a", "b", "b"], k=2)
-        >>> found["MaxSkew"]
+        >>> skews = retrieval_skew(torch.tensor([[0.9, 0.8, 0.1, 0.2]]), ["a", "a", "b", "b"], k=2)
+        >>> skews["MaxSkew"]
         tensor([0.6931], dtype=torch.float64)
     """
     numbers, order, share = _ranked(similarity, groups, k, wanted)
@@ -235,7 +235,7 @@ def chance_skew(
     draws: int = 400,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """What ``retrieval_skew`` would be if groups meant nothing: dealt to the images at random.
+    """Return what ``retrieval_skew`` would be if groups were dealt to the images at random.
 
     No list of K images is even, so no skew is 0 by chance. Queries, images and what each query
     finds stay as they are; within a draw all queries meet the same dealing, since they find much
@@ -257,27 +257,27 @@ def chance_skew(
 
     Example:
         >>> import torch
-        >>> found = chance_skew(torch.tensor([[0.9, 0.8, 0.1, 0.2]]), ["a", "a", "b", "b"], k=2)
-        >>> 0 < float(found["MaxSkew"].mean()) < 0.6931
+        >>> skews = chance_skew(torch.tensor([[0.9, 0.8, 0.1, 0.2]]), ["a", "a", "b", "b"], k=2)
+        >>> 0 < float(skews["MaxSkew"].mean()) < 0.6931
         True
     """
     if draws < 1:
         raise BadArgument(f"draws is {draws}; chance takes at least one")
     numbers, order, share = _ranked(similarity, groups, k, wanted)
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    skews = []
     for _ in range(draws):
-        dealt = numbers[torch.randperm(len(numbers), generator=generator)]
-        found.append(_skews(F.one_hot(dealt[order], len(share)), share))
-    return dict(zip(SKEWS, torch.stack(found).unbind(1), strict=True))
+        labels = numbers[torch.randperm(len(numbers), generator=generator)]
+        skews.append(_skews(F.one_hot(labels[order], len(share)), share))
+    return dict(zip(SKEWS, torch.stack(skews).unbind(1), strict=True))
 
 
 def _skews(first: Tensor, share: Tensor) -> Tensor:
-    """MaxSkew, KL and NDKL, [3, q], of one-hot groups [q, k, g] and wanted shares [g]."""
+    """Return MaxSkew, KL and NDKL, [3, q], of one-hot groups [q, k, g] and wanted shares [g]."""
     depth = torch.arange(1, first.shape[1] + 1, dtype=torch.float64)
-    found = first.double().cumsum(1) / depth[:, None]
-    log = (found / share).log()
-    divergence = torch.where(found > 0, found * log, 0.0).sum(2).clamp_min(0)
+    parts = first.double().cumsum(1) / depth[:, None]
+    log = (parts / share).log()
+    divergence = torch.where(parts > 0, parts * log, 0.0).sum(2).clamp_min(0)
     weight = 1 / (depth + 1).log2()
     ndkl_of = divergence @ weight / weight.sum()
     return torch.stack([log[:, -1].amax(1), divergence[:, -1], ndkl_of])
@@ -286,7 +286,7 @@ def _skews(first: Tensor, share: Tensor) -> Tensor:
 def _ranked(
     similarity: Tensor, groups: Sequence[str], k: int, wanted: Mapping[str, float] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Groups as numbers [n], what each query finds first [q, k], and the share of each group."""
+    """Return groups as numbers [n], what queries find first [q, k], and each group's share."""
     if similarity.ndim != 2 or similarity.shape[1] != len(groups):
         raise BadArgument(
             f"similarity of queries to {len(groups)} images with a group must be [q, "
@@ -321,7 +321,7 @@ def _bootstrap(
     draws: int,
     seed: int,
 ) -> Estimate:
-    """A figure of the groups' accuracies [g, ...], by a bootstrap within groups.
+    """Estimate a figure of the groups' accuracies [g, ...], by a bootstrap within groups.
 
     Resampling cases that are right or wrong draws from a binomial.
     """
@@ -331,9 +331,9 @@ def _bootstrap(
     generator = torch.Generator().manual_seed(seed)
     chance = rates[:, None].expand(-1, draws).contiguous()
     many = sizes[:, None].expand(-1, draws).contiguous()
-    drawn = torch.binomial(many, chance, generator=generator) / many
-    found = figure(drawn)
-    return Estimate(float(figure(rates)), *middle(found), len(groups))
+    samples = torch.binomial(many, chance, generator=generator) / many
+    figures = figure(samples)
+    return Estimate(float(figure(rates)), *middle(figures), len(groups))
 
 
 def _first(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> list[str]:

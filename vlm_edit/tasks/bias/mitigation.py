@@ -84,20 +84,20 @@ class Evidence:
         """
         whole, study = _half(dictionary, stream), bench.plain
         if site != JOINT:
-            asked = study.questions
+            questions = study.questions
             return cls.of(
-                *(bench.host, whole, study.pairs, asked.attribute, asked.values),
+                *(bench.host, whole, study.pairs, questions.attribute, questions.values),
                 site=site,
                 stream=stream,
                 batch_size=bench.batch_size,
             )
         whole.expect_site(site)
-        seen = {}
+        examples = {}
         for value in study.questions.values:
             members = [i for i, group in enumerate(study.groups) if group == value]
             x = (study.image if stream == "image" else study.caption)[members]
-            seen[value] = Seen(whole.encode_sparse(x, stream), whole.normalise(x, stream))
-        return cls(whole, site, stream, seen)
+            examples[value] = Seen(whole.encode_sparse(x, stream), whole.normalise(x, stream))
+        return cls(whole, site, stream, examples)
 
     @classmethod
     def of(
@@ -134,7 +134,7 @@ class Evidence:
         missing = set(values) - set(column)
         if missing:
             raise VlmEditError(f"no pair of {pairs.name} has {attribute} {min(missing)!r}")
-        seen = {
+        examples = {
             value: read_examples(
                 host,
                 whole,
@@ -144,11 +144,11 @@ class Evidence:
             )
             for value in values
         }
-        return cls(whole, site, stream, seen)
+        return cls(whole, site, stream, examples)
 
     def codes(self) -> Tensor:
-        """Codes of all groups, [n, m]."""
-        return torch.cat([seen.codes.dense() for seen in self.seen.values()])
+        """Return the codes of all groups, [n, m]."""
+        return torch.cat([group.codes.dense() for group in self.seen.values()])
 
 
 def select(
@@ -159,7 +159,7 @@ def select(
     within: Sequence[int] | None = None,
     alpha: float | None = None,
 ) -> list[int]:
-    """Features that tell the groups apart, strongest first, each value's in turn.
+    """List features that tell the groups apart, strongest first, each value's in turn.
 
     Args:
         evidence: Codes of the groups.
@@ -176,25 +176,25 @@ def select(
         raise BadArgument(f"score is {score!r}: use one of {get_args(Score)}")
     lists = []
     for value, own in evidence.seen.items():
-        rest = [seen for other, seen in evidence.seen.items() if other != value]
+        rest = [group for other, group in evidence.seen.items() if other != value]
         codes = _together(rest)
         if score == "difference":
             lists.append(by_difference(own.codes, codes, alpha=alpha))
         else:
-            way = own.normed.mean(0) - torch.cat([seen.normed for seen in rest]).mean(0)
+            way = own.normed.mean(0) - torch.cat([group.normed for group in rest]).mean(0)
             rows = evidence.dictionary.decoder
             lists.append(by_direction(own.codes, codes, rows, way, alpha=alpha))
     longest = max(map(len, lists))
-    turns = [k for i in range(longest) for found in lists for k in found[i : i + 1]]
-    chosen = list(dict.fromkeys(turns))
+    turns = [k for i in range(longest) for order in lists for k in order[i : i + 1]]
+    features = list(dict.fromkeys(turns))
     if within is not None:
-        chosen = intersection(chosen, within)
-    if not chosen:
+        features = intersection(features, within)
+    if not features:
         raise VlmEditError(
             "no feature tells the groups apart"
             + (" within the class: choose from another" if within is not None else ": raise alpha")
         )
-    return chosen[:most]
+    return features[:most]
 
 
 def edit(
@@ -205,7 +205,7 @@ def edit(
     tokens: TokenChoice = "all",
     strength: float = 1.0,
 ) -> Patch:
-    """The patch of a way.
+    """Make the patch of a way.
 
     ``ablate`` sets the features' codes to zero; ``project`` takes the span of their directions out;
     ``difference`` takes only what the groups differ by along them out: the difference of their mean
@@ -224,33 +224,33 @@ def edit(
     """
     if way not in get_args(Way):
         raise BadArgument(f"way is {way!r}: use one of {get_args(Way)}")
-    chosen = list(features)
-    info = {"attribute": "/".join(evidence.seen), "way": way, "features": str(len(chosen))}
+    numbers = list(features)
+    info = {"attribute": "/".join(evidence.seen), "way": way, "features": str(len(numbers))}
     if way == "difference":
-        rows = code_differences(evidence, chosen)
+        rows = code_differences(evidence, numbers)
         rule = Project(range(len(rows)), strength=strength)
         return Patch(evidence.site, directions(rows), rule, tokens, info)
     kinds = {"ablate": Ablate, "project": Project}
     return Patch(
-        evidence.site, evidence.dictionary, kinds[way](chosen, strength=strength), tokens, info
+        evidence.site, evidence.dictionary, kinds[way](numbers, strength=strength), tokens, info
     )
 
 
 def code_differences(evidence: Evidence, features: Sequence[int]) -> Tensor:
-    """What the groups' mean codes differ by, decoded from some features, [values - 1, d].
+    """Return what the groups' mean codes differ by, decoded from some features, [values - 1, d].
 
     Args:
         evidence: Codes of the groups.
         features: Which of them.
     """
-    means = [mean_codes(seen.codes)[list(features)] for seen in evidence.seen.values()]
+    means = [mean_codes(group.codes)[list(features)] for group in evidence.seen.values()]
     gaps = torch.stack([mean - means[0] for mean in means[1:]])
     return (gaps @ evidence.dictionary.decoder[list(features)].double()).float()
 
 
 @dataclass(frozen=True, eq=False)
 class Mitigation:
-    """A tuned edit.
+    """An edit that has been tuned.
 
     Attributes:
         patch: With its strength in it.
@@ -266,19 +266,19 @@ class Mitigation:
 
 
 def off_chance(study: Study) -> float:
-    """How far the attribute's read-out is from chance, either side."""
+    """Return how far the attribute's read-out is from chance, either side."""
     return abs(study.read_out().value - 1 / len(study.questions.values))
 
 
 def off_probe(study: Study) -> float:
-    """How far above chance a linear probe tells the attribute, trained on the edited embeddings."""
+    """Return how far above chance a linear probe tells the attribute from edited embeddings."""
     right = probe(study.image[study.told_apart], study.asked_groups)
     chance = 1 / len(study.questions.values)
     return max(0.0, balanced_accuracy(right, study.asked_groups, draws=1).value - chance)
 
 
 def recognition(study: Study) -> float:
-    """Share of images whose label is recognised; where there is none, of captions found."""
+    """Return the share of images whose label is recognised; without labels, of captions found."""
     right = study.recognised() if study.questions.labels else study.finds(1)
     return float(right.double().mean())
 
@@ -335,20 +335,21 @@ def mitigate(
         ... )
         >>> host, pairs = Host.of(*zoo.load_host()), zoo.load_pairs().select(range(256))
         >>> bench = Bench.read(host, pairs, asked)
-        >>> found = mitigate(bench, zoo.load_dictionary("joint"), tolerance=0.05, budget=12)
-        >>> off_chance(bench.edited(found.patch)) < off_chance(bench.plain)
+        >>> dictionary = zoo.load_dictionary("joint")
+        >>> mitigation = mitigate(bench, dictionary, tolerance=0.05, budget=12)
+        >>> off_chance(bench.edited(mitigation.patch)) < off_chance(bench.plain)
         True
     """
     evidence = Evidence.gather(bench, dictionary, site, stream)
-    ranked = select(evidence, score=score, within=within)
-    tried = sorted({min(n, len(ranked)) for n in numbers})
-    if not tried or tried[0] < 1:
+    ranking = select(evidence, score=score, within=within)
+    counts = sorted({min(n, len(ranking)) for n in numbers})
+    if not counts or counts[0] < 1:
         raise BadArgument(f"numbers of features are {list(numbers)}: try at least 1")
 
     def make(number: float) -> Patch:
-        return edit(evidence, ranked[: int(number)], way, tokens=tokens)
+        return edit(evidence, ranking[: int(number)], way, tokens=tokens)
 
-    door = bench.door(make(tried[0]))
+    door = bench.door(make(counts[0]))
     last: list[Study] = []
 
     def target() -> float:
@@ -363,13 +364,13 @@ def mitigate(
         lambda: keep(last[0]),
         budget=budget,
         strengths=strengths,
-        numbers=tried,
+        numbers=counts,
         goal="lower",
         **door.options,
     )
     point = tuning.best(utility_at_least=keep(bench.plain) - tolerance)
-    number = tried[0] if point.number is None else int(point.number)
-    features = ranked[:number]
+    number = counts[0] if point.number is None else int(point.number)
+    features = ranking[:number]
     patch = edit(evidence, features, way, tokens=tokens, strength=point.strength)
     return Mitigation(patch, tuple(features), point, tuning)
 
@@ -380,7 +381,7 @@ def _half(dictionary: AnyDictionary, stream: Stream) -> Dictionary:
 
 
 def _together(seen: Sequence[Seen]) -> Tensor | SparseCodes:
-    """Codes of several groups; of one alone they stay sparse."""
+    """Join the codes of several groups; those of one alone stay sparse."""
     if len(seen) == 1:
         return seen[0].codes
     return torch.cat([one.codes.dense() for one in seen])

@@ -62,24 +62,24 @@ class Outcome:
             folds: Of the probe, which is trained on the study's own images anew and tells what an
                 edit leaves to whoever has labels. 0 for none.
         """
-        asked, groups = study.questions, study.asked_groups
+        questions, groups = study.questions, study.asked_groups
         k = min(k, len(groups))
         cases = {"read": study.named_right()}
         if folds and min(groups.count(g) for g in set(groups)) >= folds:
             cases["probe"] = probe(study.image[study.told_apart], groups, folds)
-        if asked.labels:
+        if questions.labels:
             cases |= {"recognised": study.recognised(), "kept": study.kept()}
         if len(set(study.pairs.texts)) > 1:
             cases |= {f"R@{at}": study.finds(at) for at in (1, 5)}
         chance: dict[str, Tensor] = {}
-        if asked.queries:
-            ranked = study.query_similarity()
-            cases |= retrieval_skew(ranked, groups, k)
-            chance = chance_skew(ranked, groups, k)
+        if questions.queries:
+            similarity = study.query_similarity()
+            cases |= retrieval_skew(similarity, groups, k)
+            chance = chance_skew(similarity, groups, k)
         return cls(tuple(groups), cases, k, chance)
 
     def __add__(self, other: Outcome) -> Outcome:
-        """Both outcomes' cases in one: of several splits, each tuned on the others' images.
+        """Join both outcomes' cases: of several splits, each tuned on the others' images.
 
         Raises:
             VlmEditError: They ask different things.
@@ -89,16 +89,16 @@ class Outcome:
                 f"outcomes of {sorted(self.cases)} at {self.k} hits and {sorted(other.cases)} at "
                 f"{other.k} cannot be joined"
             )
-        joined = {name: torch.cat([own, other.cases[name]]) for name, own in self.cases.items()}
-        dealt = {
+        cases = {name: torch.cat([own, other.cases[name]]) for name, own in self.cases.items()}
+        chance = {
             name: torch.cat([own, other.chance[name]], dim=1)
             for name, own in self.chance.items()
             if name in other.chance
         }
-        return Outcome(self.groups + other.groups, joined, self.k, dealt)
+        return Outcome(self.groups + other.groups, cases, self.k, chance)
 
     def estimate(self, name: str) -> Estimate:
-        """A figure with its interval.
+        """Return a figure with its interval.
 
         ``read`` and ``probe`` are balanced over groups (bootstrap within groups), the skews means
         over queries (bootstrap), the others shares (Wilson).
@@ -114,7 +114,7 @@ class Outcome:
         return proportion(int(values.sum()), len(values))
 
     def by_chance(self, name: str) -> Estimate:
-        """What a skew would be if groups meant nothing: the mean, and the middle 95 % of draws.
+        """Return a skew if groups meant nothing: the mean, and the middle 95 % of draws.
 
         Raises:
             VlmEditError: A figure of which chance was not drawn.
@@ -127,26 +127,26 @@ class Outcome:
         return Estimate(float(means.mean()), *middle(means), len(means))
 
     def below_chance(self, name: str) -> bool:
-        """Whether ``read`` or ``probe`` is right less often than a guess, by its whole interval.
+        """Say whether ``read`` or ``probe`` is right less often than a guess, by all its interval.
 
         Groups are then told as well as ever, by taking each for the other.
         """
         return self.estimate(name).high < 1 / len(set(self.groups))
 
     def by_group(self, name: str) -> dict[str, Estimate]:
-        """``read``, ``probe`` or ``recognised`` of each group."""
+        """Return ``read``, ``probe`` or ``recognised`` of each group."""
         return accuracy_by_group(self._case(name), self.groups)
 
     def gap(self, name: str) -> Estimate:
-        """Highest less lowest of those."""
+        """Return the highest less the lowest of those."""
         return accuracy_gap(self._case(name), self.groups)
 
     def worst(self, name: str) -> tuple[str, Estimate]:
-        """The group of the lowest."""
+        """Return the group of the lowest of those."""
         return worst_group(self._case(name), self.groups)
 
     def ahead(self, other: Outcome, name: str) -> Estimate:
-        """How far this outcome's mean lies above another's on the same cases, by the bootstrap.
+        """Estimate how far this mean lies above another's on the same cases, by the bootstrap.
 
         Raises:
             VlmEditError: Other cases, or a figure that was not asked for.
@@ -163,7 +163,7 @@ class Outcome:
 
 
 def effect_table(outcomes: Mapping[str, Outcome], title: str, note: str = "") -> Table:
-    """What is still read of the attribute, and how unequal retrieval is, a row a way.
+    """Show what is still read of the attribute, and how unequal retrieval is, a row a way.
 
     The first row is what the skews of the first way would be if groups were dealt to the images
     at random: the mean, and the middle 95 % of the draws. What is read less often than a guess
@@ -182,13 +182,13 @@ def effect_table(outcomes: Mapping[str, Outcome], title: str, note: str = "") ->
     table = _table(outcomes, columns, title, note)
     if not first.chance:
         return table
-    dealt = {f"{name}@{first.k}": str(first.by_chance(name)) for name in first.chance}
-    row = (DEALT, *(dealt.get(column, "") for column in columns))
+    chance = {f"{name}@{first.k}": str(first.by_chance(name)) for name in first.chance}
+    row = (DEALT, *(chance.get(column, "") for column in columns))
     return replace(table, rows=[row, *table.rows])
 
 
 def cost_table(outcomes: Mapping[str, Outcome], title: str, note: str = "") -> Table | None:
-    """What is still recognised and found, a row a way; None where nothing of it was asked."""
+    """Show what is still recognised and found, a row a way; None where nothing of it was asked."""
     first = next(iter(outcomes.values()))
     columns: dict[str, Callable[[Outcome], str]] = {}
     if "recognised" in first.cases:

@@ -67,7 +67,7 @@ def write_page(
     first_of = {name: _first(study, queries, first) for name, study in studies.items()}
     numbers = [i for rows in first_of.values() for row in rows for i in row]
     sprites = pack(plain.pairs, numbers, _BUDGET)
-    colours, wanted = _colours(plain), shares(plain.asked_groups)
+    colours, target = _colours(plain), shares(plain.asked_groups)
     write_plain(
         path,
         "groups.html.jinja",
@@ -81,7 +81,7 @@ def write_page(
         bars=list(_bars(studies, colours)),
         asked=len(plain.questions.queries),
         seed=seed,
-        key=[(group, colour, wanted[group]) for group, colour in colours.items()],
+        key=[(group, colour, target[group]) for group, colour in colours.items()],
         queries=[
             {
                 "text": query,
@@ -98,7 +98,7 @@ def _drawn(queries: list[str], shown: int, seed: int) -> list[str]:
 
 
 def _first(study: Study, queries: Sequence[str], first: int) -> list[list[int]]:
-    """Numbers of each query's first images, of those that are told apart."""
+    """Return numbers of each query's first images, of those that are told apart."""
     if not queries:
         return []
     near = study.similarity(queries)[study.told_apart].mT
@@ -121,7 +121,7 @@ def _bars(studies: Mapping[str, Study], colours: Mapping[str, str]) -> Iterator[
 
 
 def _row(name: str, numbers: Sequence[int], plain: Study, sprites: Sprites) -> dict[str, Any]:
-    """The first images of a query, as one study has them."""
+    """Show the first images of a query, as one study has them."""
     groups = [plain.groups[i] for i in numbers]
     colours = _colours(plain)
     return {

@@ -107,7 +107,7 @@ def deletions(
     def metric(name: str) -> Callable[[list[int]], Tensor]:
         return lambda features: _METRICS[name](without(features))
 
-    found = []
+    results = []
     for kind, features in classes.items():
         if not len(features):
             continue
@@ -119,12 +119,12 @@ def deletions(
                 draws=draws,
                 seed=seed,
             )
-            found += _told(kind, len(features), name, curve, bench.plain)
-    return found
+            results += _told(kind, len(features), name, curve, bench.plain)
+    return results
 
 
 def deletion_table(found: Sequence[Deletion], title: str, note: str = "") -> Table:
-    """A row for each class, metric and group."""
+    """Make a table with a row for each class, metric and group."""
     rows = [
         (
             f"{one.kind} ({one.features})",
@@ -171,7 +171,7 @@ def leanings(
     draws: int = 100,
     seed: int = 0,
 ) -> list[Leaning]:
-    """Of which class are the features of each group?
+    """Say of which class the features of each group are.
 
     Args:
         evidence: Codes of the groups.
@@ -184,31 +184,31 @@ def leanings(
     Returns:
         One per value, in the evidence's order.
     """
-    members = {kind: set(chosen) for kind, chosen in found.classes(rule).items()}
+    members = {kind: set(numbers) for kind, numbers in found.classes(rule).items()}
     live = (~found.dead).nonzero().flatten().tolist()
-    told = []
+    results = []
     for value, own in evidence.seen.items():
         rest = torch.cat([s.codes.dense() for v, s in evidence.seen.items() if v != value])
         features = [k for k in by_difference(own.codes, rest, alpha=alpha) if k in set(live)]
         counts = {kind: len(members[kind] & set(features)) for kind in KINDS}
         score = mean_estimate(found.scores[features]) if features else None
-        drawn = None
+        baseline = None
         if features:
             both = activity(torch.cat([own.codes.dense(), rest]))
             pool = difference(live, features)
             sets = activity_matched(features, pool, both, draws, seed)
-            means = torch.tensor([float(found.scores[chosen].mean()) for chosen in sets])
-            drawn = Estimate(
+            means = torch.tensor([float(found.scores[numbers].mean()) for numbers in sets])
+            baseline = Estimate(
                 float(means.mean()), float(means.min()), float(means.max()), len(means)
             )
-        told.append(Leaning(value, evidence.stream, tuple(features), counts, score, drawn))
-    return told
+        results.append(Leaning(value, evidence.stream, tuple(features), counts, score, baseline))
+    return results
 
 
 def leaning_difference(
     one: Leaning, other: Leaning, found: Dominance, draws: int = 2000, seed: int = 0
 ) -> Estimate | None:
-    """How much nearer to vision one group's features are than another's, by the bootstrap.
+    """Estimate how much nearer to vision one group's features are than another's, by the bootstrap.
 
     Args:
         one: Of a group.
@@ -224,12 +224,12 @@ def leaning_difference(
         return None
     generator = torch.Generator().manual_seed(seed)
     scores = [found.scores[list(side.features)] for side in (one, other)]
-    drawn = []
+    differences = []
     for _ in range(draws):
         means = [s[torch.randint(len(s), (len(s),), generator=generator)].mean() for s in scores]
-        drawn.append(float(means[0] - means[1]))
+        differences.append(float(means[0] - means[1]))
     value = float(scores[0].mean() - scores[1].mean())
-    return Estimate(value, *middle(torch.tensor(drawn)), len(scores[0]) + len(scores[1]))
+    return Estimate(value, *middle(torch.tensor(differences)), len(scores[0]) + len(scores[1]))
 
 
 def _probed(study: Study) -> Tensor:
@@ -240,7 +240,7 @@ _METRICS: dict[str, Callable[[Study], Tensor]] = {"read": Study.named_right, "pr
 
 
 def _told(kind: str, count: int, metric: str, curve: DeletionCurve, plain: Study) -> list[Deletion]:
-    told = []
+    results = []
     for group in (*plain.questions.values, EVERYBODY):
         cases = torch.tensor([group in (g, EVERYBODY) for g in plain.asked_groups])
         part = replace(
@@ -258,5 +258,5 @@ def _told(kind: str, count: int, metric: str, curve: DeletionCurve, plain: Study
             area = part.area(name)
             beyond[name] = Estimate(2 * area.value, 2 * area.low, 2 * area.high, area.n)
             sizes[name] = float(part.control_counts[name][:, 1].double().mean())
-        told.append(Deletion(kind, count, metric, group, before, after, controls, beyond, sizes))
-    return told
+        results.append(Deletion(kind, count, metric, group, before, after, controls, beyond, sizes))
+    return results

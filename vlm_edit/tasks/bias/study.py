@@ -40,7 +40,7 @@ class Questions:
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Two values at least, a prompt each, and labels only of a column."""
+        """Check for two values at least, a prompt each, and labels only of a column."""
         bare = [value for value, prompts in self.classes.items() if not prompts]
         if len(self.classes) < 2 or bare or isinstance(self.classes, str):
             raise BadArgument(
@@ -55,11 +55,11 @@ class Questions:
 
     @property
     def values(self) -> tuple[str, ...]:
-        """The values that are told apart."""
+        """Return the values that are told apart."""
         return tuple(self.classes)
 
     def texts(self) -> list[str]:
-        """Every text once."""
+        """Return every text once."""
         prompts = [text for texts in self.classes.values() for text in texts]
         variants = [text for texts in self.variants.values() for text in texts.values()]
         return list(dict.fromkeys([*prompts, *self.queries, *self.labels, *variants]))
@@ -94,12 +94,12 @@ class Study:
     text: Tensor
 
     def __post_init__(self) -> None:
-        """Rows for all images and texts, and the columns that are asked about."""
+        """Check for rows of all images and texts, and the columns that are asked about."""
         expected = (len(self.pairs), len(self.pairs), len(self.questions.texts()))
-        found = (len(self.image), len(self.caption), len(self.text))
-        if found != expected:
+        counts = (len(self.image), len(self.caption), len(self.text))
+        if counts != expected:
             raise VlmEditError(
-                f"embeddings of images, captions and texts: {found} rows for {expected} of them"
+                f"embeddings of images, captions and texts: {counts} rows for {expected} of them"
             )
         for name in filter(None, (self.questions.attribute, self.questions.label)):
             if name not in self.pairs.columns:
@@ -116,30 +116,30 @@ class Study:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The group of every image."""
+        """Return the group of every image."""
         return self.pairs.columns[self.questions.attribute]
 
     @cached_property
     def told_apart(self) -> list[int]:
-        """Numbers of the images whose group is one of those that are told apart."""
+        """Return the numbers of the images whose group is one of those that are told apart."""
         return [i for i, group in enumerate(self.groups) if group in self.questions.classes]
 
     @cached_property
     def asked_groups(self) -> list[str]:
-        """The groups of those."""
+        """Return the groups of those."""
         return [self.groups[i] for i in self.told_apart]
 
     def embedded(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings of some of the questions' texts, [len(texts), d]."""
+        """Return the embeddings of some of the questions' texts, [len(texts), d]."""
         place = {text: i for i, text in enumerate(self.questions.texts())}
         return self.text[[place[text] for text in texts]]
 
     def similarity(self, texts: Sequence[str]) -> Tensor:
-        """Cosine of every image and some of the questions' texts, [n, len(texts)]."""
+        """Return the cosine of every image and some of the questions' texts, [n, len(texts)]."""
         return F.normalize(self.image, dim=1) @ F.normalize(self.embedded(texts), dim=1).mT
 
     def class_similarity(self) -> Tensor:
-        """Cosine of images that are told apart and the mean prompt of each value, [m, values]."""
+        """Return the cosine of images told apart and the mean prompt of each value, [m, values]."""
         prompts = [
             F.normalize(self.embedded(list(texts)), dim=1).mean(0)
             for texts in self.questions.classes.values()
@@ -148,16 +148,16 @@ class Study:
         return F.normalize(self.image[self.told_apart], dim=1) @ means.mT
 
     def named_right(self) -> Tensor:
-        """Whether the nearest value's prompts are those of the image's own group, [m] bool."""
+        """Say whether the nearest value's prompts are those of the image's own group, [m] bool."""
         own = torch.tensor([self.questions.values.index(group) for group in self.asked_groups])
         return self.class_similarity().argmax(1) == own
 
     def read_out(self) -> Estimate:
-        """Balanced accuracy of telling the attribute from the prompts; chance is 1 / values."""
+        """Return balanced accuracy of telling the attribute from prompts; chance is 1 / values."""
         return balanced_accuracy(self.named_right(), self.asked_groups)
 
     def recognised(self) -> Tensor:
-        """Whether the label text nearest to an image that is told apart is one of its value.
+        """Say whether the label text nearest to an image that is told apart is one of its value.
 
         Returns:
             [m] bool.
@@ -168,11 +168,11 @@ class Study:
         return self._recognised()[self.told_apart]
 
     def kept(self) -> Tensor:
-        """The same of all images, those of no group included, [n] bool."""
+        """Say the same of all images, those of no group included, [n] bool."""
         return self._recognised()
 
     def finds(self, k: int = 1) -> Tensor:
-        """Whether an image finds a caption like its own among the first k, of all images.
+        """Say whether an image finds a caption like its own among the first k, of all images.
 
         A caption equal to its own counts, and so does one of the same label.
 
@@ -184,32 +184,32 @@ class Study:
         return hits(self.image, self.caption, names, names, k)
 
     def query_similarity(self) -> Tensor:
-        """Cosine of the queries and the images that are told apart, [q, m]."""
+        """Return the cosine of the queries and the images that are told apart, [q, m]."""
         return self.similarity(self.questions.queries)[self.told_apart].mT
 
     def part(self, numbers: Sequence[int]) -> Study:
-        """The same of some of the images."""
-        chosen = list(numbers)
+        """Return the same of some of the images."""
+        rows = list(numbers)
         return replace(
             self,
-            pairs=self.pairs.select(chosen),
-            image=self.image[chosen],
-            caption=self.caption[chosen],
+            pairs=self.pairs.select(rows),
+            image=self.image[rows],
+            caption=self.caption[rows],
         )
 
     def _recognised(self) -> Tensor:
         if not self.questions.labels:
             raise BadArgument("nothing is to be recognised: give Questions a label and labels")
-        told = list(self.questions.labels.values())
+        values = list(self.questions.labels.values())
         nearest = self.similarity(list(self.questions.labels)).argmax(1).tolist()
         truth = self.pairs.columns[self.questions.label]
-        return torch.tensor([told[j] == t for j, t in zip(nearest, truth, strict=True)])
+        return torch.tensor([values[j] == t for j, t in zip(nearest, truth, strict=True)])
 
 
 def split(
     pairs: Pairs, by: str | None = None, share: float = 0.5, seed: int = 0
 ) -> tuple[list[int], list[int]]:
-    """Numbers of pairs to tune on and to test on.
+    """Split numbers of pairs into those to tune on and those to test on.
 
     Args:
         pairs: All of them.
@@ -236,10 +236,10 @@ def split(
     keys = pairs.columns[by] if by else tuple(map(str, range(len(pairs))))
     names = sorted(set(keys))
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = {names[i] for i in order[: round(share * len(names))]}
+    sample = {names[i] for i in order[: round(share * len(names))]}
     sides = ([], [])  # type: tuple[list[int], list[int]]
     for i, key in enumerate(keys):
-        sides[key not in chosen].append(i)
+        sides[key not in sample].append(i)
     if not all(sides):
         raise BadArgument(
             f"a share of {share} of {len(names)} {by or 'pairs'} leaves one side empty: both need "
