@@ -35,7 +35,7 @@ def apgd(
     seed: int = 0,
     batch_size: int = 512,
 ) -> Attacked:
-    """APGD (Croce and Hein 2020, arXiv 2003.01690): momentum, and steps that halve by themselves.
+    """Run APGD (Croce and Hein 2020, arXiv 2003.01690): momentum, and steps that halve themselves.
 
     Each image starts with a step of 2 * eps. At checkpoints, ever closer together, the step of an
     image is halved and it goes back to its best point if fewer than three quarters of the steps
@@ -59,8 +59,8 @@ def apgd(
     Example:
         >>> import torch
         >>> aim = lambda x, rows: (x.flatten(1).sum(1), torch.zeros(len(x), dtype=torch.bool))
-        >>> found = apgd(aim, torch.full((1, 1, 1, 2), 0.5), eps=0.1, steps=5)
-        >>> found.images.flatten().tolist()
+        >>> outcome = apgd(aim, torch.full((1, 1, 1, 2), 0.5), eps=0.1, steps=5)
+        >>> outcome.images.flatten().tolist()
         [0.6000000238418579, 0.6000000238418579]
     """
     ball = checked(images, eps, norm, steps, restarts)
@@ -71,18 +71,18 @@ def apgd(
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Steps after which step sizes are looked at: at 22 % of them, then ever closer together.
+    """List the steps after which step sizes are checked: at 22 % of all, then ever closer together.
 
     Example:
         >>> checkpoints(100)
         [22, 41, 57, 70, 80, 87, 93, 99]
     """
     gap, least, shrink = (max(round(share * steps), 1) for share in (0.22, 0.06, 0.03))
-    found = [gap]
-    while found[-1] < steps:
+    marks = [gap]
+    while marks[-1] < steps:
         gap = max(gap - shrink, least)
-        found.append(found[-1] + gap)
-    return [k for k in found if k < steps]
+        marks.append(marks[-1] + gap)
+    return [k for k in marks if k < steps]
 
 
 @dataclass(eq=False)
@@ -144,7 +144,7 @@ def _climb(
     steps: int,
     best: Best,
 ) -> None:
-    """One start of some images."""
+    """Climb from one start of some images."""
     marks, last_mark = set(checkpoints(steps)), 0
     loss, reached, gradient = judged(aim, guide, x, rows)
     best.see(0, rows, x, loss, reached)
@@ -165,7 +165,7 @@ def _climb(
 
 
 def _step(state: _State, centre: Tensor, ball: Ball, share: float) -> Tensor:
-    """The next point: a step uphill, mixed with the way that was last taken."""
+    """Return the next point: a step uphill, mixed with the way that was last taken."""
     ahead = ball.project(state.x + state.size * ball.uphill(state.gradient), centre)
     drift = state.x - state.before
     return ball.project(state.x + share * (ahead - state.x) + (1 - share) * drift, centre)

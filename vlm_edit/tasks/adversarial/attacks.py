@@ -46,7 +46,7 @@ class Ball:
             raise BadArgument(f"norm is {self.norm!r}: use one of {get_args(Norm)}")
 
     def project(self, images: Tensor, centre: Tensor) -> Tensor:
-        """The ball's image next to each of [n, ...], around centre [n, ...]."""
+        """Return the ball's image next to each of [n, ...], around centre [n, ...]."""
         change = images - centre
         if self.norm == "linf":
             change = change.clamp(-self.eps, self.eps)
@@ -55,27 +55,27 @@ class Ball:
         return (centre + change).clamp(0, 1)
 
     def start(self, centre: Tensor, generator: torch.Generator) -> Tensor:
-        """A random image of the ball: each value uniform, or a random direction and length."""
+        """Draw a random image of the ball: each value uniform, or a random direction and length."""
         shape = centre.shape
         if self.norm == "linf":
-            drawn = torch.rand(shape, generator=generator).to(centre) * 2 - 1
+            noise = torch.rand(shape, generator=generator).to(centre) * 2 - 1
         else:
-            drawn = torch.randn(shape, generator=generator).to(centre)
+            noise = torch.randn(shape, generator=generator).to(centre)
             share = torch.rand(len(centre), *[1] * (centre.ndim - 1), generator=generator)
-            drawn = share.to(centre) * drawn / length(drawn).clamp_min(_TINY)
-        return self.project(centre + self.eps * drawn, centre)
+            noise = share.to(centre) * noise / length(noise).clamp_min(_TINY)
+        return self.project(centre + self.eps * noise, centre)
 
     def uphill(self, gradient: Tensor) -> Tensor:
-        """The step of size 1 that raises most, to first order."""
+        """Return the step of size 1 that raises most, to first order."""
         if self.norm == "linf":
             return gradient.sign()
         return gradient / length(gradient).clamp_min(_TINY)
 
 
 def length(x: Tensor) -> Tensor:
-    """Euclidean length of each example of [n, ...], as [n, 1, ...]."""
-    found: Tensor = x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
-    return found
+    """Return the Euclidean length of each example of [n, ...], as [n, 1, ...]."""
+    lengths: Tensor = x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+    return lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +119,11 @@ class Best:
         self._curve[step, rows] = torch.where(known.isnan(), loss, known)
 
     def take(self, rows: Tensor, x: Tensor, loss: Tensor, reached: Tensor) -> None:
-        """Take it, better or not."""
+        """Take the images, better or not."""
         self.images[rows], self.loss[rows], self.reached[rows] = x, loss, reached
 
     def attacked(self) -> Attacked:
-        """As it stands now."""
+        """Return what stands now."""
         curve = self._curve
         for step in range(1, len(curve)):
             curve[step] = torch.where(curve[step].isnan(), curve[step - 1], curve[step])
@@ -145,7 +145,7 @@ def pgd(
     seed: int = 0,
     batch_size: int = 512,
 ) -> Attacked:
-    """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083).
+    """Run projected gradient descent (Madry et al. 2018, arXiv 1706.06083).
 
     Args:
         aim: What to raise, such as ``Untargeted(classifier, labels)``.
@@ -170,8 +170,8 @@ def pgd(
     Example:
         >>> import torch
         >>> aim = lambda x, rows: (x.flatten(1).sum(1), torch.zeros(len(x), dtype=torch.bool))
-        >>> found = pgd(aim, torch.full((1, 1, 1, 2), 0.5), eps=0.1, steps=5)
-        >>> found.images.flatten().tolist()
+        >>> outcome = pgd(aim, torch.full((1, 1, 1, 2), 0.5), eps=0.1, steps=5)
+        >>> outcome.images.flatten().tolist()
         [0.6000000238418579, 0.6000000238418579]
     """
     ball = checked(images, eps, norm, steps, restarts)
@@ -194,7 +194,7 @@ def starts(
     batch_size: int,
     again: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Numbers of some images and where they start: all once, then those that are not done.
+    """Yield numbers of some images and where they start: all once, then those that are not done.
 
     Args:
         best: What is done; looked at anew before each start.
@@ -208,10 +208,10 @@ def starts(
     """
     generator = torch.Generator().manual_seed(seed)
     for restart in range(restarts):
-        left = torch.arange(len(images), device=images.device)
+        numbers = torch.arange(len(images), device=images.device)
         if restart and not again:
-            left = left[~best.reached]
-        for rows in left.split(batch_size):
+            numbers = numbers[~best.reached]
+        for rows in numbers.split(batch_size):
             yield rows, ball.start(images[rows], generator) if random_start else images[rows]
 
 
@@ -227,7 +227,7 @@ def _climb(
     keep: Keep,
     best: Best,
 ) -> None:
-    """One start of some images."""
+    """Climb from one start of some images."""
     for step in range(steps + 1):
         last = step == steps
         loss, reached, gradient = judged(aim, guide, x, rows, gradient=not last)
@@ -247,24 +247,24 @@ def _climb(
 def judged(
     aim: Aim, guide: Aim, x: Tensor, rows: Tensor, gradient: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss [k], whether it is reached [k], and the guide's gradient (zeros if none is asked)."""
+    """Return loss [k], whether it is reached [k], and the guide's gradient (zeros if not asked)."""
     if not gradient:
         with torch.no_grad():
             loss, reached = aim(x, rows)
         return loss.detach(), reached, torch.zeros_like(x)
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        raised, reached = guide(x, rows)
-        (found,) = torch.autograd.grad(raised.sum(), x)
-    loss = raised.detach()
+        height, reached = guide(x, rows)
+        (slope,) = torch.autograd.grad(height.sum(), x)
+    loss = height.detach()
     if guide is not aim:
         with torch.no_grad():
             loss, reached = aim(x.detach(), rows)
-    return loss.detach(), reached, found
+    return loss.detach(), reached, slope
 
 
 def checked(images: Tensor, eps: float, norm: Norm, steps: int, restarts: int = 1) -> Ball:
-    """The ball, after what is quick to refuse."""
+    """Refuse what is quick to refuse; return the ball."""
     if steps < 1 or restarts < 1:
         raise BadArgument(f"{steps} steps from {restarts} starts: an attack needs one of each")
     if images.ndim != 4 or not len(images):

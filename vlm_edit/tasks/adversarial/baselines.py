@@ -39,27 +39,27 @@ class Noise:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Start the draws."""
+        """Start the generators of the draws."""
         if not self.sigma > 0:
             raise BadArgument(f"sigma is {self.sigma}: noise needs one above 0")
         object.__setattr__(self, "_generator", torch.Generator().manual_seed(self.seed))
         object.__setattr__(self, "_here", {})
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] with noise; differentiable."""
+        """Add noise to images [n, 3, h, w]; differentiable."""
         generator: torch.Generator = self._generator  # type: ignore[attr-defined]
         if images.device.type != "cpu":
             here: dict[torch.device, torch.Generator] = self._here  # type: ignore[attr-defined]
             if images.device not in here:
                 here[images.device] = torch.Generator(images.device).manual_seed(self.seed)
             generator = here[images.device]
-        drawn = torch.randn(images.shape, generator=generator, device=images.device)
-        return images + self.sigma * drawn.to(images.dtype)
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        return images + self.sigma * noise.to(images.dtype)
 
 
 @dataclass(frozen=True)
 class LowPass:
-    """Down to fewer pixels by area means, and up again: what is fine is gone.
+    """A low-pass: down to fewer pixels by area means, and up again; what is fine is gone.
 
     Attributes:
         size: Pixels per side in between.
@@ -68,7 +68,7 @@ class LowPass:
     size: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] without what is fine; linear."""
+        """Return images [n, 3, h, w] without what is fine; linear."""
         small = F.interpolate(images, size=(self.size, self.size), mode="area")
         return F.interpolate(small, size=images.shape[2:], mode="bilinear")
 
@@ -93,12 +93,12 @@ class Jpeg:
     quality: int = 75
 
     def __post_init__(self) -> None:
-        """Check the quality."""
+        """Check that the quality lies between 1 and 100."""
         if not 1 <= self.quality <= 100:
             raise VlmEditError(f"JPEG quality is {self.quality}: it lies between 1 and 100")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] as JPEG leaves them; differentiable."""
+        """Return images [n, 3, h, w] as JPEG leaves them; differentiable."""
         to_ycc = images.new_tensor(_TO_YCC)
         ycc = torch.einsum("rc,nchw->nrhw", to_ycc, images * 255)
         ycc = _rounded(ycc) - ycc.new_tensor([128.0, 0, 0]).view(3, 1, 1)
@@ -108,8 +108,8 @@ class Jpeg:
         cosines = _cosines(images)
         frequencies = torch.einsum("ui,nchwij,vj->nchwuv", cosines, blocks, cosines)
         table = images.new_tensor(self._tables()).view(3, 1, 1, 8, 8)
-        kept = _rounded(frequencies / table) * table
-        back = torch.einsum("ui,nchwuv,vj->nchwij", cosines, kept, cosines)
+        spectrum = _rounded(frequencies / table) * table
+        back = torch.einsum("ui,nchwuv,vj->nchwij", cosines, spectrum, cosines)
         whole = back.permute(0, 1, 2, 4, 3, 5).reshape(padded.shape)[..., :height, :width]
         whole = _rounded(whole) + whole.new_tensor([128.0, 0, 0]).view(3, 1, 1)
         rgb = torch.einsum("cr,nrhw->nchw", torch.linalg.inv(to_ycc.double()).to(images), whole)
@@ -122,7 +122,7 @@ class Jpeg:
 
 
 def _cosines(like: Tensor) -> Tensor:
-    """[8, 8], the orthonormal DCT-II."""
+    """Return the orthonormal DCT-II, [8, 8]."""
     i = torch.arange(8, dtype=torch.float64)
     rows = torch.cos(math.pi / 8 * (i + 0.5) * i[:, None]) / 2
     rows[0] /= math.sqrt(2)
@@ -130,5 +130,5 @@ def _cosines(like: Tensor) -> Tensor:
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """Rounded, with the gradient of x."""
+    """Round x, with the gradient of x."""
     return x + (x.round() - x).detach()

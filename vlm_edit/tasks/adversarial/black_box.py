@@ -24,7 +24,7 @@ def square(
     seed: int = 0,
     batch_size: int = 512,
 ) -> Attacked:
-    """Square Attack, l-inf (Andriushchenko et al. 2020, arXiv 1912.00049).
+    """Run Square Attack, l-inf (Andriushchenko et al. 2020, arXiv 1912.00049).
 
     Starts from vertical stripes of +-eps, then redraws a random square window, one sign per
     channel, and keeps what raises the aim. It needs no gradient: where it beats gradient attacks,
@@ -45,8 +45,8 @@ def square(
     Example:
         >>> import torch
         >>> aim = lambda x, rows: (x.flatten(1).sum(1), torch.zeros(len(x), dtype=torch.bool))
-        >>> found = square(aim, torch.full((1, 1, 4, 4), 0.5), eps=0.1, queries=200)
-        >>> bool((found.images == 0.6).float().mean() > 0.8)
+        >>> outcome = square(aim, torch.full((1, 1, 4, 4), 0.5), eps=0.1, queries=200)
+        >>> bool((outcome.images == 0.6).float().mean() > 0.8)
         True
     """
     checked(images, eps, "linf", queries)
@@ -62,24 +62,24 @@ def square(
             if not len(rows):
                 break
             side = _side(images.shape[2:], share_at(query, queries, share))
-            tried = _redrawn(x, images[rows], eps, side, generator)
-            new, reached = aim(tried, rows)
-            best.see(query, rows, tried, new, reached)
+            candidates = _redrawn(x, images[rows], eps, side, generator)
+            new, reached = aim(candidates, rows)
+            best.see(query, rows, candidates, new, reached)
             better = (new > loss) | reached
-            x = torch.where(better.view(-1, 1, 1, 1), tried, x)
+            x = torch.where(better.view(-1, 1, 1, 1), candidates, x)
             loss = torch.where(better, new, loss)
     return best.attacked()
 
 
 def share_at(query: int, queries: int, first: float) -> float:
-    """The share of pixels that is redrawn at a query.
+    """Return the share of pixels that is redrawn at a query.
 
     Example:
         >>> [share_at(query, 10_000, 0.8) for query in (0, 100, 9_999)]
         [0.8, 0.2, 0.0015625]
     """
-    passed = query * 10_000 / queries
-    return float(first / 2 ** sum(passed > mark for mark in _HALVINGS))
+    progress = query * 10_000 / queries
+    return float(first / 2 ** sum(progress > mark for mark in _HALVINGS))
 
 
 def _side(size: torch.Size, share: float) -> int:
@@ -91,7 +91,7 @@ def _side(size: torch.Size, share: float) -> int:
 def _redrawn(
     x: Tensor, centre: Tensor, eps: float, side: int, generator: torch.Generator
 ) -> Tensor:
-    """Each image with one window set to the true pixels plus or minus eps."""
+    """Set one window of each image to the true pixels plus or minus eps."""
     n, channels, height, width = x.shape
     top, left = (
         torch.randint(size - side + 1, (n, 1), generator=generator).to(x.device)

@@ -37,7 +37,7 @@ class Speaker:
 
     @classmethod
     def of(cls, host: Host | Model, question: str = "") -> Speaker:
-        """A host that is asked, which has its processor.
+        """Make a speaker of a host that is asked, which has its processor.
 
         Raises:
             VlmEditError: It does not generate, or its processor has no image token.
@@ -53,14 +53,14 @@ class Speaker:
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Return where its weights are."""
         return self.host.device
 
     @torch.no_grad()
     def say(self, images: Tensor, most: int = 24, batch_size: int = 128) -> list[str]:
-        """Greedy answers about images [n, 3, h, w] in [0, 1]."""
+        """Return greedy answers about images [n, 3, h, w] in [0, 1]."""
         model: Any = self.host.root
-        found: list[str] = []
+        answers: list[str] = []
         for some in images.split(batch_size):
             prompt = self._prompt().to(self.device).repeat(len(some), 1)
             ids = model.generate(
@@ -72,11 +72,11 @@ class Speaker:
             )
             new = ids[:, prompt.shape[1] :]
             texts = self.host.processor.batch_decode(new, skip_special_tokens=True)
-            found += [text.strip() for text in texts]
-        return found
+            answers += [text.strip() for text in texts]
+        return answers
 
     def answer_ids(self, answers: Sequence[str], lead: str = " ") -> Tensor:
-        """Tokens of answers with their end, padded with -100, [n, a].
+        """Return tokens of answers with their end, padded with -100, [n, a].
 
         Args:
             answers: One for each image.
@@ -89,37 +89,37 @@ class Speaker:
             raise BadArgument("an answer is empty: an attack needs one for each image")
         tokenizer = self.host.processor.tokenizer
         end = [tokenizer.eos_token_id]
-        listed = [tokenizer(lead + a, add_special_tokens=False)["input_ids"] + end for a in answers]
-        longest = max(map(len, listed))
-        return torch.tensor([ids + [-100] * (longest - len(ids)) for ids in listed])
+        rows = [tokenizer(lead + a, add_special_tokens=False)["input_ids"] + end for a in answers]
+        longest = max(map(len, rows))
+        return torch.tensor([ids + [-100] * (longest - len(ids)) for ids in rows])
 
     def logits(self, images: Tensor, answers: Tensor) -> Tensor:
-        """Logits [n, a, v] at each token of answers [n, a], the ones before it given."""
+        """Return logits [n, a, v] at each token of answers [n, a], the ones before it given."""
         prompt = self._prompt().to(images.device).repeat(len(images), 1)
         ids = torch.cat([prompt, answers.clamp_min(0)], dim=1)
-        found: Tensor = self.host(
+        logits: Tensor = self.host(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             pixel_values=self.pixels.normalise(images),
             use_cache=False,
         ).logits
-        return found[:, prompt.shape[1] - 1 : -1].float()
+        return logits[:, prompt.shape[1] - 1 : -1].float()
 
     def _prompt(self) -> Tensor:
-        """[1, p], with as many image tokens as an image takes."""
+        """Return the prompt [1, p], with as many image tokens as an image takes."""
         size = self.host.processor.image_processor.size
         blank = torch.zeros(3, size.get("height", 48), size.get("width", 48), dtype=torch.uint8)
         token = self.host.processor.image_token
         text = self.question if token in self.question else f"{token}\n{self.question}"
-        made: Tensor = self.host.processor(images=[blank], text=[text], return_tensors="pt")[
+        ids: Tensor = self.host.processor(images=[blank], text=[text], return_tensors="pt")[
             "input_ids"
         ]
-        return made
+        return ids
 
 
 @dataclass(frozen=True, eq=False)
 class Silence:
-    """Away from an answer; reached where greedy decoding no longer gives it.
+    """The aim away from an answer; reached where greedy decoding no longer gives it.
 
     Attributes:
         speaker: The host and its question.
@@ -130,14 +130,14 @@ class Silence:
     answers: Tensor
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Aim``; the loss is the mean cross-entropy over the answer's tokens."""
+        """Judge as ``Aim``; the loss is the mean cross-entropy over the answer's tokens."""
         loss, same = _told(self.speaker, images, self.answers[rows])
         return loss, ~same
 
 
 @dataclass(frozen=True, eq=False)
 class Speech:
-    """To an answer; reached where greedy decoding gives it, word for word.
+    """The aim to an answer; reached where greedy decoding gives it, word for word.
 
     Attributes:
         speaker: The host and its question.
@@ -148,17 +148,17 @@ class Speech:
     answers: Tensor
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Aim``; the loss is the mean log-probability of the answer's tokens."""
+        """Judge as ``Aim``; the loss is the mean log-probability of the answer's tokens."""
         loss, same = _told(self.speaker, images, self.answers[rows])
         return -loss, same
 
 
 def _told(speaker: Speaker, images: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy [k] of answers [k, a], and whether greedy decoding would give them."""
+    """Return cross-entropy [k] of answers [k, a], and whether greedy decoding would give them."""
     answers = answers.to(images.device)
     logits = speaker.logits(images, answers)
     real = answers != -100
-    lost = F.cross_entropy(logits.mT, answers, ignore_index=-100, reduction="none")
+    loss = F.cross_entropy(logits.mT, answers, ignore_index=-100, reduction="none")
     # Greedy decoding gives an answer if each token is the likeliest after those before it.
     same = ((logits.argmax(2) == answers) | ~real).all(1)
-    return lost.sum(1) / real.sum(1), same
+    return loss.sum(1) / real.sum(1), same

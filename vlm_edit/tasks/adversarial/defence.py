@@ -39,7 +39,7 @@ class Bare:
     attachment: Attachment
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits [n, c] of images [n, 3, h, w] in [0, 1]; differentiable."""
+        """Return logits [n, c] of images [n, 3, h, w] in [0, 1]; differentiable."""
         with self.attachment.paused():
             return self.choice(images)
 
@@ -72,7 +72,7 @@ class Defence:
 
     @contextmanager
     def on(self, host: Host | Model) -> Iterator[Attachment | None]:
-        """Keep it in force while the block runs; yields its patch's attachment, if it has one."""
+        """Keep it in force while the block runs; yield its patch's attachment, if it has one."""
         host = Host.of(host)
         handles: list[Any] = []
         attachment = None
@@ -93,7 +93,7 @@ class Defence:
                 handle.remove()
 
     def classifier(self, plain: ZeroShot, texts: Tensor | None = None) -> Classifier:
-        """Images to logits, with everything that is done outside of the host.
+        """Return what takes images to logits, with everything that is done outside of the host.
 
         Args:
             plain: The choice without a defence.
@@ -114,11 +114,11 @@ class Defended:
     samples: int = 1
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits [n, c]; their mean over samples."""
+        """Return logits [n, c]; their mean over samples."""
         if self.before is None:
             return self.choose(images)
-        seen = self.before(images.repeat_interleave(self.samples, dim=0))
-        logits: Tensor = self.choose(seen).unflatten(0, (-1, self.samples)).mean(1)
+        copies = self.before(images.repeat_interleave(self.samples, dim=0))
+        logits: Tensor = self.choose(copies).unflatten(0, (-1, self.samples)).mean(1)
         return logits
 
 
@@ -164,15 +164,15 @@ class Stood:
 
     @property
     def robust(self) -> Estimate:
-        """Share of images right whatever was tried."""
+        """Return the share of images right whatever was tried."""
         return list(self.after.values())[-1]
 
     def broken_by(self, name: str) -> tuple[int, int]:
-        """How many images an attack broke, of how many that stood those before it."""
+        """Count the images that an attack broke, and those that stood the ones before it."""
         names = list(self.after)
         place = names.index(name)
-        left = [round(e.value * e.n) for e in self.after.values()]
-        return left[place - 1] - left[place], left[place - 1]
+        counts = [round(e.value * e.n) for e in self.after.values()]
+        return counts[place - 1] - counts[place], counts[place - 1]
 
 
 def withstand(
@@ -246,7 +246,7 @@ class _Trial:
         self.standing = torch.ones_like(self.labels, dtype=torch.bool)
 
     def note(self, name: str, images: Tensor) -> None:
-        """What stands these images, of what stood so far."""
+        """Note what stands these images, of what stood so far."""
         rows = self.standing.nonzero()[:, 0]
         right = predict(self.classifier, images[rows], self.strength.batch_size)
         self.images[rows] = images[rows]
@@ -254,7 +254,7 @@ class _Trial:
         self.left[name] = int(self.standing.sum())
 
     def climb(self, name: str, guide: Classifier | None = None) -> Tensor:
-        """PGD, along the surrogate's gradient if there is one."""
+        """Attack by PGD, along the surrogate's gradient if there is one."""
         follow = None if guide is None else Untargeted(guide, self._labels())
         return self._run(
             name,
@@ -272,7 +272,7 @@ class _Trial:
         )
 
     def auto(self, name: str, loss: Any, more: int = 1) -> None:
-        """APGD."""
+        """Attack by APGD, with so many times the steps."""
         s = self.strength
         self._run(
             name,
@@ -289,7 +289,7 @@ class _Trial:
         )
 
     def search(self, name: str) -> None:
-        """Square Attack."""
+        """Attack by Square Attack, without gradients."""
         queries = self.strength.queries
         self._run(
             name,
@@ -303,11 +303,11 @@ class _Trial:
             self.left[name] = 0
             return torch.zeros(1)
         aim = Untargeted(self.classifier, self.labels[rows], loss)
-        found = attack(aim, self.true[rows])
+        outcome = attack(aim, self.true[rows])
         whole = self.images.clone()
-        whole[rows] = found.images
+        whole[rows] = outcome.images
         self.note(name, whole)
-        return found.curve
+        return outcome.curve
 
     def _labels(self) -> Tensor:
         return self.labels[self.standing]
@@ -316,7 +316,7 @@ class _Trial:
         return {"seed": self.strength.seed, "batch_size": self.strength.batch_size}
 
     def _blind(self, aim: Any) -> Any:
-        """An aim that does not stop at a lucky draw."""
+        """Return an aim that does not stop at a lucky draw."""
         if not self.random:
             return aim
 
@@ -330,7 +330,7 @@ class _Trial:
 def fooling(
     classifier: Classifier, images: Tensor, labels: Tensor, eps: float, **options: Any
 ) -> Tensor:
-    """Images that fool a classifier as surely as can be, to be tried on another; by PGD.
+    """Make images that fool a classifier as surely as can be, to be tried on another; by PGD.
 
     An attack that stops once it has succeeded stays at the border, and carries over badly.
 
@@ -350,7 +350,7 @@ def fooling(
 
 @torch.no_grad()
 def predict(classifier: Classifier, images: Tensor, batch_size: int = 512) -> Tensor:
-    """The class chosen for each image, [n]."""
+    """Return the class chosen for each image, [n]."""
     if not len(images):
         return torch.zeros(0, dtype=torch.long, device=images.device)
     return torch.cat([classifier(some).argmax(1) for some in images.split(batch_size)])
@@ -362,7 +362,7 @@ def _classes(classifier: Classifier, images: Tensor) -> int:
 
 
 def suspicions(stood: Sequence[Stood], huge: Stood | None = None, share: float = 0.05) -> list[str]:
-    """What suggests that a defence's gradients are masked; none is not a proof.
+    """List what suggests that a defence's gradients are masked; none is not a proof.
 
     Args:
         stood: At rising radii.
@@ -373,20 +373,20 @@ def suspicions(stood: Sequence[Stood], huge: Stood | None = None, share: float =
     Returns:
         A sentence for each sign.
     """
-    found = []
+    signs = []
     for one in stood:
         at = f"at {one.eps * 255:g}/255"
         if len(one.curve) > 1 and not float(one.curve[-1]) > float(one.curve[0]):
-            found.append(f"{at} the loss does not rise along PGD's steps")
+            signs.append(f"{at} the loss does not rise along PGD's steps")
         for name in ("surrogate", "transfer", "Square", "more"):
             if name in one.after:
                 broken, _ = one.broken_by(name)
                 n = one.after[name].n
                 if broken > share * n:
-                    found.append(f"{at} {name} breaks {broken} of {n} images more")
+                    signs.append(f"{at} {name} breaks {broken} of {n} images more")
     rates = [one.robust.value for one in stood]
     if any(b > a + share for a, b in zip(rates, rates[1:], strict=False)):
-        found.append("a larger radius breaks fewer images")
+        signs.append("a larger radius breaks fewer images")
     if huge is not None and huge.robust.value > share:
-        found.append(f"{huge.robust.value:.0%} stand at {huge.eps * 255:g}/255")
-    return found
+        signs.append(f"{huge.robust.value:.0%} stand at {huge.eps * 255:g}/255")
+    return signs

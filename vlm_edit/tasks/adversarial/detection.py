@@ -36,19 +36,19 @@ class Unexplained:
     features: Features
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[n], squared error over squared length about the bias."""
+        """Return [n], squared error over squared length about the bias."""
         codes, normed = self.features(images)
         placed = self.features.on(codes.device)
         if placed.encoder.centers:
             normed = normed - placed.encoder.center("image")
-        left = (normed - placed.decode(codes)).square().flatten(1).sum(1)
+        remainder = (normed - placed.decode(codes)).square().flatten(1).sum(1)
         whole = (normed - placed.decoder_bias).square().flatten(1).sum(1)
-        return left / whole.clamp_min(1e-12)
+        return remainder / whole.clamp_min(1e-12)
 
 
 @dataclass(frozen=True, eq=False)
 class Unusual:
-    """How far codes exceed what true images reach: sum over features of the excess.
+    """The excess of codes over what true images reach, summed over features.
 
     Attributes:
         features: Of a host, a dictionary and a site.
@@ -63,13 +63,13 @@ class Unusual:
     @classmethod
     @torch.no_grad()
     def of(cls, features: Features, images: Tensor, level: float = 0.95) -> Unusual:
-        """Fitted to true images [n, 3, h, w]."""
+        """Fit to true images [n, 3, h, w]."""
         largest = torch.cat([_largest(features, some) for some in images.split(256)])
         most = largest.quantile(level, dim=0)
         return cls(features, most, largest.std(0).clamp_min(1e-3))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[n]."""
+        """Return the excess of each image, [n]."""
         excess = F.relu(_largest(self.features, images) - self.most.to(images.device))
         return (excess / self.spread.to(images.device)).sum(1)
 
@@ -93,7 +93,7 @@ class Distance:
     @classmethod
     @torch.no_grad()
     def of(cls, features: Features, images: Tensor, ridge: float = 0.05) -> Distance:
-        """Fitted to true images [n, 3, h, w]; ridge is a share of the mean variance."""
+        """Fit to true images [n, 3, h, w]; ridge is a share of the mean variance."""
         x = torch.cat([_mean(features, some) for some in images.split(256)])
         centred = (x - x.mean(0)).double()
         spread = centred.mT @ centred / len(x)
@@ -102,20 +102,20 @@ class Distance:
         return cls(features, x.mean(0), torch.linalg.inv(spread).float())
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[n]."""
+        """Return the distance of each image, [n]."""
         away = _mean(self.features, images) - self.mean
         return torch.einsum("nd,de,ne->n", away, self.precision, away)
 
 
 @torch.no_grad()
 def scores(score: Score, images: Tensor, batch_size: int = 512) -> Tensor:
-    """Scores of many images, [n]."""
+    """Return scores of many images, [n]."""
     return torch.cat([score(some) for some in images.split(batch_size)])
 
 
 @torch.no_grad()
 def threshold(score: Score, images: Tensor, false_alarms: float = 0.05) -> float:
-    """The score above which this share of true images lies.
+    """Return the score above which this share of true images lies.
 
     Raises:
         VlmEditError: A share outside of 0 to 1.
@@ -149,18 +149,18 @@ def unseen(
     def excess(images: Tensor, _: Tensor) -> Tensor:
         return F.relu(score(images) - limit) / max(abs(limit), 1e-12)
 
-    found: Attacked | None = None
+    best: Attacked | None = None
     for weight in weights:
         here = attack(Penalised(aim, excess, weight, most=0.0))
-        if found is None:
-            found = here
+        if best is None:
+            best = here
             continue
-        better = here.reached & ~found.reached
-        images = torch.where(better.view(-1, 1, 1, 1), here.images, found.images)
-        loss = torch.where(better, here.loss, found.loss)
-        found = Attacked(images, found.reached | here.reached, loss, found.curve)
-    assert found is not None
-    return found
+        better = here.reached & ~best.reached
+        images = torch.where(better.view(-1, 1, 1, 1), here.images, best.images)
+        loss = torch.where(better, here.loss, best.loss)
+        best = Attacked(images, best.reached | here.reached, loss, best.curve)
+    assert best is not None
+    return best
 
 
 def _largest(features: Features, images: Tensor) -> Tensor:

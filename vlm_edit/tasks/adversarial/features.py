@@ -38,19 +38,19 @@ class Features:
         self.dictionary.expect_site(self.site)
 
     def on(self, device: torch.device) -> Dictionary:
-        """The dictionary on a device."""
+        """Return the dictionary on a device."""
         if device not in self._placed:
             self._placed[device] = self.dictionary.to(device)
         return self._placed[device]
 
     def hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The site's output [n, d] or [n, t, d], and the embedding [n, d]; differentiable."""
+        """Return a site's output [n, d] or [n, t, d], and the embedding [n, d]; differentiable."""
         with record(self.host.host, self.site) as recording:
             embedding = self.host(images)
         return recording.last(self.site, "image").hidden.float(), embedding
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes [n, ..., m] and normed activations [n, ..., d] of images; differentiable."""
+        """Return codes [n, ..., m] and normed activations [n, ..., d] of images; differentiable."""
         hidden, _ = self.hidden(images)
         placed = self.on(hidden.device)
         return placed.encode(hidden, "image"), placed.normalise(hidden, "image")
@@ -74,7 +74,7 @@ class Movement:
     features: Tensor
 
     def share(self, name: str, draws: int = 2000) -> Estimate:
-        """A class's squared length over the whole's, both summed over images."""
+        """Return a class's squared length over the whole's, both summed over images."""
         return ratio_estimate(self.parts[name], self.whole, draws)
 
 
@@ -86,7 +86,7 @@ def movement(
     classes: Mapping[str, Sequence[int]],
     batch_size: int = 512,
 ) -> Movement:
-    """Which classes of features moved between two versions of the same images.
+    """Measure which classes of features moved between two versions of the same images.
 
     Args:
         features: Of a host, a dictionary and a site.
@@ -114,19 +114,19 @@ def movement(
         moved, there = features(others)
         change, whole = moved - codes, there - normed
         decoder = features.on(change.device).decoder
-        for name, chosen in classes.items():
-            parts[name].append(_squared(change[..., list(chosen)] @ decoder[list(chosen)]))
+        for name, members in classes.items():
+            parts[name].append(_squared(change[..., list(members)] @ decoder[list(members)]))
         parts[RESIDUAL].append(_squared(whole - change @ decoder))
         sizes.append((_squared(whole), _squared(normed)))
         each = change.abs().flatten(1, -2).mean(1) if change.ndim > 2 else change.abs()
         total += each.sum(0).double().cpu()
-    joined = {name: torch.cat(some) for name, some in parts.items()}
+    lengths = {name: torch.cat(some) for name, some in parts.items()}
     whole, first = (torch.cat(some) for some in zip(*sizes, strict=True))
-    return Movement(joined, whole, first, total / len(before))
+    return Movement(lengths, whole, first, total / len(before))
 
 
 def _squared(x: Tensor) -> Tensor:
-    """Squared length of each example of [n, ...], on the CPU."""
+    """Return the squared length of each example of [n, ...], on the CPU."""
     return x.flatten(1).square().sum(1).cpu()
 
 
@@ -139,7 +139,7 @@ def through(
     choose: Callable[[Tensor], Tensor],
     batch_size: int = 512,
 ) -> Tensor:
-    """Logits if the attack had moved these features alone, at the joint site.
+    """Return logits if the attack had moved these features alone, at the joint site.
 
     Args:
         features: At the site ``joint``.
@@ -157,7 +157,7 @@ def through(
     """
     if features.site != "joint":
         raise VlmEditError(f"what features do alone is told at 'joint', not at {features.site!r}")
-    found = []
+    logits = []
     for some, others in zip(before.split(batch_size), after.split(batch_size), strict=True):
         codes, normed = features(some)
         moved, there = features(others)
@@ -167,13 +167,13 @@ def through(
         else:
             index = list(chosen)
             change = (moved - codes)[..., index] @ decoder[index]
-        found.append(choose(normed + change))
-    return torch.cat(found)
+        logits.append(choose(normed + change))
+    return torch.cat(logits)
 
 
 @dataclass(frozen=True, eq=False)
 class Through:
-    """Away from the right class by some features' movement alone, at the joint site.
+    """The aim away from the right class by some features' movement alone, at the joint site.
 
     What is judged is the true image's embedding with these features' codes as the attacked image
     has them; reached where it is misread.
@@ -195,7 +195,7 @@ class Through:
     labels: Tensor
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Aim``; the loss is the cross-entropy."""
+        """Judge as ``Aim``; the loss is the cross-entropy."""
         codes, _ = self.features(images)
         decoder = self.features.on(codes.device).decoder[self.chosen]
         change = (codes - self.codes[rows])[..., self.chosen] @ decoder
@@ -228,7 +228,7 @@ class Others:
     def of(
         cls, features: Features, chosen: Sequence[int], images: Tensor, batch_size: int = 512
     ) -> Others:
-        """Of true images [n, 3, h, w].
+        """Take the codes of true images [n, 3, h, w].
 
         Raises:
             VlmEditError: No features, or one that the dictionary does not have.
@@ -244,7 +244,7 @@ class Others:
         return cls(features, list(chosen), codes, normed)
 
     def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
-        """The penalty [k] of images with their numbers."""
+        """Return the penalty [k] of images with their numbers."""
         codes, normed = self.features(images)
         decoder = self.features.on(codes.device).decoder[self.chosen]
         own = (codes - self.codes[rows])[..., self.chosen] @ decoder
@@ -254,5 +254,5 @@ class Others:
 
 
 def nearest_text(texts: Tensor, scale: float = 100.0) -> Callable[[Tensor], Tensor]:
-    """Embeddings to logits: cosines with texts [c, d] of length 1, times a scale."""
+    """Return a map of embeddings to logits: cosines with texts [c, d] of length 1, times scale."""
     return lambda embeddings: scale * F.normalize(embeddings, dim=-1) @ texts.mT

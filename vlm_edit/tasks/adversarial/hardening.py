@@ -96,8 +96,8 @@ def harden_gains(
     def edit(site: str) -> Callable[[Tensor], Tensor]:
         def change(hidden: Tensor) -> Tensor:
             code, scale = placed[site].encoder(hidden, "image")
-            moved = shares[site] * (means[site] - code) @ placed[site].decoder
-            return hidden + (moved if scale is None else moved * scale)
+            step = shares[site] * (means[site] - code) @ placed[site].decoder
+            return hidden + (step if scale is None else step * scale)
 
         return change
 
@@ -134,16 +134,16 @@ def harden_features(
         VlmEditError: No image, or an unknown site.
     """
     generator = torch.Generator().manual_seed(how.seed)
-    made: dict[str, list[Tensor]] = {}
+    layers: dict[str, list[Tensor]] = {}
     for site in sites:
         width = host.host.site(site).width
         weight = torch.randn(width, features, generator=generator) / width**0.5
-        drawn = [weight, torch.zeros(features), torch.zeros(features, width)]
-        made[site] = [t.to(host.device).requires_grad_() for t in drawn]
+        start = [weight, torch.zeros(features), torch.zeros(features, width)]
+        layers[site] = [t.to(host.device).requires_grad_() for t in start]
 
     def edit(site: str) -> Callable[[Tensor], Tensor]:
         def change(hidden: Tensor) -> Tensor:
-            weight, bias, decoder = made[site]
+            weight, bias, decoder = layers[site]
             encoder = Encoder(weight, bias, "relu", norm="constant_norm_rescale")
             code, scale = encoder(hidden)
             assert scale is not None
@@ -151,10 +151,10 @@ def harden_features(
 
         return change
 
-    weights = [t for tensors in made.values() for t in tensors]
+    weights = [t for tensors in layers.values() for t in tensors]
     curve = _descend(host, images, {site: edit(site) for site in sites}, weights, how)
     parts = []
-    for site, tensors in made.items():
+    for site, tensors in layers.items():
         weight, bias, decoder = (t.detach().cpu().half().float() for t in tensors)
         encoder = Encoder(weight, bias, "relu", norm="constant_norm_rescale")
         dictionary = Dictionary(encoder, decoder, torch.zeros(decoder.shape[1]))
@@ -166,7 +166,7 @@ def harden_features(
 def _mean_codes(
     host: ImageHost, images: Tensor, places: Mapping[str, Dictionary]
 ) -> dict[str, Tensor]:
-    """[m] of each site, over true images and their tokens."""
+    """Return the mean codes [m] of each site, over true images and their tokens."""
     if not places or not len(images):
         raise BadArgument(f"{len(images)} images and {len(places)} sites: there must be some")
     total: dict[str, Tensor] = {}
@@ -194,15 +194,15 @@ def _descend(
     optimiser = torch.optim.Adam(list(weights), how.rate)
     losses: list[float] = []
     with _Edited(host, edits) as edited:
-        began = time.perf_counter()
+        start = time.perf_counter()
         for step in range(how.steps):
-            passed = step / how.steps
+            progress = step / how.steps
             if how.seconds is not None:
-                passed = max(passed, (time.perf_counter() - began) / how.seconds)
-            if passed >= 1:
+                progress = max(progress, (time.perf_counter() - start) / how.seconds)
+            if progress >= 1:
                 break
             for group in optimiser.param_groups:
-                group["lr"] = how.rate * (1 - passed)
+                group["lr"] = how.rate * (1 - progress)
             rows = torch.randperm(len(images), generator=generator)[: how.batch_size]
             some = images[rows.to(images.device)]
             some = _varied(some, generator) if how.varied else some
@@ -236,7 +236,7 @@ class _Edited:
 
     @torch.no_grad()
     def plain(self, images: Tensor) -> Tensor:
-        """Embeddings without the edits."""
+        """Return embeddings without the edits."""
         self._on = False
         try:
             return self._host(images)
@@ -251,32 +251,32 @@ class _Edited:
 
 
 def _varied(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored or not, moved a little, its channels in some order."""
+    """Mirror each image or not, move it a little, put its channels in some order."""
     n, channels, height, width = images.shape
     padded = F.pad(images, [_SHIFT] * 4, mode="replicate")
     mirrored = torch.rand(n, generator=generator) < 0.5
     down, right = torch.randint(2 * _SHIFT + 1, (2, n), generator=generator)
     order = torch.rand(n, channels, generator=generator).argsort(1)
-    kept = torch.rand(n, generator=generator) < 0.5
-    order[kept] = torch.arange(channels)
+    intact = torch.rand(n, generator=generator) < 0.5
+    order[intact] = torch.arange(channels)
     rows = down[:, None] + torch.arange(height)
     columns = right[:, None] + torch.arange(width)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     here = images.device
     each = torch.arange(n, device=here)[:, None, None, None]
-    found: Tensor = padded[
+    views: Tensor = padded[
         each,
         order.to(here)[:, :, None, None],
         rows.to(here)[:, None, :, None],
         columns.to(here)[:, None, None, :],
     ]
-    return found
+    return views
 
 
 def _loss(host: ImageHost, images: Tensor, true: Tensor, how: Hardening, step: int) -> Tensor:
     def away(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        found = 1 - F.cosine_similarity(host(x), true[rows], dim=1)
-        return found, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        output = 1 - F.cosine_similarity(host(x), true[rows], dim=1)
+        return output, torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     seed = how.seed + step
     if how.attack_steps:
@@ -285,14 +285,14 @@ def _loss(host: ImageHost, images: Tensor, true: Tensor, how: Hardening, step: i
         attacked = pgd(away, images, how.eps, keep="last", **own).images
     else:
         attacked = Ball(how.eps).start(images, torch.Generator().manual_seed(seed))
-    found = host(torch.cat([attacked, images]))
-    apart = 1 - F.cosine_similarity(found, true.repeat(2, 1), dim=1)
+    output = host(torch.cat([attacked, images]))
+    apart = 1 - F.cosine_similarity(output, true.repeat(2, 1), dim=1)
     bad, good = apart.chunk(2)
     return bad.mean() + how.clean * good.mean()
 
 
 def _blends(shares: Tensor, means: Tensor, levels: int) -> list[Rule]:
-    """Features by their rounded share, evenly many to a level; each level one rule."""
+    """Group features by their rounded share, evenly many to a level; each level one rule."""
     order = shares.argsort()
     rules: list[Rule] = []
     for group in order.chunk(min(levels, len(order))):

@@ -35,7 +35,7 @@ class Pixels:
 
     @classmethod
     def of(cls, processor: Any) -> Pixels:
-        """The space of a processor of images, or of one of images and texts.
+        """Return the space of a processor of images, or of one of images and texts.
 
         Raises:
             VlmEditError: It handles no images, or does not bring pixels to [0, 1] first.
@@ -56,13 +56,13 @@ class Pixels:
         return cls(own, tuple(own.image_mean), tuple(own.image_std))
 
     def read(self, images: Sequence[Image.Image]) -> Tensor:
-        """Images as the host sees them, [n, 3, h, w] in [0, 1].
+        """Return images as the host sees them, [n, 3, h, w] in [0, 1].
 
         Raises:
             VlmEditError: The processor cuts images into parts, or gives them several sizes.
         """
-        made = self.processor(images=list(images), do_normalize=False, return_tensors="pt")
-        pixels = made["pixel_values"]
+        batch = self.processor(images=list(images), do_normalize=False, return_tensors="pt")
+        pixels = batch["pixel_values"]
         if not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) != len(images):
             raise VlmEditError(
                 f"{type(self.processor).__name__} makes no [n, 3, h, w] of {len(images)} images: "
@@ -71,7 +71,7 @@ class Pixels:
         return pixels.float().clamp(0, 1)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What the host takes, of images [n, 3, h, w] in [0, 1]; differentiable."""
+        """Return what the host takes, of images [n, 3, h, w] in [0, 1]; differentiable."""
         mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
         return (images - mean) / std
 
@@ -97,7 +97,7 @@ class ImageHost:
 
     @classmethod
     def of(cls, host: Host | Model) -> ImageHost:
-        """The image side of a host, which has its processor.
+        """Make the image side of a host, which has its processor.
 
         Raises:
             VlmEditError: The host embeds no images, or is in train mode.
@@ -114,11 +114,11 @@ class ImageHost:
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Return where its weights are."""
         return self.host.device
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Joint embeddings [n, d] of images [n, 3, h, w] in [0, 1]; differentiable."""
+        """Return joint embeddings [n, d] of images [n, 3, h, w] in [0, 1]; differentiable."""
         inner: Any = self.host.root
         pixels = self.pixels.normalise(images).to(next(inner.parameters()).dtype)
         if hasattr(inner, "get_image_features"):
@@ -128,7 +128,7 @@ class ImageHost:
 
 @torch.no_grad()
 def embed_texts(host: Host, texts: Sequence[str], batch_size: int = 256, **options: Any) -> Tensor:
-    """Joint embeddings of texts, of length 1; patches that are attached act.
+    """Return joint embeddings of texts, of length 1; patches that are attached act.
 
     Args:
         host: One of transformers with ``get_text_features``, and its processor.
@@ -157,18 +157,18 @@ def embed_texts(host: Host, texts: Sequence[str], batch_size: int = 256, **optio
             f"{type(inner).__name__} has no get_text_features: embed the texts yourself and pass "
             "them to ZeroShot"
         )
-    told = {"padding": True, "truncation": True} | options
+    settings = {"padding": True, "truncation": True} | options
     parts = []
     for start in range(0, len(texts), batch_size):
         some = list(texts[start : start + batch_size])
-        inputs = processor(text=some, return_tensors="pt", **told)
+        inputs = processor(text=some, return_tensors="pt", **settings)
         parts.append(_embedding(inner.get_text_features(**inputs.to(host.device))))
     return F.normalize(torch.cat(parts), dim=1)
 
 
 @dataclass(frozen=True, eq=False)
 class ZeroShot:
-    """Chooses the text that is nearest to an image.
+    """A choice of the text that is nearest to an image.
 
     Attributes:
         host: Embeds images.
@@ -192,7 +192,7 @@ class ZeroShot:
 
     @classmethod
     def of(cls, host: Host | Model, texts: Sequence[str], **options: Any) -> ZeroShot:
-        """A choice among texts, which are embedded now, with the patches that are attached.
+        """Make a choice among texts, which are embedded now, with the patches that are attached.
 
         Args:
             host: One of transformers with a joint embedding, and its processor.
@@ -209,13 +209,13 @@ class ZeroShot:
         return cls(images, embed_texts(host, texts, **options), scale)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits [n, c] of images [n, 3, h, w] in [0, 1]; differentiable."""
-        found = F.normalize(self.host(images), dim=1)
+        """Return logits [n, c] of images [n, 3, h, w] in [0, 1]; differentiable."""
+        embeddings = F.normalize(self.host(images), dim=1)
         if self.centre is not None:
-            found = F.normalize(found - self.centre, dim=1)
-        return self.scale * found @ self.texts.mT
+            embeddings = F.normalize(embeddings - self.centre, dim=1)
+        return self.scale * embeddings @ self.texts.mT
 
 
 def _embedding(found: Any) -> Tensor:
-    """[n, d] float32 of what get_*_features returns, which transformers 5 wraps."""
+    """Return [n, d] float32 of what get_*_features returns, which transformers 5 wraps."""
     return cast("Tensor", getattr(found, "pooler_output", found)).float()

@@ -17,12 +17,12 @@ Loss = Literal["ce", "dlr", "margin"]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy [n] of logits [n, c] and labels [n]."""
+    """Return the cross-entropy [n] of logits [n, c] and labels [n]."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """How far the best wrong class is above the right one, [n].
+    """Return how far the best wrong class is above the right one, [n].
 
     Example:
         >>> import torch
@@ -34,9 +34,10 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio [n] (Croce and Hein 2020, equation 6): margin without scale.
+    """Return the difference of logits ratio [n]: a margin without scale.
 
-    ``-(z_y - max_{i != y} z_i) / (z_1 - z_3)``, z_1 >= z_2 >= z_3 the largest logits.
+    ``-(z_y - max_{i != y} z_i) / (z_1 - z_3)``, z_1 >= z_2 >= z_3 the largest logits
+    (Croce and Hein 2020, equation 6).
 
     Example:
         >>> import torch
@@ -52,14 +53,14 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Targeted difference of logits ratio [n] (Croce and Hein 2020, equation 7)."""
+    """Return the targeted difference of logits ratio [n] (Croce and Hein 2020, equation 7)."""
     if logits.shape[1] < 4:
         raise BadArgument(
             f"targeted dlr needs four classes, and there are {logits.shape[1]}: use ce"
         )
     top = logits.topk(4, dim=1).values
-    right, wanted = (logits.gather(1, y[:, None])[:, 0] for y in (labels, targets))
-    return (wanted - right) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    right, goal = (logits.gather(1, y[:, None])[:, 0] for y in (labels, targets))
+    return (goal - right) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -71,7 +72,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Untargeted:
-    """Away from the right class; reached where another is chosen.
+    """The aim away from the right class; reached where another is chosen.
 
     Attributes:
         classifier: Images to logits.
@@ -90,19 +91,19 @@ class Untargeted:
     loss: Loss = "ce"
 
     def __post_init__(self) -> None:
-        """Check the loss."""
+        """Check that the loss is known."""
         if self.loss not in get_args(Loss):
             raise BadArgument(f"loss is {self.loss!r}: use one of {get_args(Loss)}")
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Aim``."""
+        """Judge images as ``Aim`` does."""
         logits, labels = self.classifier(images), self.labels[rows]
         return LOSSES[self.loss](logits, labels), logits.argmax(1) != labels
 
 
 @dataclass(frozen=True, eq=False)
 class Targeted:
-    """To a class, that is to a text; reached where it is chosen.
+    """The aim to a class, that is to a text; reached where it is chosen.
 
     Attributes:
         classifier: Images to logits.
@@ -115,7 +116,7 @@ class Targeted:
     labels: Tensor | None = None
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Aim``."""
+        """Judge images as ``Aim`` does."""
         logits, targets = self.classifier(images), self.targets[rows]
         if self.labels is None:
             loss = -cross_entropy(logits, targets)
@@ -126,7 +127,7 @@ class Targeted:
 
 @dataclass(frozen=True, eq=False)
 class Away:
-    """As far from the true image's embedding as can be, without any text; never reached.
+    """The aim as far from the true image's embedding as can be, without any text; never reached.
 
     Attributes:
         host: Embeds images.
@@ -137,14 +138,14 @@ class Away:
     embeddings: Tensor
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Aim``; the loss is 1 minus the cosine."""
+        """Judge as ``Aim``; the loss is 1 minus the cosine."""
         cosine = F.cosine_similarity(self.host(images), self.embeddings[rows], dim=1)
         return 1 - cosine, torch.zeros_like(cosine, dtype=torch.bool)
 
 
 @dataclass(frozen=True, eq=False)
 class Toward:
-    """As near to an embedding of a text as can be; reached at a cosine.
+    """The aim as near to an embedding of a text as can be; reached at a cosine.
 
     Attributes:
         host: Embeds images.
@@ -157,7 +158,7 @@ class Toward:
     enough: float = 1.0
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Aim``; the loss is the cosine."""
+        """Judge as ``Aim``; the loss is the cosine."""
         text = self.text if self.text.ndim == 1 else self.text[rows]
         cosine = F.cosine_similarity(self.host(images), text.expand(len(images), -1), dim=1)
         return cosine, cosine >= self.enough
@@ -180,9 +181,9 @@ class Penalised:
     most: float | None = None
 
     def __call__(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Aim``."""
+        """Judge images as ``Aim`` does, less the penalty."""
         loss, reached = self.first(images, rows)
-        paid = self.penalty(images, rows)
+        cost = self.penalty(images, rows)
         if self.most is not None:
-            reached = reached & (paid <= self.most)
-        return loss - self.weight * paid, reached
+            reached = reached & (cost <= self.most)
+        return loss - self.weight * cost, reached

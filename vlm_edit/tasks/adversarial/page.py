@@ -18,7 +18,7 @@ from vlm_edit.tasks.adversarial.features import Features
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One image, attacked.
+    """One image that was attacked.
 
     Attributes:
         name: Of the image.
@@ -38,7 +38,7 @@ class Case:
 
 
 def drawn(n: int, shown: int, seed: int = 0) -> list[int]:
-    """Which of n images are shown: drawn with a fixed seed, never picked."""
+    """Draw which of n images are shown, with a fixed seed; never pick them."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return sorted(order[:shown].tolist())
 
@@ -51,7 +51,7 @@ def most_moved(
     classes: Mapping[str, Sequence[int]],
     count: int = 6,
 ) -> list[list[tuple[str, float]]]:
-    """The features of each image that moved it most, as change times length of the decoder's row.
+    """List the features that moved each image most, as change times the decoder row's length.
 
     Args:
         features: Of a host, a dictionary and a site; over tokens, the mean change.
@@ -67,11 +67,11 @@ def most_moved(
     change = features(after)[0] - codes
     change = change.flatten(1, -2).mean(1) if change.ndim > 2 else change
     change = (change * features.on(change.device).decoder.norm(dim=1)).cpu()
-    kind = {k: name for name, chosen in classes.items() for k in chosen}
+    kind = {k: name for name, numbers in classes.items() for k in numbers}
     top = change.abs().topk(min(count, change.shape[1]), dim=1).indices.tolist()
     return [
-        [(f"{k} {kind.get(k, '')}".strip(), float(row[k])) for k in chosen if float(row[k])]
-        for row, chosen in zip(change, top, strict=True)
+        [(f"{k} {kind.get(k, '')}".strip(), float(row[k])) for k in numbers if float(row[k])]
+        for row, numbers in zip(change, top, strict=True)
     ]
 
 
@@ -119,7 +119,7 @@ def write_page(
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """A picture of pixels [3, h, w] in [0, 1], rounded to 8 bits."""
+    """Make a picture of pixels [3, h, w] in [0, 1], rounded to 8 bits."""
     rounded = (pixels.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu()
     return Image.fromarray(rounded.contiguous().numpy())
 

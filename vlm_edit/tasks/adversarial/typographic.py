@@ -19,7 +19,7 @@ def draw_word(
     colour: tuple[int, int, int] = (0, 0, 0),
     behind: tuple[int, int, int] | None = (255, 255, 255),
 ) -> Image.Image:
-    """An image with a word across it (Goh et al. 2021, "Multimodal neurons", distill.pub).
+    """Draw a word across an image (Goh et al. 2021, "Multimodal neurons", distill.pub).
 
     Args:
         image: RGB; it stays as it is.
@@ -34,29 +34,29 @@ def draw_word(
 
     Example:
         >>> from PIL import Image
-        >>> drawn = draw_word(Image.new("RGB", (64, 64), "red"), "cat")
-        >>> drawn.size, drawn.getpixel((0, 0))
+        >>> picture = draw_word(Image.new("RGB", (64, 64), "red"), "cat")
+        >>> picture.size, picture.getpixel((0, 0))
         ((64, 64), (255, 0, 0))
     """
     if not word.strip() or not 0 < height <= 1:
         raise BadArgument(f"word {word!r} of height {height}: give a word, and a share of 0 to 1")
-    drawn = image.convert("RGB").copy()
-    pen = ImageDraw.Draw(drawn)
-    size = max(height * drawn.height, 4.0)
+    picture = image.convert("RGB").copy()
+    pen = ImageDraw.Draw(picture)
+    size = max(height * picture.height, 4.0)
     font = ImageFont.load_default(size)
-    while size > 4 and pen.textlength(word, font) > 0.96 * drawn.width:
+    while size > 4 and pen.textlength(word, font) > 0.96 * picture.width:
         size *= 0.9
         font = ImageFont.load_default(size)
-    middle = (drawn.width / 2, at * drawn.height)
+    middle = (picture.width / 2, at * picture.height)
     left, top, right, bottom = pen.textbbox(middle, word, font, anchor="mm")
     if behind is not None:
         pen.rectangle((left - 2, top - 2, right + 1, bottom + 1), fill=behind)
     pen.text(middle, word, fill=colour, font=font, anchor="mm")
-    return drawn
+    return picture
 
 
 def scrambled(word: str, seed: int = 0) -> str:
-    """The word's letters in another order: as much ink, and no word; the control.
+    """Return the word's letters in another order: as much ink, and no word; the control.
 
     Example:
         >>> sorted(scrambled("teapot")) == sorted("teapot"), scrambled("teapot") == "teapot"
@@ -71,7 +71,7 @@ def scrambled(word: str, seed: int = 0) -> str:
 
 
 def other_labels(labels: Sequence[str], among: Sequence[str], seed: int = 0) -> list[str]:
-    """Another label for each, drawn at random: the word to write, or the class to aim at.
+    """Draw another label for each at random: the word to write, or the class to aim at.
 
     Raises:
         VlmEditError: Nothing else to draw from.
@@ -80,11 +80,11 @@ def other_labels(labels: Sequence[str], among: Sequence[str], seed: int = 0) -> 
         >>> other_labels(["cat", "dog"], ["cat", "dog"])
         ['dog', 'cat']
     """
-    rng, found = random.Random(seed), []
+    rng, draws = random.Random(seed), []
     known = sorted(set(among))
     for label in labels:
         others = [other for other in known if other != label]
         if not others:
             raise BadArgument(f"no label but {label!r} to aim at: give at least two")
-        found.append(rng.choice(others))
-    return found
+        draws.append(rng.choice(others))
+    return draws
