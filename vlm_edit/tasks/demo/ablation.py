@@ -48,7 +48,7 @@ class Ablation:
         self.live = alive(self.classes)
 
     def table(self) -> tuple[Table, list[Check]]:
-        """Accuracy of each question, and what it proves."""
+        """Return the accuracy of each question, and what it proves."""
         ask, vision = self.interview, self.classes["vision"]
         before = ask.examine(self.numbers)
         patch = ask.patch(Ablate(vision))
@@ -59,27 +59,27 @@ class Ablation:
             self._row(f"vision ({len(vision)})", patch, vision, estimates(after)),
         ]
         controls = self._controls(vision)
-        drawn = {name: self._draws(name, patches, rows) for name, patches in controls.items()}
+        draws = {name: self._draws(name, patches, rows) for name, patches in controls.items()}
         for name in ("language", "cross"):
-            chosen = self.classes[name]
-            if chosen:
-                other = ask.patch(Ablate(chosen))
+            members = self.classes[name]
+            if members:
+                other = ask.patch(Ablate(members))
                 row = estimates(ask.examine(self.numbers, other))
-                rows.append(self._row(f"{name} ({len(chosen)})", other, chosen, row))
+                rows.append(self._row(f"{name} ({len(members)})", other, members, row))
         table = Table(
             "Ablate features at image tokens: which questions are still answered",
             ("ablated", "activity", "moved", *COLUMNS),
             rows,
             self._note(),
         )
-        return table, self._checks(before, after, drawn)
+        return table, self._checks(before, after, draws)
 
     def _guessing(self) -> tuple[str, ...]:
         truth, ask = self.interview.truth, self.interview
-        chosen = set(self.numbers)
-        people = [i for i in ask.people if i in chosen]
-        told = [[truth[q][i] for i in (people if q == "who" else self.numbers)] for q in ASKED]
-        return ("(the commonest answer)", "", "", *cells([guess(answers) for answers in told]))
+        numbers = set(self.numbers)
+        people = [i for i in ask.people if i in numbers]
+        truths = [[truth[q][i] for i in (people if q == "who" else self.numbers)] for q in ASKED]
+        return ("(the commonest answer)", "", "", *cells([guess(answers) for answers in truths]))
 
     def _controls(self, vision: list[int]) -> dict[str, list[tuple[Patch, list[int]]]]:
         ask, size = self.interview, len(vision)
@@ -107,8 +107,8 @@ class Ablation:
         if name == "random, as active":
             name = f"{sizes[0]} to {sizes[-1]} {name}"
         active = [float(self.activity[f].sum() / self.activity.sum()) for _, f in patches]
-        moved = [self.interview.moved(patch, few[:32]) for patch, _ in patches]
-        means = f"{sum(active) / len(active):.0%}", f"{sum(moved) / len(moved):.0%}"
+        shifts = [self.interview.moved(patch, few[:32]) for patch, _ in patches]
+        means = f"{sum(active) / len(active):.0%}", f"{sum(shifts) / len(shifts):.0%}"
         rows.append((name, *means, *cells(over_draws(draws))))
         return draws
 
@@ -116,8 +116,8 @@ class Ablation:
         self, name: str, patch: Patch, features: Sequence[int], told: Sequence[Estimate]
     ) -> tuple[str, ...]:
         share = float(self.activity[list(features)].sum() / self.activity.sum())
-        moved = self.interview.moved(patch, self.numbers[:32])
-        return (name, f"{share:.0%}", f"{moved:.0%}", *cells(told))
+        shift = self.interview.moved(patch, self.numbers[:32])
+        return (name, f"{share:.0%}", f"{shift:.0%}", *cells(told))
 
     def _note(self) -> str:
         people = len(set(self.interview.people) & set(self.numbers))
@@ -136,16 +136,16 @@ class Ablation:
         after: list[Tensor],
         drawn: Mapping[str, list[list[Tensor]]],
     ) -> list[Check]:
-        """The loss against each control's, on the pairs that both were asked about."""
+        """Compare the loss with each control's, on the pairs that both were asked about."""
         few = self.numbers[: self.sizes.control]
         verdicts = []
         for column, name in enumerate(COLUMNS[:2]):
-            lost = mean_estimate(before[column].double() - after[column].double())
-            told, holds = [], lost.low > 0
+            loss = mean_estimate(before[column].double() - after[column].double())
+            comparisons, holds = [], loss.low > 0
             for control, draws in drawn.items():
-                kept = torch.stack([d[column].double() for d in draws])
-                ahead = drawn_difference(kept, after[column][None, : len(few)].double())
-                told.append(f"{ahead} more than {control}")
+                answers = torch.stack([d[column].double() for d in draws])
+                ahead = drawn_difference(answers, after[column][None, : len(few)].double())
+                comparisons.append(f"{ahead} more than {control}")
                 holds = holds and (ahead.low > 0 or control == "random, as active")
             verdicts.append(
                 Check(
@@ -153,7 +153,7 @@ class Ablation:
                     "as many random ones\n    and more than by as large a change in random "
                     "directions",
                     holds,
-                    f"loses {lost};\n    " + ",\n    ".join(told),
+                    f"loses {loss};\n    " + ",\n    ".join(comparisons),
                 )
             )
         return verdicts

@@ -41,7 +41,7 @@ class Edits:
         self.prompts = self._embed_prompts()
 
     def attached_equals_spliced(self, file: Path) -> Check:
-        """The saved patch, reloaded and attached, gives what the equation gives."""
+        """Check that the saved patch, reloaded and attached, gives what the equation gives."""
         patch = load_patch(file)
         pairs = self.pairs.select(range(ATTACHED))
         with patch.attach(self.host):
@@ -50,30 +50,30 @@ class Edits:
         splice = patch.bindings[0].splice
         before = {stream: hidden[:ATTACHED] for stream, hidden in self.hidden.items()}
         off = max(float((attached[s] - splice(h, stream=s)).abs().max()) for s, h in before.items())
-        moved = float((attached["image"] - before["image"]).abs().max())
+        change = float((attached["image"] - before["image"]).abs().max())
         equal = all(torch.equal(restored[s], h) for s, h in before.items())
         return Check(
             "the patch, saved, reloaded and attached, acts as its equation says, and detaching "
             "restores the host bit for bit",
-            off <= 1e-4 * moved and equal,
-            f"largest change {moved:.3f}, off by {off:.0e} at most; restored: {equal}; "
+            off <= 1e-4 * change and equal,
+            f"largest change {change:.3f}, off by {off:.0e} at most; restored: {equal}; "
             f"{len(pairs)} pairs; file of {file.stat().st_size / 1024:.0f} KiB",
         )
 
     def table(self, classes: Mapping[str, list[int]]) -> Table:
-        """What each class's ablation takes, beside as many random features."""
+        """Return what each class's ablation takes, beside as many random features."""
         rows = class_rows(classes, self.read, seed=1)
         rows.insert(0, ("nothing", estimates(self.read(None))))
         return Table(
             "Ablate a class of features in the host: before and after",
             ("ablated", "zero-shot R@1", *QUANTITIES),
-            [(name, *(e.text(2) for e in found)) for name, found in rows],
+            [(name, *(e.text(2) for e in figures)) for name, figures in rows],
             f"Zero-shot: {len(self.labels)} labels, prompt {PROMPT.format('...')!r}.\n"
             f"{note(len(self.pairs))}",
         )
 
     def read(self, ablated: Sequence[int] | None) -> list[Tensor]:
-        """Zero-shot classification and the known factors off the embeddings, edited."""
+        """Read zero-shot classification and the known factors off the embeddings, edited."""
         streams, prompts = dict(self.hidden), self.prompts
         if ablated is not None:
             splice = Splice.of(self.dictionary, [Ablate(ablated)])
@@ -83,23 +83,23 @@ class Edits:
         return [zero_shot, *self.reading.read(streams)]
 
     def changed(self, file: Path, shown: int = 8, seed: int = 0) -> Examples:
-        """Random pairs whose zero-shot label the patch changes."""
+        """Show random pairs whose zero-shot label the patch changes."""
         splice = load_patch(file).bindings[0].splice
         before = self._predict(self.hidden["image"], self.prompts)
         after = self._predict(
             splice(self.hidden["image"], stream="image"), splice(self.prompts, stream="text")
         )
-        moved = (before != after).nonzero().flatten()
-        order = torch.randperm(len(moved), generator=torch.Generator().manual_seed(seed))
+        places = (before != after).nonzero().flatten()
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
         items = [
             (i, (f"before: {self.labels[before[i]]}", f"after: {self.labels[after[i]]}",
                  f"is: {self.pairs.columns['label'][i]}"))
-            for i in moved[order[:shown]].tolist()
+            for i in places[order[:shown]].tolist()
         ]  # fmt: skip
         return Examples(
             "Zero-shot labels before and after ablating the vision-dominant features",
             items,
-            f"{len(moved)} of {len(self.pairs)} images get another label; {len(items)} of them "
+            f"{len(places)} of {len(self.pairs)} images get another label; {len(items)} of them "
             f"drawn at random with seed {seed}.",
         )
 

@@ -56,7 +56,7 @@ class Check:
 
 
 def as_known(verdicts: Sequence[Check]) -> bool:
-    """Whether every claim came out as it is known to."""
+    """Say whether every claim came out as it is known to."""
     return all(check.holds == check.known for check in verdicts)
 
 
@@ -71,25 +71,25 @@ class Reading:
     pairs: Pairs
 
     def read(self, streams: Codes, embed: Callable[[Tensor], Tensor] = lambda x: x) -> list[Tensor]:
-        """Per quantity, whether each pair is read right, [n] bool.
+        """Say per quantity whether each pair is read right, [n] bool.
 
         Args:
             streams: [n, m] for ``image`` and ``text``: what the probes see.
             embed: From those to the space in which images and texts are compared.
         """
-        read: dict[str, Tensor] = {}
+        right: dict[str, Tensor] = {}
         for stream, values in streams.items():
-            asked = {name: self.pairs.columns[name] for name, where in PROBED if where == stream}
-            read |= probe_each(values, asked)
+            columns = {name: self.pairs.columns[name] for name, where in PROBED if where == stream}
+            right |= probe_each(values, columns)
         labels = self.pairs.columns["label"]
-        found = hits(embed(streams["image"]), embed(streams["text"]), labels, labels)
-        return [*(read[name] for name, _ in PROBED), found]
+        matches = hits(embed(streams["image"]), embed(streams["text"]), labels, labels)
+        return [*(right[name] for name, _ in PROBED), matches]
 
 
 def factor_table(
     reading: Reading, codes: Codes, decoder: Tensor, classes: Mapping[str, list[int]]
 ) -> tuple[Table, dict[tuple[str, str], Tensor]]:
-    """What remains to be read when as many features of one class are kept as of any other.
+    """Return what can be read when as many features of one class are kept as of any other.
 
     Args:
         reading: Reads off codes.
@@ -104,23 +104,23 @@ def factor_table(
 
     def keep(features: Sequence[int]) -> list[Tensor]:
         index = torch.as_tensor(features)
-        kept = {stream: code[:, index] for stream, code in codes.items()}
-        return reading.read(kept, lambda code: code @ decoder[index])
+        part = {stream: code[:, index] for stream, code in codes.items()}
+        return reading.read(part, lambda code: code @ decoder[index])
 
     live = alive(classes)
     sets = as_many(classes)
     (size,) = {len(draw) for draws in sets.values() for draw in draws} or {0}
     rows, right = [], {}
     for name, draws in sets.items():
-        read = [keep(draw) for draw in draws]
-        rows.append((_kept(name, size, classes), _told(read)))
-        for column, hits_of in zip(QUANTITIES, zip(*read, strict=True), strict=True):
+        readings = [keep(draw) for draw in draws]
+        rows.append((_kept(name, size, classes), _told(readings)))
+        for column, hits_of in zip(QUANTITIES, zip(*readings, strict=True), strict=True):
             right[name, column] = torch.stack(hits_of)
     rows.append((f"all live ({len(live)})", estimates(keep(live))))
     table = Table(
         "Keep as many features of each class: what can still be read",
         ("kept features", *QUANTITIES),
-        [(name, *(e.text(2) for e in found)) for name, found in rows],
+        [(name, *(e.text(2) for e in figures)) for name, figures in rows],
         f"{note(len(reading.pairs))}\nOf a class with more features as many are drawn, "
         f"{DRAWS} times: mean, [lowest, highest].",
     )
@@ -128,14 +128,14 @@ def factor_table(
 
 
 def alive(classes: Mapping[str, list[int]]) -> list[int]:
-    """Every feature that is not dead, of whatever class, rising."""
+    """List every feature that is not dead, of whatever class, rising."""
     return sorted(k for name, members in classes.items() if name != "dead" for k in members)
 
 
 def as_many(
     classes: Mapping[str, list[int]], draws: int = DRAWS, seed: int = 0
 ) -> dict[str, list[list[int]]]:
-    """Random draws of as many features from every class as the smallest has, and of all live ones.
+    """Draw as many features of every class as the smallest has, and of all live ones, at random.
 
     More features of a class tell more of anything: only equal numbers can be compared. A class
     without a feature is left out; one that has no more than that is drawn once.
@@ -148,13 +148,13 @@ def as_many(
     Returns:
         Sets of features by class, and by ``random``.
     """
-    found = {name: classes[name] for name in SHOWN if classes[name]}
-    if not found:
+    sources = {name: classes[name] for name in SHOWN if classes[name]}
+    if not sources:
         return {}
-    size = min(map(len, found.values()))
+    size = min(map(len, sources.values()))
     return {
         name: random_features(range(size), members, draws if len(members) > size else 1, seed)
-        for name, members in (*found.items(), ("random", alive(classes)))
+        for name, members in (*sources.items(), ("random", alive(classes)))
     }
 
 
@@ -172,7 +172,7 @@ def _told(draws: Sequence[list[Tensor]]) -> list[Estimate]:
 def class_rows(
     classes: Mapping[str, list[int]], read: Callable[[list[int]], list[Tensor]], seed: int
 ) -> list[tuple[str, list[Estimate]]]:
-    """What each class of features gives, and beside it as many random live ones.
+    """Return what each class of features gives, and beside it as many random live ones.
 
     Args:
         classes: Features of each class.
@@ -186,8 +186,8 @@ def class_rows(
         if not size:
             continue
         rows.append((f"{name} ({size})", estimates(read(classes[name]))))
-        drawn = random_features(classes[name], live, DRAWS, seed + number)
-        rows.append((f"{size} random", over_draws([read(features) for features in drawn])))
+        sets = random_features(classes[name], live, DRAWS, seed + number)
+        rows.append((f"{size} random", over_draws([read(features) for features in sets])))
     return rows
 
 
@@ -198,7 +198,7 @@ def checks(
     pairs: Pairs,
     right: Mapping[tuple[str, str], Tensor],
 ) -> list[Check]:
-    """Whether the classes recover what is known of the pairs."""
+    """Check whether the classes recover what is known of the pairs."""
     return [
         _beats(right, "vision", "background"),
         _beats(right, "language", "phrasing"),
@@ -212,7 +212,7 @@ def checks(
 
 
 def _beats(right: Mapping[tuple[str, str], Tensor], name: str, column: str) -> Check:
-    """More pairs are read right than from as many features of any other class, or random ones."""
+    """Check that more is read right than from as many features of other classes, or random ones."""
     claim = f"{column} is read best from {name} features"
     if (name, column) not in right:
         return Check(claim, False, f"no feature is {name}")
@@ -227,7 +227,7 @@ def _beats(right: Mapping[tuple[str, str], Tensor], name: str, column: str) -> C
 
 
 def _figure(right: Tensor) -> str:
-    """The mean over draws, three decimals without leading zeros."""
+    """Return the mean over draws, three decimals without leading zeros."""
     return f"{float(right.mean()):.3f}".removeprefix("0")
 
 
@@ -269,19 +269,19 @@ def _fires_together(found: Dominance, chosen: Sequence[int]) -> Check:
 
 
 def estimates(right: Sequence[Tensor]) -> list[Estimate]:
-    """Shares with their intervals."""
+    """Return shares with their intervals."""
     return [proportion(int(column.sum()), len(column)) for column in right]
 
 
 def over_draws(draws: Sequence[Sequence[Tensor]]) -> list[Estimate]:
-    """Mean share over random draws, with the lowest and the highest in place of an interval."""
+    """Return the mean share over random draws; lowest and highest in place of an interval."""
     columns = zip(*draws, strict=True)
     shares = [[float(right.double().mean()) for right in column] for column in columns]
     return [Estimate(sum(s) / len(s), min(s), max(s), len(draws[0][0])) for s in shares]
 
 
 def note(n: int) -> str:
-    """How to read a table of shares."""
+    """Say how to read a table of shares."""
     return (
         f"Shares of {n} pairs, with 95 % Wilson intervals: 5-fold linear probes (group: of the "
         "concept),\nand retrieval of a text of the image's label. "

@@ -50,7 +50,7 @@ def run(
     say: Callable[[str], None] = print,
     sizes: Sizes = Sizes(),  # noqa: B008
 ) -> Told:
-    """Run the demonstration.
+    """Run the demonstration on the bundled LLaVA.
 
     Args:
         folder: Where the run and its page go, made if need be; by default nothing is written.
@@ -80,10 +80,10 @@ def _run(out: Path | None, say: Callable[[str], None], sizes: Sizes) -> Told:
         f"dictionary: {dictionary.n_features} features at site {SITE!r}\n"
         f"questions: {', '.join(QUESTIONS.values())}\n")  # fmt: skip
     interview = Interview(host, pairs, dictionary, SITE)
-    found, codes = read(interview)
-    tables = [class_table(found)]
+    measurement, codes = read(interview)
+    tables = [class_table(measurement)]
     say(f"{tables[0]}\n")
-    ablation = Ablation(interview, found.dominance.classes(), codes, sizes)
+    ablation = Ablation(interview, measurement.dominance.classes(), codes, sizes)
     steering = Steering(interview, codes["image"], sizes)
     checks: list[Check] = []
     for part in (ablation, steering):
@@ -91,21 +91,26 @@ def _run(out: Path | None, say: Callable[[str], None], sizes: Sizes) -> Told:
         tables.append(table)
         checks += verdicts
         say(f"{table}\n")
-    answered = examples(ablation, steering)
-    tables.append(_side_by_side(answered))
+    answers = examples(ablation, steering)
+    tables.append(_side_by_side(answers))
     say(f"{tables[-1]}\n")
     say("\n".join(f"{'holds' if c.holds else 'DOES NOT HOLD'}: {c.claim}\n    {c.evidence}"
                   for c in checks) + "\n")  # fmt: skip
     if out is not None:
-        found.save(out)
+        measurement.save(out)
         title = "A LLaVA before and after: the features of emoji-llava"
         page = write_if_possible(
-            out / "index.html", found, pairs, title, [*tables[1:3], check_table(checks)], [answered]
+            out / "index.html",
+            measurement,
+            pairs,
+            title,
+            [*tables[1:3], check_table(checks)],
+            [answers],
         )
         say(f"table:  {out / 'features.csv'}\npage:   {page}")
     seconds = time.perf_counter() - start
     say(f"took {seconds:.0f} s")
-    return Told(found, tuple(tables), tuple(checks), seconds)
+    return Told(measurement, tuple(tables), tuple(checks), seconds)
 
 
 def read(interview: Interview) -> tuple[Measurement, dict[str, Tensor]]:
@@ -113,17 +118,17 @@ def read(interview: Interview) -> tuple[Measurement, dict[str, Tensor]]:
     dictionary: Dictionary = interview.dictionary
     reader = Reader(interview.host, dictionary, interview.site, batch_size=128)
     accumulator = MeasurementAccumulator(dictionary.n_features)
-    kept: dict[str, list[Tensor]] = {"image": [], "text": []}
+    codes: dict[str, list[Tensor]] = {"image": [], "text": []}
     for batch in reader.read(interview.pairs):
         accumulator.update(batch)
-        for stream, parts in kept.items():
+        for stream, parts in codes.items():
             parts.append(batch.codes[stream].dense())
-    found = accumulator.compute(interview.site, reader.skipped, reader.truncated)
-    return found, {stream: torch.cat(parts) for stream, parts in kept.items()}
+    measurement = accumulator.compute(interview.site, reader.skipped, reader.truncated)
+    return measurement, {stream: torch.cat(parts) for stream, parts in codes.items()}
 
 
 def examples(ablation: Ablation, steering: Steering, shown: int = 6, seed: int = 0) -> Examples:
-    """Answers side by side, of pairs drawn at random."""
+    """Show answers side by side, of pairs drawn at random."""
     ask = ablation.interview
     numbers = draw(len(ask.pairs), shown, seed + 100)
     target = steering.colours[0]
@@ -138,7 +143,7 @@ def examples(ablation: Ablation, steering: Steering, shown: int = 6, seed: int =
     }
     items = [
         (i, (f"is: {ask.truth['what'][i]}, {ask.truth['background'][i]}",
-             *(f"{name}: {told[k][0]}, {told[k][1]}" for name, told in answers.items())))
+             *(f"{name}: {replies[k][0]}, {replies[k][1]}" for name, replies in answers.items())))
         for k, i in enumerate(numbers)
     ]  # fmt: skip
     return Examples(
@@ -149,9 +154,9 @@ def examples(ablation: Ablation, steering: Steering, shown: int = 6, seed: int =
 
 
 def _side_by_side(answered: Examples) -> Table:
-    told = [[line.split(": ", 1) for line in lines] for _, lines in answered.items]
-    names = [name for name, _ in told[0]]
-    rows = [[_shorter(answer) for _, answer in lines] for lines in told]
+    parts = [[line.split(": ", 1) for line in lines] for _, lines in answered.items]
+    names = [name for name, _ in parts[0]]
+    rows = [[_shorter(answer) for _, answer in lines] for lines in parts]
     return Table(answered.title, names, rows, answered.note)
 
 

@@ -42,7 +42,7 @@ class Sizes:
 
 @dataclass(eq=False)
 class Interview:
-    """Asks a host about the images of pairs, with a patch or without.
+    """What asks a host about the images of pairs, with a patch or without.
 
     Args:
         host: With its processor.
@@ -61,11 +61,11 @@ class Interview:
         self.people = [i for i, who in enumerate(self.truth["who"]) if who != NOBODY]
 
     def patch(self, rules: Sequence[Rule] | Rule, dictionary: Dictionary | None = None) -> Patch:
-        """A patch of the image tokens."""
+        """Make a patch of the image tokens."""
         return Patch(self.site, dictionary or self.dictionary, rules, tokens="image")
 
     def ask(self, name: str, numbers: Sequence[int], patch: Patch | None = None) -> list[str]:
-        """The answers about some pairs.
+        """Return the answers about some pairs.
 
         Args:
             name: A key of ``QUESTIONS``.
@@ -79,26 +79,28 @@ class Interview:
     def steered(
         self, name: str, numbers: Sequence[int], patch: Patch | None, target: str
     ) -> list[Tensor]:
-        """Whether each answer is the target, and whether it is right, [n] bool each."""
-        said = self.ask(name, numbers, patch)
+        """Say whether each answer is the target, and whether it is right, [n] bool each."""
+        replies = self.ask(name, numbers, patch)
         truth = [self.truth[name][i] for i in numbers]
-        right = torch.tensor([a == b for a, b in zip(said, truth, strict=True)])
-        return [torch.tensor([a == target for a in said]), right]
+        right = torch.tensor([a == b for a, b in zip(replies, truth, strict=True)])
+        return [torch.tensor([a == target for a in replies]), right]
 
     def right(self, name: str, numbers: Sequence[int], patch: Patch | None = None) -> Tensor:
-        """Whether each answer is right, [n] bool."""
-        said = self.ask(name, numbers, patch)
-        return torch.tensor([a == self.truth[name][i] for a, i in zip(said, numbers, strict=True)])
+        """Say whether each answer is right, [n] bool."""
+        replies = self.ask(name, numbers, patch)
+        return torch.tensor(
+            [a == self.truth[name][i] for a, i in zip(replies, numbers, strict=True)]
+        )
 
     def examine(self, numbers: Sequence[int], patch: Patch | None = None) -> list[Tensor]:
-        """Whether each answer is right, per question; who it is, of people alone."""
-        shown = set(numbers)
-        people = [i for i in self.people if i in shown]
+        """Say whether each answer is right, per question; who it is, of people alone."""
+        subset = set(numbers)
+        people = [i for i in self.people if i in subset]
         return [self.right(n, people if n == "who" else numbers, patch) for n in ASKED]
 
     @torch.no_grad()
     def moved(self, patch: Patch, numbers: Sequence[int]) -> float:
-        """Mean of |after - before| / |before| over the image tokens at the site."""
+        """Return the mean of |after - before| / |before| over the image tokens at the site."""
         prompt = [f"{self.host.processor.image_token}\n{QUESTIONS['what']}"] * len(numbers)
         images = [self.pairs.open(i) for i in numbers]
         inputs = self.host.processor(images=images, text=prompt, return_tensors="pt")
@@ -111,16 +113,16 @@ class Interview:
 
 
 def guess(truth: Sequence[str]) -> Estimate:
-    """How often the commonest answer is right."""
+    """Return how often the commonest answer is right."""
     return proportion(max(truth.count(value) for value in set(truth)), len(truth))
 
 
 def draw(n: int, size: int, seed: int = 0) -> list[int]:
-    """Numbers of pairs, drawn at random."""
+    """Draw numbers of pairs at random."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return order[:size].tolist()
 
 
 def cells(told: Sequence[Estimate]) -> list[str]:
-    """Estimates as a table shows them."""
+    """Write estimates as a table shows them."""
     return [estimate.text(2) for estimate in told]

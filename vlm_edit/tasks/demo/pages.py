@@ -18,7 +18,7 @@ def write_if_possible(
     tables: Sequence[Table],
     examples: Sequence[Examples],
 ) -> str:
-    """Write the page, if plotly is there; where it is, or why it is not."""
+    """Write the page, if plotly is there; say where it is, or why it is not."""
     if not has_plotly():
         return "not written: it needs plotly; pip install 'vlm-edit[report]'"
     write_page(page, found, pairs, title, tables, examples)
@@ -26,6 +26,6 @@ def write_if_possible(
 
 
 def check_table(verdicts: Sequence[Check]) -> Table:
-    """Claims with their evidence."""
+    """Make a table of claims with their evidence."""
     rows = [("holds" if c.holds else "does not hold", c.claim, c.evidence) for c in verdicts]
     return Table("Checked against the known factors", ("", "claim", "evidence"), rows)

@@ -22,7 +22,7 @@ GAIN = 8.0  # how far steering overshoots the target's mean; chosen on drawings 
 
 @dataclass(eq=False)
 class Steering:
-    """Makes the host see another background: the features that carry it are clamped.
+    """What makes the host see another background: the features that carry it are clamped.
 
     Args:
         interview: Asks.
@@ -40,14 +40,14 @@ class Steering:
         self.learned, self.asked = order[:half], order[half:]
         self.truth = self.interview.truth["background"]
         self.colours = sorted(set(self.truth))
-        seen = [self.truth[i] for i in self.learned]
-        shares = variance_explained(self.codes[self.learned], seen)
+        labels = [self.truth[i] for i in self.learned]
+        shares = variance_explained(self.codes[self.learned], labels)
         self.carriers = (shares > CARRIES).nonzero().flatten().tolist()
         live = (self.codes[self.learned].mean(0) > 0) & (shares <= CARRIES)
         self.others = live.nonzero().flatten().tolist()
 
     def rules(self, colour: str, features: Sequence[int] | None = None) -> list[Rule]:
-        """Clamps that push features from their mean past that on images of this background.
+        """Return clamps that push features from their mean past that on images of this background.
 
         Args:
             colour: The target.
@@ -56,12 +56,12 @@ class Steering:
         rows = [i for i in self.learned if self.truth[i] == colour]
         mean, there = self.codes[self.learned].mean(0), self.codes[rows].mean(0)
         value = mean + GAIN * (there - mean)
-        chosen = self.carriers if features is None else features
-        return [Clamp([k], value=float(value[k])) for k in chosen]
+        numbers = self.carriers if features is None else features
+        return [Clamp([k], value=float(value[k])) for k in numbers]
 
     def table(self) -> tuple[Table, list[Check]]:
-        """How many answers turn to the target, and what becomes of the others."""
-        told = {name: self._all(name) for name in ("nothing", "carriers", "random", "turned")}
+        """Return how many answers turn to the target, and what becomes of the others."""
+        outcomes = {name: self._all(name) for name in ("nothing", "carriers", "random", "turned")}
         size = len(self.carriers)
         names = {
             "nothing": "nothing",
@@ -69,8 +69,8 @@ class Steering:
             "random": f"{size} random others",
             "turned": "the same, turned at random",
         }
-        rows = [(names[k], *cells(estimates(columns))) for k, columns in told.items()]
-        cases = len(told["nothing"][0])
+        rows = [(names[k], *cells(estimates(columns))) for k, columns in outcomes.items()]
+        cases = len(outcomes["nothing"][0])
         table = Table(
             "Steer the background at image tokens: what the host says",
             ("clamped", "the target's colour", "the true colour", "name", "who (people)"),
@@ -81,19 +81,19 @@ class Steering:
             f"their mean + {GAIN:g} x (mean on the target - mean).\nRandom others: as many live "
             "features, likewise. Turned: the same change of each token in a random direction.",
         )
-        gained = mean_estimate(told["carriers"][0].double() - told["random"][0].double())
-        kept = mean_estimate(told["carriers"][2].double() - told["nothing"][2].double())
+        gain = mean_estimate(outcomes["carriers"][0].double() - outcomes["random"][0].double())
+        change = mean_estimate(outcomes["carriers"][2].double() - outcomes["nothing"][2].double())
         return table, [
             Check(
                 "features that carry the background steer the answer to another colour",
-                gained.low > 0,
-                f"{gained} more answers name the target than by random features;\n    the name is "
-                f"right {kept} more often than without an edit",
+                gain.low > 0,
+                f"{gain} more answers name the target than by random features;\n    the name is "
+                f"right {change} more often than without an edit",
             )
         ]
 
     def _all(self, kind: str) -> list[Tensor]:
-        """Of all targets: target named, colour right, name right, person right."""
+        """Ask about all targets: target named, colour right, name right, person right."""
         parts = [self._one(kind, colour, seed) for seed, colour in enumerate(self.colours)]
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
@@ -116,8 +116,8 @@ class Steering:
         if kind == "turned":
             other = turned(self.interview.dictionary, seed)
             return self.interview.patch(self.rules(colour), other)
-        chosen = None
+        numbers = None
         if kind == "random":
             order = draw(len(self.others), len(self.carriers), seed)
-            chosen = [self.others[i] for i in order]
-        return self.interview.patch(self.rules(colour, chosen))
+            numbers = [self.others[i] for i in order]
+        return self.interview.patch(self.rules(colour, numbers))

@@ -51,7 +51,7 @@ class Run:
 
 
 def run(folder: str | os.PathLike[str], say: Callable[[str], None] = print) -> Run:
-    """Run the demonstration.
+    """Run the demonstration on the bundled CLIP.
 
     Args:
         folder: Where the patch, the table of features and the page go; made if need be.
@@ -76,31 +76,31 @@ def _run(out: Path, say: Callable[[str], None]) -> Run:
     say(f"host: emoji-clip, a CLIPModel of {_millions(host.root)} parameters\npairs: {len(pairs)}, "
         f"drawn by vendors whose drawing of the concept was not trained on\ndictionary: "
         f"{dictionary.n_features} features at site {SITE!r}\n")  # fmt: skip
-    found, hidden = _measure(host, pairs, dictionary)
+    measurement, hidden = _measure(host, pairs, dictionary)
     codes = {stream: dictionary.encode(h, stream) for stream, h in hidden.items()}
-    classes = found.dominance.classes()
-    tables = [class_table(found), feature_table(found, pairs)]
+    classes = measurement.dominance.classes()
+    tables = [class_table(measurement), feature_table(measurement, pairs)]
     for table in tables:
         say(f"{table}\n")
     reading = Reading(pairs)
-    kept, right = factor_table(reading, codes, dictionary.decoder, classes)
-    say(f"{kept}\n")
-    verdicts = checks(found.dominance, classes, codes, pairs, right)
+    factors, right = factor_table(reading, codes, dictionary.decoder, classes)
+    say(f"{factors}\n")
+    verdicts = checks(measurement.dominance, classes, codes, pairs, right)
     patch = _save_patch(out / "no-vision-dominant.safetensors", host, dictionary, classes)
     edits = Edits(host, pairs, dictionary, hidden, reading)
     verdicts.append(edits.attached_equals_spliced(patch))
     say("\n".join(f"{'holds' if c.holds else 'DOES NOT HOLD'}: {c.claim}\n    {c.evidence}"
                   for c in verdicts) + "\n")  # fmt: skip
-    ablated = edits.table(classes)
-    say(f"{ablated}\n")
-    shown = [kept, ablated, check_table(verdicts)]
-    found.save(out)
+    ablations = edits.table(classes)
+    say(f"{ablations}\n")
+    results = [factors, ablations, check_table(verdicts)]
+    measurement.save(out)
     title = "Vision, language or both: the features of emoji-clip"
     page = out / "index.html"
-    where = write_if_possible(page, found, pairs, title, shown, [edits.changed(patch)])
+    where = write_if_possible(page, measurement, pairs, title, results, [edits.changed(patch)])
     seconds = time.perf_counter() - start
     say(f"patch:  {patch}\ntable:  {out / 'features.csv'}\npage:   {where}\ntook {seconds:.0f} s")
-    return Run(found, (*tables, *shown), tuple(verdicts), patch, page, seconds)
+    return Run(measurement, (*tables, *results), tuple(verdicts), patch, page, seconds)
 
 
 def _measure(
@@ -113,8 +113,8 @@ def _measure(
         accumulator.update(batch)
         for stream, parts in hidden.items():
             parts.append(batch.hidden[stream])
-    found = accumulator.compute(SITE, reader.skipped, reader.truncated)
-    return found, {name: torch.cat(parts) for name, parts in hidden.items()}
+    measurement = accumulator.compute(SITE, reader.skipped, reader.truncated)
+    return measurement, {name: torch.cat(parts) for name, parts in hidden.items()}
 
 
 def _save_patch(
