@@ -21,7 +21,7 @@ Stream = Literal["image", "text"]
 def read_reference(
     host: Host | Model, site: str, call: Callable[[], Any], stream: Stream = "image"
 ) -> Tensor:
-    """What passes a site while a reference is encoded: its mean over tokens.
+    """Return what passes a site while a reference is encoded: its mean over tokens.
 
     Args:
         host: The host whose site conditions the drawing.
@@ -44,9 +44,9 @@ def read_reference(
         >>> read_reference(host, "joint", call, "text").shape
         torch.Size([192])
     """
-    with torch.no_grad(), record(host, site) as seen:
+    with torch.no_grad(), record(host, site) as recording:
         call()
-    hidden = seen.last(site, stream).hidden.float().cpu()
+    hidden = recording.last(site, stream).hidden.float().cpu()
     if len(hidden) != 1:
         raise BadArgument(
             f"the call encoded {len(hidden)} references: a patch takes from one, read them one by "
@@ -64,7 +64,7 @@ def take(
     stream: Stream = "image",
     tokens: TokenChoice = "all",
 ) -> Patch:
-    """A patch by which drawings take some features from a reference, and nothing else of it.
+    """Make a patch by which drawings take some features from a reference, and nothing else of it.
 
     ``Blend`` of the features toward the reference's code. With vision-dominant features that is its
     style, with cross-modal ones what it shows.
@@ -91,10 +91,10 @@ def take(
         tensor([[0., 1., 2., 0.]])
     """
     dictionary.encoder.expect_width(reference)
-    chosen = Ablate(features).features  # whole numbers, each once
-    expect_features(chosen, dictionary.n_features)
+    numbers = Ablate(features).features  # whole numbers, each once
+    expect_features(numbers, dictionary.n_features)
     code = dictionary.encode(reference[None], stream)[0]
-    rule = Blend(chosen, code[list(chosen)].tolist(), strength=strength)
+    rule = Blend(numbers, code[list(numbers)].tolist(), strength=strength)
     return Patch(site, dictionary, rule, tokens=tokens)
 
 
@@ -105,7 +105,7 @@ def scale(
     factor: float,
     tokens: TokenChoice = "all",
 ) -> Patch:
-    """A patch by which drawings have more or less of some features of what they are drawn from.
+    """Make a patch by which drawings have more or less of some features of their source.
 
     ``Scale``: 0 leaves the features out, 1 changes nothing, 2 doubles them.
 
@@ -136,7 +136,7 @@ def keep(
     strength: float = 1.0,
     tokens: TokenChoice = "all",
 ) -> Patch:
-    """A patch by which drawings keep some features of what they are drawn from, and lose others.
+    """Make a patch by which drawings keep some features of their source, and lose others.
 
     ``Keep``. What the dictionary does not explain stays.
 
@@ -163,7 +163,7 @@ def keep(
 def interpolate(
     site: str, reference: Tensor, strength: float = 1.0, tokens: TokenChoice = "all"
 ) -> Patch:
-    """The baseline without a dictionary: go toward the whole embedding of the reference.
+    """Go toward the whole embedding of the reference: the baseline without a dictionary.
 
     The reference is brought to the length of the embedding that is edited.
 

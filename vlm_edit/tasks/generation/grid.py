@@ -91,7 +91,7 @@ def _put(
     side: int,
     font: _Font,
 ) -> None:
-    """A tile: a picture, or words, broken where they would leave it."""
+    """Put a tile: a picture, or words, broken where they would leave it."""
     if isinstance(what, Image.Image):
         page.paste(what.convert("RGB").resize((side, side), Image.Resampling.NEAREST), place)
         return
@@ -105,15 +105,15 @@ def _put(
     most = max(1, side // 16)
     if len(lines) > most:
         lines = [*lines[: most - 1], f"{lines[most - 1]} ..."]
-    told = [_cut(line, side, pen, font) for line in lines]
-    pen.multiline_text(place, "\n".join(told), "black", font, spacing=2)
+    texts = [_cut(line, side, pen, font) for line in lines]
+    pen.multiline_text(place, "\n".join(texts), "black", font, spacing=2)
 
 
 def _cut(text: str, width: int, pen: ImageDraw.ImageDraw, font: _Font) -> str:
-    """The text, or so much of it as fits with three dots behind it."""
+    """Return the text, or so much of it as fits with three dots behind it."""
     if pen.textlength(text, font) <= width:
         return text
-    kept = text.removesuffix(" ...")
-    while kept and pen.textlength(f"{kept}...", font) > width:
-        kept = kept[:-1]
-    return f"{kept}..."
+    start = text.removesuffix(" ...")
+    while start and pen.textlength(f"{start}...", font) > width:
+        start = start[:-1]
+    return f"{start}..."

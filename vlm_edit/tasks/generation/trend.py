@@ -44,30 +44,33 @@ class Trend:
             )
 
     def estimates(self, draws: int = 2000, seed: int = 0) -> list[Estimate]:
-        """Mean at each strength: Wilson's interval for hits, of similarities a bootstrap, 95 %."""
+        """Estimate the mean at each strength, with a 95 % interval.
+
+        Hits have Wilson's interval, similarities one of a bootstrap.
+        """
         if self.values.dtype == torch.bool:
             return [proportion(int(row.sum()), len(row)) for row in self.values]
         return [mean_estimate(row.double(), draws=draws, seed=seed) for row in self.values]
 
     def monotony(self, draws: int = 2000, seed: int = 0) -> Estimate:
-        """Spearman's correlation of the mean with the strength, bootstrapped over drawings.
+        """Correlate the mean with the strength by Spearman's rank, bootstrapped over drawings.
 
         1 where every step does more, -1 where every step does less, 0 where nothing changes.
         """
         values = self.values.double()
         generator = torch.Generator().manual_seed(seed)
         n = values.shape[1]
-        found = torch.tensor(
+        correlations = torch.tensor(
             [
                 spearman(values[:, torch.randint(n, (n,), generator=generator)].mean(1))
                 for _ in range(draws)
             ]
         )
-        return Estimate(spearman(values.mean(1)), *middle(found), n)
+        return Estimate(spearman(values.mean(1)), *middle(correlations), n)
 
 
 def spearman(values: Tensor) -> float:
-    """Spearman's rank correlation of values [s] with their order; ties share their mean rank.
+    """Return Spearman's rank correlation of values [s] with their order; ties share a mean rank.
 
     Example:
         >>> import torch
