@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries.topk import top_k
 from vlm_edit.ground.codes import active_places
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.registry import Registry
 
 
@@ -132,7 +132,7 @@ def activation_of(
     kind = activation_kind(name)
     for option, value in (("threshold", threshold), ("k", k)):
         if (value is not None) != (option in kind.takes):
-            raise VlmEditError(f"{option} goes with {_takers(option)}")
+            raise BadArgument(f"{option} goes with {_takers(option)}")
     if k is not None and not 1 <= k <= m:
         raise BadArgument(f"k is {k}; it must lie between 1 and the {m} features")
     activation = kind(k, threshold)
@@ -303,7 +303,7 @@ class GroupMax(_Strongest):
     def expect(self, m: int) -> None:
         """Refuse groups of more than one size, as ``Activation.expect`` does."""
         if m % self.count:
-            raise VlmEditError(f"{m} features cannot be cut into {self.count} groups of one size")
+            raise BadArgument(f"{m} features cannot be cut into {self.count} groups of one size")
 
     def strongest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return those that stay, as ``_Strongest.strongest`` does."""

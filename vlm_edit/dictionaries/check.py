@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.norms import norm_names
-from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
+from vlm_edit.ground.errors import BadArgument, WrongHost
 from vlm_edit.ground.modality import Mixed, Modality, part_of
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _flat(dictionary: Dictionary, x: Tensor, stream: Modality | None) -> _Batch:
             f"{dictionary.width}: is it another layer's or another host's?"
         )
     if isinstance(stream, Mixed) and stream.shape != x.shape[:-1]:
-        raise VlmEditError(
+        raise BadArgument(
             f"the mask of image tokens has shape {tuple(stream.shape)}, expected "
             f"{tuple(x.shape[:-1])}"
         )

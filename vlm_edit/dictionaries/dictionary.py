@@ -16,7 +16,7 @@ from vlm_edit.dictionaries.encoder import Encoder, autocast_off, expect, move
 from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.origin import expect_site as expect_site
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.modality import Mixed, Modality
 
 _ROWS = 4096
@@ -270,7 +270,7 @@ class Dictionary:
             VlmEditError: Codes of another dictionary's size.
         """
         if codes.shape[-1] != self.n_features:
-            raise VlmEditError(
+            raise BadArgument(
                 f"codes of {codes.shape[-1]} features meet a dictionary of {self.n_features}"
             )
         if isinstance(codes, SparseCodes):
@@ -335,7 +335,7 @@ class Dictionary:
         if not bool((scale > 0).all()):
             raise BadArgument("every scale must be above 0: a dimension that never moves has 1")
         if not encoder.normaliser.plain or encoder.centers:
-            raise VlmEditError(
+            raise BadArgument(
                 "standardise activations only for a dictionary without norm and centers"
             )
         former = 0.0 if encoder.subtract is None else encoder.subtract
@@ -362,10 +362,10 @@ class Dictionary:
             tensor([5., 3.])
         """
         if sorted(order) != list(range(self.n_features)):
-            raise VlmEditError(f"an order names each of {self.n_features} features once")
+            raise BadArgument(f"an order names each of {self.n_features} features once")
         encoder = self.encoder
         if encoder.competes and encoder.activator.group(self.n_features) is not None:
-            raise VlmEditError(
+            raise BadArgument(
                 f"features of {encoder.activation} compete with their neighbours: keep the order"
             )
         return replace(self, encoder=encoder.select(order), decoder=self.decoder[list(order)])
@@ -463,6 +463,6 @@ def expect_features(features: Sequence[int], n_features: int) -> None:
     """Refuse a feature that a dictionary does not have."""
     wrong = [f for f in features if not 0 <= f < n_features]
     if wrong:
-        raise VlmEditError(
+        raise BadArgument(
             f"feature {wrong[0]} is not in this dictionary: it has features 0 to {n_features - 1}"
         )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from vlm_edit.dictionaries.activations import Activation, activation_of
 from vlm_edit.dictionaries.norms import Norm, norm_of
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, WrongHost
+from vlm_edit.ground.errors import BadArgument, UnknownName, WrongHost
 from vlm_edit.ground.modality import MODALITIES, Mixed, Modality
 
 # Pre-activations at a time: 8 MiB of float32, which the caches about hold. At least so many rows,
@@ -173,7 +173,7 @@ class Encoder:
             VlmEditError: Another number of axes; otherwise as for a call.
         """
         if x.ndim != 2:
-            raise VlmEditError(f"activations to encode sparsely are [n, d], got {tuple(x.shape)}")
+            raise BadArgument(f"activations to encode sparsely are [n, d], got {tuple(x.shape)}")
         self.expect_width(x)
         n, m = len(x), self.weight.shape[1]
         places, values = [], []
@@ -327,6 +327,6 @@ def move(tensor: Tensor, device: torch.device | str) -> Tensor:
 def expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse another shape or dtype than float32."""
     if tuple(tensor.shape) != shape:
-        raise VlmEditError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+        raise BadArgument(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
     if tensor.dtype != torch.float32:
-        raise VlmEditError(f"{name} is {tensor.dtype}; dictionaries are float32: call .float()")
+        raise BadArgument(f"{name} is {tensor.dtype}; dictionaries are float32: call .float()")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.paired import PairedDictionary
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 Similarity = Literal["correlation", "decoder"]
 _ROWS = 4096
@@ -59,7 +59,7 @@ def match_dictionaries(
             "matching needs scipy's linear_sum_assignment: pip install 'vlm-edit[match]'"
         ) from error
     if by not in get_args(Similarity):
-        raise VlmEditError(f"by is {by!r}; match by 'correlation' or 'decoder'")
+        raise BadArgument(f"by is {by!r}; match by 'correlation' or 'decoder'")
     PairedDictionary(image, text)  # refuses two that do not fit
     if by == "decoder":
         similarity = F.normalize(image.decoder, dim=1) @ F.normalize(text.decoder, dim=1).mT

@@ -15,7 +15,7 @@ from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.origin import expect_site
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.modality import Mixed, Modality
 
 STREAMS: tuple[Literal["image"], Literal["text"]] = ("image", "text")
@@ -60,7 +60,7 @@ class PairedDictionary(Generic[Half]):
         for key in ("model_name", "site"):
             values = [half.info.get(key) for half in (self.image, self.text)]
             if None not in values and values[0] != values[1]:
-                raise VlmEditError(
+                raise BadArgument(
                     f"dictionaries of a pair were trained apart, but at one place: {key} of image "
                     f"is {values[0]!r}, of text {values[1]!r}"
                 )

@@ -17,7 +17,7 @@ from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.encodes import digest, summary
 from vlm_edit.dictionaries.streaming import Contest, decode_parts, encode_parts
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile
 from vlm_edit.ground.modality import Mixed, Modality
 
 # Numbers of a matrix in memory at a time: 64 MiB, which malloc gives back to the system when freed.
@@ -52,11 +52,11 @@ class Rows:
     def __post_init__(self) -> None:
         """Check that all shapes fit."""
         if self.tensor.ndim != 2:
-            raise VlmEditError(f"{self.name} has shape {tuple(self.tensor.shape)}, expected 2 axes")
+            raise DamagedFile(f"{self.name} has shape {tuple(self.tensor.shape)}, expected 2 axes")
         m, d = self.tensor.shape
         for name, vector, size in (("gain", self.gain, m), ("scale", self.scale, d)):
             if vector is not None and tuple(vector.shape) != (size,):
-                raise VlmEditError(f"{name} has shape {tuple(vector.shape)}, expected {(size,)}")
+                raise DamagedFile(f"{name} has shape {tuple(vector.shape)}, expected {(size,)}")
 
     def take(self, features: Sequence[int] | None = None) -> Tensor:
         """Return rows of some features, of all if None, [t, d] float32, a copy.
@@ -122,7 +122,7 @@ class StoredDictionary:
         """Check that all parts fit, before any matrix is read."""
         m, d = self.weight.tensor.shape
         if self.decoder.tensor.shape != (m, d):
-            raise VlmEditError(
+            raise DamagedFile(
                 f"the encoder is of {m} features and width {d}, the decoder of "
                 f"{self.decoder.tensor.shape[0]} and {self.decoder.tensor.shape[1]}"
             )
@@ -134,7 +134,7 @@ class StoredDictionary:
             *(("decoder bias", self.decoder_bias, d), ("subtract", self.subtract, d)),
         ):
             if vector is not None and tuple(vector.shape) != (size,):
-                raise VlmEditError(f"{name} has shape {tuple(vector.shape)}, expected {(size,)}")
+                raise DamagedFile(f"{name} has shape {tuple(vector.shape)}, expected {(size,)}")
             if vector is not None and not bool(vector.isfinite().all()):
                 raise DamagedFile(f"{name} holds NaN or infinity: the file is damaged")
 
@@ -209,7 +209,7 @@ class StoredDictionary:
             VlmEditError: Codes of another dictionary's size.
         """
         if codes.shape[-1] != self.n_features:
-            raise VlmEditError(
+            raise BadArgument(
                 f"codes of {codes.shape[-1]} features meet a dictionary of {self.n_features}"
             )
         flat = codes if isinstance(codes, SparseCodes) else codes.reshape(-1, self.n_features)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vlm_edit.dictionaries.activations import Activation
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.modality import Modality, part_of
 
 _HIDDEN = 1 << 24  # pre-activations held at once: 64 MiB
@@ -41,7 +41,7 @@ def encode_parts(
         VlmEditError: Another number of axes; otherwise as ``Encoder``.
     """
     if x.ndim != 2:
-        raise VlmEditError(f"activations to encode sparsely are [n, d], got {tuple(x.shape)}")
+        raise BadArgument(f"activations to encode sparsely are [n, d], got {tuple(x.shape)}")
     pieces, begin = [], 0
     for part in parts:
         if contest is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries import expect, move
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Gate:
         """Check that the share is a number of at most 1."""
         number = isinstance(self.least, int | float) and not isinstance(self.least, bool)
         if not number or not self.least <= 1:  # and not NaN
-            raise VlmEditError(
+            raise BadArgument(
                 f"gate is {self.least!r}; it is the share of a token that the dictionary must "
                 "explain, at most 1"
             )

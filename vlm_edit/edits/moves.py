@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.edits.rule import Rule, numbers
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 
 class Move(Rule):
@@ -132,7 +132,7 @@ class Push(Move):
         """Return the direction, [d], of length 1."""
         direction = rows.double().sum(0)
         if not float(direction.norm()) > 1e-9 * float(rows.double().norm()):
-            raise VlmEditError(
+            raise BadArgument(
                 f"Steer: the directions of features {tuple(self.features)[:5]} cancel each other: "
                 "steer by fewer"
             )

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Rule:
             raise BadArgument(f"{name} needs at least one feature: features is empty")
         if len(set(features)) < len(features):
             twice = Counter(features).most_common(1)[0][0]
-            raise VlmEditError(f"{name}: feature {twice} is listed more than once")
+            raise BadArgument(f"{name}: feature {twice} is listed more than once")
         if min(features) < 0:
-            raise VlmEditError(f"{name}: feature {min(features)} is negative; they count from 0")
+            raise BadArgument(f"{name}: feature {min(features)} is negative; they count from 0")
         object.__setattr__(self, "features", features)
         for item in fields(self):
             if item.name != "features":

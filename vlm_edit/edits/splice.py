@@ -14,7 +14,7 @@ from vlm_edit.edits.gate import Gate
 from vlm_edit.edits.moves import Move
 from vlm_edit.edits.rule import Rule
 from vlm_edit.edits.rules import Steer
-from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile
 from vlm_edit.ground.modality import Modality
 
 
@@ -103,7 +103,7 @@ class Splice:
         expect_features([f for rule in rules for f in rule.features], m)
         touched = sorted({f for rule in rules for f in rule.acting().touches(m)})
         if not touched and rules:
-            raise VlmEditError(f"Keep names all {m} features: the edit would change nothing")
+            raise BadArgument(f"Keep names all {m} features: the edit would change nothing")
         if gate is None:
             reads = any(_reads(rule.acting()) for rule in rules)
             return cls(dictionary.slice(touched, codes=reads), tuple(rules))

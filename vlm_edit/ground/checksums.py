@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import CannotKnow
 
 _SIZE = 8
 _WORDS = 1 << 16  # of a block: half a MiB, which stays in a core's cache
@@ -44,7 +44,7 @@ def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     sums: dict[str, Tensor] = {}
     for name, tensor in tensors:
         if not readable(tensor):
-            raise VlmEditError(f"the values of {name} cannot be read: it is on {tensor.device}")
+            raise CannotKnow(f"the values of {name} cannot be read: it is on {tensor.device}")
         heads[name] = f"{tensor.dtype} {list(tensor.shape)}"
         sums[name] = torch.cat([tensor.new_zeros(0, dtype=torch.int64), *_sums(tensor.detach())])
     digits = {}

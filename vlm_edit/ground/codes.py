@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class SparseCodes:
     def __post_init__(self) -> None:
         """Check shapes; what they hold is checked where they are made."""
         if not self.rows.shape == self.features.shape == self.values.shape or self.rows.ndim != 1:
-            raise VlmEditError(
+            raise BadArgument(
                 "rows, features and values of codes must all be [nnz], got "
                 f"{tuple(self.rows.shape)}, {tuple(self.features.shape)}, "
                 f"{tuple(self.values.shape)}"
@@ -79,7 +79,7 @@ class SparseCodes:
             VlmEditError: Shapes that differ.
         """
         if values.ndim != 2 or values.shape != indices.shape:
-            raise VlmEditError(
+            raise BadArgument(
                 f"values and indices of a top k must both be [n, k], got {tuple(values.shape)} and "
                 f"{tuple(indices.shape)}"
             )

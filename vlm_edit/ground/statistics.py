@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 _Z = 1.959963984540054
 
@@ -175,7 +175,7 @@ def mean_estimate(values: Tensor, draws: int = 2000, seed: int = 0) -> Estimate:
         seed: Of the draws.
     """
     if not len(values):
-        raise VlmEditError("the mean of no values: there is nothing to estimate")
+        raise BadArgument("the mean of no values: there is nothing to estimate")
     generator = torch.Generator().manual_seed(seed)
     values = values.double()
     low, high = _percentiles(lambda: float(_resample(values, generator).mean()), draws)
@@ -209,7 +209,7 @@ def drawn_difference(own: Tensor, other: Tensor, draws: int = 2000, seed: int = 
             f"{tuple(other.shape)}"
         )
     if not own.numel() or not other.numel():
-        raise VlmEditError("the difference of no draws, or of no cases: there is nothing to tell")
+        raise BadArgument("the difference of no draws, or of no cases: there is nothing to tell")
     generator, n = torch.Generator().manual_seed(seed), own.shape[1]
     cases = _weights(draws, n, generator)
 
@@ -303,7 +303,7 @@ def mcnemar(first: Tensor, second: Tensor) -> PairedTest:
             f"{first.dtype} and {tuple(second.shape)} {second.dtype}"
         )
     if not first.numel():
-        raise VlmEditError("a paired test of no cases: there is nothing to compare")
+        raise BadArgument("a paired test of no cases: there is nothing to compare")
     one, two = int((first & ~second).sum()), int((second & ~first).sum())
     tail = sum(math.comb(one + two, k) for k in range(min(one, two) + 1))
     return PairedTest(one, two, first.numel(), min(1.0, 2 * tail / 2 ** (one + two)))
@@ -328,7 +328,7 @@ def benjamini_hochberg(p: Tensor, alpha: float = 0.05) -> Tensor:
         tensor([ True, False, False, False])
     """
     if not 0 < alpha < 1:
-        raise VlmEditError(f"a false discovery rate lies between 0 and 1, got alpha={alpha}")
+        raise BadArgument(f"a false discovery rate lies between 0 and 1, got alpha={alpha}")
     return adjusted_p(p) <= alpha
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import DamagedFile
 from vlm_edit.measures.dominance import DominanceAccumulator, GapAccumulator, Zeros
 from vlm_edit.measures.interpretability import SimilarityAccumulator, TopExamples
 from vlm_edit.measuring.judge import Judge
@@ -156,7 +156,7 @@ class MeasurementAccumulator:
             if not name.startswith("similarity."):
                 part.load_state_dict(_take(rest, f"{name}."))
         if rest:
-            raise VlmEditError(f"a state of another version: it also holds {sorted(rest)[0]!r}")
+            raise DamagedFile(f"a state of another version: it also holds {sorted(rest)[0]!r}")
 
     def _parts(self) -> dict[str, _Part]:
         parts: dict[str, _Part] = {

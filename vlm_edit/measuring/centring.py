@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from vlm_edit.dictionaries import AnyDictionary, Dictionary
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.measuring.reader import STREAMS
 
 
@@ -65,7 +65,7 @@ def expect_centrable(dictionary: AnyDictionary) -> Dictionary:
         VlmEditError: It is not.
     """
     if not isinstance(dictionary, Dictionary):
-        raise VlmEditError(
+        raise BadArgument(
             f"a {type(dictionary).__name__} cannot be centred: load() one that was left on disk; "
             "of one per stream, train each with center=True"
         )

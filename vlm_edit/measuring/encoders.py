@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 from vlm_edit.host import one_line
 
 TextEncoder = Callable[[Sequence[str]], Tensor]
@@ -49,7 +49,7 @@ def _sentences(folder: Path) -> TextEncoder:
     # The library imports what else a local folder names, whoever trusts it.
     own = [name for name in modules if not name.startswith("sentence_transformers.")]
     if own:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{folder / 'modules.json'} lists {own}, which sentence-transformers does not have: "
             f"code of a folder is not run. {_OWN}"
         )
@@ -169,7 +169,7 @@ def _checked(folder: Path, batch_size: int) -> Path:
     # Every module of a folder that holds weights: what loads it may fall back to a pickle.
     pickles = [path for path in folder.rglob("*.bin") if not _safe(path.parent)]
     if pickles or not any(folder.rglob("*.safetensors")):
-        raise VlmEditError(
+        raise DamagedFile(
             f"{pickles[0].parent if pickles else folder} has no weights in safetensors; others can "
             "hold code and are not read: load the model where you trust it and save_pretrained it"
         )

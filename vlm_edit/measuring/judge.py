@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.measuring.pairs import Pairs
 
 
@@ -65,7 +65,7 @@ class Judge:
                 assert self.text is not None
                 rows, count = self.text(texts), len(texts)
         if rows.ndim != 2 or len(rows) != count:
-            raise VlmEditError(
+            raise BadArgument(
                 f"the judge's encoder of {stream}s gives {tuple(rows.shape)} for {count} of them: "
                 f"it must give [{count}, d]"
             )

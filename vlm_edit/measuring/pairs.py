@@ -55,7 +55,7 @@ class Pairs:
         lengths = {"texts": len(self.texts)} | {k: len(v) for k, v in self.columns.items()}
         for what, length in lengths.items():
             if length != len(self.images):
-                raise VlmEditError(f"{self.name}: {len(self.images)} images but {length} {what}")
+                raise BadArgument(f"{self.name}: {len(self.images)} images but {length} {what}")
         empty = [
             i for i, text in enumerate(self.texts) if not (isinstance(text, str) and text.strip())
         ]
@@ -87,7 +87,7 @@ class Pairs:
         try:
             return as_seen(image)
         except Exception as error:
-            raise VlmEditError(f"{self.describe(i)}: {_reason(error)}") from error
+            raise DamagedFile(f"{self.describe(i)}: {_reason(error)}") from error
 
     def readable(self) -> tuple[Pairs, list[tuple[int, str]]]:
         """Select the pairs whose image opens; return the others' numbers too, with the reason."""
@@ -130,23 +130,23 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         >>> with open_image("/dev/zero") as image:
         ...     image.load()
         Traceback (most recent call last):
-        vlm_edit.ground.errors.VlmEditError: /dev/zero: not a regular file
+        vlm_edit.ground.errors.DamagedFile: /dev/zero: not a regular file
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
-            raise VlmEditError("not a regular file")
+            raise DamagedFile("not a regular file")
         Image.init()
         formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
         with Image.open(path, formats=formats) as image:
             pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
             if most is not None and pixels > most:
-                raise VlmEditError(
+                raise DamagedFile(
                     f"{image.width} x {image.height} are {pixels:,} pixels, and at most {most:,} "
                     "are decoded: make it smaller"
                 )
             yield image
     except Exception as error:  # decoders fail in many ways: a broken PNG is a SyntaxError
-        raise VlmEditError(f"{os.fspath(path)}: {_reason(error)}") from error
+        raise DamagedFile(f"{os.fspath(path)}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -214,7 +214,7 @@ def read_pairs(path: str | os.PathLike[str]) -> Pairs:
                 return _read_csv(path / name)
         return _read_folder(path)
     if size_of(path) is None:
-        raise VlmEditError(
+        raise BadArgument(
             f"no pairs at {str(path)!r}: the path does not exist, or is out of your reach"
         )
     return _read_csv(path)
@@ -231,14 +231,14 @@ def _read_csv(path: Path) -> Pairs:
     image = _column(path, header, IMAGE_COLUMNS, "images")
     text = _column(path, header, TEXT_COLUMNS, "texts")
     if not rows:
-        raise VlmEditError(f"{path} holds a header but no pairs")
+        raise DamagedFile(f"{path} holds a header but no pairs")
     for line, row in enumerate(rows, start=2):
         if None in row or any(row[name] is None for name in header):
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{path}: row {line} does not have {len(header)} fields; quote texts with commas"
             )
         if not row[image].strip():
-            raise VlmEditError(f"{path}: row {line} names no image in column {image!r}")
+            raise DamagedFile(f"{path}: row {line} names no image in column {image!r}")
     return Pairs(
         [path.parent / row[image] for row in rows],
         tuple(row[text] for row in rows),
@@ -261,10 +261,10 @@ def _read_folder(path: Path) -> Pairs:
     try:
         paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
     except OSError as error:
-        raise VlmEditError(f"{str(path)!r} cannot be listed: {error}") from error
+        raise BadArgument(f"{str(path)!r} cannot be listed: {error}") from error
     images = [p for p in paths if not os.path.isdir(p)]
     if not images:
-        raise VlmEditError(f"{str(path)!r} holds no images ({', '.join(IMAGE_ENDINGS)})")
+        raise BadArgument(f"{str(path)!r} holds no images ({', '.join(IMAGE_ENDINGS)})")
     texts = []
     for image in images:
         file = image.with_suffix(".txt")
@@ -272,5 +272,5 @@ def _read_folder(path: Path) -> Pairs:
             known = os.path.isfile(file)
             texts.append(file.read_text(encoding="utf-8-sig").strip() if known else "")
         except (OSError, UnicodeDecodeError) as error:
-            raise VlmEditError(f"{file} is not UTF-8 text: {error}") from error
+            raise DamagedFile(f"{file} is not UTF-8 text: {error}") from error
     return Pairs(images, tuple(texts), name=str(path))

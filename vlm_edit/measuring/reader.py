@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from vlm_edit.dictionaries import Encodes, expect_origin
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEditError
 from vlm_edit.hooks import Recording, Tokens, record
 from vlm_edit.host import Host, Site
 from vlm_edit.measuring.pairs import Pairs
@@ -130,7 +130,7 @@ class Reader:
         expect_origin(self.dictionary.info, self.site, self.host.name)
         self.host.expect_eval("what is measured random")
         if not len(pairs):
-            raise VlmEditError(f"{pairs.name}: no pairs, there is nothing to measure")
+            raise BadArgument(f"{pairs.name}: no pairs, there is nothing to measure")
         ranges = list(pairs.batches(self.batch_size))
         batches = range(len(ranges)) if batches is None else batches
         total = sum(len(ranges[i]) for i in batches)
@@ -144,7 +144,7 @@ class Reader:
                 count += len(readable)
                 yield number, images, readable
         if not count and total == len(pairs):
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{pairs.name}: not one of {len(pairs)} images can be read; the first: "
                 f"{self.skipped[0][1]}"
             )
@@ -171,7 +171,7 @@ class Reader:
             outputs = {stream: self._pool(recording, site, stream) for stream in site.streams}
         for stream, (hidden, _, _) in outputs.items():
             if len(hidden) != len(numbers):
-                raise VlmEditError(
+                raise CannotKnow(
                     f"{len(numbers)} pairs give {len(hidden)} rows of the {stream} stream at site "
                     f"{site.name!r}: this site cannot be measured pair by pair"
                 )
@@ -251,7 +251,7 @@ class Reader:
         if mask is None:
             mask = tokens.fill(True)
         if not bool(mask.any(1).all()):
-            raise VlmEditError(
+            raise BadArgument(
                 f"a pair has no {stream} tokens at site {site.name!r}: the host's inputs must "
                 "hold image and text of every pair"
             )

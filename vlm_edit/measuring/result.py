@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile
 from vlm_edit.ground.files import (
     CHECKSUM,
     checksum,
@@ -262,7 +262,7 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
     path = Path(folder) / FILE
     header, tensors = read_tensors(path, _WHAT)
     if header.get("kind") != _WHAT or header.get("version") != VERSION:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path} is not a measurement of format {VERSION}: measure again, or update vlm-edit"
         )
     _expect_whole(Path(folder), header)

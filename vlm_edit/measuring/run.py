@@ -197,7 +197,7 @@ def _begin(
     expect_kind("pairs", pairs, Pairs, "Pairs; a processor goes into Host.of(model, processor)")
     place = host.site(site)
     if place.streams != STREAMS:
-        raise VlmEditError(
+        raise BadArgument(
             f"site {site!r} has the {place.streams[0]} stream only; dominance compares image and "
             "text: choose a site that both pass, such as 'joint'"
         )
@@ -244,18 +244,18 @@ def merge_parts(
         (_State.load(Path(path), judge) for path in checkpoints), key=lambda state: state.part
     )
     if not states:
-        raise VlmEditError("no parts to merge: name the checkpoint of each")
+        raise BadArgument("no parts to merge: name the checkpoint of each")
     first = states[0]
     parts = [(i, first.part[1]) for i in range(first.part[1])]
     if [state.part for state in states] != parts:
         have = ", ".join(f"{i + 1} of {n}" for i, n in (state.part for state in states))
-        raise VlmEditError(f"the parts do not make a whole: they are {have}")
+        raise BadArgument(f"the parts do not make a whole: they are {have}")
     if first.told["pairs"]["listing"] != pairs_listing(pairs):
-        raise VlmEditError(f"{pairs.name}: these are not the pairs that the parts measured")
+        raise BadArgument(f"{pairs.name}: these are not the pairs that the parts measured")
     for state in states:
         _expect_same(first.told, state.told, "another part")
         if state.next_batch < state.batches(len(pairs)).stop:
-            raise VlmEditError(
+            raise BadArgument(
                 f"part {state.part[0] + 1} of {state.part[1]} is not finished: run it again, it "
                 "goes on where it stopped"
             )
@@ -280,7 +280,7 @@ class _State:
     def __post_init__(self) -> None:
         i, n = self.part
         if not 0 <= i < n:
-            raise VlmEditError(f"part {self.part} is not (i, n) with 0 <= i < n")
+            raise BadArgument(f"part {self.part} is not (i, n) with 0 <= i < n")
         self.next_batch = self.next_batch or self.batches(self.told["pairs"]["count"]).start
 
     def batches(self, n_pairs: int) -> range:

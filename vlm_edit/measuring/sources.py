@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError, WrongHost
 from vlm_edit.measuring.pairs import Pairs
 
 _IN_MEMORY = 0
@@ -77,7 +77,7 @@ def expect_images(
         if before != _IN_MEMORY and before == stamp(pairs.images[number]):
             continue
         if key != _key(pairs, number):
-            raise VlmEditError(
+            raise WrongHost(
                 f"pair {number} ({pairs.describe(number)}) has another image than when {what} read "
                 "it: put the former one back, or measure into another folder or file, or delete "
                 "it to begin anew"

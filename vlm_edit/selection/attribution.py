@@ -72,7 +72,7 @@ def by_effect(
         total += scores.sum(0)
         examples += len(scores)
     if not examples:
-        raise VlmEditError("no batch of inputs: there is nothing to attribute")
+        raise BadArgument("no batch of inputs: there is nothing to attribute")
     strength = {"either": total.abs(), "raises": total, "lowers": -total}[sign]
     return ordered(strength, strength > 0, most)
 
@@ -181,7 +181,7 @@ def _gradients(
     if told.requires_grad:
         gradients = torch.autograd.grad(told.sum(), [one.leaf for one in taken], allow_unused=True)
     if gradients is None or all(gradient is None for gradient in gradients):
-        raise VlmEditError(
+        raise CannotKnow(
             f"the output does not depend on site {site!r}, or the host cuts gradients: attribute "
             "an output that comes after the site"
         )

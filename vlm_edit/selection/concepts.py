@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import STREAMS, AnyDictionary, Dictionary, PairedDictionary
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host import Host, Model
 from vlm_edit.measuring import Pairs, Reader
 from vlm_edit.selection.contrast import by_difference, by_direction
@@ -181,11 +181,11 @@ def _stream(
 ) -> Stream:
     kinds = {kind for kind in told.values() if kind is not None}
     if asked is not None and asked not in STREAMS:
-        raise VlmEditError(f"stream is {asked!r}: use 'image' or 'text'")
+        raise BadArgument(f"stream is {asked!r}: use 'image' or 'text'")
     if asked is None and len(kinds) > 1:
-        raise VlmEditError(f"examples are of both streams ({told}): compare like with like")
+        raise BadArgument(f"examples are of both streams ({told}): compare like with like")
     if asked is None and not kinds and len(there) > 1:
-        raise VlmEditError(
+        raise BadArgument(
             f"both streams pass at site {site!r}: say with stream= whether the pairs' images or "
             "texts are compared"
         )

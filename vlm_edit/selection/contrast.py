@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.statistics import benjamini_hochberg
 from vlm_edit.measures.dominance import fisher_p
 from vlm_edit.selection.scores import ordered
@@ -245,7 +245,7 @@ def _columns(
     """Iterate over both sets of codes, some features at a time, dense float64 on the CPU."""
     yes, no = SparseCodes.of(positive), SparseCodes.of(negative)
     if yes.n_features != no.n_features:
-        raise VlmEditError(
+        raise BadArgument(
             f"codes of {yes.n_features} features cannot be compared with codes of "
             f"{no.n_features}: encode both with one dictionary"
         )

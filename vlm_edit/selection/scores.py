@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.measures.dominance import Cut, Dominance
 
 Kind = Literal["vision", "language", "cross", "undecided", "dead"]
@@ -167,4 +167,4 @@ def _sureness(found: Dominance, kind: Kind) -> Tensor:
 
 def _expect_range(what: str, low: float, high: float) -> None:
     if not 0 <= low <= high <= 1:
-        raise VlmEditError(f"{what} rise within [0, 1], got low={low}, high={high}")
+        raise BadArgument(f"{what} rise within [0, 1], got low={low}, high={high}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.statistics import Estimate
 from vlm_edit.report import Table
 from vlm_edit.tuning.picture import Axis, Mark, draw
@@ -86,7 +86,7 @@ class Tuning:
         enough = [point for point in self.points if level(point) >= utility_at_least]
         if not enough:
             nearest = max(self.points, key=level)
-            raise VlmEditError(
+            raise BadArgument(
                 f"no point keeps a utility of {utility_at_least}: the nearest is "
                 f"{told(nearest.utility)} at strength {nearest.strength:.3g}; ask for less"
             )

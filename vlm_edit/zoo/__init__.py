@@ -25,7 +25,7 @@ from transformers import (
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
-from vlm_edit.ground.errors import UnknownName, VlmEditError
+from vlm_edit.ground.errors import UnknownName
 from vlm_edit.measuring import Pairs, open_image
 
 HOST = Path(__file__).parent / "emoji-clip"
@@ -174,7 +174,7 @@ def load_dictionary(site: str = "joint") -> Dictionary:
     """
     sites = sorted(folder.name for folder in DICTIONARIES.iterdir() if folder.is_dir())
     if site not in sites:
-        raise VlmEditError(f"no bundled dictionary for site {site!r}; there are {sites}")
+        raise UnknownName(f"no bundled dictionary for site {site!r}; there are {sites}")
     dictionary = read_dictionary(DICTIONARIES / site)
     assert isinstance(dictionary, Dictionary)
     return dictionary
@@ -256,7 +256,7 @@ def patch_file(name: str) -> Path:
     """
     names = sorted(file.stem for file in PATCHES.glob("*.safetensors"))
     if name not in names:
-        raise VlmEditError(f"no bundled patch {name!r}; there are {names}")
+        raise UnknownName(f"no bundled patch {name!r}; there are {names}")
     return PATCHES / f"{name}.safetensors"
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 PATCH = 2
 
@@ -212,7 +212,7 @@ class UnclipPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _need_host(self) -> None:
         if self.clip is None or self.processor is None:
-            raise VlmEditError(
+            raise BadArgument(
                 "the pipeline holds no CLIP to embed prompts and images: load it by "
                 "zoo.load_unclip(), pass clip= and processor= to from_pretrained, or give embeds"
             )
@@ -232,4 +232,4 @@ def _as_output(pixels: Tensor, output_type: str) -> Any:
         return arrays
     if output_type == "pil":
         return [Image.fromarray(a) for a in np.rint(arrays * 255).astype(np.uint8)]
-    raise VlmEditError(f"output_type is pil, np or pt, got {output_type!r}")
+    raise BadArgument(f"output_type is pil, np or pt, got {output_type!r}")

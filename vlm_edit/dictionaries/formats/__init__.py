@@ -28,7 +28,7 @@ from vlm_edit.dictionaries.formats.hub import candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
-from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, expect_kind
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError, expect_kind
 from vlm_edit.ground.registry import Registry
 
 FORMATS: Registry[Format] = Registry("format", "vlm_edit.formats", Format)
@@ -153,7 +153,7 @@ def load_dictionary(
     try:
         return stored if lazy else stored.load()
     except VlmEditError as error:
-        raise VlmEditError(f"{source.path}: {error}") from error
+        raise DamagedFile(f"{source.path}: {error}") from error
 
 
 def _format(source: Source, name: str | None) -> Format:
@@ -187,5 +187,5 @@ def _expect_one(
     source: Source, found: StoredDictionary | PairedDictionary[StoredDictionary]
 ) -> StoredDictionary:
     if isinstance(found, PairedDictionary):
-        raise VlmEditError(f"{source.path} holds one dictionary for each stream, not one's alone")
+        raise DamagedFile(f"{source.path} holds one dictionary for each stream, not one's alone")
     return found

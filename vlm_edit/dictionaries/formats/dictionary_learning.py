@@ -26,7 +26,7 @@ from vlm_edit.dictionaries.formats.source import (
     read_json,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
 
 CONFIG, WEIGHTS, CHECKPOINTS = "config.json", "ae.pt", "checkpoints"
 
@@ -82,12 +82,12 @@ def read(source: Source, told: Told) -> StoredDictionary:
     """
     path = _weights(source.path)
     if path is None or not path.is_file():
-        raise VlmEditError(f"there is neither {WEIGHTS} nor {CHECKPOINTS}/ae_N.pt")
+        raise DamagedFile(f"there is neither {WEIGHTS} nor {CHECKPOINTS}/ae_N.pt")
     state = source.torch(None if path == source.path else _inside(source, path))
     if not isinstance(state, dict):
-        raise VlmEditError(f"{path} holds a {type(state).__name__}, expected a state dict")
+        raise DamagedFile(f"{path} holds a {type(state).__name__}, expected a state dict")
     if set(state) >= _BACKUP:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path} is the backup of a training under way, whose biases are still those of "
             f"normalised activations: let it end and load the {WEIGHTS} written then, or load a "
             f"{CHECKPOINTS}/ae_N.pt"
@@ -137,7 +137,7 @@ class _Found:
         """Make a dictionary that was trained with k active features, each time or on average."""
         activation = self.told.activation or ("topk" if kind == "AutoEncoderTopK" else "jumprelu")
         if activation not in ("topk", "jumprelu"):
-            raise VlmEditError(
+            raise BadArgument(
                 f"{kind} has activation 'jumprelu' (its threshold) or 'topk' (the k largest), not "
                 f"{activation!r}"
             )
@@ -159,7 +159,7 @@ class _Found:
         for name, size in sizes:
             stated = self.trainer.get(name)
             if stated is not None and stated != size:
-                raise VlmEditError(
+                raise DamagedFile(
                     f"{CONFIG} states {name} = {str(stated)[:40]}, the tensors of "
                     f"{self.path.name} have {size}: the two files are not of one dictionary"
                 )
@@ -169,7 +169,7 @@ class _Found:
         gain = self._vector("r_mag").exp()
         bias, gate = self._vector("mag_bias"), self._vector("gate_bias")
         if not bool(gain.isfinite().all()) or len({len(gain), len(bias), len(gate)}) > 1:
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{self.path}: r_mag, mag_bias and gate_bias are no finite vectors of one size"
             )
         center = self._vector("decoder_bias")
@@ -224,7 +224,7 @@ class _Found:
         }
         if len(set(known.values())) > 1:
             summary = ", ".join(f"{place} {k}" for place, k in known.items())
-            raise VlmEditError(f"k differs ({summary}): the files are not of one dictionary")
+            raise DamagedFile(f"k differs ({summary}): the files are not of one dictionary")
         if not known and needed:
             raise BadArgument(f"neither {self.path.name} nor {CONFIG} keeps k: pass k=")
         return next(iter(known.values()), None)
@@ -255,7 +255,7 @@ class _Found:
         whole = isinstance(sizes, Tensor) and sizes.ndim == 1 and sizes.dtype == torch.int64
         m = len(self._vector("b_enc"))
         if not whole or len(sizes) > m or int(sizes.sum()) != m or not bool((sizes > 0).all()):
-            raise VlmEditError(f"{self.path}: group_sizes do not sum to the {m} features")
+            raise DamagedFile(f"{self.path}: group_sizes do not sum to the {m} features")
 
     def _vector(self, name: str) -> Tensor:
         return expect_vector(self.path, self.state, name)
@@ -287,7 +287,7 @@ def _weights(path: Path) -> Path | None:
         files = sorted(p for p in folder.glob("ae_*.pt") if _NAMES.fullmatch(p.name))
         if len(files) > 1:
             names = ", ".join(p.relative_to(path).as_posix() for p in files[:5])
-            raise VlmEditError(
+            raise BadArgument(
                 f"{path} holds {len(files)} checkpoints ({names}): say which with file="
             )
         if files:
@@ -312,7 +312,7 @@ def _trainer(path: Path) -> Mapping[str, Any]:
         return {}
     trainer = read_json(file).get("trainer")
     if not isinstance(trainer, dict):
-        raise VlmEditError(f"{file}: 'trainer' is not an object: it is not of dictionary_learning")
+        raise DamagedFile(f"{file}: 'trainer' is not an object: it is not of dictionary_learning")
     return trainer
 
 
@@ -343,16 +343,16 @@ def _class(path: Path, state: Mapping[Any, Any], trainer: Mapping[str, Any], tol
         if kind == "AutoEncoder" and fits == ["AutoEncoderNew"]:
             return fits[0]
         if kind not in _KEYS:
-            raise VlmEditError(
+            raise UnknownName(
                 f"{CONFIG}: dict_class {str(name)[:60]!r} is not supported; supported: "
                 f"{', '.join(_KEYS)}"
             )
         return kind
     if not fits:
         names = ", ".join(sorted(map(str, state)))[:200]
-        raise VlmEditError(f"{path}: no class of dictionary_learning has the tensors {names}")
+        raise UnknownName(f"{path}: no class of dictionary_learning has the tensors {names}")
     if len(fits) > 1 and told.activation is None:
-        raise VlmEditError(
+        raise BadArgument(
             f"{path} could be of {' or '.join(fits)}, whose codes differ, and there is no "
             f"{CONFIG} that says: put it beside the file, or pass activation='topk' for the first "
             "or 'jumprelu' for the second"

@@ -11,7 +11,7 @@ from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.norms import norm_of
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 
 Order = Literal["dm", "md"]
 
@@ -79,7 +79,7 @@ class Layout:
         """Check what goes together; the file is not needed for it."""
         for name in ("encoder_order", "decoder_order"):
             if getattr(self, name) not in get_args(Order):
-                raise VlmEditError(
+                raise DamagedFile(
                     f"{name} is {getattr(self, name)!r}: say 'dm' for [d, m] or 'md' for [m, d]"
                 )
         activation_kind(self.activation)
@@ -89,9 +89,9 @@ class Layout:
         if self.gate_gain is not None and self.gate_bias is None:
             raise BadArgument("gate_gain needs gate_bias: a gated encoder has both")
         if self.gate_bias is not None and self.activation != "relu":
-            raise VlmEditError(f"a gated encoder has activation 'relu', not {self.activation!r}")
+            raise BadArgument(f"a gated encoder has activation 'relu', not {self.activation!r}")
         if self.decoder is None and self.decoder_order != "md":
-            raise VlmEditError("a decoder tied to the encoder has decoder_order 'md'")
+            raise BadArgument("a decoder tied to the encoder has decoder_order 'md'")
 
     def names(self) -> dict[str, str]:
         """Return the names of tensors, by field."""

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from vlm_edit.dictionaries.formats.source import INDEX
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
@@ -40,10 +40,10 @@ def locate(path: str | os.PathLike[str], file: str | None, revision: str | None)
     root = Path(path)
     if root.exists():
         if revision is not None:
-            raise VlmEditError(f"{root} is a path: revision={revision!r} goes with a repository")
+            raise BadArgument(f"{root} is a path: revision={revision!r} goes with a repository")
         return _inside(root, file)
     if not REPOSITORY.fullmatch(str(path)):
-        raise VlmEditError(f"no dictionary at {str(path)!r}: the path does not exist")
+        raise BadArgument(f"no dictionary at {str(path)!r}: the path does not exist")
     return _fetch(str(path), file, revision)
 
 
@@ -57,7 +57,7 @@ def _inside(root: Path, file: str | None) -> Path:
     place = root if file is None else root / file
     if not place.exists():
         there = listed(candidates(root)) if root.is_dir() else ""
-        raise VlmEditError(
+        raise BadArgument(
             f"no dictionary at {str(place)!r}: {file!r} is not in {str(root)!r}"
             + (f", which has {there}" if there else "")
         )
@@ -222,7 +222,7 @@ def asked(
             "that you may read"
         ) from error
     except RevisionNotFoundError as error:
-        raise VlmEditError(f"the repository {name} has no such revision: {error}") from error
+        raise BadArgument(f"the repository {name} has no such revision: {error}") from error
     except LocalEntryNotFoundError as error:
         raise VlmEditError(_missing(name, revision, what)) from error
     except (EntryNotFoundError, HFValidationError, OSError) as error:
@@ -242,7 +242,7 @@ def _wanted(name: str, files: Sequence[str], file: str | None) -> str:
         place = PurePosixPath(file).as_posix()
         if place in files or any(f.startswith(f"{place}/") for f in files):
             return place
-        raise VlmEditError(
+        raise BadArgument(
             f"the repository {name} (or what is cached of it) has no {file!r}; it has "
             f"{listed(_places(files)) or 'no weights'}"
         )
@@ -253,7 +253,7 @@ def _wanted(name: str, files: Sequence[str], file: str | None) -> str:
         return "."
     if not places:
         raise VlmEditError(f"the repository {name} (or what is cached of it) has no weights")
-    raise VlmEditError(
+    raise BadArgument(
         f"the repository {name} holds several dictionaries: say which with file=, one of "
         f"{listed(places)}"
     )

@@ -29,7 +29,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -81,7 +81,7 @@ def _kind(path: Path, config: Mapping[str, Any]) -> str:
     names = config.get("architectures", ["TopKSAE"])
     known = (*_SINGLE, *_SPLIT, *_SIDES, *_DECODERS)
     if not isinstance(names, list) or len(names) != 1 or names[0] not in known:
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: architectures {str(names)[:60]} is not supported; supported: one of "
             f"{', '.join(known)}"
         )
@@ -131,7 +131,7 @@ class _Found:
     def split(self) -> PairedDictionary[StoredDictionary]:
         """Split into image, shared and text features: one dictionary without each end."""
         if self.config.get("block_top_k") is not None:
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{self.path}: block_top_k keeps a number of shared features and another of the "
                 "stream's own, which no activation here does"
             )
@@ -190,11 +190,11 @@ class _Found:
         m = len(self._vector("encoder.bias"))
         whole = isinstance(groups, list) and all(type(n) is int and n > 0 for n in groups)
         if not isinstance(groups, list) or not whole or sum(groups) != m:
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{self.path}: group_sizes {str(groups)[:60]} do not sum to the {m} features"
             )
         if active is not None and active != len(groups):
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{self.path}: active_groups is {str(active)[:20]} of {len(groups)}: its encode "
                 "gives codes of all groups and its forward drops the later ones; set it to null "
                 "in a copy of the config for all"
@@ -213,7 +213,7 @@ class _Found:
             ("latent_size", m, stored.n_features),
         ):
             if stated != there:
-                raise VlmEditError(
+                raise DamagedFile(
                     f"{self.path}: the config states {name} = {stated}, the tensors have {there}: "
                     "the two files are not of one dictionary"
                 )

@@ -31,7 +31,7 @@ from vlm_edit.dictionaries.formats.torchfile import (
     the_torch_file,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
 
 class _NumpyType:
@@ -114,7 +114,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
     weight, tied = expect_matrix(path, tensors, "encoder").T, "decoder" not in tensors
     decoder = weight if tied else expect_matrix(path, tensors, "decoder")
     if decoder.shape != weight.shape:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: encoder is {tuple(weight.T.shape)} and decoder {tuple(decoder.shape)}"
         )
     _expect_as_named(path, named, weight, tied)
@@ -152,9 +152,9 @@ def _affine(path: Path, found: Mapping[str, Any], d: int, normed: bool) -> tuple
     mean = _of_width(path, found, "mean_center", d)
     factor = expect_scalar(path, found, "scaling_factor")
     if not 1e-30 < factor < 1e30:
-        raise VlmEditError(f"{path}: scaling_factor is {factor}, expected a number above 0")
+        raise DamagedFile(f"{path}: scaling_factor is {factor}, expected a number above 0")
     if normed and (factor != 1 or bool(mean.count_nonzero())):
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: a layer norm after a mean and a factor is not supported; supported: either"
         )
     return mean, factor
@@ -163,7 +163,7 @@ def _affine(path: Path, found: Mapping[str, Any], d: int, normed: bool) -> tuple
 def _of_width(path: Path, values: Mapping[str, Any], name: str, d: int) -> Tensor:
     vector = expect_vector(path, values, name)
     if len(vector) != d:
-        raise VlmEditError(f"{path}: {name} has shape {tuple(vector.shape)}, expected {(d,)}")
+        raise DamagedFile(f"{path}: {name} has shape {tuple(vector.shape)}, expected {(d,)}")
     return vector
 
 
@@ -201,14 +201,12 @@ def _activation(
         or (own in _OPEN and activation in ("relu", "topk"))
         or activation == _OWN.get(own or "")
     ):
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: activation {activation!r} does not go with {own or 'this format'}"
         )
     if activation not in ("topk", "topk_signed"):
         if told.k is not None:
-            raise VlmEditError(
-                f"{path}: k={told.k} goes with activation='topk', not {activation!r}"
-            )
+            raise BadArgument(f"{path}: k={told.k} goes with activation='topk', not {activation!r}")
         return activation, None
     return activation, _k(path, named, told)
 
@@ -241,12 +239,12 @@ def _expect_as_named(path: Path, named: _Named | None, weight: Tensor, tied: boo
     if named is None:
         return
     if named.shape != tuple(weight.shape):
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: the name says {named.shape[0]} features of width {named.shape[1]}, but "
             f"encoder is {tuple(weight.T.shape)}: it is another dictionary's name"
         )
     if named.tied != tied:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: the name says tied {named.tied}, but the decoder is "
             f"{'missing' if tied else 'there'}: it is another dictionary's name"
         )

@@ -21,7 +21,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import mapping, open_mapping, peek_mapping
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import DamagedFile, VlmEditError
+from vlm_edit.ground.errors import DamagedFile, UnknownName
 
 _NEEDED = {"encoder.weight", "pre_bias", "latent_bias"}
 # Counts of training, and the copy of its state that a TopK writes as part of the whole.
@@ -86,7 +86,7 @@ def _activation(path: object, found: Mapping[str, Any]) -> tuple[str, int | None
 def _choice(path: object, key: str, value: object, known: Mapping[str, str], *more: str) -> str:
     if not isinstance(value, str) or value not in known:
         supported = ", ".join((*known, *more))
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: {key} {str(value)[:60]!r} is not supported; supported: {supported}"
         )
     return known[value]

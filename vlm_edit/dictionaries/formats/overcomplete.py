@@ -34,7 +34,7 @@ from vlm_edit.dictionaries.formats.torchfile import (
     torch_files,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
 _STATE = "model_state"
 # What trainers keep beside it, and what changes no code.
@@ -108,7 +108,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
     weight, bias = _encoder(path, tensors, encoder, decoder)
     if jumps:
         if told.given():
-            raise VlmEditError(
+            raise BadArgument(
                 f"{path} is a JumpSAE, whose thresholds are in the file: leave out "
                 f"{', '.join(told.given())}"
             )
@@ -144,13 +144,13 @@ def _state(path: object, found: Mapping[str, Any]) -> tuple[Mapping[str, Any], i
         return found, None
     unknown = sorted(str(name) for name in set(found) - _BESIDE - {_STATE})
     if unknown:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: beside {_STATE} stands {', '.join(unknown)[:200]}, which may change the "
             f"codes: if it does not, save checkpoint[{_STATE!r}] alone and load that"
         )
     counts = [expect_whole(path, found, name) for name in ("k", "top_k") if name in found]
     if len(set(counts)) > 1:
-        raise VlmEditError(f"{path}: k is {counts[0]} but top_k is {counts[1]}")
+        raise DamagedFile(f"{path}: k is {counts[0]} but top_k is {counts[1]}")
     return mapping(path, found, _STATE), counts[0] if counts else None
 
 
@@ -158,10 +158,10 @@ def _encoder_names(path: object, tensors: Mapping[str, Any]) -> tuple[set[str], 
     """Return names of the encoder's tensors, which say its kind, and of those it may lack."""
     for start, why in _REFUSED:
         if any(n == start or (n.startswith(start) and "." in start) for n in map(str, tensors)):
-            raise VlmEditError(f"{path}: {why}")
+            raise DamagedFile(f"{path}: {why}")
     own = {name for name in map(str, tensors) if name.startswith("encoder.")}
     if not own:
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: it has no encoder, as MpSAE and OMPSAE, which search for codes step by step: "
             "no single product with a matrix gives them"
         )
@@ -172,7 +172,7 @@ def _encoder_names(path: object, tensors: Mapping[str, Any]) -> tuple[set[str], 
     if "encoder.final_block.1.running_mean" in own:
         return _LINEAR | _BATCH_NORM, {_COUNTER}
     if own & _BATCH_NORM:
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: its encoder ends in a layer norm over all features (mlp_ln_1), so a code is "
             "not a product with its feature's row: this cannot be represented"
         )
@@ -183,9 +183,9 @@ def _decoder(path: object, tensors: Mapping[str, Any]) -> Rows:
     rows = expect_matrix(path, tensors, _ROWS)
     some = rows[:: max(1, len(rows) // _LOOKED_AT)].float().norm(dim=1)
     if not some.numel():
-        raise VlmEditError(f"{path}: {_ROWS} is empty")
+        raise DamagedFile(f"{path}: {_ROWS} is empty")
     if not bool(((some > _SHORTEST) & (some < _LONGEST)).all()):
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: rows of {_ROWS} have lengths from {some.min():.3g} to {some.max():.3g}, not "
             "about 1. If the dictionary's normalization is l2, the default, call model.eval() and "
             f"save its state_dict() anew; the file does not name any other, so {_PLAIN}"
@@ -219,7 +219,7 @@ def _encoder(
             expect_scalar(path, tensors, n) for n in ("encoder.tied_to.multiplier", _MULTIPLIER)
         ]
         if not same or factors[0] != factors[1]:
-            raise VlmEditError(f"{path}: the encoder is tied to another dictionary than its own")
+            raise DamagedFile(f"{path}: the encoder is tied to another dictionary than its own")
         rows = decoder
     if "encoder.final_block.0.bias" in names:
         bias = expect_vector(path, tensors, "encoder.final_block.0.bias")
@@ -228,7 +228,7 @@ def _encoder(
     else:
         bias = torch.zeros(m)
     if len(bias) != m:
-        raise VlmEditError(f"{path}: the encoder's bias is of {len(bias)} features, not of {m}")
+        raise DamagedFile(f"{path}: the encoder's bias is of {len(bias)} features, not of {m}")
     return _fold_batch_norm(path, tensors, rows, bias) if names >= _BATCH_NORM else (rows, bias)
 
 
@@ -242,7 +242,7 @@ def _fold_batch_norm(
     )
     for vector in (scale, shift, mean, var):
         if vector.shape != bias.shape:
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{path}: the encoder's batch norm is of {len(vector)} features, not {len(bias)}"
             )
     if not bool((var >= 0).all()):
@@ -269,7 +269,7 @@ def _selection(
         options = (
             ", ".join(f"{name}={value!r}" for name, value in told.given().items()) or "nothing"
         )
-        raise VlmEditError(
+        raise BadArgument(
             f"{path} may be of SAE, TopKSAE or BatchTopKSAE, whose files are alike; it was told "
             f"{options}: say activation='relu' for SAE, k= (its top_k) for TopKSAE, or threshold= "
             "(its running_threshold) for BatchTopKSAE"

@@ -24,7 +24,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import open_mapping, peek_mapping, torch_files
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
 CONFIG = "config.json"
 
@@ -55,7 +55,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
     """
     del told
     if _is_old(source):
-        raise VlmEditError(
+        raise UnknownName(
             f"{source.path} is of Prisma's older form, which keeps its config as an object, and "
             "reading it would run code from it: open it where you trust it, call "
             f"checkpoint['cfg'].save_config({CONFIG!r}), save checkpoint['state_dict'] alone with "
@@ -69,7 +69,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
     decoder_bias = expect_vector(path, tensors, "b_dec")
     activation, k, cap = _activation(path, config)
     if gated and k is not None:
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: a gated dictionary with activation_fn_str 'topk' is not supported; "
             "supported: relu, tanh-relu"
         )
@@ -128,12 +128,12 @@ def _names_the_library(path: Path) -> bool:
 def _architecture(path: Path, config: Mapping[str, Any]) -> bool:
     """Say whether it is gated; refuse other architectures."""
     if config.get("is_transcoder", False) is not False:
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: a transcoder is not a dictionary: it decodes to another site's activations"
         )
     architecture = config.get("architecture", "standard")
     if architecture not in ("standard", "gated"):
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: architecture {architecture!r} is not supported; supported: standard, gated"
         )
     return bool(architecture == "gated")
@@ -157,7 +157,7 @@ def _activation(path: Path, config: Mapping[str, Any]) -> tuple[str, int | None,
     if name == "tanh-relu":
         return "relu", None, 1.0
     if name != "topk":
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: activation_fn_str {name!r} is not supported; supported: relu, tanh-relu, topk"
         )
     options = config.get("activation_fn_kwargs", {})
@@ -174,7 +174,7 @@ def _norm(path: Path, config: Mapping[str, Any]) -> str:
     if value is None:
         return "none"
     if not isinstance(value, str) or value not in _NORMS:
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: normalize_activations {value!r} is not supported; supported: null, "
             f"{', '.join(_NORMS)}"
         )
@@ -185,7 +185,7 @@ def _expect_shape(path: Path, config: Mapping[str, Any], shape: tuple[int, ...])
     d = expect_whole(path, config, "d_in")
     m = d * expect_whole(path, {"expansion_factor": 16} | dict(config), "expansion_factor")
     if shape != (d, m):
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: {CONFIG} states {d} dimensions and {m} features, but W_enc is "
             f"{tuple(shape)}: the two files are not of one dictionary"
         )

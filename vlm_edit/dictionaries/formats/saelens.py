@@ -32,7 +32,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
 from vlm_edit.ground.files import HEADER
 
 CONFIG, WEIGHTS, CENTERS = "cfg.json", "sae_weights.safetensors", "centers.safetensors"
@@ -157,7 +157,7 @@ def _read_folder(source: Source) -> StoredDictionary:
     )
     sizes = (config.get("d_in"), config.get("d_sae"))
     if sizes != (stored.width, stored.n_features):
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: cfg.json states d_in, d_sae = {sizes}, but W_enc is "
             f"{tuple(weight.shape)}: the two files are not of one dictionary"
         )
@@ -185,7 +185,7 @@ def _expect_one_saving(path: Path, config: dict[str, Any], header: Mapping[str, 
     metadata = config.get("metadata")
     saving = metadata.get(SAVING) if isinstance(metadata, dict) else None
     if SAVING in header and header[SAVING] != saving:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: {CONFIG} and {WEIGHTS} are not of one saving, which was stopped half-way, or "
             "one of them is another's: save the dictionary anew"
         )
@@ -198,7 +198,7 @@ def _unfolded(
     if FOLDED not in header:
         return stored
     if header.get(MARK) != mark(tensors["b_enc"], tensors["b_dec"]):
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: b_enc or b_dec of {WEIGHTS} are others than those that its header tells of: "
             "write the file without that header (its metadata)"
         )
@@ -223,11 +223,11 @@ def _read_architecture(path: Path, config: dict[str, Any]) -> tuple[str, int | N
     old = _is_old(config)
     name = config.get("architecture", "standard" if old else None)
     if isinstance(name, str) and name in _NOT_DICTIONARIES:
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: architecture {name!r} is not supported: {_NOT_DICTIONARIES[name]}"
         )
     if not isinstance(name, str) or name not in _READ:
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: architecture {name!r} is not supported; supported: {', '.join(_READ)}"
         )
     function = config.get("activation_fn_str", config.get("activation_fn"))
@@ -236,13 +236,13 @@ def _read_architecture(path: Path, config: dict[str, Any]) -> tuple[str, int | N
     if old and function == "topk" and name in ("standard", "topk"):
         arguments = config.get("activation_fn_kwargs")
         if not isinstance(arguments, dict) or set(arguments) != {"k"}:
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{path}: activation_fn_kwargs must have k alone, got {str(arguments)[:60]!r}"
             )
         return "topk", _read_k(path, arguments), None
     if old and function in ("relu", "tanh-relu") and name in ("standard", "jumprelu", "gated"):
         return name, None, 1.0 if function == "tanh-relu" else None
-    raise VlmEditError(
+    raise UnknownName(
         f"{path}: architecture {name!r} with activation_fn {str(function)[:60]!r} is not "
         "supported; supported: relu, tanh-relu, and topk with the standard architecture"
     )
@@ -301,9 +301,9 @@ def _read_factor(path: Path, config: dict[str, Any], tensors: dict[str, Tensor])
     names = [name for name in _FACTORS if name in tensors]
     stated = bool(config.get("finetuning_scaling_factor"))
     if len(names) > 1:
-        raise VlmEditError(f"{path}: has both {names[0]} and {names[1]}; remove the wrong one")
+        raise DamagedFile(f"{path}: has both {names[0]} and {names[1]}; remove the wrong one")
     if not names and stated:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: cfg.json states a finetuning_scaling_factor and {WEIGHTS} has none; if it "
             "was never fine-tuned, set it to false in cfg.json"
         )
@@ -311,7 +311,7 @@ def _read_factor(path: Path, config: dict[str, Any], tensors: dict[str, Tensor])
     if factor is None or torch.allclose(factor, torch.ones_like(factor)):
         return None  # early files of version 3 all have one, of ones
     if not stated:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: has {names[0]}, and cfg.json says finetuning_scaling_factor "
             f"{config.get('finetuning_scaling_factor')!r}: set it to true if it is to be used"
         )
@@ -332,12 +332,12 @@ def _read_norm(source: Source, config: dict[str, Any]) -> tuple[str, float | Non
     reshape = config.get("reshape_activations")
     # SAELens joins the heads of hook_z to one axis; at a site here they are one axis already.
     if reshape not in ("none", "hook_z", None):
-        raise VlmEditError(f"{path}: reshape_activations {reshape!r} is not supported")
+        raise UnknownName(f"{path}: reshape_activations {reshape!r} is not supported")
     if value != "expected_average_only_in":
         return NORMS[value], None
     scaler = source.json(SCALER) if source.has(SCALER) else {}
     if scaler.get("scaling_factor") is None:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: normalize_activations 'expected_average_only_in' means that activations were "
             "multiplied by one number in training, and that it is not folded into these weights. "
             "Take SAELens' final checkpoint; or write the number, which is sqrt(d_in) over the "

@@ -74,13 +74,13 @@ def read(source: Source, told: Told) -> StoredDictionary:
     config, kind, k, subtracts = _described(path, header)
     tensors = read_torch(path, skip=len(line))
     if not isinstance(tensors, Mapping):
-        raise VlmEditError(f"{path} holds a {type(tensors).__name__}, expected tensors by name")
+        raise DamagedFile(f"{path} holds a {type(tensors).__name__}, expected tensors by name")
     expect_names(path, tensors, _NAMES, {_THRESHOLD} if kind == "BatchTopK" else set())
     weight, decoder = (expect_matrix(path, tensors, name) for name in ("W_enc", "W_dec"))
     bias, decoder_bias = (expect_vector(path, tensors, name) for name in ("b_enc", "b_dec"))
     _expect_sizes(path, config, weight, decoder)
     if subtracts is None and bool(decoder_bias.any()):
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: a file of schema 1 with a b_dec that is not zero. saev dropped `x - b_dec` "
             "without saying so in these files: see what it does at the commit that the header "
             f"names ({str(header.get('commit'))[:40]}), save the tensors behind the first line "
@@ -126,7 +126,7 @@ def _header(path: Path) -> tuple[bytes, dict[str, Any]]:
         line, _ = _head(path)
         header = parse_json(line.decode("utf-8"), path)
     except OSError as error:
-        raise VlmEditError(f"{path} cannot be read: {error}") from error
+        raise DamagedFile(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise DamagedFile(f"{path}: its first line is not valid JSON: {error}") from error
     return line, header
@@ -144,7 +144,7 @@ def _described(
     if schema not in (1, 2, 3, 4, 5) or isinstance(schema, bool):
         raise UnknownName(f"{path}: schema {str(schema)[:20]} is not known; known are 1 to 5")
     if not isinstance(config, dict):
-        raise VlmEditError(f"{path}: the header's cfg is missing or is not an object")
+        raise DamagedFile(f"{path}: the header's cfg is missing or is not an object")
     options: Mapping[str, Any]
     early = schema == 1 and header.get("cls") in _ACTIVATIONS
     if early:
@@ -173,7 +173,7 @@ def _class(path: Path, activation: Any) -> tuple[str, Mapping[str, Any]]:
 def _expect_keys(path: Path, found: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(found) - known)
     if unknown:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: the header has {', '.join(unknown)[:200]}, which no known version of saev "
             "writes: it may change the codes"
         )
@@ -187,7 +187,7 @@ def _expect_sizes(path: Path, config: Mapping[str, Any], weight: Tensor, decoder
         m = d * expect_whole(path, config, "exp_factor")
     for name, matrix, size in (("W_enc", weight, (d, m)), ("W_dec", decoder, (m, d))):
         if tuple(matrix.shape) != size:
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{path}: the header states {m} features of width {d}, but {name} is "
                 f"{tuple(matrix.shape)}, expected {size}"
             )
@@ -210,7 +210,7 @@ def _activation(
     elif told.threshold is not None:
         level = told.threshold
     else:
-        raise VlmEditError(
+        raise BadArgument(
             f"{path}: a BatchTopK of before saev kept its threshold: measure the lowest code that "
             "stays on a batch, and say threshold="
         )

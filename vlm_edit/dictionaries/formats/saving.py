@@ -110,9 +110,9 @@ def _described(dictionary: Dictionary, stream: str | None) -> _Folder:
             "raw neurons need no file: use Dictionary.identity(width)"
         )
     if encoder.norm not in NORMS.values():
-        raise VlmEditError(f"SAELens has no normalize_activations for norm {encoder.norm!r}")
+        raise BadArgument(f"SAELens has no normalize_activations for norm {encoder.norm!r}")
     if encoder.soft_cap is not None:
-        raise VlmEditError(f"SAELens 6 has nothing for soft_cap, which is {encoder.soft_cap} here")
+        raise BadArgument(f"SAELens 6 has nothing for soft_cap, which is {encoder.soft_cap} here")
     applies, tensors, folded = _folded(dictionary, stream)
     config: dict[str, Any] = {
         "architecture": architectures[encoder.activation],

@@ -17,7 +17,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import open_mapping, peek_mapping
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
 CONFIG, PARAMS = "config.json", "params.safetensors"
 
@@ -53,12 +53,12 @@ def read_gemma(source: Source, told: Told) -> StoredDictionary:
     named = path.absolute().parent.name.startswith(("transcoder", "clt", "crosscoder"))
     apart = named if None in ends else ends[0] != ends[1]
     if apart or "affine_skip_connection" in tensors:
-        raise VlmEditError(
+        raise UnknownName(
             f"{path} is a transcoder (from {ends[0]} to {ends[1]}): its decoder's rows mean "
             "nothing where its codes are read; load an SAE"
         )
     if config.get("architecture", "jump_relu") != "jump_relu":
-        raise VlmEditError(
+        raise UnknownName(
             f"{path}: architecture {config['architecture']!r} is not supported, jump_relu is"
         )
     expect_names(path, tensors, _GEMMA)
@@ -91,12 +91,12 @@ def read_qwen(source: Source, told: Told) -> StoredDictionary:
     repository = _QWEN_REPOSITORY.search(str(path.absolute()))
     k = int(repository[3]) if repository else None
     if told.k is None and k is None:
-        raise VlmEditError(
+        raise BadArgument(
             f"{path}: k is neither in the file nor in the name of a folder above it "
             "(...-W32K-L0_50 means 50): say k="
         )
     if told.k is not None and k is not None and told.k != k:
-        raise VlmEditError(f"{path}: k={told.k} was told, the repository's name says {k}")
+        raise BadArgument(f"{path}: k={told.k} was told, the repository's name says {k}")
     layer = _QWEN_FILE.fullmatch(path.name)
     info = {"hook_name": f"model.layers.{layer[1]}", "layer": layer[1]} if layer else {}
     if repository:
@@ -111,7 +111,7 @@ def read_qwen(source: Source, told: Told) -> StoredDictionary:
         info=info,
     )
     if repository and stored.n_features != int(repository[2]) * 1024:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: the repository's name says {repository[2]}K features, the file has "
             f"{stored.n_features}"
         )

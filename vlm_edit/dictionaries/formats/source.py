@@ -35,10 +35,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > MOST_JSON:
-            raise VlmEditError(f"{path} is larger than 1 MiB: not the config of a dictionary")
+            raise DamagedFile(f"{path} is larger than 1 MiB: not the config of a dictionary")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise VlmEditError(f"{path} cannot be read: {error}") from error
+        raise DamagedFile(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise DamagedFile(f"{path} is not valid JSON: {error}") from error
     return parse_json(text, path)
@@ -55,7 +55,7 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
-        raise VlmEditError(f"{path} holds a {type(config).__name__}, expected an object")
+        raise DamagedFile(f"{path} holds a {type(config).__name__}, expected an object")
     return config
 
 
@@ -95,13 +95,13 @@ def read_shards(index: Path) -> dict[str, Tensor]:
     for shard, names in _shards(index).items():
         path = index.parent / shard
         if not path.is_file():
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{index} names {shard!r}, which is not beside it: fetch it too, or fetch all anew"
             )
         tensors = read_safetensors(path)
         if set(tensors) != names:
             wrong = ", ".join(sorted(set(tensors) ^ names))[:200]
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{index} and {path} disagree on {wrong}: they are not of one dictionary"
             )
         everything |= tensors
@@ -112,19 +112,19 @@ def _shards(index: Path) -> dict[str, set[str]]:
     """Return names of tensors by the file that holds them, which lies in the index's folder."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise VlmEditError(f"{index} has no weight_map: it is not the index of safetensors files")
+        raise DamagedFile(f"{index} has no weight_map: it is not the index of safetensors files")
     shards: dict[str, set[str]] = {}
     for name, shard in places.items():
         # A name is joined to the folder: nothing but a plain one stays inside of it.
         plain = isinstance(shard, str) and re.fullmatch(r"\w[\w.+-]*\.safetensors", shard, re.ASCII)
         if not plain or len(shard) > 255:
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{index} says that {name[:60]!r} lies in {str(shard)[:60]!r}, which is not the "
                 "name of a safetensors file beside it"
             )
         shards.setdefault(shard, set()).add(name)
     if len(shards) > MOST_SHARDS:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{index} names {len(shards)} files; a dictionary has at most {MOST_SHARDS}"
         )
     return shards
@@ -179,7 +179,7 @@ def read_torch(path: Path, skip: int = 0, allow: Sequence[Any] = ()) -> Any:
     except Exception as error:  # the unpickler of damaged bytes raises anything
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if "weights_only" in str(error).lower() or "Unsupported" in str(error):
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{path} holds more than tensors and plain values, and reading it would run code "
                 f"from it ({reason}): open it where you trust it, save its state_dict() alone with "
                 "torch.save, and load that"
@@ -194,17 +194,17 @@ def _expect_plain_zip(path: Path, skip: int) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except OSError as error:
-        raise VlmEditError(f"{path} cannot be read: {error}") from error
+        raise DamagedFile(f"{path} cannot be read: {error}") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path} is not a torch file of version 1.6 or later ({error}): save it anew with "
             "torch.save, or fetch it again"
         ) from error
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise VlmEditError(f"{path}: {entry.filename!r} is compressed; torch.save never does")
+            raise DamagedFile(f"{path}: {entry.filename!r} is compressed; torch.save never does")
         if entry.filename.endswith(".pkl") and entry.file_size > MOST_PICKLE:
-            raise VlmEditError(f"{path}: {entry.filename!r} is larger than 4 MiB")
+            raise DamagedFile(f"{path}: {entry.filename!r} is larger than 4 MiB")
     if sum(entry.file_size for entry in entries) > size - skip:
         raise DamagedFile(f"{path} claims more bytes than it has: the file is damaged")
 
@@ -318,7 +318,7 @@ def expect_scalar(where: object, tensors: Mapping[str, Any], name: str) -> float
     value = tensors.get(name)
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.layout is not torch.strided or value.is_complex():
-            raise VlmEditError(f"{where}: {name} has shape {tuple(value.shape)}, expected a number")
+            raise DamagedFile(f"{where}: {name} has shape {tuple(value.shape)}, expected a number")
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadArgument(f"{where}: {name} must be a number, got {str(value)[:60]!r}")
@@ -354,9 +354,9 @@ def expect_names(
     missing = sorted(needed - set(tensors))
     extra = sorted(str(name) for name in set(tensors) - needed - (optional or set()))
     if missing:
-        raise VlmEditError(f"{where}: tensors missing: {', '.join(missing)}")
+        raise DamagedFile(f"{where}: tensors missing: {', '.join(missing)}")
     if extra:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{where}: tensors that this architecture does not have: {', '.join(extra)[:200]}; "
             "reading on would give other codes than the ones trained"
         )
@@ -365,15 +365,15 @@ def expect_names(
 def _expect_tensor(where: object, tensors: Mapping[str, Any], name: str, axes: int) -> Tensor:
     tensor = tensors.get(name)
     if not isinstance(tensor, Tensor):
-        raise VlmEditError(f"{where}: {name} is missing or is not a tensor")
+        raise DamagedFile(f"{where}: {name} is missing or is not a tensor")
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-        raise VlmEditError(f"{where}: {name} is not a plain tensor ({tensor.layout})")
+        raise BadArgument(f"{where}: {name} is not a plain tensor ({tensor.layout})")
     if not tensor.is_floating_point():
-        raise VlmEditError(f"{where}: {name} is {tensor.dtype}, expected floating-point numbers")
+        raise DamagedFile(f"{where}: {name} is {tensor.dtype}, expected floating-point numbers")
     if tensor.ndim != axes:
-        raise VlmEditError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {axes} axes")
+        raise DamagedFile(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {axes} axes")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise VlmEditError(
+        raise DamagedFile(
             f"{where}: {name} claims shape {tuple(tensor.shape)}, more numbers than the file holds"
         )
     return tensor.detach()

@@ -19,7 +19,7 @@ from vlm_edit.dictionaries.formats.source import (
     safetensors_names,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
@@ -44,7 +44,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
     del told
     path, config = source.path, source.json(CONFIG)
     if _flag(path, config, "transcode") or _flag(path, config, "skip_connection"):
-        raise VlmEditError(
+        raise UnknownName(
             f"{path} is a transcoder: it predicts what leaves a module from what enters it, so its "
             "decoder's rows mean nothing where its codes are read; load an SAE"
         )
@@ -82,7 +82,7 @@ def _activation(path: object, config: Mapping[str, Any]) -> str:
     name = config.get("activation", "topk")  # older files do not say
     if not isinstance(name, str) or name not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
-        raise VlmEditError(f"{path}: activation {name!r} is not supported; supported: {known}")
+        raise UnknownName(f"{path}: activation {name!r} is not supported; supported: {known}")
     return _ACTIVATIONS[name]
 
 
@@ -95,7 +95,7 @@ def _flag(path: object, config: Mapping[str, Any], key: str) -> bool:
 
 def _expect_size(path: object, name: str, stated: object, there: int) -> None:
     if stated != there:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: the config states {name} = {stated}, the tensors have {there}: the two files "
             "are not of one dictionary"
         )

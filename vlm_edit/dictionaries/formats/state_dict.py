@@ -23,7 +23,7 @@ from vlm_edit.dictionaries.formats.source import (
     expect_vector,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEditError
 
 _MOST_LISTED = 30
 
@@ -48,7 +48,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
     except VlmEditError as error:
         lines = [f"{name} {list(tensor.shape)}" for name, tensor in _tensors(state)]
         more = f" and {len(lines) - _MOST_LISTED} more" if len(lines) > _MOST_LISTED else ""
-        raise VlmEditError(
+        raise DamagedFile(
             f"{source.path}: {error}; tensors in the file: "
             f"{', '.join(lines[:_MOST_LISTED]) or 'none'}{more}"
         ) from error
@@ -69,7 +69,7 @@ def _expect_whole(source: Source, layout: Layout, told: Told) -> None:
     if "k" in takes and told.k is None:
         raise BadArgument(f"{source.path}: activation {layout.activation!r} needs k=")
     if "k" not in takes and told.k is not None:
-        raise VlmEditError(f"{source.path}: activation {layout.activation!r} has no k")
+        raise BadArgument(f"{source.path}: activation {layout.activation!r} has no k")
     count = (layout.threshold is not None) + (told.threshold is not None)
     if count != ("threshold" in takes):
         raise BadArgument(
@@ -82,13 +82,13 @@ def _expect_whole(source: Source, layout: Layout, told: Told) -> None:
 def _open(source: Source) -> Mapping[Any, Any]:
     if source.is_folder:
         names = ", ".join(source.names()[:_MOST_LISTED])
-        raise VlmEditError(
+        raise BadArgument(
             f"{source.path} is a folder: name the file in it with file=; it has: {names or 'none'}"
         )
     torch_file = source.path.suffix in (".pt", ".pth", ".bin") or zipfile.is_zipfile(source.path)
     state = source.torch() if torch_file else source.tensors(source.path.name)
     if not isinstance(state, Mapping):
-        raise VlmEditError(f"{source.path} holds a {type(state).__name__}, expected a state dict")
+        raise DamagedFile(f"{source.path} holds a {type(state).__name__}, expected a state dict")
     return state
 
 
@@ -103,9 +103,7 @@ def _named(state: Mapping[Any, Any], layout: Layout) -> dict[str, Tensor]:
         places = [place for place in _find(state, name) if place[1] is not None]
         if len(places) != 1:
             what = "no tensor" if not places else f"{len(places)} tensors"
-            raise VlmEditError(
-                f"the layout's {field} is {name!r}, and the file has {what} so named"
-            )
+            raise BadArgument(f"the layout's {field} is {name!r}, and the file has {what} so named")
         folder, tensors[name] = places[0]
         folders.add(folder)
     rest = [
@@ -116,7 +114,7 @@ def _named(state: Mapping[Any, Any], layout: Layout) -> dict[str, Tensor]:
         and not any(fnmatchcase(name, pattern) for pattern in layout.unread)
     ]
     if rest:
-        raise VlmEditError(
+        raise BadArgument(
             f"the layout does not name {', '.join(rest[:_MOST_LISTED])}: reading on could give "
             "other codes than the ones trained; put what does not change them in Layout.unread"
         )

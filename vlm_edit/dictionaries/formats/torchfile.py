@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_edit.dictionaries.formats.source import Source
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile
 
 
 def torch_files(source: Source) -> list[str]:
@@ -24,10 +24,10 @@ def the_torch_file(source: Source) -> str | None:
         return None
     files = torch_files(source)
     if not files:
-        raise VlmEditError(f"{source.path} holds no .pt or .pth file")
+        raise BadArgument(f"{source.path} holds no .pt or .pth file")
     if len(files) > 1:
         some = ", ".join(files[:4]) + (", ..." if len(files) > 4 else "")
-        raise VlmEditError(f"{source.path} holds {len(files)} torch files: name one with file= "
+        raise BadArgument(f"{source.path} holds {len(files)} torch files: name one with file= "
                            f"({some})")  # fmt: skip
     return files[0]
 
@@ -49,9 +49,7 @@ def open_mapping(source: Source, allow: Sequence[Any] = ()) -> Mapping[str, Any]
     """
     contents = source.torch(the_torch_file(source), allow)
     if not isinstance(contents, Mapping):
-        raise VlmEditError(
-            f"{source.path} holds a {type(contents).__name__}, expected a dictionary"
-        )
+        raise DamagedFile(f"{source.path} holds a {type(contents).__name__}, expected a dictionary")
     return contents
 
 
@@ -63,5 +61,5 @@ def mapping(where: object, values: Mapping[str, Any], name: str) -> Mapping[str,
     """
     value = values.get(name)
     if not isinstance(value, Mapping):
-        raise VlmEditError(f"{where}: {name} is missing or is not a dictionary")
+        raise DamagedFile(f"{where}: {name} is missing or is not a dictionary")
     return value

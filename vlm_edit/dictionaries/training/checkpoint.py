@@ -16,7 +16,7 @@ from pathlib import Path
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.trainer import Trainer
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile
 from vlm_edit.ground.files import append_text, read_tensors, write_tensors, write_text
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Checkpoint:
                 raise ValueError("a tensor has another shape")
             self.trainer.restore(tensors, header)
         except (LookupError, ValueError, TypeError, RuntimeError) as error:
-            raise VlmEditError(f"{self.path} is not a whole {_WHAT}: {error}") from error
+            raise DamagedFile(f"{self.path} is not a whole {_WHAT}: {error}") from error
         logger.info("going on from %s at step %d", self.path, self.trainer.done)
 
     def keep(self, last: bool = False) -> None:
@@ -116,7 +116,7 @@ class Log:
             whole = [line for line in file if line.endswith("\n")]
         columns, *rows = csv.reader(whole or [_line(self.fields)])
         if tuple(columns) != self.fields:
-            raise VlmEditError(
+            raise BadArgument(
                 f"{path} has columns {columns}, and this run's log "
                 f"{list(self.fields)}: it is of another kind of run; name another file"
             )

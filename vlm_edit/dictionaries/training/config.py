@@ -7,7 +7,7 @@ import numbers
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName
 
 Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"]
 
@@ -117,15 +117,13 @@ class TrainConfig:
             if not (math.isfinite(value) and value >= least):
                 raise BadArgument(f"{name} is {value}; it must be at least {least}")
         if not 0 <= self.mask < 1:
-            raise VlmEditError(f"mask is {self.mask}; it is a share of features, 0 up to below 1")
+            raise BadArgument(f"mask is {self.mask}; it is a share of features, 0 up to below 1")
         if not 0 < self.bandwidth < math.inf:
             raise BadArgument(f"bandwidth is {self.bandwidth}; it must be above 0")
         self._expect_target()
         shares = self.prefixes
         if not shares or shares[-1] != 1 or not all(0 < share <= 1 for share in shares):
-            raise VlmEditError(
-                f"prefixes are {shares}; they are shares above 0, the last of them 1"
-            )
+            raise BadArgument(f"prefixes are {shares}; they are shares above 0, the last of them 1")
 
     def _expect_numbers(self) -> None:
         for name in _WHOLE:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.training.config import TrainConfig
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 # Rows of statistics at a time, and the numbers up to which a normed copy is kept in memory.
 _CHUNK = 8192
@@ -53,7 +53,7 @@ class Data:
         make = _whole if small and cpu and not mapped else _streamed
         result = make(streams, blank, config.center)
         if not math.isfinite(result.scale) or not result.scale > 0:
-            raise VlmEditError(
+            raise BadArgument(
                 f"the activations' root mean square norm is {result.scale}: they are all alike, or "
                 "hold a number that is not finite"
             )
@@ -123,7 +123,7 @@ def _expect(streams: Mapping[str, Tensor], config: TrainConfig) -> int:
     flat = all(data.ndim == 2 and data.is_floating_point() for data in streams.values())
     widths = {data.shape[-1] for data in streams.values()} if flat else set()
     if len(widths) != 1 or not set(streams) <= {"image", "text"}:
-        raise VlmEditError(
+        raise BadArgument(
             "train on [n, d] activations of one width and floating dtype, by stream 'image' or "
             f"'text'; got { {name: (tuple(x.shape), x.dtype) for name, x in streams.items()} }"
         )
@@ -135,7 +135,7 @@ def _expect(streams: Mapping[str, Tensor], config: TrainConfig) -> int:
         )
     if config.paired and (len(sizes) != 2 or sizes[0] != sizes[1]):
         what = "ncl needs" if config.kind == "ncl" else "group and mask need"
-        raise VlmEditError(
+        raise BadArgument(
             f"{what} both streams with as many rows, row i of both a pair; got "
             f"{ {name: len(data) for name, data in streams.items()} }"
         )

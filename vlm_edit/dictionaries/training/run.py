@@ -18,7 +18,7 @@ from vlm_edit.dictionaries.training.config import TrainConfig
 from vlm_edit.dictionaries.training.data import Data, opened
 from vlm_edit.dictionaries.training.distributed import expect_alike, world
 from vlm_edit.dictionaries.training.trainer import Trainer
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def train_dictionary(
         expect_alike(tensors, repr(config), torch.device(device))
     data = Data.of(streams, config)
     if config.batch_size // len(data.streams) % processes:
-        raise VlmEditError(
+        raise BadArgument(
             f"batch_size is {config.batch_size}; each stream's part of it must divide by the "
             f"{processes} processes"
         )
@@ -137,7 +137,7 @@ def _expect_device(device: torch.device | str) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise VlmEditError(f"device {str(device)!r} cannot be used here: {reason}") from error
+        raise BadArgument(f"device {str(device)!r} cannot be used here: {reason}") from error
 
 
 def _expect_place(name: str, path: str | os.PathLike[str] | None) -> None:
@@ -145,9 +145,9 @@ def _expect_place(name: str, path: str | os.PathLike[str] | None) -> None:
     if path is None:
         return
     if Path(path).is_dir():
-        raise VlmEditError(f"{name} is {os.fspath(path)!r}, a folder: name a file in it")
+        raise BadArgument(f"{name} is {os.fspath(path)!r}, a folder: name a file in it")
     if not Path(path).absolute().parent.is_dir():
-        raise VlmEditError(
+        raise BadArgument(
             f"{name} is {os.fspath(path)!r}, and there is no folder {str(Path(path).parent)!r}: "
             "make it first"
         )

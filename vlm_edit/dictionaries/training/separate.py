@@ -16,7 +16,7 @@ from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.training.config import TrainConfig
 from vlm_edit.dictionaries.training.data import opened
 from vlm_edit.dictionaries.training.run import train_dictionary
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 
 def train_paired(
@@ -65,7 +65,7 @@ def train_paired(
         (16, torch.Size([200, 16]))
     """
     if config.paired:
-        raise VlmEditError(
+        raise BadArgument(
             f"kind={config.kind!r}, group={config.group} and mask={config.mask} couple the streams "
             "of pairs, which are trained apart here: use train_dictionary"
         )

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vlm_edit.ground.errors import DamagedFile, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 from vlm_edit.ground.files.whole import write_bytes
 
 HEADER = "vlm_edit"
@@ -79,7 +79,7 @@ def read_tensors(
     """
     path = Path(path)
     if not path.is_file():
-        raise VlmEditError(f"no {what} at {str(path)!r}: the file does not exist")
+        raise BadArgument(f"no {what} at {str(path)!r}: the file does not exist")
     try:
         data = path.read_bytes()
         tensors = load(data)
@@ -91,7 +91,7 @@ def read_tensors(
     except (SafetensorError, OSError, LookupError, ValueError, RecursionError) as error:
         raise DamagedFile(f"{path} is not a readable safetensors file: {error}") from error
     if not isinstance(header, dict):
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path} is a safetensors file but not a {what}: it has no {HEADER!r} header"
         )
     if verify and CHECKSUM in header and not has_checksum(header, tensors):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.ground.statistics import Estimate, mean_estimate
 from vlm_edit.measures.controls.features import (
     activity,
@@ -58,7 +58,7 @@ class DeletionCurve:
             VlmEditError: An unknown control.
         """
         if control not in self.controls:
-            raise VlmEditError(f"no control {control!r}: there are {sorted(self.controls)}")
+            raise UnknownName(f"no control {control!r}: there are {sorted(self.controls)}")
         x = torch.tensor(self.fractions, dtype=torch.float64)
         leads = self.controls[control] - self.values
         areas = torch.trapezoid(leads, x, dim=1) / (x[-1] - x[0])
@@ -205,14 +205,14 @@ class _Reader:
                     f"{tuple(values.shape)} after {tuple(first.shape)}"
                 )
             if not bool(values.isfinite().all()):
-                raise VlmEditError(f"the metric is not finite with {len(key)} features deleted")
+                raise BadArgument(f"the metric is not finite with {len(key)} features deleted")
             self.known[key] = values
         return self.known[key]
 
 
 def _expect_fractions(features: Sequence[int], fractions: Sequence[float]) -> None:
     if not len(features):
-        raise VlmEditError("the class has no feature: there is nothing to delete")
+        raise BadArgument("the class has no feature: there is nothing to delete")
     rising = all(a < b for a, b in zip(fractions, fractions[1:], strict=False))
     if len(fractions) < 2 or not rising or fractions[0] < 0 or fractions[-1] > 1:
         raise BadArgument(f"fractions must rise within [0, 1], two at least, got {fractions}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 _SCRATCH = 1 << 20  # numbers held at once: 8 MiB in float64
 
@@ -243,7 +243,7 @@ def expect_choice(features: Sequence[int], live: Sequence[int], draws: int) -> N
     if draws < 1:
         raise BadArgument(f"draws is {draws}; a control needs at least one")
     if not len(live) or len(features) > len(live):
-        raise VlmEditError(
+        raise BadArgument(
             f"{len(features)} features are to be matched, and there are {len(live)} to choose from"
         )
 
@@ -252,4 +252,4 @@ def expect_known(features: Sequence[int], size: int) -> None:
     """Refuse features that a dictionary of this size does not have."""
     wrong = [k for k in features if not 0 <= k < size]
     if wrong:
-        raise VlmEditError(f"feature {wrong[0]} is not there: there are features 0 to {size - 1}")
+        raise BadArgument(f"feature {wrong[0]} is not there: there are features 0 to {size - 1}")

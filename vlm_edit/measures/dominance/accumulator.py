@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 from vlm_edit.measures.dominance.flips import LEVELS
 from vlm_edit.measures.dominance.result import ONE, Dominance, Zeros
 
@@ -70,7 +70,7 @@ class DominanceAccumulator:
         """
         shape = (len(image_codes), self._counts.shape[1])
         if tuple(image_codes.shape) != shape or tuple(text_codes.shape) != shape:
-            raise VlmEditError(
+            raise BadArgument(
                 f"codes of pairs must both be [n, {shape[1]}], got "
                 f"{tuple(image_codes.shape)} and {tuple(text_codes.shape)}"
             )
@@ -126,7 +126,7 @@ class DominanceAccumulator:
             VlmEditError: Another number of features or another convention, or too many pairs.
         """
         if other._counts.shape != self._counts.shape or other.zeros != self.zeros:
-            raise VlmEditError("accumulators differ in their features or in zeros=")
+            raise BadArgument("accumulators differ in their features or in zeros=")
         self._expect_room(other.n_pairs)
         for mine, theirs in zip(self._state().values(), other._state().values(), strict=True):
             mine += theirs
@@ -147,7 +147,7 @@ class DominanceAccumulator:
         missing = {"n_pairs", *here} - set(state)
         wrong = [name for name in here if name in state and state[name].shape != here[name].shape]
         if missing or wrong:
-            raise VlmEditError(
+            raise DamagedFile(
                 f"not the state of dominance of {self._counts.shape[1]} features with "
                 f"zeros={self.zeros!r}: {sorted(missing) + wrong} missing or of another shape"
             )
@@ -165,7 +165,7 @@ class DominanceAccumulator:
 
     def _expect_room(self, more: int) -> None:
         if self.n_pairs + more > _MOST_PAIRS:
-            raise VlmEditError(f"more than {_MOST_PAIRS} pairs: accumulate in parts and compare")
+            raise BadArgument(f"more than {_MOST_PAIRS} pairs: accumulate in parts and compare")
 
     def compute(self) -> Dominance:
         """Return the scores of all pairs so far.

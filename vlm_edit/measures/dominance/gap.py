@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile
 
 
 class GapAccumulator:
@@ -36,7 +36,7 @@ class GapAccumulator:
             VlmEditError: Shapes that differ, also from earlier batches.
         """
         if image.shape != text.shape or image.ndim != 2:
-            raise VlmEditError(
+            raise BadArgument(
                 f"embeddings of pairs must both be [n, d], got {tuple(image.shape)} and "
                 f"{tuple(text.shape)}"
             )
@@ -88,7 +88,7 @@ class GapAccumulator:
         sums = {name: total.clone() for name, total in state.items() if name != "count"}
         shapes = {tuple(total.shape[:-1]) for total in sums.values()}
         if "count" not in state or set(sums) not in (set(), {"image", "text"}) or shapes - {(2,)}:
-            raise VlmEditError(f"not the state of a modality gap: it holds {sorted(state)}")
+            raise DamagedFile(f"not the state of a modality gap: it holds {sorted(state)}")
         self._sums, self._count = sums, int(state["count"])
 
     def _add(self, name: str, total: Tensor) -> None:
@@ -97,7 +97,7 @@ class GapAccumulator:
     def _expect_width(self, width: int) -> None:
         widths = {total.shape[1] for total in self._sums.values()} - {width}
         if widths:
-            raise VlmEditError(f"embeddings of width {width} after others of {widths.pop()}")
+            raise BadArgument(f"embeddings of width {width} after others of {widths.pop()}")
 
     def _per_pair(self, row: int) -> Mapping[str, Tensor]:
         if not self._count:

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.ground.statistics import Estimate, benjamini_hochberg
 from vlm_edit.measures.dominance.flips import flip_p, flipped_sums, level_sums
 from vlm_edit.measures.dominance.pairing import fisher_p
@@ -110,7 +110,7 @@ class Dominance:
         if zeros not in get_args(Zeros):
             raise UnknownName(f"unknown convention zeros={zeros!r}: use {get_args(Zeros)}")
         if zeros == "epsilon" and len(self.ratios) < 3:
-            raise VlmEditError("epsilon changes every ratio: measure with zeros='epsilon'")
+            raise BadArgument("epsilon changes every ratio: measure with zeros='epsilon'")
         return dataclasses.replace(self, zeros=zeros)
 
     @property
@@ -148,7 +148,7 @@ class Dominance:
             '0.878 1.000'
         """
         if not 0 < level < 1:
-            raise VlmEditError(f"the level of an interval lies between 0 and 1, got {level}")
+            raise BadArgument(f"the level of an interval lies between 0 and 1, got {level}")
         sums, squares = self.ratios[:2].double() / ONE
         n = self.active.double()
         if self.zeros == "half":
@@ -396,7 +396,7 @@ def _cuts(live: Tensor, rule: Cut, low: float, high: float) -> tuple[float, floa
         mean, sd = float(live.mean()), _sd(live)
         return mean - sd, mean + sd
     if not 0 <= low <= high <= 1:
-        raise VlmEditError(f"cuts must rise within [0, 1], got low={low}, high={high}")
+        raise BadArgument(f"cuts must rise within [0, 1], got low={low}, high={high}")
     return low, high
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 _ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 # Below this share of the mean square, a variance is what rounding leaves of none.
@@ -66,9 +66,7 @@ def coactivation(
     """
     image, text = SparseCodes.of(image_codes), SparseCodes.of(text_codes)
     if image.shape != text.shape:
-        raise VlmEditError(
-            f"codes of pairs must both be [n, m], got {image.shape} and {text.shape}"
-        )
+        raise BadArgument(f"codes of pairs must both be [n, m], got {image.shape} and {text.shape}")
     if draws < 1:
         raise BadArgument(f"draws={draws}: chance needs at least one draw")
     a, b = (_standard(_summed(codes, groups)) for codes in (image, text))
@@ -88,7 +86,7 @@ def _summed(codes: SparseCodes, groups: Mapping[str, Sequence[int]]) -> Tensor:
     for column, (name, members) in enumerate(groups.items()):
         wrong = [k for k in members if not 0 <= k < m]
         if wrong:
-            raise VlmEditError(
+            raise BadArgument(
                 f"feature {wrong[0]} of group {name!r} is not there: there are 0 to {m - 1}"
             )
         mask = torch.zeros(m, dtype=torch.bool)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.statistics import Estimate, mean_estimate
 from vlm_edit.measures.dominance import Dominance
 
@@ -122,7 +122,7 @@ def fusion_by_category(
     """
     codes = SparseCodes.of(text_codes).to("cpu")
     if len(words) != len(codes) or codes.n_features != len(found.scores):
-        raise VlmEditError(
+        raise BadArgument(
             f"codes of {len(codes)} captions and {codes.n_features} features meet words of "
             f"{len(words)} captions and scores of {len(found.scores)} features"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.statistics import Estimate, mean_estimate
 from vlm_edit.measures.dominance import Dominance, modality_dominance, modality_gap
 
@@ -69,9 +69,9 @@ def gap_under(
          tensor([0.5000, 0.5000], dtype=torch.float64))
     """
     if "raw" in treatments:
-        raise VlmEditError("'raw' is the embeddings as they are: call the treatment otherwise")
+        raise BadArgument("'raw' is the embeddings as they are: call the treatment otherwise")
     if image.shape != text.shape or image.ndim != 2:
-        raise VlmEditError(
+        raise BadArgument(
             f"embeddings of pairs must both be [n, d], got {tuple(image.shape)} and "
             f"{tuple(text.shape)}"
         )
@@ -142,7 +142,7 @@ def deleted(encode: Encode, decoder: Tensor, features: Sequence[int]) -> Treatme
     """
     wrong = [k for k in features if not 0 <= k < len(decoder)]
     if wrong:
-        raise VlmEditError(
+        raise BadArgument(
             f"feature {wrong[0]} is not there: there are features 0 to {len(decoder) - 1}"
         )
     mask = torch.zeros(len(decoder), dtype=torch.bool)

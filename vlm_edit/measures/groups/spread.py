@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.statistics import Estimate, mean_estimate
 from vlm_edit.measures.controls import random_features
 from vlm_edit.measures.interpretability import TopExamples
@@ -109,7 +109,7 @@ def example_spread(
     """
     numbers = top.numbers
     if len(numbers) and int(numbers.max()) >= len(embeddings):
-        raise VlmEditError(
+        raise BadArgument(
             f"example {int(numbers.max())} has no embedding: there are {len(embeddings)}, and they "
             "must stand by the examples' numbers"
         )
@@ -209,7 +209,7 @@ def _bootstrap(vectors: Tensor, seed: int) -> tuple[float, float]:
 def _index(features: Sequence[int], size: int) -> Tensor:
     wrong = [k for k in features if not 0 <= k < size]
     if wrong:
-        raise VlmEditError(f"feature {wrong[0]} is not there: there are features 0 to {size - 1}")
+        raise BadArgument(f"feature {wrong[0]} is not there: there are features 0 to {size - 1}")
     return torch.as_tensor(list(features), dtype=torch.int64)
 
 

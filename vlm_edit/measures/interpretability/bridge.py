@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.measures.interpretability.sums import add_weighted
 
 MOST_FEATURES = 4096
@@ -75,7 +75,7 @@ class BridgeAccumulator:
         ]
         images, texts = codes
         if images.shape != texts.shape or images.n_features != len(self._products):
-            raise VlmEditError(
+            raise BadArgument(
                 f"codes of images and texts must both be [n, {len(self._products)}], got "
                 f"{images.shape} and {texts.shape}"
             )
@@ -92,7 +92,7 @@ class BridgeAccumulator:
             VlmEditError: Another number of features, or one is ``full`` and the other is not.
         """
         if other._products.shape != self._products.shape:
-            raise VlmEditError(
+            raise BadArgument(
                 f"Bridge accumulators of {tuple(self._products.shape)} and "
                 f"{tuple(other._products.shape)} do not merge"
             )

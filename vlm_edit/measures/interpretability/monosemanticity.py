@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.measures.interpretability.sums import add_weighted
 
 # Where all but this share of the squared sum of weights is one example with itself, the pairs
@@ -90,7 +90,7 @@ class SimilarityAccumulator:
         unit = normalised(embeddings)
         values = sparse.values.detach().double().abs()
         if not values.isfinite().all():
-            raise VlmEditError("codes hold NaN or infinity: mend them before they are scored")
+            raise BadArgument("codes hold NaN or infinity: mend them before they are scored")
         rows, features, weights = sparse.rows, sparse.features, values
         if len(sparse) < self.n_features:  # the larger of the two tables is walked in order
             order, _ = sparse.by_feature
@@ -111,7 +111,7 @@ class SimilarityAccumulator:
             VlmEditError: Another number of features, or another width.
         """
         if other._weighted.shape != self._weighted.shape:
-            raise VlmEditError(
+            raise BadArgument(
                 f"accumulators of {tuple(self._weighted.shape)} and of "
                 f"{tuple(other._weighted.shape)} features and width do not merge"
             )

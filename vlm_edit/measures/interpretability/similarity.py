@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.statistics import Estimate, mean_estimate
 from vlm_edit.measures.interpretability.monosemanticity import normalised
 from vlm_edit.measures.interpretability.top import TopExamples
@@ -122,7 +122,7 @@ class ExampleSimilarity:
 
     def __getitem__(self, m: int) -> SimilarityOfTop:
         if m not in self.at:
-            raise VlmEditError(f"similarity was not measured for m={m}, but for {list(self.at)}")
+            raise BadArgument(f"similarity was not measured for m={m}, but for {list(self.at)}")
         return self.at[m]
 
     def summary(
@@ -193,7 +193,7 @@ def _check(top: TopExamples, n_examples: int, sizes: Sequence[int], draws: int) 
         raise BadArgument(f"draws is {draws}; at least two random draws are needed")
     last = int(top.numbers.max()) if top.numbers.numel() else -1
     if last >= n_examples:
-        raise VlmEditError(f"n_examples is {n_examples}, but example {last} is among the top")
+        raise BadArgument(f"n_examples is {n_examples}, but example {last} is among the top")
 
 
 def _draw(n_examples: int, sizes: Sequence[int], draws: int, seed: int) -> Tensor:
@@ -218,7 +218,7 @@ def _embedded(embed: Embed, numbers: Tensor, batch_size: int) -> Tensor:
             or len(vectors) != len(batch)
             or (parts and vectors.shape[1] != parts[0].shape[1])
         ):
-            raise VlmEditError(
+            raise BadArgument(
                 f"embed must give [{len(batch)}, width] for {len(batch)} examples, the same width "
                 f"each time, got {tuple(vectors.shape)}"
             )

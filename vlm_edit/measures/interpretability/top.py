@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 # Entries wait until there are this many, or as many as are kept: sorting few of them often would
 # move all that is kept each time.
@@ -80,7 +80,7 @@ class TopExamples:
             )
         indices = torch.as_tensor(np.asarray(numbers, dtype=np.int64))
         if len(indices) and indices.min() < 0:
-            raise VlmEditError(f"example number {int(indices.min())}: numbers start at 0")
+            raise BadArgument(f"example number {int(indices.min())}: numbers start at 0")
         sparse = SparseCodes.of(codes.detach() if isinstance(codes, Tensor) else codes).to("cpu")
         values = sparse.values.detach().abs().float()
         self._add(sparse.features, values, indices[sparse.rows])
@@ -93,7 +93,7 @@ class TopExamples:
         """
         if other._values.shape != self._values.shape:
             (m, keep), (n, other_keep) = self._values.shape, other._values.shape
-            raise VlmEditError(
+            raise BadArgument(
                 f"accumulators of {m} features that keep {keep} and of {n} that keep {other_keep} "
                 "do not merge"
             )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 # Annex K of the JPEG standard (ITU-T T.81): quantisation of luminance and of chrominance.
 _LUMINANCE = (
@@ -95,7 +95,7 @@ class Jpeg:
     def __post_init__(self) -> None:
         """Check that the quality lies between 1 and 100."""
         if not 1 <= self.quality <= 100:
-            raise VlmEditError(f"JPEG quality is {self.quality}: it lies between 1 and 100")
+            raise BadArgument(f"JPEG quality is {self.quality}: it lies between 1 and 100")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return images [n, 3, h, w] as JPEG leaves them; differentiable."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit import hooks
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.statistics import Estimate, proportion
 from vlm_edit.hooks import Tokens
 from vlm_edit.host import Host, Model
@@ -208,7 +208,7 @@ def withstand(
         VlmEditError: Labels of other images, or as ``pgd``.
     """
     if len(labels) != len(images):
-        raise VlmEditError(f"{len(images)} images but {len(labels)} labels")
+        raise BadArgument(f"{len(images)} images but {len(labels)} labels")
     trial = _Trial(classifier, images, labels, eps, strength, random)
     trial.note("clean", images)
     curve = trial.climb("PGD")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.tasks.adversarial.attacks import Aim, Attacked
 from vlm_edit.tasks.adversarial.features import Features
 from vlm_edit.tasks.adversarial.losses import Penalised
@@ -121,7 +121,7 @@ def threshold(score: Score, images: Tensor, false_alarms: float = 0.05) -> float
         VlmEditError: A share outside of 0 to 1.
     """
     if not 0 < false_alarms < 1:
-        raise VlmEditError(f"false_alarms is {false_alarms}: a share lies between 0 and 1")
+        raise BadArgument(f"false_alarms is {false_alarms}: a share lies between 0 and 1")
     return float(scores(score, images).quantile(1 - false_alarms))
 
 

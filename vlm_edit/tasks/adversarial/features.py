@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.dictionaries import Dictionary
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.statistics import Estimate, ratio_estimate
 from vlm_edit.hooks import record
 from vlm_edit.tasks.adversarial.host import ImageHost
@@ -105,7 +105,7 @@ def movement(
             f"{tuple(after.shape)}"
         )
     if RESIDUAL in classes:
-        raise VlmEditError(f"a class is called {RESIDUAL!r}, which is what no feature explains")
+        raise BadArgument(f"a class is called {RESIDUAL!r}, which is what no feature explains")
     parts: dict[str, list[Tensor]] = {name: [] for name in (*classes, RESIDUAL)}
     sizes: list[tuple[Tensor, Tensor]] = []
     total = torch.zeros(features.dictionary.n_features, dtype=torch.float64)
@@ -156,7 +156,7 @@ def through(
         VlmEditError: Another site.
     """
     if features.site != "joint":
-        raise VlmEditError(f"what features do alone is told at 'joint', not at {features.site!r}")
+        raise BadArgument(f"what features do alone is told at 'joint', not at {features.site!r}")
     logits = []
     for some, others in zip(before.split(batch_size), after.split(batch_size), strict=True):
         codes, normed = features(some)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.host import Host, Model
 
 Classifier = Callable[[Tensor], Tensor]  # images [n, 3, h, w] to logits [n, c]
@@ -47,7 +47,7 @@ class Pixels:
                 "transformers processor, or make Pixels(processor, mean, std) yourself"
             )
         if not getattr(own, "do_rescale", True) or abs(own.rescale_factor * 255 - 1) > 1e-6:
-            raise VlmEditError(
+            raise BadArgument(
                 f"{type(own).__name__} does not rescale pixels to [0, 1], where a budget such as "
                 "4/255 is counted: set do_rescale=True and rescale_factor=1/255"
             )
@@ -64,7 +64,7 @@ class Pixels:
         batch = self.processor(images=list(images), do_normalize=False, return_tensors="pt")
         pixels = batch["pixel_values"]
         if not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) != len(images):
-            raise VlmEditError(
+            raise CannotKnow(
                 f"{type(self.processor).__name__} makes no [n, 3, h, w] of {len(images)} images: "
                 "hosts that cut images into parts cannot be attacked by pixels yet"
             )
@@ -153,7 +153,7 @@ def embed_texts(host: Host, texts: Sequence[str], batch_size: int = 256, **optio
     if not texts:
         raise BadArgument("no texts: a choice needs at least one")
     if not hasattr(inner, "get_text_features"):
-        raise VlmEditError(
+        raise CannotKnow(
             f"{type(inner).__name__} has no get_text_features: embed the texts yourself and pass "
             "them to ZeroShot"
         )

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.report import Table, address_of, write_plain
 from vlm_edit.tasks.adversarial.features import Features
 
@@ -106,7 +106,7 @@ def write_page(
         True
     """
     if not gain > 0:
-        raise VlmEditError(f"gain is {gain}: differences are multiplied by a number above 0")
+        raise BadArgument(f"gain is {gain}: differences are multiplied by a number above 0")
     write_plain(
         path,
         "attack.html.jinja",

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries import Dictionary, Encoder
 from vlm_edit.edits import Ablate, Project, Scale, Steer
-from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.hooks import TokenChoice
 from vlm_edit.patches import Patch
 from vlm_edit.tasks.bias.study import Study
@@ -38,7 +38,7 @@ def directions(rows: Tensor) -> Dictionary:
         tensor([[5.]])
     """
     if rows.ndim != 2 or not len(rows) or not bool((rows.norm(dim=1) > 0).all()):
-        raise VlmEditError(
+        raise BadArgument(
             f"directions are rows [r, d] that are not 0, got {tuple(rows.shape)} with lengths "
             f"{rows.norm(dim=-1).tolist()}"
         )
@@ -133,7 +133,7 @@ def difference_in_means(
     rows = []
     for stream in streams:
         if stream not in ("image", "text"):
-            raise VlmEditError(f"stream is {stream!r}: use 'image' and 'text'")
+            raise BadArgument(f"stream is {stream!r}: use 'image' and 'text'")
         means = group_means(study, stream)
         rows.append(torch.stack(means[1:]) - means[0])
     return project_out(torch.cat(rows), tokens)
@@ -166,7 +166,7 @@ def difference_components(study: Study, by: str, count: int, tokens: TokenChoice
         means = [image[m].mean(0) for m in members if m]
         rows += [mean - means[0] for mean in means[1:]]
     if len(rows) < count:
-        raise VlmEditError(f"{len(rows)} differences by {by!r} have no {count} directions")
+        raise BadArgument(f"{len(rows)} differences by {by!r} have no {count} directions")
     basis = torch.linalg.svd(torch.stack(rows), full_matrices=False)[2]
     return project_out(basis[:count], tokens)
 
@@ -186,7 +186,7 @@ def nullspace(study: Study, count: int, ridge: float = 1e-2, tokens: TokenChoice
         VlmEditError: Another number of values than two.
     """
     if len(study.questions.values) != 2:
-        raise VlmEditError(f"null-space projection is of two values, got {study.questions.values}")
+        raise BadArgument(f"null-space projection is of two values, got {study.questions.values}")
     x = F.normalize(study.image[study.told_apart], dim=1).double()
     x = x - x.mean(0)
     sign = [1.0 if g == study.questions.values[0] else -1.0 for g in study.asked_groups]
@@ -221,7 +221,7 @@ def least_squares_erasure(
         VlmEditError: A share outside of 0 to 1.
     """
     if not 0 <= shrinkage <= 1:
-        raise VlmEditError(f"shrinkage is {shrinkage}: it is a share between 0 and 1")
+        raise BadArgument(f"shrinkage is {shrinkage}: it is a share between 0 and 1")
     x = F.normalize(study.image[study.told_apart], dim=1).double()
     mean = x.mean(0)
     gram = (x - mean).mT @ (x - mean) / len(x)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.ground.statistics import Estimate, mean_estimate, proportion
 from vlm_edit.host import Host, Model
 from vlm_edit.report import Table
@@ -148,7 +148,7 @@ class Captions:
     def __post_init__(self) -> None:
         """Check that all are of the same images."""
         if not len(self.said) == len(self.groups) == len(self.wanted):
-            raise VlmEditError(
+            raise BadArgument(
                 f"{len(self.said)} captions, {len(self.groups)} groups and {len(self.wanted)} "
                 "right captions are not of the same images"
             )
@@ -168,7 +168,7 @@ class Captions:
         """
         names = [name for name, own in zip(self.named(), self.groups, strict=True) if own == group]
         if not names:
-            raise VlmEditError(f"no image is of group {group!r}: there is {set(self.groups)}")
+            raise UnknownName(f"no image is of group {group!r}: there is {set(self.groups)}")
         kinds = (*self.words, NEITHER, BOTH)
         return {kind: proportion(names.count(kind), len(names)) for kind in kinds}
 

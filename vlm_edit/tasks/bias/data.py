@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 from vlm_edit.measuring import IMAGE_ENDINGS, Pairs, read_pairs, size_of
 
 PERSON, BIRD = "a photo of a person", "a photo of a bird"
@@ -84,7 +84,7 @@ def read_utkface(folder: str | os.PathLike[str]) -> Pairs:
         for name, value in values.items():
             columns[name].append(value)
     if not paths:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path}: no image is named age_gender_race_date.jpg, the first is {images[0].name}"
         )
     if rejects:
@@ -119,14 +119,14 @@ def read_celeba(folder: str | os.PathLike[str], split: str = "test") -> Pairs:
         members = {row[0] for row in parts if row[1] == number}
         rows = [row for row in rows if row[0] in members]
         if not rows:
-            raise VlmEditError(f"{path}: no image of list_attr_celeba is of split {split!r}")
+            raise BadArgument(f"{path}: no image of list_attr_celeba is of split {split!r}")
     kinds = {"1": "yes", "-1": "no", "0": "no"}
     columns: dict[str, list[str]] = {}
     for at, name in enumerate(names, start=1):
         try:
             columns[name] = [kinds[row[at]] for row in rows]
         except (KeyError, IndexError) as error:
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{path}: list_attr_celeba has a row without 1 or -1 for {name!r}: get it anew"
             ) from error
     if "Male" in columns:
@@ -155,7 +155,7 @@ def read_waterbirds(folder: str | os.PathLike[str], split: str = "test") -> Pair
     if split != "all":
         rows = [row for row in rows if row["split"] == str(_PARTS.index(split))]
     if not rows:
-        raise VlmEditError(f"{path}: no image is of split {split!r}")
+        raise BadArgument(f"{path}: no image is of split {split!r}")
     try:
         bird = [("landbird", "waterbird")[int(row["y"])] for row in rows]
         place = [("land", "water")[int(row["place"])] for row in rows]
@@ -219,17 +219,17 @@ def _is_utkface(folder: Path) -> bool:
 
 def _images(path: Path) -> list[Path]:
     if not path.is_dir():
-        raise VlmEditError(f"no folder at {str(path)!r}")
+        raise BadArgument(f"no folder at {str(path)!r}")
     images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
     if not images:
-        raise VlmEditError(f"{str(path)!r} holds no images ({', '.join(IMAGE_ENDINGS)})")
+        raise BadArgument(f"{str(path)!r} holds no images ({', '.join(IMAGE_ENDINGS)})")
     return images
 
 
 def _table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     """Read rows of a CSV file with a header, complete."""
     if not path.is_file():
-        raise VlmEditError(f"{path} is missing: put the data set's own file there")
+        raise BadArgument(f"{path} is missing: put the data set's own file there")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
@@ -244,11 +244,11 @@ def _table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
         )
     for line, row in enumerate(rows, start=2):
         if None in row or any(row[name] is None for name in header):
-            raise VlmEditError(
+            raise DamagedFile(
                 f"{path}: row {line} does not have {len(header)} fields: get the file anew"
             )
     if not rows:
-        raise VlmEditError(f"{path} holds a header but no rows")
+        raise DamagedFile(f"{path} holds a header but no rows")
     return [{name: row[name] for name in header} for row in rows]
 
 
@@ -260,23 +260,21 @@ def _listed(folder: Path, name: str) -> tuple[list[str], list[list[str]]]:
         return rest, [[row[first], *(row[column] for column in rest)] for row in rows]
     path = folder / f"{name}.txt"
     if not path.is_file():
-        raise VlmEditError(
-            f"{path} is missing, and so is {name}.csv: put the data set's list there"
-        )
+        raise BadArgument(f"{path} is missing, and so is {name}.csv: put the data set's list there")
     lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
     if lines and len(lines[0]) == 1 and lines[0][0].isdigit():
         headings, lines = lines[1], lines[2:]
     else:
         headings = []
     if not lines:
-        raise VlmEditError(f"{path} names no image: get it anew")
+        raise DamagedFile(f"{path} names no image: get it anew")
     return headings, lines
 
 
 def _pairs(source: Path, images: Sequence[Path], columns: dict[str, list[str]], text: str) -> Pairs:
     missing = [image for image in images if size_of(image) is None]
     if missing:
-        raise VlmEditError(
+        raise BadArgument(
             f"{source}: {len(missing)} of {len(images)} images are not there, the first is "
             f"{missing[0]}: unpack the data set beside its lists"
         )

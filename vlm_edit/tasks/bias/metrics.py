@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.statistics import Estimate, middle, proportion
 
 DRAWS = 2000
@@ -27,7 +27,7 @@ def shares(groups: Sequence[str]) -> dict[str, float]:
         {'man': 0.75, 'woman': 0.25}
     """
     if not len(groups):
-        raise VlmEditError("shares of no cases: there is no group to count")
+        raise BadArgument("shares of no cases: there is no group to count")
     return {name: groups.count(name) / len(groups) for name in sorted(set(groups))}
 
 
@@ -294,7 +294,7 @@ def _ranked(
         )
     target = shares(groups) if wanted is None else dict(wanted)
     if not 1 <= k <= len(groups):
-        raise VlmEditError(f"k is {k}: {len(groups)} images can be ranked")
+        raise BadArgument(f"k is {k}: {len(groups)} images can be ranked")
     _first(groups, k, target)
     names = list(target)
     order = similarity.argsort(dim=1, descending=True, stable=True)[:, :k].cpu()
@@ -338,10 +338,10 @@ def _bootstrap(
 
 def _first(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> list[str]:
     if not 1 <= k <= len(ranked):
-        raise VlmEditError(f"k is {k}: {len(ranked)} cases are ranked")
+        raise BadArgument(f"k is {k}: {len(ranked)} cases are ranked")
     strange = set(ranked) - set(wanted)
     if strange:
-        raise VlmEditError(f"no share is wanted of group {min(strange)!r}: there is {dict(wanted)}")
+        raise BadArgument(f"no share is wanted of group {min(strange)!r}: there is {dict(wanted)}")
     if min(wanted.values()) <= 0 or abs(sum(wanted.values()) - 1) > 1e-6:
-        raise VlmEditError(f"wanted shares are above 0 and sum to 1, got {dict(wanted)}")
+        raise BadArgument(f"wanted shares are above 0 and sum to 1, got {dict(wanted)}")
     return list(ranked[:k])

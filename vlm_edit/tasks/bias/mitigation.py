@@ -133,7 +133,7 @@ class Evidence:
         column, whole = pairs.columns[attribute], _half(dictionary, stream)
         missing = set(values) - set(column)
         if missing:
-            raise VlmEditError(f"no pair of {pairs.name} has {attribute} {min(missing)!r}")
+            raise BadArgument(f"no pair of {pairs.name} has {attribute} {min(missing)!r}")
         examples = {
             value: read_examples(
                 host,

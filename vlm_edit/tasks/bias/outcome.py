@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.ground.statistics import Estimate, mean_estimate, middle, proportion
 from vlm_edit.measures.probing import probe
 from vlm_edit.report import Table
@@ -85,7 +85,7 @@ class Outcome:
             VlmEditError: They ask different things.
         """
         if set(self.cases) != set(other.cases) or self.k != other.k:
-            raise VlmEditError(
+            raise BadArgument(
                 f"outcomes of {sorted(self.cases)} at {self.k} hits and {sorted(other.cases)} at "
                 f"{other.k} cannot be joined"
             )
@@ -120,7 +120,7 @@ class Outcome:
             VlmEditError: A figure of which chance was not drawn.
         """
         if name not in self.chance:
-            raise VlmEditError(
+            raise UnknownName(
                 f"of {name!r} no chance was drawn: there is {', '.join(self.chance) or 'none'}"
             )
         means = self.chance[name].mean(1)
@@ -153,12 +153,12 @@ class Outcome:
         """
         one, two = self._case(name), other._case(name)
         if len(one) != len(two):
-            raise VlmEditError(f"{len(one)} and {len(two)} cases of {name!r} are not the same ones")
+            raise BadArgument(f"{len(one)} and {len(two)} cases of {name!r} are not the same ones")
         return mean_estimate(one.double() - two.double())
 
     def _case(self, name: str) -> Tensor:
         if name not in self.cases:
-            raise VlmEditError(f"{name!r} was not asked for: there are {', '.join(self.cases)}")
+            raise UnknownName(f"{name!r} was not asked for: there are {', '.join(self.cases)}")
         return self.cases[name]
 
 

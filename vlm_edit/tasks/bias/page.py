@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.report import PER_ROW, PER_SHEET, SIDE, Sprites, Table, pack, write_plain
 from vlm_edit.tasks.bias.metrics import accuracy_by_group, max_skew, shares
 from vlm_edit.tasks.bias.study import Study
@@ -62,7 +62,7 @@ def write_page(
         raise BadArgument("a page shows at least one study")
     plain = next(iter(studies.values()))
     if {len(study.pairs) for study in studies.values()} != {len(plain.pairs)}:
-        raise VlmEditError("the studies of a page are of the same images")
+        raise BadArgument("the studies of a page are of the same images")
     queries = _drawn(list(plain.questions.queries), shown, seed)
     first_of = {name: _first(study, queries, first) for name, study in studies.items()}
     numbers = [i for rows in first_of.values() for row in rows for i in row]

@@ -11,7 +11,7 @@ from torch import Tensor
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import UnknownName
 from vlm_edit.ground.statistics import Estimate, mean_estimate, middle, proportion
 from vlm_edit.hooks import TokenChoice
 from vlm_edit.measures.controls import DeletionCurve, activity, activity_matched, deletion_curve
@@ -94,7 +94,7 @@ def deletions(
     """
     unknown = set(metrics) - set(_METRICS)
     if unknown:
-        raise VlmEditError(f"no metric {min(unknown)!r}: there are {', '.join(_METRICS)}")
+        raise UnknownName(f"no metric {min(unknown)!r}: there are {', '.join(_METRICS)}")
     studies: dict[tuple[int, ...], Study] = {}
 
     def without(features: list[int]) -> Study:

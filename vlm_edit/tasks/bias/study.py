@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.ground.statistics import Estimate
 from vlm_edit.measures.probing import hits
 from vlm_edit.measuring import Pairs
@@ -48,7 +48,7 @@ class Questions:
                 f"{dict(self.classes)}"
             )
         if bool(self.label) != bool(self.labels):
-            raise VlmEditError(
+            raise BadArgument(
                 f"label is {self.label!r} and there are {len(self.labels)} texts of labels: name "
                 "the column and give texts of its values, or neither"
             )
@@ -98,7 +98,7 @@ class Study:
         expected = (len(self.pairs), len(self.pairs), len(self.questions.texts()))
         counts = (len(self.image), len(self.caption), len(self.text))
         if counts != expected:
-            raise VlmEditError(
+            raise BadArgument(
                 f"embeddings of images, captions and texts: {counts} rows for {expected} of them"
             )
         for name in filter(None, (self.questions.attribute, self.questions.label)):
@@ -109,7 +109,7 @@ class Study:
                 )
         missing = set(self.questions.values) - set(self.pairs.columns[self.questions.attribute])
         if missing:
-            raise VlmEditError(
+            raise BadArgument(
                 f"no image of {self.pairs.name} has {self.questions.attribute} {min(missing)!r}: "
                 f"the values are {', '.join(sorted(set(self.groups)))}"
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _GAP, _LINE, _MARGIN, _LABEL = 6, 18, 8, 144
@@ -54,7 +54,7 @@ def grid(
         raise BadArgument("a grid needs at least one row of drawings")
     for row in rows:
         if len(row.drawings) != len(strengths):
-            raise VlmEditError(
+            raise BadArgument(
                 f"row {row.title!r} has {len(row.drawings)} drawings for {len(strengths)} strengths"
             )
     font = ImageFont.load_default(size=13)
