@@ -90,8 +90,8 @@ def no_processor(_: Path) -> None:
         (unknown_format, UnknownName),
         (unknown_host, UnknownName),
         (bad_strength, BadArgument),
-        (lambda _: patch(9999), VlmEditError),
-        (lambda _: Pairs([], ("a",)), VlmEditError),
+        (lambda _: patch(9999), BadArgument),
+        (lambda _: Pairs([], ("a",)), BadArgument),
         (no_processor, CannotKnow),
     ],
 )

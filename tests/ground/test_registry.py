@@ -155,7 +155,7 @@ class Halve(Rule):
     def target(self, code):
         return code / 2
 
-def read(source, told):
+def read(source, hints):
     rows = Rows(torch.eye(3))
     return StoredDictionary(rows, torch.zeros(3), rows, torch.zeros(3))
 

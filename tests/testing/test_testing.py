@@ -116,7 +116,7 @@ def test_a_folder_that_is_no_dictionary_does_not_hold(tmp_path: Path) -> None:
 def halved() -> Iterator[None]:
     """A format that reads a file of weights however much of it is there."""
 
-    def read(source: Any, told: Any) -> StoredDictionary:  # noqa: ARG001
+    def read(source: Any, hints: Any) -> StoredDictionary:  # noqa: ARG001
         data = (source.path / "weights.raw").read_bytes()
         weight = torch.frombuffer(bytearray(data[: 4 * 36]), dtype=torch.float32).reshape(6, 6)
         rows = Rows(weight)

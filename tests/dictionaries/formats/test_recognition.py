@@ -48,7 +48,7 @@ def test_a_named_format_whose_file_is_missing_names_the_file(folder, name):
 
 
 def test_a_folder_in_two_formats_must_be_named(folder, request):
-    def read(source, told):  # noqa: ARG001
+    def read(source, hints):  # noqa: ARG001
         rows = Rows(torch.eye(2))
         return StoredDictionary(rows, torch.zeros(2), rows, torch.zeros(2))
 

@@ -22,8 +22,8 @@ from vlm_edit.dictionaries.formats import (
     state_dict,
 )
 from vlm_edit.dictionaries.formats.format import Format as Format
+from vlm_edit.dictionaries.formats.format import Hints
 from vlm_edit.dictionaries.formats.format import Layout as Layout
-from vlm_edit.dictionaries.formats.format import Told
 from vlm_edit.dictionaries.formats.hub import candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
@@ -142,7 +142,7 @@ def load_dictionary(
         4
     """
     source = Source(locate(path, file, revision))
-    options = Told(k=k, activation=activation, threshold=threshold, layout=layout)
+    options = Hints(k=k, activation=activation, threshold=threshold, layout=layout)
     halves = [Source(source.file(stream)) for stream in STREAMS]
     if all(half.is_folder for half in halves) and not any(f.recognises(source) for f in FORMATS):
         image, text = (_format(half, format).open(half, options) for half in halves)

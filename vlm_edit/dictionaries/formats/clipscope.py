@@ -11,7 +11,7 @@ import warnings
 
 import torch
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -35,13 +35,13 @@ def recognises(source: Source) -> bool:
     return isinstance(state, dict) and set(state) >= _NAMES and "n_features" in contents
 
 
-def read(source: Source, told: Told) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary:
     """Read a file in this format, or a folder with one; warn of what it needs.
 
     Raises:
         VlmEditError: Not a readable torch file, or contents that do not fit.
     """
-    del told
+    del hints
     path, contents = source.path, open_mapping(source)
     # The library reads these alone; the state of training beside them has no part in a code.
     tensors = mapping(path, contents, _STATE)

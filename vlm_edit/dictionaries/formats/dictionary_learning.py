@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -73,7 +73,7 @@ def recognises(source: Source) -> bool:
     return named or fits[0] not in _COMMON
 
 
-def read(source: Source, told: Told) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary:
     """Read a training's folder, its checkpoints' folder, or one file.
 
     Raises:
@@ -93,10 +93,10 @@ def read(source: Source, told: Told) -> StoredDictionary:
             f"{CHECKPOINTS}/ae_N.pt"
         )
     trainer = _trainer(path)
-    kind = _class(path, state, trainer, told)
+    kind = _class(path, state, trainer, hints)
     needed = _KEYS[kind] - (_LATER if kind in _COUNTED else frozenset())
     expect_names(path, state, set(needed), set(_KEYS[kind]))
-    contents = _Found(path, state, trainer, told)
+    contents = _Found(path, state, trainer, hints)
     stored = contents.simple(kind) if kind not in _COUNTED else contents.counted(kind)
     contents.expect_sizes(stored)
     return stored
@@ -118,13 +118,13 @@ class _Found:
     path: Path
     state: Mapping[str, Any]
     trainer: Mapping[str, Any]
-    told: Told
+    hints: Hints
 
     def simple(self, kind: str) -> StoredDictionary:
         """Make a dictionary of a class that knows no k."""
-        if self.told.given():
+        if self.hints.given():
             raise BadArgument(
-                f"{kind} keeps {', '.join(self.told.given())} itself or has none: leave it out"
+                f"{kind} keeps {', '.join(self.hints.given())} itself or has none: leave it out"
             )
         if kind == "GatedAutoEncoder":
             return self._gated()
@@ -135,7 +135,7 @@ class _Found:
 
     def counted(self, kind: str) -> StoredDictionary:
         """Make a dictionary that was trained with k active features, each time or on average."""
-        activation = self.told.activation or ("topk" if kind == "AutoEncoderTopK" else "jumprelu")
+        activation = self.hints.activation or ("topk" if kind == "AutoEncoderTopK" else "jumprelu")
         if activation not in ("topk", "jumprelu"):
             raise BadArgument(
                 f"{kind} has activation 'jumprelu' (its threshold) or 'topk' (the k largest), not "
@@ -149,7 +149,7 @@ class _Found:
             bias = self._vector("b_enc" if "b_enc" in self.state else "encoder.bias")
             threshold = torch.full_like(bias, height)
             return self._stored("b_dec", True, "jumprelu", threshold, expected=k)
-        if self.told.threshold is not None:
+        if self.hints.threshold is not None:
             raise BadArgument("activation 'topk' has no threshold: leave it out")
         return self._stored("b_dec", True, "topk", k=k)
 
@@ -218,7 +218,7 @@ class _Found:
             for place, where, values in (
                 (self.path.name, self.path, self.state),
                 (CONFIG, CONFIG, self.trainer),
-                ("the argument", "the argument", self.told.given()),
+                ("the argument", "the argument", self.hints.given()),
             )
             if "k" in values
         }
@@ -232,7 +232,7 @@ class _Found:
     def _threshold(self, kind: str) -> float:
         """Return the height that codes must pass."""
         height = expect_scalar(self.path, self.state, "threshold") if self._has_threshold else -1.0
-        argument = self.told.threshold
+        argument = self.hints.threshold
         if height >= 0:
             if argument is not None:
                 raise BadArgument(f"{self.path.name} keeps its threshold, {height}: leave it out")
@@ -333,7 +333,7 @@ def _fitting(state: Mapping[Any, Any]) -> list[str]:
     ]
 
 
-def _class(path: Path, state: Mapping[Any, Any], trainer: Mapping[str, Any], told: Told) -> str:
+def _class(path: Path, state: Mapping[Any, Any], trainer: Mapping[str, Any], hints: Hints) -> str:
     """Return the class that the config names, or the only one with these tensors."""
     fits = _fitting(state)
     name = trainer.get("dict_class")
@@ -351,10 +351,10 @@ def _class(path: Path, state: Mapping[Any, Any], trainer: Mapping[str, Any], tol
     if not fits:
         names = ", ".join(sorted(map(str, state)))[:200]
         raise UnknownName(f"{path}: no class of dictionary_learning has the tensors {names}")
-    if len(fits) > 1 and told.activation is None:
+    if len(fits) > 1 and hints.activation is None:
         raise BadArgument(
             f"{path} could be of {' or '.join(fits)}, whose codes differ, and there is no "
             f"{CONFIG} that says: put it beside the file, or pass activation='topk' for the first "
             "or 'jumprelu' for the second"
         )
-    return fits[-1] if told.activation == "jumprelu" else fits[0]
+    return fits[-1] if hints.activation == "jumprelu" else fits[0]

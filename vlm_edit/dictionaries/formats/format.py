@@ -101,7 +101,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Told:
+class Hints:
     """What the user says that a file does not: see ``load_dictionary``."""
 
     k: int | None = None
@@ -124,31 +124,31 @@ class Format:
         files: What lies there, for messages.
         recognises: Whether a source is in this format, by its content; never raises.
         read: Reads it, or raises a VlmEditError.
-        takes: Names of what it may be told, of ``Told``.
+        takes: Names of what it may be told, of ``Hints``.
     """
 
     name: str
     files: str
     recognises: Callable[[Source], bool]
-    read: Callable[[Source, Told], StoredDictionary | PairedDictionary[StoredDictionary]]
+    read: Callable[[Source, Hints], StoredDictionary | PairedDictionary[StoredDictionary]]
     takes: frozenset[str] = frozenset()
 
     def open(
-        self, source: Source, told: Told
+        self, source: Source, hints: Hints
     ) -> StoredDictionary | PairedDictionary[StoredDictionary]:
         """Read a source; refuse to be told what the format does not ask.
 
         Raises:
             VlmEditError: As ``read``; the message begins with the path.
         """
-        unasked = sorted(set(told.given()) - self.takes)
+        unasked = sorted(set(hints.given()) - self.takes)
         if unasked:
             raise BadArgument(
                 f"{source.path}: the format {self.name} keeps {', '.join(unasked)} itself or has "
                 "none: leave it out"
             )
         try:
-            return self.read(source, told)
+            return self.read(source, hints)
         except VlmEditError as error:
             if str(source.path) in str(error):
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -20,13 +20,13 @@ def recognises(source: Source) -> bool:
     return set(peek_mapping(source)) == _NAMES
 
 
-def read(source: Source, told: Told) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary:
     """Read a file in this format, or a folder with one.
 
     Raises:
         VlmEditError: Not a readable torch file, or tensors that do not fit.
     """
-    del told
+    del hints
     path, tensors = source.path, open_mapping(source)
     expect_names(path, tensors, _NAMES)
     return StoredDictionary(

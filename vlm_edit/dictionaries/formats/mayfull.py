@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -51,7 +51,7 @@ def recognises(source: Source) -> bool:
     return bool(safetensors_names(source.file(WEIGHTS)))
 
 
-def read(source: Source, told: Told) -> StoredDictionary | PairedDictionary[StoredDictionary]:
+def read(source: Source, hints: Hints) -> StoredDictionary | PairedDictionary[StoredDictionary]:
     """Read a folder; of one that tells the streams apart, make a dictionary for each.
 
     Raises:
@@ -60,7 +60,7 @@ def read(source: Source, told: Told) -> StoredDictionary | PairedDictionary[Stor
     """
     path, config = source.path, source.json(CONFIG)
     kind = _kind(path, config)
-    k = expect_whole(path, {"k": told.k} if told.k is not None else config, "k")
+    k = expect_whole(path, {"k": hints.k} if hints.k is not None else config, "k")
     contents = _Found(path, config, source.tensors(WEIGHTS), k)
     if kind in _SIDES:
         return contents.sides()

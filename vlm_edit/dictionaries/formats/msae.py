@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -96,7 +96,7 @@ def recognises(source: Source) -> bool:
     return set(contents) == _KEYS and isinstance(model, dict) and set(model) >= _NEEDED
 
 
-def read(source: Source, told: Told) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary:
     """Read a file in this format, or a folder with one.
 
     Raises:
@@ -110,7 +110,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
     # Counts of training, which no code depends on.
     expect_names(path, tensors, _NEEDED, {"decoder", "latents_activation_frequency"} | jumps)
     named = _read_name(the_torch_file(source) or path.name)
-    activation, k = _activation(path, named, told, bool(jumps))
+    activation, k = _activation(path, named, hints, bool(jumps))
     weight, tied = expect_matrix(path, tensors, "encoder").T, "decoder" not in tensors
     decoder = weight if tied else expect_matrix(path, tensors, "decoder")
     if decoder.shape != weight.shape:
@@ -185,12 +185,12 @@ def _read_name(name: str) -> _Named | None:
 
 
 def _activation(
-    path: Path, named: _Named | None, told: Told, jumps: bool
+    path: Path, named: _Named | None, hints: Hints, jumps: bool
 ) -> tuple[str, int | None]:
     own = "JumpReLU" if jumps else named.activation if named else None
     if (own == "JumpReLU") != jumps:
         raise DamagedFile(f"{path}: the name says JumpReLU, but {_JUMP} is missing: damaged")
-    activation = told.activation or (_OWN.get(own) if own else None)
+    activation = hints.activation or (_OWN.get(own) if own else None)
     if activation is None:
         raise BadArgument(
             f"{path}: {_why(own)}: pass activation='relu', or activation='topk' and k="
@@ -205,10 +205,12 @@ def _activation(
             f"{path}: activation {activation!r} does not go with {own or 'this format'}"
         )
     if activation not in ("topk", "topk_signed"):
-        if told.k is not None:
-            raise BadArgument(f"{path}: k={told.k} goes with activation='topk', not {activation!r}")
+        if hints.k is not None:
+            raise BadArgument(
+                f"{path}: k={hints.k} goes with activation='topk', not {activation!r}"
+            )
         return activation, None
-    return activation, _k(path, named, told)
+    return activation, _k(path, named, hints)
 
 
 def _why(own: str | None) -> str:
@@ -221,16 +223,16 @@ def _why(own: str | None) -> str:
     return f"activation {own} is not known"
 
 
-def _k(path: Path, named: _Named | None, told: Told) -> int:
+def _k(path: Path, named: _Named | None, hints: Hints) -> int:
     known = named.k if named is not None else None
-    if known is None and told.k is None:
+    if known is None and hints.k is None:
         raise BadArgument(f"{path}: the file does not keep how many features stay: pass k=")
     # A nested dictionary is trained for several k, of which the name has the smallest.
     fixed = named is not None and named.activation in ("TopK", "TopKReLU") and not named.nested
-    if fixed and told.k not in (None, known):
-        raise BadArgument(f"{path}: k={told.k} was passed, but the name says {known}: leave it "
+    if fixed and hints.k not in (None, known):
+        raise BadArgument(f"{path}: k={hints.k} was passed, but the name says {known}: leave it "
                            "out, or rename the file")  # fmt: skip
-    k = told.k if told.k is not None else known
+    k = hints.k if hints.k is not None else known
     assert k is not None
     return k
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -40,13 +40,13 @@ def recognises(source: Source) -> bool:
     return names >= _NEEDED and bool(names & {_UNTIED, _TIED})
 
 
-def read(source: Source, told: Told) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary:
     """Read a file in this format, or a folder with one.
 
     Raises:
         VlmEditError: Not a readable torch file, or contents that do not fit.
     """
-    del told
+    del hints
     path, state = source.path, open_mapping(source)
     tied = _TIED in state
     needed = _NEEDED | {_TIED if tied else _UNTIED}

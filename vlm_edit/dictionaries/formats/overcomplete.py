@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     MOST_PICKLE,
     Source,
@@ -91,7 +91,7 @@ def _names_the_library(source: Source) -> bool:
     return b"overcomplete.sae" in text or _ROWS.encode() in text
 
 
-def read(source: Source, told: Told) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary:
     """Read a file in this format, or a folder with one.
 
     Raises:
@@ -107,16 +107,16 @@ def read(source: Source, told: Told) -> StoredDictionary:
     decoder = _decoder(path, tensors)
     weight, bias = _encoder(path, tensors, encoder, decoder)
     if jumps:
-        if told.given():
+        if hints.given():
             raise BadArgument(
                 f"{path} is a JumpSAE, whose thresholds are in the file: leave out "
-                f"{', '.join(told.given())}"
+                f"{', '.join(hints.given())}"
             )
         activation: str = "jumprelu"
         threshold: Tensor | None = _below(expect_vector(path, tensors, "thresholds").exp())
         k = None
     else:
-        activation, k, level = _selection(path, told, k)
+        activation, k, level = _selection(path, hints, k)
         threshold = None if level is None else _below(torch.full((len(bias),), level))
     return StoredDictionary(
         weight=weight,
@@ -252,29 +252,29 @@ def _fold_batch_norm(
 
 
 def _selection(
-    path: object, told: Told, stated: int | None
+    path: object, hints: Hints, stated: int | None
 ) -> tuple[str, int | None, float | None]:
     """Say which codes stay: by what is told, or by k that stands in the file."""
-    if told.k is not None and stated is not None and told.k != stated:
-        raise BadArgument(f"{path} says k={stated}, but it was told k={told.k}: leave it out")
-    k = told.k if told.k is not None else stated
+    if hints.k is not None and stated is not None and hints.k != stated:
+        raise BadArgument(f"{path} says k={stated}, but it was told k={hints.k}: leave it out")
+    k = hints.k if hints.k is not None else stated
     activation: str | None = None
-    if told.threshold is not None and told.k is None and told.activation in (None, "jumprelu"):
+    if hints.threshold is not None and hints.k is None and hints.activation in (None, "jumprelu"):
         activation, k = "jumprelu", None
-    elif told.threshold is None and k is not None and told.activation in (None, "topk"):
+    elif hints.threshold is None and k is not None and hints.activation in (None, "topk"):
         activation = "topk"
-    elif told == Told(activation="relu"):
+    elif hints == Hints(activation="relu"):
         activation, k = "relu", None
     if activation is None:
         options = (
-            ", ".join(f"{name}={value!r}" for name, value in told.given().items()) or "nothing"
+            ", ".join(f"{name}={value!r}" for name, value in hints.given().items()) or "nothing"
         )
         raise BadArgument(
             f"{path} may be of SAE, TopKSAE or BatchTopKSAE, whose files are alike; it was told "
             f"{options}: say activation='relu' for SAE, k= (its top_k) for TopKSAE, or threshold= "
             "(its running_threshold) for BatchTopKSAE"
         )
-    return activation, k, told.threshold
+    return activation, k, hints.threshold
 
 
 def _below(threshold: Tensor) -> Tensor:

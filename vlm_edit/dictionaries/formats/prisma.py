@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     MOST_PICKLE,
     Source,
@@ -46,14 +46,14 @@ def recognises(source: Source) -> bool:
     return _is_old(source)
 
 
-def read(source: Source, told: Told) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary:
     """Read a folder in this format, or one of its torch files.
 
     Raises:
         VlmEditError: A file is missing, not valid or of the older form, or contents that do not
             fit each other.
     """
-    del told
+    del hints
     if _is_old(source):
         raise UnknownName(
             f"{source.path} is of Prisma's older form, which keeps its config as an object, and "

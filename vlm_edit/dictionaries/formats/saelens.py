@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -103,14 +103,14 @@ def mark(b_enc: Tensor, b_dec: Tensor) -> str:
     return hasher.hexdigest()
 
 
-def read(source: Source, told: Told) -> StoredDictionary | PairedDictionary[StoredDictionary]:
+def read(source: Source, hints: Hints) -> StoredDictionary | PairedDictionary[StoredDictionary]:
     """Read a folder in this format, or the two in it that were saved together.
 
     Raises:
         VlmEditError: A file is missing or not valid, an architecture or normalisation that is
             not supported, tensors that do not fit the config, or files of different savings.
     """
-    del told
+    del hints
     headers = halves(source.path).values()
     if source.has(CONFIG, WEIGHTS) or not headers:
         return _read_folder(source)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     MOST_JSON,
     Source,
@@ -62,7 +62,7 @@ def recognises(source: Source) -> bool:
     )
 
 
-def read(source: Source, told: Told) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary:
     """Read a file in this format, or a folder with ``sae.pt``.
 
     Raises:
@@ -86,7 +86,7 @@ def read(source: Source, told: Told) -> StoredDictionary:
             f"names ({str(header.get('commit'))[:40]}), save the tensors behind the first line "
             "as a state dict of their own, and load that with layout="
         )
-    activation, threshold = _activation(path, kind, tensors, told, len(decoder))
+    activation, threshold = _activation(path, kind, tensors, hints, len(decoder))
     return StoredDictionary(
         weight=Rows(weight.T, "W_enc"),
         bias=bias,
@@ -194,21 +194,21 @@ def _expect_sizes(path: Path, config: Mapping[str, Any], weight: Tensor, decoder
 
 
 def _activation(
-    path: Path, kind: str, tensors: Mapping[str, Any], told: Told, m: int
+    path: Path, kind: str, tensors: Mapping[str, Any], hints: Hints, m: int
 ) -> tuple[str, Tensor | None]:
     """Return the activation and its threshold.
 
     Both kinds of top-k keep codes below zero; BatchTopK has a threshold in use.
     """
     stored = _THRESHOLD in tensors
-    if told.threshold is not None and (kind != "BatchTopK" or stored):
+    if hints.threshold is not None and (kind != "BatchTopK" or stored):
         raise BadArgument(f"{path}: {kind} here has its own threshold or none: leave it out")
     if kind != "BatchTopK":
         return ("relu" if kind == "Relu" else "topk_signed"), None
     if stored:
         level = expect_scalar(path, tensors, _THRESHOLD)
-    elif told.threshold is not None:
-        level = told.threshold
+    elif hints.threshold is not None:
+        level = hints.threshold
     else:
         raise BadArgument(
             f"{path}: a BatchTopK of before saev kept its threshold: measure the lowest code that "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -40,13 +40,13 @@ def recognises_gemma(source: Source) -> bool:
     return source.has(PARAMS) and {"w_enc", "w_dec"} <= safetensors_names(source.file(PARAMS))
 
 
-def read_gemma(source: Source, told: Told) -> StoredDictionary:
+def read_gemma(source: Source, hints: Hints) -> StoredDictionary:
     """Read a folder of Gemma Scope 2; transcoders are refused.
 
     Raises:
         VlmEditError: A file is missing or not valid, a transcoder, or tensors that do not fit.
     """
-    del told
+    del hints
     path, tensors = source.path, source.tensors(PARAMS)
     config = source.json(CONFIG) if source.has(CONFIG) else {}
     ends = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
@@ -80,7 +80,7 @@ def recognises_qwen(source: Source) -> bool:
     return set(peek_mapping(source)) == _QWEN
 
 
-def read_qwen(source: Source, told: Told) -> StoredDictionary:
+def read_qwen(source: Source, hints: Hints) -> StoredDictionary:
     """Read a file of Qwen-Scope; k is in the repository's name, or told.
 
     Raises:
@@ -90,13 +90,13 @@ def read_qwen(source: Source, told: Told) -> StoredDictionary:
     expect_names(path, tensors, _QWEN)
     repository = _QWEN_REPOSITORY.search(str(path.absolute()))
     k = int(repository[3]) if repository else None
-    if told.k is None and k is None:
+    if hints.k is None and k is None:
         raise BadArgument(
             f"{path}: k is neither in the file nor in the name of a folder above it "
             "(...-W32K-L0_50 means 50): say k="
         )
-    if told.k is not None and k is not None and told.k != k:
-        raise BadArgument(f"{path}: k={told.k} was told, the repository's name says {k}")
+    if hints.k is not None and k is not None and hints.k != k:
+        raise BadArgument(f"{path}: k={hints.k} was told, the repository's name says {k}")
     layer = _QWEN_FILE.fullmatch(path.name)
     info = {"hook_name": f"model.layers.{layer[1]}", "layer": layer[1]} if layer else {}
     if repository:
@@ -107,7 +107,7 @@ def read_qwen(source: Source, told: Told) -> StoredDictionary:
         decoder=Rows(expect_matrix(path, tensors, "W_dec").T, "W_dec"),
         decoder_bias=expect_vector(path, tensors, "b_dec"),
         activation="topk",
-        k=expect_whole(path, {"k": told.k if told.k is not None else k}, "k"),
+        k=expect_whole(path, {"k": hints.k if hints.k is not None else k}, "k"),
         info=info,
     )
     if repository and stored.n_features != int(repository[2]) * 1024:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_edit.dictionaries.formats.format import Format, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -34,14 +34,14 @@ def recognises(source: Source) -> bool:
     return "encoder.weight" in safetensors_names(source.file(WEIGHTS))
 
 
-def read(source: Source, told: Told) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary:
     """Read a folder of sparsify's.
 
     Raises:
         VlmEditError: A file is missing or not valid, a transcoder, an activation that is not
             known, or tensors that do not fit the config.
     """
-    del told
+    del hints
     path, config = source.path, source.json(CONFIG)
     if _flag(path, config, "transcode") or _flag(path, config, "skip_connection"):
         raise UnknownName(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries.activations import activation_kind
-from vlm_edit.dictionaries.formats.format import Format, Layout, Told
+from vlm_edit.dictionaries.formats.format import Format, Hints, Layout
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -28,23 +28,23 @@ from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEdit
 _MOST_LISTED = 30
 
 
-def read(source: Source, told: Told) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary:
     """Read a file by the layout that the user gives.
 
     Raises:
         VlmEditError: No layout, one that lacks what its activation needs, a name that the file
             does not have, a tensor that does not fit, or one that the layout does not name.
     """
-    layout = told.layout
+    layout = hints.layout
     if layout is None:
         raise CannotKnow(
             f"{source.path}: a plain state dict does not say which tensor is what: say it with "
             "layout=Layout(encoder=..., decoder=..., ...)"
         )
-    _expect_whole(source, layout, told)
+    _expect_whole(source, layout, hints)
     state = _open(source)
     try:
-        return _read(_named(state, layout), layout, told)
+        return _read(_named(state, layout), layout, hints)
     except VlmEditError as error:
         lines = [f"{name} {list(tensor.shape)}" for name, tensor in _tensors(state)]
         more = f" and {len(lines) - _MOST_LISTED} more" if len(lines) > _MOST_LISTED else ""
@@ -63,14 +63,14 @@ FORMAT = Format(
 )
 
 
-def _expect_whole(source: Source, layout: Layout, told: Told) -> None:
+def _expect_whole(source: Source, layout: Layout, hints: Hints) -> None:
     """Refuse a layout that lacks a part, or says it twice, before the file is opened."""
     takes = activation_kind(layout.activation).takes
-    if "k" in takes and told.k is None:
+    if "k" in takes and hints.k is None:
         raise BadArgument(f"{source.path}: activation {layout.activation!r} needs k=")
-    if "k" not in takes and told.k is not None:
+    if "k" not in takes and hints.k is not None:
         raise BadArgument(f"{source.path}: activation {layout.activation!r} has no k")
-    count = (layout.threshold is not None) + (told.threshold is not None)
+    count = (layout.threshold is not None) + (hints.threshold is not None)
     if count != ("threshold" in takes):
         raise BadArgument(
             f"{source.path}: activation {layout.activation!r} takes "
@@ -144,7 +144,7 @@ def _tensors(state: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
                 stack.append((f"{folder}{name}."[:200], value))
 
 
-def _read(tensors: dict[str, Tensor], layout: Layout, told: Told) -> StoredDictionary:
+def _read(tensors: dict[str, Tensor], layout: Layout, hints: Hints) -> StoredDictionary:
     weight = expect_matrix("state dict", tensors, layout.encoder)
     weight = weight.T if layout.encoder_order == "dm" else weight
     decoder = weight
@@ -163,7 +163,7 @@ def _read(tensors: dict[str, Tensor], layout: Layout, told: Told) -> StoredDicti
         gain = vector(layout.gate_gain, m).exp()
         activation, threshold = "jumprelu", bias - vector(layout.gate_bias, m) * gain
     elif "threshold" in activation_kind(layout.activation).takes:
-        threshold = _threshold(tensors, layout, told, m)
+        threshold = _threshold(tensors, layout, hints, m)
     return StoredDictionary(
         weight=Rows(weight, layout.encoder, gain),
         bias=bias,
@@ -171,16 +171,16 @@ def _read(tensors: dict[str, Tensor], layout: Layout, told: Told) -> StoredDicti
         decoder_bias=decoder_bias,
         activation=activation,
         threshold=threshold,
-        k=told.k,
+        k=hints.k,
         subtract=decoder_bias if layout.subtract_decoder_bias else None,
         norm=layout.norm,
         soft_cap=layout.soft_cap,
     )
 
 
-def _threshold(tensors: dict[str, Tensor], layout: Layout, told: Told, m: int) -> Tensor:
+def _threshold(tensors: dict[str, Tensor], layout: Layout, hints: Hints, m: int) -> Tensor:
     if layout.threshold is None:
-        return torch.full((m,), float(told.threshold or 0.0))
+        return torch.full((m,), float(hints.threshold or 0.0))
     if tensors[layout.threshold].numel() == 1:
         return torch.full((m,), expect_scalar("state dict", tensors, layout.threshold))
     return expect_vector("state dict", tensors, layout.threshold)

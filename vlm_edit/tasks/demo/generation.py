@@ -29,7 +29,7 @@ SITE = "language.0"
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
+class Generation:
     """What a demonstration found.
 
     Attributes:
@@ -49,7 +49,7 @@ def run(
     folder: str | os.PathLike[str] | None = None,
     say: Callable[[str], None] = print,
     sizes: Sizes = Sizes(),  # noqa: B008
-) -> Told:
+) -> Generation:
     """Run the demonstration on the bundled LLaVA.
 
     Args:
@@ -68,7 +68,7 @@ def run(
         torch.set_num_threads(threads)
 
 
-def _run(out: Path | None, say: Callable[[str], None], sizes: Sizes) -> Told:
+def _run(out: Path | None, say: Callable[[str], None], sizes: Sizes) -> Generation:
     start = time.perf_counter()
     if out is not None:
         make_folder(out)
@@ -110,7 +110,7 @@ def _run(out: Path | None, say: Callable[[str], None], sizes: Sizes) -> Told:
         say(f"table:  {out / 'features.csv'}\npage:   {page}")
     seconds = time.perf_counter() - start
     say(f"took {seconds:.0f} s")
-    return Told(measurement, tuple(tables), tuple(checks), seconds)
+    return Generation(measurement, tuple(tables), tuple(checks), seconds)
 
 
 def read(interview: Interview) -> tuple[Measurement, dict[str, Tensor]]:
