@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_edit.cli.arguments import Attack
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
 from vlm_edit.dictionaries import Dictionary
@@ -39,44 +39,8 @@ _HUGE = 64 / 255
 _DRAWS = 5  # of as many random features beside each class
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The verb and its arguments."""
-    attack = commands.add_parser(
-        "attack", help="fool a model on a folder of images, with a patch against it or without"
-    )
-    attack.add_argument("model", help="model folder, as save_pretrained writes it, or zoo:...")
-    attack.add_argument("pairs", help="CSV of images and texts, or folder: see README; zoo:pairs")
-    attack.add_argument("--label", help="column with the right class (each image's own text)")
-    attack.add_argument("--labels", metavar="FILE", help="further classes, a line each")
-    attack.add_argument("--prompt", default="a picture of {}", help="of a label (%(default)s)")
-    attack.add_argument("--question", help="ask a model that speaks, and attack its answer")
-    attack.add_argument("--target", metavar="TEXT", help="what is to be chosen, or answered")
-    attack.add_argument(
-        "--eps", type=float, nargs="+", default=[1, 2, 4, 8], help="radii, of 255 (%(default)s)"
-    )
-    attack.add_argument("--steps", type=int, default=20, help="of each attack (%(default)s)")
-    attack.add_argument(
-        "--queries", type=int, default=100, help="of Square Attack, 0 for none (%(default)s)"
-    )
-    attack.add_argument("--most", type=int, default=64, help="images, drawn (%(default)s)")
-    attack.add_argument("--seed", type=int, default=0, help="of every draw (%(default)s)")
-    attack.add_argument("--batch-size", type=int, default=64, help="(%(default)s)")
-    attack.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
-    attack.add_argument("--site", default="joint", help="of the dictionary (%(default)s)")
-    attack.add_argument("--dictionary", help="as for measure: to see which features move")
-    attack.add_argument(
-        "--class",
-        dest="name",
-        choices=("vision", "language", "cross"),
-        help="also attack through this class alone, and through as many random features",
-    )
-    attack.add_argument("--patch", help="a patch file to attack through, or zoo:robust-emoji-clip")
-    attack.add_argument("--out", default="vlm-edit-attack", help="folder to write (%(default)s)")
-    attack.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """``vlm-edit attack``."""
+def attack(options: Attack) -> int:
+    """Attack a model on a folder of images, and write what came of it."""
     _expect_consistent(options)
     pairs = load_pairs(options.pairs)
     numbers = drawn(len(pairs), options.most, options.seed)
@@ -88,17 +52,17 @@ def run(options: argparse.Namespace) -> int:
     host.root.to(options.device)
     out = make_folder(options.out)
     if options.question is not None:
-        tables, cases, images, names = _answers(options, host, pairs, patch)
+        done = _answers(options, options.question, host, pairs, patch)
     else:
-        tables, cases, images, names = _choices(options, host, pairs, patch)
-    print("\n\n".join(map(str, tables)))
+        done = _choices(options, host, pairs, patch)
+    print("\n\n".join(map(str, done.tables)))
     tell_left_out([(numbers[i], why) for i, why in left_out], 0)
-    _write(out, options, tables, cases, images, names)
+    _write(out, options, done)
     print(f"\npage:   {out / 'index.html'}\nimages: {out / 'images'}")
     return 0
 
 
-def _expect_consistent(options: argparse.Namespace) -> None:
+def _expect_consistent(options: Attack) -> None:
     """Refuse what would be ignored."""
     if options.name and not options.dictionary:
         raise VlmEditError(f"--class {options.name} is a class of features: name --dictionary")
@@ -130,7 +94,7 @@ class _Choice:
     names: Sequence[str]
 
 
-def _choice(options: argparse.Namespace, host: Host, pairs: Pairs) -> _Choice:
+def _choice(options: Attack, host: Host, pairs: Pairs) -> _Choice:
     own, prompt = list(pairs.texts), "{}"
     if options.label:
         if options.label not in pairs.columns:
@@ -155,27 +119,23 @@ def _choice(options: argparse.Namespace, host: Host, pairs: Pairs) -> _Choice:
     return _Choice(plain, images.to(options.device), labels.to(options.device), names)
 
 
-Found = tuple[list[Table], list[Case], Tensor, Sequence[str]]
+@dataclass(eq=False)
+class _Done:
+    """What is told and written, the attacked images, and what they may be taken for."""
+
+    tables: list[Table]
+    cases: list[Case]
+    images: Tensor
+    names: Sequence[str] = ()
 
 
-def _choices(options: argparse.Namespace, host: Host, pairs: Pairs, patch: Patch | None) -> Found:
-    """Attacks on the choice among texts."""
+def _choices(options: Attack, host: Host, pairs: Pairs, patch: Patch | None) -> _Done:
+    """Attack the choice among texts."""
     one = _choice(options, host, pairs)
-    strength = adv.Strength(
-        options.steps, queries=options.queries, seed=options.seed, batch_size=options.batch_size
-    )
-    stood = {"the model": _stand(one, one.plain, options, strength)}
-    if patch is not None:
-        with adv.Defence("patch", patch).on(host) as attached:
-            behind = _choice(options, host, pairs).plain
-            assert attached is not None
-            # The model without the patch leads where it may hide the gradient.
-            bare = adv.Bare(one.plain, attached)
-            stood["behind the patch"] = _stand(one, behind, options, strength, bare)
     among = _among(one, options)
-    tables = [_standing(stood, len(pairs), among)]
+    tables = [_standing(_stood(one, options, host, pairs, patch), len(pairs), among)]
     if options.target:
-        tables.append(_targeted(one, options, among))
+        tables.append(_targeted(one, options, options.target, among))
     radius = options.eps[-1] / 255
     attacked = adv.fooling(
         one.plain, one.images, one.labels, radius,
@@ -192,17 +152,35 @@ def _choices(options: argparse.Namespace, host: Host, pairs: Pairs, patch: Patch
              one.names[int(was[i])], one.names[int(now[i])], moved[i])
         for i in shown
     ]  # fmt: skip
-    return tables, cases, attacked, one.names
+    return _Done(tables, cases, attacked, one.names)
+
+
+def _stood(
+    one: _Choice, options: Attack, host: Host, pairs: Pairs, patch: Patch | None
+) -> dict[str, dict[str, Any]]:
+    """Attack the model, and through the patch if there is one."""
+    strength = adv.Strength(
+        options.steps, queries=options.queries, seed=options.seed, batch_size=options.batch_size
+    )
+    stood = {"the model": _stand(one, one.plain, options, strength)}
+    if patch is not None:
+        with adv.Defence("patch", patch).on(host) as attached:
+            behind = _choice(options, host, pairs).plain
+            assert attached is not None
+            # The model without the patch leads where it may hide the gradient.
+            bare = adv.Bare(one.plain, attached)
+            stood["behind the patch"] = _stand(one, behind, options, strength, bare)
+    return stood
 
 
 def _stand(
     one: _Choice,
     classifier: adv.ZeroShot,
-    options: argparse.Namespace,
+    options: Attack,
     strength: adv.Strength,
     bare: adv.Bare | None = None,
 ) -> dict[str, Any]:
-    """What stands at each radius, and what suggests that gradients are masked."""
+    """Tell what stands at each radius, and what suggests that gradients are masked."""
     radii = [eps / 255 for eps in options.eps]
     stood = [
         adv.withstand(classifier, one.images, one.labels, radius, strength, surrogate=bare)
@@ -213,8 +191,8 @@ def _stand(
     return {"stood": stood, "signs": adv.suspicions(stood, huge)}
 
 
-def _among(one: _Choice, options: argparse.Namespace) -> str:
-    """Which texts an image may be taken for: the more, the easier it is misread."""
+def _among(one: _Choice, options: Attack) -> str:
+    """Tell which texts an image may be taken for: the more, the easier it is misread."""
     whose = f"the {len(one.labels)} images drawn have" if options.label else "of the images drawn"
     own = f"labels that {whose}" if options.label else f"texts {whose}"
     more = [f"those of {options.labels}"] if options.labels else []
@@ -222,15 +200,15 @@ def _among(one: _Choice, options: argparse.Namespace) -> str:
     return f"Read among {len(one.names)} texts: {' and '.join([own, *more])}."
 
 
-def _standing(found: Mapping[str, dict[str, Any]], n: int, among: str) -> Table:
-    attacks = list(dict.fromkeys(k for f in found.values() for s in f["stood"] for k in s.after))
+def _standing(sides: Mapping[str, dict[str, Any]], n: int, among: str) -> Table:
+    attacks = list(dict.fromkeys(k for f in sides.values() for s in f["stood"] for k in s.after))
     rows = [
         (name, f"{s.eps * 255:g}/255",
          *(s.after[a].text(2) if a in s.after else "" for a in attacks))
-        for name, f in found.items() for s in f["stood"]
+        for name, f in sides.items() for s in f["stood"]
     ]  # fmt: skip
-    signs = "; ".join(f"{k}: {'; '.join(f['signs']) or 'none'}" for k, f in found.items())
-    apart = _apart(*(f["stood"] for f in found.values())) if len(found) == 2 else ""
+    signs = "; ".join(f"{k}: {'; '.join(f['signs']) or 'none'}" for k, f in sides.items())
+    apart = _apart(*(f["stood"] for f in sides.values())) if len(sides) == 2 else ""
     return Table(
         "Images that are still read rightly, attack after attack",
         ("", "radius", *attacks),
@@ -241,37 +219,40 @@ def _standing(found: Mapping[str, dict[str, Any]], n: int, among: str) -> Table:
 
 
 def _apart(bare: Sequence[adv.Stood], behind: Sequence[adv.Stood]) -> str:
-    """Which of the same images a patch holds and loses, at each radius."""
-    told = [
+    """Tell which of the same images a patch holds and loses, at each radius."""
+    counts = [
         f"{one.eps * 255:g}/255: {mcnemar(two.standing.cpu(), one.standing.cpu())}"
         for one, two in zip(bare, behind, strict=True)
     ]
     return (
         "\nImages that stand behind the patch alone, and without it alone, with the p of "
-        f"McNemar's exact test: {'; '.join(told)}."
+        f"McNemar's exact test: {'; '.join(counts)}."
     )
 
 
-def _targeted(one: _Choice, options: argparse.Namespace, among: str) -> Table:
-    target = torch.full_like(one.labels, one.names.index(options.target))
+def _apgd(options: Attack, aim: Any, images: Tensor, eps: float) -> adv.Attacked:
+    return adv.apgd(
+        aim, images, eps / 255,
+        steps=options.steps, seed=options.seed, batch_size=options.batch_size,
+    )  # fmt: skip
+
+
+def _targeted(one: _Choice, options: Attack, target: str, among: str) -> Table:
+    aim = adv.Targeted(one.plain, torch.full_like(one.labels, one.names.index(target)))
     rows = []
     for eps in options.eps:
-        aim = adv.Targeted(one.plain, target)
-        own = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size}
-        reached = adv.apgd(aim, one.images, eps / 255, **own).reached
+        reached = _apgd(options, aim, one.images, eps).reached
         rows.append((f"{eps:g}/255", proportion(int(reached.sum()), len(reached)).text(2)))
-    return Table(
-        f"Images taken for {options.target!r}", ("radius", "share"), rows, f"APGD. {among}"
-    )
+    return Table(f"Images taken for {target!r}", ("radius", "share"), rows, f"APGD. {among}")
 
 
 def _features(
-    options: argparse.Namespace, host: Host, one: _Choice, attacked: Tensor
+    options: Attack, host: Host, one: _Choice, attacked: Tensor
 ) -> tuple[list[Table], list[list[tuple[str, float]]]]:
-    """Which features the attack moves and, if a class is named, attacks through it alone."""
+    """Tell which features the attack moves and, if a class is named, attacks through it alone."""
     subject = Subject.load(options, host)
-    given = subject.expect_dictionary()
-    dictionary = given if isinstance(given, Dictionary) else given.of("image")
+    loaded = subject.expect_dictionary()
+    dictionary = loaded if isinstance(loaded, Dictionary) else loaded.of("image")
     features = adv.Features(one.plain.host, dictionary, options.site)
     dominance = subject.measure(progress=False).dominance
     cut: Any = "significant"
@@ -279,19 +260,19 @@ def _features(
     live = (~dominance.dead).nonzero().flatten().tolist()
     tables = [_movements(options, one, features, attacked, classes, live)]
     if options.name:
-        tables.append(_through(options, one, features, classes.get(options.name, []), live))
+        tables.append(_through(options, options.name, one, features, classes, live))
     return tables, most_moved(features, one.images, attacked, classes)
 
 
 def _movements(
-    options: argparse.Namespace,
+    options: Attack,
     one: _Choice,
     features: adv.Features,
     attacked: Tensor,
     classes: Mapping[str, list[int]],
     live: Sequence[int],
 ) -> Table:
-    """What moves of each class, and of as many random live features."""
+    """Tell what moves of each class, and of as many random live features."""
     drawn = {
         f"{name} {i}": chosen
         for name, members in classes.items()
@@ -320,25 +301,26 @@ def _movements(
 
 
 def _through(
-    options: argparse.Namespace, one: _Choice, features: adv.Features, chosen: Sequence[int],
-    live: Sequence[int]
+    options: Attack, name: str, one: _Choice, features: adv.Features,
+    classes: Mapping[str, list[int]], live: Sequence[int]
 ) -> Table:  # fmt: skip
+    """Attack through a class alone, and through as many random features."""
+    chosen = classes.get(name)
     if not chosen:
-        raise BadArgument(f"no feature is {options.name}: give more pairs or another --class")
+        raise BadArgument(f"no feature is {name}: give more pairs or another --class")
     (random,) = random_features(chosen, live, 1, options.seed)
     with torch.no_grad():
         parts = [features(some) for some in one.images.split(options.batch_size)]
     codes, normed = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     choose = nearest_text(one.plain.texts, one.plain.scale)
-    own = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size}
     rows = []
-    for name, some in ((options.name, list(chosen)), (f"{len(chosen)} random", random)):
+    for title, some in ((name, chosen), (f"{len(chosen)} random", random)):
         for eps in options.eps:
             aim = adv.Through(features, some, codes, normed, choose, one.labels)
-            found = adv.apgd(aim, one.images, eps / 255, **own)
-            wrong = adv.predict(one.plain, found.images, options.batch_size) != one.labels
-            told = (proportion(int(x.sum()), len(x)).text(2) for x in (found.reached, wrong))
-            rows.append((name, f"{eps:g}/255", *told))
+            attacked = _apgd(options, aim, one.images, eps)
+            wrong = adv.predict(one.plain, attacked.images, options.batch_size) != one.labels
+            shares = (proportion(int(x.sum()), len(x)).text(2) for x in (attacked.reached, wrong))
+            rows.append((title, f"{eps:g}/255", *shares))
     return Table(
         "Attacks through one class of features: images misread",
         ("features", "radius", "by what they do alone", "by the model"),
@@ -348,12 +330,13 @@ def _through(
     )
 
 
-def _answers(options: argparse.Namespace, host: Host, pairs: Pairs, patch: Patch | None) -> Found:
-    """Attacks on what a model answers."""
-    speaker = adv.Speaker.of(host, options.question)
+def _answers(
+    options: Attack, question: str, host: Host, pairs: Pairs, patch: Patch | None
+) -> _Done:
+    """Attack what a model answers."""
+    speaker = adv.Speaker.of(host, question)
     images = speaker.pixels.read([pairs.open(i) for i in range(len(pairs))]).to(options.device)
     rows, last, said = [], images, speaker.say(images)
-    own = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size}
     for name, attached in (("the model", None), ("behind the patch", patch)):
         if name != "the model" and attached is None:
             continue
@@ -363,14 +346,14 @@ def _answers(options: argparse.Namespace, host: Host, pairs: Pairs, patch: Patch
             ids = speaker.answer_ids(wanted).to(options.device)
             for eps in options.eps:
                 aim = adv.Speech(speaker, ids) if options.target else adv.Silence(speaker, ids)
-                found = adv.apgd(aim, images, eps / 255, **own)
-                hits = proportion(int(found.reached.sum()), len(found.reached)).text(2)
+                attacked = _apgd(options, aim, images, eps)
+                hits = proportion(int(attacked.reached.sum()), len(attacked.reached)).text(2)
                 rows.append((name, f"{eps:g}/255", hits))
-                last = found.images if attached is None else last
+                last = attacked.images if attached is None else last
     now = speaker.say(last)
     what = f"become {options.target!r}" if options.target else "change"
     table = Table(
-        f"Answers to {options.question!r} that {what}",
+        f"Answers to {question!r} that {what}",
         ("", "radius", "share"),
         rows,
         f"{len(images)} images, APGD on the answer's tokens, 95 % Wilson intervals.",
@@ -379,30 +362,23 @@ def _answers(options: argparse.Namespace, host: Host, pairs: Pairs, patch: Patch
         Case(pairs.describe(i), images[i].cpu(), last[i].cpu(), said[i], now[i])
         for i in drawn(len(pairs), 12, options.seed)
     ]
-    return [table], cases, last, []
+    return _Done([table], cases, last)
 
 
-def _write(
-    out: Path,
-    options: argparse.Namespace,
-    tables: Sequence[Table],
-    cases: Sequence[Case],
-    images: Tensor,
-    names: Sequence[str],
-) -> None:
-    given = {k: v for k, v in vars(options).items() if k != "run"}
-    told = [
-        {"title": t.title, "columns": t.columns, "rows": t.rows, "note": t.note} for t in tables
+def _write(out: Path, options: Attack, done: _Done) -> None:
+    tables = [
+        {"title": t.title, "columns": t.columns, "rows": t.rows, "note": t.note}
+        for t in done.tables
     ]
-    report = {"arguments": given, "read among": list(names), "tables": told}
+    report = {"arguments": vars(options), "read among": list(done.names), "tables": tables}
     text = json.dumps(report, indent=1, ensure_ascii=False)
     write_text(out / "attack.json", text + "\n", "table")
     folder = make_folder(out / "images")
-    for i, pixels in enumerate(images):
+    for i, pixels in enumerate(done.images):
         image = to_image(pixels)
         write_bytes(folder / f"{i:05d}.png", packed(partial(image.save, format="PNG")), "image")
     note = (
-        f"{len(cases)} images drawn at random with seed {options.seed}, attacked at "
+        f"{len(done.cases)} images drawn at random with seed {options.seed}, attacked at "
         f"{options.eps[-1]:g}/255 without a patch."
     )
-    write_page(out / "index.html", f"{options.model} under attack", cases, tables, note)
+    write_page(out / "index.html", f"{options.model} under attack", done.cases, done.tables, note)

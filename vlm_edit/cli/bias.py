@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
+from vlm_edit.cli.arguments import Bias
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.subject import load_dictionary, load_pairs, tell_left_out
 from vlm_edit.dictionaries import AnyDictionary
@@ -26,7 +26,6 @@ from vlm_edit.tasks.bias import (
     Outcome,
     Questions,
     Study,
-    Way,
     bend,
     cost_table,
     difference_in_means,
@@ -57,91 +56,36 @@ _MOST_VALUES = 8
 _NO_GROUP = ("none", "")
 _FEWEST = 4  # images of a group, on either side
 
-Edit = Callable[[Bench, Bench], Study]  # of images to learn from, and of those to test on
 
-
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The verb and its arguments."""
-    bias = commands.add_parser(
-        "bias", help="how a model treats groups of images, and a patch that lessens the difference"
-    )
-    bias.add_argument("model", help="model folder, as save_pretrained writes it, or zoo:emoji-clip")
-    bias.add_argument(
-        "data",
-        help="folder of FairFace, UTKFace, CelebA or Waterbirds, or pairs with a column of groups "
-        "(CSV or folder: see README), or zoo:pairs",
-    )
-    bias.add_argument("--split", help="of the data set (the one that is tested on)")
-    bias.add_argument("--most", type=int, help="images, drawn at random (all)")
-    bias.add_argument("--attribute", default="gender", help="column of the groups (%(default)s)")
-    bias.add_argument("--values", help="of it, such as man,woman (all but none)")
-    bias.add_argument(
-        "--prompt",
-        action="append",
-        default=[],
-        metavar="VALUE=TEXT",
-        help="a prompt of a value; may be given several times (the value in three templates)",
-    )
-    bias.add_argument("--label", help="column that must still be recognised, such as concept")
-    bias.add_argument(
-        "--queries", metavar="FILE", help="texts that name no group, a line each (the labels, or "
-        "twenty kinds of person)"
-    )  # fmt: skip
-    bias.add_argument("--split-by", metavar="COLUMN", help="whose values are not tuned and tested")
-    bias.add_argument("--seed", type=int, default=0, help="of every draw (%(default)s)")
-    bias.add_argument("--k", type=int, default=20, help="hits that skews count (%(default)s)")
-    bias.add_argument("--way", choices=get_args(Way), default="difference", help="(%(default)s)")
-    bias.add_argument(
-        "--aim",
-        choices=tuple(AIMS),
-        default="prompts",
-        help="what must no longer tell the groups: prompts, or a probe trained anew (%(default)s)",
-    )
-    bias.add_argument(
-        "--tolerance", type=float, default=0.01, help="of utility, to lose (%(default)s)"
-    )
-    bias.add_argument("--batch-size", type=int, default=64, help="(%(default)s)")
-    bias.add_argument("--dictionary", help="as for measure; without one, baselines alone")
-    bias.add_argument("--out", default="vlm-edit-bias", help="folder to write (%(default)s)")
-    bias.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """``vlm-edit bias``."""
+def bias(options: Bias) -> int:
+    """Measure bias, and write figures, a page and a patch."""
     pairs = _drawn(_read(options), options)
     asked = questions(pairs, options)
     out = make_folder(options.out)
-    dictionary = load_dictionary(options) if options.dictionary else None
+    dictionary = load_dictionary(options.dictionary) if options.dictionary else None
     host = load_host(options.model)
     bench = Bench.read(host, pairs, asked, batch_size=options.batch_size)
     sides = split(bench.plain.pairs, options.split_by, seed=options.seed)
     _expect_enough(bench.plain, sides)
     learn, test = (bench.part(side) for side in sides)
-    found = None
-    if dictionary is not None:
-        found = mitigate(
-            learn,
-            dictionary,
-            way=options.way,
-            aim=AIMS[options.aim],
-            tolerance=options.tolerance,
-        )
     simple = difference_in_means(learn.plain)
-    patch = found.patch if found else simple
-    named = f"{options.way} of {len(found.features)} features" if found else "difference in means"
-    studies = _studies(learn, test, named, patch, found, dictionary, options)
+    patch, named, mitigation = simple, "difference in means", None
+    if dictionary is not None:
+        aim = AIMS[options.aim]
+        mitigation = mitigate(
+            learn, dictionary, way=options.way, aim=aim, tolerance=options.tolerance
+        )
+        patch = mitigation.patch
+        named = f"{options.way} of {len(mitigation.features)} features"
+    studies = _studies(learn, test, named, patch, mitigation, dictionary, options)
     outcomes = {name: Outcome.of(study, options.k) for name, study in studies.items()}
     tables = _tables(outcomes, test.plain)
     print("\n\n".join(map(str, tables)))
     tell_left_out(bench.skipped, 0)
     _write(out, options, outcomes, tables)
-    write_page(
-        out / "index.html",
-        {name: studies[name] for name in ("nothing", named)},
-        f"{asked.attribute} in {options.data}",
-        tables,
-        seed=options.seed,
-    )
+    shown = {name: studies[name] for name in ("nothing", named)}
+    title = f"{asked.attribute} in {options.data}"
+    write_page(out / "index.html", shown, title, tables, seed=options.seed)
     print(f"\npage:   {out / 'index.html'}")
     for name, saved in {named: patch, "difference in means": simple}.items():
         file = out / ("patch.safetensors" if saved is patch else "baseline.safetensors")
@@ -150,8 +94,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def questions(pairs: Pairs, options: argparse.Namespace) -> Questions:
-    """What is asked, of the arguments and of what the columns hold.
+def questions(pairs: Pairs, options: Bias) -> Questions:
+    """Make what is asked, of the arguments and of what the columns hold.
 
     Raises:
         VlmEditError: No such column, too many values in it to guess which are meant, or a prompt
@@ -183,39 +127,37 @@ def questions(pairs: Pairs, options: argparse.Namespace) -> Questions:
     return Questions(attribute, classes, queries, label or "", labels, variants)
 
 
-def _values(column: Sequence[str], options: argparse.Namespace) -> list[str]:
+def _values(column: Sequence[str], options: Bias) -> list[str]:
     if options.values:
         return [value.strip() for value in options.values.split(",")]
-    found = [value for value in sorted(set(column)) if value not in _NO_GROUP]
-    if not 2 <= len(found) <= _MOST_VALUES:
+    values = [value for value in sorted(set(column)) if value not in _NO_GROUP]
+    if not 2 <= len(values) <= _MOST_VALUES:
         raise VlmEditError(
-            f"column {options.attribute!r} has {len(found)} values ({', '.join(found[:5])}...): "
+            f"column {options.attribute!r} has {len(values)} values ({', '.join(values[:5])}...): "
             "name those to tell apart with --values"
         )
-    return found
+    return values
 
 
-def _queries(
-    pairs: Pairs, labels: Mapping[str, str], options: argparse.Namespace
-) -> tuple[str, ...]:
-    """A file's; or those labels that images of some group have; or kinds of person."""
+def _queries(pairs: Pairs, labels: Mapping[str, str], options: Bias) -> tuple[str, ...]:
+    """Take a file's; or those labels that images of some group have; or kinds of person."""
     if options.queries:
         try:
             lines = Path(options.queries).read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise VlmEditError(f"--queries {options.queries}: {error}") from error
-        found = tuple(line.strip() for line in lines if line.strip())
-        if not found:
+        queries = tuple(line.strip() for line in lines if line.strip())
+        if not queries:
             raise VlmEditError(f"--queries {options.queries} holds no text")
-        return found
-    if not labels:
+        return queries
+    if not labels or options.label is None:
         return NEUTRAL
     groups, column = pairs.columns[options.attribute], pairs.columns[options.label]
     known = {c for g, c in zip(groups, column, strict=True) if g not in _NO_GROUP}
     return tuple(text for text, value in labels.items() if value in known)
 
 
-def _read(options: argparse.Namespace) -> Pairs:
+def _read(options: Bias) -> Pairs:
     if options.data.startswith(ZOO):
         if options.split:
             raise BadArgument(f"{options.data} has no splits: leave --split out")
@@ -223,7 +165,7 @@ def _read(options: argparse.Namespace) -> Pairs:
     return read_any(options.data, options.split)
 
 
-def _drawn(pairs: Pairs, options: argparse.Namespace) -> Pairs:
+def _drawn(pairs: Pairs, options: Bias) -> Pairs:
     if options.most is None or options.most >= len(pairs):
         return pairs
     if options.most < 2:
@@ -250,19 +192,19 @@ def _studies(
     test: Bench,
     named: str,
     patch: Patch,
-    found: Mitigation | None,
+    mitigation: Mitigation | None,
     dictionary: AnyDictionary | None,
-    options: argparse.Namespace,
+    options: Bias,
 ) -> dict[str, Study]:
-    """What is tested: nothing, the edit, random features, and baselines."""
+    """Make what is tested: nothing, the edit, random features, and baselines."""
     studies = {"nothing": test.plain, named: test.edited(patch)}
-    if found is not None and dictionary is not None:
+    if mitigation is not None and dictionary is not None:
         evidence = Evidence.gather(learn, dictionary)
         live = evidence.codes().abs().amax(0).nonzero().flatten().tolist()
-        others = difference(live, found.features)
-        count = min(len(found.features), len(others))
-        drawn = random_like(found.features[:count], others, seed=options.seed)
-        random = edit(evidence, drawn, options.way, strength=found.point.strength)
+        others = difference(live, mitigation.features)
+        count = min(len(mitigation.features), len(others))
+        drawn = random_like(mitigation.features[:count], others, seed=options.seed)
+        random = edit(evidence, drawn, options.way, strength=mitigation.point.strength)
         studies[f"{options.way} of {count} random features"] = test.edited(random)
     studies["difference in means"] = test.edited(difference_in_means(learn.plain))
     studies["LEACE"] = test.edited(least_squares_erasure(learn.plain))
@@ -275,17 +217,17 @@ def _studies(
 
 def _tables(outcomes: Mapping[str, Outcome], study: Study) -> list[Table]:
     asked, people = study.questions, len(study.told_apart)
-    told = f"{people} images of {' or '.join(asked.values)}"
+    images = f"{people} images of {' or '.join(asked.values)}"
     effect = effect_table(
         outcomes,
         f"{asked.attribute}: what is left of it",
-        f"{told} that nothing was fitted on. read: told by prompts, groups alike, chance "
+        f"{images} that nothing was fitted on. read: told by prompts, groups alike, chance "
         f"{1 / len(asked.values):.2f}; probe: told by a linear probe trained on the edited "
         "embeddings.\nSkews: of the groups among the first of these images that queries find; 0 is "
         "as many as there are.\nDealt at random: the same groups dealt to the same images "
         f"{_dealings(outcomes)} times, mean [middle 95 %]: no list is even by chance.",
     )
-    of_people = f"; recognised, gap and worst group of the {told}" if asked.labels else ""
+    of_people = f"; recognised, gap and worst group of the {images}" if asked.labels else ""
     cost = cost_table(
         outcomes,
         "What it costs",
@@ -302,26 +244,29 @@ def _dealings(outcomes: Mapping[str, Outcome]) -> int:
 
 def _write(
     out: Path,
-    options: argparse.Namespace,
+    options: Bias,
     outcomes: Mapping[str, Outcome],
     tables: Sequence[Table],
 ) -> None:
-    told: dict[str, Any] = {}
+    edits: dict[str, Any] = {}
     for name, outcome in outcomes.items():
-        figures = {figure: _told(outcome.estimate(figure)) for figure in outcome.cases}
-        groups = {g: _told(e) for g, e in outcome.by_group("read").items()}
-        chance = {skew: _told(outcome.by_chance(skew)) for skew in outcome.chance}
-        told[name] = {"figures": figures, "read by group": groups, "by chance": chance}
-        told[name]["below chance"] = [
-            n for n in ("read", "probe") if n in outcome.cases and outcome.below_chance(n)
-        ]
-    given = {k: v for k, v in vars(options).items() if k != "run"}
-    report = {"arguments": given, "edits": told, "tables": [str(table) for table in tables]}
+        below = [n for n in ("read", "probe") if n in outcome.cases and outcome.below_chance(n)]
+        edits[name] = {
+            "figures": {figure: _numbers(outcome.estimate(figure)) for figure in outcome.cases},
+            "read by group": {g: _numbers(e) for g, e in outcome.by_group("read").items()},
+            "by chance": {skew: _numbers(outcome.by_chance(skew)) for skew in outcome.chance},
+            "below chance": below,
+        }
+    report = {
+        "arguments": vars(options),
+        "edits": edits,
+        "tables": [str(table) for table in tables],
+    }
     text = json.dumps(report, indent=1, ensure_ascii=False)
     write_text(out / "bias.json", text + "\n", "table")
 
 
-def _told(estimate: Any) -> dict[str, float | int]:
+def _numbers(estimate: Any) -> dict[str, float | int]:
     return {key: getattr(estimate, key) for key in ("value", "low", "high", "n")}
 
 

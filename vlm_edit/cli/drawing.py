@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.cli.host import ZOO
+from vlm_edit.cli.arguments import Draw, Taken
 from vlm_edit.cli.kept import save_picture
 from vlm_edit.cli.patching import expect_folder_of
-from vlm_edit.cli.pipeline import KIND, SHIPPED, embed, load_pipeline, read
+from vlm_edit.cli.pipeline import embed, load_pipeline, read
 from vlm_edit.cli.subject import load_dictionary, load_pairs, run_of
 from vlm_edit.dictionaries import Dictionary, PairedDictionary
 from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.ground.files import packed, write_bytes
 from vlm_edit.host import Host, quiet_when_piped
-from vlm_edit.measures.dominance import Cut
 from vlm_edit.measuring import Measurement, measure
 from vlm_edit.patches import Patch
 from vlm_edit.report import Picture
@@ -38,92 +36,34 @@ from vlm_edit.tasks.generation import (
     take,
 )
 
-WHOLE = "whole"
-CLASSES = ("vision", "cross", "language")
+WHOLE = Taken.WHOLE
 STRENGTHS = {"blend": "0,0.5,1", "scale": "0,1,2", "keep": "0,0.5,1"}
 _FARTHEST = 8
 IDLE = {"blend": 0.0, "scale": 1.0, "keep": 0.0}  # the strength that changes nothing
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Arguments of the verb."""
-    parser = commands.add_parser(
-        "draw",
-        help="draw from a prompt or image, with a class of features taken from a reference, "
-        "scaled, or kept alone",
-    )
-    parser.add_argument("prompt", help="what to draw: a text, or an image file")
-    parser.add_argument(
-        "--reference",
-        action="append",
-        help="what to take from: an image file, or a text; may be given again",
-    )
-    parser.add_argument(
-        "--rule",
-        choices=tuple(STRENGTHS),
-        default="blend",
-        help="blend toward the reference; or of the prompt's own features scale some, or keep them "
-        "and lose all others (%(default)s)",
-    )
-    parser.add_argument(
-        "--class",
-        dest="classes",
-        action="append",
-        choices=(*CLASSES, WHOLE),
-        help="of features, or the reference's whole embedding; may be given again (all)",
-    )
-    parser.add_argument(
-        "--strength",
-        help="several with commas: 0 draws the prompt, 1 takes the features over, or keeps nothing "
-        "else (0,0.5,1); for scale the factor (0,1,2); --strength=-1,1 if the first is negative",
-    )
-    parser.add_argument(
-        "--pipeline",
-        default=SHIPPED,
-        help=f"folder of an {KIND} (%(default)s)",
-    )
-    parser.add_argument("--site", default="joint", help="(%(default)s)")
-    parser.add_argument("--dictionary", default=f"{ZOO}joint", help="(%(default)s)")
-    parser.add_argument(
-        "--run",
-        dest="run_folder",
-        metavar="RUN",
-        help="folder that measure wrote: for the classes, and its page shows the picture",
-    )
-    parser.add_argument(
-        "--pairs", default=f"{ZOO}pairs", help="measure on these without --run (%(default)s)"
-    )
-    parser.add_argument(
-        "--cuts", choices=get_args(Cut), default="sd", help="for the classes (%(default)s)"
-    )
-    parser.add_argument("--steps", type=int, help="of the scheduler (the pipeline's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    parser.add_argument("--out", default="draw.png", help="the picture (%(default)s)")
-    parser.set_defaults(run=draw)
-
-
-def draw(options: argparse.Namespace) -> int:
-    """``vlm-edit draw``."""
+def draw(options: Draw) -> int:
+    """Draw a grid: a row for each class and reference, a column for each strength."""
     quiet_when_piped()
     strengths = _strengths(options.strength or STRENGTHS[options.rule])
     classes = _expect_reference(options)
     _expect_numbers(options)
     _expect_out(options)
     source = read(options.prompt)
-    references = [(told, read(told)) for told in dict.fromkeys(options.reference or ())]
+    references = [(name, read(name)) for name in dict.fromkeys(options.reference)]
     pipe = load_pipeline(options.pipeline)
-    dictionary = load_dictionary(options)
+    dictionary = load_dictionary(options.dictionary)
     if isinstance(dictionary, PairedDictionary):
         raise BadArgument("draw takes codes over, and a paired dictionary has one per stream")
-    run = run_of(options.run_folder, Host.of(pipe.clip), dictionary) if options.run_folder else None
+    run = run_of(options.run, Host.of(pipe.clip), dictionary) if options.run else None
     features = _features(options, pipe, dictionary, run, [c for c in classes if c != WHOLE])
     taken: list[tuple[str, str | Image.Image | None, Tensor | None]] = [
-        (told, what, embed(pipe, options.site, what)) for told, what in references
+        (name, what, embed(pipe, options.site, what)) for name, what in references
     ] or [("", None, None)]
     plain = _draw(pipe, source, options) if IDLE[options.rule] in strengths else None
     rows = []
     for name in classes:
-        for told, reference, embedding in taken:
+        for named, reference, embedding in taken:
             drawings = []
             for strength in strengths:
                 if plain is not None and strength == IDLE[options.rule]:
@@ -131,42 +71,36 @@ def draw(options: argparse.Namespace) -> int:
                     continue
                 chosen = features.get(name)
                 patch = _patch(options, dictionary, chosen, reference, embedding, strength)
-                with patch.attach(pipe.clip) as attached:
-                    drawings.append(_draw(pipe, source, options))
-                if not attached.report().edited_tokens:
-                    raise VlmEditError(
-                        f"--site {options.site} was not passed when {options.prompt!r} was "
-                        "embedded, and nothing was edited: name one that was, such as joint"
-                    )
+                drawings.append(_edited(pipe, source, options, patch))
             rows.append(Row(_title(name, features), reference, drawings))
-            print(f"{rows[-1].title}: {told}" if told else rows[-1].title, flush=True)
+            print(f"{rows[-1].title}: {named}" if named else rows[-1].title, flush=True)
     _save(options, rows, strengths, run)
     return 0
 
 
-def _expect_reference(options: argparse.Namespace) -> list[str]:
-    """The classes asked for; whether there is a reference must go with the rule."""
+def _expect_reference(options: Draw) -> list[Taken]:
+    """Return the classes asked for; whether there is a reference must go with the rule."""
     if options.rule == "blend":
         if not options.reference:
             raise BadArgument("--rule blend takes features of something: name it with --reference")
-        return list(dict.fromkeys(options.classes or [*CLASSES, WHOLE]))
+        return list(dict.fromkeys(options.classes or Taken))
     if options.reference:
         raise BadArgument(
             f"--rule {options.rule} changes the prompt's own features: leave --reference out"
         )
-    if WHOLE in (options.classes or ()):
+    if WHOLE in options.classes:
         raise VlmEditError(f"--class {WHOLE} is a baseline of --rule blend: name a class")
-    return list(dict.fromkeys(options.classes or CLASSES))
+    return list(dict.fromkeys(options.classes or [name for name in Taken if name != WHOLE]))
 
 
-def _expect_numbers(options: argparse.Namespace) -> None:
+def _expect_numbers(options: Draw) -> None:
     if options.steps is not None and options.steps < 1:
         raise BadArgument(f"--steps {options.steps}: it must be at least 1")
     if not 0 <= options.seed < 2**63:
         raise BadArgument(f"--seed {options.seed}: give a number from 0 to 2**63 - 1")
 
 
-def _expect_out(options: argparse.Namespace) -> None:
+def _expect_out(options: Draw) -> None:
     """Refuse before anything is drawn what could not be written, or would overwrite an input."""
     out = Path(options.out)
     Image.init()
@@ -175,18 +109,18 @@ def _expect_out(options: argparse.Namespace) -> None:
     expect_folder_of(out, f"--out {out}")
     if out.is_dir():
         raise VlmEditError(f"--out {out} is a folder: name a picture in it")
-    for told in (options.prompt, *(options.reference or ())):
-        if os.path.isfile(told) and out.exists() and out.samefile(told):
+    for source in (options.prompt, *options.reference):
+        if os.path.isfile(source) and out.exists() and out.samefile(source):
             raise VlmEditError(f"--out {out} is what is drawn from: name another file")
 
 
 def _save(
-    options: argparse.Namespace,
+    options: Draw,
     rows: Sequence[Row],
     strengths: Sequence[float],
     run: Measurement | None,
 ) -> None:
-    """The picture, and a copy for the run's page."""
+    """Write the picture, and a copy for the run's page."""
     picture = _picture(options, rows, strengths)
     kind = Image.EXTENSION[Path(options.out).suffix.lower()]
     try:
@@ -195,38 +129,36 @@ def _save(
         raise VlmEditError(f"--out {options.out} could not be written ({error})") from error
     write_bytes(options.out, data, "picture")
     print(f"\npicture:  {options.out}")
-    if run is not None:
-        save_picture(Path(options.run_folder), picture, run.checksum())
-        print(f"page:     vlm-edit report {options.run_folder}")
+    if run is not None and options.run:
+        save_picture(Path(options.run), picture, run.checksum())
+        print(f"page:     vlm-edit report {options.run}")
 
 
-def _picture(
-    options: argparse.Namespace, rows: Sequence[Row], strengths: Sequence[float]
-) -> Picture:
-    """The grid, and what it shows in words."""
+def _picture(options: Draw, rows: Sequence[Row], strengths: Sequence[float]) -> Picture:
+    """Lay out the grid, and say in words what it shows."""
     title = f"{options.rule}: {_short(options.prompt)}"
     across = ", ".join(f"{strength:g}" for strength in strengths)
-    told = f"A grid of drawings. Across, strengths {across}. Down, features: "
-    told += "; ".join(dict.fromkeys(row.title for row in rows))
+    words = f"A grid of drawings. Across, strengths {across}. Down, features: "
+    words += "; ".join(dict.fromkeys(row.title for row in rows))
     if options.reference:
-        told += f"; each of the references {', '.join(map(_short, options.reference))}"
+        words += f"; each of the references {', '.join(map(_short, options.reference))}"
     steps = "the pipeline's number of steps" if options.steps is None else f"{options.steps} steps"
     note = (
         f"By vlm-edit draw with {options.pipeline}, at {options.site}, classes by {options.cuts}, "
         f"{steps}, seed {options.seed}. One noise for all drawings."
     )
-    return Picture(title, grid(rows, strengths, title), f"{told}.", note)
+    return Picture(title, grid(rows, strengths, title), f"{words}.", note)
 
 
 def _patch(
-    options: argparse.Namespace,
+    options: Draw,
     dictionary: Dictionary,
     features: list[int] | None,
     reference: str | Image.Image | None,
     embedding: Tensor | None,
     strength: float,
 ) -> Patch:
-    """The rule on these features; without any, toward the reference's whole embedding."""
+    """Make a patch of the rule on these features; without any, toward a whole embedding."""
     if reference is None or embedding is None:
         change = scale if options.rule == "scale" else keep
         return change(options.site, dictionary, features or [], strength)
@@ -236,35 +168,47 @@ def _patch(
     return take(options.site, dictionary, features, embedding, strength, stream)
 
 
-def _draw(pipe: Any, source: str | Image.Image, options: argparse.Namespace) -> Image.Image:
+def _draw(pipe: Any, source: str | Image.Image, options: Draw) -> Image.Image:
     given = {"prompt": source} if isinstance(source, str) else {"image": source}
     generator = torch.Generator().manual_seed(options.seed)
-    found = pipe(**given, num_inference_steps=options.steps, generator=generator).images[0]
-    assert isinstance(found, Image.Image)
-    return found
+    image = pipe(**given, num_inference_steps=options.steps, generator=generator).images[0]
+    assert isinstance(image, Image.Image)
+    return image
+
+
+def _edited(pipe: Any, source: str | Image.Image, options: Draw, patch: Patch) -> Image.Image:
+    """Draw under a patch, which must have edited something."""
+    with patch.attach(pipe.clip) as attached:
+        image = _draw(pipe, source, options)
+    if not attached.report().edited_tokens:
+        raise VlmEditError(
+            f"--site {options.site} was not passed when {options.prompt!r} was embedded, and "
+            "nothing was edited: name one that was, such as joint"
+        )
+    return image
 
 
 def _features(
-    options: argparse.Namespace,
+    options: Draw,
     pipe: Any,
     dictionary: Dictionary,
-    found: Measurement | None,
-    classes: Sequence[str],
+    run: Measurement | None,
+    classes: Sequence[Taken],
 ) -> dict[str, list[int]]:
-    """Each class's features, by a run or measured now."""
-    if found is not None:
-        if found.site != options.site:
-            raise VlmEditError(
-                f"{options.run_folder} measured {found.site}: draw with --site {found.site}"
-            )
+    """Find each class's features, by a run or measured now."""
+    if run is not None:
+        if run.site != options.site:
+            raise VlmEditError(f"{options.run} measured {run.site}: draw with --site {run.site}")
     elif classes:
         pairs = load_pairs(options.pairs)
-        found = measure(
+        run = measure(
             Host.of(pipe.clip, pipe.processor), pairs, dictionary, options.site, progress=False
         )
     else:
         return {}
-    chosen = {name: by_class(found.dominance, cast("Any", name), options.cuts) for name in classes}
+    chosen: dict[str, list[int]] = {
+        name: by_class(run.dominance, cast("Any", name), options.cuts) for name in classes
+    }
     for name, features in chosen.items():
         if not features:
             raise BadArgument(
@@ -274,20 +218,20 @@ def _features(
     return chosen
 
 
-def _strengths(told: str) -> list[float]:
-    found = set()
-    for part in told.split(","):
+def _strengths(text: str) -> list[float]:
+    strengths = set()
+    for part in text.split(","):
         try:
             value = float(part)
         except ValueError:
             value = math.nan
         if not -_FARTHEST <= value <= _FARTHEST:
             raise BadArgument(
-                f"--strength {told}: give numbers from -{_FARTHEST} to {_FARTHEST}, such as "
+                f"--strength {text}: give numbers from -{_FARTHEST} to {_FARTHEST}, such as "
                 f"0,0.5,1, got {part!r}"
             )
-        found.add(value)
-    return sorted(found)
+        strengths.add(value)
+    return sorted(strengths)
 
 
 def _title(name: str, features: dict[str, list[int]]) -> str:

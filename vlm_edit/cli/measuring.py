@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import warnings
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edit.cli import kept
+from vlm_edit.cli.arguments import Measure, Report
 from vlm_edit.cli.host import ZOO
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
@@ -35,14 +35,14 @@ from vlm_edit.report import class_table, feature_table, write_page
 CENTRED = "centred"
 
 
-def measure(options: argparse.Namespace) -> int:
-    """``vlm-edit measure``."""
+def measure(options: Measure) -> int:
+    """Write a run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RepeatedPairs)  # told in a line of its own
         return _measure(options)
 
 
-def _measure(options: argparse.Namespace) -> int:
+def _measure(options: Measure) -> int:
     out = Path(options.out)
     part, parts = _part(options.part)
     if parts > 1 and options.centred:
@@ -112,9 +112,9 @@ def _tell_where(runs: Iterable[Path]) -> None:
         print(f"run:    {run}\npage:   vlm-edit report {run}")
 
 
-def report(options: argparse.Namespace) -> int:
-    """``vlm-edit report``."""
-    run = Path(options.folder)
+def report(options: Report) -> int:
+    """Write a run's page."""
+    run = Path(options.run)
     found = load_measurement(run)
     pairs = _pairs_of(found, options.pairs)
     checksum = found.checksum()
@@ -161,7 +161,7 @@ def _tell(found: Measurement, subject: Subject) -> None:
             print(f"vlm-edit: warning: {text}", file=sys.stderr)
 
 
-def _judge(options: argparse.Namespace) -> Judge | None:
+def _judge(options: Measure) -> Judge | None:
     image, text = options.image_encoder, options.text_encoder
     if image is None and text is None:
         if options.shared_space:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import operator
 import shutil
 from pathlib import Path
 from typing import Any
 
+from vlm_edit.cli.arguments import Apply, Diff, Info, Merge, One, Verified
 from vlm_edit.cli.host import ZOO, load_host, load_model
 from vlm_edit.ground.errors import VlmEditError, line
 from vlm_edit.ground.files import beside
@@ -29,8 +29,8 @@ _WEIGHTS = (
 )
 
 
-def info(options: argparse.Namespace) -> int:
-    """``vlm-edit patch info``."""
+def info(options: Info) -> int:
+    """Print what is in a patch."""
     patch = _load(options.patch, options)
     if options.card:
         print(patch.card(), end="")
@@ -48,23 +48,24 @@ def info(options: argparse.Namespace) -> int:
     return 0
 
 
-def apply(options: argparse.Namespace) -> int:
-    """``vlm-edit patch apply``."""
+def apply(options: Apply) -> int:
+    """Check that a patch fits a model, or bake it in."""
     patch = _load(options.patch, options)
     if options.bake:
-        return _bake(patch, options)
+        return _bake(patch, options, options.bake)
     host = load_model(options.model)
-    patch.attach(host, check_host=options.check_host).remove()
+    check_host = not options.no_check_host
+    patch.attach(host, check_host=check_host).remove()
     rows = [
         (site.name, str(site.width), ", ".join(tap.path for tap in site.taps))
-        for _, site in patch.check(host, check_host=options.check_host)
+        for _, site in patch.check(host, check_host=check_host)
     ]
     print(Table(f"{options.patch} fits {options.model}", ("site", "width", "modules"), rows))
     return 0
 
 
-def merge(options: argparse.Namespace) -> int:
-    """``vlm-edit patch merge``."""
+def merge(options: Merge) -> int:
+    """Write several patches as one."""
     target = _new(options.out)
     patches = [_load(name, options) for name in options.patches]
     merged = functools.reduce(operator.add, patches)
@@ -73,25 +74,25 @@ def merge(options: argparse.Namespace) -> int:
     return 0
 
 
-def diff(options: argparse.Namespace) -> int:
-    """``vlm-edit patch diff``: 1 if they differ."""
-    found = differences(*(_load(name, options) for name in (options.first, options.second)))
-    if not found:
+def diff(options: Diff) -> int:
+    """Print in what two patches differ: 1 if they do."""
+    apart = differences(*(_load(name, options) for name in (options.first, options.second)))
+    if not apart:
         print("the same edits, of the same host")
         return 0
     columns = ("where", "what", options.first, options.second)
-    rows = [[line(cell) for cell in one] for one in found]
-    print(Table(f"{len(found)} differences", columns, rows))
+    rows = [[line(cell) for cell in one] for one in apart]
+    print(Table(f"{len(apart)} differences", columns, rows))
     return 1
 
 
-def _load(name: str, options: argparse.Namespace) -> Patch:
-    told = {key: getattr(options, key, None) for key in ("file", "revision")}
-    return load_patch(name, **told, verify=options.verify)
+def _load(name: str, options: Verified) -> Patch:
+    file, revision = (options.file, options.revision) if isinstance(options, One) else (None, None)
+    return load_patch(name, file=file, revision=revision, verify=not options.no_verify)
 
 
 def _new(name: str) -> Path:
-    """A place to write to that is not there, in a folder that is."""
+    """Return a place to write to that is not there, in a folder that is."""
     place = Path(name).absolute()
     if place.exists():
         raise VlmEditError(f"{name} is there already: remove it, or name another place")
@@ -99,18 +100,18 @@ def _new(name: str) -> Path:
     return place
 
 
-def expect_folder_of(place: Path, told: str) -> None:
-    """Refuse a place whose folder is not there; told is how the user named it."""
+def expect_folder_of(place: Path, name: str) -> None:
+    """Refuse a place whose folder is not there; the name is the user's for it."""
     if not place.absolute().parent.is_dir():
-        raise VlmEditError(f"{told}: its folder does not exist; make it first")
+        raise VlmEditError(f"{name}: its folder does not exist; make it first")
 
 
-def _bake(patch: Patch, options: argparse.Namespace) -> int:
-    """A copy of the model's folder with the edit in its weights, whole or not at all."""
-    target = _new(options.bake)
+def _bake(patch: Patch, options: Apply, folder: str) -> int:
+    """Write a copy of the model's folder with the edit in its weights, whole or not at all."""
+    target = _new(folder)
     load = load_host if options.model.startswith(ZOO) else load_model
     host = load(options.model)
-    baked = patch.bake(host, check_host=options.check_host)
+    baked = patch.bake(host, check_host=not options.no_check_host)
     with beside(target) as partial:
         _write(host, Path(options.model), partial)
         partial.replace(target)
@@ -120,7 +121,7 @@ def _bake(patch: Patch, options: argparse.Namespace) -> int:
 
 
 def _write(host: Host, source: Path, target: Path) -> None:
-    """The model, and all that lies beside its weights but the card, which tells of another."""
+    """Write the model, and what lies beside its weights but the card, which tells of another."""
     model: Any = host.model
     model.save_pretrained(target)
     if host.processor is not None:

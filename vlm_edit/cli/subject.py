@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlm_edit.cli.arguments import Described
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
@@ -35,7 +35,7 @@ from vlm_edit.measuring import measure as measure_pairs
 from vlm_edit.patches import Patch
 from vlm_edit.report import Examples
 
-DICTIONARY = "dictionary_"  # of the arguments that say more of a dictionary than its name
+Loaded = Dictionary | PairedDictionary[Dictionary]
 
 
 def load_pairs(name: str) -> Pairs:
@@ -47,19 +47,13 @@ def load_pairs(name: str) -> Pairs:
     return replace(read_pairs(name), name=str(Path(name).absolute()))
 
 
-def load_dictionary(options: argparse.Namespace) -> Dictionary | PairedDictionary[Dictionary]:
-    """The dictionary that the arguments name: one of the zoo's, a path's or the hub's."""
-    name: str = options.dictionary
-    told = {
-        key.removeprefix(DICTIONARY): value
-        for key, value in vars(options).items()
-        if key.startswith(DICTIONARY) and value is not None
-    }
+def load_dictionary(name: str, **left_open: Any) -> Loaded:
+    """Load a dictionary of the zoo, a path or the hub, with what its files leave open."""
     if not name.startswith(ZOO):
-        found: Dictionary | PairedDictionary[Dictionary] = read_dictionary(name, **told)
-        return found
-    if told:
-        raise BadArgument(f"{name} needs none of --dictionary-{', --dictionary-'.join(told)}")
+        loaded: Loaded = read_dictionary(name, **left_open)
+        return loaded
+    if left_open:
+        raise BadArgument(f"{name} needs none of --dictionary-{', --dictionary-'.join(left_open)}")
     from vlm_edit import zoo
 
     return zoo.load_dictionary(name.removeprefix(ZOO))
@@ -118,7 +112,7 @@ class Subject:
 
     host: Host
     pairs: Pairs
-    dictionary: Dictionary | PairedDictionary[Dictionary] | None
+    dictionary: Loaded | None
     site: str
     batch_size: int
     read: int = 0
@@ -126,8 +120,8 @@ class Subject:
     truncated: int = 0
 
     @classmethod
-    def load(cls, options: argparse.Namespace, host: Host | None = None) -> Subject:
-        """Everything that the arguments name; what is quick to refuse comes first.
+    def load(cls, options: Described, host: Host | None = None) -> Subject:
+        """Load everything that the arguments name; what is quick to refuse comes first.
 
         Args:
             options: The arguments.
@@ -135,7 +129,9 @@ class Subject:
         """
         pairs = load_pairs(options.pairs)
         named = options.dictionary
-        dictionary = load_dictionary(options) if named not in (None, "neurons") else None
+        dictionary = None
+        if named not in (None, "neurons"):
+            dictionary = load_dictionary(named, **options.left_open())
         host = host or load_host(options.model)
         site = host.site(options.site)
         if named == "neurons":
@@ -195,7 +191,7 @@ class Subject:
                 "make the patch in Python (README), as vlm-edit demo --llava does"
             )
 
-    def expect_dictionary(self) -> Dictionary | PairedDictionary[Dictionary]:
+    def expect_dictionary(self) -> Loaded:
         """The dictionary."""
         if self.dictionary is None:
             raise VlmEditError("features are numbers in a dictionary: name it with --dictionary")
@@ -220,7 +216,7 @@ class Subject:
 def run_of(
     folder: str,
     host: Host,
-    dictionary: Dictionary | PairedDictionary[Dictionary] | None,
+    dictionary: Loaded | None,
     pairs: Pairs | None = None,
 ) -> Measurement:
     """A run of this model and, if they are named, with this dictionary and on these pairs.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-
+from vlm_edit.cli.arguments import Demo, Sites
 from vlm_edit.cli.host import load_model
 from vlm_edit.host import quiet_when_piped
 from vlm_edit.report import Table
 
 
-def demo(options: argparse.Namespace) -> int:
-    """``vlm-edit demo``."""
+def demo(options: Demo) -> int:
+    """Run the demonstration: 1 if a verdict is not the known one."""
     from vlm_edit.tasks.demo import as_known, run, run_generation
 
     quiet_when_piped()
@@ -18,8 +17,8 @@ def demo(options: argparse.Namespace) -> int:
     return 0 if as_known(done.checks) else 1
 
 
-def sites(options: argparse.Namespace) -> int:
-    """``vlm-edit sites``."""
+def sites(options: Sites) -> int:
+    """Print the sites of a model."""
     host = load_model(options.model)
     rows = [
         (site.name, str(site.width), ", ".join(site.streams), site.dead or "")

@@ -1,0 +1,399 @@
+"""Declare what each verb takes: a class of arguments a verb, its docstring the verb's help.
+
+Nothing heavy is imported here, so that help and completion are quick: choices and defaults of the
+library are written out, and tests hold them equal.
+"""
+
+# Annotations must be objects: of strings typer would not find the names where one is inherited.
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from typer import Argument, Option
+
+Text = str | None  # these three need not be given
+Count = int | None
+Number = float | None
+Class = Literal["vision", "language", "cross"]
+Cut = Literal["sd", "fixed", "significant"]
+
+
+def option(help: str, *names: str, **more: Any) -> Any:
+    """Return an option with its help, named as its field unless names are given."""
+    return Option(*names, help=help, **more)
+
+
+Model = Annotated[
+    str, Argument(help="model folder, as save_pretrained writes it, or zoo:emoji-clip")
+]
+Batch = Annotated[int, option("pairs per forward")]
+Kept = Annotated[Count, option("tokens kept of a pair and stream (all)")]
+Seed = Annotated[int, option("of every draw")]
+Saved = Annotated[str, Argument(help="a patch file, a folder with one, or owner/name on the hub")]
+DICTIONARY = option(
+    "folder or file of a dictionary in any known format, owner/name on the hub, 'neurons' for the "
+    "raw dimensions, or zoo:joint"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Go the whole way on emoji-clip, checked against what is known."""
+
+    out: Annotated[Text, option("to write (vlm-edit-demo; with --llava nothing)")] = None
+    llava: Annotated[bool, option("instead ask emoji-llava about images", "--llava")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sites:
+    """List the sites of a model."""
+
+    model: Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Name a model, pairs, and a site."""
+
+    model: Model
+    pairs: Annotated[
+        str, Argument(help="CSV of images and texts, or folder: see README; or zoo:pairs")
+    ]
+    site: Annotated[str, option("where")] = "joint"
+    batch_size: Batch = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described(Places):
+    """Name a dictionary too, and say of it what its files do not."""
+
+    dictionary: Annotated[Text, DICTIONARY] = None
+
+    def left_open(self) -> dict[str, Any]:
+        """Return what is said of the dictionary beside its name."""
+        return {
+            name.removeprefix("dictionary_"): value
+            for name, value in vars(self).items()
+            if name.startswith("dictionary_") and value is not None
+        }
+
+
+def _left_open(metavar: str, help: str) -> Any:
+    panel = "Of the dictionary, where its files leave it open"
+    return Option(metavar=metavar, help=help, rich_help_panel=panel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subjected(Described):
+    """Say of the dictionary what its files leave open."""
+
+    dictionary_file: Annotated[Text, _left_open("FILE", "folder or file inside it")] = None
+    dictionary_format: Annotated[Text, _left_open("NAME", "its format (by content)")] = None
+    dictionary_revision: Annotated[Text, _left_open("REV", "branch, tag or commit")] = None
+    dictionary_k: Annotated[Count, _left_open("K", "active features")] = None
+    dictionary_threshold: Annotated[Number, _left_open("T", "of codes")] = None
+    dictionary_activation: Annotated[Text, _left_open("NAME", "such as topk or relu")] = None
+
+
+def _norm(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Places):
+    """Train a dictionary on a model's activations."""
+
+    out: Annotated[
+        str,
+        option("folder for the dictionary (SAELens v6; of two streams, a folder in it for each)"),
+    ]
+    kind: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"] = "batchtopk"
+    separate: Annotated[bool, option("one for each stream, matched by pairs", "--separate")] = False
+    features: int = 512
+    k: Annotated[int, option("active features")] = 16
+    steps: int = 4000
+    rows: Annotated[int, option("activations a step")] = 1024
+    seed: Seed = 0
+    lr: Annotated[float, option("learning rate")] = 3e-3
+    clip: Annotated[
+        Number, option("longest gradient of a step, or none", parser=_norm, metavar="NORM")
+    ] = 0.05
+    held_out: Annotated[float, option("share of pairs to check it on")] = 0.1
+    most: Kept = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Subjected):
+    """Check whether a dictionary fits a model, and what may be wrong."""
+
+    dictionary: Annotated[str, DICTIONARY] = field()
+    most: Kept = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(Subjected):
+    """Measure the dominance of a dictionary's features on pairs."""
+
+    dictionary: Annotated[str, DICTIONARY] = field()
+    out: Annotated[str, option("folder to write the run to")] = "vlm-edit-run"
+    text_encoder: Annotated[
+        Text,
+        option(
+            "an independent text encoder (sentence-transformers or transformers folder), to score "
+            "how alike a feature's texts are",
+            metavar="FOLDER",
+        ),
+    ] = None
+    image_encoder: Annotated[
+        Text, option("likewise of images (transformers folder)", metavar="FOLDER")
+    ] = None
+    shared_space: Annotated[
+        bool,
+        option("both encoders are one model's: compare images with texts too", "--shared-space"),
+    ] = False
+    zeros: Literal["skip", "half", "epsilon"] = "skip"
+    keep: Annotated[int, option("top examples per feature")] = 50
+    centred: Annotated[
+        bool, option("measure again with each stream centred apart", "--centred")
+    ] = False
+    part: Annotated[
+        str,
+        option(
+            "measure one of N parts, as one of N processes with the same --out; the last to finish "
+            "makes the run",
+            metavar="I/N",
+        ),
+    ] = "1/1"
+    every: Annotated[float, option("seconds between two checkpoints")] = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write a run's page with pictures."""
+
+    run: Annotated[str, Argument(help="folder that measure wrote; edit --run adds to it")]
+    pairs: Annotated[Text, option("the run's pairs, if they have moved")] = None
+    page: Annotated[Text, option("the page (RUN/index.html)", metavar="FILE")] = None
+    title: Annotated[Text, option("of the page")] = None
+    seed: Annotated[int, option("of the random features")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(Subjected):
+    """Make a patch or take a saved one; show retrieval before and after."""
+
+    patch: Annotated[Text, option("apply this saved patch")] = None
+    name: Annotated[Class | None, option("make it of this class of features", "--class")] = None
+    features: Annotated[Text, option("or of these numbers, such as 3,17,40")] = None
+    cuts: Annotated[Cut | None, option("rule for --class (significant)")] = None
+    rule: Annotated[Literal["ablate", "scale", "clamp", "steer"] | None, option("(ablate)")] = None
+    factor: Annotated[Number, option("for scale")] = None
+    value: Annotated[Number, option("for clamp")] = None
+    amount: Annotated[Number, option("for steer")] = None
+    strength: Annotated[Number, option("of the rule (1)")] = None
+    tokens: Annotated[Literal["all", "image", "text"] | None, option("(all)")] = None
+    run: Annotated[Text, option("show it on this run's page", metavar="RUN")] = None
+    save: Annotated[Text, option("write the patch here", metavar="FILE")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """Say how files of patches are read."""
+
+    no_verify: Annotated[
+        bool,
+        option("read a file even if a byte of it has changed since it was written", "--no-verify"),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class One(Verified):
+    """Say which patch of several."""
+
+    file: Annotated[Text, option("which one, where a folder or repository has several")] = None
+    revision: Annotated[Text, option("branch, tag or commit of a repository")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(One):
+    """Tell what is in a patch."""
+
+    patch: Saved
+    card: Annotated[bool, option("as the card of a repository instead", "--card")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apply(One):
+    """Check that a patch fits a model, or bake it in."""
+
+    model: Model
+    patch: Saved
+    bake: Annotated[
+        Text, option("write a copy of the model with the edit in its weights", metavar="FOLDER")
+    ] = None
+    no_check_host: Annotated[
+        bool, option("take a model that is not the one the patch was made for", "--no-check-host")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Verified):
+    """Put several patches of one model in one file."""
+
+    patches: Annotated[
+        list[str], Argument(help="patch files, folders with one, or owner/name on the hub")
+    ]
+    out: Annotated[str, option("a file that is not there yet", metavar="FILE")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diff(Verified):
+    """Tell what two patches have not in common (then exit 1)."""
+
+    first: Saved
+    second: Saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bias:
+    """Measure bias between groups of images, and lessen it by a patch."""
+
+    model: Model
+    data: Annotated[
+        str,
+        Argument(
+            help="folder of FairFace, UTKFace, CelebA or Waterbirds, or pairs with a column of "
+            "groups (CSV or folder: see README), or zoo:pairs"
+        ),
+    ]
+    split: Annotated[Text, option("of the data set (the one that is tested on)")] = None
+    most: Annotated[Count, option("images, drawn at random (all)")] = None
+    attribute: Annotated[str, option("column of the groups")] = "gender"
+    values: Annotated[Text, option("of it, such as man,woman (all but none)")] = None
+    prompt: Annotated[
+        list[str],
+        option(
+            "a prompt of a value; may be given several times",
+            default_factory=list,
+            show_default="the value in three templates",
+            metavar="VALUE=TEXT",
+        ),
+    ]
+    label: Annotated[Text, option("column that must still be recognised, such as concept")] = None
+    queries: Annotated[
+        Text,
+        option(
+            "texts that name no group, a line each (the labels, or twenty kinds of person)",
+            metavar="FILE",
+        ),
+    ] = None
+    split_by: Annotated[Text, option("its values are not tuned and tested", metavar="COLUMN")] = (
+        None
+    )
+    seed: Seed = 0
+    k: Annotated[int, option("hits that skews count")] = 20
+    way: Literal["ablate", "project", "difference"] = "difference"
+    aim: Annotated[
+        Literal["prompts", "probe"],
+        option("what must no longer tell the groups: prompts, or a probe trained anew"),
+    ] = "prompts"
+    tolerance: Annotated[float, option("of utility, to lose")] = 0.01
+    batch_size: Batch = 64
+    dictionary: Annotated[Text, option("as for measure; without one, baselines alone")] = None
+    out: Annotated[str, option("folder to write")] = "vlm-edit-bias"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Described):
+    """Fool a model on a folder of images, with a patch or without."""
+
+    dictionary: Annotated[Text, option("as for measure: to see which features move")] = None
+    label: Annotated[Text, option("column with the right class (each image's own text)")] = None
+    labels: Annotated[Text, option("further classes, a line each", metavar="FILE")] = None
+    prompt: Annotated[str, option("of a label")] = "a picture of {}"
+    question: Annotated[Text, option("ask a model that speaks, and attack its answer")] = None
+    target: Annotated[Text, option("what is to be chosen, or answered", metavar="TEXT")] = None
+    eps: Annotated[
+        list[float],
+        option(
+            "radii, of 255; one or several",
+            default_factory=lambda: [1.0, 2.0, 4.0, 8.0],
+            show_default="1 2 4 8",
+        ),
+    ]
+    steps: Annotated[int, option("of each attack")] = 20
+    queries: Annotated[int, option("of Square Attack, 0 for none")] = 100
+    most: Annotated[int, option("images, drawn")] = 64
+    seed: Seed = 0
+    device: Annotated[str, option("such as cuda")] = "cpu"
+    name: Annotated[
+        Class | None,
+        option(
+            "also attack through this class alone, and through as many random features", "--class"
+        ),
+    ] = None
+    patch: Annotated[Text, option("patch to attack through, or zoo:robust-emoji-clip")] = None
+    out: Annotated[str, option("folder to write")] = "vlm-edit-attack"
+
+
+class Taken(StrEnum):
+    """What is taken from a reference: an enumeration, since typer lists no literals."""
+
+    VISION = "vision"
+    CROSS = "cross"
+    LANGUAGE = "language"
+    WHOLE = "whole"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Draw with features taken from a reference, scaled, or kept alone."""
+
+    prompt: Annotated[str, Argument(help="what to draw: a text, or an image file")]
+    reference: Annotated[
+        list[str],
+        option(
+            "what to take from: an image file, or a text; may be given again",
+            default_factory=list,
+            show_default=False,
+        ),
+    ]
+    rule: Annotated[
+        Literal["blend", "scale", "keep"],
+        option(
+            "blend toward the reference; or of the prompt's own features scale some, or keep them "
+            "and lose all others"
+        ),
+    ] = "blend"
+    classes: Annotated[
+        list[Taken],
+        option(
+            "of features, or the reference's whole embedding; may be given again",
+            "--class",
+            default_factory=list,
+            show_default="all",
+        ),
+    ]
+    strength: Annotated[
+        Text,
+        option(
+            "several with commas: 0 draws the prompt, 1 takes the features over, or keeps nothing "
+            "else (0,0.5,1); for scale the factor (0,1,2)"
+        ),
+    ] = None
+    pipeline: Annotated[str, option("folder of an UnclipPipeline")] = "zoo:emoji-unclip"
+    site: Annotated[str, option("where")] = "joint"
+    dictionary: Annotated[str, option("as for measure")] = "zoo:joint"
+    run: Annotated[
+        Text,
+        option(
+            "folder that measure wrote: for the classes, and its page shows the picture",
+            metavar="RUN",
+        ),
+    ] = None
+    pairs: Annotated[str, option("measure on these without --run")] = "zoo:pairs"
+    cuts: Annotated[Cut, option("for the classes")] = "sd"
+    steps: Annotated[Count, option("of the scheduler (the pipeline's)")] = None
+    seed: Annotated[int, option("of the noise")] = 0
+    out: Annotated[str, option("the picture")] = "draw.png"
