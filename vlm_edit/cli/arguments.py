@@ -15,6 +15,7 @@ from typer import Argument, Option
 Text = str | None  # these three need not be given
 Count = int | None
 Number = float | None
+RADII = [1.0, 2.0, 4.0, 8.0]
 Class = Literal["vision", "language", "cross"]
 Cut = Literal["sd", "fixed", "significant"]
 
@@ -22,6 +23,12 @@ Cut = Literal["sd", "fixed", "significant"]
 def option(help: str, *names: str, **more: Any) -> Any:
     """Return an option with its help, named as its field unless names are given."""
     return Option(*names, help=help, **more)
+
+
+def several(help: str, *names: str, **more: Any) -> Any:
+    """Return an option that may be given again, or not at all."""
+    more = {"default_factory": list, "show_default": False, **more}
+    return option(f"{help}; may be given again", *names, **more)
 
 
 Model = Annotated[
@@ -81,7 +88,7 @@ class Described(Places):
 
 def _left_open(metavar: str, help: str) -> Any:
     panel = "Of the dictionary, where its files leave it open"
-    return Option(metavar=metavar, help=help, rich_help_panel=panel)
+    return option(help, metavar=metavar, rich_help_panel=panel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +112,7 @@ class Train(Places):
     """Train a dictionary on a model's activations."""
 
     out: Annotated[
-        str,
-        option("folder for the dictionary (SAELens v6; of two streams, a folder in it for each)"),
+        str, option("folder for the dictionary (SAELens v6; of two streams, one in it for each)")
     ]
     kind: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"] = "batchtopk"
     separate: Annotated[bool, option("one for each stream, matched by pairs", "--separate")] = False
@@ -149,8 +155,7 @@ class Measure(Subjected):
         Text, option("likewise of images (transformers folder)", metavar="FOLDER")
     ] = None
     shared_space: Annotated[
-        bool,
-        option("both encoders are one model's: compare images with texts too", "--shared-space"),
+        bool, option("one model's encoders: compare images with texts too", "--shared-space")
     ] = False
     zeros: Literal["skip", "half", "epsilon"] = "skip"
     keep: Annotated[int, option("top examples per feature")] = 50
@@ -181,7 +186,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Edit(Subjected):
-    """Make a patch or take a saved one; show retrieval before and after."""
+    """Make or take a patch, and show retrieval before and after it."""
 
     patch: Annotated[Text, option("apply this saved patch")] = None
     name: Annotated[Class | None, option("make it of this class of features", "--class")] = None
@@ -202,8 +207,7 @@ class Verified:
     """Say how files of patches are read."""
 
     no_verify: Annotated[
-        bool,
-        option("read a file even if a byte of it has changed since it was written", "--no-verify"),
+        bool, option("read a file even if a byte of it has changed", "--no-verify")
     ] = False
 
 
@@ -273,24 +277,13 @@ class Bias:
     values: Annotated[Text, option("of it, such as man,woman (all but none)")] = None
     prompt: Annotated[
         list[str],
-        option(
-            "a prompt of a value; may be given several times",
-            default_factory=list,
-            show_default="the value in three templates",
-            metavar="VALUE=TEXT",
-        ),
+        several("a prompt of a value (the value in three templates)", metavar="VALUE=TEXT"),
     ]
     label: Annotated[Text, option("column that must still be recognised, such as concept")] = None
     queries: Annotated[
-        Text,
-        option(
-            "texts that name no group, a line each (the labels, or twenty kinds of person)",
-            metavar="FILE",
-        ),
+        Text, option("texts of no group, a line each (the labels, or people)", metavar="FILE")
     ] = None
-    split_by: Annotated[Text, option("its values are not tuned and tested", metavar="COLUMN")] = (
-        None
-    )
+    split_by: Annotated[Text, option("whose values stay on one side", metavar="COLUMN")] = None
     seed: Seed = 0
     k: Annotated[int, option("hits that skews count")] = 20
     way: Literal["ablate", "project", "difference"] = "difference"
@@ -316,11 +309,7 @@ class Attack(Described):
     target: Annotated[Text, option("what is to be chosen, or answered", metavar="TEXT")] = None
     eps: Annotated[
         list[float],
-        option(
-            "radii, of 255; one or several",
-            default_factory=lambda: [1.0, 2.0, 4.0, 8.0],
-            show_default="1 2 4 8",
-        ),
+        several("radii, of 255 (1 2 4 8)", default_factory=RADII.copy, metavar="EPS..."),
     ]
     steps: Annotated[int, option("of each attack")] = 20
     queries: Annotated[int, option("of Square Attack, 0 for none")] = 100
@@ -328,10 +317,7 @@ class Attack(Described):
     seed: Seed = 0
     device: Annotated[str, option("such as cuda")] = "cpu"
     name: Annotated[
-        Class | None,
-        option(
-            "also attack through this class alone, and through as many random features", "--class"
-        ),
+        Class | None, option("also attack through it alone, and as many at random", "--class")
     ] = None
     patch: Annotated[Text, option("patch to attack through, or zoo:robust-emoji-clip")] = None
     out: Annotated[str, option("folder to write")] = "vlm-edit-attack"
@@ -351,14 +337,7 @@ class Draw:
     """Draw with features taken from a reference, scaled, or kept alone."""
 
     prompt: Annotated[str, Argument(help="what to draw: a text, or an image file")]
-    reference: Annotated[
-        list[str],
-        option(
-            "what to take from: an image file, or a text; may be given again",
-            default_factory=list,
-            show_default=False,
-        ),
-    ]
+    reference: Annotated[list[str], several("what to take from: an image file, or a text")]
     rule: Annotated[
         Literal["blend", "scale", "keep"],
         option(
@@ -367,13 +346,7 @@ class Draw:
         ),
     ] = "blend"
     classes: Annotated[
-        list[Taken],
-        option(
-            "of features, or the reference's whole embedding; may be given again",
-            "--class",
-            default_factory=list,
-            show_default="all",
-        ),
+        list[Taken], several("of features, or the reference's whole embedding (all)", "--class")
     ]
     strength: Annotated[
         Text,
@@ -386,11 +359,7 @@ class Draw:
     site: Annotated[str, option("where")] = "joint"
     dictionary: Annotated[str, option("as for measure")] = "zoo:joint"
     run: Annotated[
-        Text,
-        option(
-            "folder that measure wrote: for the classes, and its page shows the picture",
-            metavar="RUN",
-        ),
+        Text, option("of measure: for the classes; its page shows the picture", metavar="RUN")
     ] = None
     pairs: Annotated[str, option("measure on these without --run")] = "zoo:pairs"
     cuts: Annotated[Cut, option("for the classes")] = "sd"

@@ -25,15 +25,6 @@ from vlm_edit.measuring import Pairs
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.report import Table
 from vlm_edit.tasks import adversarial as adv
-from vlm_edit.tasks.adversarial import (
-    RESIDUAL,
-    Case,
-    drawn,
-    most_moved,
-    nearest_text,
-    to_image,
-    write_page,
-)
 
 _HUGE = 64 / 255
 _DRAWS = 5  # of as many random features beside each class
@@ -43,7 +34,7 @@ def attack(options: Attack) -> int:
     """Attack a model on a folder of images, and write what came of it."""
     _expect_consistent(options)
     pairs = load_pairs(options.pairs)
-    numbers = drawn(len(pairs), options.most, options.seed)
+    numbers = adv.drawn(len(pairs), options.most, options.seed)
     pairs, left_out = pairs.select(numbers).readable()
     if not len(pairs):
         raise VlmEditError(f"not one of {len(left_out)} images can be read: {left_out[0][1]}")
@@ -124,7 +115,7 @@ class _Done:
     """What is told and written, the attacked images, and what they may be taken for."""
 
     tables: list[Table]
-    cases: list[Case]
+    cases: list[adv.Case]
     images: Tensor
     names: Sequence[str] = ()
 
@@ -146,9 +137,9 @@ def _choices(options: Attack, host: Host, pairs: Pairs, patch: Patch | None) -> 
         more, moved = _features(options, host, one, attacked)
         tables += more
     was, now = (adv.predict(one.plain, x, options.batch_size) for x in (one.images, attacked))
-    shown = drawn(len(pairs), 12, options.seed)
+    shown = adv.drawn(len(pairs), 12, options.seed)
     cases = [
-        Case(pairs.describe(i), one.images[i].cpu(), attacked[i].cpu(),
+        adv.Case(pairs.describe(i), one.images[i].cpu(), attacked[i].cpu(),
              one.names[int(was[i])], one.names[int(now[i])], moved[i])
         for i in shown
     ]  # fmt: skip
@@ -261,7 +252,7 @@ def _features(
     tables = [_movements(options, one, features, attacked, classes, live)]
     if options.name:
         tables.append(_through(options, options.name, one, features, classes, live))
-    return tables, most_moved(features, one.images, attacked, classes)
+    return tables, adv.most_moved(features, one.images, attacked, classes)
 
 
 def _movements(
@@ -289,7 +280,7 @@ def _movements(
         shares = [moved.share(f"{name} {i}").value for i in range(_DRAWS)]
         spread = Estimate(sum(shares) / _DRAWS, min(shares), max(shares), _DRAWS)
         rows.append((f"{len(members)} random", str(len(members)), spread.text(2)))
-    rows.append((RESIDUAL, "", moved.share(RESIDUAL).text(2)))
+    rows.append((adv.RESIDUAL, "", moved.share(adv.RESIDUAL).text(2)))
     return Table(
         f"What moves at {options.site} under PGD at {options.eps[-1]:g}/255",
         ("class", "features", "share of the squared length"),
@@ -312,7 +303,7 @@ def _through(
     with torch.no_grad():
         parts = [features(some) for some in one.images.split(options.batch_size)]
     codes, normed = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    choose = nearest_text(one.plain.texts, one.plain.scale)
+    choose = adv.nearest_text(one.plain.texts, one.plain.scale)
     rows = []
     for title, some in ((name, chosen), (f"{len(chosen)} random", random)):
         for eps in options.eps:
@@ -359,8 +350,8 @@ def _answers(
         f"{len(images)} images, APGD on the answer's tokens, 95 % Wilson intervals.",
     )
     cases = [
-        Case(pairs.describe(i), images[i].cpu(), last[i].cpu(), said[i], now[i])
-        for i in drawn(len(pairs), 12, options.seed)
+        adv.Case(pairs.describe(i), images[i].cpu(), last[i].cpu(), said[i], now[i])
+        for i in adv.drawn(len(pairs), 12, options.seed)
     ]
     return _Done([table], cases, last)
 
@@ -375,10 +366,11 @@ def _write(out: Path, options: Attack, done: _Done) -> None:
     write_text(out / "attack.json", text + "\n", "table")
     folder = make_folder(out / "images")
     for i, pixels in enumerate(done.images):
-        image = to_image(pixels)
+        image = adv.to_image(pixels)
         write_bytes(folder / f"{i:05d}.png", packed(partial(image.save, format="PNG")), "image")
     note = (
         f"{len(done.cases)} images drawn at random with seed {options.seed}, attacked at "
         f"{options.eps[-1]:g}/255 without a patch."
     )
-    write_page(out / "index.html", f"{options.model} under attack", done.cases, done.tables, note)
+    title = f"{options.model} under attack"
+    adv.write_page(out / "index.html", title, done.cases, done.tables, note)

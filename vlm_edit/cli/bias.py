@@ -19,28 +19,7 @@ from vlm_edit.measuring import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table
 from vlm_edit.selection import difference, random_like
-from vlm_edit.tasks.bias import (
-    Bench,
-    Evidence,
-    Mitigation,
-    Outcome,
-    Questions,
-    Study,
-    bend,
-    cost_table,
-    difference_in_means,
-    edit,
-    effect_table,
-    least_squares_erasure,
-    mitigate,
-    modality_centring,
-    off_chance,
-    off_probe,
-    prompt_difference,
-    read_any,
-    split,
-    write_page,
-)
+from vlm_edit.tasks import bias as task
 
 TEMPLATES = ("{}", "a picture of {}", "a photo of a {}")
 NEUTRAL = tuple(
@@ -51,7 +30,7 @@ NEUTRAL = tuple(
         *("successful", "friendly"),
     )
 )
-AIMS = {"prompts": off_chance, "probe": off_probe}
+AIMS = {"prompts": task.off_chance, "probe": task.off_probe}
 _MOST_VALUES = 8
 _NO_GROUP = ("none", "")
 _FEWEST = 4  # images of a group, on either side
@@ -64,28 +43,28 @@ def bias(options: Bias) -> int:
     out = make_folder(options.out)
     dictionary = load_dictionary(options.dictionary) if options.dictionary else None
     host = load_host(options.model)
-    bench = Bench.read(host, pairs, asked, batch_size=options.batch_size)
-    sides = split(bench.plain.pairs, options.split_by, seed=options.seed)
+    bench = task.Bench.read(host, pairs, asked, batch_size=options.batch_size)
+    sides = task.split(bench.plain.pairs, options.split_by, seed=options.seed)
     _expect_enough(bench.plain, sides)
     learn, test = (bench.part(side) for side in sides)
-    simple = difference_in_means(learn.plain)
+    simple = task.difference_in_means(learn.plain)
     patch, named, mitigation = simple, "difference in means", None
     if dictionary is not None:
         aim = AIMS[options.aim]
-        mitigation = mitigate(
+        mitigation = task.mitigate(
             learn, dictionary, way=options.way, aim=aim, tolerance=options.tolerance
         )
         patch = mitigation.patch
         named = f"{options.way} of {len(mitigation.features)} features"
     studies = _studies(learn, test, named, patch, mitigation, dictionary, options)
-    outcomes = {name: Outcome.of(study, options.k) for name, study in studies.items()}
+    outcomes = {name: task.Outcome.of(study, options.k) for name, study in studies.items()}
     tables = _tables(outcomes, test.plain)
     print("\n\n".join(map(str, tables)))
     tell_left_out(bench.skipped, 0)
     _write(out, options, outcomes, tables)
     shown = {name: studies[name] for name in ("nothing", named)}
     title = f"{asked.attribute} in {options.data}"
-    write_page(out / "index.html", shown, title, tables, seed=options.seed)
+    task.write_page(out / "index.html", shown, title, tables, seed=options.seed)
     print(f"\npage:   {out / 'index.html'}")
     for name, saved in {named: patch, "difference in means": simple}.items():
         file = out / ("patch.safetensors" if saved is patch else "baseline.safetensors")
@@ -94,7 +73,7 @@ def bias(options: Bias) -> int:
     return 0
 
 
-def questions(pairs: Pairs, options: Bias) -> Questions:
+def questions(pairs: Pairs, options: Bias) -> task.Questions:
     """Make what is asked, of the arguments and of what the columns hold.
 
     Raises:
@@ -124,7 +103,7 @@ def questions(pairs: Pairs, options: Bias) -> Questions:
         labels = {f"a picture of {_words(v)}": v for v in sorted(set(pairs.columns[label]))}
     queries = _queries(pairs, labels, options)
     variants = {q: {v: f"{q}, {_words(v)}" for v in values} for q in queries}
-    return Questions(attribute, classes, queries, label or "", labels, variants)
+    return task.Questions(attribute, classes, queries, label or "", labels, variants)
 
 
 def _values(column: Sequence[str], options: Bias) -> list[str]:
@@ -162,7 +141,7 @@ def _read(options: Bias) -> Pairs:
         if options.split:
             raise BadArgument(f"{options.data} has no splits: leave --split out")
         return load_pairs(options.data)
-    return read_any(options.data, options.split)
+    return task.read_any(options.data, options.split)
 
 
 def _drawn(pairs: Pairs, options: Bias) -> Pairs:
@@ -175,7 +154,7 @@ def _drawn(pairs: Pairs, options: Bias) -> Pairs:
     return pairs.select(sorted(order.tolist()))
 
 
-def _expect_enough(study: Study, sides: tuple[Sequence[int], Sequence[int]]) -> None:
+def _expect_enough(study: task.Study, sides: tuple[Sequence[int], Sequence[int]]) -> None:
     for name, side in zip(("tune on", "test on"), sides, strict=True):
         groups = [study.groups[i] for i in side]
         for value in study.questions.values:
@@ -188,37 +167,37 @@ def _expect_enough(study: Study, sides: tuple[Sequence[int], Sequence[int]]) -> 
 
 
 def _studies(
-    learn: Bench,
-    test: Bench,
+    learn: task.Bench,
+    test: task.Bench,
     named: str,
     patch: Patch,
-    mitigation: Mitigation | None,
+    mitigation: task.Mitigation | None,
     dictionary: AnyDictionary | None,
     options: Bias,
-) -> dict[str, Study]:
+) -> dict[str, task.Study]:
     """Make what is tested: nothing, the edit, random features, and baselines."""
     studies = {"nothing": test.plain, named: test.edited(patch)}
     if mitigation is not None and dictionary is not None:
-        evidence = Evidence.gather(learn, dictionary)
+        evidence = task.Evidence.gather(learn, dictionary)
         live = evidence.codes().abs().amax(0).nonzero().flatten().tolist()
         others = difference(live, mitigation.features)
         count = min(len(mitigation.features), len(others))
         drawn = random_like(mitigation.features[:count], others, seed=options.seed)
-        random = edit(evidence, drawn, options.way, strength=mitigation.point.strength)
+        random = task.edit(evidence, drawn, options.way, strength=mitigation.point.strength)
         studies[f"{options.way} of {count} random features"] = test.edited(random)
-    studies["difference in means"] = test.edited(difference_in_means(learn.plain))
-    studies["LEACE"] = test.edited(least_squares_erasure(learn.plain))
-    studies["prompt difference"] = test.edited(prompt_difference(learn.plain))
+    studies["difference in means"] = test.edited(task.difference_in_means(learn.plain))
+    studies["LEACE"] = test.edited(task.least_squares_erasure(learn.plain))
+    studies["prompt difference"] = test.edited(task.prompt_difference(learn.plain))
     if len(set(learn.plain.pairs.texts)) > 1:
-        studies["modality centring"] = test.edited(modality_centring(learn.plain))
-    studies["BEND-VLM (queries only)"] = bend(test.plain, learn.plain)
+        studies["modality centring"] = test.edited(task.modality_centring(learn.plain))
+    studies["BEND-VLM (queries only)"] = task.bend(test.plain, learn.plain)
     return studies
 
 
-def _tables(outcomes: Mapping[str, Outcome], study: Study) -> list[Table]:
+def _tables(outcomes: Mapping[str, task.Outcome], study: task.Study) -> list[Table]:
     asked, people = study.questions, len(study.told_apart)
     images = f"{people} images of {' or '.join(asked.values)}"
-    effect = effect_table(
+    effect = task.effect_table(
         outcomes,
         f"{asked.attribute}: what is left of it",
         f"{images} that nothing was fitted on. read: told by prompts, groups alike, chance "
@@ -228,7 +207,7 @@ def _tables(outcomes: Mapping[str, Outcome], study: Study) -> list[Table]:
         f"{_dealings(outcomes)} times, mean [middle 95 %]: no list is even by chance.",
     )
     of_people = f"; recognised, gap and worst group of the {images}" if asked.labels else ""
-    cost = cost_table(
+    cost = task.cost_table(
         outcomes,
         "What it costs",
         f"Of all {len(study.pairs)} images that nothing was fitted on{of_people}. 95 % intervals "
@@ -237,7 +216,7 @@ def _tables(outcomes: Mapping[str, Outcome], study: Study) -> list[Table]:
     return [effect, *([cost] if cost else [])]
 
 
-def _dealings(outcomes: Mapping[str, Outcome]) -> int:
+def _dealings(outcomes: Mapping[str, task.Outcome]) -> int:
     first = next(iter(outcomes.values()))
     return max((len(draws) for draws in first.chance.values()), default=0)
 
@@ -245,7 +224,7 @@ def _dealings(outcomes: Mapping[str, Outcome]) -> int:
 def _write(
     out: Path,
     options: Bias,
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, task.Outcome],
     tables: Sequence[Table],
 ) -> None:
     edits: dict[str, Any] = {}

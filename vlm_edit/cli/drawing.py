@@ -26,15 +26,7 @@ from vlm_edit.measuring import Measurement, measure
 from vlm_edit.patches import Patch
 from vlm_edit.report import Picture
 from vlm_edit.selection import by_class
-from vlm_edit.tasks.generation import (
-    Row,
-    Stream,
-    grid,
-    interpolate,
-    keep,
-    scale,
-    take,
-)
+from vlm_edit.tasks import generation as gen
 
 WHOLE = Taken.WHOLE
 STRENGTHS = {"blend": "0,0.5,1", "scale": "0,1,2", "keep": "0,0.5,1"}
@@ -72,7 +64,7 @@ def draw(options: Draw) -> int:
                 chosen = features.get(name)
                 patch = _patch(options, dictionary, chosen, reference, embedding, strength)
                 drawings.append(_edited(pipe, source, options, patch))
-            rows.append(Row(_title(name, features), reference, drawings))
+            rows.append(gen.Row(_title(name, features), reference, drawings))
             print(f"{rows[-1].title}: {named}" if named else rows[-1].title, flush=True)
     _save(options, rows, strengths, run)
     return 0
@@ -116,7 +108,7 @@ def _expect_out(options: Draw) -> None:
 
 def _save(
     options: Draw,
-    rows: Sequence[Row],
+    rows: Sequence[gen.Row],
     strengths: Sequence[float],
     run: Measurement | None,
 ) -> None:
@@ -134,7 +126,7 @@ def _save(
         print(f"page:     vlm-edit report {options.run}")
 
 
-def _picture(options: Draw, rows: Sequence[Row], strengths: Sequence[float]) -> Picture:
+def _picture(options: Draw, rows: Sequence[gen.Row], strengths: Sequence[float]) -> Picture:
     """Lay out the grid, and say in words what it shows."""
     title = f"{options.rule}: {_short(options.prompt)}"
     across = ", ".join(f"{strength:g}" for strength in strengths)
@@ -147,7 +139,7 @@ def _picture(options: Draw, rows: Sequence[Row], strengths: Sequence[float]) -> 
         f"By vlm-edit draw with {options.pipeline}, at {options.site}, classes by {options.cuts}, "
         f"{steps}, seed {options.seed}. One noise for all drawings."
     )
-    return Picture(title, grid(rows, strengths, title), f"{words}.", note)
+    return Picture(title, gen.grid(rows, strengths, title), f"{words}.", note)
 
 
 def _patch(
@@ -160,12 +152,12 @@ def _patch(
 ) -> Patch:
     """Make a patch of the rule on these features; without any, toward a whole embedding."""
     if reference is None or embedding is None:
-        change = scale if options.rule == "scale" else keep
+        change = gen.scale if options.rule == "scale" else gen.keep
         return change(options.site, dictionary, features or [], strength)
     if features is None:
-        return interpolate(options.site, embedding, strength)
-    stream: Stream = "text" if isinstance(reference, str) else "image"
-    return take(options.site, dictionary, features, embedding, strength, stream)
+        return gen.interpolate(options.site, embedding, strength)
+    stream: gen.Stream = "text" if isinstance(reference, str) else "image"
+    return gen.take(options.site, dictionary, features, embedding, strength, stream)
 
 
 def _draw(pipe: Any, source: str | Image.Image, options: Draw) -> Image.Image:

@@ -8,19 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vlm_edit import patches
 from vlm_edit.cli.arguments import Apply, Diff, Info, Merge, One, Verified
 from vlm_edit.cli.host import ZOO, load_host, load_model
 from vlm_edit.ground.errors import VlmEditError, line
 from vlm_edit.ground.files import beside
 from vlm_edit.host import Host
-from vlm_edit.patches import (
-    Patch,
-    binding_rows,
-    dictionary_text,
-    differences,
-    host_text,
-    load_patch,
-)
+from vlm_edit.patches import Patch, load_patch
 from vlm_edit.report import Table
 
 _WEIGHTS = (
@@ -36,10 +30,10 @@ def info(options: Info) -> int:
         print(patch.card(), end="")
         return 0
     columns = ("site", "tokens", "rule", "features", "how many")
-    rows = [row for binding in patch.bindings for row in binding_rows(binding)]
+    rows = [row for binding in patch.bindings for row in patches.binding_rows(binding)]
     print(Table(options.patch, columns, [[line(cell) for cell in row] for row in rows]))
-    print(f"\nhost:        {line(host_text(patch.host))}")
-    for text in dict.fromkeys(f"{b.site}: {dictionary_text(b)}" for b in patch.bindings):
+    print(f"\nhost:        {line(patches.host_text(patch.host))}")
+    for text in dict.fromkeys(f"{b.site}: {patches.dictionary_text(b)}" for b in patch.bindings):
         print(f"dictionary:  {line(text)}")
     for key, value in patch.info.items():
         print(f"{line(key) + ':':12} {line(value)}")
@@ -67,16 +61,15 @@ def apply(options: Apply) -> int:
 def merge(options: Merge) -> int:
     """Write several patches as one."""
     target = _new(options.out)
-    patches = [_load(name, options) for name in options.patches]
-    merged = functools.reduce(operator.add, patches)
+    merged = functools.reduce(operator.add, [_load(name, options) for name in options.patches])
     merged.save(target)
-    print(f"{len(merged.bindings)} edits of {len(patches)} patches\n\npatch:  {target}")
+    print(f"{len(merged.bindings)} edits of {len(options.patches)} patches\n\npatch:  {target}")
     return 0
 
 
 def diff(options: Diff) -> int:
     """Print in what two patches differ: 1 if they do."""
-    apart = differences(*(_load(name, options) for name in (options.first, options.second)))
+    apart = patches.differences(*(_load(name, options) for name in (options.first, options.second)))
     if not apart:
         print("the same edits, of the same host")
         return 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlm_edit import measuring
 from vlm_edit.cli.arguments import Described
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary
@@ -20,31 +21,19 @@ from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, Wrong
 from vlm_edit.ground.statistics import proportion
 from vlm_edit.host import Host
 from vlm_edit.measures.probing import hits
-from vlm_edit.measuring import (
-    Measurement,
-    Pairs,
-    Reader,
-    load_measurement,
-    measure_part,
-    pairs_listing,
-    provenance,
-    read_pairs,
-    was_measured,
-)
-from vlm_edit.measuring import measure as measure_pairs
 from vlm_edit.patches import Patch
 from vlm_edit.report import Examples
 
 Loaded = Dictionary | PairedDictionary[Dictionary]
 
 
-def load_pairs(name: str) -> Pairs:
-    """Pairs of a file or a folder, or the zoo's; their name leads back to them."""
+def load_pairs(name: str) -> measuring.Pairs:
+    """Load pairs of a file or a folder, or the zoo's; their name leads back to them."""
     if name == f"{ZOO}pairs":
         from vlm_edit import zoo
 
         return replace(zoo.load_pairs(), name=name)
-    return replace(read_pairs(name), name=str(Path(name).absolute()))
+    return replace(measuring.read_pairs(name), name=str(Path(name).absolute()))
 
 
 def load_dictionary(name: str, **left_open: Any) -> Loaded:
@@ -76,7 +65,7 @@ class Retrieval:
     texts: Sequence[str]
 
     def row(self, before: Retrieval) -> tuple[str, str, str]:
-        """Recall at 1 and at 5, and how far embeddings are from what they were before."""
+        """Tell recall at 1 and at 5, and how far embeddings are from what they were before."""
         now, then = (torch.cat([r.image, r.text]) for r in (self, before))
         moved = (now - then).norm(dim=1) / then.norm(dim=1)
         recalls = [hits(self.image, self.text, self.texts, self.texts, k) for k in (1, 5)]
@@ -84,7 +73,7 @@ class Retrieval:
         return at_1, at_5, f"{float(moved.mean()):.1%}"
 
     def changed(self, before: Retrieval, title: str, shown: int = 12, seed: int = 0) -> Examples:
-        """Random images that find another text first than before."""
+        """Draw random images that find another text first than before."""
         now, then = self._first(), before._first()
         moved = [i for i, pair in enumerate(zip(now, then, strict=True)) if pair[0] != pair[1]]
         order = torch.randperm(len(moved), generator=torch.Generator().manual_seed(seed))
@@ -100,7 +89,7 @@ class Retrieval:
         )
 
     def _first(self) -> list[str]:
-        """The text that each image finds first."""
+        """Return the text that each image finds first."""
         image, text = (F.normalize(x, dim=-1) for x in (self.image, self.text))
         found = torch.cat([(some @ text.mT).argmax(1) for some in image.split(1024)])
         return [self.texts[i] for i in found.tolist()]
@@ -111,7 +100,7 @@ class Subject:
     """A model with pairs and, if one is given, a dictionary."""
 
     host: Host
-    pairs: Pairs
+    pairs: measuring.Pairs
     dictionary: Loaded | None
     site: str
     batch_size: int
@@ -139,44 +128,30 @@ class Subject:
             dictionary = Dictionary.identity(site.width, norm)
         return cls(host, pairs, dictionary, site.name, options.batch_size)
 
-    def measure(self, **options: Any) -> Measurement:
-        """Dominance of the dictionary's features; options as ``vlm_edit.measure`` takes them."""
-        return measure_pairs(
-            self.host,
-            self.pairs,
-            options.pop("dictionary", None) or self.expect_dictionary(),
-            self.site,
-            batch_size=self.batch_size,
-            **options,
-        )
+    def measure(self, **options: Any) -> measuring.Measurement:
+        """Measure the dictionary's features; options as ``vlm_edit.measure`` takes them."""
+        host, pairs, dictionary, site = self._all()
+        options = {"dictionary": dictionary, "batch_size": self.batch_size, **options}
+        return measuring.measure(host, pairs, site=site, **options)
 
     def measure_part(self, part: tuple[int, int], checkpoint: Path, **options: Any) -> None:
-        """One of several parts; options as ``vlm_edit.measuring.measure_part`` takes them."""
-        measure_part(
-            self.host,
-            self.pairs,
-            self.expect_dictionary(),
-            self.site,
-            part=part,
-            checkpoint=checkpoint,
-            batch_size=self.batch_size,
-            **options,
-        )
+        """Measure one of several parts; options likewise."""
+        options = {"batch_size": self.batch_size, **options}
+        measuring.measure_part(*self._all(), part=part, checkpoint=checkpoint, **options)
 
     def was_measured(self, folder: Path, **options: Any) -> bool:
-        """Whether a folder holds what ``measure`` with these options would give."""
+        """Tell whether a folder holds what ``measure`` with these options would give."""
         try:
-            found = load_measurement(folder)
+            found = measuring.load_measurement(folder)
         except VlmEditError:
             return False
-        return was_measured(
-            *(found, self.host, self.pairs, self.expect_dictionary(), self.site),
-            batch_size=self.batch_size,
-            **options,
-        )
+        return measuring.was_measured(found, *self._all(), batch_size=self.batch_size, **options)
 
-    def load_run(self, folder: str) -> Measurement:
-        """A run of this model on these pairs and, if one is named, with this dictionary.
+    def _all(self) -> tuple[Host, measuring.Pairs, Loaded, str]:
+        return self.host, self.pairs, self.expect_dictionary(), self.site
+
+    def load_run(self, folder: str) -> measuring.Measurement:
+        """Load a run of this model on these pairs and, if one is named, with this dictionary.
 
         Raises:
             VlmEditError: No run there, or of something else.
@@ -192,13 +167,13 @@ class Subject:
             )
 
     def expect_dictionary(self) -> Loaded:
-        """The dictionary."""
+        """Return the dictionary."""
         if self.dictionary is None:
             raise VlmEditError("features are numbers in a dictionary: name it with --dictionary")
         return self.dictionary
 
     def retrieval(self, patch: Patch | None) -> Retrieval:
-        """What is retrieved at the joint site, edited or not."""
+        """Embed what is retrieved at the joint site, edited or not."""
         with patch.attach(self.host) if patch else nullcontext():
             image, text, numbers = self._embeddings()
         self.read = len(numbers)
@@ -206,7 +181,9 @@ class Subject:
 
     def _embeddings(self) -> tuple[Tensor, Tensor, list[int]]:
         joint = self.host.site("joint")
-        reader = Reader(self.host, Dictionary.identity(joint.width), batch_size=self.batch_size)
+        reader = measuring.Reader(
+            self.host, Dictionary.identity(joint.width), batch_size=self.batch_size
+        )
         batches = list(reader.read(self.pairs))
         self.skipped, self.truncated = tuple(reader.skipped), reader.truncated
         image, text = (torch.cat([b.hidden[s] for b in batches]) for s in ("image", "text"))
@@ -217,14 +194,14 @@ def run_of(
     folder: str,
     host: Host,
     dictionary: Loaded | None,
-    pairs: Pairs | None = None,
-) -> Measurement:
-    """A run of this model and, if they are named, with this dictionary and on these pairs.
+    pairs: measuring.Pairs | None = None,
+) -> measuring.Measurement:
+    """Load a run of this model and, if they are named, with this dictionary and on these pairs.
 
     Raises:
         VlmEditError: No run there, or of something else.
     """
-    found = load_measurement(folder)
+    found = measuring.load_measurement(folder)
     if found.site not in host.sites:
         raise BadArgument(
             f"{folder} measured {found.site}, which {host.kind.__name__} lacks: name a run of "
@@ -232,11 +209,12 @@ def run_of(
         )
     site = host.site(found.site)
     known: Encodes = dictionary or Dictionary.identity(site.width)
-    here = provenance(host, site, known, {})
+    here = measuring.provenance(host, site, known, {})
     there = found.provenance
     same = {
         "model": here["host"]["sites"] == there.get("host", here["host"])["sites"],
-        "pairs": pairs is None or there.get("pairs", {}).get("listing") == pairs_listing(pairs),
+        "pairs": pairs is None
+        or there.get("pairs", {}).get("listing") == measuring.pairs_listing(pairs),
         "dictionary": dictionary is None
         or there.get("dictionary", {}).get("digest") == here["dictionary"]["digest"],
     }

@@ -8,17 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vlm_edit import dictionaries
 from vlm_edit.cli.arguments import Check, Train
 from vlm_edit.cli.host import load_host
 from vlm_edit.cli.subject import Loaded, Subject, load_pairs, tell_left_out
-from vlm_edit.dictionaries import (
-    Similarity,
-    TrainConfig,
-    expect_origin,
-    save_saelens,
-    train_dictionary,
-    train_paired,
-)
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.files import make_folder
 from vlm_edit.measuring import collect
@@ -54,12 +47,12 @@ def train(options: Train) -> int:
     dictionary: Loaded
     if options.separate:
         # Elsewhere than at a joint embedding tokens are no pairs, but share a space.
-        by: Similarity = "correlation" if site.name == "joint" else "decoder"
-        dictionary = train_paired(streams, config, info, by=by)
+        by: dictionaries.Similarity = "correlation" if site.name == "joint" else "decoder"
+        dictionary = dictionaries.train_paired(streams, config, info, by=by)
     else:
-        dictionary = train_dictionary(streams, config, info)
+        dictionary = dictionaries.train_dictionary(streams, config, info)
     make_folder(out.parent)
-    save_saelens(dictionary, out)
+    dictionaries.save_saelens(dictionary, out)
     _tell(dictionary, held_out, f"{len(pairs) - kept} pairs that it was not trained on")
     tell_left_out(skipped, 0)
     print(f"\ndictionary: {out}")
@@ -77,8 +70,8 @@ def _expect_both(pairs: int, held_out: float) -> int:
     return kept
 
 
-def _config(options: Train) -> TrainConfig:
-    return TrainConfig(
+def _config(options: Train) -> dictionaries.TrainConfig:
+    return dictionaries.TrainConfig(
         kind=options.kind,
         n_features=options.features,
         k=options.k,
@@ -96,7 +89,7 @@ def check(options: Check) -> int:
     """Print whether a dictionary fits: 1 if something looks wrong."""
     subject = Subject.load(options)
     dictionary = subject.expect_dictionary()
-    expect_origin(dictionary.info, subject.site, subject.host.name)
+    dictionaries.expect_origin(dictionary.info, subject.site, subject.host.name)
     skipped: list[tuple[int, str]] = []
     streams = collect(
         subject.host,
