@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from vlm_edit import dictionaries, measuring, selection
+from vlm_edit import dictionaries, measuring
 from vlm_edit.cli import arguments, bias, drawing, main, pipeline
 from vlm_edit.cli.command import VERBS
 from vlm_edit.edits import RULES
 from vlm_edit.measures import dominance
+from vlm_edit.selection.scores import Kind
 from vlm_edit.tasks.bias import Way
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +91,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert choices(arguments.Bias, "aim") == set(bias.AIMS)
     assert choices(arguments.Edit, "rule") < set(RULES.names())
     assert choices(arguments.Draw, "rule") == set(drawing.STRENGTHS) == set(drawing.IDLE)
-    assert set(get_args(arguments.Class)) < set(get_args(selection.Kind))
+    assert set(get_args(arguments.Class)) < set(get_args(Kind))
     assert {*get_args(arguments.Class), "whole"} == set(arguments.Taken)
 
 
