@@ -73,7 +73,7 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True)
 class Described(Places):
-    """Name a dictionary too, and say of it what its files do not."""
+    """Name a dictionary too."""
 
     dictionary: Annotated[Text, DICTIONARY] = None
 
