@@ -10,7 +10,7 @@ from typing import Any
 
 from vlm_edit import patches
 from vlm_edit.cli.arguments import Apply, Diff, Info, Merge, One, Verified
-from vlm_edit.cli.host import ZOO, load_host, load_model
+from vlm_edit.cli.host import load_model
 from vlm_edit.ground.errors import VlmEditError, line
 from vlm_edit.ground.files import beside
 from vlm_edit.host import Host
@@ -102,8 +102,7 @@ def expect_folder_of(place: Path, name: str) -> None:
 def _bake(patch: Patch, options: Apply, folder: str) -> int:
     """Write a copy of the model's folder with the edit in its weights, whole or not at all."""
     target = _new(folder)
-    load = load_host if options.model.startswith(ZOO) else load_model
-    host = load(options.model)
+    host = load_model(options.model)
     baked = patch.bake(host, check_host=not options.no_check_host)
     with beside(target) as partial:
         _write(host, Path(options.model), partial)
@@ -117,7 +116,7 @@ def _write(host: Host, source: Path, target: Path) -> None:
     """Write the model, and what lies beside its weights but the card, which tells of another."""
     model: Any = host.model
     model.save_pretrained(target)
-    if host.processor is not None:
+    if not source.is_dir() and host.processor is not None:  # the zoo's
         host.processor.save_pretrained(target)
         return
     for file in source.iterdir():
