@@ -34,7 +34,7 @@ def clear(run: Path) -> None:
 
 def save_edit(run: Path, table: Table, examples: Examples, of: str) -> None:
     """Keep what an edit did, of the run with this checksum."""
-    told = {
+    document = {
         _RUN: of,
         "table": [table.title, list(table.columns), [list(row) for row in table.rows], table.note],
         "examples": [
@@ -43,15 +43,15 @@ def save_edit(run: Path, table: Table, examples: Examples, of: str) -> None:
             examples.note,
         ],
     }
-    text = json.dumps(told, ensure_ascii=False, indent=1) + "\n"
+    text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
     _keep(run, EDITS, text.encode("utf-8", "replace"), _edit)
 
 
 def save_picture(run: Path, picture: Picture, of: str) -> None:
     """Keep a grid of drawings, likewise; its words stand in the file itself."""
     words = PngImagePlugin.PngInfo()
-    told = {_TITLE: picture.title, _TOLD: picture.told, _NOTE: picture.note, _SOURCE: of}
-    for key, text in told.items():
+    texts = {_TITLE: picture.title, _TOLD: picture.told, _NOTE: picture.note, _SOURCE: of}
+    for key, text in texts.items():
         # Arguments may hold halves of characters that UTF-8 cannot write.
         words.add_itxt(key, text.encode("utf-8", "replace").decode("utf-8"))
     data = packed(lambda file: picture.image.save(file, "PNG", pnginfo=words))
@@ -59,17 +59,17 @@ def save_picture(run: Path, picture: Picture, of: str) -> None:
 
 
 def edits(run: Path, of: str | None = None) -> tuple[list[Table], list[Examples]]:
-    """What was kept of edits, in their order: of the run with this checksum, or all.
+    """Read what was kept of edits, in their order: of the run with this checksum, or all.
 
     Raises:
         VlmEditError: A file is damaged.
     """
-    found = _kept(run, EDITS, _edit, of)
-    return [table for table, _ in found], [examples for _, examples in found]
+    shown = _kept(run, EDITS, _edit, of)
+    return [table for table, _ in shown], [examples for _, examples in shown]
 
 
 def pictures(run: Path, of: str | None = None) -> list[Picture]:
-    """What was kept of drawings, likewise.
+    """Read what was kept of drawings, likewise.
 
     Raises:
         VlmEditError: A file is damaged.
@@ -78,7 +78,7 @@ def pictures(run: Path, of: str | None = None) -> list[Picture]:
 
 
 def others(run: Path, of: str) -> list[Path]:
-    """Files of another run than that with this checksum, which a killed process did not delete."""
+    """Find files of another run than the one with this checksum, left by a killed process."""
     there = (*_all(run, EDITS, _edit), *_all(run, DRAWINGS, _picture))
     return [file for file, whose, _ in there if whose not in (None, of)]
 
@@ -86,7 +86,7 @@ def others(run: Path, of: str) -> list[Path]:
 def _kept(
     run: Path, folder: str, read: Callable[[Path], tuple[str | None, Kept]], of: str | None
 ) -> list[Kept]:
-    """Former versions did not tell whose a file is."""
+    """Read what is of this run; former versions did not tell whose a file is."""
     return [
         what for _, whose, what in _all(run, folder, read) if None in (of, whose) or whose == of
     ]
@@ -100,14 +100,14 @@ def _all(
 
 
 def _edit(file: Path) -> tuple[str | None, tuple[Table, Examples]]:
-    """Whose it is, if that is told, and what was kept."""
+    """Read whose it is, if that is told, and what was kept."""
     try:
         if size_of(file) is None:
             raise ValueError("not a regular file")
-        told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        title, items, note = told["examples"]
+        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        title, items, note = document["examples"]
         shown = Examples(title, [(int(n), lines) for n, lines in items], note)
-        return told.get(_RUN), (Table(*told["table"]), shown)
+        return document.get(_RUN), (Table(*document["table"]), shown)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(
             f"{file} is damaged: delete it, or edit again with --run {file.parents[1]}"
@@ -115,14 +115,14 @@ def _edit(file: Path) -> tuple[str | None, tuple[Table, Examples]]:
 
 
 def _picture(file: Path) -> tuple[str | None, Picture]:
-    """Likewise."""
+    """Read the same of a drawing."""
     try:
         with open_image(file) as image:
             image.load()
             words = {key: str(image.info[key]) for key in (_TITLE, _TOLD, _NOTE)}
             whose = image.info.get(_SOURCE)
-            found = Picture(words[_TITLE], image.copy(), words[_TOLD], words[_NOTE])
-            return None if whose is None else str(whose), found
+            picture = Picture(words[_TITLE], image.copy(), words[_TOLD], words[_NOTE])
+            return None if whose is None else str(whose), picture
     except VlmEditError as error:
         raise DamagedFile(
             f"{file} is damaged: delete it, or draw again with --run {file.parents[1]}"

@@ -89,9 +89,9 @@ def _measure_part(
         elif missing:
             print(f"part {part + 1} of {len(files)} is done; {missing} to go, in {out}")
         else:
-            found = merge_parts(files, subject.pairs, wanted["judge"])
-            _tell(found, subject)
-            _change({out: found}, files)
+            run = merge_parts(files, subject.pairs, wanted["judge"])
+            _tell(run, subject)
+            _change({out: run}, files)
     return 0
 
 
@@ -114,36 +114,36 @@ def _tell_where(runs: Iterable[Path]) -> None:
 
 def report(options: Report) -> int:
     """Write a run's page."""
-    run = Path(options.run)
-    found = load_measurement(run)
-    pairs = _pairs_of(found, options.pairs)
-    checksum = found.checksum()
-    tables, examples = kept.edits(run, checksum)
-    pictures = kept.pictures(run, checksum)
-    page = Path(options.page or run / "index.html")
-    title = options.title or f"Features at {found.site}"
-    write_page(page, found, pairs, title, tables, examples, pictures, seed=options.seed)
-    for file in kept.others(run, checksum):
+    folder = Path(options.run)
+    run = load_measurement(folder)
+    pairs = _pairs_of(run, options.pairs)
+    checksum = run.checksum()
+    tables, examples = kept.edits(folder, checksum)
+    pictures = kept.pictures(folder, checksum)
+    page = Path(options.page or folder / "index.html")
+    title = options.title or f"Features at {run.site}"
+    write_page(page, run, pairs, title, tables, examples, pictures, seed=options.seed)
+    for file in kept.others(folder, checksum):
         print(f"left out, since it is of a run that was here before: {file}", file=sys.stderr)
     print(f"page:   {page}")
     return 0
 
 
-def _pairs_of(found: Measurement, named: str | None) -> Pairs:
-    """The pairs that a run measured, where it found them or where they are now."""
-    told = found.provenance.get("pairs", {})
-    told = told if isinstance(told, dict) else {}
+def _pairs_of(run: Measurement, named: str | None) -> Pairs:
+    """Load the pairs that a run measured, from where they were or where they are now."""
+    listed = run.provenance.get("pairs", {})
+    listed = listed if isinstance(listed, dict) else {}
     # Without their digest a stranger's run may name any file of the reader's.
-    own = "texts" in told or told.get("name") == f"{ZOO}pairs"
-    source = named or (told.get("name") if own else None)
+    own = "texts" in listed or listed.get("name") == f"{ZOO}pairs"
+    source = named or (listed.get("name") if own else None)
     if not isinstance(source, str):
         raise CannotKnow("the run does not say which pairs it measured: name them with --pairs")
     try:
         pairs = load_pairs(source)
     except VlmEditError as error:
         raise VlmEditError(f"{error}; name the pairs of the run with --pairs") from error
-    if told.get("texts", texts_digest(pairs)) != texts_digest(pairs):
-        count = told.get("count", found.n_pairs)
+    if listed.get("texts", texts_digest(pairs)) != texts_digest(pairs):
+        count = listed.get("count", run.n_pairs)
         raise VlmEditError(
             f"{source} ({len(pairs)} pairs) does not hold the texts of the {count} pairs "
             "that the run measured: name the run's own with --pairs"
@@ -151,12 +151,12 @@ def _pairs_of(found: Measurement, named: str | None) -> Pairs:
     return pairs
 
 
-def _tell(found: Measurement, subject: Subject) -> None:
-    for table in (class_table(found), feature_table(found, subject.pairs)):
+def _tell(run: Measurement, subject: Subject) -> None:
+    for table in (class_table(run), feature_table(run, subject.pairs)):
         print(f"{table}\n")
-    tell_left_out(found.skipped, found.truncated)
-    for stream, repeats in found.repeats.items():
-        text = repeats.warning(found.n_pairs, stream)
+    tell_left_out(run.skipped, run.truncated)
+    for stream, repeats in run.repeats.items():
+        text = repeats.warning(run.n_pairs, stream)
         if text is not None:
             print(f"vlm-edit: warning: {text}", file=sys.stderr)
 
@@ -176,7 +176,7 @@ def _judge(options: Measure) -> Judge | None:
 
 
 def _part(text: str) -> tuple[int, int]:
-    """The part counted from 0, and how many there are; typed from 1."""
+    """Return the part counted from 0, and how many there are; typed from 1."""
     try:
         i, n = (int(number) for number in text.split("/"))
     except ValueError as error:

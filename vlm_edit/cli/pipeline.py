@@ -20,7 +20,7 @@ KIND, SHIPPED = "UnclipPipeline", f"{ZOO}emoji-unclip"
 
 
 def load_pipeline(name: str) -> Any:
-    """The zoo's pipeline, or a folder's.
+    """Load the zoo's pipeline, or a folder's.
 
     Raises:
         VlmEditError: diffusers is missing, or the folder holds no ``UnclipPipeline`` with a host.
@@ -62,27 +62,27 @@ def _expect_kind(name: str) -> None:
     if not index.is_file():
         raise BadArgument(f"no pipeline at {name!r}: it must be a folder with a model_index.json")
     try:
-        told = json.loads(index.read_text("utf-8")).get("_class_name")
+        kind = json.loads(index.read_text("utf-8")).get("_class_name")
     except (ValueError, AttributeError) as error:
         raise DamagedFile(f"{index} is damaged ({error}): save the pipeline again") from error
-    if told != KIND:
+    if kind != KIND:
         raise VlmEditError(
-            f"{name} is a pipeline of class {told}, and draw knows {KIND}: edit others in Python, "
+            f"{name} is a pipeline of class {kind}, and draw knows {KIND}: edit others in Python, "
             "as docs/text-to-image.md shows"
         )
 
 
-def read(told: str) -> str | Image.Image:
-    """An image if there is such a file, else the text itself.
+def read(source: str) -> str | Image.Image:
+    """Read an image if there is such a file, else the text itself.
 
     Raises:
         VlmEditError: It is a file, or is named like an image, and none can be read.
     """
-    if not os.path.isfile(told) and Path(told).suffix.lower() not in IMAGE_ENDINGS:
+    if not os.path.isfile(source) and Path(source).suffix.lower() not in IMAGE_ENDINGS:
         # Arguments may hold halves of characters that no tokenizer takes.
-        return told.encode("utf-8", "replace").decode("utf-8")
+        return source.encode("utf-8", "replace").decode("utf-8")
     try:
-        with open_image(told) as image:
+        with open_image(source) as image:
             return as_seen(image)
     except VlmEditError as error:
         raise VlmEditError(
@@ -91,7 +91,7 @@ def read(told: str) -> str | Image.Image:
 
 
 def embed(pipe: Any, site: str, what: str | Image.Image) -> Tensor:
-    """What a prompt or an image is at the site, [d]."""
+    """Embed a prompt or an image at the site, [d]."""
     if isinstance(what, str):
         return read_reference(pipe.clip, site, lambda: pipe.encode_prompt(what), "text")
     return read_reference(pipe.clip, site, lambda: pipe.encode_image(what), "image")

@@ -83,7 +83,7 @@ class Retrieval:
         ]
         return Examples(
             title,
-            [(self.numbers[i], told) for i, told in zip(chosen, lines, strict=True)],
+            [(self.numbers[i], three) for i, three in zip(chosen, lines, strict=True)],
             f"{len(moved)} of {len(now)} images find another text first; {len(chosen)} of them, "
             f"drawn at random with seed {seed}.",
         )
@@ -91,8 +91,8 @@ class Retrieval:
     def _first(self) -> list[str]:
         """Return the text that each image finds first."""
         image, text = (F.normalize(x, dim=-1) for x in (self.image, self.text))
-        found = torch.cat([(some @ text.mT).argmax(1) for some in image.split(1024)])
-        return [self.texts[i] for i in found.tolist()]
+        first = torch.cat([(some @ text.mT).argmax(1) for some in image.split(1024)])
+        return [self.texts[i] for i in first.tolist()]
 
 
 @dataclass(eq=False)
@@ -142,10 +142,10 @@ class Subject:
     def was_measured(self, folder: Path, **options: Any) -> bool:
         """Tell whether a folder holds what ``measure`` with these options would give."""
         try:
-            found = measuring.load_measurement(folder)
+            run = measuring.load_measurement(folder)
         except VlmEditError:
             return False
-        return measuring.was_measured(found, *self._all(), batch_size=self.batch_size, **options)
+        return measuring.was_measured(run, *self._all(), batch_size=self.batch_size, **options)
 
     def _all(self) -> tuple[Host, measuring.Pairs, Loaded, str]:
         return self.host, self.pairs, self.expect_dictionary(), self.site
@@ -201,16 +201,16 @@ def run_of(
     Raises:
         VlmEditError: No run there, or of something else.
     """
-    found = measuring.load_measurement(folder)
-    if found.site not in host.sites:
+    run = measuring.load_measurement(folder)
+    if run.site not in host.sites:
         raise BadArgument(
-            f"{folder} measured {found.site}, which {host.kind.__name__} lacks: name a run of "
+            f"{folder} measured {run.site}, which {host.kind.__name__} lacks: name a run of "
             "this model, or leave --run out"
         )
-    site = host.site(found.site)
+    site = host.site(run.site)
     known: Encodes = dictionary or Dictionary.identity(site.width)
     here = measuring.provenance(host, site, known, {})
-    there = found.provenance
+    there = run.provenance
     same = {
         "model": here["host"]["sites"] == there.get("host", here["host"])["sites"],
         "pairs": pairs is None
@@ -223,7 +223,7 @@ def run_of(
             raise WrongHost(
                 f"{folder} is a run with another {what}: measure this one first, or leave --run out"
             )
-    return found
+    return run
 
 
 def tell_left_out(skipped: Sequence[tuple[int, str]], truncated: int) -> None:
