@@ -71,11 +71,22 @@ class Places:
     batch_size: Batch = 64
 
 
+def _left_open(metavar: str, help: str) -> Any:
+    panel = "Of the dictionary, where its files leave it open"
+    return option(help, metavar=metavar, rich_help_panel=panel)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Described(Places):
-    """Name a dictionary too."""
+class Subjected(Places):
+    """Name a dictionary too, and say of it what its files leave open."""
 
     dictionary: Annotated[Text, DICTIONARY] = None
+    dictionary_file: Annotated[Text, _left_open("FILE", "folder or file inside it")] = None
+    dictionary_format: Annotated[Text, _left_open("NAME", "its format (by content)")] = None
+    dictionary_revision: Annotated[Text, _left_open("REV", "branch, tag or commit")] = None
+    dictionary_k: Annotated[Count, _left_open("K", "active features")] = None
+    dictionary_threshold: Annotated[Number, _left_open("T", "of codes")] = None
+    dictionary_activation: Annotated[Text, _left_open("NAME", "such as topk or relu")] = None
 
     def left_open(self) -> dict[str, Any]:
         """Return what is said of the dictionary beside its name."""
@@ -84,23 +95,6 @@ class Described(Places):
             for name, value in vars(self).items()
             if name.startswith("dictionary_") and value is not None
         }
-
-
-def _left_open(metavar: str, help: str) -> Any:
-    panel = "Of the dictionary, where its files leave it open"
-    return option(help, metavar=metavar, rich_help_panel=panel)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subjected(Described):
-    """Say of the dictionary what its files leave open."""
-
-    dictionary_file: Annotated[Text, _left_open("FILE", "folder or file inside it")] = None
-    dictionary_format: Annotated[Text, _left_open("NAME", "its format (by content)")] = None
-    dictionary_revision: Annotated[Text, _left_open("REV", "branch, tag or commit")] = None
-    dictionary_k: Annotated[Count, _left_open("K", "active features")] = None
-    dictionary_threshold: Annotated[Number, _left_open("T", "of codes")] = None
-    dictionary_activation: Annotated[Text, _left_open("NAME", "such as topk or relu")] = None
 
 
 def _norm(text: str) -> float | None:
@@ -298,7 +292,7 @@ class Bias:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(Described):
+class Attack(Subjected):
     """Fool a model on a folder of images, with a patch or without."""
 
     dictionary: Annotated[Text, option("as for measure: to see which features move")] = None

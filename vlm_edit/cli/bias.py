@@ -222,10 +222,7 @@ def _dealings(outcomes: Mapping[str, task.Outcome]) -> int:
 
 
 def _write(
-    out: Path,
-    options: Bias,
-    outcomes: Mapping[str, task.Outcome],
-    tables: Sequence[Table],
+    out: Path, options: Bias, outcomes: Mapping[str, task.Outcome], tables: Sequence[Table]
 ) -> None:
     edits: dict[str, Any] = {}
     for name, outcome in outcomes.items():

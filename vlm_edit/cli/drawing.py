@@ -107,10 +107,7 @@ def _expect_out(options: Draw) -> None:
 
 
 def _save(
-    options: Draw,
-    rows: Sequence[gen.Row],
-    strengths: Sequence[float],
-    run: Measurement | None,
+    options: Draw, rows: Sequence[gen.Row], strengths: Sequence[float], run: Measurement | None
 ) -> None:
     """Write the picture, and a copy for the run's page."""
     picture = _picture(options, rows, strengths)

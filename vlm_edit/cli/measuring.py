@@ -55,7 +55,7 @@ def _measure(options: Measure) -> int:
     wanted: dict[str, Any] = {"zeros": options.zeros, "keep": options.keep, "judge": judge}
     files = [out / f"part-{i + 1}-of-{parts}.checkpoint" for i in range(parts)]
     if parts > 1:
-        return _measure_part(subject, out, part, files, options.every, wanted)
+        return _measure_part(subject, options, part, files, wanted)
     runs = {out: subject.measure(**wanted, checkpoint=files[0], every=options.every)}
     _tell(runs[out], subject)
     if options.centred:
@@ -69,16 +69,12 @@ def _measure(options: Measure) -> int:
 
 
 def _measure_part(
-    subject: Subject,
-    out: Path,
-    part: int,
-    files: Sequence[Path],
-    every: float,
-    wanted: Mapping[str, Any],
+    subject: Subject, options: Measure, part: int, files: Sequence[Path], wanted: Mapping[str, Any]
 ) -> int:
     """Measure a part; the process that finds all of them finished makes the run."""
+    out = Path(options.out)
     if not subject.was_measured(out, **wanted):
-        subject.measure_part((part, len(files)), files[part], every=every, **wanted)
+        subject.measure_part((part, len(files)), files[part], every=options.every, **wanted)
     with locked(out):
         missing = sum(not is_finished(file) for file in files)
         if missing and subject.was_measured(out, **wanted):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit import measuring
-from vlm_edit.cli.arguments import Described
+from vlm_edit.cli.arguments import Subjected
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
@@ -109,7 +109,7 @@ class Subject:
     truncated: int = 0
 
     @classmethod
-    def load(cls, options: Described, host: Host | None = None) -> Subject:
+    def load(cls, options: Subjected, host: Host | None = None) -> Subject:
         """Load everything that the arguments name; what is quick to refuse comes first.
 
         Args:
@@ -191,10 +191,7 @@ class Subject:
 
 
 def run_of(
-    folder: str,
-    host: Host,
-    dictionary: Loaded | None,
-    pairs: measuring.Pairs | None = None,
+    folder: str, host: Host, dictionary: Loaded | None, pairs: measuring.Pairs | None = None
 ) -> measuring.Measurement:
     """Load a run of this model and, if they are named, with this dictionary and on these pairs.
 
