@@ -34,8 +34,8 @@ def train(options: Train) -> int:
     skipped: list[tuple[int, str]] = []
 
     def read(numbers: range) -> dict[str, Tensor]:
-        size, unread = options.batch_size, list[tuple[int, str]]()
-        some = pairs.select(numbers)
+        unread: list[tuple[int, str]] = []
+        some, size = pairs.select(numbers), options.batch_size
         streams = collect(
             host, some, site.name, most=options.most, batch_size=size, left_out=unread
         )
