@@ -19,10 +19,10 @@ ENTRY_POINTS = "vlm_edit.adapters"
 
 
 def find_adapter(model: Model) -> Adapter:
-    """The adapter registered for a host.
+    """Find the adapter registered for a host.
 
-    Looked up by ``model.config.model_type``; failing that by the host's class or one it inherits
-    from, named with its top-level package: ``open_clip.CLIP``. What is registered for a base may
+    It is looked up by ``model.config.model_type``; failing that by the host's class or one it
+    inherits from, named with its top-level package: ``open_clip.CLIP``. For a base there may
     be a table of adapters by class: that of the host's class counts, or of the nearest it inherits
     from. A pipeline's is put together from what is registered for its class and for the models
     inside it.
@@ -32,14 +32,14 @@ def find_adapter(model: Model) -> Adapter:
     """
     host = unwrap(model)
     model_type = getattr(getattr(host, "config", None), "model_type", None)
-    known = _registered()
+    points = _registered()
     classes = [_key(kind) for kind in class_of(host).__mro__]
     keys = [key for key in (model_type, *classes) if isinstance(key, str)]
     for key in keys:
-        if key in known:
-            table = _load(key, known[key])
+        if key in points:
+            table = _load(key, points[key])
             return _fitting(key, next(table[name] for name in keys if name in table), host)
-    names = ", ".join(sorted(known)) or "none: is vlm-edit installed?"
+    names = ", ".join(sorted(points)) or "none: is vlm-edit installed?"
     raise UnknownName(
         f"no adapter for {class_of(host).__name__} (config.model_type is {model_type!r}, the class "
         f"{classes[0]!r}; known: {names}). Pass Host.of(model, adapter=Adapter.of({{...}})) with "
@@ -49,7 +49,7 @@ def find_adapter(model: Model) -> Adapter:
 
 
 def join_adapters(pipeline: Pipeline, rules: PipelineAdapter) -> Adapter:
-    """The adapter of a pipeline whose class none is registered for, from those of its models.
+    """Make the adapter of a pipeline, whose class has none, from those of its models.
 
     Args:
         pipeline: What holds the models.
@@ -93,9 +93,9 @@ def _registered() -> Mapping[str, list[EntryPoint]]:
 
 
 def _load(key: str, points: list[EntryPoint]) -> Mapping[str, Adapter | PipelineAdapter]:
-    """What an entry point registers by what it is for, its own key among it."""
-    registered = load_point("adapter", key, points, ", or say which with Host.of(adapter=)")
-    table = registered if isinstance(registered, Mapping) else {key: registered}
+    """Return what an entry point registers, by what it is for, its own key among it."""
+    entry = load_point("adapter", key, points, ", or say which with Host.of(adapter=)")
+    table = entry if isinstance(entry, Mapping) else {key: entry}
     for name, adapter in table.items():
         if not isinstance(adapter, Adapter | PipelineAdapter):
             raise VlmEditError(

@@ -25,7 +25,7 @@ MARKS = ("{i}", "{j}")
 
 @dataclass(frozen=True)
 class TapRule:
-    """Where one stream of a site lies.
+    """The place of one stream of a site.
 
     Attributes:
         paths: Candidate module paths, tried in order (they move between releases of a host's
@@ -71,7 +71,7 @@ class TapRule:
 
 @dataclass(frozen=True)
 class SiteRule:
-    """How a family names a site.
+    """A family's rule for the name and the place of a site.
 
     Attributes:
         name: ``joint``, with a layer's number ``vision.{i}``, or with a stage's and a layer's
@@ -160,7 +160,7 @@ class PipelineAdapter:
     appended: bool = False
 
     def encoder(self, path: str) -> Encoder | None:
-        """The encoder that a module's path in the pipeline leads into."""
+        """Return the encoder that a module's path in the pipeline leads into."""
         name = path.split(".")[0]
         return next((encoder for encoder in self.encoders if encoder.name == name), None)
 
@@ -213,7 +213,7 @@ class Adapter:
         calls: Sequence[str] = (),
         grid: str | None = None,
     ) -> Adapter:
-        """An adapter for one model of your own, any ``torch.nn.Module``.
+        """Make an adapter for one model of your own, any ``torch.nn.Module``.
 
         Args:
             sites: By name (``vision.{i}`` for layers) where the site is: ``(path, stream,
@@ -257,9 +257,9 @@ Place = tuple[str, Stream, str | int] | tuple[str, Stream, str | int, int]
 
 
 def _rule(name: str, places: Place | Sequence[Place]) -> SiteRule:
-    listed = [places] if isinstance(places, tuple) and isinstance(places[0], str) else list(places)
+    entries = [places] if isinstance(places, tuple) and isinstance(places[0], str) else list(places)
     taps, widths = [], []
-    for place in listed:
+    for place in entries:
         if not isinstance(place, tuple) or len(place) not in (3, 4):
             raise VlmEditError(
                 f"site {name!r}: {place!r} is not a place; write (path, stream, width), for "
@@ -279,5 +279,5 @@ def _rule(name: str, places: Place | Sequence[Place]) -> SiteRule:
 
 
 def _marks(text: str) -> tuple[str, ...]:
-    """The numbers in a name or path, in order."""
+    """Return the marks of numbers in a name or path, in order."""
     return tuple(re.findall("|".join(map(re.escape, MARKS)), text))

@@ -20,7 +20,7 @@ PIPELINE = "pipeline"
 def fingerprint(
     host: Host | Model, sites: Sequence[Site], like: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Architecture, and a few weights of each of the sites' modules, as JSON-able values.
+    """Return the architecture and a few weights of each of the sites' modules, JSON-able.
 
     Of a host in pieces it holds what lies in this process, with its places; where weights cannot
     be read, why.
@@ -31,44 +31,47 @@ def fingerprint(
         like: An earlier fingerprint, to look at the same places as it did.
     """
     root = Host.of(host).root
-    asked = (like or {}).get("sites", {})
+    entries = (like or {}).get("sites", {})
     return {
         # Many pipelines share their encoders, which their weights tell.
         "architecture": PIPELINE if isinstance(root, PipelineHost) else _class_of(root).__name__,
         "model_type": getattr(getattr(root, "config", None), "model_type", None),
-        "sites": {site.name: _site(root, site, asked.get(site.name, {})) for site in sites},
+        "sites": {site.name: _site(root, site, entries.get(site.name, {})) for site in sites},
     }
 
 
 def _site(host: nn.Module, site: Site, like: Mapping[str, Any]) -> dict[str, Any]:
-    """What is remembered of a site; ``held`` and ``unread`` only where weights are not plain."""
+    """Return what is remembered of a site.
+
+    It has ``held`` and ``unread`` only where weights are not plain.
+    """
     weights: dict[str, list[float] | None] = {}
-    held: dict[str, dict[str, Any]] = {}
+    pieces: dict[str, dict[str, Any]] = {}
     unread: dict[str, str] = {}
-    before = list(like.get("weights", ()))
+    paths = list(like.get("weights", ()))
     for number, tap in enumerate(site.taps):
-        there = like.get("held", {}).get(before[number]) if number < len(before) else None
-        found = sample(tap.module, there and there["at"], host, tap.path)
+        piece = like.get("held", {}).get(paths[number]) if number < len(paths) else None
+        reading = sample(tap.module, piece and piece["at"], host, tap.path)
         weights[tap.path] = None
-        if isinstance(found, str):
-            unread[tap.path] = found
-        elif found.whole:
-            weights[tap.path] = list(found.values.values())
+        if isinstance(reading, str):
+            unread[tap.path] = reading
+        elif reading.whole:
+            weights[tap.path] = list(reading.values.values())
         else:
-            told = {"at": list(found.values), "values": list(found.values.values())}
-            held[tap.path] = {"of": found.of, **told}
-    told = {"width": site.width, "weights": weights}
-    return told | ({"held": held} if held else {}) | ({"unread": unread} if unread else {})
+            entry = {"at": list(reading.values), "values": list(reading.values.values())}
+            pieces[tap.path] = {"of": reading.of, **entry}
+    entry = {"width": site.width, "weights": weights}
+    return entry | ({"held": pieces} if pieces else {}) | ({"unread": unread} if unread else {})
 
 
 def unguarded(host: Mapping[str, Any]) -> dict[str, str]:
-    """Sites of a fingerprint that say nothing of their weights, with the reason."""
-    found = {}
+    """Return the sites of a fingerprint that say nothing of their weights, with the reason."""
+    causes = {}
     for name, site in host["sites"].items():
         if not any(site["weights"].values()) and not site.get("held"):
             reasons = [*site.get("unread", {}).values()]
-            found[name] = reasons[0] if reasons else "its weights could not be read"
-    return found
+            causes[name] = reasons[0] if reasons else "its weights could not be read"
+    return causes
 
 
 def expect_host(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[str, str]:
@@ -92,18 +95,18 @@ def expect_host(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[
             )
     blind = {}
     for name, site in expected["sites"].items():
-        found = actual["sites"][name]
-        if site["width"] != found["width"]:
+        actual_site = actual["sites"][name]
+        if site["width"] != actual_site["width"]:
             raise WrongHost(
-                f"site {name!r} is {site['width']} wide in the patch's host, {found['width']} in "
-                f"this one: {mend}"
+                f"site {name!r} is {site['width']} wide in the patch's host, "
+                f"{actual_site['width']} in this one: {mend}"
             )
-        if len(site["weights"]) != len(found["weights"]):
+        if len(site["weights"]) != len(actual_site["weights"]):
             raise WrongHost(
                 f"site {name!r} is {len(site['weights'])} modules in the patch's host, "
-                f"{len(found['weights'])} in this one: {mend}"
+                f"{len(actual_site['weights'])} in this one: {mend}"
             )
-        verdicts = same_weights(site, found)
+        verdicts = same_weights(site, actual_site)
         for path, same in verdicts.items():
             if same is False:
                 raise WrongHost(
@@ -111,20 +114,20 @@ def expect_host(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[
                     f"for: {mend}"
                 )
         if not any(verdicts.values()):
-            blind[name] = _why_blind(site, found)
+            blind[name] = _why_blind(site, actual_site)
     return blind
 
 
 def same_weights(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[str, bool | None]:
-    """Whether samples of a site's modules are one another's to 2 % of their scale, by path.
+    """Return by path whether samples of a site's modules agree to 2 % of their scale.
 
-    None is where nothing of a module is known on both sides.
+    None where nothing of a module is known on both sides.
     """
-    found: dict[str, bool | None] = {}
-    for path, there in zip(expected["weights"], actual["weights"], strict=False):
-        a, b = _sample_at(expected, path), _sample_at(actual, there)
-        found[path] = None if a is None or b is None else _alike(a, b)
-    return found
+    verdicts: dict[str, bool | None] = {}
+    for path, actual_path in zip(expected["weights"], actual["weights"], strict=False):
+        a, b = _sample_at(expected, path), _sample_at(actual, actual_path)
+        verdicts[path] = None if a is None or b is None else _alike(a, b)
+    return verdicts
 
 
 def _alike(a: Sample, b: Sample) -> bool | None:
@@ -144,10 +147,10 @@ def _alike(a: Sample, b: Sample) -> bool | None:
 
 
 def _sample_at(site: Mapping[str, Any], path: str) -> Sample | None:
-    """A module's sample; of size 0 where only its values are known, evenly spaced."""
-    held = site.get("held", {}).get(path)
-    if held:
-        return Sample(held["of"], dict(zip(held["at"], held["values"], strict=True)))
+    """Return a module's sample; of size 0 where only its values are known, evenly spaced."""
+    piece = site.get("held", {}).get(path)
+    if piece:
+        return Sample(piece["of"], dict(zip(piece["at"], piece["values"], strict=True)))
     values = site["weights"][path]
     return Sample(0, dict(enumerate(values))) if values else None
 
@@ -158,15 +161,17 @@ def _placed(found: Sample, size: int) -> dict[int, float]:
 
 
 def _why_blind(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> str:
-    there, here = ([*site.get("unread", {}).values()] for site in (expected, actual))
-    if here:
-        return f"in this host {here[0]}"
-    if there:
-        return f"in the host it was saved for {there[0]}"
+    expected_reasons, actual_reasons = (
+        [*site.get("unread", {}).values()] for site in (expected, actual)
+    )
+    if actual_reasons:
+        return f"in this host {actual_reasons[0]}"
+    if expected_reasons:
+        return f"in the host it was saved for {expected_reasons[0]}"
     return "this process holds other pieces of its weights than the one that saved the patch"
 
 
 def _class_of(host: nn.Module) -> type:
-    """The host's class, behind one that FSDP has made of it."""
+    """Return the host's class, behind one that FSDP has made of it."""
     classes = type(host).__mro__
     return next(c for c in classes if not c.__module__.startswith("torch.distributed"))

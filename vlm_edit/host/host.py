@@ -29,7 +29,7 @@ Prompt = Callable[[Any, "Sequence[Image.Image]", Sequence[str]], Mapping[str, An
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a host's forward takes for some pairs.
+    """The arguments that a host's forward takes for some pairs.
 
     Attributes:
         values: Its arguments, on the host's device and in its dtype.
@@ -167,8 +167,8 @@ class Host:
             sites = f" with {len(self.sites)} sites"
         except VlmEditError:
             sites = " without known sites"
-        made = "" if self.processor is None else f" and a {type(self.processor).__name__}"
-        return f"Host({self.kind.__name__}{sites}{made})"
+        processor = "" if self.processor is None else f" and a {type(self.processor).__name__}"
+        return f"Host({self.kind.__name__}{sites}{processor})"
 
     def __call__(self, **inputs: Any) -> Any:
         """Call the model, through what wraps it."""
@@ -177,7 +177,7 @@ class Host:
 
     @property
     def kind(self) -> type:
-        """The model's class, or the pipeline's."""
+        """Return the model's class, or the pipeline's."""
         return class_of(self.root)
 
     @property
@@ -187,7 +187,7 @@ class Host:
 
     @cached_property
     def adapter(self) -> Adapter:
-        """What declares its sites.
+        """Return what declares its sites.
 
         Raises:
             UnknownName: None is registered for its kind.
@@ -196,7 +196,7 @@ class Host:
 
     @property
     def sites(self) -> Mapping[str, Site]:
-        """Every site by name, in the adapter's order, layers in theirs.
+        """Return every site by name, in the adapter's order, layers in theirs.
 
         They are looked up once, and again when the host has put other modules in their place.
 
@@ -210,7 +210,7 @@ class Host:
         return self._sites
 
     def site(self, name: str) -> Site:
-        """Return one site.
+        """Return the site of a name.
 
         Raises:
             UnknownName: It has no such site; the message lists those it has.
@@ -232,36 +232,36 @@ class Host:
             unwrap(self.model)
 
     def _stands(self, site: Site) -> bool:
-        """Whether a site's modules are still those at its paths."""
+        """Return whether a site's modules are still those at its paths."""
         return all(find_module(self.root, tap.owner) is tap.module for tap in site.taps)
 
     @property
     def name(self) -> str | None:
-        """What transformers loaded it from: a name on the hub or a path; None if it did not."""
+        """Return what transformers loaded it from, a name on the hub or a path; else None."""
         name = getattr(getattr(self.root, "config", None), "_name_or_path", None)
         return name if isinstance(name, str) and name else None
 
     @property
     def hub_name(self) -> str | None:
-        """Its ``owner/name`` on the hub; None for a path, which is nobody else's business."""
+        """Return its ``owner/name`` on the hub; None for a path, which concerns nobody else."""
         name = self.name
         return name if name and HUB_NAME.fullmatch(name) and not os.path.exists(name) else None
 
     @property
     def text_limit(self) -> int | None:
-        """How many tokens a text may have, as its config says; None where it does not."""
+        """Return how many tokens a text may have, as its config says; None where it does not."""
         config = getattr(self.root, "config", None)
         limit = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
         return limit if isinstance(limit, int) else None
 
     @property
     def device(self) -> torch.device:
-        """Where its first weight is."""
+        """Return the device of its first weight."""
         return next(self.root.parameters()).device
 
     @cached_property
     def uncached(self) -> dict[str, bool]:
-        """Arguments without which its forward keeps every layer's keys and values."""
+        """Return the arguments without which its forward keeps every layer's keys and values."""
         takes = inspect.signature(self.root.forward).parameters
         return (
             {"use_cache": False} if hasattr(self.root, "generate") or "use_cache" in takes else {}
@@ -295,7 +295,7 @@ class Host:
             )
 
     def expect_processor(self, needs: str) -> Any:
-        """Return the processor.
+        """Return the processor, which must be there.
 
         Args:
             needs: What needs one, for the message.
@@ -326,11 +326,11 @@ class Host:
         token = getattr(processor, "image_token", None)
         texts = [f"{token}\n{text}" for text in texts] if token else list(texts)
         options = {"images": list(images), "return_tensors": "pt", "padding": True}
-        made, limit, cut = processor(text=texts, **options), self.text_limit, 0
-        if limit and made["input_ids"].shape[1] > limit:
-            cut = sum(length > limit for length in self._lengths(made, texts))
-            made = processor(text=texts, **options, truncation=True, max_length=limit)
-        return Inputs(self.place(made), cut)
+        values, limit, cut = processor(text=texts, **options), self.text_limit, 0
+        if limit and values["input_ids"].shape[1] > limit:
+            cut = sum(length > limit for length in self._lengths(values, texts))
+            values = processor(text=texts, **options, truncation=True, max_length=limit)
+        return Inputs(self.place(values), cut)
 
     def place(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Put inputs on the host's device, and floating ones into its dtype."""
@@ -344,7 +344,7 @@ class Host:
         return {name: put(value) for name, value in inputs.items()}
 
     def _lengths(self, inputs: Mapping[str, Any], texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, an image's included where it takes any."""
+        """Count the tokens of each text, an image's included where it takes any."""
         if "attention_mask" in inputs:
             return list(inputs["attention_mask"].sum(1).tolist())
         return [len(ids) for ids in self.processor.tokenizer(texts)["input_ids"]]

@@ -60,7 +60,7 @@ def one_line(
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a name stands for.
+    """The model and the processor that a name stands for.
 
     Attributes:
         model: A model in evaluation mode, or a pipeline of models.
@@ -92,8 +92,8 @@ def load(
     shelf, _, rest = str(name).partition(":")
     if rest and shelf in SHELVES.names() and not Path(name).exists():
         model, processor = SHELVES.find(shelf)(rest)
-        changed = {} if kind == "auto" else {"dtype": kind}
-        return Loaded(model.to(device, **changed), processor)
+        options = {} if kind == "auto" else {"dtype": kind}
+        return Loaded(model.to(device, **options), processor)
     folder = Path(name)
     if (folder / "model_index.json").is_file():
         return Loaded(_load_pipeline(folder, kind).to(device), None, "a pipeline has none")
@@ -143,17 +143,19 @@ def _load_pipeline(folder: Path, dtype: str | torch.dtype) -> Any:
     expect_diffusers(diffusers)
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
-    given = {} if dtype == "auto" else {"torch_dtype": dtype}
+    options = {} if dtype == "auto" else {"torch_dtype": dtype}
     with one_line(folder, "diffusers"):
-        return diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=False, **given)
+        return diffusers.DiffusionPipeline.from_pretrained(
+            folder, trust_remote_code=False, **options
+        )
 
 
 def _class_of(config: Any) -> Any:
-    """The class of transformers' models that a config names."""
+    """Return the class of transformers' models that a config names."""
     import transformers
 
-    listed = config.architectures
-    name = listed[0] if isinstance(listed, list) and listed else listed
+    names = config.architectures
+    name = names[0] if isinstance(names, list) and names else names
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise VlmEditError(
@@ -164,7 +166,7 @@ def _class_of(config: Any) -> Any:
 
 
 def _device(device: str | torch.device) -> torch.device:
-    """The device meant; the best there is for ``auto``."""
+    """Return the device meant; the best there is for ``auto``."""
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
@@ -198,13 +200,13 @@ def expect_diffusers(diffusers: Any) -> None:
     Raises:
         VlmEditError: It is an earlier one than ``DIFFUSERS``.
     """
-    found = str(diffusers.__version__)
-    parts = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", found)
+    version = str(diffusers.__version__)
+    parts = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
     release = tuple(int(part or 0) for part in parts.groups()) if parts else ()
     floor = tuple(map(int, DIFFUSERS.split(".")))
-    unfinished = parts and re.match(r"\.?(a|b|rc|dev)", found[parts.end() :])
+    unfinished = parts and re.match(r"\.?(a|b|rc|dev)", version[parts.end() :])
     if release < floor or (release == floor and unfinished):
         raise VlmEditError(
-            f"diffusers {found} may run code that a pipeline's folder names: update it to "
+            f"diffusers {version} may run code that a pipeline's folder names: update it to "
             f"{DIFFUSERS} or later, pip install 'vlm-edit[diffusion]'"
         )

@@ -18,7 +18,7 @@ class Pipeline(Protocol):
 
     @property
     def components(self) -> Mapping[str, Any]:
-        """Models, tokenizers, schedulers, by the pipeline's names for them."""
+        """Return models, tokenizers, schedulers, by the pipeline's names for them."""
         ...
 
 
@@ -39,7 +39,7 @@ class PipelineHost(nn.Module):
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """The pipeline; None once it is gone."""
+        """Return the pipeline; None once it is gone."""
         return self._pipeline()
 
 
@@ -47,7 +47,7 @@ _hosts: weakref.WeakKeyDictionary[Pipeline, PipelineHost] = weakref.WeakKeyDicti
 
 
 def host_of_pipeline(pipeline: Pipeline, unwrap: Callable[[nn.Module], nn.Module]) -> PipelineHost:
-    """The pipeline's models as they are now, as one host; the same for the same pipeline.
+    """Return the pipeline's models as they are now, as one host; the same for the same pipeline.
 
     Raises:
         VlmEditError: It is of a kind that cannot be told from others of its kind.
@@ -75,14 +75,14 @@ def host_of_pipeline(pipeline: Pipeline, unwrap: Callable[[nn.Module], nn.Module
 
 
 def class_of(host: nn.Module) -> type:
-    """The host's class, or the pipeline's."""
+    """Return the host's class, or the pipeline's."""
     return host.kind if isinstance(host, PipelineHost) else type(host)
 
 
 def joined(
     host: PipelineHost, rules: PipelineAdapter, find: Callable[[nn.Module], Adapter]
 ) -> Adapter:
-    """One adapter for all encoders of a pipeline, from those of each.
+    """Join the adapters of a pipeline's encoders to one for all.
 
     Args:
         host: The pipeline's models.
@@ -96,7 +96,7 @@ def joined(
     """
     sites: list[SiteRule] = []
     calls: list[str] = []
-    unknown: list[VlmEditError] = []
+    errors: list[VlmEditError] = []
     for encoder in rules.encoders:
         model = host._modules.get(encoder.name)
         if model is None:
@@ -104,33 +104,33 @@ def joined(
         try:
             own = find(model)
         except VlmEditError as error:
-            unknown.append(error)
+            errors.append(error)
             continue
         sites += [_within(encoder, r) for r in own.sites if r.name not in encoder.unread]
         calls += [encoder.name, *(f"{encoder.name}.{path}" for path in own.calls)]
-    if unknown and not sites:
-        raise unknown[0]
+    if errors and not sites:
+        raise errors[0]
     return Adapter(tuple(sites), calls=tuple(calls), pipeline=rules)
 
 
 def _within(encoder: Encoder, rule: SiteRule) -> SiteRule:
-    """A site of an encoder, seen from the pipeline."""
+    """Return a rule of an encoder's site, seen from the pipeline."""
     name, consumed = encoder.name, rule.consumed
     if isinstance(consumed, str):
         consumed = f"{name}.config.{consumed}"
     if encoder.read is not None and rule.name.endswith(".{i}"):
         consumed = encoder.read
     taps = [replace(t, paths=tuple(f"{name}.{path}" for path in t.paths)) for t in rule.taps]
-    seen: dict[str, Any] = {
+    values: dict[str, Any] = {
         "name": f"{name}.{rule.name}",
         "taps": tuple(taps),
         "width": tuple(_widths(name, rule)),
     }
-    return replace(rule, **seen, consumed=consumed)
+    return replace(rule, **values, consumed=consumed)
 
 
 def _widths(name: str, rule: SiteRule) -> Iterator[str | int]:
-    """Where the width stands: in the encoder's config, or on itself."""
+    """Yield where the width may stand: in the encoder's config, or on the encoder itself."""
     for width in rule.width:
         if isinstance(width, int):
             yield width

@@ -40,7 +40,7 @@ class Tap:
 
     @property
     def owner(self) -> str:
-        """The path of the module itself."""
+        """Return the path of the module itself."""
         if self.method is None:
             return self.path
         return self.path.removesuffix("()").rpartition(".")[0]
@@ -64,9 +64,9 @@ class Site:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that can be told apart here, of ``image`` and ``text``."""
-        found = {tap.stream for tap in self.taps}
-        return ("image", "text") if "mixed" in found else tuple(sorted(found))
+        """Return the streams that can be told apart here, of ``image`` and ``text``."""
+        streams = {tap.stream for tap in self.taps}
+        return ("image", "text") if "mixed" in streams else tuple(sorted(streams))
 
 
 def resolve(root: nn.Module, adapter: Adapter) -> dict[str, Site]:
@@ -82,7 +82,7 @@ def resolve(root: nn.Module, adapter: Adapter) -> dict[str, Site]:
 
 
 def image_token_ids(model: nn.Module, adapter: Adapter) -> tuple[int, ...]:
-    """Ids of the placeholders that a host replaces by features of images or videos.
+    """Return the ids of the placeholders that a host replaces by features of images or videos.
 
     Raises:
         VlmEditError: Neither the host's config nor the host has the first that the adapter names.
@@ -93,20 +93,20 @@ def image_token_ids(model: nn.Module, adapter: Adapter) -> tuple[int, ...]:
         >>> image_token_ids(nn.Linear(2, 2), Adapter((), image_token=32000))
         (32000,)
     """
-    named = adapter.image_token
-    listed = named if isinstance(named, tuple) else () if named is None else (named,)
-    found: list[int] = []
-    for name in listed:
+    token = adapter.image_token
+    tokens = token if isinstance(token, tuple) else () if token is None else (token,)
+    ids: list[int] = []
+    for name in tokens:
         value = name if isinstance(name, int) else _attributes(unwrap(model), name)
         if isinstance(value, int):
-            found.append(value)
-        elif not found:
+            ids.append(value)
+        elif not ids:
             host = type(unwrap(model)).__name__
             raise VlmEditError(
                 f"the config of {host} has no {name!r}, nor has {host} itself: name the attribute "
                 "with the id of its image placeholder in Adapter.image_token, or write the id there"
             )
-    return tuple(found)
+    return tuple(ids)
 
 
 def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:
@@ -123,46 +123,46 @@ def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:
         )
     layers = max((numbers[0] for numbers in columns[0] if numbers), default=0) + 1
     last = _last_read(model, rule, layers)
-    found = {}
+    sites = {}
     for numbers in columns[0]:
         if any(numbers not in column for column in columns):
             continue
         dead = None
         if rule.consumed is not None and numbers[0] > last:
-            told = f"hidden_states[{rule.consumed}]"
+            source = f"hidden_states[{rule.consumed}]"
             if isinstance(rule.consumed, str):
-                told = f"{rule.consumed}={_attributes(model, rule.consumed)}"
+                source = f"{rule.consumed}={_attributes(model, rule.consumed)}"
             latest = "none of them" if last < 0 else _fill(rule.name, (last,))
             dead = (
-                f"the host reads {told} of {layers + 1} hidden states, "
+                f"the host reads {source} of {layers + 1} hidden states, "
                 f"that is, {latest} at the latest"
             )
         name = _fill(rule.name, numbers)
         width = _width(model, rule, numbers)
-        found[name] = Site(name, tuple(column[numbers] for column in columns), width, dead)
-    return found
+        sites[name] = Site(name, tuple(column[numbers] for column in columns), width, dead)
+    return sites
 
 
 def _taps(model: nn.Module, rule: TapRule) -> dict[Numbers, Tap]:
-    """What lies at the first candidate path that the host has, by layer."""
+    """Return what lies at the first candidate path that the host has, by layer."""
     for path in rule.paths:
-        taps = {n: _tap(model, rule, _fill(path, n)) for n in _layers(model, path)}
-        found = {numbers: tap for numbers, tap in taps.items() if tap is not None}
-        if found:
-            return found
+        candidates = {n: _tap(model, rule, _fill(path, n)) for n in _layers(model, path)}
+        taps = {numbers: tap for numbers, tap in candidates.items() if tap is not None}
+        if taps:
+            return taps
     return {}
 
 
 def _layers(model: nn.Module, path: str) -> list[Numbers]:
-    """Every number that a path's marks can stand for."""
-    found: list[Numbers] = [()]
+    """List the numbers that a path's marks can stand for."""
+    layers: list[Numbers] = [()]
     for mark in MARKS:
         if mark in path:
             stem = path.split(mark)[0].rstrip(".")
-            stems = {numbers: find_module(model, _fill(stem, numbers)) for numbers in found}
+            stems = {numbers: find_module(model, _fill(stem, numbers)) for numbers in layers}
             counts = {n: len(list(m.children())) for n, m in stems.items() if m is not None}
-            found = [(*numbers, i) for numbers, n in counts.items() for i in range(n)]
-    return found
+            layers = [(*numbers, i) for numbers, n in counts.items() for i in range(n)]
+    return layers
 
 
 def _tap(model: nn.Module, rule: TapRule, path: str) -> Tap | None:
@@ -170,10 +170,10 @@ def _tap(model: nn.Module, rule: TapRule, path: str) -> Tap | None:
         module = find_module(model, path)
         if module is None:
             return None
-        there = (end for end in rule.ends if find_module(module, end.removeprefix("+")) is not None)
+        ends = (end for end in rule.ends if find_module(module, end.removeprefix("+")) is not None)
         return Tap(
             *(path, module, rule.stream, rule.axis),
-            ends=next(there, None),
+            ends=next(ends, None),
             tokens=_tokens(model, rule),
         )
     parent, _, method = path.removesuffix("()").rpartition(".")
@@ -203,7 +203,7 @@ def _fill(text: str, numbers: Numbers) -> str:
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module | None:
-    """The module at a path; None if there is none."""
+    """Return the module at a path; None if there is none."""
     try:
         return model.get_submodule(path)
     except AttributeError:
@@ -225,7 +225,7 @@ def _width(model: nn.Module, rule: SiteRule, numbers: Numbers) -> int:
 
 
 def _last_read(model: nn.Module, rule: SiteRule, layers: int) -> int:
-    """Number of the last layer whose output the host reads: hidden_states[k] is layer k - 1."""
+    """Return the last layer whose output the host reads: hidden_states[k] is layer k - 1."""
     if rule.consumed is None:
         return layers - 1
     index: Any = rule.consumed
@@ -238,7 +238,7 @@ def _last_read(model: nn.Module, rule: SiteRule, layers: int) -> int:
 
 
 def _attributes(model: nn.Module, dotted: str) -> Any:
-    """An attribute of the model's config, or else of the model."""
+    """Return an attribute of the model's config, or else of the model."""
     value = _attribute(getattr(model, "config", None), dotted)
     return _attribute(model, dotted) if value is None else value
 
@@ -250,7 +250,7 @@ def _attribute(thing: Any, dotted: str) -> Any:
 
 
 def abridged(names: list[str]) -> str:
-    """``vision.0, vision.1, vision.2`` as ``vision.0 ... vision.2``."""
+    """Write ``vision.0, vision.1, vision.2`` as ``vision.0 ... vision.2``."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"[\d.]+$", "", name), []).append(name)

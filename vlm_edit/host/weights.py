@@ -35,7 +35,7 @@ class Sample:
 
 
 def spaced(size: int) -> list[int]:
-    """Numbers of the entries that are looked at of a tensor of a size, evenly spaced."""
+    """Return the numbers of the entries to look at in a tensor of a size, evenly spaced."""
     count = min(_SAMPLES, size)
     # Whole numbers: a float32 linspace runs past the end of a large parameter.
     return [i * (size - 1) // max(count - 1, 1) for i in range(count)]
@@ -47,7 +47,7 @@ def sample(
     host: nn.Module | None = None,
     path: str = "",
 ) -> Sample | str:
-    """Entries of a module's largest parameter; the reason where they cannot be read.
+    """Read entries of a module's largest parameter; say why where they cannot be read.
 
     Of a parameter in pieces it reads what lies in this process, and waits for no other.
 
@@ -57,30 +57,30 @@ def sample(
         host: The host, to look up what accelerate has put away.
         path: The module's in the host.
     """
-    named = max(module.named_parameters(), key=lambda item: item[1].numel(), default=None)
-    if named is None:
+    pair = max(module.named_parameters(), key=lambda item: item[1].numel(), default=None)
+    if pair is None:
         return "it has no weights of its own"
-    full = f"{path}.{named[0]}" if path else named[0]
-    there = _fetched(host, full, named[1]) if host is not None else named[1]
-    if there.is_meta:
+    full = f"{path}.{pair[0]}" if path else pair[0]
+    tensor = _fetched(host, full, pair[1]) if host is not None else pair[1]
+    if tensor.is_meta:
         return "its weights are put away (meta)"
-    if not there.numel():
+    if not tensor.numel():
         return "this process holds none of its weights"
-    if not there.is_floating_point() or not readable(there):
-        return f"its weights are quantised ({str(there.dtype).removeprefix('torch.')})"
-    piece = _piece(there.detach())
+    if not tensor.is_floating_point() or not readable(tensor):
+        return f"its weights are quantised ({str(tensor.dtype).removeprefix('torch.')})"
+    piece = _piece(tensor.detach())
     if isinstance(piece, str):
         return piece
-    wanted = list(at) if at is not None else sorted({*spaced(there.numel()), *piece.spaced()})
+    numbers = list(at) if at is not None else sorted({*spaced(tensor.numel()), *piece.spaced()})
     if at is None and not piece.cut:
-        wanted = spaced(there.numel())
-    found = piece.read([i for i in wanted if 0 <= i < there.numel()])
-    return Sample(there.numel(), found) if found else "this process holds none of its weights"
+        numbers = spaced(tensor.numel())
+    values = piece.read([i for i in numbers if 0 <= i < tensor.numel()])
+    return Sample(tensor.numel(), values) if values else "this process holds none of its weights"
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """What this process holds of a tensor: a box of it.
+    """The box of a tensor that this process holds.
 
     Attributes:
         local: The entries.
@@ -98,7 +98,7 @@ class _Piece:
         return tuple(self.local.shape) != self.shape
 
     def spaced(self) -> list[int]:
-        """Numbers, in the whole tensor, of evenly spaced entries of the box."""
+        """Return the numbers, in the whole tensor, of evenly spaced entries of the box."""
         number = [0] * len(spaced(self.local.numel()))
         own = torch.unravel_index(
             torch.tensor(spaced(self.local.numel()), dtype=torch.long), self.local.shape
@@ -108,19 +108,19 @@ class _Piece:
         return number
 
     def read(self, numbers: Sequence[int]) -> dict[int, float]:
-        """Those of the entries that are here, rounded to six digits behind the point."""
-        asked = torch.tensor(list(numbers), dtype=torch.long)
-        places = torch.stack(torch.unravel_index(asked, self.shape))
+        """Read those of the entries that are here, rounded to six digits behind the point."""
+        entries = torch.tensor(list(numbers), dtype=torch.long)
+        places = torch.stack(torch.unravel_index(entries, self.shape))
         start = torch.tensor(self.start).unsqueeze(1)
         end = start + torch.tensor(self.local.shape).unsqueeze(1)
         here = ((places >= start) & (places < end)).all(0)
         own = (places - start)[:, here].to(self.local.device)
         values = self.local[tuple(own)].float().cpu().tolist()
-        return {n: round(v, 6) for n, v in zip(asked[here].tolist(), values, strict=True)}
+        return {n: round(v, 6) for n, v in zip(entries[here].tolist(), values, strict=True)}
 
 
 def _piece(tensor: Tensor) -> _Piece | str:
-    """What lies here of a tensor, or why it cannot be told."""
+    """Return what lies here of a tensor, or why it cannot be told."""
     if not _is_sharded(tensor):
         shape = tuple(tensor.shape) or (1,)
         return _Piece(tensor.reshape(shape), (0,) * len(shape), shape)
@@ -143,7 +143,7 @@ def _piece(tensor: Tensor) -> _Piece | str:
 
 
 def host_checksums(host: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
-    """Checksums of all tensors of a host by name, and of which there is none, with the reason.
+    """Return checksums of a host's tensors by name, and why others have none, by name too.
 
     Each is worked out where the tensor lies. Of tensors in pieces every process looks at its own
     piece and they tell each other: all of them must call this, as they must to run the host.
@@ -156,37 +156,37 @@ def host_checksums(host: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
 
     def whole() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in _tensors(host, unread):
-            there = _fetched(host, name, tensor)
-            if not readable(there):
-                unread[name] = "put away (meta)" if there.is_meta else "of a layout not read"
-            elif _is_sharded(there):
-                pieces[name] = there.detach()
+            data = _fetched(host, name, tensor)
+            if not readable(data):
+                unread[name] = "put away (meta)" if data.is_meta else "of a layout not read"
+            elif _is_sharded(data):
+                pieces[name] = data.detach()
             else:
-                yield name, there
+                yield name, data
 
-    found = checksums(whole())
+    sums = checksums(whole())
     local = checksums((name, piece.to_local()) for name, piece in pieces.items())
-    return found | _told_together(pieces, local), unread
+    return sums | _told_together(pieces, local), unread
 
 
 def _told_together(pieces: Mapping[str, Any], local: Mapping[str, str]) -> dict[str, str]:
-    """Checksums of tensors in pieces, alike in all processes that hold them."""
+    """Return checksums of tensors in pieces, alike in all processes that hold them."""
     meshes: dict[Any, list[str]] = defaultdict(list)
     for name, piece in pieces.items():
         meshes[piece.device_mesh].append(name)
-    found = {}
+    sums = {}
     for mesh, names in meshes.items():
-        told = torch.tensor([list(bytes.fromhex(local[name])) for name in names]).to(
+        hashes = torch.tensor([list(bytes.fromhex(local[name])) for name in names]).to(
             mesh.device_type, torch.uint8
         )
         for axis in range(mesh.ndim):
-            parts = [torch.empty_like(told) for _ in range(mesh.size(axis))]
-            distributed.all_gather(parts, told.contiguous(), group=mesh.get_group(axis))
-            told = torch.stack(parts, dim=1).flatten(1)
-        for name, row in zip(names, told.cpu(), strict=True):
+            parts = [torch.empty_like(hashes) for _ in range(mesh.size(axis))]
+            distributed.all_gather(parts, hashes.contiguous(), group=mesh.get_group(axis))
+            hashes = torch.stack(parts, dim=1).flatten(1)
+        for name, row in zip(names, hashes.cpu(), strict=True):
             digest = hashlib.blake2b(bytes(row.tolist()), digest_size=8).hexdigest()
-            found[name] = f"{digest} of {mesh.size()} shards, {pieces[name].placements}"
-    return found
+            sums[name] = f"{digest} of {mesh.size()} shards, {pieces[name].placements}"
+    return sums
 
 
 def _is_sharded(tensor: Tensor) -> bool:
@@ -194,39 +194,39 @@ def _is_sharded(tensor: Tensor) -> bool:
 
 
 def _tensors(host: nn.Module, unread: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers, and what modules that keep more, as quantised ones do, would save."""
-    seen = set()
+    """Yield parameters, buffers, and what modules that keep more, as quantised ones, would save."""
+    names = set()
     for name, tensor in (*host.named_parameters(), *host.named_buffers()):
-        seen.add(name)
+        names.add(name)
         yield name, tensor
     for path, module in host.named_modules():
         if type(module)._save_to_state_dict is nn.Module._save_to_state_dict:
             continue
-        more: dict[str, Any] = {}
+        extras: dict[str, Any] = {}
         prefix = f"{path}." if path else ""
         try:
-            module._save_to_state_dict(more, prefix, keep_vars=True)
+            module._save_to_state_dict(extras, prefix, keep_vars=True)
         except Exception as error:  # somebody else's code; what it cannot tell is not told
             unread[f"{prefix}*"] = f"it cannot be saved ({type(error).__name__})"
-        for name, value in more.items():
-            if isinstance(value, Tensor) and name not in seen:
-                seen.add(name)
+        for name, value in extras.items():
+            if isinstance(value, Tensor) and name not in names:
+                names.add(name)
                 yield name, value
 
 
 def _fetched(host: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """A tensor that accelerate has put away, from where it lies; any other as it is."""
+    """Fetch a tensor that accelerate has put away; return any other as it is."""
     if not tensor.is_meta:
         return tensor
     words = name.split(".")
     module: Any = host
     for i, word in enumerate(words):
         hook = getattr(module, "_hf_hook", None)
-        for one in getattr(hook, "hooks", (hook,)):
-            stored = getattr(one, "weights_map", None)
+        for part in getattr(hook, "hooks", (hook,)):
+            weights = getattr(part, "weights_map", None)
             key = ".".join(words[i:])
-            if stored is not None and key in stored:
-                found: Tensor = stored[key]
-                return found
+            if weights is not None and key in weights:
+                weight: Tensor = weights[key]
+                return weight
         module = getattr(module, word, None)
     return tensor

@@ -11,7 +11,7 @@ from vlm_edit.host.pipelines import Model, host_of_pipeline
 
 
 def unwrap(model: Model) -> nn.Module:
-    """The host inside wrappers of torch.compile, of data parallelism, of FSDP 1 and of peft.
+    """Return the host inside wrappers of torch.compile, data parallelism, FSDP 1 and peft.
 
     A pipeline of hosts becomes one host, of which its models are parts.
 
