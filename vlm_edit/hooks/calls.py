@@ -67,7 +67,7 @@ class Call:
         self._facts = {**(self._facts or {}), name: value}
 
     def fact(self, name: str) -> Any:
-        """What was noted under a name; None if nothing was."""
+        """Return what was noted under a name; None if nothing was."""
         return None if self._facts is None else self._facts.get(name)
 
     @property
@@ -77,7 +77,7 @@ class Call:
 
     @property
     def step(self) -> int | None:
-        """The decode step of its first token, where all are known to have been generated."""
+        """Return the decode step of its first token, where all are known to have been generated."""
         start, prompt = self.start, self.prompt
         if isinstance(start, int) and isinstance(prompt, int) and start >= prompt:
             return start - prompt
@@ -85,16 +85,16 @@ class Call:
 
     @property
     def is_generated_text(self) -> bool:
-        """What ``generated`` is, found out."""
+        """Whether all its tokens are generated text, none of it padding, found out anew."""
         text = self.image is None or self.image is False
         return text and self.decodes and self.real is None and not self.hidden_padding
 
     def shows(self, hidden: Tensor) -> bool:
-        """Whether an output has this call's tokens in rows, or nothing is known of either."""
+        """Return whether an output has this call's tokens in rows, or neither is known."""
         return self.shape is None or (hidden.ndim == 3 and hidden.size(1) == self.shape[1])
 
     def in_rows(self, hidden: Tensor) -> Tensor | None:
-        """[B, S, D], the tokens of an output that lays all rows end to end; None if it does not.
+        """Return the tokens [B, S, D] of an output that lays all rows end to end; else None.
 
         Blocks of experts do so: [B * S, D], or [1, B * S, D].
         """
@@ -111,12 +111,12 @@ class Call:
 
         All that it put in, or took out, belongs to the prompt, and nobody can tell where.
         """
-        given, length = cast("tuple[int, int]", self.shape)[1], shape[1]
+        count, length = cast("tuple[int, int]", self.shape)[1], shape[1]
         prompt = self.prompt if generation is None else generation.given
         start = known_int(self.start)
-        whole = start == 0 and isinstance(prompt, int) and given >= prompt
-        total = cast("int", prompt) + length - given if whole else None
-        self.shape, self.given, self.image = shape, given, None
+        whole = start == 0 and isinstance(prompt, int) and count >= prompt
+        total = cast("int", prompt) + length - count if whole else None
+        self.shape, self.given, self.image = shape, count, None
         if isinstance(self.start, Tensor):
             self.columns = self.start + torch.arange(length, device=self.start.device)
         self.real, self.hidden_padding = real_of_merged(self.attention, start, length)
@@ -127,7 +127,7 @@ class Call:
         self.generated, self.resolved = False, None
 
     def places(self, device: torch.device | None = None) -> Tensor:
-        """[S], where its tokens stand in the sequence; needs ``shape`` and ``start``."""
+        """Return where its tokens stand in the sequence, [S]; needs ``shape`` and ``start``."""
         if self.columns is not None:
             return self.columns
         start, length = cast("int", self.start), cast("tuple[int, int]", self.shape)[1]
@@ -141,7 +141,7 @@ def read_call(
     outer: Call | None = None,
     generation: Generation | None = None,
 ) -> Call:
-    """What one call of a host tells of its tokens.
+    """Read what one call of a host tells of its tokens.
 
     Args:
         module: The host, or the module inside it that is called.
@@ -178,7 +178,7 @@ def read_call(
 
 
 def read_step(adapter: Adapter, inputs: Mapping[str, Any], generation: Generation) -> Call | None:
-    """As ``read_call``, for steps of ``generate`` that hold nothing but what was generated.
+    """Read, as ``read_call``, a step of ``generate`` that holds only what was generated.
 
     Most steps are such, and this looks at no tensor. None for all others.
     """
@@ -226,21 +226,21 @@ def _image(
         return _any_of([(embeds == token).all(-1) for token in embed(tokens)])
     if outer is not None and outer.shape is not None and outer.image is not None:
         return outer.image if outer.shape[1] == embeds.size(1) else None
-    known = None if generation is None else generation.call.image
-    if isinstance(known, Tensor):
+    image = None if generation is None else generation.call.image
+    if isinstance(image, Tensor):
         if not isinstance(call.start, int):
             return None
-        return take_columns(known, call.start, embeds.size(1), False)
-    return known
+        return take_columns(image, call.start, embeds.size(1), False)
+    return image
 
 
 def take_columns(known: Tensor, start: int, length: int, beyond: bool) -> Tensor:
-    """Columns ``start`` to ``start + length`` of a mask [B, P], and a constant past its end."""
+    """Take columns ``start`` to ``start + length`` of a mask [B, P], a constant past its end."""
     part = known[:, start : start + length]
-    missing = length - part.shape[1]
-    if not missing:
+    gap = length - part.shape[1]
+    if not gap:
         return part
-    return torch.cat([part, part.new_full((len(part), missing), beyond)], 1)
+    return torch.cat([part, part.new_full((len(part), gap), beyond)], 1)
 
 
 def _any_of(masks: list[Tensor]) -> Tensor:
@@ -263,7 +263,7 @@ def _real(attention: Any, call: Call) -> Tensor | None:
 
 
 def real_of_merged(attention: Any, start: int | None, length: int) -> tuple[Tensor | None, bool]:
-    """Real tokens of a sequence of another length than its ids; whether padding hides in it."""
+    """Return the real tokens of a sequence unlike its ids in length; and whether padding hides."""
     if attention is None:
         return None, False
     if not isinstance(attention, Tensor) or attention.ndim not in (2, 4) or start is None:
@@ -275,12 +275,12 @@ def real_of_merged(attention: Any, start: int | None, length: int) -> tuple[Tens
         return None, True
     if attention.ndim == 2:  # of the ids: where none is padding, no token is
         return None, not bool(attention.all())
-    seen = attention[:, 0, :length, :end]
-    return _real_of_causal(seen if seen.dtype == torch.bool else seen == 0, start)
+    view = attention[:, 0, :length, :end]
+    return _real_of_causal(view if view.dtype == torch.bool else view == 0, start)
 
 
 def _real_of_causal(seen: Tensor, start: int) -> tuple[Tensor | None, bool]:
-    """As ``real_of_merged``, from what each token sees, [B, S, S]; a window hides padding."""
+    """Return as ``real_of_merged``, by what each token sees, [B, S, S]; a window hides padding."""
     if bool(seen[:, -1].all()):
         return None, False
     real = seen[:, -1]
@@ -292,7 +292,7 @@ def _real_of_causal(seen: Tensor, start: int) -> tuple[Tensor | None, bool]:
 
 
 def _packs(inputs: Mapping[str, Any], call: Call) -> bool:
-    """Whether rows hold several sequences, as in continuous batching and padding-free training."""
+    """Return whether rows hold several sequences, as for continuous batching or without padding."""
     if any(inputs.get(name) is not None for name in ("cu_seq_lens_q", "cu_seqlens_q")):
         return True
     places, length = inputs.get("position_ids"), cast("tuple[int, int]", call.shape)[1]
@@ -312,14 +312,14 @@ def _packs(inputs: Mapping[str, Any], call: Call) -> bool:
 
 
 def known_int(start: int | Tensor | None) -> int | None:
-    """A place as a number, where it may be looked at; None where nobody can know."""
+    """Return a place as a number, where it may be looked at; None where nobody can know."""
     if isinstance(start, Tensor):
         return None if torch.compiler.is_compiling() else int(start)
     return start
 
 
 def _real_of_prompt(call: Call) -> Tensor | None:
-    """For calls with another mask, such as a static cache's [B, 1, S, K]."""
+    """Return the real tokens of calls with another mask, as a static cache's [B, 1, S, K]."""
     whole = call.prompt_real
     if whole is None or call.shape is None:
         return None
@@ -332,7 +332,7 @@ def _real_of_prompt(call: Call) -> Tensor | None:
 
 
 def cache_in(inputs: Mapping[str, Any]) -> Any:
-    """The cache that a call goes on with, by whatever name; None if it has none."""
+    """Return the cache that a call goes on with, by whatever name; None if it has none."""
     for name in CACHES:
         if inputs.get(name) is not None:
             return inputs[name]
@@ -340,12 +340,12 @@ def cache_in(inputs: Mapping[str, Any]) -> Any:
 
 
 def cache_of(output: Any) -> Any:
-    """The cache that a call returned; None if it did not."""
+    """Return the cache that a call returned; None if it did not."""
     return next((c for n in CACHES if (c := getattr(output, n, None)) is not None), None)
 
 
 def length_of(cache: Any) -> int | Tensor | None:
-    """How many tokens a cache holds; None if it does not tell."""
+    """Count the tokens that a cache holds; None if it does not tell."""
     if cache is None:
         return 0
     measure = getattr(cache, "get_seq_length", None)

@@ -46,17 +46,17 @@ class Selection:
     _whole: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Check and normalise."""
-        narrowed = (self.tokens, self.phase, self.steps, self.positions)
-        object.__setattr__(self, "_whole", narrowed == ("all", "both", None, None))
-        answered = self.tokens != "image" and self.phase != "prompt" and self.positions is None
-        object.__setattr__(self, "generated", answered if self.steps is None else None)
-        for name, value, known in (
+        """Refuse what contradicts itself, and put the rest in one form."""
+        limits = (self.tokens, self.phase, self.steps, self.positions)
+        object.__setattr__(self, "_whole", limits == ("all", "both", None, None))
+        answer = self.tokens != "image" and self.phase != "prompt" and self.positions is None
+        object.__setattr__(self, "generated", answer if self.steps is None else None)
+        for name, value, words in (
             ("tokens", self.tokens, get_args(TokenChoice)),
             ("phase", self.phase, get_args(Phase)),
         ):
-            if value not in known:
-                raise BadArgument(f"{name} is {value!r}; use {', '.join(map(repr, known))}")
+            if value not in words:
+                raise BadArgument(f"{name} is {value!r}; use {', '.join(map(repr, words))}")
         if self.steps is not None:
             object.__setattr__(self, "steps", _window(self.steps))
             if self.phase == "prompt":
@@ -67,7 +67,7 @@ class Selection:
                 raise VlmEditError("positions are of the prompt: they go with phase='prompt'")
 
     def choose(self, tokens: Tokens, mask: Tensor | None = None) -> Tensor | bool:
-        """Mask of the chosen tokens of an output, or one answer for all of them.
+        """Return a mask of the chosen tokens of an output, or one answer for all of them.
 
         Args:
             tokens: What is known of them. Of a pooled or packed output the rows are all one.
@@ -93,7 +93,7 @@ class Selection:
         return tokens.meet(parts, hidden_padding=mask is None)
 
     def _choose_whole(self, tokens: Tokens, mask: Tensor | None) -> Tensor | bool:
-        """Outputs without a sequence: embeddings, packed patches, maps of features."""
+        """Choose in outputs without a sequence: embeddings, packed patches, maps of features."""
         if self.positions is not None:
             raise BadArgument(
                 f"positions={self.positions}: this site's output is {tuple(tokens.shape)}, which "
@@ -112,9 +112,9 @@ class Selection:
 
     @property
     def _asked(self) -> str:
-        """What is asked of each token, in the user's words."""
-        told = [f"{name}={getattr(self, name)!r}" for name in ("tokens", "phase", "steps")]
-        return ", ".join(told[:2] if self.steps is None else told)
+        """Return what is asked of each token, in the user's words."""
+        words = [f"{name}={getattr(self, name)!r}" for name in ("tokens", "phase", "steps")]
+        return ", ".join(words[:2] if self.steps is None else words)
 
     def _in_window(self, call: Call) -> Tensor | bool:
         if self.phase == "both" and self.steps is None:
@@ -154,17 +154,20 @@ def _within(spans: list[tuple[_Place, _Place | None]], call: Call) -> Tensor | b
         if any(inside) or all(outside):
             return any(inside)
     columns = call.places()
-    found = torch.zeros_like(columns, dtype=torch.bool)
+    mask = torch.zeros_like(columns, dtype=torch.bool)
     for a, b in spans:
-        found = found | ((columns >= a) if b is None else (columns >= a) & (columns < b))
-    return found.unsqueeze(0)
+        mask = mask | ((columns >= a) if b is None else (columns >= a) & (columns < b))
+    return mask.unsqueeze(0)
 
 
 def _placed(positions: Sequence[int], call: Call) -> Tensor:
-    """[B, S] or [1, S] bool, the call's tokens at places among the real ones of the prompt."""
+    """Return a mask of the call's tokens at places among the prompt's real ones.
+
+    It is bool, [B, S] or [1, S].
+    """
     columns = call.places()
     real = call.prompt_real if call.prompt_real is not None else call.real
-    wanted = torch.tensor(positions, device=columns.device)
+    targets = torch.tensor(positions, device=columns.device)
     if real is None:
         place, last = columns.unsqueeze(0), call.prompt
         inside = (columns < cast("Tensor", call.prompt)).unsqueeze(0)
@@ -173,8 +176,8 @@ def _placed(positions: Sequence[int], call: Call) -> Tensor:
         at = columns.clamp(max=real.shape[1] - 1)
         place, last = (real.cumsum(1) - 1)[:, at], real.sum(1).view(-1, 1, 1)
         inside = real[:, at] & (columns < real.shape[1])
-    wanted = torch.where(wanted < 0, cast("Tensor", last) + wanted, wanted)
-    return (place.unsqueeze(-1) == wanted).any(-1) & inside
+    targets = torch.where(targets < 0, cast("Tensor", last) + targets, targets)
+    return (place.unsqueeze(-1) == targets).any(-1) & inside
 
 
 def _window(steps: Any) -> tuple[int, int | None]:
@@ -191,9 +194,9 @@ def _window(steps: Any) -> tuple[int, int | None]:
 
 
 def _whole(positions: Any) -> tuple[int, ...]:
-    listed = tuple(positions) if isinstance(positions, Iterable) else (positions,)
-    if not listed or not all(type(p) is int and -_FAR < p < _FAR for p in listed):
+    numbers = tuple(positions) if isinstance(positions, Iterable) else (positions,)
+    if not numbers or not all(type(p) is int and -_FAR < p < _FAR for p in numbers):
         raise BadArgument(
             f"positions is {positions!r}; give whole numbers, at least one, none beyond {_FAR}"
         )
-    return listed
+    return numbers

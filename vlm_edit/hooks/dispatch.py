@@ -26,7 +26,7 @@ Callback = Callable[[Tensor, Tokens], Tensor]
 
 
 class Handle:
-    """Undoes an attachment; calling ``remove`` twice does nothing."""
+    """Undo an attachment; calling ``remove`` twice does nothing."""
 
     def __init__(self, undo: list[Callable[[], None]]) -> None:
         self._undo = undo
@@ -60,7 +60,7 @@ class Dispatcher:
 
     @classmethod
     def of(cls, tap: Tap) -> Dispatcher:
-        """The one that is there, or a new one."""
+        """Return the one that is there, or a new one."""
         return cls.installed.get(tap.module, {}).get(tap.method) or cls(tap)
 
     def install(self, tap: Tap) -> Any:
@@ -70,7 +70,7 @@ class Dispatcher:
         return StandIn(tap.module, tap.method, self.call_method)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dispatcher:
-        """A copy of a patched host follows the original: its hook acts while this one does."""
+        """Return the hook itself: in a copy of a patched host it acts while the original's does."""
         return self
 
     def discard(self, module: nn.Module) -> None:
@@ -80,7 +80,7 @@ class Dispatcher:
             self.installed.get(module, {}).pop(self._method, None)
 
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
-        """As a hook."""
+        """Edit an output as torch calls a hook for it."""
         if not isinstance(output, Tensor):
             return self.edit(module, output)
         for callback in self.callbacks.values():  # as ``_run``: one call less in every step
@@ -88,7 +88,7 @@ class Dispatcher:
         return output
 
     def edit(self, module: nn.Module, output: Any) -> Any:
-        """A module's output after all callbacks."""
+        """Return a module's output after all callbacks."""
         if isinstance(output, Tensor):
             return self._run(output)
         return replace_hidden(output, self._run(hidden_of(output, module)))
@@ -154,7 +154,7 @@ def attach(
 
 
 def hidden_of(output: Any, module: nn.Module) -> Tensor:
-    """The hidden state in a module's output: the tensor itself, or the first of a tuple.
+    """Return the hidden state in a module's output: the tensor itself, or a tuple's first.
 
     Raises:
         VlmEditError: Neither of both; or two states of one shape, whose sum goes on.
@@ -178,7 +178,7 @@ def hidden_of(output: Any, module: nn.Module) -> Tensor:
 
 
 def replace_hidden(output: Any, hidden: Tensor) -> Any:
-    """The same output with another hidden state."""
+    """Return the same output with another hidden state."""
     if isinstance(output, Tensor):
         return hidden
     rest = output[1:]
@@ -188,7 +188,7 @@ def replace_hidden(output: Any, hidden: Tensor) -> Any:
 def follow(
     root: nn.Module, tap: Tap, callback: Callback, adapter: Adapter
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[], None]]:
-    """A callback that finds out by itself where it is, and what ends that.
+    """Return a callback that finds out by itself where it is, and what ends that.
 
     Args:
         root: The host, unwrapped.
@@ -218,10 +218,10 @@ def follow(
 
     if stream == "image" and adapter.grid is None and not tracker.is_told:
         run = run_alone
-    known = weakref.ref(root)
+    reference = weakref.ref(root)
 
     def release() -> None:
-        host = known()
+        host = reference()
         if host is not None:
             tracker.release(host)
 
@@ -231,7 +231,7 @@ def follow(
 
 
 def _counted(callback: Callback, path: str, stream: Stream, count: int) -> Callback:
-    """A callback that refuses outputs in which other tokens stand beside the stream's."""
+    """Have a callback refuse outputs in which other tokens stand beside the stream's."""
 
     def run(hidden: Tensor, tokens: Tokens) -> Tensor:
         if hidden.ndim == 3 and hidden.size(1) != count:
@@ -264,14 +264,14 @@ def _attach_tap(
             raise
         own = InThread(run) if threads == "own" else None
         dispatcher.callbacks = {**dispatcher.callbacks, key: own or run}
-    known = weakref.ref(module)  # a thread's end must not keep a host that is dropped
+    reference = weakref.ref(module)  # a thread's end must not keep a host that is dropped
 
     def undo() -> None:
         with _lock:
             if key not in dispatcher.callbacks:
                 return
             dispatcher.callbacks = {k: c for k, c in dispatcher.callbacks.items() if k != key}
-            module = known()
+            module = reference()
             if module is not None:
                 dispatcher.discard(module)
             release()

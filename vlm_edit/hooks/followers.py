@@ -15,7 +15,7 @@ from vlm_edit.host import Adapter, Host
 
 
 class Follower(Protocol):
-    """Follows methods of one host while any patch is on it, and tells what it learns of calls.
+    """Follow methods of one host while any patch is on it, and tell what is learnt of calls.
 
     Attributes:
         undo: Take away again what stands in for the host's methods.
@@ -82,10 +82,10 @@ class Choice(Protocol):
 
     @property
     def name(self) -> str:
-        """As the attribute."""
+        """Return the word, as the attribute says."""
 
     def read(self, host: Host, value: Any) -> Any:
-        """What the user's word comes to in a host, where a follower may know nothing of it.
+        """Return what the user's word comes to in a host, of which a follower may know nothing.
 
         Args:
             host: Any host that a patch is attached to.
@@ -99,7 +99,7 @@ class Choice(Protocol):
         """
 
     def rows(self, value: Any, call: Call, site: str) -> Tensor | bool:
-        """Which rows of a call are meant.
+        """Return which rows of a call are meant.
 
         Args:
             value: What is in force.
@@ -136,8 +136,8 @@ def register_follower(make: Maker, choice: Choice | None = None) -> Maker:
         BadArgument: Another follower's choice has that name.
     """
     if choice is not None:
-        for other, held in _MAKERS.items():
-            if held is not None and held.name == choice.name and other is not make:
+        for other, other_choice in _MAKERS.items():
+            if other_choice is not None and other_choice.name == choice.name and other is not make:
                 raise BadArgument(f"a choice {choice.name!r} is there already: rename yours")
     _MAKERS[make] = choice
     return make
@@ -150,8 +150,8 @@ def forget_follower(make: Maker) -> None:
 
 def followers_of(root: nn.Module, adapter: Adapter) -> list[Follower]:
     """Return those that tell of a host, its methods being followed."""
-    made = (make(root, adapter) for make in _MAKERS)
-    return [follower for follower in made if follower is not None]
+    followers = (make(root, adapter) for make in _MAKERS)
+    return [follower for follower in followers if follower is not None]
 
 
 def choices() -> dict[str, Choice]:
@@ -170,15 +170,15 @@ def chosen_in(host: Host, given: Mapping[str, Any]) -> tuple[Chosen, ...]:
         TypeError: A name that no choice has, as Python says of any argument that is not there.
         VlmEditError: As ``Choice.read``.
     """
-    known = choices()
+    offers = choices()
     for name in given:
-        if name not in known:
+        if name not in offers:
             raise TypeError(
                 f"attach() got an unexpected keyword argument {name!r}; plug-ins declare "
-                f"{', '.join(known) or 'none'}"
+                f"{', '.join(offers) or 'none'}"
             )
-    read = (Chosen(choice, choice.read(host, given.get(name))) for name, choice in known.items())
-    return tuple(one for one in read if one.value is not None)
+    pairs = (Chosen(choice, choice.read(host, given.get(name))) for name, choice in offers.items())
+    return tuple(pair for pair in pairs if pair.value is not None)
 
 
 def meant(chosen: Sequence[Chosen], call: Call, site: str) -> Tensor | bool:

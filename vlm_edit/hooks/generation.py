@@ -50,7 +50,7 @@ class Generation:
     beside: list[Call] = field(default_factory=list)
 
     def is_of(self, path: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether a call is of the generation's own sequence."""
+        """Return whether a call is of the generation's own sequence."""
         cache = cache_in(inputs)
         own = self.caches.setdefault(path, cache)
         if cache is own or not callable(getattr(own, "get_seq_length", None)):
@@ -59,10 +59,10 @@ class Generation:
             return False
         if known_int(length_of(cache)) != 0:
             return True
-        ids, given = inputs.get("input_ids"), self.ids  # here another begins, or the same anew
-        if ids is None or given is None or ids.shape[1] < given.shape[1]:
+        ids, prompt = inputs.get("input_ids"), self.ids  # here another begins, or the same anew
+        if ids is None or prompt is None or ids.shape[1] < prompt.shape[1]:
             return False
-        return ids.shape[0] == given.shape[0] and torch.equal(ids[:, : given.shape[1]], given)
+        return ids.shape[0] == prompt.shape[0] and torch.equal(ids[:, : prompt.shape[1]], prompt)
 
     def forget_prompt(self) -> None:
         """Know the prompt's length no longer: it is the answer's as well, or another sequence's."""
@@ -93,12 +93,12 @@ class Generation:
         self.length = None if prompt is None else torch.tensor(prompt, device=device)
 
     def prompt_of(self, start: int | Tensor | None) -> int | Tensor | None:
-        """The prompt's length, as a tensor beside one."""
+        """Return the prompt's length, as a tensor beside one."""
         return self.length if isinstance(start, Tensor) else self.call.prompt
 
 
 def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> Generation:
-    """What the arguments of a host's ``generate`` tell of its prompt.
+    """Read from the arguments of a host's ``generate`` what they tell of its prompt.
 
     Raises:
         VlmEditError: The host's config lacks the placeholder's id.

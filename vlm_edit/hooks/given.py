@@ -38,16 +38,16 @@ def given_in(
         otherwise = beyond
     device = otherwise.device if isinstance(otherwise, Tensor) else given.device
     columns = call.places(device)
-    known = given.to(columns.device)[:, columns.clamp(max=width - 1)]
+    values = given.to(columns.device)[:, columns.clamp(max=width - 1)]
     if not isinstance(otherwise, Tensor):
         otherwise = torch.tensor(otherwise, device=device)
-    elif len(otherwise) != len(known):
-        known = repeat(known, "b s -> (b k) s", k=len(otherwise) // len(known))
-    return torch.where(columns < width, known, otherwise)
+    elif len(otherwise) != len(values):
+        values = repeat(values, "b s -> (b k) s", k=len(otherwise) // len(values))
+    return torch.where(columns < width, values, otherwise)
 
 
 def unplaced(call: Call) -> str:
-    """Why nobody can tell where a call's tokens stand."""
+    """Say why nobody can tell where a call's tokens stand."""
     if call.packed:
         return (
             "this call packs several sequences into a row (it has cu_seq_lens_q, or position_ids "

@@ -47,14 +47,14 @@ class Encoding:
 
     @property
     def only(self) -> Branch | None:
-        """The branch, where there is but one."""
+        """Return the branch, where there is but one."""
         if self.cond == self.uncond:
             return None
         return "cond" if self.cond else "uncond"
 
 
 class Guide:
-    """Follows the methods of a pipeline that encode, and says whom an encoder is called for.
+    """Follow the methods of a pipeline that encode, and say whom an encoder is called for.
 
     A call is told by what it is called with: its token ids are those of the prompt or of the
     negative prompt, and no image is an image of zeros. Only where the two texts are the same do
@@ -74,11 +74,11 @@ class Guide:
                 self.undo.append(StandIn(pipeline, name, self._encode).remove)
 
     def tell(self, call: Call, path: str | None, inputs: Mapping[str, Any]) -> None:
-        """As ``Follower.tell``: whom a call is for."""
+        """Note whom a call is for, as ``Follower.tell`` asks."""
         call.note(BRANCH.name, self.only if path is None else self.branch_of(path, inputs))
 
     def branch_of(self, path: str, inputs: Mapping[str, Any]) -> Branch | Tensor | None:
-        """Whom a call of an encoder is for; None where nobody can tell.
+        """Say whom a call of an encoder is for; None where nobody can tell.
 
         Args:
             path: Of the module that is called, in the pipeline.
@@ -118,7 +118,7 @@ class Guide:
 
     @property
     def only(self) -> Branch | None:
-        """The branch of all that is encoded now, where there is but one."""
+        """Return the branch of all that is encoded now, where there is but one."""
         if not self._rules.methods:
             return "cond"
         encoding = self._now
@@ -150,22 +150,24 @@ class Guide:
         except TypeError:
             return None  # the method itself will say so
         bound.apply_defaults()
-        given = bound.arguments
-        if _GUIDED in given or any(name.startswith(negative) for name in given):
-            spared = [name for name in self._rules.given if given.get(name) is not None]
-            led = [negative + name for name in self._rules.given]
-            cond = not spared
-            uncond = bool(given.get(_GUIDED, True)) and all(given.get(n) is None for n in led)
-            appended = _appended(given, negative) if self._rules.appended else 0
-            return Encoding(given, cond, uncond, appended)
+        arguments = bound.arguments
+        if _GUIDED in arguments or any(name.startswith(negative) for name in arguments):
+            encodings = [name for name in self._rules.given if arguments.get(name) is not None]
+            negatives = [negative + name for name in self._rules.given]
+            cond = not encodings
+            uncond = bool(arguments.get(_GUIDED, True)) and all(
+                arguments.get(n) is None for n in negatives
+            )
+            appended = _appended(arguments, negative) if self._rules.appended else 0
+            return Encoding(arguments, cond, uncond, appended)
         around = _arguments_around(getattr(original, "__self__", None))
         if around is None or not any(name.startswith(negative) for name in around):
-            return Encoding(given, True, False)
+            return Encoding(arguments, True, False)
         names = {name for encoder in self._rules.encoders for name in encoder.prompts}
-        texts = [name for name in given if name in names]
-        cond = all(_same(given[name], around.get(name)) for name in texts)
-        uncond = all(_same(given[name], around.get(negative + name)) for name in texts)
-        return Encoding(given, cond, uncond) if cond != uncond else None
+        texts = [name for name in arguments if name in names]
+        cond = all(_same(arguments[name], around.get(name)) for name in texts)
+        uncond = all(_same(arguments[name], around.get(negative + name)) for name in texts)
+        return Encoding(arguments, cond, uncond) if cond != uncond else None
 
     @property
     def _pipeline(self) -> Pipeline | None:
@@ -173,7 +175,7 @@ class Guide:
         return None if host is None else host.pipeline
 
     def _matches(self, ids: Tensor, encoder: Encoder, texts: list[str] | None) -> bool:
-        """Whether these ids [B, S] are what the encoder's tokenizer makes of texts."""
+        """Return whether these ids [B, S] are what the encoder's tokenizer makes of texts."""
         pipeline = self._pipeline
         tokenizer = getattr(pipeline, encoder.tokenizer or "", None)
         if tokenizer is None or texts is None:
@@ -181,16 +183,16 @@ class Guide:
         convert = getattr(pipeline, "maybe_convert_prompt", None)  # textual inversion's own words
         if convert is not None:
             texts = convert(texts, tokenizer)
-        made = tokenizer(
+        tokens = tokenizer(
             texts,
             padding="max_length",
             max_length=ids.shape[1],
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        if made.shape[1] != ids.shape[1] or len(made) not in (1, len(ids)):
+        if tokens.shape[1] != ids.shape[1] or len(tokens) not in (1, len(ids)):
             return False
-        return bool((ids == made.to(ids.device)).all())
+        return bool((ids == tokens.to(ids.device)).all())
 
 
 class BranchChoice:
@@ -203,14 +205,14 @@ class BranchChoice:
     name = "branch"
 
     def read(self, host: Host, value: Any) -> Branch | None:
-        """As ``Choice.read``: the one branch whose calls are edited; None for all calls.
+        """Return, as ``Choice.read``, the one branch whose calls are edited; None for all calls.
 
         Raises:
             VlmEditError: An unknown word, or a branch of a host that is no pipeline.
         """
         if value is not None and value not in get_args(Branches):
-            known = ", ".join(map(repr, get_args(Branches)))
-            raise BadArgument(f"branch is {value!r}; use {known}")
+            words = ", ".join(map(repr, get_args(Branches)))
+            raise BadArgument(f"branch is {value!r}; use {words}")
         if host.is_pipeline:
             return None if value == "both" else value or "cond"
         if value is not None:
@@ -221,7 +223,7 @@ class BranchChoice:
         return None
 
     def rows(self, value: Branch, call: Call, site: str) -> Tensor | bool:
-        """As ``Choice.rows``: whether an encoder is called for this branch; [B] if for both."""
+        """Return whether, as ``Choice.rows``, a call is for this branch; [B] if it is for both."""
         branch: Branch | Tensor | None = call.fact(self.name)
         if branch is None:
             raise CannotKnow(
@@ -249,35 +251,35 @@ register_follower(guide_of, BRANCH)
 
 
 def runs_of(host: nn.Module) -> int:
-    """How often a pipeline's methods that encode were called while any patch was on it."""
+    """Count the calls of a pipeline's methods that encode while any patch was on it."""
     return _runs.get(host, 0)
 
 
 def _texts(arguments: Mapping[str, Any], names: Iterable[str]) -> list[str] | None:
-    """The first of these arguments that is given, as a list; of none, one empty text."""
+    """Return the first of these arguments that is given, as a list; of none, one empty text."""
     value = next((arguments[name] for name in names if arguments.get(name)), "")
     texts = [value] if isinstance(value, str) else value
     return list(texts) if isinstance(texts, list | tuple) else None
 
 
 def _appended(arguments: Mapping[str, Any], negative: str) -> int:
-    """How many negative prompts stand behind the prompts: as many as there are prompts, or none."""
-    texts, led = arguments.get("prompt"), arguments.get(f"{negative}prompt")
-    if not isinstance(texts, list) or not isinstance(led, list) or len(texts) % 2:
+    """Count the negative prompts behind the prompts: as many as there are prompts, or none."""
+    texts, negatives = arguments.get("prompt"), arguments.get(f"{negative}prompt")
+    if not isinstance(texts, list) or not isinstance(negatives, list) or len(texts) % 2:
         return 0
     half = len(texts) // 2
-    return half if texts[half:] == led[:half] else 0
+    return half if texts[half:] == negatives[:half] else 0
 
 
 def _same(given: Any, known: Any) -> bool:
-    """Whether two arguments are the same texts, alone or in a list."""
+    """Return whether two arguments are the same texts, alone or in a list."""
     return ([given] if isinstance(given, str) else given) == (
         [known] if isinstance(known, str) else known
     )
 
 
 def _arguments_around(pipeline: Any) -> Mapping[str, Any] | None:
-    """The arguments of the pipeline's own call around this one, read off the stack.
+    """Read the arguments of the pipeline's own call around this one off the stack.
 
     Python looks ``__call__`` up on the class, so that nothing can stand in for it here.
     """
@@ -285,7 +287,9 @@ def _arguments_around(pipeline: Any) -> Mapping[str, Any] | None:
     while frame is not None:
         code = frame.f_code
         if code.co_name == "__call__" and frame.f_locals.get("self") is pipeline:
-            here, count = frame.f_locals, code.co_argcount + code.co_kwonlyargcount
-            return {name: here[name] for name in code.co_varnames[1:count] if name in here}
+            variables, count = frame.f_locals, code.co_argcount + code.co_kwonlyargcount
+            return {
+                name: variables[name] for name in code.co_varnames[1:count] if name in variables
+            }
         frame = frame.f_back
     return None

@@ -12,7 +12,7 @@ Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 class StandIn:
-    """Runs ``around(original, args, kwargs)`` in the place of ``module.name(*args, **kwargs)``.
+    """Run ``around(original, args, kwargs)`` in the place of ``module.name(*args, **kwargs)``.
 
     It lies on the instance, so neither the class nor other instances change. Put under or over
     the wrappers of others it works the same; ``remove`` takes it out, or leaves it passing calls
@@ -39,7 +39,7 @@ class StandIn:
         return around(original, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """In a copy of the module the stand-in belongs to the copy, and goes on while this does."""
+        """Return the stand-in of a copied module, which goes on while this one does."""
         module = self._module()
         copied = memo.get(id(module))
         if copied is None:

@@ -31,12 +31,12 @@ class Capture:
 
 @dataclass(eq=False)
 class Recording:
-    """What was recorded, in the order of the calls."""
+    """The captures of a recording, in the order of the calls."""
 
     captures: list[Capture] = field(default_factory=list)
 
     def last(self, site: str, stream: Stream) -> Capture:
-        """The newest capture of a stream at a site.
+        """Return the newest capture of a stream at a site.
 
         Raises:
             VlmEditError: The host's forward did not run that module.

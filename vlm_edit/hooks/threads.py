@@ -16,7 +16,7 @@ Threads = Literal["all", "own"]
 
 
 class InThread:
-    """Runs a callback in the thread that made this, and passes hidden states on in all others.
+    """Run a callback in the thread that made this, and pass hidden states on in all others.
 
     The mark lies in a ``threading.local``, not in an identity, which Python gives to another
     thread once one has ended. Compiled code guards on it in the thread that calls.
@@ -35,7 +35,7 @@ class InThread:
         ending.atexit = False
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """The hidden state that the host goes on with."""
+        """Return the hidden state that the host goes on with."""
         if getattr(self._local, "mark", None) is not None:
             return self._run(hidden)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -44,7 +44,7 @@ class InThread:
 
 
 class _Mark:
-    """Lives as long as the thread, or the callback."""
+    """A mark that lives as long as the thread, or the callback."""
 
 
 def expect_threads(threads: Any) -> None:
@@ -58,13 +58,16 @@ def expect_threads(threads: Any) -> None:
 
 
 def _end(callback: weakref.ref[InThread]) -> None:
-    found = callback()
-    if found is not None and found._undo is not None:
-        found._undo()
+    runner = callback()
+    if runner is not None and runner._undo is not None:
+        runner._undo()
 
 
 def _expect_forward() -> None:
-    """On an accelerator autograd runs checkpointed layers again in a thread of its own."""
+    """Refuse a call in a thread of autograd's.
+
+    On an accelerator autograd runs checkpointed layers again in a thread of its own.
+    """
     if torch._C._current_graph_task_id() == -1:
         return
     if isinstance(threading.current_thread(), threading._DummyThread):

@@ -53,26 +53,26 @@ class Tokens:
     def of(
         cls, stream: Stream, call: Call, hidden: Tensor, image_mask: Tensor | None = None
     ) -> Tokens:
-        """What is known of the tokens of an output [..., D]."""
+        """Return what is known of the tokens of an output [..., D]."""
         return cls(stream, call, hidden.shape, hidden.device, image_mask)
 
     def are_of(self, stream: Stream, hidden: Tensor) -> bool:
-        """Whether this is what is known of another output's tokens too."""
-        seen = self.output or self.shape
-        return self.stream == stream and seen == hidden.shape and self.device == hidden.device
+        """Return whether this is what is known of another output's tokens too."""
+        shape = self.output or self.shape
+        return self.stream == stream and shape == hidden.shape and self.device == hidden.device
 
     def told(self, image_mask: Tensor | None) -> Tokens:
-        """The same tokens, where the user says which of the prompt's are image."""
+        """Return the same tokens, where the user says which of the prompt's are image."""
         if image_mask is None or self.stream != "mixed":
             return self
-        told = self._told
-        if told is None or told.image_mask is not image_mask:
-            told = Tokens(self.stream, self.call, self.shape, self.device, image_mask)
-            self._told = told
-        return told
+        tokens = self._told
+        if tokens is None or tokens.image_mask is not image_mask:
+            tokens = Tokens(self.stream, self.call, self.shape, self.device, image_mask)
+            self._told = tokens
+        return tokens
 
     def at(self, hidden: Tensor) -> Tokens:
-        """The same tokens, where their output is looked at in another shape."""
+        """Return the same tokens, where their output is looked at in another shape."""
         return self if hidden.shape == self.shape else Tokens.of(self.stream, self.call, hidden)
 
     @property
@@ -82,7 +82,7 @@ class Tokens:
 
     @property
     def placed(self) -> Call:
-        """The call as these tokens stand in it; at images alone the prompt is the image's own."""
+        """Return the call as these tokens stand in it; for images alone the prompt is their own."""
         if self.stream != "image" and self.call.shape is not None:
             return self.call
         rows, length = self.shape[:2]
@@ -92,30 +92,30 @@ class Tokens:
 
     @property
     def known(self) -> Modality | None:
-        """Whose the call's tokens are; None where it is not known. Masks are of the call's rows."""
+        """Return whose the call's tokens are; None where unknown. Masks are of the call's rows."""
         if self._known is _UNASKED:
             self._known = self._of_call()
         return self._known
 
     @property
     def modality(self) -> Modality | None:
-        """Whose the output's tokens are; None where it is not known.
+        """Return whose the output's tokens are; None where it is not known.
 
         Raises:
             VlmEditError: The output has other tokens than the call.
         """
         if self._modality is _UNASKED:
-            known = self.known
-            if isinstance(known, Mixed):
-                masks = {name: self.fit(mask) for name, mask in known.masks.items()}
+            modality = self.known
+            if isinstance(modality, Mixed):
+                masks = {name: self.fit(mask) for name, mask in modality.masks.items()}
                 fitted = {name: mask for name, mask in masks.items() if mask is not None}
-                known = Mixed(fitted) if len(fitted) == len(masks) else None
-            self._modality = known
+                modality = Mixed(fitted) if len(fitted) == len(masks) else None
+            self._modality = modality
         return self._modality
 
     @property
     def real(self) -> Tensor | None:
-        """[B, S] bool, False at padding; None where every token is real or nothing is known.
+        """Return [B, S] bool, False at padding; None where all are real or nothing is known.
 
         Raises:
             VlmEditError: The output has other tokens than the call.
@@ -132,12 +132,12 @@ class Tokens:
 
     @property
     def step(self) -> int | None:
-        """The decode step of the first, where all are known to have been generated."""
+        """Return the decode step of the first, where all are known to have been generated."""
         return self.call.step if self.in_rows and self.stream != "image" else None
 
     @property
     def phase(self) -> Literal["prompt", "decode", "unknown"] | None:
-        """The phase of all of them; None where they are of both, or a tensor tells."""
+        """Return the phase of all of them; None where they are of both, or a tensor tells."""
         if self.stream == "image":
             return "prompt"
         if not self.in_rows:
@@ -154,7 +154,7 @@ class Tokens:
 
     @property
     def requests(self) -> Tensor | None:
-        """[N], the image that each token of a packed output belongs to; None if batched.
+        """Return the image of each token of a packed output, [N]; None if batched.
 
         Images are counted for the host's own patches: an output of fewer rows, as a merger's, has
         every n-th of them.
@@ -175,18 +175,18 @@ class Tokens:
         return images[:: len(images) // self.shape[0]].to(self.device)
 
     def places(self) -> Tensor:
-        """[S], where they stand in the sequence; needs a call that shows it."""
+        """Return where they stand in the sequence, [S]; needs a call that shows it."""
         return self.placed.places(self.device)
 
     def mask(self, name: str) -> Tensor | None:
-        """Mask [B, S] of a modality's tokens, padding included; None where it is not known."""
+        """Return a modality's mask [B, S], padding included; None where it is not known."""
         modality = self.modality
         if isinstance(modality, Mixed):
             return modality.at(name)
         return None if modality is None else self.fill(modality == name)
 
     def select(self, choice: str) -> Tensor | None:
-        """Mask [B, S] of a modality's real tokens, or None for all of them.
+        """Return a mask [B, S] of a modality's real tokens, or None for all of them.
 
         Args:
             choice: ``image``, ``text`` or ``all``. At a tap of one stream its own name is all.
@@ -206,7 +206,7 @@ class Tokens:
         return None if chosen else self.fill(False)
 
     def of_modality(self, choice: str, mask: Tensor | None = None) -> Tensor | bool:
-        """The call's tokens of a modality, as a mask of its rows or one answer for all.
+        """Return the call's tokens of a modality, as a mask of its rows or one answer for all.
 
         Args:
             choice: ``image``, ``text`` or ``all``.
@@ -217,10 +217,10 @@ class Tokens:
         """
         chosen: Any = True
         if self.stream == "mixed" and choice != "all":
-            known = self.known
-            chosen = known.at(choice) if isinstance(known, Mixed) else None
-            if isinstance(known, str):
-                chosen = known == choice
+            modality = self.known
+            chosen = modality.at(choice) if isinstance(modality, Mixed) else None
+            if isinstance(modality, str):
+                chosen = modality == choice
         if mask is not None:
             beyond = choice != "image"  # what is generated is text
             chosen = self.given(mask, chosen, "mask", beyond)
@@ -229,7 +229,7 @@ class Tokens:
         return cast("Tensor | bool", chosen)
 
     def meet(self, parts: Iterable[Tensor | bool], hidden_padding: bool = True) -> Tensor | bool:
-        """The output's real tokens that are in each of the parts, or one answer for all.
+        """Return the output's real tokens that are in each of the parts, or one answer for all.
 
         Args:
             parts: Masks of the call's rows, or one answer for all.
@@ -250,16 +250,16 @@ class Tokens:
                 f"{tuple(self.shape[:2])}"
             )
         masks = [self.fit(part) for part in parts if isinstance(part, Tensor)]
-        met: Tensor | bool = True
+        answer: Tensor | bool = True
         for mask in (*masks, self.real):
             if mask is not None:
-                met = mask if met is True else met & mask
-        return met
+                answer = mask if answer is True else answer & mask
+        return answer
 
     def given(
         self, given: Tensor, otherwise: Any, name: str, beyond: bool = False
     ) -> Tensor | float | None:
-        """What a user says of the prompt, at the call's tokens; then what else is known of them.
+        """Return what a user says of the prompt, at the call's tokens; then what else is known.
 
         Args:
             given: [B, P], one value per token of the prompt.
@@ -273,7 +273,7 @@ class Tokens:
         return given_in(given, self.placed, otherwise, name, beyond)
 
     def fit(self, mask: Tensor | None) -> Tensor | None:
-        """A mask of the call's rows for the output's: beams repeat them; None where it has none.
+        """Fit a mask of the call's rows to the output's: beams repeat them; None if it has none.
 
         Raises:
             VlmEditError: Another length, or no whole number of rows per row.
@@ -292,7 +292,7 @@ class Tokens:
         return repeat(mask, "batch tokens -> (batch beams) tokens", beams=rows // mask.shape[0])
 
     def fill(self, answer: bool) -> Tensor:
-        """One answer as a mask of the output's tokens."""
+        """Return one answer as a mask of the output's tokens."""
         return torch.full(self.shape[:-1], answer, dtype=torch.bool, device=self.device)
 
     def expect_passing(self, choice: str) -> None:
@@ -313,11 +313,11 @@ class Tokens:
         if self.stream != "mixed" or self.in_rows or (pooled and self._is_pooled):
             return
         shape = self.call.shape
-        seen = "no token ids" if shape is None else f"token ids of shape {shape}"
+        evidence = "no token ids" if shape is None else f"token ids of shape {shape}"
         raise CannotKnow(
             f"{asked}: image and text share this site's output of {tuple(self.shape)}, and the "
-            f"host's call shows {seen}: nobody can tell which row is which token. Pass mask= of "
-            f"{tuple(self.shape[:-1])}, use a site whose output is [batch, tokens, width], or "
+            f"host's call shows {evidence}: nobody can tell which row is which token. Pass mask= "
+            f"of {tuple(self.shape[:-1])}, use a site whose output is [batch, tokens, width], or "
             "edit all tokens of inputs without padding"
         )
 

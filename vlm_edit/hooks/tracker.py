@@ -22,7 +22,7 @@ from vlm_edit.host import Adapter, Stream, find_module
 
 
 class CallTracker:
-    """Follows the calls of a host and of the modules that its adapter names.
+    """Follow the calls of a host and of the modules that its adapter names.
 
     Everything is read anew from each call's own arguments, as the host does when it scatters image
     features. One per host and adapter, shared by all who need it, gone with the last; its state is
@@ -65,7 +65,7 @@ class CallTracker:
 
     @classmethod
     def acquire(cls, root: nn.Module, adapter: Adapter) -> CallTracker:
-        """The tracker of this host, made if it is the first."""
+        """Return the tracker of this host, made if it is the first."""
         trackers = cls._trackers.setdefault(root, [])
         tracker = next((t for t in trackers if t._adapter == adapter), None)
         if tracker is None:
@@ -87,12 +87,12 @@ class CallTracker:
         return bool(self._followers)
 
     def path_of(self, path: str) -> str:
-        """Path of the innermost followed module around (or at) another."""
-        around = [p for p in self.paths if p == HOST or f"{path}.".startswith(f"{p}.")]
-        return max(around, key=len)
+        """Return the path of the innermost followed module around (or at) another."""
+        paths = [p for p in self.paths if p == HOST or f"{path}.".startswith(f"{p}.")]
+        return max(paths, key=len)
 
     def now(self, path: str) -> Call:
-        """The call under way of the module at a followed path, or of one around it."""
+        """Return the call under way of the module at a followed path, or of one around it."""
         calls: dict[str, Call] | None = getattr(self._state, "calls", None)
         call = (calls.get(path) or calls.get(HOST)) if calls else None
         if call is not None:
@@ -103,7 +103,7 @@ class CallTracker:
         return self._told(Call())
 
     def at(self, path: str, stream: Stream, hidden: Tensor) -> Tokens:
-        """What is known of an output's tokens; asked again for as many of the same call, the same.
+        """Return what is known of an output's tokens; for as many of one call, the same object.
 
         An output shows how many there are, which may be more than its call's ids.
         """
@@ -115,14 +115,14 @@ class CallTracker:
             return tokens
         if call is None:  # under way of ``generate`` alone, or of nothing
             return self._resolve(self.now(path), stream, hidden)
-        known = call.resolved
-        if known is not None and known.are_of(stream, hidden):
-            return known
+        last_tokens = call.resolved
+        if last_tokens is not None and last_tokens.are_of(stream, hidden):
+            return last_tokens
         call.resolved = tokens = self._resolve(call, stream, hidden)
         return tokens
 
     def _resolve(self, call: Call, stream: Stream, hidden: Tensor) -> Tokens:
-        """The tokens of an output, in the rows that the host was called with."""
+        """Return the tokens of an output, in the rows that the host was called with."""
         shape = hidden.shape
         if call.generated and len(shape) == 3 and shape[1] == call.shape[1]:  # type: ignore[index]
             return Tokens(stream, call, shape, hidden.device, generated=stream == "mixed")
@@ -150,17 +150,17 @@ class CallTracker:
 
     @property
     def generation(self) -> Generation | None:
-        """The run of ``generate`` under way in this thread."""
-        found: Generation | None = getattr(self._state, "generation", None)
-        return found
+        """Return the run of ``generate`` under way in this thread."""
+        generation: Generation | None = getattr(self._state, "generation", None)
+        return generation
 
     @property
     def _calls(self) -> dict[str, Call]:
-        found: dict[str, Call] = getattr(self._state, "calls", {})
-        return found
+        calls: dict[str, Call] = getattr(self._state, "calls", {})
+        return calls
 
     def enter(self, path: str, module: nn.Module, inputs: Mapping[str, Any]) -> None:
-        """A followed module is called."""
+        """Read the call of a followed module, which begins."""
         generation = getattr(self._state, "generation", None)
         if generation is not None:
             step = read_step(self._adapter, inputs, generation) if path == HOST else None
@@ -197,7 +197,7 @@ class CallTracker:
     def _enter_beside(
         self, generation: Generation, path: str, module: nn.Module, inputs: Mapping[str, Any]
     ) -> None:
-        """A step of ``generate`` asks the host about another sequence, which has its own prompt."""
+        """Read a call in which a step of ``generate`` asks about a sequence with its own prompt."""
         calls = {} if path == HOST else self._calls
         call = read_call(module, self._adapter, inputs, calls.get(HOST))
         self._begin(call, inputs)
@@ -206,7 +206,7 @@ class CallTracker:
         self._state.calls = {**calls, path: call}
 
     def leave(self, path: str, output: Any) -> None:
-        """A followed module has returned, or failed."""
+        """End the call of a followed module, which has returned or failed."""
         state = self._state
         calls: dict[str, Call] = getattr(state, "calls", {})
         state.calls = {} if path == HOST else {p: c for p, c in calls.items() if p != path}
@@ -225,8 +225,8 @@ class CallTracker:
         if output is None and call.packed and self._heard:
             error = sys.exc_info()[1]  # torch calls this while it handles what a forward raised
             if isinstance(error, VlmEditError):
-                for heard in self._heard:
-                    heard.append(error)
+                for errors in self._heard:
+                    errors.append(error)
         cache = cache_of(output)
         if cache is not None and call.shape is not None:
             length = call.shape[1]
@@ -236,7 +236,7 @@ class CallTracker:
                 _remember(self._prompts, cache, None)  # a piece of the prompt, or of the answer
 
     def _begin(self, call: Call, inputs: Mapping[str, Any]) -> None:
-        """Outside ``generate`` the call that starts a cache brings the prompt."""
+        """Learn the prompt outside ``generate``, where the call that starts a cache brings it."""
         if call.shape is None:
             return
         if call.shape[1] == 1 and not torch.compiler.is_compiling():
@@ -273,14 +273,14 @@ class CallTracker:
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Raise here what an edit raises in the thread of the engine, which only logs it."""
-        heard: list[VlmEditError] = []
-        self._heard.append(heard)
+        errors: list[VlmEditError] = []
+        self._heard.append(errors)
         try:
             output = original(*args, **kwargs)
         finally:
-            self._heard = [other for other in self._heard if other is not heard]
-        if heard:
-            raise heard[0]
+            self._heard = [other for other in self._heard if other is not errors]
+        if errors:
+            raise errors[0]
         return output
 
 
@@ -291,7 +291,7 @@ class _Follow:
         self._tracker, self._path, self._signature = tracker, path, signature
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Follow:
-        """A copy of a patched host shares the tracker: its hooks are the original's."""
+        """Return this one: a copy of a patched host shares the tracker, and its hooks."""
         return self
 
     def enter(
@@ -313,24 +313,27 @@ def _call_all(functions: list[Callable[[], Any]]) -> None:
 
 
 def _signature(module: nn.Module) -> inspect.Signature:
-    """Of the forward as it is called: nnsight's wrapper shows the ``self`` of an unbound one."""
+    """Return the signature of the forward as it is called.
+
+    nnsight's wrapper shows the ``self`` of an unbound one.
+    """
     signature = inspect.signature(module.forward)
-    kept = [p for p in signature.parameters.values() if p.name != "self"]
-    return signature.replace(parameters=kept)
+    parameters = [p for p in signature.parameters.values() if p.name != "self"]
+    return signature.replace(parameters=parameters)
 
 
 def _shares_its_prompt(inputs: Mapping[str, Any]) -> bool:
-    """Whether a run of ``generate`` cannot tell its prompt from other things.
+    """Return whether a run of ``generate`` cannot tell its prompt from other things.
 
     The model that drafts for another is called anew for each draft, with all of the answer so far;
     and without a cache nothing tells guidance's unconditional sequence from the prompt's.
     """
     config = inputs.get("generation_config")
 
-    def said(name: str) -> Any:
+    def setting(name: str) -> Any:
         return inputs.get(name, getattr(config, name, None))
 
-    guided = said("guidance_scale") not in (None, 1) and said("use_cache") is False
+    guided = setting("guidance_scale") not in (None, 1) and setting("use_cache") is False
     return bool(getattr(config, "is_assistant", False)) or guided
 
 

@@ -34,7 +34,7 @@ class _Own(threading.local, Interleaver):  # type: ignore[misc]
 
 
 class Worker(Dispatcher):
-    """Callbacks of one module, run by a worker of nnsight in each of its calls."""
+    """The callbacks of one module, run by a worker of nnsight in each of its calls."""
 
     installed: weakref.WeakKeyDictionary[nn.Module, dict[str | None, Dispatcher]] = (
         weakref.WeakKeyDictionary()
@@ -74,7 +74,7 @@ class _Entry(Controller):  # type: ignore[misc]
         module.__dict__["forward"] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Entry:
-        """A copy of a patched host is patched while this one is."""
+        """Return an entry for a copy of the host, which is patched while this one is."""
         state = copy.deepcopy(self.state, memo)  # without the runs of the original
         state.register(self._worker.own, _PATH)
         return _Entry(copy.deepcopy(self.module_ref(), memo), state, self._worker)
@@ -89,7 +89,7 @@ class _Entry(Controller):  # type: ignore[misc]
         reason="nnsight cannot be compiled: attach the patch with via='hooks'"
     )
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module."""
+        """Call the module with a worker of ours in the run."""
         if not self._worker.callbacks:
             return super().__call__(*args, **kwargs)
         # The run whose turn the controller is going to take, as it finds it.
@@ -110,7 +110,7 @@ class _Entry(Controller):  # type: ignore[misc]
 
 @contextmanager
 def _working(interleaver: Interleaver, worker: Mediator) -> Iterator[None]:
-    """A run with one worker more, which comes first; it is begun if it is not under way."""
+    """Give a run one worker more, which comes first; begin it if it is not under way."""
     before = interleaver.interleaving
     interleaver.mediators = [worker, *interleaver.mediators]
     interleaver.interleaving = True

@@ -49,7 +49,7 @@ def host_of(model: Host | Model | NNsight) -> Host:
 
 
 def expect_model(model: Any, taker: str) -> Host:
-    """The host inside what must be an nnsight model.
+    """Return the host inside what must be an nnsight model.
 
     Raises:
         VlmEditError: It is not, or it has not loaded its weights.
@@ -63,7 +63,7 @@ def expect_model(model: Any, taker: str) -> Host:
 
 
 def at(model: NNsight, site: str, stream: Stream | None = None, host: Host | None = None) -> Envoy:
-    """A site's module as nnsight sees it: read and set its ``.output`` inside a trace.
+    """Return a site's module as nnsight sees it: read and set its ``.output`` inside a trace.
 
     Args:
         model: An ``nnsight.NNsight`` around the host.
@@ -90,13 +90,13 @@ def at(model: NNsight, site: str, stream: Stream | None = None, host: Host | Non
         1
     """
     taps = wrapped_host(model, "tracing.at", host).site(site).taps
-    found = [tap for tap in taps if stream in (None, tap.stream)]
-    if len(found) != 1:
+    matches = [tap for tap in taps if stream in (None, tap.stream)]
+    if len(matches) != 1:
         streams = " or ".join(repr(tap.stream) for tap in taps)
         raise VlmEditError(
             f"site {site!r} has a module for stream {streams}, and stream is {stream!r}: name one"
         )
-    return envoy_of(model, found[0].module, found[0].path)
+    return envoy_of(model, matches[0].module, matches[0].path)
 
 
 def wrapped_host(model: Any, taker: str, host: Host | None) -> Host:
@@ -112,7 +112,7 @@ def wrapped_host(model: Any, taker: str, host: Host | None) -> Host:
 
 
 def envoy_of(model: Any, module: nn.Module, path: str) -> Any:
-    """The envoy of a module, by identity: its path may be spelled in other ways.
+    """Return the envoy of a module, by identity: its path may be spelled in other ways.
 
     Raises:
         VlmEditError: The module is not part of what the model wraps.

@@ -22,14 +22,14 @@ _BARE = SimpleNamespace(_batch_size=lambda *_, **__: 0, _batch=lambda *_: ((), {
 
 
 class Edits(Protocol):
-    """What can be stored: a patch."""
+    """A patch, or what else can be stored."""
 
     def prepare(self, host: Host) -> Sequence[tuple[Site, Callback]]:
-        """Sites of a host, and what is done there, after every check."""
+        """Return sites of a host, and what is done there, after every check."""
 
 
 def edited(model: NNsight, patch: Edits, host: Host | None = None) -> NNsight:
-    """A copy of an nnsight model whose traces run with a patch.
+    """Return a copy of an nnsight model whose traces run with a patch.
 
     The model itself stays as it is, and both share the host's weights. Outputs equal, bit for
     bit, those of the host with the patch attached by hooks.
@@ -121,7 +121,7 @@ def interleaved(model: NNsight) -> Iterator[NNsight]:
 
 
 def _store(model: Any, envoy: Any, module: nn.Module, run: Callable[[Tensor], Tensor]) -> NNsight:
-    """One stored edit per module: each may then wait for its own, whatever the host's order."""
+    """Store one edit per module: each may then wait for its own, whatever the host's order."""
     with model.edit() as (tracer, copy):
         step = 0
         try:
