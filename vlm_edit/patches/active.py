@@ -20,7 +20,7 @@ from vlm_edit.patches.report import Tally
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What is said at ``attach`` of the inputs to come; not part of a patch.
+    """The user's words at ``attach`` on the inputs to come; not part of a patch.
 
     Attributes:
         strength: [B] float, one per row of the batch; or [B, P], one per token of the prompt;
@@ -47,7 +47,7 @@ class Run:
         mask: Tensor | None = None,
         image_mask: Tensor | None = None,
     ) -> Run:
-        """Check and normalise.
+        """Check what the user says, and put it in one form.
 
         Raises:
             VlmEditError: Not finite, of another shape, or a mask that is not bool.
@@ -63,11 +63,11 @@ class Run:
                 f"strength is {strength!r}; give a finite number, one per row of the batch, or "
                 "[B, P], one per token of the prompt"
             )
-        for name, given in (("mask", mask), ("image_mask", image_mask)):
-            if given is None:
+        for name, value in (("mask", mask), ("image_mask", image_mask)):
+            if value is None:
                 continue
-            if not isinstance(given, Tensor) or given.dtype != torch.bool or not given.ndim:
-                kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+            if not isinstance(value, Tensor) or value.dtype != torch.bool or not value.ndim:
+                kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
                 raise BadArgument(f"{name} must be a tensor of bool, [B, tokens], got {kind}")
         plain = rows.ndim == 0 and float(rows) == 1.0
         if rows.ndim == 0:
@@ -96,7 +96,7 @@ class Active:
     _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Be ready where the site's outputs will most likely be."""
+        """Put what the edit needs where the site's outputs will most likely be."""
         self.binding.splice.place(self.tally.device)
         self._centers = bool(self.binding.splice.slice.encoder.centers)
         # What generated text is told where nothing but the patch decides.
@@ -108,7 +108,7 @@ class Active:
             self._on((1.0, *self.binding.schedule), self.tally.device)
 
     def __call__(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        """The output of one of the site's modules, edited."""
+        """Return the output of one of the site's modules, edited."""
         if self.paused:
             return hidden
         if tokens.generated and self._answer is not None:
@@ -141,7 +141,7 @@ class Active:
         return self.binding.splice(hidden, mask, modality, strength)
 
     def _meant(self, chosen: tuple[Chosen, ...], tokens: Tokens) -> Tensor | bool:
-        """Which rows plug-ins mean, broadcast against the output's tokens; one answer for all."""
+        """Return the rows plug-ins mean, broadcast against the tokens; or one answer for all."""
         rows = meant(chosen, tokens.call, self.tally.site)
         if isinstance(rows, bool):
             return rows
@@ -156,23 +156,23 @@ class Active:
     def set_strength(self, rows: Tensor) -> None:
         """Give another strength, [B] or [1]; tensors in use change in place where they fit."""
         self.run, self._answer = replace(self.run, strength=rows), None
-        for device, held in self._devices.items():
-            if len(rows) in (1, len(held)):
-                held.copy_(rows)
+        for device, tensor in self._devices.items():
+            if len(rows) in (1, len(tensor)):
+                tensor.copy_(rows)
             else:
                 self._devices[device] = _own(rows, device)
 
     def _strength(self, tokens: Tokens) -> Tensor | None:
-        """What multiplies an output's change, broadcast against its tokens; None for 1."""
+        """Return what multiplies an output's change, broadcast against its tokens; None for 1."""
         factor = self._scheduled(tokens) if self.binding.schedule else None
         rows = self.run.strength
         if rows is None:
             return factor
-        given = self._of_tokens(rows, tokens) if rows.ndim == 2 else self._of_rows(rows, tokens)
-        return given if factor is None or given is None else given * factor
+        strength = self._of_tokens(rows, tokens) if rows.ndim == 2 else self._of_rows(rows, tokens)
+        return strength if factor is None or strength is None else strength * factor
 
     def _scheduled(self, tokens: Tokens) -> Tensor | None:
-        """[1, S], the schedule's factor of each token; None where all are the prompt's."""
+        """Return the schedule's factor of each token, [1, S]; None where all are the prompt's."""
         schedule = self.binding.schedule
         assert schedule is not None
         if not tokens.in_rows:
@@ -196,7 +196,7 @@ class Active:
         return self._tables[device]
 
     def _of_tokens(self, given: Tensor, tokens: Tokens) -> Tensor | None:
-        """[B, S], the strength of each token; None where all were generated."""
+        """Return the strength of each token, [B, S]; None where all were generated."""
         given = self._rows_on(given, tokens.device)
         if not tokens.in_rows or tokens.stream == "image":
             if given.shape != tokens.shape[:-1]:
@@ -209,7 +209,7 @@ class Active:
         return tokens.fit(strength) if isinstance(strength, Tensor) else None
 
     def _of_rows(self, rows: Tensor, tokens: Tokens) -> Tensor:
-        """The strength of each row of an output."""
+        """Return the strength of each row of an output."""
         rows_of_one = len(rows) == 1
         rows = self._rows_on(rows, tokens.device)
         if rows_of_one and tokens.shape[0] != len(rows):
@@ -218,7 +218,7 @@ class Active:
 
 
 def _of_rows(rows: Tensor, tokens: Tokens, name: str) -> Tensor:
-    """A value of each row of an output: [B, 1] for [B, S, D], [N] for packed [N, D]."""
+    """Return a value of each row of an output: [B, 1] for [B, S, D], [N] for packed [N, D]."""
     count = tokens.shape[0]
     if len(rows) > 1:
         tokens.expect_rows(f"a {name} for each of {len(rows)} rows")
@@ -237,7 +237,7 @@ def _of_rows(rows: Tensor, tokens: Tokens, name: str) -> Tensor:
 
 
 def _own(rows: Tensor, device: torch.device) -> Tensor:
-    """A copy that ``set_strength`` can write to, wherever it is called."""
+    """Return a copy that ``set_strength`` can write to, wherever it is called."""
     with torch.inference_mode(False):
         return move(rows, device).clone()
 

@@ -45,7 +45,7 @@ class Attachment(Handle):
         self._shares = tuple(shares or [torch.ones(1)] * len(self.actives))
 
     def report(self) -> Report:
-        """What was really edited since the patch was attached; may be asked at any time."""
+        """Return what was really edited since the patch was attached; ask at any time."""
         return Report(tuple(active.tally.report for active in self.actives))
 
     def set_strength(self, strength: float | Sequence[float] | Tensor) -> None:
@@ -97,11 +97,11 @@ class Attachment(Handle):
             self._warn_of_nothing(stacklevel=3)
 
     def detach(self) -> None:
-        """As ``remove``, without the warning."""
+        """Remove the patch as ``remove`` does, without the warning."""
         super().remove()
 
     def __enter__(self) -> Attachment:
-        """The attachment itself: it is in force already."""
+        """Return the attachment itself: it is in force already."""
         return self
 
     def __exit__(
@@ -118,19 +118,19 @@ class Attachment(Handle):
 
     def _warn_of_nothing(self, stacklevel: int) -> None:
         report = self.report()
-        ran = [site.site for site in report.sites if site.calls]
+        sites = [site.site for site in report.sites if site.calls]
         host = None if self._root is None else self._root()
-        if not ran and host is not None and runs_of(host) > self._runs:
+        if not sites and host is not None and runs_of(host) > self._runs:
             warnings.warn(
                 "the patch edited no token, though the pipeline ran: it did not call "
                 f"{', '.join(site.site.split('.')[0] for site in report.sites)}, since embeddings "
                 "were given, or it does not need it",
                 stacklevel=stacklevel,
             )
-        if ran and not report.edited_tokens:
-            *named, last = "stream", "phase", "positions", *choices()
+        if sites and not report.edited_tokens:
+            *names, last = "stream", "phase", "positions", *choices()
             warnings.warn(
-                f"the patch edited no token, though the host ran {', '.join(ran)}: none was of "
-                f"the {', '.join(named)} and {last} it names, or every strength was 0",
+                f"the patch edited no token, though the host ran {', '.join(sites)}: none was of "
+                f"the {', '.join(names)} and {last} it names, or every strength was 0",
                 stacklevel=stacklevel,  # the line of the user's own
             )

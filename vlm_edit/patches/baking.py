@@ -24,7 +24,7 @@ _KNOWN = {"site", "splice", "selection", "model_name", "dictionary"}
 
 
 class Linear(NamedTuple):
-    """``hidden' = hidden @ matrix + shift``, float64.
+    """A linear map, ``hidden' = hidden @ matrix + shift``, in float64.
 
     Attributes:
         matrix: [d, d]; None for the identity.
@@ -36,7 +36,7 @@ class Linear(NamedTuple):
 
 
 def linear_of(splice: Splice, stream: str | None = None) -> Linear:
-    """An edit as a linear map of the hidden state.
+    """Return an edit as a linear map of the hidden state.
 
     Args:
         splice: The edit.
@@ -116,7 +116,7 @@ class _Codes:
 
 
 class _Walk:
-    """What the rules so far make of a hidden state, as a linear map."""
+    """The linear map that the rules so far make of a hidden state."""
 
     def __init__(self, features: tuple[int, ...], decoder: Tensor, codes: _Codes) -> None:
         t, d = decoder.shape
@@ -132,7 +132,7 @@ class _Walk:
         return torch.tensor([self._places[f] for f in rule.touches(n_features)])
 
     def change(self, rule: Rule, n_features: int) -> None:
-        """A rule on codes."""
+        """Go on by a rule on codes."""
         factor, amount = _AFFINE[type(rule)](rule)
         if factor != 1.0 and self._codes.nonlinear and rule.strength:
             raise VlmEditError(
@@ -147,7 +147,7 @@ class _Walk:
         self._plus[index] = self._plus[index] * gain + s * amount
 
     def project(self, rule: Project, n_features: int) -> None:
-        """A span taken out."""
+        """Go on by a rule that takes a span out."""
         self._decode()
         basis = rule.prepare(self._decoder[self._index(rule, n_features)].float()).double()
         inside = basis.mT @ basis * rule.strength
@@ -165,7 +165,7 @@ class _Walk:
         self._decoded = (self._gain.clone(), self._plus.clone())
 
     def end(self) -> Linear:
-        """All of it."""
+        """Return the map of all rules."""
         self._decode()
         return Linear(self._matrix if self._moved else None, self._shift)
 
@@ -208,19 +208,19 @@ class Baked:
         Raises:
             VlmEditError: They have been changed since; nothing is brought back then.
         """
-        for one in self._written:
-            if not torch.equal(one.parameter.detach(), one.after.to(one.parameter.device)):
+        for entry in self._written:
+            if not torch.equal(entry.parameter.detach(), entry.after.to(entry.parameter.device)):
                 raise VlmEditError(
-                    f"{one.path} has changed since the patch was baked, and to undo it would lose "
-                    "that: undo what came later first, or load the host anew"
+                    f"{entry.path} has changed since the patch was baked, and to undo it would "
+                    "lose that: undo what came later first, or load the host anew"
                 )
         with torch.no_grad():
             while self._written:
-                one = self._written.pop()
-                one.parameter.copy_(one.before)
+                entry = self._written.pop()
+                entry.parameter.copy_(entry.before)
 
     def __enter__(self) -> Baked:
-        """Itself: it is in force already."""
+        """Return itself: it is in force already."""
         return self
 
     def __exit__(
@@ -229,12 +229,12 @@ class Baked:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Undo it."""
+        """Bring back the former weights, also after an exception."""
         self.undo()
 
 
 def bake(patch: Patch, host: Host, check_host: bool = True) -> Baked:
-    """As ``Patch.bake``."""
+    """Fold a patch into a host's weights, as ``Patch.bake`` says."""
     if host.is_pipeline:
         raise VlmEditError(
             "weights of a pipeline's encoder act on the negative prompt too, which an edit of a "
@@ -255,31 +255,33 @@ def bake(patch: Patch, host: Host, check_host: bool = True) -> Baked:
             raise VlmEditError(
                 f"the edit at {site.name!r} cannot be baked: {error}; {_ATTACH}"
             ) from error
-    return _write([one for fold in folds.values() for one in fold.written()])
+    return _write([entry for fold in folds.values() for entry in fold.written()])
 
 
 def _expect_every_token(binding: Binding, site: Site) -> None:
-    told = binding.selection
-    narrowed = told.phase != "both" or told.steps is not None or told.positions is not None
-    if narrowed or any(told.tokens not in ("all", tap.stream) for tap in site.taps):
-        raise VlmEditError(f"it is made to some tokens only ({tokens_text(told)})")
-    more = [item.name for item in further(binding, _KNOWN)]
-    if more:
-        raise VlmEditError(f"it has a {more[0]}, which weights cannot follow")
+    selection = binding.selection
+    narrowed = (
+        selection.phase != "both" or selection.steps is not None or selection.positions is not None
+    )
+    if narrowed or any(selection.tokens not in ("all", tap.stream) for tap in site.taps):
+        raise VlmEditError(f"it is made to some tokens only ({tokens_text(selection)})")
+    extras = [item.name for item in further(binding, _KNOWN)]
+    if extras:
+        raise VlmEditError(f"it has a {extras[0]}, which weights cannot follow")
 
 
 def _last_linear(site: Site, tap: Tap) -> tuple[str, nn.Linear, bool]:
-    """Where a tap's output is made, and whether it is only added to that output."""
+    """Return the Linear that makes a tap's output, and whether that is only added to it."""
     if tap.method is not None or tap.axis != -1:
         raise VlmEditError(f"{tap.path} is no module whose weights give its output")
     path, module, added = tap.path, tap.module, False
     if tap.ends is not None:
         inner = tap.ends.removeprefix("+")
-        found = find_module(module, inner)
+        child = find_module(module, inner)
         path, added = f"{path}.{inner}", inner != tap.ends
-        if found is None:
+        if child is None:
             raise VlmEditError(f"there is no {path}")
-        module = found
+        module = child
     elif type(module) is not nn.Linear:
         raise CannotKnow(
             f"{path} is a {type(module).__name__}, and its adapter does not say which nn.Linear "
@@ -322,7 +324,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 class _Fold:
-    """What becomes of one Linear's parameters."""
+    """The values that become of one Linear's parameters."""
 
     def __init__(self, path: str, module: nn.Linear) -> None:
         self._path, self._module = path, module
@@ -348,8 +350,8 @@ class _Fold:
             raise VlmEditError(f"{self._path} has no bias, and the edit adds a constant")
 
     def written(self) -> list[_Written]:
-        """The parameters that change."""
-        found = []
+        """Return the parameters that change."""
+        entries = []
         pairs: list[tuple[str, Tensor, Tensor]] = []
         if self._turned:
             pairs.append(("weight", self._module.weight, self._weight))
@@ -360,23 +362,25 @@ class _Fold:
             after = value.to(parameter.device, parameter.dtype)
             if not bool(after.isfinite().all()):
                 raise VlmEditError(f"{path} would not be finite: {_ATTACH}")
-            found.append(_Written(path, parameter, before, after))
-        return found
+            entries.append(_Written(path, parameter, before, after))
+        return entries
 
 
 def _write(written: list[_Written]) -> Baked:
-    """All of it or nothing."""
-    done: list[_Written] = []
+    """Write all of it or nothing."""
+    entries: list[_Written] = []
     try:
         with torch.no_grad():
-            for one in written:
-                done.append(one)
-                one.parameter.copy_(one.after)
+            for entry in written:
+                entries.append(entry)
+                entry.parameter.copy_(entry.after)
     except BaseException as error:
         with torch.no_grad():
-            for one in done[:-1]:
-                one.parameter.copy_(one.before)
+            for entry in entries[:-1]:
+                entry.parameter.copy_(entry.before)
         if isinstance(error, RuntimeError):
-            raise VlmEditError(f"{done[-1].path} cannot be written: {error}; {_ATTACH}") from error
+            raise VlmEditError(
+                f"{entries[-1].path} cannot be written: {error}; {_ATTACH}"
+            ) from error
         raise
-    return Baked(tuple(one.path for one in written), written)
+    return Baked(tuple(entry.path for entry in written), written)

@@ -48,16 +48,16 @@ class Binding:
     schedule: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check the schedule."""
+        """Check the schedule, and make its factors floats."""
         if self.schedule is None:
             return
-        listed = self.schedule if isinstance(self.schedule, list | tuple) else ()
-        if not listed or not all(_is_finite(value) for value in listed):
+        factors = self.schedule if isinstance(self.schedule, list | tuple) else ()
+        if not factors or not all(_is_finite(value) for value in factors):
             raise BadArgument(
                 f"schedule is {self.schedule!r}; give a list of finite numbers, the factor of each "
                 "decode step"
             )
-        object.__setattr__(self, "schedule", tuple(float(value) for value in listed))
+        object.__setattr__(self, "schedule", tuple(float(value) for value in factors))
 
     def words(self) -> str:
         """Return a line on what is done where: rules, how many features, which tokens."""
@@ -65,30 +65,30 @@ class Binding:
             f"{rule.kind} {len(rule.features)} feature{'s' * (len(rule.features) != 1)}"
             for rule in self.splice.rules
         )
-        chosen = self.selection
-        tokens = f"{chosen.tokens} tokens"
-        if chosen.positions is not None:
-            tokens += f" at {list(chosen.positions)}"
-        elif chosen.phase != "both":
-            tokens += f" of {'the prompt' if chosen.phase == 'prompt' else 'decode steps'}"
-        if chosen.steps is not None:
-            first, end = chosen.steps
+        selection = self.selection
+        tokens = f"{selection.tokens} tokens"
+        if selection.positions is not None:
+            tokens += f" at {list(selection.positions)}"
+        elif selection.phase != "both":
+            tokens += f" of {'the prompt' if selection.phase == 'prompt' else 'decode steps'}"
+        if selection.steps is not None:
+            first, end = selection.steps
             tokens += f", steps {first} to {'the end' if end is None else end - 1}"
         return f"{self.site}: {rules} at {tokens}"
 
     def told(self) -> Mapping[str, Any] | None:
-        """What identifies the dictionary: digest, sizes, activation, norm and info, JSON-able.
+        """Return what identifies the dictionary: digest, sizes, activation, norm, info, JSON-able.
 
         The digest reads all of its weights, at the first call. The dictionary is let go then.
         """
-        known = self.dictionary
-        if known is None or isinstance(known, Mapping):
-            return known
-        if known not in _identities:
-            _identities[known] = identity(known)
-        told = _identities[known]
-        object.__setattr__(self, "dictionary", told)
-        return told
+        dictionary = self.dictionary
+        if dictionary is None or isinstance(dictionary, Mapping):
+            return dictionary
+        if dictionary not in _identities:
+            _identities[dictionary] = identity(dictionary)
+        record = _identities[dictionary]
+        object.__setattr__(self, "dictionary", record)
+        return record
 
 
 def _is_finite(value: object) -> bool:
@@ -143,10 +143,10 @@ def bind(
 def _listed(rules: object) -> list[Rule]:
     if isinstance(rules, Rule):
         return [rules]
-    wanted = "a rule, such as Ablate([7]), or a list of rules"
-    expect_kind("rules", rules, Sequence, wanted)
+    kind = "a rule, such as Ablate([7]), or a list of rules"
+    expect_kind("rules", rules, Sequence, kind)
     for rule in cast("Sequence[object]", rules):
-        expect_kind("a rule", rule, Rule, wanted)
+        expect_kind("a rule", rule, Rule, kind)
     return list(cast("Sequence[Rule]", rules))
 
 

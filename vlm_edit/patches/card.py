@@ -21,7 +21,7 @@ _TAGS = ["vlm-edit", "model-editing", "sparse-autoencoder"]
 
 
 def rule_text(rule: Rule) -> str:
-    """What a rule does, without its features.
+    """Say what a rule does, without its features.
 
     Example:
         >>> from vlm_edit import Scale
@@ -39,19 +39,19 @@ def rule_text(rule: Rule) -> str:
 
 
 def features_text(features: Sequence[int], shown: int = 8) -> str:
-    """Numbers of features, the first of them where there are many.
+    """List numbers of features, the first of them where there are many.
 
     Example:
         >>> features_text(range(12), shown=3)
         '0, 1, 2 and 9 more'
     """
-    listed = ", ".join(map(str, list(features)[:shown]))
-    more = len(features) - shown
-    return f"{listed} and {more} more" if more > 0 else listed
+    numbers = ", ".join(map(str, list(features)[:shown]))
+    rest = len(features) - shown
+    return f"{numbers} and {rest} more" if rest > 0 else numbers
 
 
 def tokens_text(selection: Selection) -> str:
-    """The tokens that an edit is made to.
+    """Say which tokens an edit is made to.
 
     Example:
         >>> tokens_text(Selection("image", "both", steps=(0, 10)))
@@ -70,39 +70,39 @@ def tokens_text(selection: Selection) -> str:
 
 
 def more_text(binding: Binding) -> str:
-    """What else there is to an edit, such as a gate; empty for nothing."""
-    told = {item.name: getattr(binding, item.name) for item in further(binding, _KNOWN)}
+    """Say what else there is to an edit, such as a gate; empty for nothing."""
+    extras = {item.name: getattr(binding, item.name) for item in further(binding, _KNOWN)}
     gate = getattr(binding.splice, "gate", None)
     if gate is not None:
-        told["gate"] = gate.least
-    return ", ".join(f"{name} {_short(value)}" for name, value in told.items())
+        extras["gate"] = gate.least
+    return ", ".join(f"{name} {_short(value)}" for name, value in extras.items())
 
 
 def further(thing: Any, known: set[str]) -> list[Any]:
-    """Fields of a dataclass besides the known ones that are not as they are by default."""
-    found = []
+    """List a dataclass's fields, beside the known ones, that are not as they are by default."""
+    items = []
     for item in fields(thing):
         default = item.default_factory() if item.default_factory is not MISSING else item.default
         value = getattr(thing, item.name)
         if item.init and item.name not in known and value is not default and value != default:
-            found.append(item)
-    return found
+            items.append(item)
+    return items
 
 
 def dictionary_text(binding: Binding) -> str:
-    """The dictionary that an edit's features are of."""
-    told = binding.told()
-    if told is None:
+    """Say which dictionary an edit's features are of."""
+    record = binding.told()
+    if record is None:
         encoder = binding.splice.slice.encoder
         total = binding.splice.slice.n_features
         return f"{total} features, {encoder.activation}, norm {encoder.norm}; which is not known"
-    named = [f"{key} {value}" for key, value in sorted(told["info"].items())]
-    kind = f"{told['features']} features, {told['activation']}, norm {told['norm']}"
-    return "; ".join([kind, *named, f"digest {told['digest']}"])
+    facts = [f"{key} {value}" for key, value in sorted(record["info"].items())]
+    kind = f"{record['features']} features, {record['activation']}, norm {record['norm']}"
+    return "; ".join([kind, *facts, f"digest {record['digest']}"])
 
 
 def host_text(host: Mapping[str, Any] | None) -> str:
-    """The host that a patch is for."""
+    """Say which host a patch is for."""
     if host is None:
         return "not known yet"
     name = f"{host['name']}, " if host.get("name") else ""
@@ -118,7 +118,7 @@ def card(
     cost: Mapping[str, Any] | None = None,
     license: str | None = None,
 ) -> str:
-    """The model card of a patch, as ``Patch.card`` says."""
+    """Write the model card of a patch, as ``Patch.card`` says."""
     parts = [
         _metadata(patch, license),
         f"# {_plain(patch.info.get('title') or _title(repository, file))}",
@@ -149,25 +149,25 @@ def card(
         _licence(license),
     ]
     if patch.versions:
-        made = ", ".join(f"{name} {version}" for name, version in patch.versions.items())
-        parts.append(f"Written with {_plain(made)}.")
+        versions = ", ".join(f"{name} {version}" for name, version in patch.versions.items())
+        parts.append(f"Written with {_plain(versions)}.")
     return "\n\n".join(parts) + "\n"
 
 
 def _metadata(patch: Patch, license: str | None) -> str:
-    """The front matter; JSON's strings and lists are YAML's."""
-    told: dict[str, Any] = {"library_name": "vlm-edit", "tags": _TAGS}
+    """Write the front matter; JSON's strings and lists are YAML's."""
+    metadata: dict[str, Any] = {"library_name": "vlm-edit", "tags": _TAGS}
     if license is not None:
-        told["license"] = license
+        metadata["license"] = license
     base = (patch.host or {}).get("name")
     if base:
-        told |= {"base_model": base, "base_model_relation": "adapter"}
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in told.items()]
+        metadata |= {"base_model": base, "base_model_relation": "adapter"}
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items()]
     return "\n".join(["---", *lines, "---"])
 
 
 def _untold(host: Mapping[str, Any] | None) -> str:
-    """What to know where a patch has no samples of its host's weights."""
+    """Say where a patch has no samples of its host's weights, and what follows."""
     blind = {} if host is None else unguarded(host)
     if not blind:
         return ""
@@ -187,9 +187,9 @@ def _use(repository: str, file: str) -> str:
 
 
 def binding_rows(binding: Binding) -> list[tuple[str, ...]]:
-    """Site, tokens, rule, features and their number, of each of an edit's rules."""
-    more = more_text(binding)
-    tokens = tokens_text(binding.selection) + (f", {more}" if more else "")
+    """Return site, tokens, rule, features and their number, of each of an edit's rules."""
+    extra = more_text(binding)
+    tokens = tokens_text(binding.selection) + (f", {extra}" if extra else "")
     return [
         (
             binding.site,
@@ -203,7 +203,7 @@ def binding_rows(binding: Binding) -> list[tuple[str, ...]]:
 
 
 def _distinct(bindings: Sequence[Binding]) -> list[Binding]:
-    """The first binding of each site and dictionary."""
+    """Return the first binding of each site and dictionary."""
     return list({(b.site, dictionary_text(b)): b for b in reversed(bindings)}.values())[::-1]
 
 
@@ -229,13 +229,13 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(value: object) -> str:
-    """Text of one line that is nothing but text in Markdown."""
+    """Return a text of one line that is nothing but text in Markdown."""
     text = line(value)
     return "".join(f"\\{c}" if c in "\\`*[]<|$" else c for c in text)
 
 
 def _short(value: object) -> str:
-    """A value of a rule; of many numbers only how many."""
+    """Write a value of a rule; of many numbers only how many."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 4:

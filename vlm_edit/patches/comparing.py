@@ -43,7 +43,7 @@ class Difference(NamedTuple):
 
 
 def differences(first: Patch, second: Patch) -> list[Difference]:
-    """What two patches have not in common; empty where they do the same to the same host.
+    """List what two patches have not in common; nothing where they do the same to the same host.
 
     Edits of one site are compared in their order. The versions that wrote the files, and
     dictionaries that only one of them names, are no difference.
@@ -52,25 +52,25 @@ def differences(first: Patch, second: Patch) -> list[Difference]:
         >>> from vlm_edit import Ablate, Patch, Scale, zoo
         >>> dictionary = zoo.load_dictionary("joint")
         >>> a, b = (Patch("joint", dictionary, rule) for rule in (Ablate([7, 9]), Scale([7], 2.0)))
-        >>> for found in differences(a, b):
-        ...     print(*found, sep=" | ")
+        >>> for difference in differences(a, b):
+        ...     print(*difference, sep=" | ")
         joint | rule 1 | ablate | scale, factor 2
         joint | features of rule 1 | also 9 | none besides
     """
-    found = [*_host(first.host, second.host)]
+    entries = [*_host(first.host, second.host)]
     for key in sorted({*first.info, *second.info}):
         values = [patch.info.get(key, _NONE) for patch in (first, second)]
-        found += _unequal("info", key, *values)
+        entries += _unequal("info", key, *values)
     sites = dict.fromkeys(b.site for b in (*first.bindings, *second.bindings))
     for site in sites:
         mine, theirs = ([b for b in p.bindings if b.site == site] for p in (first, second))
         for number, (a, b) in enumerate(zip_longest(mine, theirs), 1):
             where = site if max(len(mine), len(theirs)) == 1 else f"{site} ({number})"
             if a is None or b is None:
-                found.append(Difference(where, "edit", _edit(a), _edit(b)))
+                entries.append(Difference(where, "edit", _edit(a), _edit(b)))
             else:
-                found += [d._replace(where=where) for d in _bindings(a, b)]
-    return found
+                entries += [d._replace(where=where) for d in _bindings(a, b)]
+    return entries
 
 
 def _unequal(where: str, what: str, first: object, second: object) -> list[Difference]:
@@ -88,17 +88,17 @@ def _edit(binding: Binding | None) -> str:
 def _host(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> list[Difference]:
     if first is None or second is None:
         return _unequal("host", "known", host_text(first), host_text(second))
-    found = []
+    entries = []
     for key in ("architecture", "model_type"):
-        found += _unequal("host", key, first[key], second[key])
+        entries += _unequal("host", key, first[key], second[key])
     if first.get("name") and second.get("name"):
-        found += _unequal("host", "name", first["name"], second["name"])
+        entries += _unequal("host", "name", first["name"], second["name"])
     for name in sorted({*first["sites"]} & {*second["sites"]}):
         a, b = first["sites"][name], second["sites"][name]
-        found += _unequal("host", f"width of {name}", a["width"], b["width"])
+        entries += _unequal("host", f"width of {name}", a["width"], b["width"])
         if False in same_weights(a, b).values():
-            found.append(Difference("host", f"weights at {name}", "its own", "others"))
-    return found
+            entries.append(Difference("host", f"weights at {name}", "its own", "others"))
+    return entries
 
 
 def _bindings(a: Binding, b: Binding) -> Iterator[Difference]:
@@ -118,11 +118,11 @@ def _rules(number: int, a: Rule | None, b: Rule | None) -> Iterator[Difference]:
     yield from _unequal("", f"rule {number}", *texts)
     if a is None or b is None:
         return
-    one, two = ({*rule.features} for rule in (a, b))
-    if one != two:
+    mine, theirs = ({*rule.features} for rule in (a, b))
+    if mine != theirs:
         also = [
             f"also {features_text(sorted(own))}" if own else "none besides"
-            for own in (one - two, two - one)
+            for own in (mine - theirs, theirs - mine)
         ]
         yield Difference("", f"features of rule {number}", *also)
     elif texts[0] == texts[1]:
@@ -151,12 +151,12 @@ def _slices(a: Slice, b: Slice) -> Iterator[Difference]:
         if mine is None or other is None:
             yield from _unequal("", what, *("none" if t is None else "some" for t in (mine, other)))
         elif mine.shape == other.shape and not torch.equal(mine, other):
-            far = float((mine - other).abs().max())
-            yield Difference("", what, "its own", f"off by {far:.2g} at most")
+            distance = float((mine - other).abs().max())
+            yield Difference("", what, "its own", f"off by {distance:.2g} at most")
 
 
 def _weights(part: Slice, features: list[int]) -> dict[str, Tensor | None]:
-    """What the same features have in two patches of one dictionary."""
+    """Return what a slice has of some features, which two patches share."""
     places = {feature: i for i, feature in enumerate(part.features)}
     rows = [places[feature] for feature in features]
     columns = rows if part.columns is None else part.columns[rows].tolist()

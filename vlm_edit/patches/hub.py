@@ -13,7 +13,7 @@ _ENDING = ".safetensors"
 
 
 def locate(path: str | os.PathLike[str], file: str | None, revision: str | None) -> Path:
-    """The patch file that is meant.
+    """Return the patch file that is meant.
 
     Args:
         path: A file, a folder that holds one, or ``owner/name`` of a repository on the hub; what
@@ -61,10 +61,10 @@ def push(
 
     def send() -> str:
         api.create_repo(name, exist_ok=True, private=private)
-        done = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=name, folder_path=folder, commit_message=message, revision=revision
         )
-        return str(done.commit_url)
+        return str(commit.commit_url)
 
     return asked(name, send, "patch", "written")
 
@@ -94,23 +94,25 @@ def _fetch(name: str, file: str | None, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     where = f"the repository {name} (or what is cached of it)"
-    files, kept = listing(name, revision, "patch")
-    wanted = _wanted(where, [f for f in files if f.endswith(_ENDING)], file)
-    if kept is not None:
-        return kept / wanted
-    return Path(asked(name, lambda: hf_hub_download(name, wanted, revision=revision), "patch"))
+    files, folder = listing(name, revision, "patch")
+    place = _wanted(where, [f for f in files if f.endswith(_ENDING)], file)
+    if folder is not None:
+        return folder / place
+    return Path(asked(name, lambda: hf_hub_download(name, place, revision=revision), "patch"))
 
 
 def _wanted(where: str, files: Sequence[str], file: str | None) -> str:
-    """The one file that is meant."""
-    found = list(files)
+    """Return the one file that is meant."""
+    matches = list(files)
     if file is not None:
         place = PurePosixPath(file).as_posix()
-        found = [f for f in files if f == place or f.startswith(f"{place}/")]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise VlmEditError(f"{where} holds several patches: say which with file=: {listed(found)}")
-    missing = f"no {file!r}" if file is not None else f"no {_ENDING} file"
-    there = f"; it has {listed(files)}" if files else ""
-    raise VlmEditError(f"no patch at {where}: there is {missing}{there}")
+        matches = [f for f in files if f == place or f.startswith(f"{place}/")]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise VlmEditError(
+            f"{where} holds several patches: say which with file=: {listed(matches)}"
+        )
+    lack = f"no {file!r}" if file is not None else f"no {_ENDING} file"
+    contents = f"; it has {listed(files)}" if files else ""
+    raise VlmEditError(f"no patch at {where}: there is {lack}{contents}")

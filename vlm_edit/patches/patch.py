@@ -30,7 +30,7 @@ Engine = Literal["hooks", "nnsight"]
 
 
 class Patch:
-    """Edits bound to sites, independent of any one model in memory. A value: nothing changes it.
+    """Edits bound to sites, independent of any one model in memory; a value that never changes.
 
     Args:
         site: The site's name, e.g. ``joint``.
@@ -98,8 +98,10 @@ class Patch:
         schedule: Sequence[float] | None = None,
         gate: float | None = None,
     ) -> None:
-        chosen = {"phase": phase, "steps": steps, "positions": positions}
-        self._hold(bind(site, dictionary, rules, tokens, chosen, schedule, gate), None, info or {})
+        selection = {"phase": phase, "steps": steps, "positions": positions}
+        self._hold(
+            bind(site, dictionary, rules, tokens, selection, schedule, gate), None, info or {}
+        )
 
     @classmethod
     def joined(
@@ -140,7 +142,7 @@ class Patch:
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Refuse: a patch is a value."""
+        """Refuse to change: a patch is a value."""
         raise AttributeError(f"a patch does not change, so its {name} stays; make another one")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -152,7 +154,7 @@ class Patch:
         return f"Patch({'; '.join(binding.words() for binding in self.bindings)})"
 
     def __add__(self, other: Patch) -> Patch:
-        """Both patches in one, this one's edits first.
+        """Join both patches to one, this one's edits first.
 
         Raises:
             VlmEditError: They were saved for different hosts.
@@ -233,7 +235,7 @@ class Patch:
     def prepare(
         self, host: Host | Model, *, check_host: bool = True, run: Run | None = None
     ) -> list[tuple[Site, Active]]:
-        """What ``attach`` attaches: each binding's site in a host, and what edits its outputs.
+        """Return what ``attach`` attaches: each binding's site, and what edits its outputs.
 
         Raises:
             VlmEditError: As ``attach``.
@@ -245,7 +247,7 @@ class Patch:
         ]
 
     def check(self, host: Host | Model, *, check_host: bool = True) -> list[tuple[Binding, Site]]:
-        """Everything that ``attach`` checks, without attaching.
+        """Check everything that ``attach`` checks, without attaching.
 
         Returns:
             Each binding with its site, whose taps are those it acts on.
@@ -290,27 +292,29 @@ class Patch:
         Raises:
             VlmEditError: Neither a host nor a fingerprint, or the patch does not fit the host.
         """
-        told = self.host
+        identity = self.host
         if host is not None:
             host = Host.of(host)
             self.check(host, check_host=False)
             self._expect_model(host)
             sites = [host.site(binding.site) for binding in self.bindings]
-            told = {**fingerprint(host, sites), "name": host.hub_name}
-            if unguarded(told):
+            identity = {**fingerprint(host, sites), "name": host.hub_name}
+            if unguarded(identity):
                 warnings.warn(
                     "the patch is saved without samples of the host's weights "
-                    f"{_at(unguarded(told))}: it cannot tell another host; save it from one whose "
-                    "weights lie in memory",
+                    f"{_at(unguarded(identity))}: it cannot tell another host; save it from one "
+                    "whose weights lie in memory",
                     stacklevel=2,
                 )
-        missing = [b.site for b in self.bindings if told is None or b.site not in told["sites"]]
-        if told is None or missing:
+        missing = [
+            b.site for b in self.bindings if identity is None or b.site not in identity["sites"]
+        ]
+        if identity is None or missing:
             raise VlmEditError(
                 f"a patch file names the host it is for, and none is known for {missing}: call "
                 "patch.save(path, host)"
             )
-        storage.write(path, self.bindings, told, self.info)
+        storage.write(path, self.bindings, identity, self.info)
 
     def card(
         self,
@@ -321,7 +325,7 @@ class Patch:
         repository: str = "owner/name",
         file: str = "patch.safetensors",
     ) -> str:
-        """The card of a repository with this patch, in Markdown with metadata.
+        """Write the card of a repository with this patch, in Markdown with metadata.
 
         Args:
             effect: What was measured of it, free text or numbers by name.
@@ -412,7 +416,7 @@ class Patch:
 
 
 def _at(reasons: Mapping[str, str]) -> str:
-    """At which sites, and why."""
+    """Say at which sites, and why."""
     return "; ".join(f"at {name} ({why})" for name, why in reasons.items())
 
 

@@ -19,7 +19,7 @@ PHASES = ("prompt", "decode", "unknown")
 
 @dataclass(frozen=True)
 class SiteReport:
-    """What was edited at a site by one binding.
+    """The count of what one binding edited at a site.
 
     Attributes:
         site: Its name.
@@ -38,13 +38,13 @@ class SiteReport:
     steps: tuple[int, int] | None
 
     def __str__(self) -> str:
-        """One line."""
-        told = [f"{n:,} {name}" for name, n in self.streams.items() if n] or ["none"]
-        when = [f"{n:,} {name}" for name, n in self.phases.items() if n]
+        """Say it on one line."""
+        streams = [f"{n:,} {name}" for name, n in self.streams.items() if n] or ["none"]
+        phases = [f"{n:,} {name}" for name, n in self.phases.items() if n]
         tokens, calls = _number(self.tokens, "token"), _number(self.calls, "call")
         line = f"{self.site}: {tokens} edited in {calls}"
         if self.tokens:
-            line += f" ({', '.join(told)}; {', '.join(when)})"
+            line += f" ({', '.join(streams)}; {', '.join(phases)})"
         if self.steps is not None:
             line += f", decode steps {self.steps[0]} to {self.steps[1]}"
         return line
@@ -56,7 +56,7 @@ def _number(count: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """What a patch has edited since it was attached, binding by binding.
+    """The count of what a patch has edited since it was attached, binding by binding.
 
     Attributes:
         sites: One entry per binding, in the patch's order.
@@ -66,16 +66,16 @@ class Report:
 
     @property
     def edited_tokens(self) -> int:
-        """Tokens edited at all sites together."""
+        """Return the number of tokens edited at all sites together."""
         return sum(site.tokens for site in self.sites)
 
     def __str__(self) -> str:
-        """One line per binding."""
+        """Write one line per binding."""
         return "\n".join(map(str, self.sites))
 
 
 class Tally:
-    """Counts what one binding edits, without waiting for the device.
+    """Count what one binding edits, without waiting for the device.
 
     What is known without looking at a tensor is counted in Python; the rest in small tensors on
     the device, which compiled code can do too. Threads that run one host count in turn.
@@ -100,7 +100,7 @@ class Tally:
                 self._count_noted()
 
     def add(self, selection: Selection, tokens: Tokens, chosen: Tensor | bool) -> None:
-        """Count one output.
+        """Count an output's edited tokens.
 
         Args:
             selection: What was asked for.
@@ -116,10 +116,10 @@ class Tally:
     def _count_noted(self) -> None:
         """Count what was only noted; holds the lock."""
         while self._noted:
-            noted = self._noted.popleft()
+            entry = self._noted.popleft()
             self._calls += 1
-            if noted is not None:
-                shape, start, prompt = noted
+            if entry is not None:
+                shape, start, prompt = entry
                 self._counts["text", "decode"] += shape[0] * shape[1]
                 self._widen(None, start - prompt, shape[1])
 
@@ -158,16 +158,16 @@ class Tally:
 
     @property
     def report(self) -> SiteReport:
-        """The count so far; waits for the device."""
+        """Return the count so far; waits for the device."""
         with self._lock:
             self._count_noted()
             calls, steps, counts = self._calls, list(self._steps or ()), Counter(self._counts)
-            everywhere = list(self._held.values())
-        for held in everywhere:
-            calls += int(held.calls)
-            first, last = held.steps.tolist()
+            parts = list(self._held.values())
+        for part in parts:
+            calls += int(part.calls)
+            first, last = part.steps.tolist()
             steps += [first, last] if last >= 0 else []
-            for i, row in enumerate(held.counts.tolist()):
+            for i, row in enumerate(part.counts.tolist()):
                 counts.update({(STREAMS[i], PHASES[j]): n for j, n in enumerate(row)})
         return SiteReport(
             self.site,
@@ -186,7 +186,7 @@ class Tally:
 
 @dataclass(frozen=True, eq=False)
 class _Held:
-    """What is counted on a device: [streams, phases], [1], and the first and last decode step."""
+    """The counts on a device: [streams, phases], [1], and the first and last decode step."""
 
     counts: Tensor
     calls: Tensor
@@ -228,7 +228,7 @@ def _as_mask(chosen: Tensor | bool, tokens: Tokens) -> Tensor:
 
 
 def _by_stream(modality: Modality | None, chosen: Tensor) -> Tensor:
-    """How many chosen tokens are of each stream, and how many unknown, [streams]."""
+    """Count the chosen tokens of each stream, and those of unknown stream, [streams]."""
     total = chosen.sum()
     counts = dict.fromkeys(STREAMS, torch.zeros_like(total))
     if isinstance(modality, Mixed):

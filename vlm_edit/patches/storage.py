@@ -40,7 +40,7 @@ def write(
     for number, binding in enumerate(bindings):
         expect_savable(binding.splice.rules)
         part, encoder = binding.splice.slice, binding.splice.slice.encoder
-        stored = {
+        weights = {
             "weight": encoder.weight,
             "bias": encoder.bias,
             "decoder": part.decoder,
@@ -49,8 +49,8 @@ def write(
         } | {f"center.{stream}": center for stream, center in encoder.centers.items()}
         gate = binding.splice.gate
         if gate is not None:
-            stored |= {"gate.decoder": gate.decoder, "gate.bias": gate.bias}
-        tensors |= {f"{number}.{name}": t for name, t in stored.items() if t is not None}
+            weights |= {"gate.decoder": gate.decoder, "gate.bias": gate.bias}
+        tensors |= {f"{number}.{name}": t for name, t in weights.items() if t is not None}
         entries.append(
             {
                 "site": binding.site,
@@ -80,14 +80,14 @@ def write(
 def read(
     path: str | os.PathLike[str], verify: bool = True
 ) -> tuple[tuple[Binding, ...], dict[str, Any], dict[str, str], dict[str, str]]:
-    """Bindings, host fingerprint, info and versions of a patch file.
+    """Read the bindings, host fingerprint, info and versions of a patch file.
 
     Raises:
         VlmEditError: Not such a file, damaged, or written by a newer version.
     """
     header, tensors = _read(Path(path))
     try:
-        found = _parts(header, dict(tensors))
+        parts = _parts(header, dict(tensors))
         if verify and (header["version"] > 1 or "checksum" in header):
             _expect_checksum(header, tensors)
     except VlmEditError as error:  # what is no possible argument is no possible file either
@@ -97,7 +97,7 @@ def read(
         raise DamagedFile(
             f"{path}: the header is damaged ({type(error).__name__}: {error}); fetch the file anew"
         ) from error
-    return found
+    return parts
 
 
 def _parts(
@@ -152,12 +152,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _versions() -> dict[str, str]:
-    """Of what had a part in making a patch; transformers only if the host's process has it."""
-    found = {"vlm_edit": __version__, "torch": torch.__version__}
+    """Return the versions of what has a part in a patch; transformers' only if it is loaded."""
+    versions = {"vlm_edit": __version__, "torch": torch.__version__}
     transformers = sys.modules.get("transformers")
     if transformers is not None:
-        found["transformers"] = str(getattr(transformers, "__version__", "unknown"))
-    return found
+        versions["transformers"] = str(getattr(transformers, "__version__", "unknown"))
+    return versions
 
 
 def _expect_checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -173,7 +173,7 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _dictionary(told: Any) -> dict[str, Any] | None:
-    """What a file tells of the dictionary, if it does and holds together."""
+    """Return what a file tells of the dictionary, if it does and holds together."""
     if told is None:
         return None
     numbers, words = (told["features"], told["width"]), (told["activation"], told["norm"])
@@ -196,7 +196,7 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _gate(least: float | None, tensors: dict[str, Tensor]) -> Gate | None:
-    """A gate; without one there must be no tensors of it."""
+    """Return a gate; without one there must be no tensors of it."""
     if least is None:
         if tensors:
             raise VlmEditError("tensors of a gate, and no gate")
@@ -227,10 +227,10 @@ def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor], whole: bool = F
         raise BadArgument("features and their number must be whole numbers")
     if list(features) != sorted(set(features)) or not 0 <= features[0] <= features[-1] < total:
         raise VlmEditError(f"features {features[:3]}... are not rising numbers below {total}")
-    expected = (len(features), encoder.weight.shape[0])
+    shape = (len(features), encoder.weight.shape[0])
     whole = whole or encoder.competes
     coded = total if whole else len(features)
-    if tuple(decoder.shape) != expected or encoder.weight.shape[1] != coded:
+    if tuple(decoder.shape) != shape or encoder.weight.shape[1] != coded:
         raise VlmEditError(
             f"shapes do not fit {len(features)} features: encoder {tuple(encoder.weight.shape)}, "
             f"decoder {tuple(decoder.shape)}"
@@ -253,15 +253,15 @@ def _expect_fingerprint(host: Any, sites: set[str]) -> dict[str, Any]:
         for weights in site["weights"].values():
             if weights is not None and not all(isinstance(v, float) for v in weights):
                 raise VlmEditError("the host's fingerprint holds something else than numbers")
-        for held in site.get("held", {}).values():
-            _expect_held(held)
+        for piece in site.get("held", {}).values():
+            _expect_held(piece)
         if not all(isinstance(why, str) for why in site.get("unread", {}).values()):
             raise VlmEditError("the host's fingerprint does not say in words what is not read")
     for key in ("architecture", "model_type", "name"):
         if not isinstance(host.get(key), str | None):
             raise VlmEditError(f"the host's {key} is {host[key]!r}, expected text")
-    told = {key: host[key] for key in ("architecture", "model_type", "sites")}
-    return told | ({"name": host["name"]} if "name" in host else {})
+    fingerprint = {key: host[key] for key in ("architecture", "model_type", "sites")}
+    return fingerprint | ({"name": host["name"]} if "name" in host else {})
 
 
 def _expect_held(held: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from vlm_edit.patches.binding import Binding
 
 
 def target_of(host: Host, binding: Binding) -> Site:
-    """The binding's site with the taps it acts on, after every check that can be made now."""
+    """Return the binding's site with the taps it acts on, after every check possible by now."""
     site = host.site(binding.site)
     if site.dead:
         raise VlmEditError(f"an edit at {site.name!r} would change nothing: {site.dead}")
@@ -44,7 +44,7 @@ def target_of(host: Host, binding: Binding) -> Site:
 
 
 def device_of(site: Site, host: Host) -> torch.device:
-    """Where a site's output will most likely be."""
+    """Return the device where a site's output will most likely be."""
     for module in (site.taps[0].module, host.root):
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.device.type != "meta":
