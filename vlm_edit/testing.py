@@ -61,13 +61,13 @@ def check_rule(rule: Rule) -> None:
     )
     dictionary = Dictionary(Encoder(weight, torch.zeros(m)), decoder, torch.zeros(_WIDTH))
     x = torch.randn(4, 3, _WIDTH, generator=generator)
-    name, kept = type(rule).__name__, x.clone()
+    name, original = type(rule).__name__, x.clone()
 
     def change(strength: float) -> Tensor:
         return Splice.of(dictionary, [replace(rule, strength=strength)])(x) - x
 
     whole = change(1.0)
-    _hold(torch.equal(x, kept), f"{name} changes the hidden state in place")
+    _hold(torch.equal(x, original), f"{name} changes the hidden state in place")
     _hold(bool(whole.isfinite().all()), f"{name} makes NaN or infinity of finite activations")
     _hold(bool(whole.any()), f"{name} changes nothing of random activations")
     _hold(not bool(change(0.0).any()), f"{name} changes something at strength 0")
@@ -190,15 +190,15 @@ def _alike(whole: Dictionary, lazy: StoredDictionary | Dictionary) -> None:
         codes = whole.encode(x, stream)
         _hold(bool(codes.isfinite().all()), "it makes NaN or infinity of finite activations")
         _near(lazy.encode_sparse(x, stream).dense(), codes, "read row by row it encodes otherwise")
-        some = sorted({0, whole.n_features // 2, whole.n_features - 1})
-        part = lazy.slice(some)
-        _near(part.codes(x, stream)[0], codes[:, some], "a slice of it encodes otherwise")
-    _near(part.decoder, whole.decoder[some], "a slice of it has other decoder rows")
+        features = sorted({0, whole.n_features // 2, whole.n_features - 1})
+        part = lazy.slice(features)
+        _near(part.codes(x, stream)[0], codes[:, features], "a slice of it encodes otherwise")
+    _near(part.decoder, whole.decoder[features], "a slice of it has other decoder rows")
 
 
 def _cut_off(place: Path, file: Path, format: str | None, options: dict[str, Any]) -> None:
-    with tempfile.TemporaryDirectory() as there:
-        copy = Path(there, place.name)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, place.name)
         shutil.copytree(place, copy) if place.is_dir() else shutil.copyfile(place, copy)
         target = copy / file.relative_to(place) if place.is_dir() else copy
         data = file.read_bytes()
@@ -214,7 +214,7 @@ def _cut_off(place: Path, file: Path, format: str | None, options: dict[str, Any
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """All tensors in what a host gives."""
+    """List the tensors in what a host gives."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -230,8 +230,8 @@ def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 
 def _near(found: Tensor, expected: Tensor, otherwise: str) -> None:
     if not torch.allclose(found, expected, rtol=_CLOSE, atol=_CLOSE):
-        far = float((found - expected).abs().max())
-        raise AssertionError(f"{otherwise}: off by {far:.2g} at most")
+        distance = float((found - expected).abs().max())
+        raise AssertionError(f"{otherwise}: off by {distance:.2g} at most")
 
 
 def _hold(holds: bool, otherwise: str) -> None:
