@@ -50,10 +50,10 @@ def details(host: Host) -> Details:
     }
 
 
-def summed(found: Details) -> dict[str, Any]:
+def summed(details: Details) -> dict[str, Any]:
     """Digest each kind of details, and say what of the weights was not read."""
-    digests: dict[str, Any] = {kind: _digest(values) for kind, values in found.items()}
-    reasons = {n: why for n, why in found["weights"].items() if why.startswith("not read")}
+    digests: dict[str, Any] = {kind: _digest(values) for kind, values in details.items()}
+    reasons = {n: why for n, why in details["weights"].items() if why.startswith("not read")}
     if reasons:
         name, why = next(iter(reasons.items()))
         digests["not_read"] = f"{len(reasons)} tensors of the host, the first {name} ({why[10:]})"

@@ -60,11 +60,11 @@ class Repeats:
         )
 
 
-def to_json(found: Mapping[str, Repeats]) -> dict[str, list[float]]:
+def to_json(repeats: Mapping[str, Repeats]) -> dict[str, list[float]]:
     """Return plain values by stream."""
-    return {stream: list(astuple(repeats)) for stream, repeats in found.items()}
+    return {stream: list(astuple(values)) for stream, values in repeats.items()}
 
 
-def from_json(told: Mapping[str, Any]) -> dict[str, Repeats]:
+def from_json(values: Mapping[str, Any]) -> dict[str, Repeats]:
     """Return what ``to_json`` made them of."""
-    return {s: Repeats(int(d), int(most), float(o)) for s, (d, most, o) in told.items()}
+    return {s: Repeats(int(d), int(most), float(o)) for s, (d, most, o) in values.items()}

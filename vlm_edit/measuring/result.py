@@ -296,11 +296,11 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
         ) from error
 
 
-def class_of(found: Dominance, rule: Cut) -> list[str]:
+def class_of(dominance: Dominance, rule: Cut) -> list[str]:
     """Return the name of each feature's class, [m]."""
-    members = found.classes(rule)
+    members = dominance.classes(rule)
     names = {feature: name for name in CLASSES for feature in members[name]}
-    return [names[feature] for feature in range(len(found.scores))]
+    return [names[feature] for feature in range(len(dominance.scores))]
 
 
 def _expect_whole(folder: Path, header: Mapping[str, Any]) -> None:

@@ -146,11 +146,11 @@ def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
     if not path.is_file():
         return False
     state = _State.load(path, None)
-    return state.next_batch >= state.batches(state.told["pairs"]["count"]).stop
+    return state.next_batch >= state.batches(state.origin["pairs"]["count"]).stop
 
 
 def was_measured(
-    found: Measurement,
+    measurement: Measurement,
     host: Host | Model,
     pairs: Pairs,
     dictionary: Encodes,
@@ -160,7 +160,7 @@ def was_measured(
     """Return whether ``measure`` with these arguments would measure the same again.
 
     Args:
-        found: What was measured.
+        measurement: What was measured.
         host: As in ``measure``, like the next three.
         pairs: The pairs.
         dictionary: Of the site's width.
@@ -168,12 +168,14 @@ def was_measured(
         options: As in ``measure``: zeros, keep, batch_size, judge.
     """
     state, _ = _begin(host, pairs, dictionary, site, (0, 1), **options)
-    parts = state.told["details"]  # of which a run keeps digests
+    parts = state.origin["details"]  # of which a run keeps digests
     try:
-        if found.provenance["digests"] != summed(parts):
+        if measurement.provenance["digests"] != summed(parts):
             return False
-        there = {k: v for k, v in found.provenance["pairs"].items() if k != "digest"}
-        _expect_same({**found.provenance, "details": parts, "pairs": there}, state.told, "it")
+        there = {k: v for k, v in measurement.provenance["pairs"].items() if k != "digest"}
+        _expect_same(
+            {**measurement.provenance, "details": parts, "pairs": there}, state.origin, "it"
+        )
     except (VlmEditError, KeyError, TypeError, AttributeError):
         return False
     return True
@@ -250,10 +252,10 @@ def merge_parts(
     if [state.part for state in states] != parts:
         have = ", ".join(f"{i + 1} of {n}" for i, n in (state.part for state in states))
         raise BadArgument(f"the parts do not make a whole: they are {have}")
-    if first.told["pairs"]["listing"] != pairs_listing(pairs):
+    if first.origin["pairs"]["listing"] != pairs_listing(pairs):
         raise BadArgument(f"{pairs.name}: these are not the pairs that the parts measured")
     for state in states:
-        _expect_same(first.told, state.told, "another part")
+        _expect_same(first.origin, state.origin, "another part")
         if state.next_batch < state.batches(len(pairs)).stop:
             raise BadArgument(
                 f"part {state.part[0] + 1} of {state.part[1]} is not finished: run it again, it "
@@ -270,7 +272,7 @@ class _State:
     """Hold a measurement under way: what was gathered so far, and what comes next."""
 
     accumulator: MeasurementAccumulator
-    told: dict[str, Any]
+    origin: dict[str, Any]
     part: tuple[int, int] = (0, 1)
     next_batch: int = 0
     skipped: list[tuple[int, str]] = field(default_factory=list)
@@ -281,12 +283,12 @@ class _State:
         i, n = self.part
         if not 0 <= i < n:
             raise BadArgument(f"part {self.part} is not (i, n) with 0 <= i < n")
-        self.next_batch = self.next_batch or self.batches(self.told["pairs"]["count"]).start
+        self.next_batch = self.next_batch or self.batches(self.origin["pairs"]["count"]).start
 
     def batches(self, n_pairs: int) -> range:
         """Return the numbers of the part's batches."""
         i, n = self.part
-        total = -(-n_pairs // int(self.told["settings"]["batch_size"]))
+        total = -(-n_pairs // int(self.origin["settings"]["batch_size"]))
         return range(total * i // n, total * (i + 1) // n)
 
     def run(self, reader: Reader, pairs: Pairs, checkpoint: Path | None, every: float) -> None:
@@ -323,7 +325,7 @@ class _State:
 
     def expect_images(self, pairs: Pairs, what: str) -> None:
         """Refuse pairs whose images are not those that were read."""
-        first = self.batches(len(pairs)).start * int(self.told["settings"]["batch_size"])
+        first = self.batches(len(pairs)).start * int(self.origin["settings"]["batch_size"])
         skipped = {number for number, _ in self.skipped}
         expect_images(
             *(pairs, first, self.stamps, self.accumulator.digest.images, skipped, what),
@@ -331,7 +333,7 @@ class _State:
 
     def _go_on(self, checkpoint: Path, pairs: Pairs) -> None:
         there = _State.load(checkpoint, self.accumulator.judge)
-        _expect_same(there.told, self.told, f"the checkpoint {str(checkpoint)!r}")
+        _expect_same(there.origin, self.origin, f"the checkpoint {str(checkpoint)!r}")
         if there.part != self.part:
             raise BadArgument(
                 f"the checkpoint {str(checkpoint)!r} is of part {there.part}, not {self.part}: "
@@ -348,7 +350,7 @@ class _State:
         header = {
             "version": _VERSION,
             "kind": _WHAT,
-            "told": self.told,
+            "told": self.origin,
             "part": list(self.part),
             "next_batch": self.next_batch,
             "skipped": self.skipped,
@@ -393,7 +395,7 @@ class _State:
     def finish(self, pairs: Pairs) -> Measurement:
         """Return the measurement, once everything is read."""
         digest = str(self.accumulator.digest)
-        origin = {**self.told, "pairs": {**self.told["pairs"], "digest": digest}}
+        origin = {**self.origin, "pairs": {**self.origin["pairs"], "digest": digest}}
         origin["digests"] = summed(origin.pop("details"))
         site = origin["settings"]["site"]
         measurement = self.accumulator.compute(site, self.skipped, self.truncated, pairs, origin)

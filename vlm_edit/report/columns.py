@@ -37,37 +37,37 @@ class Column:
     shown: bool = True
 
 
-def columns(found: Measurement) -> list[Column]:
+def columns(measurement: Measurement) -> list[Column]:
     """List everything measured of the features, in the order of the table.
 
     Args:
-        found: What was measured.
+        measurement: What was measured.
 
     Returns:
         Columns with values [m], without the feature's number and class.
     """
     return [
-        *_scores(found.dominance),
-        *_pairing(found.dominance),
-        *_interpretability(found),
-        *_variants(found.dominance),
+        *_scores(measurement.dominance),
+        *_pairing(measurement.dominance),
+        *_interpretability(measurement),
+        *_variants(measurement.dominance),
         Column(
             "strength",
             "Strength",
-            strongest(found).double(),
-            f"Mean activation of its {found.examples['image'].keep} strongest examples, of images "
-            "or of texts, whichever is more; 0 for those that it lacks.",
+            strongest(measurement).double(),
+            f"Mean activation of its {measurement.examples['image'].keep} strongest examples, "
+            "of images or of texts, whichever is more; 0 for those that it lacks.",
             shown=False,
         ),
     ]
 
 
-def _scores(found: Dominance) -> Iterator[Column]:
-    low, high = found.intervals()
+def _scores(dominance: Dominance) -> Iterator[Column]:
+    low, high = dominance.intervals()
     yield Column(
         "mds",
         "MDS",
-        found.scores,
+        dominance.scores,
         "Modality Dominance Score: the mean over pairs of the image's share of the activation; "
         "1 is image only, 0 is text only.",
     )
@@ -82,7 +82,7 @@ def _scores(found: Dominance) -> Iterator[Column]:
     yield Column(
         "swap_p",
         "Swap p",
-        found.swap_test(),
+        dominance.swap_test(),
         "Chance of a score as far from 1/2 if image and text are swapped at random inside pairs, "
         "for this feature alone. The rule 'significant' corrects for their number.",
         "p",
@@ -90,14 +90,14 @@ def _scores(found: Dominance) -> Iterator[Column]:
     yield Column(
         "active",
         "Active pairs",
-        found.active.double(),
+        dominance.active.double(),
         "Pairs in which the feature is active in the image, the text or both.",
         "count",
     )
 
 
-def _pairing(found: Dominance) -> Iterator[Column]:
-    matched, shuffled = found.cofiring()
+def _pairing(dominance: Dominance) -> Iterator[Column]:
+    matched, shuffled = dominance.cofiring()
     yield Column(
         "cofiring",
         "Co-firing",
@@ -121,7 +121,7 @@ def _pairing(found: Dominance) -> Iterator[Column]:
     yield Column(
         "cofiring_p",
         "Co-firing p",
-        found.cofiring_test(),
+        dominance.cofiring_test(),
         "Chance that shuffled pairs fire together at least as often (Fisher's exact test).",
         "p",
         shown=False,
@@ -129,22 +129,22 @@ def _pairing(found: Dominance) -> Iterator[Column]:
     yield Column(
         "correlation",
         "Correlation",
-        found.correlation(),
+        dominance.correlation(),
         "Pearson correlation, over all pairs, of its activation by the image and by the text.",
     )
 
 
-def _variants(found: Dominance) -> Iterator[Column]:
+def _variants(dominance: Dominance) -> Iterator[Column]:
     for name, title, values, explanation in (
-        ("modality_score", "Ratio of means", found.modality_score(), "Image's share of all "
+        ("modality_score", "Ratio of means", dominance.modality_score(), "Image's share of all "
          "activation: unlike MDS it weighs strong pairs more."),
-        ("modality_score_energy", "Ratio of energies", found.modality_score(energy=True),
+        ("modality_score_energy", "Ratio of energies", dominance.modality_score(energy=True),
          "The same with squared activations."),
-        ("mutual_information", "Information", found.mutual_information(), "Bits that its being "
+        ("mutual_information", "Information", dominance.mutual_information(), "Bits that its being "
          "active tells about whether it sees an image or a text."),
     ):  # fmt: skip
         yield Column(name, title, values, explanation, shown=False)
-    for name, count in (("image", found.image_active), ("text", found.text_active)):
+    for name, count in (("image", dominance.image_active), ("text", dominance.text_active)):
         yield Column(
             f"{name}_active",
             f"Active {name}s",
@@ -167,8 +167,8 @@ _KINDS = {
 }  # fmt: skip
 
 
-def _interpretability(found: Measurement) -> Iterator[Column]:
-    for name, values in found.interpretability.items():
+def _interpretability(measurement: Measurement) -> Iterator[Column]:
+    for name, values in measurement.interpretability.items():
         kind = name[:8] if name.startswith("embsim_p_") else name.split("_")[0]
         title, explanation = _KINDS.get(kind, (kind, "A score of interpretability"))
         words = name[len(kind) + 1 :].split("_")

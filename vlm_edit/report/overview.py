@@ -39,47 +39,47 @@ class Overview:
     provenance: Sequence[tuple[str, str]]
 
     @classmethod
-    def of(cls, found: Measurement, pairs: Pairs, seed: int) -> Overview:
+    def of(cls, measurement: Measurement, pairs: Pairs, seed: int) -> Overview:
         """Write the texts for a measurement."""
         return cls(
-            _figures(found),
+            _figures(measurement),
             [(name, CLASS_NAMES[name]) for name in CLASSES],
-            _rules(found),
-            found.warnings(),
-            [*_flat(_provenance(found, pairs)), ("seed of the random features", str(seed))],
+            _rules(measurement),
+            measurement.warnings(),
+            [*_flat(_provenance(measurement, pairs)), ("seed of the random features", str(seed))],
         )
 
 
-def _figures(found: Measurement) -> list[tuple[str, str, str]]:
-    dominance = found.dominance
+def _figures(measurement: Measurement) -> list[tuple[str, str, str]]:
+    dominance = measurement.dominance
     live = int((~dominance.dead).sum())
     return [
         ("Features", f"{len(dominance.scores):,}", f"{live:,} of them active"),
-        ("Pairs", f"{found.n_pairs:,}", f"{len(found.skipped):,} left out"),
+        ("Pairs", f"{measurement.n_pairs:,}", f"{len(measurement.skipped):,} left out"),
         ("Mean MDS", _decimal(dominance.mean), f"sd {_decimal(dominance.sd)}"),
-        ("Modality gap", _decimal(found.gap), "distance of the centroids"),
-        ("Texts cut short", f"{found.truncated:,}", "at the host's limit"),
+        ("Modality gap", _decimal(measurement.gap), "distance of the centroids"),
+        ("Texts cut short", f"{measurement.truncated:,}", "at the host's limit"),
     ]
 
 
-def _rules(found: Measurement) -> list[ClassRow]:
+def _rules(measurement: Measurement) -> list[ClassRow]:
     rows = []
     for rule, name in RULE_NAMES.items():
-        low, high = found.dominance.cuts(rule)
-        members = found.dominance.classes(rule)
+        low, high = measurement.dominance.cuts(rule)
+        members = measurement.dominance.classes(rule)
         sizes = [(key, len(members[key]), "") for key in CLASSES]
         rows.append(ClassRow(name, f"{low:.2f}, {high:.2f}", sizes))
-        estimates = found.dominance.expected_classes(rule, draws=_DRAWS)
+        estimates = measurement.dominance.expected_classes(rule, draws=_DRAWS)
         chance = [(key, round(estimates[key].value), _range(estimates[key])) for key in CLASSES]
         rows.append(ClassRow(f"{name}, by chance", "", chance))
     return rows
 
 
-def null_histogram(found: Dominance, bins: int) -> list[float]:
+def null_histogram(dominance: Dominance, bins: int) -> list[float]:
     """Count the features per bin to expect if image and text are swapped at random inside pairs.
 
     Args:
-        found: What was measured.
+        dominance: What was measured.
         bins: Between 0 and 1.
 
     Example:
@@ -90,10 +90,16 @@ def null_histogram(found: Dominance, bins: int) -> list[float]:
         >>> round(middle, 3)
         3.0
     """
-    pairs = found.active if found.zeros == "skip" else torch.full_like(found.active, found.n_pairs)
-    centre = 0.5 * (found.active / pairs if found.zeros == "epsilon" else torch.ones(len(pairs)))
-    sums = flipped_sums(found.levels, _DRAWS, 0).double() / (2 * LEVELS)
-    scores = (centre + sums / pairs)[:, ~found.dead].clamp(0, 1)
+    pairs = (
+        dominance.active
+        if dominance.zeros == "skip"
+        else torch.full_like(dominance.active, dominance.n_pairs)
+    )
+    centre = 0.5 * (
+        dominance.active / pairs if dominance.zeros == "epsilon" else torch.ones(len(pairs))
+    )
+    sums = flipped_sums(dominance.levels, _DRAWS, 0).double() / (2 * LEVELS)
+    scores = (centre + sums / pairs)[:, ~dominance.dead].clamp(0, 1)
     return [float(c) / _DRAWS for c in torch.histc(scores.float(), bins, 0.0, 1.0)]
 
 
@@ -101,13 +107,13 @@ def _range(expected: Estimate) -> str:
     return f"[{expected.low:.0f}, {expected.high:.0f}]"
 
 
-def notes(found: Measurement, sprites: Sprites) -> list[str]:
+def notes(measurement: Measurement, sprites: Sprites) -> list[str]:
     """Say what a measurement and its page leave out."""
     sentences = []
-    if found.skipped:
-        number, reason = found.skipped[0]
+    if measurement.skipped:
+        number, reason = measurement.skipped[0]
         sentences.append(
-            f"{len(found.skipped)} pairs left out because their image could not be read; "
+            f"{len(measurement.skipped)} pairs left out because their image could not be read; "
             f"the first is number {number}: {reason}."
         )
     if sprites.left_out:
@@ -122,12 +128,12 @@ def notes(found: Measurement, sprites: Sprites) -> list[str]:
     return sentences
 
 
-def _provenance(found: Measurement, pairs: Pairs) -> dict[str, Any]:
+def _provenance(measurement: Measurement, pairs: Pairs) -> dict[str, Any]:
     return {
         "data": pairs.name,
-        "site": found.site,
-        "zeros": found.dominance.zeros,
-        **found.provenance,
+        "site": measurement.site,
+        "zeros": measurement.dominance.zeros,
+        **measurement.provenance,
     }
 
 

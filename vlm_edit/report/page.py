@@ -38,7 +38,7 @@ def has_plotly() -> bool:
 
 def write_page(
     path: str | os.PathLike[str],
-    found: Measurement,
+    measurement: Measurement,
     pairs: Pairs,
     title: str,
     tables: Sequence[Table] = (),
@@ -58,7 +58,7 @@ def write_page(
 
     Args:
         path: The file.
-        found: What was measured.
+        measurement: What was measured.
         pairs: The pairs it was measured on; images that cannot be opened are shown as captions.
         title: Of the page.
         tables: Shown as they are.
@@ -85,13 +85,13 @@ def write_page(
         ...     page.stat().st_size < 24_000_000
         True
     """
-    payload = Payload(found, pairs, examples, shown, seed)
+    payload = Payload(measurement, pairs, examples, shown, seed)
     scripts = _scripts()
-    about = Overview.of(found, pairs, seed)
+    about = Overview.of(measurement, pairs, seed)
     render = partial(
         template("page.html.jinja").render,
         title=title,
-        found=found,
+        measurement=measurement,
         pairs=pairs,
         overview=about,
         tables=tables,
@@ -105,7 +105,7 @@ def write_page(
 
     def page(sprites: Sprites) -> bytes:
         data = Markup(to_json(payload.data(sprites)))
-        text: str = render(data=data, sheets=sprites.sheets, notes=notes(found, sprites))
+        text: str = render(data=data, sheets=sprites.sheets, notes=notes(measurement, sprites))
         # A caption may hold halves of characters that UTF-8 cannot write.
         return text.encode("utf-8", "replace")
 

@@ -49,14 +49,14 @@ class Payload:
     """Turn a measurement into plain values.
 
     Attributes:
-        found: What was measured.
+        measurement: What was measured.
         pairs: The pairs it was measured on.
         examples: Pairs to show on their own.
         shown: Features per class, and drawn at random.
         seed: Of the random features.
     """
 
-    found: Measurement
+    measurement: Measurement
     pairs: Pairs
     examples: Sequence[Examples]
     shown: int
@@ -66,13 +66,17 @@ class Payload:
     def __post_init__(self) -> None:
         """Expect the right pairs, classify once, rank once."""
         self._expect_pairs()
-        dominance = self.found.dominance
+        dominance = self.measurement.dominance
         self.rules = {rule: dominance.classes(rule) for rule in RULE_NAMES}
-        self._strength = torch.nan_to_num(strongest(self.found)).tolist()
-        self._top = {stream: self.found.examples[stream].numbers[:, :_TOP] for stream in STREAMS}
+        self._strength = torch.nan_to_num(strongest(self.measurement)).tolist()
+        self._top = {
+            stream: self.measurement.examples[stream].numbers[:, :_TOP] for stream in STREAMS
+        }
 
     def _expect_pairs(self) -> None:
-        sources = {f"top {s}s": self.found.examples[s].numbers.flatten().tolist() for s in STREAMS}
+        sources = {
+            f"top {s}s": self.measurement.examples[s].numbers.flatten().tolist() for s in STREAMS
+        }
         for part in self.examples:
             sources.setdefault(part.title, []).extend(number for number, _ in part.items)
         for what, numbers in sources.items():
@@ -85,7 +89,7 @@ class Payload:
 
     def random(self) -> list[int]:
         """Draw live features at random."""
-        live = (~self.found.dominance.dead).nonzero().flatten()
+        live = (~self.measurement.dominance.dead).nonzero().flatten()
         order = torch.randperm(len(live), generator=torch.Generator().manual_seed(self.seed))
         return [int(k) for k in live[order[: self.shown]]]
 
@@ -114,20 +118,20 @@ class Payload:
         numbers, examples = self._shown_pairs(), self.examples
         index = {number: i for i, number in enumerate(numbers)}
         return {
-            "pairs": self.found.n_pairs,
-            "features": len(self.found.dominance.scores),
+            "pairs": self.measurement.n_pairs,
+            "features": len(self.measurement.dominance.scores),
             "seed": self.seed,
             "classes": [{"name": name, "title": CLASS_NAMES[name]} for name in CLASSES],
             "rules": [self._rule(rule) for rule in self.rules],
-            "columns": [_column(column) for column in columns(self.found)],
+            "columns": [_column(column) for column in columns(self.measurement)],
             "numbers": numbers,
             "captions": [self._caption(number) for number in numbers],
             "places": [sprites.places.get(number, -1) for number in numbers],
             "sheet": {"row": PER_ROW, "size": PER_SHEET, "tiles": len(sprites.places)},
             "top": {s: self._lists(self._top[s], index) for s in STREAMS},
             "values": {s: _rounded_lists(self._values(s), self._top[s]) for s in STREAMS},
-            "null": [_number(c) for c in null_histogram(self.found.dominance, BINS)],
-            "ratios": self.found.dominance.levels.tolist(),
+            "null": [_number(c) for c in null_histogram(self.measurement.dominance, BINS)],
+            "ratios": self.measurement.dominance.levels.tolist(),
             "random": self.random(),
             "examples": [
                 {"title": e.title, "note": e.note, "items": [[index[n], *ls] for n, ls in e.items]}
@@ -140,7 +144,7 @@ class Payload:
         return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
     def _values(self, stream: str) -> Tensor:
-        return self.found.examples[stream].values[:, :_TOP]
+        return self.measurement.examples[stream].values[:, :_TOP]
 
     def _shown_pairs(self) -> list[int]:
         numbers = {n for part in self.examples for n, _ in part.items}
@@ -153,7 +157,7 @@ class Payload:
         return [[index[n] for n in row if n >= 0] for row in top.tolist()]
 
     def _rule(self, rule: Cut) -> dict[str, Any]:
-        dominance, members = self.found.dominance, self.rules[rule]
+        dominance, members = self.measurement.dominance, self.rules[rule]
         low, high = dominance.cuts(rule)
         member = [len(CLASSES) - 1] * len(dominance.scores)
         for code, name in enumerate(CLASSES):

@@ -24,35 +24,36 @@ RULE_NAMES: dict[Cut, str] = {
 _DRAWS = 100
 
 
-def strongest(found: Measurement) -> torch.Tensor:
+def strongest(measurement: Measurement) -> torch.Tensor:
     """Average the activations of each feature's top examples in its stronger stream, [m].
 
     Examples that it lacks count as 0, so that a feature of one pair does not come first.
     """
-    return torch.stack([found.examples[s].values.mean(1) for s in STREAMS]).amax(0)
+    return torch.stack([measurement.examples[s].values.mean(1) for s in STREAMS]).amax(0)
 
 
-def class_table(found: Measurement) -> Table:
+def class_table(measurement: Measurement) -> Table:
     """Show the sizes of the classes by each rule, with what chance would give."""
     rows = []
     for rule, name in RULE_NAMES.items():
-        low, high = found.dominance.cuts(rule)
-        chance = found.dominance.expected_classes(rule, draws=_DRAWS)
+        low, high = measurement.dominance.cuts(rule)
+        chance = measurement.dominance.expected_classes(rule, draws=_DRAWS)
         sizes = [
             f"{len(features)} ({chance[kind].value:.0f})"
-            for kind, features in found.dominance.classes(rule).items()
+            for kind, features in measurement.dominance.classes(rule).items()
         ]
         rows.append((name, f"{low:.2f}, {high:.2f}", *sizes))
-    names = [CLASS_NAMES[name] for name in found.dominance.classes("sd")]
+    names = [CLASS_NAMES[name] for name in measurement.dominance.classes("sd")]
     note = (
-        f"MDS over live features: mean {found.dominance.mean:.3f}, sd {found.dominance.sd:.3f}. "
-        f"Modality gap {found.gap:.3f}.\nIn brackets: expected where modality has no effect, by "
-        "swapping image and text at random inside pairs.\nmean -+ sd calls about a third of the "
-        "features dominant on any data; significant asks for a test\nbesides the fixed cuts. "
+        f"MDS over live features: mean {measurement.dominance.mean:.3f}, "
+        f"sd {measurement.dominance.sd:.3f}. Modality gap {measurement.gap:.3f}.\n"
+        "In brackets: expected where modality has no effect, by swapping image and text at random "
+        "inside pairs.\nmean -+ sd calls about a third of the features dominant on any data; "
+        "significant asks for a test\nbesides the fixed cuts. "
         f"Firing together on matched pairs more than by chance: "
-        f"{int(found.dominance.paired().sum())} features."
+        f"{int(measurement.dominance.paired().sum())} features."
     )
-    for warning in found.warnings():
+    for warning in measurement.warnings():
         note += f"\nWARNING: {warning}"
     return Table(
         "Modality Dominance Score: classes of features", ("rule", "cuts", *names), rows, note
@@ -60,18 +61,18 @@ def class_table(found: Measurement) -> Table:
 
 
 def feature_table(
-    found: Measurement, pairs: Pairs, shown: int = 4, rule: Cut = "significant"
+    measurement: Measurement, pairs: Pairs, shown: int = 4, rule: Cut = "significant"
 ) -> Table:
     """Show the strongest features of each class with their best captions."""
-    strength, rows = strongest(found), []
-    for name, members in found.dominance.classes(rule).items():
+    strength, rows = strongest(measurement), []
+    for name, members in measurement.dominance.classes(rule).items():
         if name == "dead":
             continue
         for k in sorted(members, key=lambda k: -strength[k])[:shown]:
-            texts = found.examples["text"].of(k) or found.examples["image"].of(k)
+            texts = measurement.examples["text"].of(k) or measurement.examples["image"].of(k)
             captions = list(dict.fromkeys(pairs.texts[number] for number, _ in texts))[:3]
-            score = f"{float(found.dominance.scores[k]):.2f}"
-            active = str(int(found.dominance.active[k]))
+            score = f"{float(measurement.dominance.scores[k]):.2f}"
+            active = str(int(measurement.dominance.active[k]))
             rows.append((CLASS_NAMES[name], str(k), score, active, " | ".join(captions)[:78]))
     return Table(
         "The strongest features of each class",

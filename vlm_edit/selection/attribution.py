@@ -166,11 +166,11 @@ class _Taken:
 
 
 def _gradients(
-    told: Any, taken: list[_Taken], site: str, tokens: TokenChoice
+    output: Any, taken: list[_Taken], site: str, tokens: TokenChoice
 ) -> tuple[Tensor | None, ...]:
-    if not isinstance(told, Tensor) or not told.is_floating_point():
+    if not isinstance(output, Tensor) or not output.is_floating_point():
         raise BadArgument(
-            f"output must give a tensor of numbers, one or one per row, got {type(told).__name__}"
+            f"output must give a tensor of numbers, one or one per row, got {type(output).__name__}"
         )
     if not any(bool(one.mask.any()) for one in taken):
         raise BadArgument(
@@ -178,8 +178,10 @@ def _gradients(
             "host with the inputs it needs"
         )
     gradients = None
-    if told.requires_grad:
-        gradients = torch.autograd.grad(told.sum(), [one.leaf for one in taken], allow_unused=True)
+    if output.requires_grad:
+        gradients = torch.autograd.grad(
+            output.sum(), [one.leaf for one in taken], allow_unused=True
+        )
     if gradients is None or all(gradient is None for gradient in gradients):
         raise CannotKnow(
             f"the output does not depend on site {site!r}, or the host cuts gradients: attribute "

@@ -177,13 +177,13 @@ def as_pairs(examples: Examples, name: str) -> tuple[Pairs, Stream | None]:
 
 
 def _stream(
-    there: Sequence[str], asked: Stream | None, told: dict[str, Stream | None], site: str
+    there: Sequence[str], asked: Stream | None, streams: dict[str, Stream | None], site: str
 ) -> Stream:
-    kinds = {kind for kind in told.values() if kind is not None}
+    kinds = {kind for kind in streams.values() if kind is not None}
     if asked is not None and asked not in STREAMS:
         raise BadArgument(f"stream is {asked!r}: use 'image' or 'text'")
     if asked is None and len(kinds) > 1:
-        raise BadArgument(f"examples are of both streams ({told}): compare like with like")
+        raise BadArgument(f"examples are of both streams ({streams}): compare like with like")
     if asked is None and not kinds and len(there) > 1:
         raise BadArgument(
             f"both streams pass at site {site!r}: say with stream= whether the pairs' images or "

@@ -17,7 +17,7 @@ _MIDDLE = 0.5
 
 
 def by_class(
-    found: Dominance,
+    dominance: Dominance,
     kind: Kind,
     rule: Cut = "significant",
     *,
@@ -33,7 +33,7 @@ def by_class(
     stands behind one that is .98 in three hundred. Undecided and dead ones by number.
 
     Args:
-        found: Of any kind of dictionary, such as ``measure(...).dominance``.
+        dominance: Of any kind of dictionary, such as ``measure(...).dominance``.
         kind: ``vision``, ``language``, ``cross``, ``undecided`` or ``dead``.
         rule: ``significant``, ``sd`` or ``fixed``, as in ``Dominance.classes``.
         low: Lower cut of ``significant`` and ``fixed``.
@@ -56,20 +56,20 @@ def by_class(
     """
     if kind not in get_args(Kind):
         raise BadArgument(f"no class {kind!r} of features: use one of {get_args(Kind)}")
-    mask = torch.zeros(len(found.scores), dtype=torch.bool)
-    mask[found.classes(rule, low, high, alpha)[kind]] = True
+    mask = torch.zeros(len(dominance.scores), dtype=torch.bool)
+    mask[dominance.classes(rule, low, high, alpha)[kind]] = True
     if paired:
-        mask &= found.paired(alpha)
-    return ordered(_sureness(found, kind), mask)
+        mask &= dominance.paired(alpha)
+    return ordered(_sureness(dominance, kind), mask)
 
 
 def by_score(
-    found: Dominance, low: float = 0.0, high: float = 1.0, *, interval: float | None = None
+    dominance: Dominance, low: float = 0.0, high: float = 1.0, *, interval: float | None = None
 ) -> list[int]:
     """Select features whose score lies in a range, the most one-sided (furthest from .5) first.
 
     Args:
-        found: Of any kind of dictionary.
+        dominance: Of any kind of dictionary.
         low: Lowest score, itself included.
         high: Highest, likewise.
         interval: A level such as .95, to ask that the whole confidence interval lie in the range
@@ -88,20 +88,20 @@ def by_score(
         ([0, 1], [0])
     """
     _expect_range("scores", low, high)
-    below = above = found.scores
+    below = above = dominance.scores
     if interval is not None:
-        below, above = found.intervals(interval)
+        below, above = dominance.intervals(interval)
     mask = (below >= low) & (above <= high)  # NaN of dead features is neither
-    return ordered((found.scores - _MIDDLE).abs(), mask)
+    return ordered((dominance.scores - _MIDDLE).abs(), mask)
 
 
 def by_firing(
-    found: Dominance, stream: Fires = "either", low: float = 0.0, high: float = 1.0
+    dominance: Dominance, stream: Fires = "either", low: float = 0.0, high: float = 1.0
 ) -> list[int]:
     """Select features that fire in a share of the pairs, the busiest first.
 
     Args:
-        found: Of any kind of dictionary.
+        dominance: Of any kind of dictionary.
         stream: The share of pairs whose ``image`` fires it, whose ``text``, ``both`` or
             ``either``.
         low: Lowest share, itself included; above 0 to leave out what never fires.
@@ -122,12 +122,12 @@ def by_firing(
         raise BadArgument(f"stream is {stream!r}: use one of {get_args(Fires)}")
     _expect_range("shares of firing", low, high)
     counts = {
-        "image": found.image_active,
-        "text": found.text_active,
-        "both": found.both_active,
-        "either": found.active,
+        "image": dominance.image_active,
+        "text": dominance.text_active,
+        "both": dominance.both_active,
+        "either": dominance.active,
     }
-    rate = counts[stream].double() / found.n_pairs
+    rate = counts[stream].double() / dominance.n_pairs
     return ordered(rate, (rate >= low) & (rate <= high))
 
 
@@ -154,8 +154,8 @@ def ordered(strength: Tensor, chosen: Tensor, most: int | None = None) -> list[i
     return numbers[order][:most].tolist()
 
 
-def _sureness(found: Dominance, kind: Kind) -> Tensor:
-    low, high = found.intervals()
+def _sureness(dominance: Dominance, kind: Kind) -> Tensor:
+    low, high = dominance.intervals()
     if kind == "vision":
         return low
     if kind == "language":

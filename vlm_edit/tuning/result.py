@@ -88,7 +88,7 @@ class Tuning:
             nearest = max(self.points, key=level)
             raise BadArgument(
                 f"no point keeps a utility of {utility_at_least}: the nearest is "
-                f"{told(nearest.utility)} at strength {nearest.strength:.3g}; ask for less"
+                f"{shown(nearest.utility)} at strength {nearest.strength:.3g}; ask for less"
             )
         return min(enough, key=lambda point: _rank(point, self.goal))
 
@@ -100,8 +100,8 @@ class Tuning:
             (
                 f"{point.strength:.4g}",
                 *([_name(point.number)] if numbered else []),
-                told(point.target),
-                told(point.utility),
+                shown(point.target),
+                shown(point.utility),
                 "yes" if point in front else "",
             )
             for point in sorted(self.points, key=_place)
@@ -160,7 +160,7 @@ def value(figure: float | Estimate) -> float:
     return figure.value if isinstance(figure, Estimate) else figure
 
 
-def told(figure: float | Estimate) -> str:
+def shown(figure: float | Estimate) -> str:
     """Return the figure as a table shows it."""
     if isinstance(figure, Estimate):
         return str(figure)

@@ -252,8 +252,8 @@ def _callable(figure: Figure) -> Callable[[Model], Any]:
     return (lambda model: ask(model)) if needs else (lambda _: ask())
 
 
-def _figure(told: Any, name: str, place: Place) -> float | Estimate:
-    numbers = (told.value, told.low, told.high) if isinstance(told, Estimate) else (told,)
+def _figure(answer: Any, name: str, place: Place) -> float | Estimate:
+    numbers = (answer.value, answer.low, answer.high) if isinstance(answer, Estimate) else (answer,)
     try:
         finite = all(math.isfinite(float(number)) for number in numbers)
     except (TypeError, ValueError, RuntimeError):
@@ -262,7 +262,7 @@ def _figure(told: Any, name: str, place: Place) -> float | Estimate:
         strength, number = place
         of = "" if number is None else f" and number {number:g}"
         raise BadArgument(
-            f"{name} gives {told!r} at strength {strength:.3g}{of}: it must give a finite number "
+            f"{name} gives {answer!r} at strength {strength:.3g}{of}: it must give a finite number "
             "or an Estimate of finite ends"
         )
-    return told if isinstance(told, Estimate) else float(told)
+    return answer if isinstance(answer, Estimate) else float(answer)

@@ -84,7 +84,7 @@ def fusion_degree(scores: Tensor) -> Tensor:
 def fusion_by_category(
     text_codes: Tensor | SparseCodes,
     words: Sequence[Sequence[tuple[str, str]]],
-    found: Dominance,
+    dominance: Dominance,
     min_count: int = 5,
     draws: int = 100,
     seed: int = 0,
@@ -100,7 +100,7 @@ def fusion_by_category(
         text_codes: [n, m], of the captions.
         words: Per caption its words, each with a category. A word that comes in two categories
             is two words; a caption counts once for each.
-        found: Dominance of the same features, on these or other pairs.
+        dominance: Dominance of the same features, on these or other pairs.
         min_count: Captions that must have a word for it to be counted.
         draws: Random dealings for ``chance``.
         seed: Of those.
@@ -121,15 +121,17 @@ def fusion_by_category(
         0.0
     """
     codes = SparseCodes.of(text_codes).to("cpu")
-    if len(words) != len(codes) or codes.n_features != len(found.scores):
+    if len(words) != len(codes) or codes.n_features != len(dominance.scores):
         raise BadArgument(
             f"codes of {len(codes)} captions and {codes.n_features} features meet words of "
-            f"{len(words)} captions and scores of {len(found.scores)} features"
+            f"{len(words)} captions and scores of {len(dominance.scores)} features"
         )
     if draws < 1:
         raise BadArgument(f"draws={draws}: chance needs at least one draw")
     items = _captions_of(words, min_count)
-    features = torch.stack([fusion_degree(found.scores), found.scores, found.cofiring()[0]])
+    features = torch.stack(
+        [fusion_degree(dominance.scores), dominance.scores, dominance.cofiring()[0]]
+    )
     lists = list(items.values())
     values = _weighted(codes, lists, features)
     kinds = [category for category, _ in items]
