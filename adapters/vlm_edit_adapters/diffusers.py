@@ -6,18 +6,18 @@ negative prompt is told apart, by the names that diffusers' methods and argument
 
 from dataclasses import replace
 
-from vlm_edit.host import Encoder, PipelineAdapter
+from vlm_edit.host import PipelineAdapter, PipelineEncoder
 
 METHODS = ("encode_prompt", "_encode_prompt", "_encode_prior_prompt")
 
 adapter = PipelineAdapter(
     encoders=(
-        Encoder("text_encoder", "tokenizer", ("prompt",)),
-        Encoder("text_encoder_2", "tokenizer_2", ("prompt_2", "prompt")),
-        Encoder("text_encoder_3", "tokenizer_3", ("prompt_3", "prompt")),
-        Encoder("prior_text_encoder", "prior_tokenizer", ("prompt",)),
-        Encoder("image_encoder"),
-        Encoder("prior_image_encoder"),
+        PipelineEncoder("text_encoder", "tokenizer", ("prompt",)),
+        PipelineEncoder("text_encoder_2", "tokenizer_2", ("prompt_2", "prompt")),
+        PipelineEncoder("text_encoder_3", "tokenizer_3", ("prompt_3", "prompt")),
+        PipelineEncoder("prior_text_encoder", "prior_tokenizer", ("prompt",)),
+        PipelineEncoder("image_encoder"),
+        PipelineEncoder("prior_image_encoder"),
     ),
     methods=METHODS,
 )
@@ -26,7 +26,7 @@ adapter = PipelineAdapter(
 sdxl = replace(
     adapter,
     encoders=(
-        Encoder("text_encoder", "tokenizer", ("prompt",), read=-2),
+        PipelineEncoder("text_encoder", "tokenizer", ("prompt",), read=-2),
         *adapter.encoders[1:],
     ),
 )
@@ -75,4 +75,4 @@ pipelines = {
 }
 
 # The zoo's own: led away from zeros, which no encoder gives.
-unclip = PipelineAdapter(encoders=(Encoder("clip"),))
+unclip = PipelineAdapter(encoders=(PipelineEncoder("clip"),))

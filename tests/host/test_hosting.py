@@ -131,10 +131,12 @@ def test_a_pipeline_that_exchanged_a_model_is_followed() -> None:
         def __init__(self) -> None:
             self.components = {"clip": zoo.load_host()[0]}
 
-    from vlm_edit.host import Encoder, PipelineAdapter, join_adapters
+    from vlm_edit.host import PipelineAdapter, PipelineEncoder, join_adapters
 
     pipeline = Both()
-    host = Host.of(pipeline, adapter=join_adapters(pipeline, PipelineAdapter((Encoder("clip"),))))
+    host = Host.of(
+        pipeline, adapter=join_adapters(pipeline, PipelineAdapter((PipelineEncoder("clip"),)))
+    )
     old = host.site("clip.joint").taps[0].module
     pipeline.components = {"clip": copy.deepcopy(pipeline.components["clip"])}
     new = host.site("clip.joint").taps[0].module

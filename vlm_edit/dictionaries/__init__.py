@@ -24,13 +24,13 @@ from vlm_edit.dictionaries.paired import STREAMS as STREAMS
 from vlm_edit.dictionaries.paired import AnyDictionary as AnyDictionary
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.dictionaries.training import Kind, TrainConfig, train_dictionary, train_paired
+from vlm_edit.dictionaries.training import Kind as Kind
+from vlm_edit.dictionaries.training import TrainConfig, train_dictionary, train_paired
 
 __all__ = [
     "Activation",
     "Dictionary",
     "Encoder",
-    "Kind",
     "Format",
     "Layout",
     "Norm",

@@ -14,65 +14,43 @@ Example:
     True
 """
 
-from vlm_edit.hooks.calls import Call, read_call
-from vlm_edit.hooks.choice import Phase, Selection, TokenChoice
-from vlm_edit.hooks.dispatch import (
-    Callback,
-    Dispatcher,
-    Handle,
-    attach,
-    follow,
-    hidden_of,
-    replace_hidden,
-)
-from vlm_edit.hooks.followers import (
-    Choice,
-    Chosen,
-    Follower,
-    choices,
-    chosen_in,
-    forget_follower,
-    meant,
-    register_follower,
-)
-from vlm_edit.hooks.generation import Generation, read_prompt
+from vlm_edit.hooks.calls import Call
+from vlm_edit.hooks.calls import read_call as read_call
+from vlm_edit.hooks.choice import Phase as Phase
+from vlm_edit.hooks.choice import Selection
+from vlm_edit.hooks.choice import TokenChoice as TokenChoice
+from vlm_edit.hooks.dispatch import Callback as Callback
+from vlm_edit.hooks.dispatch import Dispatcher as Dispatcher
+from vlm_edit.hooks.dispatch import Handle, attach
+from vlm_edit.hooks.dispatch import follow as follow
+from vlm_edit.hooks.dispatch import hidden_of as hidden_of
+from vlm_edit.hooks.dispatch import replace_hidden as replace_hidden
+from vlm_edit.hooks.followers import Choice, Follower, forget_follower, register_follower
+from vlm_edit.hooks.followers import Chosen as Chosen
+from vlm_edit.hooks.followers import choices as choices
+from vlm_edit.hooks.followers import chosen_in as chosen_in
+from vlm_edit.hooks.followers import meant as meant
+from vlm_edit.hooks.generation import Generation as Generation
+from vlm_edit.hooks.generation import read_prompt as read_prompt
 from vlm_edit.hooks.given import unplaced as unplaced
-from vlm_edit.hooks.guidance import runs_of
-from vlm_edit.hooks.methods import StandIn
+from vlm_edit.hooks.guidance import runs_of as runs_of
+from vlm_edit.hooks.methods import StandIn as StandIn
 from vlm_edit.hooks.record import Capture, Recording, record
-from vlm_edit.hooks.threads import Threads
+from vlm_edit.hooks.threads import Threads as Threads
 from vlm_edit.hooks.tokens import Tokens
-from vlm_edit.hooks.tracker import CallTracker
+from vlm_edit.hooks.tracker import CallTracker as CallTracker
 
 __all__ = [
     "Call",
-    "CallTracker",
-    "Callback",
     "Capture",
     "Choice",
-    "Chosen",
-    "Dispatcher",
     "Follower",
-    "Generation",
     "Handle",
-    "Phase",
     "Recording",
     "Selection",
-    "StandIn",
-    "Threads",
-    "TokenChoice",
     "Tokens",
     "attach",
-    "choices",
-    "chosen_in",
-    "follow",
     "forget_follower",
-    "hidden_of",
-    "meant",
-    "read_call",
-    "read_prompt",
     "record",
     "register_follower",
-    "replace_hidden",
-    "runs_of",
 ]

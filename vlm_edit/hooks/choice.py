@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.given import MENDS, unplaced
 from vlm_edit.hooks.tokens import Tokens
@@ -60,11 +60,11 @@ class Selection:
         if self.steps is not None:
             object.__setattr__(self, "steps", _window(self.steps))
             if self.phase == "prompt":
-                raise VlmEditError("steps are of decoding, phase='prompt' leaves none: drop one")
+                raise BadArgument("steps are of decoding, phase='prompt' leaves none: drop one")
         if self.positions is not None:
             object.__setattr__(self, "positions", _whole(self.positions))
             if self.phase == "decode" or self.steps is not None:
-                raise VlmEditError("positions are of the prompt: they go with phase='prompt'")
+                raise BadArgument("positions are of the prompt: they go with phase='prompt'")
 
     def choose(self, tokens: Tokens, mask: Tensor | None = None) -> Tensor | bool:
         """Return a mask of the chosen tokens of an output, or one answer for all of them.
@@ -140,9 +140,7 @@ class Selection:
         if call.decodes:
             return False
         if call.prompt is None or call.start is None:
-            raise VlmEditError(
-                f"positions={self.positions}: {unplaced(call)}. {MENDS[call.packed]}"
-            )
+            raise CannotKnow(f"positions={self.positions}: {unplaced(call)}. {MENDS[call.packed]}")
         return _placed(self.positions, call)
 
 
@@ -187,9 +185,9 @@ def _window(steps: Any) -> tuple[int, int | None]:
         raise BadArgument(f"steps is {steps!r}; give (first, one past the last)") from error
     numbers = [n for n in (first, last) if n is not None]
     if not all(type(n) is int and 0 <= n < _FAR for n in numbers) or first is None:
-        raise VlmEditError(f"steps is {steps!r}; decode steps are whole numbers from 0 to {_FAR}")
+        raise BadArgument(f"steps is {steps!r}; decode steps are whole numbers from 0 to {_FAR}")
     if last is not None and last <= first:
-        raise VlmEditError(f"steps is {steps!r}: it holds no step")
+        raise BadArgument(f"steps is {steps!r}: it holds no step")
     return first, last
 
 

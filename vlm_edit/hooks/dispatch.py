@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlm_edit.ground.errors import CannotKnow, VlmEditError
+from vlm_edit.ground.errors import CannotKnow
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.threads import InThread, Threads, expect_threads
@@ -165,13 +165,13 @@ def hidden_of(output: Any, module: nn.Module) -> Tensor:
         first: Tensor = output[0]
         second = output[1] if len(output) == 2 else None
         if isinstance(second, Tensor) and second.shape == first.shape:
-            raise VlmEditError(
+            raise CannotKnow(
                 f"{type(module).__name__} returns two tensors of {tuple(first.shape)}, as layers "
                 "of serving engines return their output and the residual it is still to be added "
                 "to: neither is the hidden state. Name a module that returns their sum"
             )
         return first
-    raise VlmEditError(
+    raise CannotKnow(
         f"{type(module).__name__} returns a {type(output).__name__}; a site's module must return "
         "a tensor or a tuple that begins with one. Name a submodule that does in the adapter"
     )

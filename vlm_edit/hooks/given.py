@@ -8,7 +8,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.hooks.calls import Call
 
 
@@ -68,14 +68,14 @@ MENDS = {
 def _expect_prompt(given: Tensor, call: Call, name: str) -> None:
     """Refuse what is not one value per token of the prompt, or a call of unknown place."""
     if call.packed:
-        raise VlmEditError(f"{name} is given, but {unplaced(call)}. {MENDS[True]}")
+        raise BadArgument(f"{name} is given, but {unplaced(call)}. {MENDS[True]}")
     if given.ndim != 2:
         raise BadArgument(
             f"{name} is {tuple(given.shape)}: give one value per token of the prompt, [batch, "
             "tokens], padding included"
         )
     if call.shape is None or call.start is None:
-        raise VlmEditError(
+        raise CannotKnow(
             f"{name} is given, but this call of the host does not show which tokens it holds: "
             "call the whole host with input_ids or inputs_embeds"
         )

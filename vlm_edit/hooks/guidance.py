@@ -17,7 +17,7 @@ from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.followers import register_follower
 from vlm_edit.hooks.methods import StandIn
-from vlm_edit.host import Adapter, Encoder, Host, Pipeline, PipelineAdapter, PipelineHost
+from vlm_edit.host import Adapter, Host, Pipeline, PipelineAdapter, PipelineEncoder, PipelineHost
 
 # Whom a call is for: what is to be drawn, or what guidance leads away from.
 Branch = Literal["cond", "uncond"]
@@ -174,7 +174,7 @@ class Guide:
         host = self._host()
         return None if host is None else host.pipeline
 
-    def _matches(self, ids: Tensor, encoder: Encoder, texts: list[str] | None) -> bool:
+    def _matches(self, ids: Tensor, encoder: PipelineEncoder, texts: list[str] | None) -> bool:
         """Return whether these ids [B, S] are what the encoder's tokenizer makes of texts."""
         pipeline = self._pipeline
         tokenizer = getattr(pipeline, encoder.tokenizer or "", None)

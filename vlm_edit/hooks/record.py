@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.hooks.dispatch import Handle, attach
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.host import Host, Model, Stream
@@ -44,7 +44,7 @@ class Recording:
         for capture in reversed(self.captures):
             if capture.site == site and capture.tokens.stream == stream:
                 return capture
-        raise VlmEditError(
+        raise BadArgument(
             f"nothing recorded of stream {stream!r} at site {site!r}: the host's forward did not "
             "run that module; call the host inside the with-block, with the inputs it needs"
         )

@@ -10,7 +10,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from vlm_edit.ground.errors import CannotKnow, VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.ground.modality import Mixed, Modality
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.given import given_in
@@ -243,7 +243,7 @@ class Tokens:
             return False
         call = self.call
         if hidden_padding and self.stream != "image" and call.hidden_padding:
-            raise VlmEditError(
+            raise CannotKnow(
                 f"the host has made a sequence of {self.shape[1]} tokens of {call.given} ids, "
                 "some of which are padding, and its attention mask does not show which: name the "
                 "module that is called with the whole sequence in Adapter.calls, or pass mask= of "
@@ -298,7 +298,7 @@ class Tokens:
     def expect_passing(self, choice: str) -> None:
         """Refuse tokens of a modality that does not pass here."""
         if self.stream != "mixed" and choice not in ("all", self.stream):
-            raise VlmEditError(f"no {choice} tokens pass here, only {self.stream}")
+            raise BadArgument(f"no {choice} tokens pass here, only {self.stream}")
 
     def expect_rows(self, asked: str, pooled: bool = True) -> None:
         """Refuse what nobody can tell of a mixed site's output that has no tokens in rows.

@@ -9,14 +9,8 @@ host's class. A pipeline's hosts are one host together, of which each brings its
 from vlm_edit.host.adapters import ENTRY_POINTS as ENTRY_POINTS
 from vlm_edit.host.adapters import find_adapter as find_adapter
 from vlm_edit.host.adapters import join_adapters
-from vlm_edit.host.declare import (
-    VISUAL_INPUTS,
-    Adapter,
-    Encoder,
-    PipelineAdapter,
-    SiteRule,
-    TapRule,
-)
+from vlm_edit.host.declare import VISUAL_INPUTS as VISUAL_INPUTS
+from vlm_edit.host.declare import Adapter, PipelineAdapter, PipelineEncoder, SiteRule, TapRule
 from vlm_edit.host.declare import Stream as Stream
 from vlm_edit.host.fingerprint import expect_host as expect_host
 from vlm_edit.host.fingerprint import fingerprint as fingerprint
@@ -41,9 +35,8 @@ from vlm_edit.host.weights import host_checksums as host_checksums
 from vlm_edit.host.wrappers import unwrap as unwrap
 
 __all__ = [
-    "VISUAL_INPUTS",
     "Adapter",
-    "Encoder",
+    "PipelineEncoder",
     "Host",
     "PipelineAdapter",
     "Site",

@@ -9,7 +9,7 @@ from typing import cast
 
 from torch import nn
 
-from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.ground.registry import distinct, load_point
 from vlm_edit.host.declare import Adapter, PipelineAdapter
 from vlm_edit.host.pipelines import Model, Pipeline, PipelineHost, class_of, joined
@@ -60,11 +60,11 @@ def join_adapters(pipeline: Pipeline, rules: PipelineAdapter) -> Adapter:
 
     Example:
         >>> from vlm_edit import Host, zoo
-        >>> from vlm_edit.host import Encoder
+        >>> from vlm_edit.host import PipelineEncoder
         >>> class Mine:
         ...     components = {"eye": zoo.load_host()[0]}
         >>> pipeline = Mine()
-        >>> adapter = join_adapters(pipeline, PipelineAdapter((Encoder("eye"),)))
+        >>> adapter = join_adapters(pipeline, PipelineAdapter((PipelineEncoder("eye"),)))
         >>> list(Host.of(pipeline, adapter=adapter).sites)[:2]
         ['eye.joint', 'eye.vision.0']
     """
@@ -98,12 +98,12 @@ def _load(key: str, points: list[EntryPoint]) -> Mapping[str, Adapter | Pipeline
     table = entry if isinstance(entry, Mapping) else {key: entry}
     for name, adapter in table.items():
         if not isinstance(adapter, Adapter | PipelineAdapter):
-            raise VlmEditError(
+            raise BadArgument(
                 f"the entry point {key!r} of {ENTRY_POINTS} gives a {type(adapter).__name__} for "
                 f"{name!r}, not an Adapter: it must name an Adapter instance, or a table of them"
             )
     if key not in table:
-        raise VlmEditError(
+        raise BadArgument(
             f"the entry point {key!r} of {ENTRY_POINTS} gives a table without {key!r}, which "
             "classes that it does not name inherit from: add it"
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 Stream = Literal["image", "text", "mixed"]
 
@@ -56,14 +56,14 @@ class TapRule:
     def __post_init__(self) -> None:
         """Refuse what no host can have."""
         if isinstance(self.ends, str):
-            raise VlmEditError(f'a TapRule\'s ends are candidates too: write ("{self.ends}",)')
+            raise BadArgument(f'a TapRule\'s ends are candidates too: write ("{self.ends}",)')
         if isinstance(self.paths, str) or not self.paths:
-            raise VlmEditError(
+            raise BadArgument(
                 f"a TapRule's paths are a tuple of candidates, not {self.paths!r}: write "
                 '("encoder.layers.{i}",)'
             )
         if self.stream not in get_args(Stream):
-            raise VlmEditError(
+            raise BadArgument(
                 f"no stream {self.stream!r} (at {self.paths[0]}): it is one of "
                 f"{', '.join(get_args(Stream))}"
             )
@@ -99,7 +99,7 @@ class SiteRule:
         marks = _marks(self.name)
         for path in (path for tap in self.taps for path in tap.paths):
             if _marks(path) != marks:
-                raise VlmEditError(
+                raise BadArgument(
                     f"site {self.name!r} lies at {path!r}, which has not the same numbers: write "
                     "{i} (and {j} for layers in stages) in both or in neither"
                 )
@@ -111,7 +111,7 @@ class SiteRule:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class PipelineEncoder:
     """A model inside a pipeline that reads what the pipeline is to draw.
 
     Attributes:
@@ -148,18 +148,20 @@ class PipelineAdapter:
             priors, which draw an embedding of each.
 
     Example:
-        >>> adapter = PipelineAdapter((Encoder("text_encoder", "tokenizer", ("prompt",)),), ("go",))
+        >>> adapter = PipelineAdapter(
+        ...     (PipelineEncoder("text_encoder", "tokenizer", ("prompt",)),), ("go",)
+        ... )
         >>> adapter.encoder("text_encoder.encoder.layers.3").tokenizer
         'tokenizer'
     """
 
-    encoders: tuple[Encoder, ...]
+    encoders: tuple[PipelineEncoder, ...]
     methods: tuple[str, ...] = ()
     negative: str = "negative_"
     given: tuple[str, ...] = ("prompt_embeds", "text_model_output")
     appended: bool = False
 
-    def encoder(self, path: str) -> Encoder | None:
+    def encoder(self, path: str) -> PipelineEncoder | None:
         """Return the encoder that a module's path in the pipeline leads into."""
         name = path.split(".")[0]
         return next((encoder for encoder in self.encoders if encoder.name == name), None)
@@ -261,7 +263,7 @@ def _rule(name: str, places: Place | Sequence[Place]) -> SiteRule:
     taps, widths = [], []
     for place in entries:
         if not isinstance(place, tuple) or len(place) not in (3, 4):
-            raise VlmEditError(
+            raise BadArgument(
                 f"site {name!r}: {place!r} is not a place; write (path, stream, width), for "
                 'example ("encoder.layers.{i}", "image", 768)'
             )
@@ -269,9 +271,9 @@ def _rule(name: str, places: Place | Sequence[Place]) -> SiteRule:
         taps.append(TapRule((path,), stream, *axis))
         widths.append(width)
     if not widths:
-        raise VlmEditError(f"site {name!r}: it has no place; write (path, stream, width)")
+        raise BadArgument(f"site {name!r}: it has no place; write (path, stream, width)")
     if len(set(widths)) > 1:
-        raise VlmEditError(
+        raise BadArgument(
             f"site {name!r}: its modules are {' and '.join(map(str, widths))} wide; "
             "the modules of one site share one width, others are sites of their own"
         )

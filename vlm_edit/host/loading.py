@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.ground.registry import Registry
 
 DIFFUSERS = "0.42.1"  # earlier ones import what a folder names
@@ -158,7 +158,7 @@ def _class_of(config: Any) -> Any:
     name = names[0] if isinstance(names, list) and names else names
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise VlmEditError(
+        raise UnknownName(
             f"config.json names the architecture {name!r}, which is no model of transformers "
             f"{transformers.__version__}"
         )

@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import nn
 
-from vlm_edit.ground.errors import VlmEditError
-from vlm_edit.host.declare import Adapter, Encoder, PipelineAdapter, SiteRule
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.host.declare import Adapter, PipelineAdapter, PipelineEncoder, SiteRule
 
 
 class Pipeline(Protocol):
@@ -55,7 +55,7 @@ def host_of_pipeline(pipeline: Pipeline, unwrap: Callable[[nn.Module], nn.Module
     try:
         host = _hosts.get(pipeline)
     except TypeError as error:  # not hashable, or without weak references
-        raise VlmEditError(
+        raise BadArgument(
             f"a {type(pipeline).__name__} cannot be followed as a pipeline ({error}): make it an "
             "object of a class of your own, with a property `components`"
         ) from error
@@ -113,7 +113,7 @@ def joined(
     return Adapter(tuple(sites), calls=tuple(calls), pipeline=rules)
 
 
-def _within(encoder: Encoder, rule: SiteRule) -> SiteRule:
+def _within(encoder: PipelineEncoder, rule: SiteRule) -> SiteRule:
     """Return a rule of an encoder's site, seen from the pipeline."""
     name, consumed = encoder.name, rule.consumed
     if isinstance(consumed, str):

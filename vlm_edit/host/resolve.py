@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.host.declare import MARKS, Adapter, SiteRule, Stream, TapRule
 from vlm_edit.host.pipelines import class_of
 from vlm_edit.host.wrappers import unwrap
@@ -102,7 +102,7 @@ def image_token_ids(model: nn.Module, adapter: Adapter) -> tuple[int, ...]:
             ids.append(value)
         elif not ids:
             host = type(unwrap(model)).__name__
-            raise VlmEditError(
+            raise CannotKnow(
                 f"the config of {host} has no {name!r}, nor has {host} itself: name the attribute "
                 "with the id of its image placeholder in Adapter.image_token, or write the id there"
             )
@@ -188,7 +188,7 @@ def _tokens(model: nn.Module, rule: TapRule) -> int | None:
         return rule.tokens
     value = _attributes(model, rule.tokens)
     if not isinstance(value, int):
-        raise VlmEditError(
+        raise CannotKnow(
             f"the module at {rule.paths[0]} of {class_of(model).__name__}: neither the config nor "
             f"the model has a number {rule.tokens!r}; name the attribute that says how many tokens "
             "a row has, or write the number, in the adapter's TapRule.tokens"
@@ -217,7 +217,7 @@ def _width(model: nn.Module, rule: SiteRule, numbers: Numbers) -> int:
             value = value[numbers[0]]
         if isinstance(value, int):
             return value
-    raise VlmEditError(
+    raise CannotKnow(
         f"site {rule.name!r} of {class_of(model).__name__}: its width is not in the config under "
         f"{' or '.join(map(str, rule.width))}, nor on the model; name the attribute, or write "
         "the number, in the adapter's SiteRule.width"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host.declare import Adapter, SiteRule, TapRule
 
 # What layers of a tower are called, by its stream.
@@ -46,7 +46,7 @@ class Tower:
     def __post_init__(self) -> None:
         """Refuse a stream that no tower has."""
         if self.stream not in _NAMES:
-            raise VlmEditError(f"a tower's stream is 'image' or 'text', not {self.stream!r}")
+            raise BadArgument(f"a tower's stream is 'image' or 'text', not {self.stream!r}")
 
     def alone(self, joint: tuple[str | int, ...] = (), optional: bool = True) -> Adapter:
         """Return the adapter of the tower as a host of its own.
@@ -101,7 +101,7 @@ def two_towers(image: Tower, text: Tower, width: tuple[str | int, ...]) -> Adapt
         ['joint', 'vision.{i}', 'text.{i}']
     """
     if (image.stream, text.stream) != ("image", "text"):
-        raise VlmEditError(
+        raise BadArgument(
             f"two towers are image='image' and text='text', not {image.stream!r} and "
             f"{text.stream!r}"
         )

@@ -90,7 +90,7 @@ class Measurement:
         dominance = self.dominance
         low, high = dominance.intervals()
         matched, shuffled = dominance.cofiring()
-        names = {rule: class_of(dominance, rule) for rule in get_args(Cut)}
+        names = {rule: class_labels(dominance, rule) for rule in get_args(Cut)}
         numbers: dict[str, Tensor] = {
             "mds": dominance.scores,
             "mds_low": low,
@@ -296,7 +296,7 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
         ) from error
 
 
-def class_of(dominance: Dominance, rule: Cut) -> list[str]:
+def class_labels(dominance: Dominance, rule: Cut) -> list[str]:
     """Return the name of each feature's class, [m]."""
     members = dominance.classes(rule)
     names = {feature: name for name in CLASSES for feature in members[name]}

@@ -181,7 +181,7 @@ class Active:
             return None
         call = tokens.placed
         if call.prompt is None or call.start is None:
-            raise VlmEditError(
+            raise CannotKnow(
                 f"a schedule counts decode steps, and {unplaced(call)}: use the host's generate, "
                 "on a padded batch, or give the whole prompt to one call"
             )
@@ -200,7 +200,7 @@ class Active:
         given = self._rows_on(given, tokens.device)
         if not tokens.in_rows or tokens.stream == "image":
             if given.shape != tokens.shape[:-1]:
-                raise VlmEditError(
+                raise BadArgument(
                     f"strength is {tuple(given.shape)}, this site's output ({tokens.stream}) is "
                     f"{tuple(tokens.shape)}: one per token is {tuple(tokens.shape[:-1])} here"
                 )

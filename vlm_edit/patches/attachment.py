@@ -11,7 +11,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.hooks import Handle, choices, runs_of
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.report import Report
@@ -63,7 +63,7 @@ class Attachment(Handle):
         if rows.ndim > 1 or any(
             a.run.strength is not None and a.run.strength.ndim > 1 for a in self.actives
         ):
-            raise VlmEditError(
+            raise BadArgument(
                 "strengths per token belong to one prompt: attach the patch anew with them"
             )
         for own in self._shares:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from vlm_edit.dictionaries import REPOSITORY, asked, listed, listing
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 
 _ENDING = ".safetensors"
 
@@ -76,10 +76,10 @@ def expect_target(name: str, file: str) -> None:
         VlmEditError: One of the two.
     """
     if not REPOSITORY.fullmatch(name):
-        raise VlmEditError(f"{name!r} is no repository of the hub: write it as 'owner/name'")
+        raise BadArgument(f"{name!r} is no repository of the hub: write it as 'owner/name'")
     place = PurePosixPath(file)
     if place.is_absolute() or ".." in place.parts or place.suffix != _ENDING or "\\" in file:
-        raise VlmEditError(
+        raise BadArgument(
             f"file is {file!r}; it is a place in the repository, such as 'patch{_ENDING}'"
         )
 
@@ -87,7 +87,7 @@ def expect_target(name: str, file: str) -> None:
 def _expect_none(name: str, **given: str | None) -> None:
     for key, value in given.items():
         if value is not None:
-            raise VlmEditError(f"{name!r} is a path: {key}={value!r} goes with a repository")
+            raise BadArgument(f"{name!r} is a path: {key}={value!r} goes with a repository")
 
 
 def _fetch(name: str, file: str | None, revision: str | None) -> Path:
@@ -110,9 +110,7 @@ def _wanted(where: str, files: Sequence[str], file: str | None) -> str:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise VlmEditError(
-            f"{where} holds several patches: say which with file=: {listed(matches)}"
-        )
+        raise BadArgument(f"{where} holds several patches: say which with file=: {listed(matches)}")
     lack = f"no {file!r}" if file is not None else f"no {_ENDING} file"
     contents = f"; it has {listed(files)}" if files else ""
-    raise VlmEditError(f"no patch at {where}: there is {lack}{contents}")
+    raise BadArgument(f"no patch at {where}: there is {lack}{contents}")

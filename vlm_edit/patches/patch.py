@@ -15,7 +15,7 @@ from torch import Tensor
 from vlm_edit import hooks
 from vlm_edit.dictionaries import AnyDictionary, expect_model
 from vlm_edit.edits import Rule
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
 from vlm_edit.ground.files import write_text
 from vlm_edit.hooks import Handle, Phase, Threads, TokenChoice, tracing
 from vlm_edit.host import Host, Model, Site, expect_host, fingerprint, unguarded
@@ -165,7 +165,7 @@ class Patch:
             try:
                 expect_host({**self.host, "sites": shared}, other.host)
             except VlmEditError as error:
-                raise VlmEditError(f"these patches do not belong to one host: {error}") from error
+                raise WrongHost(f"these patches do not belong to one host: {error}") from error
             host = {**self.host, "sites": {**self.host["sites"], **other.host["sites"]}}
         return Patch.joined(self.bindings + other.bindings, host, {**self.info, **other.info})
 
@@ -310,7 +310,7 @@ class Patch:
             b.site for b in self.bindings if identity is None or b.site not in identity["sites"]
         ]
         if identity is None or missing:
-            raise VlmEditError(
+            raise BadArgument(
                 f"a patch file names the host it is for, and none is known for {missing}: call "
                 "patch.save(path, host)"
             )

@@ -111,9 +111,9 @@ def _parts(
         part = _slice(entry, own, whole=gate is not None)
         for rule in rules:  # counting all others of any number that a file names may take forever
             if isinstance(rule, Keep) and part.n_features > len(part.features) + len(rule.features):
-                raise VlmEditError(f"it has not all features that {rule.kind!r} touches")
+                raise DamagedFile(f"it has not all features that {rule.kind!r} touches")
         if gate is not None and gate.decoder.shape != (part.n_features, part.decoder.shape[1]):
-            raise VlmEditError(
+            raise DamagedFile(
                 f"the gate's decoder is {tuple(gate.decoder.shape)}, expected "
                 f"{(part.n_features, part.decoder.shape[1])}"
             )
@@ -144,7 +144,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     header, tensors = read_tensors(path, "patch", verify=False)
     version = header.get("version")
     if type(version) is not int or version not in _READ:
-        raise VlmEditError(
+        raise DamagedFile(
             f"{path} has patch format {version!r}, this version reads {_READ[0]} to {VERSION}: "
             "update vlm-edit"
         )
@@ -199,7 +199,7 @@ def _gate(least: float | None, tensors: dict[str, Tensor]) -> Gate | None:
     """Return a gate; without one there must be no tensors of it."""
     if least is None:
         if tensors:
-            raise VlmEditError("tensors of a gate, and no gate")
+            raise DamagedFile("tensors of a gate, and no gate")
         return None
     if set(tensors) != {"decoder", "bias"}:
         raise BadArgument("a gate needs the tensors gate.decoder and gate.bias, and no others")
@@ -226,17 +226,17 @@ def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor], whole: bool = F
     if not all(type(n) is int for n in (*features, total)):
         raise BadArgument("features and their number must be whole numbers")
     if list(features) != sorted(set(features)) or not 0 <= features[0] <= features[-1] < total:
-        raise VlmEditError(f"features {features[:3]}... are not rising numbers below {total}")
+        raise DamagedFile(f"features {features[:3]}... are not rising numbers below {total}")
     shape = (len(features), encoder.weight.shape[0])
     whole = whole or encoder.competes
     coded = total if whole else len(features)
     if tuple(decoder.shape) != shape or encoder.weight.shape[1] != coded:
-        raise VlmEditError(
+        raise DamagedFile(
             f"shapes do not fit {len(features)} features: encoder {tuple(encoder.weight.shape)}, "
             f"decoder {tuple(decoder.shape)}"
         )
     if decoder.dtype != torch.float32:
-        raise VlmEditError(f"the decoder is {decoder.dtype}, expected torch.float32")
+        raise DamagedFile(f"the decoder is {decoder.dtype}, expected torch.float32")
     columns = torch.tensor(features) if whole else None
     return Slice(features, encoder, decoder, total, columns)
 
@@ -249,17 +249,17 @@ def _expect_fingerprint(host: Any, sites: set[str]) -> dict[str, Any]:
         )
     for site in host["sites"].values():
         if not isinstance(site["width"], int):
-            raise VlmEditError(f"the host's width is {site['width']!r}, expected a whole number")
+            raise DamagedFile(f"the host's width is {site['width']!r}, expected a whole number")
         for weights in site["weights"].values():
             if weights is not None and not all(isinstance(v, float) for v in weights):
-                raise VlmEditError("the host's fingerprint holds something else than numbers")
+                raise DamagedFile("the host's fingerprint holds something else than numbers")
         for piece in site.get("held", {}).values():
             _expect_held(piece)
         if not all(isinstance(why, str) for why in site.get("unread", {}).values()):
-            raise VlmEditError("the host's fingerprint does not say in words what is not read")
+            raise DamagedFile("the host's fingerprint does not say in words what is not read")
     for key in ("architecture", "model_type", "name"):
         if not isinstance(host.get(key), str | None):
-            raise VlmEditError(f"the host's {key} is {host[key]!r}, expected text")
+            raise DamagedFile(f"the host's {key} is {host[key]!r}, expected text")
     fingerprint = {key: host[key] for key in ("architecture", "model_type", "sites")}
     return fingerprint | ({"name": host["name"]} if "name" in host else {})
 
@@ -270,6 +270,6 @@ def _expect_held(held: Mapping[str, Any]) -> None:
     if not all(type(n) is int for n in (size, *places)) or not all(
         isinstance(v, float) for v in values
     ):
-        raise VlmEditError("the host's fingerprint holds something else than numbers")
+        raise DamagedFile("the host's fingerprint holds something else than numbers")
     if len(places) != len(values) or not all(0 <= place < size for place in places):
-        raise VlmEditError(f"the host's fingerprint samples places outside of 0 to {size - 1}")
+        raise DamagedFile(f"the host's fingerprint samples places outside of 0 to {size - 1}")

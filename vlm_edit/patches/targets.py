@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host import Host, Site
 from vlm_edit.patches.binding import Binding
 
@@ -15,19 +15,19 @@ def target_of(host: Host, binding: Binding) -> Site:
     """Return the binding's site with the taps it acts on, after every check possible by now."""
     site = host.site(binding.site)
     if site.dead:
-        raise VlmEditError(f"an edit at {site.name!r} would change nothing: {site.dead}")
+        raise BadArgument(f"an edit at {site.name!r} would change nothing: {site.dead}")
     host.expect_width(site, binding.splice.slice.decoder.shape[1])
     tokens = binding.selection.tokens
     if tokens != "all":
         taps = tuple(tap for tap in site.taps if tap.stream in (tokens, "mixed"))
         if not taps:
-            raise VlmEditError(
+            raise BadArgument(
                 f"no {tokens} tokens pass site {site.name!r} (only "
                 f"{', '.join(site.streams)}): an edit of them there would change nothing"
             )
         site = replace(site, taps=taps)
     if binding.selection.phase == "decode" and site.streams == ("image",):
-        raise VlmEditError(
+        raise BadArgument(
             f"phase='decode' at site {site.name!r} would change nothing: images are encoded with "
             "the prompt. Use phase='prompt', or a language site"
         )
@@ -36,7 +36,7 @@ def target_of(host: Host, binding: Binding) -> Site:
     if missing:
         mixed = any(tap.stream == "mixed" for tap in site.taps)
         mend = "add the center" if mixed else "pass tokens= to edit those alone"
-        raise VlmEditError(
+        raise BadArgument(
             f"the dictionary has no center for the {missing[0]} stream of site {site.name!r}, "
             f"only for {', '.join(centers)}: {mend}"
         )

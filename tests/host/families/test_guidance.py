@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from vlm_edit import Host, Patch, Scale, Steer, VlmEditError, find_sites, load_patch, record, zoo
 from vlm_edit.host import (
-    Encoder,
     PipelineAdapter,
+    PipelineEncoder,
     PipelineHost,
     find_adapter,
     join_adapters,
@@ -470,7 +470,9 @@ def test_a_pipeline_of_ones_own_is_declared_in_three_lines():
     assert isinstance(host, PipelineHost)
     with pytest.raises(VlmEditError, match="no adapter for Holder"):
         find_adapter(holder)
-    rules = PipelineAdapter((Encoder("words", "cut", ("asked",)),), ("go",), negative="shun_")
+    rules = PipelineAdapter(
+        (PipelineEncoder("words", "cut", ("asked",)),), ("go",), negative="shun_"
+    )
     adapter = join_adapters(holder, rules)
     with torch.no_grad():
         plain = holder.go("a cat")

@@ -6,7 +6,7 @@ from conftest import random_dictionary
 from tiny_pipelines import LENGTH, PIPELINES, WIDTH, clip_tokenizer, text_encoder
 
 from vlm_edit import Host, Patch, Scale, record
-from vlm_edit.host import Encoder, PipelineAdapter, join_adapters
+from vlm_edit.host import PipelineAdapter, PipelineEncoder, join_adapters
 
 SITE = "words.text.1"
 PATCH = Patch(SITE, random_dictionary(WIDTH), Scale(range(20), -2.0))
@@ -46,7 +46,7 @@ class Nested:
 def test_after_a_method_within_a_method_the_outer_ones_prompts_are_known(branch, meant, inner):
     holder = Nested()
     rules = PipelineAdapter(
-        (Encoder("words", "cut", ("asked",)),), ("go", "title", "failing"), negative="shun_"
+        (PipelineEncoder("words", "cut", ("asked",)),), ("go", "title", "failing"), negative="shun_"
     )
     adapter = join_adapters(holder, rules)
     with torch.no_grad():

@@ -21,7 +21,7 @@ from nnsight.intervention.interleaver import GreenletExit, Interleaver, Mediator
 from nnsight.intervention.source import Controller, install_controller
 from torch import nn
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import CannotKnow
 from vlm_edit.hooks import Dispatcher
 from vlm_edit.host import Tap
 
@@ -47,7 +47,7 @@ class Worker(Dispatcher):
             VlmEditError: The tap is a method, or something else lies over the controller.
         """
         if tap.method is not None:
-            raise VlmEditError(
+            raise CannotKnow(
                 f"{tap.path!r} is a method, and nnsight sees modules only: attach the patch with "
                 "via='hooks'"
             )
@@ -58,7 +58,7 @@ class Worker(Dispatcher):
             SimpleNamespace(_module=tap.module, path=_PATH, interleaver=self.own)
         )
         if type(tap.module.__dict__["forward"]) is not Controller:
-            raise VlmEditError(
+            raise CannotKnow(
                 f"the forward of {tap.path!r} was replaced after nnsight wrapped the module: "
                 "attach the patch with via='hooks', or wrap the host last"
             )

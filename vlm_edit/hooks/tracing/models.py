@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
+from vlm_edit.ground.errors import BadArgument, CannotKnow, WrongHost
 from vlm_edit.host import Host, Model, Stream, unwrap
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def at(model: NNsight, site: str, stream: Stream | None = None, host: Host | Non
     matches = [tap for tap in taps if stream in (None, tap.stream)]
     if len(matches) != 1:
         streams = " or ".join(repr(tap.stream) for tap in taps)
-        raise VlmEditError(
+        raise BadArgument(
             f"site {site!r} has a module for stream {streams}, and stream is {stream!r}: name one"
         )
     return envoy_of(model, matches[0].module, matches[0].path)
@@ -120,7 +120,7 @@ def envoy_of(model: Any, module: nn.Module, path: str) -> Any:
     for envoy in model.modules():
         if envoy._module is module and not path.endswith("()"):
             return envoy
-    raise VlmEditError(
+    raise CannotKnow(
         f"nnsight sees no module at {path!r}: it is a method, or was put in the host after "
         "nnsight wrapped it. Use patch.attach(host, via='hooks')"
     )

@@ -6,14 +6,14 @@ from vlm_edit.measures.dominance.flips import flipped_sums as flipped_sums
 from vlm_edit.measures.dominance.gap import GapAccumulator as GapAccumulator
 from vlm_edit.measures.dominance.gap import modality_gap
 from vlm_edit.measures.dominance.pairing import fisher_p as fisher_p
-from vlm_edit.measures.dominance.result import CLASSES, Cut, Dominance, Zeros
+from vlm_edit.measures.dominance.result import CLASSES, Dominance
+from vlm_edit.measures.dominance.result import Cut as Cut
+from vlm_edit.measures.dominance.result import Zeros as Zeros
 
 __all__ = [
     "CLASSES",
-    "Cut",
     "Dominance",
     "DominanceAccumulator",
-    "Zeros",
     "modality_dominance",
     "modality_gap",
 ]

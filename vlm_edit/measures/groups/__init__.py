@@ -14,11 +14,13 @@ Groups come from ``Dominance.classes(rule)``, or are any lists of features.
 
 from vlm_edit.measures.groups.coactivation import Coactivation as Coactivation
 from vlm_edit.measures.groups.coactivation import coactivation
-from vlm_edit.measures.groups.fusion import Fusion, fusion_by_category, fusion_degree
+from vlm_edit.measures.groups.fusion import Fusion, fusion_by_category
 from vlm_edit.measures.groups.fusion import WordFusion as WordFusion
+from vlm_edit.measures.groups.fusion import fusion_degree as fusion_degree
 from vlm_edit.measures.groups.gap import GapUnder as GapUnder
 from vlm_edit.measures.groups.gap import Treatment as Treatment
-from vlm_edit.measures.groups.gap import centred, deleted, gap_under, one_sided_change, standardised
+from vlm_edit.measures.groups.gap import centred, deleted, gap_under, standardised
+from vlm_edit.measures.groups.gap import one_sided_change as one_sided_change
 from vlm_edit.measures.groups.spread import Spread, direction_spread, example_spread
 from vlm_edit.measures.groups.spread import class_means as class_means
 
@@ -31,8 +33,6 @@ __all__ = [
     "direction_spread",
     "example_spread",
     "fusion_by_category",
-    "fusion_degree",
     "gap_under",
-    "one_sided_change",
     "standardised",
 ]

@@ -7,8 +7,10 @@ from vlm_edit.measures.interpretability.monosemanticity import (
 )
 from vlm_edit.measures.interpretability.monosemanticity import (
     monosemanticity_score,
-    multimodal_monosemanticity,
     multimodal_monosemanticity_score,
+)
+from vlm_edit.measures.interpretability.monosemanticity import (
+    multimodal_monosemanticity as multimodal_monosemanticity,
 )
 from vlm_edit.measures.interpretability.similarity import ExampleSimilarity as ExampleSimilarity
 from vlm_edit.measures.interpretability.similarity import SimilarityOfTop as SimilarityOfTop
@@ -20,6 +22,5 @@ __all__ = [
     "bridge_score",
     "example_similarity",
     "monosemanticity_score",
-    "multimodal_monosemanticity",
     "multimodal_monosemanticity_score",
 ]

@@ -8,24 +8,26 @@ from vlm_edit.tasks.adversarial.attacks import Attacked as Attacked
 from vlm_edit.tasks.adversarial.attacks import Ball as Ball
 from vlm_edit.tasks.adversarial.attacks import pgd
 from vlm_edit.tasks.adversarial.black_box import square
-from vlm_edit.tasks.adversarial.captions import Silence, Speaker, Speech
+from vlm_edit.tasks.adversarial.captions import Silence, Speech
+from vlm_edit.tasks.adversarial.captions import Speaker as Speaker
 from vlm_edit.tasks.adversarial.defence import (
     Bare,
     Defence,
     Strength,
-    fooling,
     predict,
     suspicions,
     withstand,
 )
 from vlm_edit.tasks.adversarial.defence import Stood as Stood
+from vlm_edit.tasks.adversarial.defence import fooling as fooling
 from vlm_edit.tasks.adversarial.features import RESIDUAL as RESIDUAL
 from vlm_edit.tasks.adversarial.features import Features, Others, Through, movement
 from vlm_edit.tasks.adversarial.features import Movement as Movement
 from vlm_edit.tasks.adversarial.features import nearest_text as nearest_text
 from vlm_edit.tasks.adversarial.hardening import Hardening as Hardening
 from vlm_edit.tasks.adversarial.hardening import harden_features, harden_gains
-from vlm_edit.tasks.adversarial.host import ImageHost, Pixels, ZeroShot, embed_texts
+from vlm_edit.tasks.adversarial.host import ImageHost as ImageHost
+from vlm_edit.tasks.adversarial.host import Pixels, ZeroShot, embed_texts
 from vlm_edit.tasks.adversarial.losses import Away, Penalised, Targeted, Toward, Untargeted
 from vlm_edit.tasks.adversarial.page import Case as Case
 from vlm_edit.tasks.adversarial.page import drawn as drawn
@@ -38,12 +40,10 @@ __all__ = [
     "Away",
     "Defence",
     "Features",
-    "ImageHost",
     "Others",
     "Penalised",
     "Pixels",
     "Silence",
-    "Speaker",
     "Speech",
     "Strength",
     "Targeted",
@@ -53,7 +53,6 @@ __all__ = [
     "ZeroShot",
     "apgd",
     "embed_texts",
-    "fooling",
     "harden_features",
     "harden_gains",
     "movement",

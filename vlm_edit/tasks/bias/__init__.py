@@ -15,9 +15,10 @@ from vlm_edit.tasks.bias.baselines import modality_centring as modality_centring
 from vlm_edit.tasks.bias.baselines import prompt_difference as prompt_difference
 from vlm_edit.tasks.bias.bench import Bench
 from vlm_edit.tasks.bias.data import read_any as read_any
-from vlm_edit.tasks.bias.mitigation import Evidence, edit, mitigate, select
+from vlm_edit.tasks.bias.mitigation import Evidence as Evidence
 from vlm_edit.tasks.bias.mitigation import Mitigation as Mitigation
 from vlm_edit.tasks.bias.mitigation import Way as Way
+from vlm_edit.tasks.bias.mitigation import edit, mitigate, select
 from vlm_edit.tasks.bias.mitigation import off_chance as off_chance
 from vlm_edit.tasks.bias.mitigation import off_probe as off_probe
 from vlm_edit.tasks.bias.outcome import Outcome, cost_table, effect_table
@@ -26,7 +27,6 @@ from vlm_edit.tasks.bias.study import Questions, Study, split
 
 __all__ = [
     "Bench",
-    "Evidence",
     "Outcome",
     "Questions",
     "Study",
