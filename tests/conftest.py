@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: workers and what they s
 from collections import Counter
 from collections.abc import Callable
 from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +35,41 @@ IMAGE_TOKEN = 60
 CACHE = next(
     n for n in ("cache", "past_key_values") if n in signature(LlamaModel.forward).parameters
 )
+
+
+TESTS = Path(__file__).parent
+# What `pytest -m core` runs, in less than a minute: the rooms that everything stands on.
+CORE = (
+    *("ground/test_[ces]*.py", "ground/test_files.py", "edits/*.py"),
+    *("host/test_fingerprint.py", "host/test_hosting.py", "host/test_sites.py"),
+    *("hooks/test_calls.py", "hooks/test_flat_outputs.py", "hooks/test_methods.py"),
+    *("hooks/test_packed_rows.py", "hooks/test_record.py", "hooks/test_tokens.py"),
+    *("dictionaries/test_dictionary.py", "dictionaries/test_activations.py"),
+    *("dictionaries/test_origin.py", "dictionaries/test_sparse_encoding.py"),
+    *("patches/test_attachment.py", "patches/test_patch.py", "patches/test_report.py"),
+    *("patches/test_storage.py", "patches/test_where_edits_act.py"),
+    *("measures/dominance/test_dominance.py", "house/test_architecture.py"),
+)
+SLOW_IN_CORE = ("compil", "test_an_attack_loads", "continuous_batching", "bootstrap")
+
+
+def is_core(path: Path) -> bool:
+    return any(path.match(f"tests/{pattern}") for pattern in CORE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import nothing else where the core alone is asked for."""
+    if config.option.markexpr != "core" or collection_path.is_dir():
+        return None
+    return None if collection_path == TESTS / "conftest.py" else not is_core(collection_path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the core."""
+    for item in items:
+        quick = not any(word in item.name for word in SLOW_IN_CORE)
+        if quick and item.get_closest_marker("slow") is None and is_core(item.path):
+            item.add_marker("core")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

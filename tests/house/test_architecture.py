@@ -62,7 +62,7 @@ WRITERS = {
     "dictionaries/formats/saving.py": "writes as another library does, beside the targets",
 }
 # Of these, ``save`` is our own, which writes by the room of files.
-SAVED = {"self", "patch", "found", "merged", "saved", "next(iter(named.values()))"}
+SAVED = {"self", "patch", "measurement", "merged", "saved", "next(iter(named.values()))"}
 WRITING = {
     *("write_text", "write_bytes", "touch", "tofile", "savefig", "dump", "save_file", "savez"),
     *("save_pretrained", "copy", "copy2", "copyfile", "copytree", "rename", "link", "symlink_to"),
@@ -506,7 +506,7 @@ def test_what_reads_files_or_writes_by_files_is_not_taken_for_writing(tmp_path: 
             "os.open(p, os.O_RDONLY)",
             "pairs.open(3)",
         ),
-        *("write_text(p, t)", "write_bytes(p, b)", "found.save(p)", "t.replace('a', 'b')"),
+        *("write_text(p, t)", "write_bytes(p, b)", "measurement.save(p)", "t.replace('a', 'b')"),
         *("replace(x, a=1)", "x.copy()", "torch.load(p)", "json.dumps(x)"),
     ]
     assert not writing_calls(tree(tmp_path, {"edits.py": "\n".join(lines)}))
