@@ -99,11 +99,11 @@ def test_a_patch_shows_itself_on_one_line() -> None:
     assert repr(patch) == ("Patch(vision.1: ablate 1 feature, scale 2 features at image tokens)")
     decode = Patch("language.2", dictionary, Keep([1]), phase="decode", steps=(0, 4))
     assert repr(decode) == (
-        "Patch(language.2: keep 1 feature at all tokens of decode steps, steps 0 to 3)"
+        "Patch(language.2: keep 1 feature at all tokens, as generated, decode steps 0 to 3)"
     )
     last = Patch("joint", dictionary, Ablate([1]), positions=[-1])
     assert repr(last + decode) == f"Patch({repr(last)[6:-1]}; {repr(decode)[6:-1]})"
-    assert "at all tokens at [-1]" in repr(last)
+    assert "at all tokens, positions -1" in repr(last)
 
 
 def test_a_patch_does_not_change_and_can_be_copied_and_pickled() -> None:

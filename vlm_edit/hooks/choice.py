@@ -66,6 +66,23 @@ class Selection:
             if self.phase == "decode" or self.steps is not None:
                 raise BadArgument("positions are of the prompt: they go with phase='prompt'")
 
+    def __str__(self) -> str:
+        """Say which tokens they are.
+
+        Example:
+            >>> str(Selection("image", "both", steps=(0, 10)))
+            'image tokens, decode steps 0 to 9'
+        """
+        words = [f"{self.tokens} tokens"]
+        words += {"prompt": ["of the prompt"], "decode": ["as generated"]}.get(self.phase, [])
+        if self.steps is not None:
+            first, end = self.steps
+            steps = f"from {first}" if end is None else f"{first} to {end - 1}"
+            words.append(f"decode steps {steps}")
+        if self.positions is not None:
+            words.append(f"positions {', '.join(map(str, self.positions))}")
+        return ", ".join(words)
+
     def choose(self, tokens: Tokens, mask: Tensor | None = None) -> Tensor | bool:
         """Return a mask of the chosen tokens of an output, or one answer for all of them.
 

@@ -14,7 +14,7 @@ from vlm_edit.edits import Ablate, Blend, Clamp, Keep, Move, Project, Rule, Scal
 from vlm_edit.ground.errors import CannotKnow, VlmEditError
 from vlm_edit.host import Host, Site, Tap, find_module
 from vlm_edit.patches.binding import Binding
-from vlm_edit.patches.card import further, tokens_text
+from vlm_edit.patches.card import further
 
 if TYPE_CHECKING:
     from vlm_edit.patches.patch import Patch
@@ -264,7 +264,7 @@ def _expect_every_token(binding: Binding, site: Site) -> None:
         selection.phase != "both" or selection.steps is not None or selection.positions is not None
     )
     if narrowed or any(selection.tokens not in ("all", tap.stream) for tap in site.taps):
-        raise VlmEditError(f"it is made to some tokens only ({tokens_text(selection)})")
+        raise VlmEditError(f"it is made to some tokens only ({selection})")
     extras = [item.name for item in further(binding, _KNOWN)]
     if extras:
         raise VlmEditError(f"it has a {extras[0]}, which weights cannot follow")

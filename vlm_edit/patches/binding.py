@@ -65,16 +65,7 @@ class Binding:
             f"{rule.kind} {len(rule.features)} feature{'s' * (len(rule.features) != 1)}"
             for rule in self.splice.rules
         )
-        selection = self.selection
-        tokens = f"{selection.tokens} tokens"
-        if selection.positions is not None:
-            tokens += f" at {list(selection.positions)}"
-        elif selection.phase != "both":
-            tokens += f" of {'the prompt' if selection.phase == 'prompt' else 'decode steps'}"
-        if selection.steps is not None:
-            first, end = selection.steps
-            tokens += f", steps {first} to {'the end' if end is None else end - 1}"
-        return f"{self.site}: {rules} at {tokens}"
+        return f"{self.site}: {rules} at {self.selection}"
 
     def told(self) -> Mapping[str, Any] | None:
         """Return what identifies the dictionary: digest, sizes, activation, norm, info, JSON-able.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_edit.edits import Rule
 from vlm_edit.ground.errors import line
-from vlm_edit.hooks import Selection
 from vlm_edit.host import unguarded
 from vlm_edit.patches.binding import Binding
 
@@ -48,25 +47,6 @@ def features_text(features: Sequence[int], shown: int = 8) -> str:
     numbers = ", ".join(map(str, list(features)[:shown]))
     rest = len(features) - shown
     return f"{numbers} and {rest} more" if rest > 0 else numbers
-
-
-def tokens_text(selection: Selection) -> str:
-    """Say which tokens an edit is made to.
-
-    Example:
-        >>> tokens_text(Selection("image", "both", steps=(0, 10)))
-        'image tokens, decode steps 0 to 9'
-    """
-    words = [f"{selection.tokens} tokens"]
-    words += {"prompt": ["of the prompt"], "decode": ["as generated"]}.get(selection.phase, [])
-    if selection.steps is not None:
-        first, end = selection.steps
-        words.append(
-            f"decode steps from {first}" if end is None else f"decode steps {first} to {end - 1}"
-        )
-    if selection.positions is not None:
-        words.append(f"positions {', '.join(map(str, selection.positions))}")
-    return ", ".join(words)
 
 
 def more_text(binding: Binding) -> str:
@@ -189,7 +169,7 @@ def _use(repository: str, file: str) -> str:
 def binding_rows(binding: Binding) -> list[tuple[str, ...]]:
     """Return site, tokens, rule, features and their number, of each of an edit's rules."""
     extra = more_text(binding)
-    tokens = tokens_text(binding.selection) + (f", {extra}" if extra else "")
+    tokens = str(binding.selection) + (f", {extra}" if extra else "")
     return [
         (
             binding.site,

@@ -19,7 +19,6 @@ from vlm_edit.patches.card import (
     host_text,
     more_text,
     rule_text,
-    tokens_text,
 )
 from vlm_edit.patches.patch import Patch
 
@@ -102,7 +101,7 @@ def _host(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> 
 
 
 def _bindings(a: Binding, b: Binding) -> Iterator[Difference]:
-    yield from _unequal("", "tokens", tokens_text(a.selection), tokens_text(b.selection))
+    yield from _unequal("", "tokens", str(a.selection), str(b.selection))
     yield from _unequal("", "more", more_text(a) or _NONE, more_text(b) or _NONE)
     for number, (x, y) in enumerate(zip_longest(a.splice.rules, b.splice.rules), 1):
         yield from _rules(number, x, y)
