@@ -25,6 +25,11 @@ def option(help: str, *names: str, **more: Any) -> Any:
     return Option(*names, help=help, **more)
 
 
+def positional(name: str, help: str) -> Any:
+    """Return an argument without a dash, as help names it."""
+    return Argument(metavar=name, help=help)
+
+
 def several(help: str, *names: str, **more: Any) -> Any:
     """Return an option that may be given again, or not at all."""
     more = {"default_factory": list, "show_default": False, **more}
@@ -32,12 +37,16 @@ def several(help: str, *names: str, **more: Any) -> Any:
 
 
 Model = Annotated[
-    str, Argument(help="model folder, as save_pretrained writes it, or zoo:emoji-clip")
+    str,
+    positional(
+        "MODEL", "a folder as save_pretrained writes it, owner/name on the hub, or zoo:emoji-clip"
+    ),
 ]
 Batch = Annotated[int, option("pairs per forward")]
 Kept = Annotated[Count, option("tokens kept of a pair and stream (all)")]
 Seed = Annotated[int, option("of every draw")]
-Saved = Annotated[str, Argument(help="a patch file, a folder with one, or owner/name on the hub")]
+SAVED = "a patch file, a folder with one, or owner/name on the hub"
+Saved = Annotated[str, positional("PATCH", SAVED)]
 DICTIONARY = option(
     "folder or file of a dictionary in any known format, owner/name on the hub, 'neurons' for the "
     "raw dimensions, or zoo:joint"
@@ -65,7 +74,7 @@ class Places:
 
     model: Model
     pairs: Annotated[
-        str, Argument(help="CSV of images and texts, or folder: see README; or zoo:pairs")
+        str, positional("PAIRS", "CSV of images and texts, or folder: see README; or zoo:pairs")
     ]
     site: Annotated[str, option("where")] = "joint"
     batch_size: Batch = 64
@@ -171,7 +180,7 @@ class Measure(Subjected):
 class Report:
     """Write a run's page with pictures."""
 
-    run: Annotated[str, Argument(help="folder that measure wrote; edit --run adds to it")]
+    run: Annotated[str, positional("RUN", "folder that measure wrote; edit --run adds to it")]
     pairs: Annotated[Text, option("the run's pairs, if they have moved")] = None
     page: Annotated[Text, option("the page (RUN/index.html)", metavar="FILE")] = None
     title: Annotated[Text, option("of the page")] = None
@@ -240,7 +249,7 @@ class Merge(Verified):
     """Put several patches of one model in one file."""
 
     patches: Annotated[
-        list[str], Argument(help="patch files, folders with one, or owner/name on the hub")
+        list[str], positional("PATCHES", "patch files, folders with one, or owner/name on the hub")
     ]
     out: Annotated[str, option("a file that is not there yet", metavar="FILE")]
 
@@ -249,8 +258,8 @@ class Merge(Verified):
 class Diff(Verified):
     """Tell what two patches have not in common (then exit 1)."""
 
-    first: Saved
-    second: Saved
+    first: Annotated[str, positional("FIRST", SAVED)]
+    second: Annotated[str, positional("SECOND", SAVED)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,9 +269,10 @@ class Bias:
     model: Model
     data: Annotated[
         str,
-        Argument(
-            help="folder of FairFace, UTKFace, CelebA or Waterbirds, or pairs with a column of "
-            "groups (CSV or folder: see README), or zoo:pairs"
+        positional(
+            "DATA",
+            "folder of FairFace, UTKFace, CelebA or Waterbirds, or pairs with a column of "
+            "groups (CSV or folder: see README), or zoo:pairs",
         ),
     ]
     split: Annotated[Text, option("of the data set (the one that is tested on)")] = None
@@ -330,7 +340,7 @@ class Taken(StrEnum):
 class Draw:
     """Draw with features taken from a reference, scaled, or kept alone."""
 
-    prompt: Annotated[str, Argument(help="what to draw: a text, or an image file")]
+    prompt: Annotated[str, positional("PROMPT", "what to draw: a text, or an image file")]
     reference: Annotated[list[str], several("what to take from: an image file, or a text")]
     rule: Annotated[
         Literal["blend", "scale", "keep"],
