@@ -215,7 +215,7 @@ def test_a_type_checker_sees_the_types_of_an_install(
         text=True,
         check=False,
     )
-    revealed = r"tuple\[(builtins\.)?str, vlm_edit\.sites\.\w+\.Adapter\]"
+    revealed = r"tuple\[(builtins\.)?str, vlm_edit\.host\.\w+\.Adapter\]"
     assert re.search(revealed, done.stdout), done.stdout + done.stderr
     assert 'script.py:3: error: Module has no attribute "no_such_name"' in done.stdout
     assert "Found 1 error in 1 file" in done.stdout, done.stdout

@@ -165,6 +165,8 @@ def test_a_compiled_call_of_one_token_holds_one_sequence(host):
 @pytest.mark.slow
 @pytest.mark.kernels
 def test_inductor_gives_the_same_generation(host, monkeypatch):
+    # Its cache does not tell processors apart: what AVX-512 compiled gives NaN by AVX2.
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         # Without vectors inductor of torch 2.13 writes at::vec into some kernels all the same.
         monkeypatch.setattr(inductor.cpp, "simdlen", 1)
