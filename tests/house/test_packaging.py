@@ -191,7 +191,7 @@ def test_both_packages_are_marked_as_typed() -> None:
 
 def test_the_command_prints_its_help(installed: Environment) -> None:
     command = installed.python.with_name("vlm-edit")
-    assert "usage: vlm-edit" in run(command, "--help", cwd=installed.empty)
+    assert "Usage: vlm-edit" in run(command, "--help", cwd=installed.empty)
 
 
 def test_a_type_checker_sees_the_types_of_an_install(

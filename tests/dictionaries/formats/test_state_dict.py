@@ -45,8 +45,8 @@ def save(path, tensors):
     return path
 
 
-def read(path, layout=PLAIN, **hints):
-    return load_dictionary(path, "state_dict", layout=layout, **hints)
+def read(path, layout=PLAIN, **told):
+    return load_dictionary(path, "state_dict", layout=layout, **told)
 
 
 def close(found, expected):
@@ -120,12 +120,12 @@ def test_codes_and_reconstruction_are_those_that_the_layout_says(
         soft_cap=cap,
         unit_decoder_rows=unit,
     )
-    hints, threshold = {}, None
+    told, threshold = {}, None
     if activation == "topk":
-        hints = {"k": 3}
+        told = {"k": 3}
     if activation == "jumprelu":
         threshold = 0.4
-        hints = {"threshold": 0.4}
+        told = {"threshold": 0.4}
     if activation == "gated":
         extra = {"gate": torch.randn(m), "gain": torch.randn(m)}
         tensors, file = tensors | extra, file | extra
@@ -139,11 +139,11 @@ def test_codes_and_reconstruction_are_those_that_the_layout_says(
     else:
         save(path, file)
     x = torch.randn(7, D) * 3 + 1
-    codes, found = by_hand(tensors, x, layout, hints.get("k"), threshold)
-    ours = read(path, layout, **hints)
+    codes, found = by_hand(tensors, x, layout, told.get("k"), threshold)
+    ours = read(path, layout, **told)
     close(ours.encode(x), codes)
     torch.testing.assert_close(ours.reconstruct(x), found.float(), rtol=1e-4, atol=1e-4)
-    part = read(path, layout, lazy=True, **hints).slice([4, 0])
+    part = read(path, layout, lazy=True, **told).slice([4, 0])
     close(part.codes(x)[0], codes[:, [4, 0]])
     assert torch.equal(part.decoder, ours.decoder[[4, 0]])
 
@@ -242,10 +242,10 @@ def test_what_a_file_does_not_have_is_said_with_what_it_has(tmp_path, change, me
         ({"soft_cap": -1.0}, {}, "soft_cap is -1.0"),
     ],
 )
-def test_what_the_layout_does_not_say_must_be_told_and_only_that(tmp_path, change, hints, message):
+def test_what_the_layout_does_not_say_must_be_told_and_only_that(tmp_path, change, told, message):
     path = save(tmp_path / "d.safetensors", make())
     with pytest.raises(VlmEditError, match=message):
-        read(path, replace(PLAIN, **change), **hints)
+        read(path, replace(PLAIN, **change), **told)
 
 
 @pytest.mark.parametrize(
