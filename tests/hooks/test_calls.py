@@ -1,5 +1,9 @@
 """What one call tells of its tokens: from its own ids, embeddings and attention mask."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -268,3 +272,25 @@ def test_the_tracker_stays_until_its_last_user_leaves(llava):
     first.release(llava)
     assert not llava._forward_pre_hooks
     assert not llava._forward_hooks
+
+
+def test_no_former_name_of_a_cache_is_asked_for() -> None:
+    """Outputs of transformers 5.24 answer to them and warn on the user's screen."""
+    script = (
+        "import torch\n"
+        "from vlm_edit import Ablate, Dictionary, Patch\n"
+        "from conftest import make_clip\n"
+        "host = make_clip()\n"
+        "patch = Patch('text.1', Dictionary.identity(16), Ablate([1]))\n"
+        "with patch.attach(host), torch.no_grad():\n"
+        "    host(input_ids=torch.tensor([[1, 2]]), pixel_values=torch.zeros(1, 3, 16, 16))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "deprecated" not in done.stdout + done.stderr

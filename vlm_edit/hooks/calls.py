@@ -341,6 +341,11 @@ def cache_in(inputs: Mapping[str, Any]) -> Any:
 
 def cache_of(output: Any) -> Any:
     """Return the cache that a call returned; None if it did not."""
+    # Outputs of transformers answer to former names as well, and warn of it.
+    held = getattr(output, "__dict__", {})
+    cache = next((held[name] for name in CACHES if held.get(name) is not None), None)
+    if cache is not None or hasattr(output, "to_tuple"):
+        return cache
     return next((c for n in CACHES if (c := getattr(output, n, None)) is not None), None)
 
 
