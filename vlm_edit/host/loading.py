@@ -168,8 +168,8 @@ def _class_of(config: Any) -> Any:
 def _device(device: str | torch.device) -> torch.device:
     """Return the device meant; the best there is for ``auto``."""
     if device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
+        best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return best or torch.device("cpu")
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
