@@ -285,6 +285,17 @@ def test_the_document_of_the_architecture_names_every_room() -> None:
     assert not rooms(CORE) - words
 
 
+def test_the_picture_of_the_house_is_that_of_its_imports() -> None:
+    """``python tests/benchmarks/house.py --draw`` draws it anew."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests/benchmarks'); import house; print(house.picture())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    )
+    assert done.stdout.strip() == (ROOT / "docs" / "house.svg").read_text("utf-8").strip()
+
+
 def test_each_room_imports_only_rooms_below_it() -> None:
     assert not forbidden_arrows(CORE)
 
