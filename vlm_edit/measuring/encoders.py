@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image
@@ -45,7 +45,8 @@ def text_encoder(folder: str | Path, batch_size: int = 64) -> TextEncoder:
 
 
 def _sentences(folder: Path) -> TextEncoder:
-    modules = [str(module["type"]) for module in json.loads((folder / "modules.json").read_text())]
+    listed = json.loads((folder / "modules.json").read_text("utf-8"))
+    modules = [str(module["type"]) for module in listed]
     # The library imports what else a local folder names, whoever trusts it.
     own = [name for name in modules if not name.startswith("sentence_transformers.")]
     if own:
@@ -79,19 +80,7 @@ def _sentences(folder: Path) -> TextEncoder:
 
 
 def _mean_of_tokens(folder: Path) -> TextEncoder:
-    from transformers import AutoModel, AutoTokenizer
-
-    with one_line(folder, mend=_OWN):
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-        model = AutoModel.from_pretrained(
-            str(folder),
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            trust_remote_code=False,
-        ).eval()
+    tokenizer, model = _loaded(folder, "AutoTokenizer")
 
     def embed(texts: Sequence[str]) -> Tensor:
         ids = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
@@ -121,19 +110,7 @@ def image_encoder(folder: str | Path, batch_size: int = 32) -> ImageEncoder:
         VlmEditError: No such folder, or other weights.
     """
     folder = _checked(Path(folder), batch_size)
-    from transformers import AutoImageProcessor, AutoModel
-
-    with one_line(folder, mend=_OWN):
-        processor = AutoImageProcessor.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-        model = AutoModel.from_pretrained(
-            str(folder),
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            trust_remote_code=False,
-        ).eval()
+    processor, model = _loaded(folder, "AutoImageProcessor")
 
     def embed(images: Sequence[Image]) -> Tensor:
         pictures = [image.convert("RGB") for image in images]
@@ -146,6 +123,24 @@ def image_encoder(folder: str | Path, batch_size: int = 32) -> ImageEncoder:
         return output.last_hidden_state.mean(1) if embeddings is None else embeddings
 
     return _in_batches(embed, batch_size)
+
+
+def _loaded(folder: Path, reader: str) -> tuple[Any, Any]:
+    """Return what transformers' class of a name reads of a folder, and the folder's model."""
+    import transformers
+
+    with one_line(folder, mend=_OWN):
+        inputs = getattr(transformers, reader).from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+        model = transformers.AutoModel.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+        )
+    return inputs, model.eval()
 
 
 def _in_batches(
