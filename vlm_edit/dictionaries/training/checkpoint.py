@@ -84,21 +84,22 @@ class Checkpoint:
 
 
 class Log:
-    """Figures of a run, a line of CSV each.
+    """Figures of a run, for who asks Python's logging and as lines of CSV.
 
     Args:
         path: The file; None to keep none.
         done: Steps a resumed run has done: what the file says of later ones is dropped.
         figures: Names of the columns, beside the step.
+        steps: Of the whole run.
 
     Raises:
         VlmEditError: A resumed run's file has other columns.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None, done: int, figures: Sequence[str]
+        self, path: str | os.PathLike[str] | None, done: int, figures: Sequence[str], steps: int
     ) -> None:
-        self.fields = ("step", *figures)
+        self.fields, self.steps = ("step", *figures), steps
         self.path = Path(path) if path is not None and world()[0] == 0 else None
         if self.path is None:
             return
@@ -106,7 +107,10 @@ class Log:
         write_text(self.path, "".join(map(_line, [self.fields, *rows])), "log")
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
-        """Add a line for a step."""
+        """Add a line for a step; one process of several tells it."""
+        if world()[0] == 0:
+            listed = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+            logger.info("step %d of %d: %s", step, self.steps, listed)
         if self.path is not None:
             append_text(self.path, _line([step, *(figures[name] for name in self.fields[1:])]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -19,8 +18,6 @@ from vlm_edit.dictionaries.training.data import Data, opened
 from vlm_edit.dictionaries.training.distributed import expect_alike, world
 from vlm_edit.dictionaries.training.trainer import Trainer
 from vlm_edit.ground.errors import BadArgument
-
-logger = logging.getLogger(__name__)
 
 # Steps between lines of the log and figures on the bar.
 _TELL = 100
@@ -101,7 +98,7 @@ def train_dictionary(
     saved = Checkpoint(checkpoint, every, trainer, data) if checkpoint is not None else None
     if saved is not None:
         saved.resume()
-    lines = Log(log, trainer.done, trainer.figures)
+    lines = Log(log, trainer.done, trainer.figures, config.steps)
     hidden = None if progress and rank == 0 else True
     with tqdm(
         total=config.steps, initial=trainer.done, desc="train dictionary", disable=hidden
@@ -111,8 +108,6 @@ def train_dictionary(
             bar.update()
             if trainer.done % _TELL == 0 or trainer.done == config.steps:
                 lines.add(trainer.done, figures)
-                if rank == 0:
-                    logger.info("step %d of %d: %s", trainer.done, config.steps, _listed(figures))
                 values = {name: figures[name] for name in trainer.figures if name != "coefficient"}
                 bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
             if saved is not None:
@@ -125,10 +120,6 @@ def train_dictionary(
                 )
     kind = {"kind": "ncl"} if config.kind == "ncl" else {}  # what it explains is not its purpose
     return trainer.result({**kind, **(info or {})}, progress)
-
-
-def _listed(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
 
 
 def _expect_device(device: torch.device | str) -> None:
