@@ -70,6 +70,12 @@ def test_what_is_no_folder_and_no_name_on_the_hub_is_refused(name: str) -> None:
         Host.load(name)
 
 
+@pytest.mark.parametrize("name", ["zoo:emoji-clip", "."])
+def test_a_revision_of_what_is_no_repository_is_refused(name: str) -> None:
+    with pytest.raises(BadArgument, match="no repository of the hub: revision='main' goes with"):
+        Host.load(name, revision="main")
+
+
 def test_a_folder_named_like_a_repository_is_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

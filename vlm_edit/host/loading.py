@@ -90,7 +90,12 @@ def load(
     """Load what ``Host.load`` makes a host of."""
     device, kind = _device(device), _dtype(dtype)
     shelf, _, rest = str(name).partition(":")
-    if rest and shelf in SHELVES.names() and not Path(name).exists():
+    shelved = bool(rest) and shelf in SHELVES.names() and not Path(name).exists()
+    if revision is not None and (shelved or Path(name).exists()):
+        raise BadArgument(
+            f"{str(name)!r} is no repository of the hub: revision={revision!r} goes with one"
+        )
+    if shelved:
         model, processor = SHELVES.find(shelf)(rest)
         options = {} if kind == "auto" else {"dtype": kind}
         return Loaded(model.to(device, **options), processor)
