@@ -105,7 +105,9 @@ MODES: dict[str, Callable[[Inputs], Run]] = {
         inputs, cache_implementation="static", disable_compile=True
     ),
     "no cache": lambda inputs: generating(inputs, use_cache=False),
-    "prompt lookup": lambda inputs: generating(row(inputs), prompt_lookup_num_tokens=2),
+    "prompt lookup": lambda inputs: generating(
+        row(inputs), prompt_lookup_num_tokens=2, eos_token_id=-1
+    ),
     "chunked prefill": lambda inputs: generating(row(inputs), prefill_chunk_size=3),
     "embeddings": lambda inputs: generating(embedded(inputs)),
 }

@@ -157,7 +157,7 @@ def test_the_report_does_not_depend_on_the_cache(llava_inputs, choice):
 def test_steps_outside_the_window_are_not_reported_of_calls_that_hold_several(llava_inputs):
     inputs = {k: v[:1] for k, v in llava_inputs.items()}
     with patch(phase="decode", steps=(1, 3)).attach(LLAVA) as attached:
-        generate(inputs, prompt_lookup_num_tokens=2)
+        generate(inputs, prompt_lookup_num_tokens=2, eos_token_id=-1)
     assert attached.report().sites[0].steps == (1, 2)
 
 

@@ -137,7 +137,7 @@ MODES = {
     "two sequences": {"num_return_sequences": 2, "do_sample": True},
     "beams that sample": {"num_beams": 3, "num_return_sequences": 2, "do_sample": True},
     "chunked prefill": {"prefill_chunk_size": 3},
-    "assisted by prompt lookup": {"prompt_lookup_num_tokens": 2},
+    "assisted by prompt lookup": {"prompt_lookup_num_tokens": 2, "eos_token_id": -1},
     "emitted placeholders": {"logits_processor": [Emit()]},
     "embeddings": {},
     "no image": {},

@@ -58,7 +58,7 @@ MODES = {
     "several return sequences": Mode({"num_return_sequences": 2, "do_sample": True}),
     "static cache": Mode({"cache_implementation": "static", "disable_compile": True}),
     "use_cache=False": Mode({"use_cache": False}),
-    "prompt lookup": Mode({"prompt_lookup_num_tokens": 2}, rows=(0,)),
+    "prompt lookup": Mode({"prompt_lookup_num_tokens": 2, "eos_token_id": -1}, rows=(0,)),
     "chunked prefill": Mode({"prefill_chunk_size": 3}, rows=(0,)),
     "inputs_embeds": Mode({}, embedded=True),
     "emitted image token": Mode({"logits_processor": [Emit()]}),

@@ -9,6 +9,7 @@ the run under way with one worker more, or is a run of its own.
 from __future__ import annotations
 
 import copy
+import inspect
 import threading
 import weakref
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ from vlm_edit.host import Tap
 
 _PATH = "site"  # of the module in a run of its own
 _RUN = compile("run()", "<vlm_edit>", "exec")  # a mediator runs code, not functions
+# Said where a compiled graph breaks here; torch before 2.7 takes no reason.
+_REASON = (
+    {"reason": "nnsight cannot be compiled: attach the patch with via='hooks'"}
+    if "reason" in inspect.signature(torch.compiler.disable).parameters
+    else {}
+)
 
 
 class _Own(threading.local, Interleaver):  # type: ignore[misc]
@@ -85,9 +92,7 @@ class _Entry(Controller):  # type: ignore[misc]
         if module is not None and module.__dict__.get("forward") is self:
             module.__dict__["forward"] = Controller(module, self.state)
 
-    @torch.compiler.disable(  # type: ignore[untyped-decorator]
-        reason="nnsight cannot be compiled: attach the patch with via='hooks'"
-    )
+    @torch.compiler.disable(**_REASON)  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module with a worker of ours in the run."""
         if not self._worker.callbacks:
