@@ -10,10 +10,6 @@ from vlm_edit.dictionaries.encoder import move as move
 from vlm_edit.dictionaries.encodes import Encodes as Encodes
 from vlm_edit.dictionaries.encodes import identity
 from vlm_edit.dictionaries.formats import Format, Layout, load_dictionary, register_format
-from vlm_edit.dictionaries.formats.hub import REPOSITORY as REPOSITORY
-from vlm_edit.dictionaries.formats.hub import asked as asked
-from vlm_edit.dictionaries.formats.hub import listed as listed
-from vlm_edit.dictionaries.formats.hub import listing as listing
 from vlm_edit.dictionaries.formats.saving import save_saelens
 from vlm_edit.dictionaries.matching import Similarity as Similarity
 from vlm_edit.dictionaries.matching import match_dictionaries

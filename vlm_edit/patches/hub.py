@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from vlm_edit.dictionaries import REPOSITORY, asked, listed, listing
 from vlm_edit.ground.errors import BadArgument
+from vlm_edit.ground.hub import REPOSITORY, asked, listed, listing
 
 _ENDING = ".safetensors"
 
