@@ -1,6 +1,7 @@
 """A folder is data: no code that lies in one, or that one names, is run by loading it."""
 
 import ast
+import inspect
 import io
 import json
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from vlm_edit import VlmEditError, zoo
+from vlm_edit import Host, VlmEditError, zoo
 from vlm_edit.cli import main
 from vlm_edit.cli.host import load_host, load_model
+from vlm_edit.cli.loading import Loading
 from vlm_edit.cli.pipeline import load_pipeline
 from vlm_edit.host import DIFFUSERS
+from vlm_edit.host import load_pipeline as load_any_pipeline
+from vlm_edit.host.loading import load
 from vlm_edit.measuring import image_encoder, text_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,22 +261,28 @@ def loads(path: Path) -> list[ast.Call]:
     ]
 
 
-def trusting(path: Path) -> list[str]:
+def trusting(path: Path, said: str = "False") -> list[str]:
     return [
         f"{path}:{call.lineno}"
         for call in loads(path)
         if not any(
-            word.arg == "trust_remote_code"
-            and isinstance(word.value, ast.Constant)
-            and word.value.value is False
+            word.arg == "trust_remote_code" and ast.unparse(word.value) == said
             for word in call.keywords
         )
     ]
 
 
-def test_every_load_says_that_no_code_is_trusted():
+def test_every_load_says_that_no_code_is_trusted_but_those_that_were_asked_for_it():
     assert sum(len(loads(path)) for path in sources()) > 20
-    assert [place for path in sources() for place in trusting(path)] == []
+    asked = ROOT / "vlm_edit" / "host" / "loading.py"
+    assert [place for path in sources() if path != asked for place in trusting(path)] == []
+    assert trusting(asked, "way.trusted") == [] and len(loads(asked)) == 4
+
+
+def test_nobody_who_loads_trusts_unasked():
+    for function in (Host.load, load, load_any_pipeline):
+        assert inspect.signature(function).parameters["trust_remote_code"].default is False
+    assert Loading().trust_remote_code is False
 
 
 def test_a_load_that_says_nothing_would_be_found(tmp_path):

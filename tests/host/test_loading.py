@@ -144,5 +144,4 @@ def test_a_cached_repository_is_loaded_without_a_network(folder: Path, tmp_path:
         text=True,
         check=False,
     )
-    assert "owner/other: transformers cannot load it" in done.stderr
-    assert "There is no such folder either" in done.stderr
+    assert "no model at 'owner/other': there is no such path, and the repository" in done.stderr

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from vlm_edit.cli.loading import Loading
+
 Text = str | None  # these three need not be given
 Count = int | None
 Number = float | None
@@ -62,14 +64,14 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sites:
+class Sites(Loading):
     """List the sites of a model."""
 
     model: Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class Places(Loading):
     """Name a model, pairs, and a site."""
 
     model: Model
@@ -231,11 +233,13 @@ class Info(One):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apply(One):
+class Apply(Verified, Loading):
     """Check that a patch fits a model, or bake it in."""
 
     model: Model
     patch: Saved
+    patch_file: Annotated[Text, option("as --file of patch info")] = None
+    patch_revision: Annotated[Text, option("of the patch's own repository")] = None
     bake: Annotated[
         Text, option("write a copy of the model with the edit in its weights", metavar="FOLDER")
     ] = None
@@ -263,7 +267,7 @@ class Diff(Verified):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bias:
+class Bias(Loading):
     """Measure bias between groups of images, and lessen it by a patch."""
 
     model: Model
@@ -319,7 +323,6 @@ class Attack(Subjected):
     queries: Annotated[int, option("of Square Attack, 0 for none")] = 100
     most: Annotated[int, option("images, drawn")] = 64
     seed: Seed = 0
-    device: Annotated[str, option("such as cuda")] = "cpu"
     name: Annotated[
         Class | None, option("also attack through it alone, and as many at random", "--class")
     ] = None
@@ -337,7 +340,7 @@ class Taken(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
+class Draw(Loading):
     """Draw with features taken from a reference, scaled, or kept alone."""
 
     prompt: Annotated[str, positional("PROMPT", "what to draw: a text, or an image file")]
@@ -359,7 +362,9 @@ class Draw:
             "else (0,0.5,1); for scale the factor (0,1,2)"
         ),
     ] = None
-    pipeline: Annotated[str, option("folder of an UnclipPipeline")] = "zoo:emoji-unclip"
+    pipeline: Annotated[
+        str, option("of class UnclipPipeline: a folder, owner/name on the hub, or the zoo's")
+    ] = "zoo:emoji-unclip"
     site: Annotated[str, option("where")] = "joint"
     dictionary: Annotated[str, option("as for measure")] = "zoo:joint"
     run: Annotated[

@@ -39,8 +39,7 @@ def attack(options: Attack) -> int:
     if not len(pairs):
         raise VlmEditError(f"not one of {len(left_out)} images can be read: {left_out[0][1]}")
     patch = None if options.patch is None else _patch(options.patch)
-    host = load_host(options.model)
-    host.root.to(options.device)
+    host = load_host(options.model, options)
     out = make_folder(options.out)
     if options.question is not None:
         done = _answers(options, options.question, host, pairs, patch)
@@ -107,7 +106,7 @@ def _choice(options: Attack, host: Host, pairs: Pairs) -> _Choice:
     plain = adv.ZeroShot.of(host, [prompt.format(name) for name in names], **padded)
     images = plain.host.pixels.read([pairs.open(i) for i in range(len(pairs))])
     labels = torch.tensor([names.index(name) for name in own])
-    return _Choice(plain, images.to(options.device), labels.to(options.device), names)
+    return _Choice(plain, images.to(host.device), labels.to(host.device), names)
 
 
 @dataclass(eq=False)
@@ -326,7 +325,7 @@ def _answers(
 ) -> _Done:
     """Attack what a model answers."""
     speaker = adv.Speaker.of(host, question)
-    images = speaker.pixels.read([pairs.open(i) for i in range(len(pairs))]).to(options.device)
+    images = speaker.pixels.read([pairs.open(i) for i in range(len(pairs))]).to(host.device)
     rows, last, said = [], images, speaker.say(images)
     for name, attached in (("the model", None), ("behind the patch", patch)):
         if name != "the model" and attached is None:
@@ -334,7 +333,7 @@ def _answers(
         with adv.Defence(name, attached).on(host):
             before = speaker.say(images)
             wanted = [options.target] * len(before) if options.target else before
-            ids = speaker.answer_ids(wanted).to(options.device)
+            ids = speaker.answer_ids(wanted).to(host.device)
             for eps in options.eps:
                 aim = adv.Speech(speaker, ids) if options.target else adv.Silence(speaker, ids)
                 attacked = _apgd(options, aim, images, eps)

@@ -42,7 +42,7 @@ def bias(options: Bias) -> int:
     asked = questions(pairs, options)
     out = make_folder(options.out)
     dictionary = load_dictionary(options.dictionary) if options.dictionary else None
-    host = load_host(options.model)
+    host = load_host(options.model, options)
     bench = task.Bench.read(host, pairs, asked, batch_size=options.batch_size)
     sides = task.split(bench.plain.pairs, options.split_by, seed=options.seed)
     _expect_enough(bench.plain, sides)

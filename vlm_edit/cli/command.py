@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Exit, Option, Typer, TyperException
 from typer.main import get_command
 
 from vlm_edit._version import __version__
 from vlm_edit.cli import arguments as of
-from vlm_edit.ground.errors import VlmEditError, printable
+from vlm_edit.ground.errors import VlmEditError, VlmEditWarning, printable
 
 # What a verb takes: the module here, and in it the function of the verb's name, that runs it.
 VERBS: dict[type, str] = {
@@ -105,7 +107,17 @@ def _every_verb(
 def _run(taken: object) -> int:
     """Import what runs a verb only now, since it brings torch."""
     module, verb = VERBS[type(taken)].split(".")
-    return int(getattr(import_module(f"vlm_edit.cli.{module}"), verb)(taken))
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_warn, warnings.showwarning)
+        return int(getattr(import_module(f"vlm_edit.cli.{module}"), verb)(taken))
+
+
+def _warn(otherwise: Callable[..., None], message: Any, category: Any, *more: Any) -> None:
+    """Tell a warning of ours as an error is told, without the line of code it comes from."""
+    if issubclass(category, VlmEditWarning):
+        _tell(f"warning: {message}")
+    else:
+        otherwise(message, category, *more)
 
 
 def _spread(words: Iterable[str]) -> Iterator[str]:

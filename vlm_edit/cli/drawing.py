@@ -43,7 +43,7 @@ def draw(options: Draw) -> int:
     _expect_out(options)
     source = read(options.prompt)
     references = [(name, read(name)) for name in dict.fromkeys(options.reference)]
-    pipe = load_pipeline(options.pipeline)
+    pipe = load_pipeline(options.pipeline, options)
     dictionary = load_dictionary(options.dictionary)
     if isinstance(dictionary, PairedDictionary):
         raise BadArgument("draw takes codes over, and a paired dictionary has one per stream")

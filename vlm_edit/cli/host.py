@@ -1,34 +1,112 @@
-"""Load the host that the command names."""
+"""Load the host that the command names, and tell in a line what was loaded."""
 
 from __future__ import annotations
 
-from vlm_edit.ground.errors import VlmEditError
-from vlm_edit.host import Host, quiet_when_piped
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+
+from vlm_edit.cli.loading import Loading
+from vlm_edit.ground.errors import VlmEditError, line
+from vlm_edit.host import Host, loaded_as, quiet_when_piped
 
 ZOO = "zoo:"
+_ARGUMENT = re.compile(
+    rf"\b({'|'.join(each.name for each in fields(Loading))})=(?:True\b|'([^']*)'|(\S+))"
+)
+# What an error of the library advises, and what does the same here.
+_ADVICE = {
+    "; pass Host.of(model, processor)": "",
+    "Pass Host.of(model, adapter=Adapter.of({...})) with the paths of its modules": (
+        "Name one of your own with --adapter MODULE:NAME"
+    ),
+    "can be loaded in Python and given an adapter": "takes one with --adapter MODULE:NAME",
+}
 
 
-def load_host(name: str) -> Host:
+def load_host(name: str, how: Loading | None = None) -> Host:
     """The model and its processor.
+
+    Args:
+        name: A folder, a name on the hub, or of the zoo.
+        how: Arguments of the verb.
 
     Raises:
         VlmEditError: There is none of that name, it cannot be loaded, or has no processor.
     """
-    host = load_model(name)
-    if host.is_pipeline:
-        raise VlmEditError(
-            f"{name} is a pipeline ({host.kind.__name__}), which has no processor of "
-            "images and texts: name the folder of one model"
-        )
-    host.expect_processor("this command")
+    with in_flags():
+        host = _load(name, how)
+        if host.is_pipeline:
+            raise VlmEditError(
+                f"{name} is a pipeline ({host.kind.__name__}), which has no processor of "
+                "images and texts: name the folder of one model"
+            )
+        host.expect_processor("this command")
+    tell(host)
     return host
 
 
-def load_model(name: str) -> Host:
+def load_model(name: str, how: Loading | None = None) -> Host:
     """The model, or the pipeline of models, with a processor where there is one.
+
+    Args:
+        name: As for ``load_host``.
+        how: Likewise.
 
     Raises:
         VlmEditError: There is none of that name, or it cannot be loaded.
     """
+    with in_flags():
+        host = _load(name, how)
+    tell(host)
+    return host
+
+
+def _load(name: str, how: Loading | None) -> Host:
     quiet_when_piped()
-    return Host.load(name, device="cpu")
+    with _modules_here():
+        host = Host.load(name, **(how or Loading()).loading())
+    _ = host.adapter  # known to be there before anything long begins
+    return host
+
+
+@contextmanager
+def _modules_here() -> Iterator[None]:
+    """Let an adapter lie in the working folder, behind all that is installed."""
+    here = os.getcwd()
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+@contextmanager
+def in_flags() -> Iterator[None]:
+    """Say in words of the command what an error of the library advises."""
+    try:
+        yield
+    except VlmEditError as error:
+        told = str(error)
+        for theirs, ours in _ADVICE.items():
+            told = told.replace(theirs, ours)
+        raise type(error)(_ARGUMENT.sub(_flag, told)) from error
+
+
+def _flag(found: re.Match[str]) -> str:
+    flag = f"--{found[1].replace('_', '-')}"
+    value = found[2] or (found[3] or "").rstrip(",;:.")
+    rest = (found[3] or "")[len(value) :] if found[3] else ""
+    return f"{flag} {value}".rstrip() + rest
+
+
+def tell(host: Host) -> None:
+    """Tell on standard error, where no result is, what was loaded and how."""
+    told = loaded_as(host)
+    devices = {str(p.device).replace("meta", "disk") for p in host.root.parameters()}
+    text = f"{host.kind.__name__} on {' and '.join(sorted(devices))} in {told['dtype']}"
+    more = [told["quantization"], told["revision"] and f"commit {told['revision'][:12]}"]
+    print(f"vlm-edit: {line(', '.join([text, *filter(None, more)]))}", file=sys.stderr)

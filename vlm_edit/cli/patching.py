@@ -47,7 +47,7 @@ def apply(options: Apply) -> int:
     patch = _load(options.patch, options)
     if options.bake:
         return _bake(patch, options, options.bake)
-    host = load_model(options.model)
+    host = load_model(options.model, options)
     check_host = not options.no_check_host
     patch.attach(host, check_host=check_host).remove()
     rows = [
@@ -80,7 +80,11 @@ def diff(options: Diff) -> int:
 
 
 def _load(name: str, options: Verified) -> Patch:
-    file, revision = (options.file, options.revision) if isinstance(options, One) else (None, None)
+    file, revision = None, None
+    if isinstance(options, One):
+        file, revision = options.file, options.revision
+    elif isinstance(options, Apply):
+        file, revision = options.patch_file, options.patch_revision
     return load_patch(name, file=file, revision=revision, verify=not options.no_verify)
 
 
@@ -102,7 +106,7 @@ def expect_folder_of(place: Path, name: str) -> None:
 def _bake(patch: Patch, options: Apply, folder: str) -> int:
     """Write a copy of the model's folder with the edit in its weights, whole or not at all."""
     target = _new(folder)
-    host = load_model(options.model)
+    host = load_model(options.model, options)
     baked = patch.bake(host, check_host=not options.no_check_host)
     with beside(target) as partial:
         _write(host, Path(options.model), partial)
@@ -116,8 +120,9 @@ def _write(host: Host, source: Path, target: Path) -> None:
     """Write the model, and what lies beside its weights but the card, which tells of another."""
     model: Any = host.model
     model.save_pretrained(target)
-    if not source.is_dir() and host.processor is not None:  # the zoo's
-        host.processor.save_pretrained(target)
+    if not source.is_dir():  # the zoo's, or the hub's
+        if host.processor is not None:
+            host.processor.save_pretrained(target)
         return
     for file in source.iterdir():
         there = (target / file.name).exists() or file.name == "README.md"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,26 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.cli.host import ZOO
-from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
-from vlm_edit.host import expect_diffusers, one_line
+from vlm_edit import host
+from vlm_edit.cli.host import ZOO, in_flags, tell
+from vlm_edit.cli.loading import Loading
+from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.host import Host
 from vlm_edit.measuring import IMAGE_ENDINGS, as_seen, open_image
 from vlm_edit.tasks.generation import read_reference
 
-KIND, SHIPPED = "UnclipPipeline", f"{ZOO}emoji-unclip"
+SHIPPED = f"{ZOO}emoji-unclip"
 
 
-def load_pipeline(name: str) -> Any:
-    """Load the zoo's pipeline, or a folder's.
+def load_pipeline(name: str, how: Loading | None = None) -> Any:
+    """Load the zoo's pipeline, a folder's, or a repository's.
+
+    Args:
+        name: Of it.
+        how: Arguments of the verb.
 
     Raises:
-        VlmEditError: diffusers is missing, or the folder holds no ``UnclipPipeline`` with a host.
+        VlmEditError: diffusers is missing, or there is no ``UnclipPipeline`` with a host.
     """
     try:
         import diffusers
@@ -34,42 +39,28 @@ def load_pipeline(name: str) -> Any:
             f"drawing needs diffusers ({error}): pip install 'vlm-edit[diffusion]'"
         ) from error
     diffusers.utils.logging.disable_progress_bar()
-    if name.startswith(ZOO):
-        if name != SHIPPED:
-            raise VlmEditError(f"no pipeline {name!r}; the zoo has {SHIPPED}")
-        from vlm_edit import zoo
-
-        pipe = zoo.load_unclip()
-    else:
-        expect_diffusers(diffusers)
-        _expect_kind(name)
-        with one_line(name, "diffusers"):
-            pipe = UnclipPipeline.from_pretrained(
-                name, local_files_only=True, low_cpu_mem_usage=False, trust_remote_code=False
-            )
+    options = (how or Loading()).loading()
+    if options.pop("adapter") is not None:
+        raise BadArgument("draw edits the pipeline's own CLIP: leave --adapter out")
+    with in_flags():
+        pipe = _shipped(name, options) or host.load_pipeline(name, UnclipPipeline, **options)
     if pipe.clip is None or pipe.processor is None:
         raise VlmEditError(
             f"{name} holds no CLIP to embed prompts, or no processor for it: save the pipeline "
             "with both"
         )
     pipe.set_progress_bar_config(disable=True)
+    tell(Host.of(pipe))
     return pipe
 
 
-def _expect_kind(name: str) -> None:
-    """Look at the class that a folder names before diffusers builds another of it."""
-    index = Path(name) / "model_index.json"
-    if not index.is_file():
-        raise BadArgument(f"no pipeline at {name!r}: it must be a folder with a model_index.json")
-    try:
-        kind = json.loads(index.read_text("utf-8")).get("_class_name")
-    except (ValueError, AttributeError) as error:
-        raise DamagedFile(f"{index} is damaged ({error}): save the pipeline again") from error
-    if kind != KIND:
-        raise VlmEditError(
-            f"{name} is a pipeline of class {kind}, and draw knows {KIND}: edit others in Python, "
-            "as docs/text-to-image.md shows"
-        )
+def _shipped(name: str, options: dict[str, Any]) -> Any:
+    """Return the zoo's pipeline, if it is named."""
+    if not name.startswith(ZOO):
+        return None
+    if name != SHIPPED:
+        raise VlmEditError(f"no pipeline {name!r}; the zoo has {SHIPPED}")
+    return Host.load(name, **options).model
 
 
 def read(source: str) -> str | Image.Image:

@@ -121,7 +121,7 @@ class Subject:
         dictionary = None
         if named not in (None, "neurons"):
             dictionary = load_dictionary(named, **options.left_open())
-        host = host or load_host(options.model)
+        host = host or load_host(options.model, options)
         site = host.site(options.site)
         if named == "neurons":
             norm = "constant_norm_rescale" if site.name == "joint" else "none"

@@ -14,6 +14,7 @@ from vlm_edit.cli.host import load_host
 from vlm_edit.cli.subject import Loaded, Subject, load_pairs, tell_left_out
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.files import make_folder
+from vlm_edit.host import other_family
 from vlm_edit.measuring import collect
 from vlm_edit.report import Table
 
@@ -24,7 +25,7 @@ def train(options: Train) -> int:
     kept = _expect_both(len(pairs), options.held_out)
     config = _config(options)
     config.expect()
-    host = load_host(options.model)
+    host = load_host(options.model, options)
     site = host.site(options.site)
     if config.paired and site.name != "joint":
         raise BadArgument(
@@ -43,7 +44,8 @@ def train(options: Train) -> int:
         return streams
 
     streams, held_out = read(range(kept)), read(range(kept, len(pairs)))
-    info = {"model_name": Path(options.model.removeprefix("zoo:")).name, "site": site.name}
+    named = host.hub_name or Path(options.model.removeprefix("zoo:")).name
+    info = {"model_name": named, "site": site.name}
     dictionary: Loaded
     if options.separate:
         # Elsewhere than at a joint embedding tokens are no pairs, but share a space.
@@ -89,7 +91,9 @@ def check(options: Check) -> int:
     """Print whether a dictionary fits: 1 if something looks wrong."""
     subject = Subject.load(options)
     dictionary = subject.expect_dictionary()
-    dictionaries.expect_origin(dictionary.info, subject.site, subject.host.name)
+    host, info = subject.host, dictionary.info
+    other = other_family(host.model, info.get("model_name"))
+    dictionaries.expect_origin(info, subject.site, host.name, other)
     skipped: list[tuple[int, str]] = []
     streams = collect(
         subject.host,

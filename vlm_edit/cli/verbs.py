@@ -19,7 +19,7 @@ def demo(options: Demo) -> int:
 
 def sites(options: Sites) -> int:
     """Print the sites of a model."""
-    host = load_model(options.model)
+    host = load_model(options.model, options)
     rows = [
         (site.name, str(site.width), ", ".join(site.streams), site.dead or "")
         for site in host.sites.values()

@@ -9,20 +9,19 @@ host's class. A pipeline's hosts are one host together, of which each brings its
 from vlm_edit.host.adapters import ENTRY_POINTS as ENTRY_POINTS
 from vlm_edit.host.adapters import find_adapter as find_adapter
 from vlm_edit.host.adapters import join_adapters
+from vlm_edit.host.adapters import other_family as other_family
 from vlm_edit.host.declare import VISUAL_INPUTS as VISUAL_INPUTS
 from vlm_edit.host.declare import Adapter, PipelineAdapter, PipelineEncoder, SiteRule, TapRule
 from vlm_edit.host.declare import Stream as Stream
 from vlm_edit.host.fingerprint import expect_host as expect_host
 from vlm_edit.host.fingerprint import fingerprint as fingerprint
+from vlm_edit.host.fingerprint import loaded_as as loaded_as
 from vlm_edit.host.fingerprint import same_weights as same_weights
 from vlm_edit.host.fingerprint import unguarded as unguarded
 from vlm_edit.host.host import Host, find_sites
 from vlm_edit.host.host import Inputs as Inputs
 from vlm_edit.host.host import Prompt as Prompt
-from vlm_edit.host.loading import DIFFUSERS as DIFFUSERS
-from vlm_edit.host.loading import expect_diffusers as expect_diffusers
-from vlm_edit.host.loading import one_line as one_line
-from vlm_edit.host.loading import quiet_when_piped as quiet_when_piped
+from vlm_edit.host.loading import load_pipeline as load_pipeline
 from vlm_edit.host.pipelines import Model as Model
 from vlm_edit.host.pipelines import Pipeline as Pipeline
 from vlm_edit.host.pipelines import PipelineHost as PipelineHost
@@ -30,6 +29,10 @@ from vlm_edit.host.pipelines import class_of as class_of
 from vlm_edit.host.resolve import Site, Tap
 from vlm_edit.host.resolve import find_module as find_module
 from vlm_edit.host.resolve import image_token_ids as image_token_ids
+from vlm_edit.host.telling import DIFFUSERS as DIFFUSERS
+from vlm_edit.host.telling import expect_diffusers as expect_diffusers
+from vlm_edit.host.telling import one_line as one_line
+from vlm_edit.host.telling import quiet_when_piped as quiet_when_piped
 from vlm_edit.host.towers import Tower, two_towers
 from vlm_edit.host.weights import host_checksums as host_checksums
 from vlm_edit.host.wrappers import unwrap as unwrap

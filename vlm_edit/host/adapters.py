@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -69,6 +70,103 @@ def join_adapters(pipeline: Pipeline, rules: PipelineAdapter) -> Adapter:
         ['eye.joint', 'eye.vision.0']
     """
     return joined(cast("PipelineHost", unwrap(pipeline)), rules, find_adapter)
+
+
+def import_adapter(reference: str) -> Adapter | PipelineAdapter:
+    """Import the module of an adapter, and return the adapter.
+
+    Args:
+        reference: ``module:name``, such as ``my_package.adapters:llama_eye``.
+
+    Raises:
+        BadArgument: It is not of that form, the module cannot be imported, or the name in it is
+            missing or no adapter.
+
+    Example:
+        >>> len(import_adapter("vlm_edit_adapters.clip:adapter").sites)
+        3
+        >>> import_adapter("vlm_edit_adapters.clip:nothing")
+        Traceback (most recent call last):
+        vlm_edit.ground.errors.BadArgument: adapter='vlm_edit_adapters.clip:nothing': the module
+        vlm_edit_adapters.clip has no 'nothing'
+    """
+    module, _, name = reference.partition(":")
+    said = f"adapter={reference!r}"
+    if not module or not name:
+        raise BadArgument(f"{said}: write module:name, such as my_package.adapters:mine")
+    try:
+        held: Any = importlib.import_module(module)
+    except Exception as error:  # a module of the user's own fails in any way
+        raise BadArgument(
+            f"{said}: {module} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(held, part):
+            raise BadArgument(f"{said}: the module {module} has no {name!r}")
+        held = getattr(held, part)
+    if not isinstance(held, Adapter | PipelineAdapter):
+        raise BadArgument(f"{said} is a {type(held).__name__}, not an Adapter: see Adapter.of")
+    return held
+
+
+def fit_adapter(adapter: Adapter | PipelineAdapter | None, model: Model) -> Adapter | None:
+    """Return an adapter as a model needs it: what a pipeline declares, joined from its encoders'.
+
+    Raises:
+        VlmEditError: It is of pipelines and the model is none, or the other way round.
+    """
+    if isinstance(adapter, PipelineAdapter):
+        host = unwrap(model)
+        if not isinstance(host, PipelineHost):
+            raise BadArgument(
+                f"adapter is a PipelineAdapter, and {class_of(host).__name__} is no pipeline: "
+                "give an Adapter"
+            )
+        return joined(host, adapter, find_adapter)
+    return adapter
+
+
+def other_family(model: Model, name: object) -> tuple[str, str] | None:
+    """Return of which family a name tells, and of which a host is, where these are not the same.
+
+    Families are told apart by the model types that adapters are known for.
+
+    Args:
+        model: The host.
+        name: Of a model, such as ``Qwen/Qwen2.5-VL-7B-Instruct``.
+
+    Returns:
+        None where they are the same, or the name or the host tells of none; what a host is made
+        of, such as the CLIP in a LLaVA, is its family too.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> model = zoo.load_host()[0]
+        >>> other_family(model, "Qwen/Qwen2.5-VL-7B-Instruct")
+        ('qwen2_5_vl', 'clip')
+        >>> other_family(model, "openai/clip-vit-base-patch32")
+    """
+    own = _model_types(unwrap(model))
+    word = _letters(str(name).rpartition("/")[2])
+    known = [key for key in _registered() if len(_letters(key)) > 3 and _letters(key) in word]
+    if not own or not known or not isinstance(name, str):
+        return None
+    theirs = max(known, key=len)
+    kin = any(_letters(theirs) in _letters(k) or _letters(k) in _letters(theirs) for k in own)
+    return None if kin else (theirs, own[0])
+
+
+def _model_types(host: nn.Module) -> list[str]:
+    """Return the model types of a host, or of a pipeline's models, and of what they are made of."""
+    hosts = host.children() if isinstance(host, PipelineHost) else (host,)
+    configs = [config for each in hosts if (config := getattr(each, "config", None)) is not None]
+    parts = [part for config in configs for part in vars(config).values()]
+    types = [getattr(config, "model_type", None) for config in (*configs, *parts)]
+    return [kind for kind in types if isinstance(kind, str) and kind]
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def _fitting(key: str, adapter: Adapter | PipelineAdapter, host: nn.Module) -> Adapter:

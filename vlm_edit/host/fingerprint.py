@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,47 @@ def fingerprint(
         "model_type": getattr(getattr(root, "config", None), "model_type", None),
         "sites": {site.name: _site(root, site, entries.get(site.name, {})) for site in sites},
     }
+
+
+def loaded_as(host: Host | Model) -> dict[str, Any]:
+    """Return how a host was loaded, JSON-able: its dtype, quantization and revision.
+
+    Args:
+        host: The host.
+
+    Returns:
+        ``dtype`` of its floating weights, of the most of them first where they differ;
+        ``quantization``, such as ``bitsandbytes 8bit``, and ``revision``, the commit of a
+        repository, or None.
+
+    Example:
+        >>> from vlm_edit import zoo
+        >>> loaded_as(zoo.load_host()[0])
+        {'dtype': 'float32', 'quantization': None, 'revision': None}
+    """
+    root = Host.of(host).root
+    counts: Counter[torch.dtype] = Counter()
+    for weight in root.parameters():
+        if weight.is_floating_point():
+            counts[weight.dtype] += weight.numel()
+    config = getattr(root, "config", None)
+    commit = getattr(config, "_commit_hash", None)
+    return {
+        "dtype": " and ".join(str(kind).removeprefix("torch.") for kind, _ in counts.most_common()),
+        "quantization": _quantization(getattr(config, "quantization_config", None)),
+        "revision": commit if isinstance(commit, str) else None,
+    }
+
+
+def _quantization(config: Any) -> str | None:
+    """Return the method and the bits of what transformers keeps of a quantization."""
+    told = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(told, Mapping):
+        return None
+    method = told.get("quant_method", "quantized")
+    bits = [f"{n}bit" for n in (4, 8) if told.get(f"load_in_{n}bit")]
+    bits += [f"{told['bits']}bit"] if "bits" in told else []
+    return " ".join([str(getattr(method, "value", method)), *bits])
 
 
 def _site(host: nn.Module, site: Site, like: Mapping[str, Any]) -> dict[str, Any]:

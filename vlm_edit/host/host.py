@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName, VlmEditError, WrongHost
-from vlm_edit.host.adapters import find_adapter
+from vlm_edit.host.adapters import find_adapter, fit_adapter, import_adapter
 from vlm_edit.host.declare import Adapter
-from vlm_edit.host.loading import HUB_NAME, load
+from vlm_edit.host.loading import Bits, DeviceMap, load
 from vlm_edit.host.pipelines import Model, PipelineHost, class_of
 from vlm_edit.host.resolve import Site, abridged, find_module, resolve
+from vlm_edit.host.sources import HUB_NAME
 from vlm_edit.host.wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -128,20 +129,27 @@ class Host:
         dtype: str | torch.dtype = "auto",
         *,
         revision: str | None = None,
-        adapter: Adapter | None = None,
+        device_map: DeviceMap | None = None,
+        quantize: Bits | None = None,
+        trust_remote_code: bool = False,
+        adapter: Adapter | str | None = None,
         prompt: Prompt | None = None,
     ) -> Host:
-        """Load a model and its processor; no code of a folder or repository runs.
+        """Load a model and its processor; no code of a folder or repository runs unasked.
 
         Args:
-            name: A folder that transformers or diffusers has saved, ``owner/name`` of
-                transformers' on the hub, or a host that an installed distribution brings by the
-                entry points ``vlm_edit.hosts``, such as ``zoo:emoji-clip``.
+            name: A folder that transformers or diffusers has saved, ``owner/name`` on the hub, or
+                a host that an installed distribution brings by the entry points
+                ``vlm_edit.hosts``, such as ``zoo:emoji-clip``.
             device: Where it is to run; ``auto`` is the best there is.
             dtype: Of its weights; ``auto`` is the checkpoint's own.
             revision: Of a repository on the hub; a branch, tag or commit.
-            adapter: As for ``Host``.
-            prompt: Likewise.
+            device_map: Spreads it over several devices instead, by accelerate: ``auto``,
+                ``balanced``, or a device by module.
+            quantize: Its linear layers, by bitsandbytes: ``4bit`` or ``8bit``.
+            trust_remote_code: Whether code that the folder or repository brings may run.
+            adapter: As for ``Host``; or ``module:name`` of one, whose module is imported.
+            prompt: As for ``Host``.
 
         Returns:
             The host in evaluation mode; without a processor where none can be loaded, which
@@ -156,8 +164,11 @@ class Host:
             >>> Host.load("zoo:emoji-clip", device="cpu")
             Host(CLIPModel with 8 sites and a CLIPProcessor)
         """
-        loaded = load(name, device, dtype, revision)
-        host = cls.of(loaded.model, loaded.processor, adapter, prompt)
+        given = import_adapter(adapter) if isinstance(adapter, str) else adapter
+        options: dict[str, Any] = {"revision": revision, "device_map": device_map}
+        options |= {"quantize": quantize, "trust_remote_code": trust_remote_code}
+        loaded = load(name, device, dtype, **options)
+        host = cls.of(loaded.model, loaded.processor, fit_adapter(given, loaded.model), prompt)
         host._missing = loaded.missing
         return host
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_edit.dictionaries import Encodes, identity
-from vlm_edit.host import Host, Site, fingerprint
+from vlm_edit.host import Host, Site, fingerprint, loaded_as
 from vlm_edit.measuring.pairs import Pairs, size_of
 from vlm_edit.measuring.sources import image_digest, key_of, to_array, to_tensor
 
@@ -120,7 +120,7 @@ def provenance(
         settings: Arguments of the measurement.
     """
     return {
-        "host": {"name": host.name or "", **fingerprint(host, [site])},
+        "host": {"name": host.name or "", **loaded_as(host), **fingerprint(host, [site])},
         "dictionary": identity(dictionary),
         "settings": dict(settings),
         "versions": {**_versions(), "python": platform.python_version()},
