@@ -229,7 +229,11 @@ def _load_model(source: Source, way: _Way) -> Any:
             name, trust_remote_code=way.trusted, **options
         )
         kind = _class_of(config, source, way)
-        return kind.from_pretrained(name, trust_remote_code=way.trusted, **options, **way.options())
+        model = kind.from_pretrained(
+            name, trust_remote_code=way.trusted, **options, **way.options()
+        )
+        model.config._commit_hash = source.commit  # as transformers did before 5.24
+        return model
 
 
 def _load_processor(source: Source, way: _Way) -> Any:

@@ -39,6 +39,11 @@ class Source:
     cached: bool = False
 
     @property
+    def commit(self) -> str | None:
+        """Which of a repository's; None of a folder."""
+        return self.options.get("revision")
+
+    @property
     def is_pipeline(self) -> bool:
         """Whether it holds a pipeline."""
         return self.index.name == _INDEX
@@ -73,11 +78,11 @@ def _find_repository(name: str, revision: str | None) -> Source:
             f"the repository {name} (or what is cached of it) has neither a config.json of "
             "transformers nor a model_index.json of diffusers"
         )
-    options: dict[str, Any] = {"revision": revision}
     if cache is not None:
-        return Source(name, cache / index, options | {"local_files_only": True}, True)
+        return Source(name, cache / index, {"revision": cache.name, "local_files_only": True}, True)
     # A repository's files are listed for everybody, and may still be closed to most.
     place = asked(
         name, lambda: hf_hub_download(name, index, revision=revision), "model", revision=revision
     )
-    return Source(name, Path(place), options)
+    # Everything else of the same commit, whatever becomes of a branch meanwhile.
+    return Source(name, Path(place), {"revision": Path(place).parent.name})
