@@ -1,12 +1,15 @@
 """Places and hosts that dictionaries name, against the sites and hosts that they are used at."""
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
 
 from vlm_edit import Ablate, Dictionary, Host, Patch, VlmEditError, load_patch, measure, zoo
 from vlm_edit.dictionaries.origin import expect_model, expect_origin, expect_site
+from vlm_edit.ground.errors import VlmEditWarning
+from vlm_edit.host import other_family
 from vlm_edit.patches import attach_rows
 
 SAME = [
@@ -268,3 +271,38 @@ def test_hosts_that_no_library_loaded_have_no_name():
     Patch("hidden", trained(4, model_name="a/b"), Ablate([1])).attach(
         Host.of(host, adapter=adapter)
     ).remove()
+
+
+def test_a_dictionary_of_another_family_is_warned_of_wherever_it_is_used(tmp_path):
+    host, pairs = zoo.load_host()[0], zoo.load_pairs().select(range(4))
+    processor = zoo.load_host()[1]
+    named = dataclasses.replace(
+        zoo.load_dictionary("joint"), info={"model_name": "/data/Qwen2.5-VL-7B-Instruct"}
+    )
+    told = r"trained on '/data/Qwen2.5-VL-7B-Instruct' \(qwen2_5_vl\), .*family \(clip\).*info={}"
+    with pytest.warns(VlmEditWarning, match=told):
+        measure(Host.of(host, processor), pairs, named, progress=False)
+    with pytest.warns(VlmEditWarning, match=told):
+        Patch("joint", named, Ablate([1])).attach(host).remove()
+    with pytest.warns(VlmEditWarning, match=told):
+        Patch("joint", named, Ablate([1])).save(tmp_path / "patch.safetensors", host)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("clip-of-mine", "a-model", "Llama-3", None):
+            info = {} if name is None else {"model_name": name}
+            own = dataclasses.replace(named, info=info)
+            Patch("joint", own, Ablate([1])).attach(host).remove()
+
+
+def test_what_a_host_is_made_of_is_its_family_too(llava):
+    for name in ("openai/clip-vit-large-patch14-336", "llava-v1.6-vicuna-7b", "x/LLaVA-NeXT"):
+        assert other_family(llava, name) is None
+    assert other_family(llava, "google/gemma-3-4b-it") == ("gemma3", "llava")
+    assert other_family(llava, "google/paligemma-3b") == ("paligemma", "llava")
+    assert other_family(torch.nn.Linear(1, 1), "google/gemma-3-4b-it") is None
+
+
+def test_names_of_the_hub_are_refused_and_not_warned_of_besides():
+    with warnings.catch_warnings(), pytest.raises(VlmEditError, match="features differ"):
+        warnings.simplefilter("error")
+        expect_model("a/qwen2-vl", "b/llava", ("qwen2_vl", "llava"))

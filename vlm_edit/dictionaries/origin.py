@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vlm_edit.ground.errors import WrongHost
+from vlm_edit.ground.errors import VlmEditWarning, WrongHost
 
 _MEND = "dataclasses.replace(dictionary, info={}) lets it through"
 _LAYER = {"layers", "layer", "blocks", "block", "resblocks", "resblock", "h"}
@@ -47,7 +48,12 @@ class _Place:
     tower: str | None = None
 
 
-def expect_origin(info: Mapping[str, str], site: str, model_name: str | None = None) -> None:
+def expect_origin(
+    info: Mapping[str, str],
+    site: str,
+    model_name: str | None = None,
+    other: tuple[str, str] | None = None,
+) -> None:
     """Refuse a site or a host that a dictionary says it was not trained on.
 
     Our sites are outputs of layers: ``vision.9`` is ``blocks.9.hook_resid_post``,
@@ -57,6 +63,7 @@ def expect_origin(info: Mapping[str, str], site: str, model_name: str | None = N
         info: Of a dictionary: ``site``, ``hook_name``, ``layer`` and ``model_name`` are looked at.
         site: The site's name.
         model_name: The host's name on the hub, if it has one.
+        other: As for ``expect_model``.
 
     Raises:
         VlmEditError: Another site, layer or tower, a place that is no site, or another host.
@@ -69,7 +76,7 @@ def expect_origin(info: Mapping[str, str], site: str, model_name: str | None = N
         vlm_edit.ground.errors.WrongHost: the dictionary was trained at 'model.layers.24', ...
     """
     expect_site(info, site)
-    expect_model(info.get("model_name"), model_name)
+    expect_model(info.get("model_name"), model_name, other)
 
 
 def expect_site(info: Mapping[str, str], site: str) -> None:
@@ -107,10 +114,18 @@ def expect_site(info: Mapping[str, str], site: str) -> None:
         )
 
 
-def expect_model(trained: str | None, model_name: str | None) -> None:
+def expect_model(
+    trained: str | None, model_name: str | None, other: tuple[str, str] | None = None
+) -> None:
     """Refuse another host than the one that a dictionary says it was trained on.
 
-    Only names of the hub are compared: a folder may hold any model.
+    Only names of the hub are compared: a folder may hold any model, and is warned of where even
+    its family is another.
+
+    Args:
+        trained: The name of the host it was trained on.
+        model_name: This host's.
+        other: The families of both, where they differ, as ``host.other_family`` tells.
 
     Raises:
         VlmEditError: Both are ``owner/name``, and they differ.
@@ -120,6 +135,14 @@ def expect_model(trained: str | None, model_name: str | None) -> None:
         raise WrongHost(
             f"the dictionary was trained on {trained!r}, and this host is {model_name!r}, whose "
             f"features differ; if it has the same weights, {_MEND}"
+        )
+    if other is not None and not (ours and theirs):
+        warnings.warn(
+            f"the dictionary says that it was trained on {trained!r} ({other[0]}), and this host "
+            f"is of another family ({other[1]}), where its features mean nothing: take the host "
+            f"that it was trained on; if it is this one, {_MEND} without this warning",
+            VlmEditWarning,
+            stacklevel=3,
         )
 
 

@@ -15,7 +15,7 @@ from vlm_edit.dictionaries import Encodes, expect_origin
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEditError
 from vlm_edit.hooks import Recording, Tokens, record
-from vlm_edit.host import Host, Site
+from vlm_edit.host import Host, Site, other_family
 from vlm_edit.measuring.pairs import Pairs
 
 STREAMS = ("image", "text")
@@ -127,7 +127,9 @@ class Reader:
     ) -> Iterator[tuple[int, list[Image.Image], list[int]]]:
         """Yield number, images and pairs' numbers of each batch, after everything is checked."""
         self.host.expect_width(site, self.dictionary.width)
-        expect_origin(self.dictionary.info, self.site, self.host.name)
+        info = self.dictionary.info
+        other = other_family(self.host.model, info.get("model_name"))
+        expect_origin(info, self.site, self.host.name, other)
         self.host.expect_eval("what is measured random")
         if not len(pairs):
             raise BadArgument(f"{pairs.name}: no pairs, there is nothing to measure")

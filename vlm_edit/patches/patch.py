@@ -18,7 +18,15 @@ from vlm_edit.edits import Rule
 from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
 from vlm_edit.ground.files import write_text
 from vlm_edit.hooks import Handle, Phase, Threads, TokenChoice, tracing
-from vlm_edit.host import Host, Model, Site, expect_host, fingerprint, unguarded
+from vlm_edit.host import (
+    Host,
+    Model,
+    Site,
+    expect_host,
+    fingerprint,
+    other_family,
+    unguarded,
+)
 from vlm_edit.patches import baking, card, hub, storage
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.attachment import Attachment
@@ -412,7 +420,8 @@ class Patch:
 
     def _expect_model(self, host: Host) -> None:
         for binding in self.bindings:
-            expect_model(binding.model_name, host.name)
+            other = other_family(host.model, binding.model_name)
+            expect_model(binding.model_name, host.name, other)
 
 
 def _at(reasons: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from vlm_edit.dictionaries import Dictionary, PairedDictionary, expect_origin
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.ground.modality import Mixed, Modality, part_of
 from vlm_edit.hooks import Selection, TokenChoice, Tokens, attach
-from vlm_edit.host import Host, Model
+from vlm_edit.host import Host, Model, other_family
 from vlm_edit.selection.scores import ordered
 
 Encoding = Dictionary | PairedDictionary[Dictionary]
@@ -125,7 +125,8 @@ def effects(
     host = Host.of(host)
     place = host.site(site)
     host.expect_width(place, dictionary.width)
-    expect_origin(dictionary.info, site, host.name)
+    other = other_family(host.model, dictionary.info.get("model_name"))
+    expect_origin(dictionary.info, site, host.name, other)
     host.expect_eval("gradients random")
     apart = isinstance(dictionary, PairedDictionary) or bool(dictionary.encoder.centers)
     passages: list[_Taken] = []
