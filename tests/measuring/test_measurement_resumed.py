@@ -115,7 +115,7 @@ CHANGES = {
         in_model(lambda m: m.vision_model.embeddings.position_ids.add_(1)),
         r"weights of the host \(vision_model.embeddings.position_ids: ",
     ),
-    "half precision": (in_model(lambda m: m.half()), "weights of the host .logit_scale.* more"),
+    "half precision": (in_model(lambda m: m.half()), "another host .dtype: float32, here float16"),
     "the config": (
         in_model(other_eps),
         r"another config of the host \(vision_config.layer_norm_eps: 1e-05",

@@ -33,12 +33,18 @@ logger = logging.getLogger(__name__)
 _WHAT = "checkpoint"
 _VERSION = 2
 _STAMPS = "stamps"
-_COMPARED = ("host", "dictionary", "pairs", "settings", "versions")
-_OF_DETAILS = {
+_OF_DETAILS = ("weights", "config", "processor")
+# What must be the same, and what is said where it is not; the host first, whose dtype explains the
+# weights'.
+_COMPARED = {
+    "host": "another host",
     "weights": "other weights of the host",
     "config": "another config of the host",
     "processor": "another processor",
+    **{key: f"another {key}" for key in ("dictionary", "pairs", "settings", "versions")},
 }
+_PASSED_OVER = {"name", "sites", "revision"}
+_ADDED = {"dtype", "quantization"}  # of the host; former versions kept neither
 
 
 def measure(
@@ -409,10 +415,11 @@ class _State:
 def _expect_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
     """Refuse to go on with, or to merge, what was measured otherwise."""
     sides = [{**x["details"], **x} for x in (there, here)]
-    for key, name in (*_OF_DETAILS.items(), *((k, f"another {k}") for k in _COMPARED)):
+    for key, name in _COMPARED.items():
         a, b = (x[key] for x in sides)
         # A path may have moved; the weights at the site have been compared to the bit.
-        names = sorted({*a, *b} - ({"name", "sites"} if key in _COMPARED else set()))
+        names = sorted({*a, *b} - (set() if key in _OF_DETAILS else _PASSED_OVER))
+        names = [n for n in names if n not in _ADDED or (n in a and n in b)]
         changes = [n for n in names if a.get(n) != b.get(n)]
         if changes:
             first, more = changes[0], len(changes) - 1
