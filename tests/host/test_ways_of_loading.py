@@ -98,6 +98,18 @@ def test_a_host_is_spread_by_accelerate_and_is_the_same(folder: Path, spread: An
     assert list(host.sites) == list(plain.sites) and not host.root.training
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_host_that_lies_on_the_disk_takes_inputs_where_it_runs(clip: Path) -> None:
+    pairs = zoo.load_pairs().select(range(3))
+    images = [pairs.open(i) for i in range(3)]
+    here, there = (
+        Host.load(clip, **way) for way in ({"device": "cpu"}, {"device_map": {"": "disk"}})
+    )
+    assert all(p.is_meta for p in there.root.parameters()) and there.device.type != "meta"
+    outputs = [h(**h.inputs(images, pairs.texts).values).logits_per_image for h in (here, there)]
+    assert torch.allclose(outputs[0], outputs[1].to(outputs[0].device), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -20,6 +20,7 @@ from vlm_edit.host.loading import Bits, DeviceMap, load
 from vlm_edit.host.pipelines import Model, PipelineHost, class_of
 from vlm_edit.host.resolve import Site, abridged, find_module, resolve
 from vlm_edit.host.sources import HUB_NAME
+from vlm_edit.host.weights import device_of
 from vlm_edit.host.wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -267,8 +268,8 @@ class Host:
 
     @property
     def device(self) -> torch.device:
-        """Return the device of its first weight."""
-        return next(self.root.parameters()).device
+        """Return the device of its first weight, or where that is brought to run."""
+        return device_of(self.root)
 
     @cached_property
     def uncached(self) -> dict[str, bool]:
@@ -350,7 +351,7 @@ class Host:
         def put(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            return value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+            return value.to(self.device, weight.dtype if value.is_floating_point() else None)
 
         return {name: put(value) for name, value in inputs.items()}
 

@@ -214,6 +214,15 @@ def _tensors(host: nn.Module, unread: dict[str, str]) -> Iterator[tuple[str, Ten
                 yield name, value
 
 
+def device_of(host: nn.Module) -> torch.device:
+    """Return where a host takes its inputs: at its first weight, or where accelerate brings it."""
+    device = next(host.parameters()).device
+    hook = getattr(host, "_hf_hook", None)
+    runs = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", (hook,))]
+    brought = next((where for where in runs if where is not None), device)
+    return torch.device(brought) if device.type == "meta" else device
+
+
 def _fetched(host: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """Fetch a tensor that accelerate has put away; return any other as it is."""
     if not tensor.is_meta:
