@@ -224,3 +224,30 @@ def test_the_command_takes_names_and_revisions(folder: Path, tmp_path: Path) -> 
     assert second.startswith("vlm-edit: revision 'v2' of the repository owner/name is not in")
     assert "is no repository of the hub: --revision v2 goes with one" in third
     assert second.count("\n") == third.count("\n") == 1
+
+
+DRAWS = """
+import json, sys
+from vlm_edit import VlmEditError
+from vlm_edit.cli.loading import Loading
+from vlm_edit.cli.pipeline import load_pipeline
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        print("did", type(load_pipeline(name, Loading(revision=revision, device="cpu"))).__name__)
+    except VlmEditError as error:
+        print("did", error)
+"""
+
+
+def test_what_draws_is_loaded_from_the_cache_too(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    zoo.load_unclip().save_pretrained(tmp_path / "unclip")
+    cached(tmp_path, "owner/unclip", tmp_path / "unclip", OLD, "main")
+    cached(tmp_path, "owner/name", folder, OLD, "main")
+    calls = [("owner/unclip", None), ("owner/unclip", OLD), ("owner/unclip", "v2")]
+    calls += [("owner/name", None), ("owner/none", None)]
+    told = loaded(calls, DRAWS, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert told[:2] == ["UnclipPipeline"] * 2
+    assert told[2].startswith("revision 'v2' of the repository owner/unclip is not in the cache")
+    assert told[3].startswith("no pipeline at 'owner/name': it must hold a model_index.json")
+    assert told[4].startswith("no model at 'owner/none'")
