@@ -31,8 +31,8 @@ def answer(batch):
     inputs = processor(
         images=list(images), text=text, return_tensors="pt", padding=True, padding_side="left"
     )
-    # threads="own": this worker's forwards only, whatever the others are serving meanwhile.
-    patched = attach_rows(host, patches, threads="own") if any(patches) else nullcontext()
+    # scope="thread": this worker's forwards only, whatever the others are serving meanwhile.
+    patched = attach_rows(host, patches, scope="thread") if any(patches) else nullcontext()
     with patched:
         ids = host.generate(**inputs, do_sample=False, max_new_tokens=12)
     answers = processor.batch_decode(ids, skip_special_tokens=True)

@@ -60,11 +60,11 @@ def jobs(inputs: dict[str, Tensor], **options: Any) -> dict[str, Job]:
     """A thread's work each: how it attaches, None for not at all, and what it runs."""
 
     def own(name: str, **more: Any) -> Callable[[], Attachment]:
-        return lambda: PATCHES[name].attach(LLAVA, threads="own", **options, **more)
+        return lambda: PATCHES[name].attach(LLAVA, scope="thread", **options, **more)
 
     def rows() -> Attachment:
         mixed = [PATCHES["text"], PATCHES["image"]]
-        return attach_rows(LLAVA, mixed, threads="own", **options)
+        return attach_rows(LLAVA, mixed, scope="thread", **options)
 
     found: dict[str, Job] = {name: (own(name), generating(inputs)) for name in PATCHES}
     found["strengths"] = (own("image", strength=[0.0, 2.0]), generating(inputs))
@@ -163,7 +163,7 @@ def test_a_thread_attaches_on_top_of_what_all_threads_have(llava_inputs):
         first = logits(LLAVA, llava_inputs)
     with one.attach(LLAVA), two.attach(LLAVA):
         both = logits(LLAVA, llava_inputs)
-    with one.attach(LLAVA), two.attach(LLAVA, threads="own"):
+    with one.attach(LLAVA), two.attach(LLAVA, scope="thread"):
         assert torch.equal(logits(LLAVA, llava_inputs), both)
         assert torch.equal(in_thread(lambda: logits(LLAVA, llava_inputs)), first)
     assert not torch.equal(first, both)
@@ -199,7 +199,7 @@ def test_no_count_of_any_thread_is_lost():
 
 def test_a_report_counts_its_own_thread_alone(llava_inputs):
     def run() -> None:
-        with patch(tokens="text").attach(LLAVA, threads="own") as attached:
+        with patch(tokens="text").attach(LLAVA, scope="thread") as attached:
             for _ in range(10):
                 logits(LLAVA, llava_inputs)
         (site,) = attached.report().sites
@@ -222,7 +222,7 @@ def test_a_run_of_nnsight_under_way_in_one_thread_shows_in_no_other(llava_inputs
         return hidden * 2
 
     def edits() -> None:
-        handle = tracing.attach(LLAVA, site, wait, threads="own")
+        handle = tracing.attach(LLAVA, site, wait, scope="thread")
         assert not torch.equal(logits(LLAVA, llava_inputs), plain)
         handle.remove()
 
@@ -242,7 +242,7 @@ def test_other_threads_change_its_strength_and_remove_it(llava_inputs):
     plain = logits(LLAVA, llava_inputs)
     with patch().attach(LLAVA, strength=2.0):
         stronger = logits(LLAVA, llava_inputs)
-    attached = patch().attach(LLAVA, threads="own", strength=[1.0, 1.0])
+    attached = patch().attach(LLAVA, scope="thread", strength=[1.0, 1.0])
     edited = logits(LLAVA, llava_inputs)
     in_thread(lambda: attached.set_strength([0.0, 2.0]))
     other = logits(LLAVA, llava_inputs)
@@ -262,11 +262,11 @@ def test_an_exception_in_one_thread_reaches_no_other(llava_inputs):
     def fail() -> None:
         for _ in range(10):
             with pytest.raises(ValueError, match="features and image tokens"):  # noqa: SIM117
-                with PATCHES["text"].attach(LLAVA, threads="own"):
+                with PATCHES["text"].attach(LLAVA, scope="thread"):
                     bits(LLAVA, generating(wrong))
 
     def go_on() -> None:
-        with patch().attach(LLAVA, threads="own"):
+        with patch().attach(LLAVA, scope="thread"):
             for _ in range(5):
                 assert same(bits(LLAVA, generating(llava_inputs)), expected)
 
@@ -281,7 +281,7 @@ def test_a_thread_that_ends_takes_its_patch_along(llava_inputs, via):
 
     def forget() -> None:
         idents.add(threading.get_ident())
-        kept.append(patch("language.0").attach(LLAVA, threads="own", via=via))
+        kept.append(patch("language.0").attach(LLAVA, scope="thread", via=via))
         assert not torch.equal(logits(LLAVA, llava_inputs), plain)
 
     for _ in range(3):
@@ -306,7 +306,7 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_a_host_that_is_dropped_with_a_threads_own_patch_is_freed(llava_inputs):
     host = make_llava()
-    attached = patch().attach(host, threads="own")
+    attached = patch().attach(host, scope="thread")
     logits(host, llava_inputs)
     gone = weakref.ref(host), weakref.ref(attached.actives[0])
     del host, attached
@@ -317,7 +317,7 @@ def test_a_host_that_is_dropped_with_a_threads_own_patch_is_freed(llava_inputs):
 def test_a_copy_of_the_host_follows_the_original_in_that_thread(llava_inputs):
     host = make_llava()
     plain = logits(host, llava_inputs)
-    with patch().attach(host, threads="own"):
+    with patch().attach(host, scope="thread"):
         edited = logits(host, llava_inputs)
         twin = in_thread(lambda: copy.deepcopy(host))
         assert torch.equal(logits(twin, llava_inputs), edited)
@@ -327,8 +327,8 @@ def test_a_copy_of_the_host_follows_the_original_in_that_thread(llava_inputs):
 
 def test_an_unknown_word_is_refused_and_nothing_is_attached():
     for put in (patch().attach, lambda *a, **k: attach_rows(a[0], [patch()], **k)):
-        with pytest.raises(VlmEditError, match=r"threads is 'mine'; use 'all', or 'own'"):
-            put(LLAVA, threads="mine")
+        with pytest.raises(VlmEditError, match=r"scope is 'mine'; use 'process', 'thread'"):
+            put(LLAVA, scope="mine")
 
 
 # Hooks come and go while other threads are inside the host.
@@ -351,10 +351,10 @@ def test_a_hook_that_torch_calls_while_it_is_put_on_or_taken_off_does_nothing(ll
 
 def test_gradients_of_checkpointed_layers_are_those_of_a_patch_for_all(llava_inputs):
     gradients = []
-    for threads in ("all", "own"):
+    for scope in ("process", "thread"):
         host = make_llava().train()
         host.gradient_checkpointing_enable({"use_reentrant": False})
-        with patch().attach(host, threads=threads):
+        with patch().attach(host, scope=scope):
             host(**llava_inputs).logits.square().mean().backward()
         gradients.append(host.model.multi_modal_projector.linear_1.weight.grad)
     assert gradients[0].any()
@@ -366,7 +366,7 @@ def test_a_layer_run_again_in_a_thread_of_autograds_is_refused_not_left_plain():
     layer = Host.of(LLAVA).site("projector").taps[0].module
     failed: list[BaseException] = []
     done = threading.Event()
-    with patch("projector", tokens="all").attach(LLAVA, threads="own"):
+    with patch("projector", tokens="all").attach(LLAVA, scope="thread"):
         hidden = torch.randn(1, 4, 24, requires_grad=True)
         loss = checkpoint(layer, hidden, use_reentrant=False).sum()
 
@@ -414,7 +414,7 @@ def test_compiled_code_edits_in_each_thread_by_its_own_patch():
         def loop() -> None:
             with ExitStack() as stack:
                 if (each := own[name]) is not None:
-                    stack.enter_context(each.attach(host, threads="own"))
+                    stack.enter_context(each.attach(host, scope="thread"))
                 attached.wait(60)
                 for _ in range(5):
                     torch.testing.assert_close(run(compiled), expected[name])
@@ -431,8 +431,8 @@ def test_compiled_code_edits_in_each_thread_by_its_own_patch():
 def test_a_patch_for_all_threads_takes_no_longer_way_than_before():
     module = Host.of(LLAVA).site("language.1").taps[0].module
     kinds = []
-    for threads in ("all", "own"):
-        with patch().attach(LLAVA, threads=threads):
+    for scope in ("process", "thread"):
+        with patch().attach(LLAVA, scope=scope):
             callbacks = dispatch.Dispatcher.installed[module][None].callbacks
             kinds.append([type(callback).__name__ for callback in callbacks.values()])
     assert kinds == [["function"], ["InThread"]]
@@ -447,12 +447,12 @@ def test_what_a_placeholder_is_in_one_thread_says_nothing_in_another(llava_input
         edited = logits(LLAVA, row(llava_inputs))
 
     def shows() -> None:
-        with patch().attach(LLAVA, threads="own"):
+        with patch().attach(LLAVA, scope="thread"):
             for _ in range(20):
                 assert torch.equal(logits(LLAVA, row(llava_inputs)), edited)
 
     def reads() -> None:
-        attached = patch().attach(LLAVA, threads="own")
+        attached = patch().attach(LLAVA, scope="thread")
         for _ in range(20):
             assert torch.equal(logits(LLAVA, words), plain)
         attached.detach()  # without the warning that nothing was edited

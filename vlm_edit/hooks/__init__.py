@@ -36,7 +36,9 @@ from vlm_edit.hooks.given import unplaced as unplaced
 from vlm_edit.hooks.guidance import runs_of as runs_of
 from vlm_edit.hooks.methods import StandIn as StandIn
 from vlm_edit.hooks.record import Capture, Recording, record
-from vlm_edit.hooks.threads import Threads as Threads
+from vlm_edit.hooks.scopes import Bounds as Bounds
+from vlm_edit.hooks.scopes import Scope as Scope
+from vlm_edit.hooks.scopes import warn_of_loop as warn_of_loop
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.hooks.tracker import CallTracker as CallTracker
 

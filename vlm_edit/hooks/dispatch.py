@@ -8,7 +8,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from vlm_edit.ground.errors import CannotKnow
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.methods import StandIn
-from vlm_edit.hooks.threads import InThread, Threads, expect_threads
+from vlm_edit.hooks.scopes import Bounds, Scope
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.hooks.tracker import CallTracker
 from vlm_edit.host import Adapter, Host, Model, Site, Stream, Tap
@@ -121,7 +121,7 @@ def attach(
     site: Site,
     callback: Callback,
     dispatcher: type[Dispatcher] = Dispatcher,
-    threads: Threads = "all",
+    scope: Scope | Bounds = "process",
 ) -> Handle:
     """Run a callback on the output of a site's modules at every forward.
 
@@ -131,22 +131,22 @@ def attach(
         callback: From the output, [B, S, D] or [B, D], and what is known of its tokens, to the
             output that the host goes on with. Must not change its input in place.
         dispatcher: The engine; by default forward hooks.
-        threads: ``own`` for forwards of the calling thread only, until it ends.
+        scope: ``thread`` for forwards of the calling thread only, until it ends; ``context`` for
+            those of the calling context of ``contextvars`` and its copies, until all have ended.
 
     Returns:
         A handle; ``handle.remove()`` leaves the host as it was.
 
     Raises:
-        VlmEditError: No adapter for the host, or an unknown word for ``threads``.
+        VlmEditError: No adapter for the host, or an unknown word for ``scope``.
     """
-    expect_threads(threads)
+    bounds = Bounds.of(scope)
     host = Host.of(host)
-    root, adapter = host.root, host.adapter
     undo: list[Callable[[], None]] = []
     handle = Handle(undo)
     try:
         for tap in site.taps:
-            undo.append(_attach_tap(root, tap, callback, adapter, dispatcher, threads))
+            undo.append(_attach_tap(host, tap, callback, dispatcher, bounds))
     except BaseException:
         handle.remove()
         raise
@@ -246,15 +246,14 @@ def _counted(callback: Callback, path: str, stream: Stream, count: int) -> Callb
 
 
 def _attach_tap(
-    root: nn.Module,
+    host: Host,
     tap: Tap,
     callback: Callback,
-    adapter: Adapter,
     dispatcher_class: type[Dispatcher],
-    threads: Threads,
+    bounds: Bounds,
 ) -> Callable[[], None]:
     key = next(_keys)
-    module = tap.module
+    module, root, adapter = tap.module, host.root, host.adapter
     with _lock:
         dispatcher = dispatcher_class.of(tap)
         try:
@@ -262,8 +261,9 @@ def _attach_tap(
         except BaseException:
             dispatcher.discard(module)
             raise
-        own = InThread(run) if threads == "own" else None
-        dispatcher.callbacks = {**dispatcher.callbacks, key: own or run}
+        tracker = cast("CallTracker", CallTracker.of(root, adapter))
+        unwatch = tracker.watch(bounds, host.model)
+        dispatcher.callbacks = {**dispatcher.callbacks, key: bounds.limit(run)}
     reference = weakref.ref(module)  # a thread's end must not keep a host that is dropped
 
     def undo() -> None:
@@ -274,8 +274,8 @@ def _attach_tap(
             module = reference()
             if module is not None:
                 dispatcher.discard(module)
+            unwatch()
             release()
 
-    if own is not None:
-        own.end_with_thread(undo)
+    bounds.when_over(undo)
     return undo

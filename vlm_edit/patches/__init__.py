@@ -1,5 +1,6 @@
 """Patches: edits bound to sites, attached to a host, saved and shared as one file."""
 
+from vlm_edit.patches.attaching import attached, detach_all
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.baking import Baked as Baked
 from vlm_edit.patches.binding import Binding as Binding
@@ -16,5 +17,7 @@ __all__ = [
     "Attachment",
     "Patch",
     "attach_rows",
+    "attached",
+    "detach_all",
     "load_patch",
 ]

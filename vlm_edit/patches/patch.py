@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from vlm_edit.dictionaries import AnyDictionary, expect_model
 from vlm_edit.edits import Rule
 from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
 from vlm_edit.ground.files import write_text
-from vlm_edit.hooks import Handle, Phase, Threads, TokenChoice, tracing
+from vlm_edit.hooks import Phase, Scope, TokenChoice, tracing
 from vlm_edit.host import (
     Host,
     Model,
@@ -28,13 +28,12 @@ from vlm_edit.host import (
     unguarded,
 )
 from vlm_edit.patches import baking, card, hub, storage
-from vlm_edit.patches.active import Active, Run
+from vlm_edit.patches.active import Active, Run, Strength
+from vlm_edit.patches.attaching import Engine, put
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.binding import Binding, bind
 from vlm_edit.patches.report import Tally
 from vlm_edit.patches.targets import device_of, target_of
-
-Engine = Literal["hooks", "nnsight"]
 
 
 class Patch:
@@ -182,11 +181,11 @@ class Patch:
         host: Host | Model | tracing.NNsight,
         *,
         check_host: bool = True,
-        strength: float | Sequence[float] | Sequence[Sequence[float]] | Tensor = 1.0,
+        strength: Strength = 1.0,
         mask: Tensor | None = None,
         image_mask: Tensor | None = None,
         via: Engine = "hooks",
-        threads: Threads = "all",
+        scope: Scope = "process",
         **choices: Any,
     ) -> Attachment:
         """Put the patch on a host: in force from now on, whole or not at all.
@@ -199,6 +198,8 @@ class Patch:
             strength: Multiplies what the patch changes; one number, or one per row of the batch
                 (0 leaves a row bit for bit as it is), or [B, P], one per token of the prompt,
                 padding included; generated tokens have 1 then. Beams of a row share its strength.
+                ``{"image": [...], "text": 1.0}`` gives each stream its own, where a call has
+                other images than texts.
             mask: [B, P] bool, the tokens of the prompt to edit instead of those the patch chooses
                 by modality, padding included in P. Generated tokens are chosen as without it.
             image_mask: [B, P] bool, which tokens of the prompt are image, for calls that do not
@@ -206,9 +207,11 @@ class Patch:
             via: What calls the edits: forward ``hooks``, or ``nnsight``, whose traces then see
                 what they did; ``docs/nnsight.md`` tells the two apart. Outputs are the same to
                 the bit.
-            threads: In whose forwards it acts: those of ``all`` threads, or of the calling
-                thread's ``own`` only, until that ends. Attached so by several threads, patches of
-                one host do not mix.
+            scope: In whose forwards it acts: the whole ``process``'s; the calling ``thread``'s
+                only, until that ends; or those of the calling ``context`` of ``contextvars``, which
+                an asyncio task has of its own, and of what is started from it. Attached so by
+                several threads or tasks, patches of one host do not mix. ``docs/loops.md``
+                compares them.
             **choices: Which rows of the host's calls are meant, by words that plug-ins of the
                 tracker declare (``hooks.Choice``). ``docs/text-to-image.md`` has the one that
                 tells a pipeline's prompt from its negative prompt.
@@ -224,21 +227,10 @@ class Patch:
                 does not offer.
             TypeError: A word that nothing declares.
         """
-        if via not in get_args(Engine):
-            raise BadArgument(f"via is {via!r}; use 'hooks' or 'nnsight'")
-        put = hooks.attach if via == "hooks" else tracing.attach
         host = tracing.host_of(host)
         chosen = hooks.chosen_in(host, choices) or None
         run = replace(Run.of(strength, mask, image_mask), chosen=chosen)
-        actives = self.prepare(host, check_host=check_host, run=run)
-        undo: list[Callable[[], None]] = []
-        try:
-            for site, active in actives:
-                undo.append(put(host, site, active, threads=threads).remove)
-        except BaseException:
-            Handle(undo).remove()
-            raise
-        return Attachment(undo, [active for _, active in actives], root=host.root)
+        return put(host, [(self, run)], check_host=check_host, via=via, scope=scope)
 
     def prepare(
         self, host: Host | Model, *, check_host: bool = True, run: Run | None = None
@@ -282,7 +274,7 @@ class Patch:
                     f"whether this is the host the patch was made for cannot be told {_at(blind)}: "
                     "another one with other weights is let in too; check_host=False says that you "
                     "know which it is",
-                    stacklevel=5,  # the line of attach
+                    stacklevel=6,  # the line of attach
                 )
 
     def save(

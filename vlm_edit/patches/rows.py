@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from vlm_edit import hooks
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.hooks import Handle, Threads, tracing
+from vlm_edit.hooks import Scope, tracing
 from vlm_edit.host import Host, Model
-from vlm_edit.patches.active import Active
+from vlm_edit.patches.active import Run
+from vlm_edit.patches.attaching import Engine, put
 from vlm_edit.patches.attachment import Attachment
-from vlm_edit.patches.patch import Engine, Patch
+from vlm_edit.patches.patch import Patch
 
 
 def attach_rows(
@@ -22,7 +24,7 @@ def attach_rows(
     *,
     check_host: bool = True,
     via: Engine = "hooks",
-    threads: Threads = "all",
+    scope: Scope = "process",
     **choices: Any,
 ) -> Attachment:
     """Attach another patch for each row of the batches to come, all or none of them.
@@ -32,7 +34,7 @@ def attach_rows(
         patches: One per row; None leaves a row as it is. Beams of a row share its patch.
         check_host: As for ``Patch.attach``.
         via: As for ``Patch.attach``.
-        threads: As for ``Patch.attach``.
+        scope: As for ``Patch.attach``.
         **choices: As for ``Patch.attach``.
 
     Returns:
@@ -55,24 +57,14 @@ def attach_rows(
     if not distinct:
         raise BadArgument("attach_rows needs a patch for at least one row: all are None")
     host = tracing.host_of(host)
-    undo: list[Callable[[], None]] = []
-    actives: list[Active] = []
-    shares: list[Tensor] = []
-    try:
-        for patch in distinct:
-            rows = [float(own is patch) for own in patches]
-            own = patch.attach(
-                host,
-                check_host=check_host,
-                strength=rows,
-                via=via,
-                threads=threads,
-                **choices,
-            )
-            undo.append(own.detach)
-            actives += own.actives
-            shares += [torch.tensor(rows)] * len(own.actives)
-    except BaseException:
-        Handle(undo).remove()
-        raise
-    return Attachment(undo, actives, shares, host.root)
+    chosen = hooks.chosen_in(host, choices) or None
+    shares = [torch.tensor([float(own is patch) for own in patches]) for patch in distinct]
+    runs = [replace(Run.of(rows), chosen=chosen) for rows in shares]
+    return put(
+        host,
+        [*zip(distinct, runs, strict=True)],
+        check_host=check_host,
+        via=via,
+        scope=scope,
+        shares=shares,
+    )

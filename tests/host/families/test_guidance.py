@@ -227,7 +227,7 @@ def test_threads_may_each_have_a_patch_of_their_own_in_one_pipeline():
     pipeline = pipeline_of("sd")
     with edit().attach(pipeline):
         expected = draw("sd", negative_prompt="a dog")
-    with edit().attach(pipeline, threads="own"):
+    with edit().attach(pipeline, scope="thread"):
         assert torch.equal(draw("sd", negative_prompt="a dog"), expected)
 
 

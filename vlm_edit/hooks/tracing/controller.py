@@ -8,6 +8,7 @@ the run under way with one worker more, or is a run of its own.
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import inspect
 import threading
@@ -105,10 +106,12 @@ class _Entry(Controller):  # type: ignore[misc]
 
     def _edit(self, path: str) -> Mediator:
         location = f"{path}.output"
+        caller = contextvars.copy_context()  # a greenlet begins with an empty one
 
         def run() -> None:
             output = Mediator.value(location)
-            Mediator.swap(location, self._worker.edit(self.module_ref(), output))
+            edited = caller.run(self._worker.edit, self.module_ref(), output)
+            Mediator.swap(location, edited)
 
         return Mediator(_RUN, {}, {"run": run})
 

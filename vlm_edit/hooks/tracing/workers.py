@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlm_edit.hooks import Callback, Handle, Threads
+from vlm_edit.hooks import Bounds, Callback, Handle, Scope
 from vlm_edit.hooks import attach as attach_to
 from vlm_edit.host import Host, Model, Site
 
@@ -12,7 +12,7 @@ def attach(
     site: Site,
     callback: Callback,
     *,
-    threads: Threads = "all",
+    scope: Scope | Bounds = "process",
 ) -> Handle:
     """Run a callback on the output of a site's modules, as an intervention of nnsight.
 
@@ -26,7 +26,7 @@ def attach(
         host: The host.
         site: One of its sites.
         callback: As in ``hooks.attach``.
-        threads: As in ``hooks.attach``.
+        scope: As in ``hooks.attach``.
 
     Returns:
         A handle; ``handle.remove()`` leaves the host as it was.
@@ -51,4 +51,4 @@ def attach(
     """
     from vlm_edit.hooks.tracing.controller import Worker
 
-    return attach_to(host, site, callback, Worker, threads)
+    return attach_to(host, site, callback, Worker, scope)
