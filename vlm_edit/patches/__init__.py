@@ -9,6 +9,7 @@ from vlm_edit.patches.card import dictionary_text as dictionary_text
 from vlm_edit.patches.card import host_text as host_text
 from vlm_edit.patches.comparing import differences as differences
 from vlm_edit.patches.patch import Patch, load_patch
+from vlm_edit.patches.patch_set import PatchSet
 from vlm_edit.patches.report import Report as Report
 from vlm_edit.patches.report import SiteReport as SiteReport
 from vlm_edit.patches.rows import attach_rows
@@ -16,6 +17,7 @@ from vlm_edit.patches.rows import attach_rows
 __all__ = [
     "Attachment",
     "Patch",
+    "PatchSet",
     "attach_rows",
     "attached",
     "detach_all",

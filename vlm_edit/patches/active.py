@@ -220,6 +220,8 @@ class Active:
                 tensor.copy_(rows)
             else:
                 self._devices[stream, device] = _own(rows, device)
+        for stream, rows in parts.items():  # now: compiled code could not
+            self._rows_on(rows, self.tally.device, stream)
 
     def _strength(self, tokens: Tokens) -> Tensor | None:
         """Return what multiplies an output's change, broadcast against its tokens; None for 1."""

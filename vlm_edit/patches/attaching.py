@@ -76,8 +76,13 @@ def put(
     actives = [active for group in groups for active in group]
     taps = [tap.module for part in prepared for site, _ in part for tap in site.taps]
     attachment = Attachment(undo, actives, owned, host.root, bounds, taps)
-    hooks.warn_of_loop(bounds, stacklevel)
-    warn_of_doubles(host, attachment, groups, stacklevel + 1)
+    try:
+        hooks.warn_of_loop(bounds, stacklevel)
+        if not paused:
+            warn_of_doubles(host, attachment, groups, stacklevel + 1)
+    except BaseException:  # a warning that is to be an error
+        attachment.detach()
+        raise
     _note(host.root, attachment)
     return attachment
 
@@ -173,8 +178,7 @@ def _doubles(group: Sequence[Active], other: Attachment) -> bool:
     free = [active for active in other.actives if not active.paused]
     for mine in group:
         for i, theirs in enumerate(free):
-            same = not mine.paused and same_edit(mine.binding, theirs.binding)
-            if same and act_on_the_same(mine.run, theirs.run):
+            if same_edit(mine.binding, theirs.binding) and act_on_the_same(mine.run, theirs.run):
                 del free[i]
                 break
         else:

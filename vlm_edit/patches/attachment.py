@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vlm_edit.ground.errors import BadArgument, VlmEditWarning
 from vlm_edit.hooks import Bounds, Handle, choices, runs_of
-from vlm_edit.patches.active import Active, Run, said_strength
+from vlm_edit.patches.active import Active, Run, Strength, said_strength
 from vlm_edit.patches.report import Report
 
 P = ParamSpec("P")
@@ -142,9 +142,7 @@ class Attachment(Handle):
         """Return what was really edited since the patch was attached; ask at any time."""
         return Report(tuple(active.tally.report for active in self.actives))
 
-    def set_strength(
-        self, strength: float | Sequence[float] | Tensor | Mapping[str, float | Sequence[float]]
-    ) -> None:
+    def set_strength(self, strength: Strength) -> None:
         """Change how strongly the patch acts, in place: compiled code goes on as it is.
 
         Args:
@@ -184,13 +182,16 @@ class Attachment(Handle):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Let the host run unedited, and uncounted, while the block runs."""
-        for active in self.actives:
-            active.paused = True
+        self.pause(True)
         try:
             yield
         finally:
-            for active in self.actives:
-                active.paused = False
+            self.pause(False)
+
+    def pause(self, paused: bool) -> None:
+        """Let everything pass from now on, or act again."""
+        for active in self.actives:
+            active.paused = paused
 
     def remove(self) -> None:
         """Leave the host bit for bit as it was; calling it twice does nothing.

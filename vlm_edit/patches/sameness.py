@@ -61,7 +61,7 @@ def _alike(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         same = one.shape == other.shape and one.dtype == other.dtype
         return same and torch.equal(one, other.to(one.device))
-    if is_dataclass(one):
+    if is_dataclass(one) and not isinstance(one, type):
         names = [field.name for field in fields(one) if field.init]
         return all(_alike(getattr(one, name), getattr(other, name)) for name in names)
     if isinstance(one, Mapping):
