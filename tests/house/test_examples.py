@@ -146,6 +146,17 @@ def test_a_trace_of_nnsight_sees_what_a_patch_did_and_acts_on_top() -> None:
     assert after(name, "tokens that the trace saw moved:") == "37"
 
 
+def test_an_async_server_answers_each_request_under_the_patches_it_names() -> None:
+    pytest.importorskip("fastapi", reason="pip install 'vlm-edit[test]'")
+    name = "serve_async"
+    assert after(name, "{}:") == "blue"
+    for colour in ("yellow", "blue", "green"):
+        assert after(name, f"{{'patch': '{colour}'}}:") == colour
+    assert after(name, "25 requests at once, each as if it had come alone:") == "True"
+    assert "it has 'yellow', 'blue', 'green'" in after(name, "unknown:")
+    assert after(name, "left on the host:") == "[]"
+
+
 @pytest.mark.skipif(
     not LM_EVAL,
     reason="needs an environment of its own: pip install torch 'lm-eval[hf]==0.4.13' and this "

@@ -176,3 +176,81 @@ def test_a_strength_per_row_does_not_guess_how_images_belong_to_rows():
         pytest.raises(VlmEditError, match=r"strength has 2 values, .*image. has 4 rows"),
     ):
         LLAVA.get_image_features(torch.zeros(4, 3, 16, 16))
+
+
+def clip_of_both(clip, images, texts):
+    """Embeddings of some images and some texts, as zero-shot classification asks for them."""
+    pixels = torch.randn(images, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(2, 2 + texts * 6).reshape(texts, 6)
+    ids[:, -1] = 63
+    with torch.no_grad():
+        output = clip(pixel_values=pixels, input_ids=ids)
+    return output.image_embeds, output.text_embeds
+
+
+def joint(tokens="all") -> Patch:
+    return Patch("joint", random_dictionary(12), Scale(range(30), 3.0), tokens)
+
+
+def test_each_stream_has_strengths_of_its_own_where_rows_differ_in_number(clip):
+    with joint("image").attach(clip, strength=[0.0, 1.0, 0.5]):
+        images, plain_texts = clip_of_both(clip, 3, 4)
+    with joint("text").attach(clip, strength=2.0):
+        _, texts = clip_of_both(clip, 3, 4)
+    strength = {"image": [0.0, 1.0, 0.5], "text": 2.0}
+    with joint().attach(clip, strength=strength) as attached:
+        found = clip_of_both(clip, 3, 4)
+        assert torch.equal(found[0], images)
+        assert torch.equal(found[1], texts)
+        attached.set_strength({"image": 1.0, "text": 0.0})
+        assert torch.equal(clip_of_both(clip, 3, 4)[1], plain_texts)
+        attached.set_strength(1.0)
+        both = clip_of_both(clip, 3, 4)
+        attached.set_strength(strength)
+        assert torch.equal(clip_of_both(clip, 3, 4)[0], images)
+    with joint().attach(clip) as attached:
+        assert torch.equal(clip_of_both(clip, 3, 4)[0], both[0])
+        attached.set_strength(strength)
+        assert torch.equal(clip_of_both(clip, 3, 4)[1], texts)
+
+
+def test_a_strength_for_other_rows_than_a_stream_has_names_the_stream(clip):
+    with (
+        joint().attach(clip, strength=[1.0, 1.0, 0.5]),
+        pytest.raises(VlmEditError, match=r"output \(text\) has 4 rows.*strength=\{'image': \["),
+    ):
+        clip_of_both(clip, 3, 4)
+    with (
+        joint().attach(clip, strength={"image": [1.0, 1.0], "text": 1.0}),
+        pytest.raises(VlmEditError, match=r"strength.'image'. has 2 values.*image. has 3 rows"),
+    ):
+        clip_of_both(clip, 3, 4)
+
+
+def test_a_strength_by_stream_is_checked_before_anything_is_attached(clip):
+    for strength, says in (
+        ({"image": 1.0}, "is given for 'image'; give both streams"),
+        ({}, "for no stream; give both"),
+        ({"image": 1.0, "text": 1.0, "audio": 1.0}, "give both streams"),
+        ({"image": float("nan"), "text": 1.0}, r"strength\['image'\] is nan"),
+        ({"image": [[1.0]], "text": 1.0}, "per token go without streams"),
+    ):
+        with pytest.raises(VlmEditError, match=says):
+            joint().attach(clip, strength=strength)
+    with attach_rows(clip, [joint(), None]) as attached, pytest.raises(VlmEditError, match="each"):
+        attached.set_strength({"image": 1.0, "text": 1.0})
+
+
+def test_where_streams_share_a_sequence_each_token_has_its_streams_strength(llava_inputs):
+    both = {"image": [0.0, 2.0], "text": [1.0, 0.5]}
+    with (
+        patch(tokens="image").attach(LLAVA, strength=both["image"]),
+        patch(tokens="text").attach(LLAVA, strength=both["text"]),
+    ):
+        expected = generate(llava_inputs)
+    with patch().attach(LLAVA, strength=both) as attached:
+        torch.testing.assert_close(generate(llava_inputs), expected)
+        assert attached.report().sites[0].streams["image"] == 4
+    with patch().attach(LLAVA, strength=both), pytest.raises(VlmEditError, match="by stream"):
+        embeds = LLAVA.get_input_embeddings()(llava_inputs["input_ids"])
+        look({"inputs_embeds": embeds})
