@@ -262,7 +262,7 @@ def _attach_tap(
             dispatcher.discard(module)
             raise
         tracker = cast("CallTracker", CallTracker.of(root, adapter))
-        unwatch = tracker.watch(bounds, host.model)
+        unwatch = tracker.entry.watch(bounds, host.model)
         dispatcher.callbacks = {**dispatcher.callbacks, key: bounds.limit(run)}
     reference = weakref.ref(module)  # a thread's end must not keep a host that is dropped
 

@@ -8,10 +8,10 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditWarning
 
@@ -178,6 +178,50 @@ class ContextBounds(Bounds):
     def exit(self) -> None:
         """Tell it nothing any more."""
         self.local.here = None
+
+
+class Entry:
+    """What is asked where a host is entered, outside of what may be compiled."""
+
+    def __init__(self) -> None:
+        self._contexts: tuple[ContextBounds, ...] = ()
+
+    def watch(self, bounds: Bounds, model: Any) -> Callable[[], None]:
+        """Ask bounds of a context at each entry from now on; those of other kinds need it not.
+
+        Args:
+            bounds: Of an attachment.
+            model: The host as it was given: in ``torch.compile`` that is an entry too.
+
+        Returns:
+            What ends that.
+        """
+        if not isinstance(bounds, ContextBounds) or bounds in self._contexts:
+            return lambda: None
+        self._contexts += (bounds,)
+        undo: list[Callable[[], None]] = []
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            undo += [
+                model.register_forward_pre_hook(lambda *_: bounds.enter()).remove,
+                model.register_forward_hook(lambda *_: bounds.exit(), always_call=True).remove,
+            ]
+
+        def end() -> None:
+            self._contexts = tuple(other for other in self._contexts if other is not bounds)
+            while undo:
+                undo.pop()()
+
+        return end
+
+    def enter(self) -> None:
+        """Tell compiled code in this thread which bounds hold, until ``exit``."""
+        for bounds in self._contexts:
+            bounds.enter()
+
+    def exit(self) -> None:
+        """Tell it nothing any more."""
+        for bounds in self._contexts:
+            bounds.exit()
 
 
 class InThread:

@@ -17,7 +17,7 @@ from vlm_edit.hooks.calls import HOST, Call, cache_in, cache_of, read_call, read
 from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
 from vlm_edit.hooks.methods import StandIn
-from vlm_edit.hooks.scopes import Bounds, ContextBounds
+from vlm_edit.hooks.scopes import Entry
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.host import Adapter, Stream, find_module
 
@@ -38,7 +38,7 @@ class CallTracker:
         self._prompts: weakref.WeakKeyDictionary[Any, int | None] = weakref.WeakKeyDictionary()
         self._heard: list[list[VlmEditError]] = []  # one per run of ``generate_batch``
         self._users = 0
-        self._contexts: tuple[ContextBounds, ...] = ()  # which compiled code cannot ask
+        self.entry = Entry()
         self._undo: list[Callable[[], Any]] = []
         self._followers = followers_of(root, adapter)
         if self._followers:
@@ -87,30 +87,6 @@ class CallTracker:
         if not self._users:
             _call_all(self._undo)
             self._trackers[root].remove(self)
-
-    def watch(self, bounds: Bounds, model: Any) -> Callable[[], None]:
-        """Ask bounds of a context where the host is entered, outside of what may be compiled.
-
-        Args:
-            bounds: Of an attachment; those of other kinds need no asking.
-            model: The host as it was given: in ``torch.compile`` that is the entry.
-
-        Returns:
-            What ends that.
-        """
-        if not isinstance(bounds, ContextBounds) or bounds in self._contexts:
-            return lambda: None
-        self._contexts += (bounds,)
-        undo: list[Callable[[], Any]] = [lambda: self._unwatch(bounds)]
-        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            undo += [
-                model.register_forward_pre_hook(lambda *_: bounds.enter()).remove,
-                model.register_forward_hook(lambda *_: bounds.exit(), always_call=True).remove,
-            ]
-        return lambda: _call_all(undo)
-
-    def _unwatch(self, bounds: ContextBounds) -> None:
-        self._contexts = tuple(other for other in self._contexts if other is not bounds)
 
     @property
     def is_told(self) -> bool:
@@ -205,7 +181,7 @@ class CallTracker:
                 self._enter_beside(generation, path, module, inputs)
                 return
         if path == HOST and generation is None and not torch.compiler.is_compiling():
-            _enter_all(self._contexts)
+            self.entry.enter()
         calls = self._calls
         outer = None if path == HOST else calls.get(HOST)
         if inputs.get("encoder_hidden_states") is not None:
@@ -245,7 +221,7 @@ class CallTracker:
         state.calls = {} if path == HOST else {p: c for p, c in calls.items() if p != path}
         generation: Generation | None = getattr(state, "generation", None)
         if path == HOST and generation is None and not torch.compiler.is_compiling():
-            _exit_all(self._contexts)
+            self.entry.exit()
         call = calls.get(path)
         if call is None:
             return
@@ -298,15 +274,14 @@ class CallTracker:
         if _shares_its_prompt(inputs):
             generation.forget_prompt()
         self._told(generation.call)
-        contexts = self._contexts
-        _enter_all(contexts)
+        self.entry.enter()
         try:
             return original(*args, **kwargs)
         finally:
             self._state.generation = before
             self._state.calls = {}
             if before is None:
-                _exit_all(contexts)
+                self.entry.exit()
 
     def _generate_batch(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -344,16 +319,6 @@ class _Follow:
 
     def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self._tracker.leave(self._path, output)
-
-
-def _enter_all(contexts: tuple[ContextBounds, ...]) -> None:
-    for bounds in contexts:
-        bounds.enter()
-
-
-def _exit_all(contexts: tuple[ContextBounds, ...]) -> None:
-    for bounds in contexts:
-        bounds.exit()
 
 
 def _call_all(functions: list[Callable[[], Any]]) -> None:
