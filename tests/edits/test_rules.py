@@ -65,7 +65,7 @@ def test_the_number_of_a_rule_comes_second_and_its_strength_by_name_only():
     assert Clamp([1], 4.0).value == 4.0
     assert Steer([1], -2.0, strength=0.5).amount == -2.0
     for rule in (Scale, Clamp, Steer):
-        with pytest.raises(TypeError):
+        with pytest.raises((TypeError, VlmEditError)):
             rule([1])  # a rule that would do nothing
         with pytest.raises(TypeError):
             rule([1], 1.0, 1.0)
@@ -95,9 +95,12 @@ def test_features_may_come_as_any_sequence_of_whole_numbers(listed):
         ([4, -2], "feature -2 is negative"),
         ([1.0], r"must be whole numbers, got \[1.0\]"),
         (["1"], "must be whole numbers"),
-        (3, "must be whole numbers, got 3"),
+        (3.0, "must be whole numbers, got 3.0"),
+        ("3", "must be whole numbers, got '3'"),
         (None, "must be whole numbers, got None"),
-        (torch.tensor(3), "must be whole numbers"),
+        (torch.tensor(3.0), "must be whole numbers"),
+        (True, "is a mask; give the numbers"),
+        (-3, "feature -3 is negative"),
         ([True, False], "is a mask; give the numbers"),
         (torch.tensor([True, False]), "is a mask; give the numbers"),
         (np.array([False, True]), "is a mask; give the numbers"),
@@ -106,6 +109,57 @@ def test_features_may_come_as_any_sequence_of_whole_numbers(listed):
 def test_features_that_are_not_numbers_of_features_are_refused(listed, message):
     with pytest.raises(VlmEditError, match=f"Ablate.*{message}"):
         Ablate(listed)
+
+
+@pytest.mark.parametrize("one", [5, np.int64(5), np.array(5), torch.tensor(5), torch.tensor([5])])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(Ablate, Keep, Project, lambda f: Scale(f, 2.0), lambda f: Clamp(f, 2.0)),
+        *(lambda f: Steer(f, 2.0), lambda f: Cap(f, 2.0), lambda f: Blend(f, [2.0])),
+        lambda f: Detect(f, [1.0]),
+    ],
+)
+def test_a_single_feature_may_be_a_number(make, one):
+    assert make(one) == make([5])
+    assert make(one).features == (5,)
+
+
+@pytest.mark.parametrize("values", [[3, 4.5], (3, 4.5), np.array([3, 4.5]), torch.tensor([3, 4.5])])
+def test_clamp_takes_a_value_for_each_feature(values):
+    rule = Clamp([7, 2], values)
+    assert rule.value == (3.0, 4.5)
+    assert rule(torch.zeros(2, 2)).tolist() == [[3.0, 4.5]] * 2
+    half = Clamp([7, 2], values, strength=0.5)
+    assert half(torch.tensor([1.0, 0.5])).tolist() == [2.0, 2.5]
+    assert rule_from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    with pytest.raises(VlmEditError, match="value has 2 values for 3 features: give one for each"):
+        Clamp([1, 2, 3], values)
+
+
+class Quantiles:
+    """What Clamp asks a measurement."""
+
+    def quantile(self, features, level):
+        return [level * k for k in features]
+
+
+def test_clamp_keeps_the_values_that_a_quantile_has():
+    assert Clamp([4, 2], quantile=0.5, of=Quantiles()) == Clamp([4, 2], [2.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "options"),
+    [
+        *((None, {}), (2.0, {"quantile": 0.9}), (None, {"quantile": 0.9})),
+        *((None, {"of": Quantiles()}), (2.0, {"quantile": 0.9, "of": Quantiles()})),
+    ],
+)
+def test_clamp_takes_a_value_or_a_quantile_of_something(value, options):
+    with pytest.raises(VlmEditError, match="needs a value, or a quantile and what was measured"):
+        Clamp([1], value, **options)
+    with pytest.raises(VlmEditError, match="of is a Tensor; give a Measurement"):
+        Clamp([1], quantile=0.9, of=torch.ones(3))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, 10**400, "1", None, True])

@@ -21,7 +21,8 @@ class Rule:
     Every rule of an edit sees the code as the rules before it left it.
 
     Attributes:
-        features: Their numbers in the dictionary, at least one, each once.
+        features: Their numbers in the dictionary, at least one, each once; a single number is
+            one feature.
         strength: How far to go from the code to what the rule makes of it; 0 changes nothing,
             1 is the rule, between and beyond is linear.
     """
@@ -40,7 +41,7 @@ class Rule:
         name = type(self).__name__
         sequence = getattr(self.features, "tolist", lambda: self.features)()
         try:
-            sequence = tuple(sequence)
+            sequence = (sequence,) if hasattr(sequence, "__index__") else tuple(sequence)
             features = tuple(index(f) for f in sequence)
         except TypeError as error:
             raise BadArgument(

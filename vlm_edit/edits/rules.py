@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import InitVar, dataclass, field
+from typing import Any, ClassVar, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vlm_edit.edits.moves import Push
 from vlm_edit.edits.rule import Rule, flag, numbers
 from vlm_edit.ground.errors import BadArgument
+
+
+class Measured(Protocol):
+    """What knows how large activations are, such as a ``Measurement``."""
+
+    def quantile(self, features: Any, level: float) -> float | list[float]:
+        """Return the quantile of each feature's activations, or of one."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +65,57 @@ class Scale(Rule):
 class Clamp(Rule):
     """Set features to a value at every token, active or not: ``code' = value``.
 
+    What a feature is when it is strongly active differs from feature to feature;
+    ``Clamp(features, quantile=0.99, of=measurement)`` gives each the value that 99 % of its
+    activations measured do not exceed. The rule keeps the values, and the quantile no more.
+
     Attributes:
-        value: In units of the dictionary's code.
+        value: In units of the dictionary's code; one for all features, or one for each.
+        quantile: Instead of a value, the quantile of each feature's activations among the tokens
+            that activate it, of both streams; for those of one stream pass
+            ``value=measurement.quantile(features, 0.99, "image")``.
+        of: The ``Measurement`` that knows it.
 
     Example:
         >>> import torch
         >>> Clamp([0, 1], value=4.0)(torch.tensor([3.0, 0.0]))
         tensor([4., 4.])
+        >>> Clamp([0, 1], value=[4.0, 2.0])(torch.tensor([3.0, 0.0]))
+        tensor([4., 2.])
     """
 
     kind: ClassVar[str] = "clamp"
+    by_feature: ClassVar[tuple[str, ...]] = ("value",)
 
-    value: float
+    value: float | Sequence[float] | None = None
+    quantile: InitVar[float | None] = field(default=None, kw_only=True)
+    of: InitVar[Measured | None] = field(default=None, kw_only=True)
+
+    def __post_init__(self, quantile: float | None, of: Measured | None) -> None:
+        """Look the quantile up, and check all."""
+        if (self.value is None) == (quantile is None) or (quantile is None) != (of is None):
+            raise BadArgument(
+                "Clamp needs a value, or a quantile and what was measured: "
+                "Clamp(features, 4.0) or Clamp(features, quantile=0.99, of=measurement)"
+            )
+        if quantile is not None and of is not None:
+            if not hasattr(of, "quantile") or isinstance(of, Tensor):
+                raise BadArgument(f"Clamp: of is a {type(of).__name__}; give a Measurement")
+            object.__setattr__(self, "value", of.quantile(self.features, quantile))
+        super().__post_init__()
+
+    def _checked(self, name: str) -> object:
+        if name != "value" or not isinstance(self.value, Sequence | Tensor | np.ndarray):
+            return super()._checked(name)
+        if getattr(self.value, "ndim", 1) == 0:
+            return super()._checked(name)
+        return _by_feature(self, name, self.value)
 
     def target(self, code: Tensor) -> Tensor:
         """Return the value everywhere."""
-        return torch.full_like(code, self.value)
+        if isinstance(self.value, tuple):
+            return code.new_tensor(self.value).expand_as(code)
+        return torch.full_like(code, cast("float", self.value))
 
 
 @dataclass(frozen=True)
@@ -178,14 +221,19 @@ class Blend(Rule):
     def _checked(self, name: str) -> object:
         if name != "reference":
             return super()._checked(name)
-        codes = numbers("Blend", name, self.reference)
-        if len(codes) != len(self.features):
-            raise BadArgument(
-                f"Blend: reference has {len(codes)} values for {len(self.features)} features: give "
-                "one for each, in their order"
-            )
-        return codes
+        return _by_feature(self, name, self.reference)
 
     def target(self, code: Tensor) -> Tensor:
         """Return the reference everywhere."""
         return code.new_tensor(self.reference).expand_as(code)
+
+
+def _by_feature(rule: Rule, name: str, values: object) -> tuple[float, ...]:
+    """Return a number for each of a rule's features; refuse more or fewer."""
+    given = numbers(type(rule).__name__, name, values)
+    if len(given) != len(rule.features):
+        raise BadArgument(
+            f"{type(rule).__name__}: {name} has {len(given)} values for {len(rule.features)} "
+            "features: give one for each, in their order"
+        )
+    return given

@@ -133,7 +133,8 @@ def _in_order(rule: Rule) -> dict[str, Any]:
     values = rule.to_dict()
     order = sorted(range(len(rule.features)), key=lambda i: rule.features[i])
     for name in ("features", *rule.by_feature):
-        values[name] = [getattr(rule, name)[i] for i in order]
+        if isinstance(values[name], tuple):  # of those that may have one value for all features
+            values[name] = [values[name][i] for i in order]
     return values
 
 
