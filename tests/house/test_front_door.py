@@ -102,7 +102,9 @@ def test_a_patch_shows_itself_on_one_line() -> None:
         "Patch(language.2: keep 1 feature at all tokens, as generated, decode steps 0 to 3)"
     )
     last = Patch("joint", dictionary, Ablate([1]), positions=[-1])
-    assert repr(last + decode) == f"Patch({repr(last)[6:-1]}; {repr(decode)[6:-1]})"
+    assert repr(last + last) == f"Patch({repr(last)[6:-1]}; {repr(last)[6:-1]})"
+    assert len(repr(last + decode + patch)) < 120
+    assert repr(last + decode + patch).startswith("Patch(joint: ablate 1 feature at all tokens, p")
     assert "at all tokens, positions -1" in repr(last)
 
 

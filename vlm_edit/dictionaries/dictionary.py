@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries.check import Check, check
 from vlm_edit.dictionaries.encoder import Encoder, autocast_off, expect, move
-from vlm_edit.dictionaries.encodes import digest, summary
+from vlm_edit.dictionaries.encodes import digest, facts, summary, words
 from vlm_edit.dictionaries.origin import expect_site as expect_site
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.modality import Mixed, Modality
+from vlm_edit.ground.notebook import card, one_line
 
 _ROWS = 4096
 _FEW = 64  # features up to which subtracting takes a share of the product worth saving
@@ -150,6 +151,14 @@ class Dictionary:
         d, m = self.encoder.weight.shape
         expect("decoder", self.decoder, (m, d))
         expect("decoder bias", self.decoder_bias, (d,))
+
+    def __repr__(self) -> str:
+        """Say on a line what it is."""
+        return one_line(f"Dictionary({words(self)})")
+
+    def _repr_html_(self) -> str:
+        """Say it in a notebook."""
+        return card("Dictionary", facts(self))
 
     @classmethod
     def identity(cls, width: int, norm: str = "none") -> Dictionary:

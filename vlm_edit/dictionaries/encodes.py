@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.modality import Modality
+from vlm_edit.ground.notebook import several
 
 
 class Encodes(Protocol):
@@ -57,6 +58,31 @@ def identity(of: Encodes) -> dict[str, Any]:
         **of.summary(),
         "info": {str(key): str(value) for key, value in of.info.items()},
     }
+
+
+def facts(of: Encodes) -> dict[str, object]:
+    """Return what a reader first asks of a dictionary, by name; it reads no weights."""
+    known = {"features": f"{of.n_features:,}", "width": f"{of.width:,}"}
+    known |= {key: str(value) for key, value in of.summary().items() if isinstance(value, str)}
+    centred = of.summary().get("centred")
+    return known | ({"centred": ", ".join(centred)} if centred else {}) | _origin(of.info)
+
+
+def words(of: Encodes) -> str:
+    """Return the same in a few words."""
+    about = of.summary()
+    words = [several(of.n_features, "feature"), f"width {of.width:,}"]
+    words += [str(about["activation"])] if "activation" in about else []
+    words += [f"from {value}" for value in list(_origin(of.info).values())[:1]]
+    return ", ".join(words)
+
+
+def _origin(info: Mapping[str, str]) -> dict[str, object]:
+    known = {
+        "model": info.get("model_name"),
+        "site": info.get("site") or info.get("hook_name"),
+    }
+    return {name: value for name, value in known.items() if value}
 
 
 class _Options(Protocol):

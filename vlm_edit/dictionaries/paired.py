@@ -12,11 +12,13 @@ from torch import Tensor
 
 from vlm_edit.dictionaries.check import Check
 from vlm_edit.dictionaries.dictionary import Dictionary
+from vlm_edit.dictionaries.encodes import facts, words
 from vlm_edit.dictionaries.origin import expect_site
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.modality import Mixed, Modality
+from vlm_edit.ground.notebook import card, one_line
 
 STREAMS: tuple[Literal["image"], Literal["text"]] = ("image", "text")
 
@@ -64,6 +66,17 @@ class PairedDictionary(Generic[Half]):
                     f"dictionaries of a pair were trained apart, but at one place: {key} of image "
                     f"is {values[0]!r}, of text {values[1]!r}"
                 )
+
+    def __repr__(self) -> str:
+        """Say on a line what they are."""
+        left = ", left on disk" if isinstance(self.image, StoredDictionary) else ""
+        return one_line(f"PairedDictionary(one of image, one of text: {words(self.image)}{left})")
+
+    def _repr_html_(self) -> str:
+        """Say it in a notebook."""
+        image, text = facts(self.image), facts(self.text)
+        rows = [(key, image.get(key, ""), text.get(key, "")) for key in {**image, **text}]
+        return card("PairedDictionary", columns=("", *STREAMS), rows=rows)
 
     @property
     def width(self) -> int:

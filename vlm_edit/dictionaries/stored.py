@@ -14,11 +14,12 @@ from vlm_edit.dictionaries.activations import Activation, activation_of
 from vlm_edit.dictionaries.check import Check
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice, expect_features, expect_site
 from vlm_edit.dictionaries.encoder import Encoder
-from vlm_edit.dictionaries.encodes import digest, summary
+from vlm_edit.dictionaries.encodes import digest, facts, summary, words
 from vlm_edit.dictionaries.streaming import Contest, decode_parts, encode_parts
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, DamagedFile
 from vlm_edit.ground.modality import Mixed, Modality
+from vlm_edit.ground.notebook import card, one_line
 
 # Numbers of a matrix in memory at a time: 64 MiB, which malloc gives back to the system when freed.
 _PART = 1 << 24
@@ -137,6 +138,14 @@ class StoredDictionary:
                 raise DamagedFile(f"{name} has shape {tuple(vector.shape)}, expected {(size,)}")
             if vector is not None and not bool(vector.isfinite().all()):
                 raise DamagedFile(f"{name} holds NaN or infinity: the file is damaged")
+
+    def __repr__(self) -> str:
+        """Say on a line what it is."""
+        return one_line(f"StoredDictionary({words(self)}, left on disk)")
+
+    def _repr_html_(self) -> str:
+        """Say it in a notebook."""
+        return card("StoredDictionary", facts(self), note="left on disk")
 
     @property
     def width(self) -> int:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName, VlmEditError, WrongHost
+from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.host.adapters import find_adapter, fit_adapter, import_adapter
 from vlm_edit.host.declare import Adapter
 from vlm_edit.host.loading import Bits, DeviceMap, load
 from vlm_edit.host.pipelines import Model, PipelineHost, class_of
-from vlm_edit.host.resolve import Site, abridged, find_module, resolve
+from vlm_edit.host.resolve import Site, abridged, find_module, grouped, resolve
 from vlm_edit.host.sources import HUB_NAME
 from vlm_edit.host.weights import device_of
 from vlm_edit.host.wrappers import unwrap
@@ -176,11 +177,29 @@ class Host:
     def __repr__(self) -> str:
         """Say on a line what it is."""
         try:
-            sites = f" with {len(self.sites)} sites"
+            sites = f" with {several(len(self.sites), 'site')}"
         except VlmEditError:
             sites = " without known sites"
         processor = "" if self.processor is None else f" and a {type(self.processor).__name__}"
-        return f"Host({self.kind.__name__}{sites}{processor})"
+        return one_line(f"Host({self.kind.__name__}{sites}{processor})")
+
+    def _repr_html_(self) -> str:
+        """Say it in a notebook, with its sites."""
+        weight = next(self.root.parameters(), None)
+        processor = "none" if self.processor is None else type(self.processor).__name__
+        facts: dict[str, object] = {"name": self.hub_name} if self.hub_name else {}
+        facts |= {"processor": processor, "mode": "train" if self.root.training else "eval"}
+        if weight is not None:
+            facts |= {"device": weight.device, "dtype": weight.dtype}
+        try:
+            sites = self.sites
+        except VlmEditError as error:
+            return card(f"Host: {self.kind.__name__}", facts, note=str(error))
+        rows = []
+        for name, names in grouped(list(sites)).items():
+            widths = dict.fromkeys(str(sites[n].width) for n in names)
+            rows.append((name, ", ".join(widths), " and ".join(sites[names[0]].streams)))
+        return card(f"Host: {self.kind.__name__}", facts, ("sites", "width", "streams"), rows)
 
     def __call__(self, **inputs: Any) -> Any:
         """Call the model, through what wraps it."""

@@ -251,8 +251,12 @@ def _attribute(thing: Any, dotted: str) -> Any:
 
 def abridged(names: list[str]) -> str:
     """Write ``vision.0, vision.1, vision.2`` as ``vision.0 ... vision.2``."""
+    return ", ".join(grouped(names))
+
+
+def grouped(names: list[str]) -> dict[str, list[str]]:
+    """Return the names that differ in numbers alone, by ``vision.0 ... vision.2``."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"[\d.]+$", "", name), []).append(name)
-    parts = [g[0] if len(g) == 1 else f"{g[0]} ... {g[-1]}" for g in groups.values()]
-    return ", ".join(parts)
+    return {g[0] if len(g) == 1 else f"{g[0]} ... {g[-1]}": g for g in groups.values()}

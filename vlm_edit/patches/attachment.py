@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.ground.errors import BadArgument, VlmEditWarning
+from vlm_edit.ground.notebook import card, one_line
 from vlm_edit.hooks import Bounds, Handle, choices, runs_of
 from vlm_edit.patches.active import Active, Run, Strength, said_strength
 from vlm_edit.patches.report import Report
@@ -65,7 +66,17 @@ class Attachment(Handle):
 
     def __repr__(self) -> str:
         """Say on a line what it edits where, and how strongly."""
-        return f"Attachment({self.words()})"
+        return one_line(f"Attachment({self.words()})")
+
+    def _repr_html_(self) -> str:
+        """Say it in a notebook, with what was edited so far."""
+        rows = [
+            (active.binding.words(), f"{site.tokens:,}", f"{site.calls:,}")
+            for active, site in zip(self.actives, self.report().sites, strict=True)
+        ]
+        paused = any(active.paused for active in self.actives)
+        state = ("paused" if paused else "in force") if self.is_on else "removed"
+        return card(f"Attachment, {state}", None, ("edit", "tokens edited", "calls"), rows)
 
     def words(self) -> str:
         """Return a line on what it edits where, how strongly and in whose forwards."""

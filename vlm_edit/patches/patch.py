@@ -15,6 +15,7 @@ from torch import Tensor
 from vlm_edit import hooks
 from vlm_edit.dictionaries import AnyDictionary, expect_model
 from vlm_edit.edits import Rule
+from vlm_edit.ground import notebook
 from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
 from vlm_edit.ground.files import write_text
 from vlm_edit.hooks import Phase, Scope, TokenChoice, tracing
@@ -158,7 +159,19 @@ class Patch:
 
     def __repr__(self) -> str:
         """Say on a line what it edits where."""
-        return f"Patch({'; '.join(binding.words() for binding in self.bindings)})"
+        words = "; ".join(binding.words() for binding in self.bindings)
+        return notebook.one_line(f"Patch({words})")
+
+    def _repr_html_(self) -> str:
+        """Say it in a notebook."""
+        facts = {"host": self.host["architecture"]} if self.host else {}
+        rows = [
+            (b.site, card.rule_text(rule), card.features_text(rule.features), b.selection)
+            for b in self.bindings
+            for rule in b.splice.rules
+        ]
+        columns = ("site", "rule", "features", "tokens")
+        return notebook.card("Patch", {**facts, **self.info}, columns, rows)
 
     def __add__(self, other: Patch) -> Patch:
         """Join both patches to one, this one's edits first.

@@ -17,10 +17,16 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, UnknownName
+from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.ground.statistics import Estimate, benjamini_hochberg
 from vlm_edit.measures.dominance.flips import flip_p, flipped_sums, level_sums
 from vlm_edit.measures.dominance.pairing import fisher_p
-from vlm_edit.measures.dominance.scores import activity_information, mean_ratio_interval, pearson
+from vlm_edit.measures.dominance.scores import (
+    activity_information,
+    class_rows,
+    mean_ratio_interval,
+    pearson,
+)
 
 Zeros = Literal["skip", "half", "epsilon"]
 Cut = Literal["sd", "fixed", "significant"]
@@ -361,6 +367,16 @@ class Dominance:
         ends = sizes.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0)
         figures = zip(CLASSES, sizes.mean(0).tolist(), *ends.tolist(), strict=True)
         return {name: Estimate(mean, low, high, draws) for name, mean, low, high in figures}
+
+    def __repr__(self) -> str:
+        """Say on a line of how many features and pairs."""
+        size = f"{several(len(self.scores), 'feature')}, {several(self.n_pairs, 'pair')}"
+        return one_line(f"Dominance({size}, mean {self.mean:.3f}, sd {self.sd:.3f})")
+
+    def _repr_html_(self) -> str:
+        """Say it in a notebook, with the sizes of the classes."""
+        facts = {"pairs": f"{self.n_pairs:,}", "mean": f"{self.mean:.3f}", "sd": f"{self.sd:.3f}"}
+        return card("Dominance", facts, *class_rows(self.classes()), "\n".join(self.warnings()))
 
     def warnings(self) -> list[str]:
         """Say what a reader of these scores must know; nothing where nothing stands out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -69,6 +70,15 @@ def pearson(masses: Tensor, n_pairs: int) -> Tensor:
     constant = (vary_x <= _ROUNDING * xx) | (vary_y <= _ROUNDING * yy)
     correlation = (xy - x * y / n_pairs) / (vary_x.clamp(min=0).sqrt() * vary_y.clamp(min=0).sqrt())
     return torch.where(constant, torch.nan, correlation.clamp(-1, 1))
+
+
+def class_rows(
+    classes: Mapping[str, Sequence[int]],
+) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
+    """Return headings and rows of a table: how many features each class has, of which share."""
+    total = max(1, sum(map(len, classes.values())))
+    rows = [(name, f"{len(m):,}", f"{len(m) / total:.0%}") for name, m in classes.items()]
+    return ("class", "features", "share"), rows
 
 
 def _entropy(share: Tensor) -> Tensor:
