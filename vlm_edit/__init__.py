@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vlm_edit._version import __version__
+from vlm_edit.ground.plugs import plug
 
 if TYPE_CHECKING:
     from vlm_edit.dictionaries import Dictionary, load_dictionary
@@ -65,6 +66,10 @@ __all__ = [
     "read_pairs",
     "record",
 ]
+
+
+# What lower rooms ask for and may not import.
+plug("page", lambda: import_module("vlm_edit.report").write_page)
 
 
 def __getattr__(name: str) -> Any:

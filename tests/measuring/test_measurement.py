@@ -568,7 +568,8 @@ def test_a_bar_is_shown_on_a_terminal_unless_it_is_not_wanted(
 def test_batches_read_on_ones_own_accumulate_to_the_same_measurement(
     clip, clip_processor, pairs, dictionary
 ) -> None:
-    reader = Reader(Host.of(clip, clip_processor), dictionary(12), batch_size=4, progress=False)
+    host, options = Host.of(clip, clip_processor), {"batch_size": 4, "progress": False}
+    reader = Reader(host, dictionary(12), sizes=True, **options)
     accumulator, other = MeasurementAccumulator(40), MeasurementAccumulator(40)
     for i, batch in enumerate(reader.read(pairs)):
         (other if i else accumulator).update(batch)
@@ -596,7 +597,7 @@ def test_a_state_that_holds_more_than_is_known_is_refused() -> None:
         MeasurementAccumulator(4).load_state_dict(state | {"surprise.sum": torch.zeros(4)})
 
 
-def test_saved_rows_say_what_was_measured_of_each_feature(saved) -> None:
+def test_saved_rows_say_what_was_measured_of_each_feature(saved, files) -> None:
     found, folder = saved
     with (folder / "features.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -619,7 +620,10 @@ def test_saved_rows_say_what_was_measured_of_each_feature(saved) -> None:
         assert int(row["text_active"]) == dominance.text_active[k]
         for column, stream in (("top_images", "image"), ("top_texts", "text")):
             numbers = [number for number, _ in found.examples[stream].of(k)]
-            assert [int(number) for number in row[column].split()] == numbers
+            words = map(str, numbers)
+            if stream == "image":
+                words = (str(files.images[number]) for number in numbers)
+            assert row[column] == (" | " if stream == "image" else " ").join(words)
 
 
 def test_a_saved_summary_counts_classes_and_what_was_left_out(saved) -> None:
@@ -715,9 +719,9 @@ def test_pooling_in_parts_changes_nothing(monkeypatch, llava, dictionary) -> Non
     recording = Recording([capture])
     reader = Reader(Host.of(llava), dictionary(32), "language.1", progress=False)
     site = Site("language.1", (Tap("", llava, "image"),), 32)
-    whole = reader._pool(recording, site, "image")
+    whole = reader._pool(recording, site, "image", {})
     monkeypatch.setattr(room, "_MOST_CODES", 40 * 4)
-    parts = reader._pool(recording, site, "image")
+    parts = reader._pool(recording, site, "image", {})
     assert torch.allclose(whole[1].dense(), parts[1].dense(), atol=1e-6)
     assert torch.equal(whole[0], parts[0]) and torch.equal(whole[2], parts[2])
     expected = dictionary(32).encode(hidden).abs().mean(1)

@@ -328,7 +328,7 @@ def test_a_pair_without_text_is_named_by_its_number(text: object) -> None:
         Pairs([image, image], ("one", text))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("image", ["a.png", np.zeros((2, 2, 3)), None])
+@pytest.mark.parametrize("image", [np.zeros((2, 2, 3)), 3, ("a.png", "a cat"), ""])
 def test_an_image_that_is_neither_pil_nor_a_path_is_refused(image: object) -> None:
     with pytest.raises(VlmEditError, match=f"image 0 is a {type(image).__name__}: pass PIL"):
         Pairs([image], ("one",))  # type: ignore[list-item]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vlm_edit import Pairs, VlmEditError
-from vlm_edit.measures.dominance import CLASSES, DominanceAccumulator
+from vlm_edit.measures.dominance import CLASSES, DominanceAccumulator, null_histogram
 from vlm_edit.measures.interpretability import TopExamples
 from vlm_edit.measuring import Measurement
 from vlm_edit.report import (
@@ -25,10 +25,8 @@ from vlm_edit.report import (
 )
 from vlm_edit.report import page as page_module
 from vlm_edit.report.columns import columns
-from vlm_edit.report.overview import null_histogram
 from vlm_edit.report.payload import BINS
 from vlm_edit.report.sprites import PER_SHEET, pack
-from vlm_edit.report.tables import strongest
 
 HOSTILE = "</script><b onclick=alert(1)>\"quoted\" 'x' & <!--"
 needs_plotly = pytest.mark.skipif(not has_plotly(), reason="needs plotly: pip install plotly")
@@ -168,7 +166,7 @@ def test_the_page_says_what_was_left_out_and_where_it_comes_from(reading: Readin
 
 @needs_plotly
 def test_the_strongest_of_each_class_come_first(reading: Reading, found: Measurement) -> None:
-    strength = strongest(found)
+    strength = found.strength()
     for rule in reading.data["rules"]:
         for name, members in found.dominance.classes(rule["name"]).items():
             best = sorted(members, key=lambda k: -float(strength[k]))[:4]
@@ -243,7 +241,7 @@ def test_a_feature_is_as_strong_as_its_examples_with_zeros_for_those_it_lacks() 
     image, text = torch.zeros(12, 2), torch.zeros(12, 2)
     image[0, 0] = 9.0
     text[:, 1], image[:3, 1] = 2.0, 1.0
-    assert strongest(measured(image, text)).tolist() == [1.0, 2.0]
+    assert measured(image, text).strength().tolist() == [1.0, 2.0]
 
 
 def test_the_null_is_where_swapping_pairs_puts_the_scores() -> None:
@@ -276,7 +274,7 @@ def test_every_picture_is_packed_once_where_its_place_says(tmp_path: Path) -> No
 
 
 def test_the_features_of_a_class_come_strongest_first(found: Measurement, pairs: Pairs) -> None:
-    strength = strongest(found)
+    strength = found.strength()
     table = feature_table(found, pairs, shown=3)
     vision = [int(row[1]) for row in table.rows if row[0] == "vision-dominant"]
     members = found.dominance.classes("sd")["vision"]

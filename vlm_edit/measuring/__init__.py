@@ -22,13 +22,14 @@ from vlm_edit.measuring.reader import Reader as Reader
 from vlm_edit.measuring.repeats import RepeatedPairs as RepeatedPairs
 from vlm_edit.measuring.repeats import Repeats as Repeats
 from vlm_edit.measuring.result import Measurement, load_measurement
-from vlm_edit.measuring.result import class_labels as class_labels
-from vlm_edit.measuring.result import save_runs as save_runs
 from vlm_edit.measuring.run import is_finished as is_finished
 from vlm_edit.measuring.run import measure
 from vlm_edit.measuring.run import measure_part as measure_part
 from vlm_edit.measuring.run import merge_parts as merge_parts
 from vlm_edit.measuring.run import was_measured as was_measured
+from vlm_edit.measuring.saving import save_runs as save_runs
+from vlm_edit.measuring.table import Features as Features
+from vlm_edit.measuring.table import class_labels as class_labels
 
 __all__ = [
     "Pairs",

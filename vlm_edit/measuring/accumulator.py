@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import DamagedFile
 from vlm_edit.measures.dominance import DominanceAccumulator, GapAccumulator, Zeros
 from vlm_edit.measures.interpretability import SimilarityAccumulator, TopExamples
+from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.judging import likeness_scores, monosemanticity_scores
 from vlm_edit.measuring.pairs import Pairs
@@ -20,8 +22,16 @@ from vlm_edit.measuring.reader import STREAMS, Batch
 from vlm_edit.measuring.repeats import Repeats
 from vlm_edit.measuring.result import Measurement
 from vlm_edit.measuring.sources import to_tensor
+from vlm_edit.measuring.table import files_of
 
-_Part = DominanceAccumulator | GapAccumulator | TopExamples | SimilarityAccumulator | PairsDigest
+_Part = (
+    DominanceAccumulator
+    | GapAccumulator
+    | TopExamples
+    | SimilarityAccumulator
+    | PairsDigest
+    | ActivationSizes
+)
 
 
 class MeasurementAccumulator:
@@ -41,6 +51,7 @@ class MeasurementAccumulator:
         gap: Of the activations.
         examples: Per stream.
         similarity: Per stream that the judge judges.
+        sizes: Of single tokens' activations, per stream; None once a batch came without them.
         digest: Of the pairs.
     """
 
@@ -51,6 +62,8 @@ class MeasurementAccumulator:
         self.dominance = DominanceAccumulator(n_features, zeros)
         self.gap = GapAccumulator()
         self.examples = {stream: TopExamples(n_features, keep) for stream in STREAMS}
+        self.sizes: dict[str, ActivationSizes] | None
+        self.sizes = {stream: ActivationSizes(n_features) for stream in STREAMS}
         self.similarity: dict[str, SimilarityAccumulator] = {}
         self.digest = PairsDigest()
         self._normed: dict[str, Tensor] = {}
@@ -61,6 +74,7 @@ class MeasurementAccumulator:
         self.gap.update(batch.hidden["image"], batch.hidden["text"])
         if batch.images:
             self.digest.update(batch.numbers, batch.images, batch.texts)
+        self._add_sizes(batch.tokens)
         for stream in STREAMS:
             codes = batch.codes[stream].to("cpu")
             self.examples[stream].update(codes, batch.numbers)
@@ -77,6 +91,7 @@ class MeasurementAccumulator:
         self.dominance.merge(other.dominance)
         self.gap.merge(other.gap)
         self.digest.merge(other.digest)
+        self._add_sizes(other.sizes or {})
         for stream in STREAMS:
             self.examples[stream].merge(other.examples[stream])
         for stream, similarity in other.similarity.items():
@@ -126,6 +141,8 @@ class MeasurementAccumulator:
             random,
             dict(provenance or {}),
             self._repeats(),
+            copy.deepcopy(self.sizes or {}),
+            {} if pairs is None else files_of(self.examples, pairs),
         )
 
     def _repeats(self) -> dict[str, Repeats]:
@@ -152,6 +169,8 @@ class MeasurementAccumulator:
             some = _take(rest, f"similarity.{stream}.")
             if some:
                 self._similarity(stream, *some["weighted"].shape).load_state_dict(some)
+        if not any(name.startswith("sizes.") for name in rest):  # of a former version
+            self.sizes = None
         for name, part in self._parts().items():
             if not name.startswith("similarity."):
                 part.load_state_dict(_take(rest, f"{name}."))
@@ -165,12 +184,21 @@ class MeasurementAccumulator:
             "digest": self.digest,
         }
         parts |= {f"examples.{stream}": top for stream, top in self.examples.items()}
+        parts |= {f"sizes.{stream}": sizes for stream, sizes in (self.sizes or {}).items()}
         return parts | {f"similarity.{stream}": s for stream, s in self.similarity.items()}
 
     def _similarity(self, stream: str, n_features: int, width: int) -> SimilarityAccumulator:
         if stream not in self.similarity:
             self.similarity[stream] = SimilarityAccumulator(n_features, width)
         return self.similarity[stream]
+
+    def _add_sizes(self, tokens: Mapping[str, SparseCodes | ActivationSizes]) -> None:
+        if self.sizes is None or set(tokens) != set(self.sizes):
+            self.sizes = None  # those of a part would be taken for those of all
+            return
+        for stream, sizes in self.sizes.items():
+            some = tokens[stream]
+            (sizes.merge if isinstance(some, ActivationSizes) else sizes.update)(some)  # type: ignore[arg-type]
 
     def _add_normed(self, stream: str, total: Tensor) -> None:
         self._normed[stream] = self._normed.get(stream, torch.zeros_like(total)) + total

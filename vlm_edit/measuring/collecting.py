@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from vlm_edit.measuring.reader import Reader
 
 def collect(
     host: Host | Model,
-    pairs: Pairs,
+    pairs: Pairs | Iterable[Any],
     site: str = "joint",
     *,
     most: int | None = None,
@@ -29,7 +31,7 @@ def collect(
 
     Args:
         host: In eval mode, with its processor.
-        pairs: Image-text pairs.
+        pairs: Image-text pairs, or what ``Pairs.of`` takes.
         site: The site's name.
         most: Tokens of a pair that are kept of each stream, drawn at random; None for all. At a
             joint embedding there is one.
@@ -56,7 +58,7 @@ def collect(
     """
     if most is not None and most < 1:
         raise BadArgument(f"most is {most}; keep at least 1 token of a pair")
-    host = Host.of(host)
+    host, pairs = Host.of(host), Pairs.of(pairs)
     place = host.site(site)
     reader = Reader(
         host, Dictionary.identity(place.width), place.name, batch_size=batch_size, progress=progress

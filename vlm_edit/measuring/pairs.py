@@ -1,25 +1,37 @@
-"""Image-text pairs: the user's CSV file or folder."""
+"""Image-text pairs: the user's CSV file or folder, lists and tables."""
 
 from __future__ import annotations
 
 import csv
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
+from vlm_edit.ground.notebook import card, one_line, several
+from vlm_edit.measuring.gathering import (
+    IMAGE_COLUMNS,
+    TEXT_COLUMNS,
+    Encoded,
+    Source,
+    Stored,
+    column_of,
+    gather,
+    source_of,
+)
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Of the files themselves, whatever they are called. No PostScript: Pillow hands it to Ghostscript.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-IMAGE_COLUMNS = ("image", "file_name", "filename", "filepath", "path")
-TEXT_COLUMNS = ("text", "caption", "title")
+_SHOWN = 5  # pairs in notebooks
 
 
 @dataclass(frozen=True)
@@ -27,10 +39,13 @@ class Pairs:
     """Images with a text each, and what else is known of them.
 
     Attributes:
-        images: PIL images, or paths that are opened when needed.
+        images: PIL images, or paths that are opened when needed; ``of`` takes other kinds.
         texts: One per image.
         columns: Further facts by name, one value per pair.
         name: Where they come from.
+
+    Raises:
+        VlmEditError: Other kinds of images, other lengths, or a text that says nothing.
 
     Example:
         >>> from PIL import Image
@@ -39,19 +54,23 @@ class Pairs:
         1
     """
 
-    images: Sequence[Image.Image | Path]
-    texts: tuple[str, ...]
+    images: Sequence[Source]
+    texts: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     name: str = "pairs"
 
     def __post_init__(self) -> None:
         """Check kinds and lengths, and that every text says something."""
-        for i, image in enumerate(self.images):
-            if not isinstance(image, Image.Image | Path):
+        for what, values in (("images", self.images), ("texts", self.texts)):
+            if isinstance(values, str | Image.Image | Path) or not isinstance(values, Iterable):
                 raise BadArgument(
-                    f"{self.name}: image {i} is a {type(image).__name__}: pass PIL images or "
-                    "pathlib paths"
+                    f"{self.name}: {what} is a {type(values).__name__}: give a list, or make pairs "
+                    "of a file, a table or a dataset with Pairs.of(...)"
                 )
+        if not isinstance(self.images, Stored):
+            images = [source_of(image, i, self.name) for i, image in enumerate(self.images)]
+            object.__setattr__(self, "images", images)
+        object.__setattr__(self, "texts", tuple(self.texts))
         lengths = {"texts": len(self.texts)} | {k: len(v) for k, v in self.columns.items()}
         for what, length in lengths.items():
             if length != len(self.images):
@@ -65,6 +84,55 @@ class Pairs:
                 f"number {empty[0]} ({self.describe(empty[0])}): give it one or take it out"
             )
 
+    @classmethod
+    def of(cls, source: Any, image: str | None = None, text: str | None = None) -> Pairs:
+        """Make pairs of a list, a table, a dataset or a file; pairs come back as they are.
+
+        Whatever measures takes such a list or table in the place of pairs too.
+
+        Args:
+            source: A list of (image, text), the image a PIL image or a path; a pandas DataFrame;
+                a ``datasets.Dataset``, whose images are read when they are needed; a mapping of
+                columns, or a list of mappings; or what ``read_pairs`` takes.
+            image: The column of images; by default one called ``image``, ``file_name``, ``path``
+                and the like, or a dataset's only column of images.
+            text: The column of texts; by default ``text``, ``caption`` or ``title``.
+
+        Raises:
+            VlmEditError: Another kind of thing, a column is missing, or there is no text.
+
+        Example:
+            >>> from PIL import Image
+            >>> Pairs.of([(Image.new("RGB", (8, 8)), "a black square"), ("cat.jpg", "a cat")])
+            Pairs(2 pairs from the list of pairs)
+            >>> Pairs.of({"image": ["cat.jpg"], "words": ["a cat"]}, text="words").texts
+            ('a cat',)
+        """
+        if not isinstance(source, Pairs | str | Path):
+            return cls(*gather(source, image, text))
+        if image is not None or text is not None:
+            raise BadArgument("image= and text= name the columns of a table, and this is none")
+        return source if isinstance(source, Pairs) else read_pairs(source)
+
+    def __repr__(self) -> str:
+        """Say on a line how many they are, and where they come from."""
+        more = f", with {several(len(self.columns), 'column')}" if self.columns else ""
+        name = "" if self.name == "pairs" else f" from {self.name}"
+        return one_line(f"Pairs({several(len(self), 'pair')}{name}{more})")
+
+    def _repr_html_(self) -> str:
+        """Say it in a notebook, with the first of them."""
+        names = list(self.columns)[:3]
+        rows = [
+            (i, _shown(self.images[i]), _abridged(self.texts[i], 80),
+             *(_abridged(self.columns[name][i], 30) for name in names))
+            for i in range(min(_SHOWN, len(self)))
+        ]  # fmt: skip
+        rest = len(self) - _SHOWN
+        note = f"and {rest:,} more" if rest > 0 else ""
+        title = several(len(self), "pair") if self.name == "pairs" else f"{self!r}"[6:-1]
+        return card(title, None, ("", "image", "text", *names), rows, note)
+
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.images)
@@ -72,6 +140,8 @@ class Pairs:
     def describe(self, i: int) -> str:
         """Name an image for messages: by its path, or its number."""
         image = self.images[i]
+        if isinstance(image, Encoded):
+            return image.name
         return str(image) if isinstance(image, Path) else f"image {i}"
 
     def open(self, i: int) -> Image.Image:
@@ -81,7 +151,7 @@ class Pairs:
             VlmEditError: It is missing or cannot be read.
         """
         image = self.images[i]
-        if isinstance(image, Path):
+        if isinstance(image, Path | Encoded):
             with open_image(image) as file:
                 return as_seen(file)
         try:
@@ -102,8 +172,9 @@ class Pairs:
 
     def select(self, indices: Sequence[int]) -> Pairs:
         """Select some of the pairs, in the order given."""
+        some = self.images.pick(indices) if isinstance(self.images, Stored) else None
         return Pairs(
-            [self.images[i] for i in indices],
+            [self.images[i] for i in indices] if some is None else some,
             tuple(self.texts[i] for i in indices),
             {name: tuple(values[i] for i in indices) for name, values in self.columns.items()},
             self.name,
@@ -118,8 +189,11 @@ class Pairs:
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def open_image(path: str | os.PathLike[str] | Encoded) -> Iterator[Image.Image]:
     """Open an image file that nobody vouches for; it is decoded within the block.
+
+    Args:
+        path: The file, or what is in it.
 
     Raises:
         VlmEditError: No regular file, none of ``IMAGE_FORMATS``, more pixels than Pillow's own
@@ -132,12 +206,14 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         Traceback (most recent call last):
         vlm_edit.ground.errors.DamagedFile: /dev/zero: not a regular file
     """
+    file = BytesIO(path.data) if isinstance(path, Encoded) else path
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+        # Opening a pipe would wait for its other end.
+        if not isinstance(file, BytesIO) and not stat.S_ISREG(os.stat(file).st_mode):
             raise DamagedFile("not a regular file")
         Image.init()
         formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
-        with Image.open(path, formats=formats) as image:
+        with Image.open(file, formats=formats) as image:
             pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
             if most is not None and pixels > most:
                 raise DamagedFile(
@@ -146,7 +222,22 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
                 )
             yield image
     except Exception as error:  # decoders fail in many ways: a broken PNG is a SyntaxError
-        raise DamagedFile(f"{os.fspath(path)}: {_reason(error)}") from error
+        name = path.name if isinstance(path, Encoded) else os.fspath(path)
+        raise DamagedFile(f"{name}: {_reason(error)}") from error
+
+
+def _shown(image: Source) -> str:
+    """Name an image, or say how large one in memory is."""
+    if isinstance(image, Image.Image):
+        return f"{image.width} x {image.height}"
+    return _abridged(image.name if isinstance(image, Encoded) else str(image), 48, True)
+
+
+def _abridged(text: str, most: int, end: bool = False) -> str:
+    """Return the beginning of a text, or its end."""
+    if len(text) <= most:
+        return text
+    return f"...{text[3 - most :]}" if end else f"{text[: most - 3]}..."
 
 
 def _reason(error: Exception) -> str:
@@ -228,8 +319,8 @@ def _read_csv(path: Path) -> Pairs:
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DamagedFile(f"{path} is not a readable UTF-8 CSV file: {error}") from error
-    image = _column(path, header, IMAGE_COLUMNS, "images")
-    text = _column(path, header, TEXT_COLUMNS, "texts")
+    image = column_of(header, IMAGE_COLUMNS, None, "images", str(path))
+    text = column_of(header, TEXT_COLUMNS, None, "texts", str(path))
     if not rows:
         raise DamagedFile(f"{path} holds a header but no pairs")
     for line, row in enumerate(rows, start=2):
@@ -244,16 +335,6 @@ def _read_csv(path: Path) -> Pairs:
         tuple(row[text] for row in rows),
         {n: tuple(row[n] for row in rows) for n in header if n not in (image, text)},
         str(path),
-    )
-
-
-def _column(path: Path, header: list[str], names: tuple[str, ...], what: str) -> str:
-    for name in names:
-        if name in header:
-            return name
-    raise UnknownName(
-        f"{path} has no column of {what}: it has {', '.join(header) or 'none'}; "
-        f"call one {' or '.join(names)}"
     )
 
 

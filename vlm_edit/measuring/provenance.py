@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import Encodes, identity
 from vlm_edit.host import Host, Site, fingerprint, loaded_as
+from vlm_edit.measuring.gathering import Encoded
 from vlm_edit.measuring.pairs import Pairs, size_of
 from vlm_edit.measuring.sources import image_digest, key_of, to_array, to_tensor
 
@@ -96,6 +97,8 @@ def pairs_listing(pairs: Pairs) -> str:
         facts: list[Any] = [text]
         if isinstance(image, Path):
             facts += [image.name, size_of(image)]
+        elif isinstance(image, Encoded):
+            facts += [len(image.data), hashlib.blake2b(image.data, digest_size=_SIZE).hexdigest()]
         else:
             facts += [image.mode, image.size]
         hasher.update(json.dumps(facts).encode())

@@ -16,6 +16,7 @@ from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEditError
 from vlm_edit.hooks import Recording, Tokens, record
 from vlm_edit.host import Host, Site, other_family
+from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.pairs import Pairs
 
 STREAMS = ("image", "text")
@@ -34,6 +35,8 @@ class Batch:
         normed: [n, d] float32 per stream, after the dictionary's norm; over tokens, their mean.
         images: The pairs' images, RGB.
         texts: The pairs' texts.
+        tokens: Per stream the activations of single tokens, where they were asked for: the codes
+            where a pair is one token, else counted by size.
     """
 
     numbers: list[int]
@@ -42,6 +45,7 @@ class Batch:
     normed: Mapping[str, Tensor] = field(default_factory=dict)
     images: Sequence[Image.Image] = ()
     texts: Sequence[str] = ()
+    tokens: Mapping[str, SparseCodes | ActivationSizes] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -54,6 +58,7 @@ class Reader:
         site: The site's name.
         batch_size: Pairs per forward.
         progress: Whether to show a bar.
+        sizes: Whether to count the activations of single tokens by size.
 
     Attributes:
         skipped: Pairs whose image could not be read so far, with the reason.
@@ -65,6 +70,7 @@ class Reader:
     site: str = "joint"
     batch_size: int = 64
     progress: bool = True
+    sizes: bool = False
     skipped: list[tuple[int, str]] = field(default_factory=list)
     truncated: int = 0
     _placed: dict[torch.device, Encodes] = field(default_factory=dict, init=False, repr=False)
@@ -170,7 +176,8 @@ class Reader:
             record(self.host, site.name) as recording,
         ):
             self.host(**inputs, **self.host.uncached)
-            outputs = {stream: self._pool(recording, site, stream) for stream in site.streams}
+            tokens: dict[str, SparseCodes | ActivationSizes] = {}
+            outputs = {s: self._pool(recording, site, s, tokens) for s in site.streams}
         for stream, (hidden, _, _) in outputs.items():
             if len(hidden) != len(numbers):
                 raise CannotKnow(
@@ -184,6 +191,7 @@ class Reader:
             {stream: normed for stream, (_, _, normed) in outputs.items()},
             images,
             texts,
+            tokens,
         )
 
     def _inputs(self, images: list[Image.Image], texts: list[str]) -> Mapping[str, Any]:
@@ -206,9 +214,13 @@ class Reader:
         return hidden
 
     def _pool(
-        self, recording: Recording, site: Site, stream: str
+        self,
+        recording: Recording,
+        site: Site,
+        stream: str,
+        noted: dict[str, SparseCodes | ActivationSizes],
     ) -> tuple[Tensor, SparseCodes, Tensor]:
-        """Return activations, codes and normed activations, a row a pair."""
+        """Return activations, codes and normed activations, a row a pair; note sizes of tokens."""
         tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
         capture = recording.last(site.name, tap.stream)
         hidden = capture.hidden.float()
@@ -219,11 +231,9 @@ class Reader:
         if not tokens.in_rows and images is None:
             tokens.select(stream)  # refuses where nobody can tell the rows apart
             _expect_finite(hidden, site)
-            return (
-                hidden,
-                dictionary.encode_sparse(hidden, stream),
-                dictionary.normalise(hidden, stream),
-            )
+            single = dictionary.encode_sparse(hidden, stream)
+            noted |= {stream: single} if self.sizes else {}
+            return hidden, single, dictionary.normalise(hidden, stream)
         if images is not None:
             count, row, states = int(images.max()) + 1, images, hidden
         else:
@@ -234,10 +244,15 @@ class Reader:
         def mean(values: Tensor) -> Tensor:
             return values.new_zeros(count, values.shape[1]).index_add_(0, row, values) / sizes
 
+        counted = ActivationSizes(self.dictionary.n_features) if self.sizes else None
         codes = states.new_zeros(count, self.dictionary.n_features)
         chunk = max(1, _MOST_CODES // self.dictionary.n_features)
         for some, rows in zip(states.split(chunk), row.split(chunk), strict=True):
-            codes.index_add_(0, rows, dictionary.encode(some, stream).abs())
+            part = dictionary.encode(some, stream).abs()
+            codes.index_add_(0, rows, part)
+            if counted is not None:
+                counted.update(part)
+        noted |= {} if counted is None else {stream: counted}
         return (
             mean(states),
             SparseCodes.of(codes / sizes),

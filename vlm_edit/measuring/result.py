@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument, DamagedFile
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 from vlm_edit.ground.files import (
     CHECKSUM,
     checksum,
-    locked,
-    make_folder,
-    pack_tensors,
     read_tensors,
     write_bytes,
-    write_together,
 )
-from vlm_edit.measures.dominance import CLASSES, Cut, Dominance
+from vlm_edit.ground.notebook import card, one_line, several
+from vlm_edit.ground.plugs import plugged
+from vlm_edit.measures.dominance import CLASSES, Cut, Dominance, class_rows, sureness
 from vlm_edit.measures.interpretability import TopExamples
+from vlm_edit.measures.sizes import ActivationSizes
+from vlm_edit.measuring.pairs import Pairs
+from vlm_edit.measuring.plot import plot
 from vlm_edit.measuring.reader import STREAMS
 from vlm_edit.measuring.repeats import Repeats, from_json, to_json
+from vlm_edit.measuring.saving import (
+    FILE,
+    csv_of,
+    expect_whole,
+    json_of,
+    known,
+    save_runs,
+)
+from vlm_edit.measuring.table import Features, expect_measured, host_words, quantile, table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 VERSION = 1
-FILE = "measurement.safetensors"
-SUMMARY = "summary.json"
 _WHAT = "measurement"
-_LISTED = 9  # examples per feature in tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +66,9 @@ class Measurement:
         provenance: Host, dictionary, pairs, settings and versions, JSON-able.
         repeats: Per stream, how often its images (texts) come again among the pairs measured;
             without an entry where it is not known.
+        sizes: Per stream, how large the activations of single tokens are; empty in runs of former
+            versions.
+        files: Of the features' top images, by the number of the pair.
     """
 
     dominance: Dominance
@@ -72,6 +83,8 @@ class Measurement:
     random: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     repeats: Mapping[str, Repeats] = field(default_factory=dict)
+    sizes: Mapping[str, ActivationSizes] = field(default_factory=dict)
+    files: Mapping[int, str] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
         """Say what a reader of scores must know: of zeros and cuts, and of repeated pairs."""
@@ -80,46 +93,160 @@ class Measurement:
         ]
         return [*self.dominance.warnings(), *filter(None, sentences)]
 
+    def __repr__(self) -> str:
+        """Say on a line what was measured where."""
+        classes = self.dominance.classes()
+        sizes = ", ".join(f"{len(members)} {name}" for name, members in classes.items())
+        return one_line(f"Measurement({self.site}, {several(self.n_pairs, 'pair')}: {sizes})")
+
+    def _repr_html_(self) -> str:
+        """Say it in a notebook, with the sizes of the classes."""
+        dictionary = self.provenance.get("dictionary", {})
+        facts: dict[str, object] = {
+            "host": host_words(self.provenance),
+            "dictionary": (dictionary.get("info") or {}).get("model_name"),
+            "pairs": f"{self.n_pairs:,}" + f", {len(self.skipped):,} left out" * bool(self.skipped),
+            "modality gap": f"{self.gap:.3f}",
+        }
+        facts = {name: value for name, value in facts.items() if value}
+        title, note = f"Measurement at {self.site}", "\n".join(self.warnings())
+        return card(title, facts, *class_rows(self.dominance.classes()), note)
+
+    def strength(self) -> Tensor:
+        """Average the activations of each feature's top examples in its stronger stream, [m].
+
+        Examples that it lacks count as 0, so that a feature of one pair does not come first.
+        """
+        return torch.stack([self.examples[s].values.mean(1) for s in STREAMS]).amax(0)
+
+    def top(
+        self,
+        kind: str,
+        most: int | None = 10,
+        *,
+        rule: Cut = "significant",
+        by: Literal["sureness", "strength"] = "sureness",
+    ) -> Features:
+        """Return the first features of a class, as a list of numbers that prints as a table.
+
+        Args:
+            kind: ``vision``, ``language``, ``cross``, ``undecided`` or ``dead``.
+            most: How many; None for all.
+            rule: Of the classes, as in ``Dominance.classes``.
+            by: ``sureness``, how sure the class is, by the ends of the score's interval, as
+                ``by_class`` ranks: a feature that is 1 in three pairs stands behind one that is
+                .98 in three hundred; or ``strength``, as the page ranks, by ``strength()``.
+
+        Raises:
+            VlmEditError: An unknown class, rule or order, or fewer than 1.
+
+        Example:
+            >>> from vlm_edit import Ablate, Host, measure, zoo
+            >>> host = Host.of(*zoo.load_host())
+            >>> pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary("joint")
+            >>> measurement = measure(host, pairs.select(range(64)), dictionary, progress=False)
+            >>> len(Ablate(measurement.top("vision", 3)).features)
+            3
+        """
+        if kind not in CLASSES:
+            raise UnknownName(f"no class {kind!r} of features: use one of {CLASSES}")
+        orders = {"sureness": lambda: sureness(self.dominance, kind), "strength": self.strength}
+        if by not in orders:
+            raise UnknownName(f"no order {by!r} of features: use one of {tuple(orders)}")
+        if most is not None and most < 1:
+            raise BadArgument(f"most is {most}: ask for at least 1 feature, or None for all")
+        members = torch.tensor(self.dominance.classes(rule)[kind], dtype=torch.int64)
+        order = orders[by]()[members].argsort(descending=True, stable=True)[:most]
+        return Features.of(self, f"{kind}, by {by}", members[order].tolist())
+
+    def quantile(
+        self,
+        features: int | Sequence[int] | Tensor,
+        level: float = 0.99,
+        stream: Literal["image", "text", "both"] = "both",
+    ) -> float | list[float]:
+        """Return the size that a share of a feature's activations does not exceed.
+
+        Of single tokens, those alone that activate the feature, by nearest rank; off by at most
+        1.6 % (``vlm_edit.measures.sizes``). In units of the code, without its sign, as ``Clamp``,
+        ``Cap`` and ``Steer`` take it.
+
+        Args:
+            features: One, or several.
+            level: Share, such as .99; the 1.0 is the largest.
+            stream: Of ``image`` tokens, of ``text`` tokens, or of those of both together.
+
+        Returns:
+            A number, or a list of them.
+
+        Raises:
+            CannotKnow: The feature was never active there, its quantile lies below a sixteenth of
+                its largest activation, or the run is of a former version.
+            VlmEditError: A level, a stream or a feature that is not there.
+
+        Example:
+            >>> from vlm_edit import Clamp, Host, measure, zoo
+            >>> host = Host.of(*zoo.load_host())
+            >>> pairs, dictionary = zoo.load_pairs(), zoo.load_dictionary("joint")
+            >>> measurement = measure(host, pairs.select(range(64)), dictionary, progress=False)
+            >>> feature = measurement.top("vision", 1)[0]
+            >>> value = measurement.quantile(feature, 0.99, "image")
+            >>> Clamp(feature, value) == Clamp(feature, quantile=0.99, of=measurement)
+            True
+        """
+        return quantile(self.sizes, features, level, stream)
+
+    def plot(self, *, rule: Cut = "significant", bins: int = 40, axes: Axes | None = None) -> Axes:
+        """Draw how many features have which score, by class, beside what chance would give.
+
+        Args:
+            rule: Of the classes, whose cuts are drawn dashed.
+            bins: Of the histogram.
+            axes: Where to draw; by default a new figure of ``matplotlib.pyplot``.
+
+        Returns:
+            The axes; ``axes.figure.savefig("scores.png")`` writes a file.
+
+        Raises:
+            VlmEditError: matplotlib is not installed, an unknown rule, or no bins.
+        """
+        return plot(self.dominance, rule, bins, axes)
+
+    def page(
+        self,
+        path: str | os.PathLike[str],
+        pairs: Pairs | Iterable[Any],
+        title: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Write a page to browse every feature in, by ``vlm_edit.report.write_page``.
+
+        Args:
+            path: The file, such as ``features.html``; it needs no network.
+            pairs: Those that were measured, whose images it shows.
+            title: Of the page; by default its site and host.
+            options: As for ``write_page``.
+
+        Raises:
+            VlmEditError: plotly is not installed, it cannot be written, or these are other pairs.
+        """
+        pairs = Pairs.of(pairs)
+        expect_measured(self.provenance, pairs)
+        name = host_words(self.provenance) or "a host"
+        plugged("page")(path, self, pairs, title or f"Features at {self.site} of {name}", **options)
+
     def table(self) -> dict[str, list[Any]]:
         """Return columns by name, a value per feature: scores, intervals, tests, classes, examples.
 
         ``class`` is by the rule ``significant``, ``class_sd`` and ``class_fixed`` by the others;
         ``paired`` says whether the feature fires together on matched pairs more than on shuffled
-        ones. Undefined is NaN.
+        ones. ``mean_image`` and ``mean_text`` are of the activations of single tokens, over those
+        of the stream that activate the feature, ``max_image`` and ``max_text`` the largest: in
+        units of the code, as ``Clamp`` and ``Steer`` take them. ``top_images`` are files, below
+        the pairs' folder, or numbers of pairs where images have none; ``top_texts`` are numbers.
+        Undefined is NaN, and so are sizes in runs of former versions, which did not keep them.
         """
-        dominance = self.dominance
-        low, high = dominance.intervals()
-        matched, shuffled = dominance.cofiring()
-        names = {rule: class_labels(dominance, rule) for rule in get_args(Cut)}
-        numbers: dict[str, Tensor] = {
-            "mds": dominance.scores,
-            "mds_low": low,
-            "mds_high": high,
-            "swap_p": dominance.swap_test(),
-            "active_pairs": dominance.active,
-            "image_active": dominance.image_active,
-            "text_active": dominance.text_active,
-            "cofiring_matched": matched,
-            "cofiring_shuffled": shuffled,
-            "cofiring_p": dominance.cofiring_test(),
-            "modality_score": dominance.modality_score(),
-            "modality_score_energy": dominance.modality_score(energy=True),
-            "mutual_information": dominance.mutual_information(),
-            "correlation": dominance.correlation(),
-            **self.interpretability,
-        }
-        columns: dict[str, list[Any]] = {
-            "feature": list(range(len(dominance.scores))),
-            "class": names["significant"],
-            "paired": dominance.paired().tolist(),
-            "class_sd": names["sd"],
-            "class_fixed": names["fixed"],
-        }
-        columns |= {name: values.tolist() for name, values in numbers.items()}
-        for stream in STREAMS:
-            top = self.examples[stream].numbers[:, :_LISTED].tolist()
-            columns[f"top_{stream}s"] = [" ".join(str(n) for n in row if n >= 0) for row in top]
-        return columns
+        return table(self)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return ``table`` row by row."""
@@ -140,16 +267,16 @@ class Measurement:
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write ``table`` as CSV."""
-        write_bytes(path, _csv(self.table()), "table")
+        write_bytes(path, csv_of(self.table()), "table")
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write ``summary`` and ``table`` as JSON; undefined is null."""
-        columns = {name: [_known(v) for v in values] for name, values in self.table().items()}
-        write_bytes(path, _json({"summary": self.summary(), "features": columns}), "table")
+        columns = {name: [known(v) for v in values] for name, values in self.table().items()}
+        write_bytes(path, json_of({"summary": self.summary(), "features": columns}), "table")
 
     def checksum(self) -> str:
         """Return 32 digits of all in it, by which the files of a run know that they are of one."""
-        return checksum(*self._taken_apart())
+        return checksum(*self.taken_apart())
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of the whole, as JSON-able values."""
@@ -160,9 +287,9 @@ class Measurement:
             "skipped": [{"pair": n, "reason": why} for n, why in self.skipped],
             "truncated_texts": self.truncated,
             "zeros": dominance.zeros,
-            "mds_mean": _known(dominance.mean),
-            "mds_sd": _known(dominance.sd),
-            "modality_gap": _known(self.gap),
+            "mds_mean": known(dominance.mean),
+            "mds_sd": known(dominance.sd),
+            "modality_gap": known(self.gap),
             "classes": {
                 rule: {name: len(members) for name, members in dominance.classes(rule).items()}
                 for rule in get_args(Cut)
@@ -185,7 +312,7 @@ class Measurement:
         """
         save_runs({Path(folder): self})
 
-    def _taken_apart(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def taken_apart(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return header and tensors, as they are written."""
         values = {item.name: getattr(self.dominance, item.name) for item in fields(self.dominance)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -194,6 +321,11 @@ class Measurement:
         tensors |= {f"means.{k}": v for k, v in self.means.items()}
         for stream, top in self.examples.items():
             tensors |= {f"examples.{stream}.{k}": v for k, v in top.state_dict().items()}
+        for stream, sizes in self.sizes.items():
+            tensors |= {f"sizes.{stream}.{k}": v for k, v in sizes.state_dict().items()}
+        if self.files:
+            files = json.dumps({str(n): name for n, name in sorted(self.files.items())})
+            tensors["files"] = torch.tensor(list(files.encode()), dtype=torch.uint8)
         header = {
             "version": VERSION,
             "kind": _WHAT,
@@ -209,30 +341,6 @@ class Measurement:
             "repeats": to_json(self.repeats),
         }
         return header, tensors
-
-
-def save_runs(runs: Mapping[Path, Measurement]) -> None:
-    """Write several runs as one change, such as a run and the one inside it.
-
-    No file takes its name before all are on the disk. The first run's summary does so first and
-    its measurement last: in between, ``load_measurement`` refuses it.
-
-    Args:
-        runs: By folder, made if need be.
-
-    Raises:
-        VlmEditError: They cannot be written; runs that were there before still are.
-    """
-    files: dict[Path, bytes] = {}
-    last: dict[Path, bytes] = {}
-    for folder, run in runs.items():
-        target = make_folder(folder)
-        header, tensors = run._taken_apart()
-        files[target / SUMMARY] = _json(run.summary())
-        files[target / "features.csv"] = _csv(run.table())
-        (files if last else last)[target / FILE] = pack_tensors(tensors, header)
-    with locked(next(iter(runs))):
-        write_together({**files, **last}, "run")
 
 
 def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
@@ -265,7 +373,7 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
         raise DamagedFile(
             f"{path} is not a measurement of format {VERSION}: measure again, or update vlm-edit"
         )
-    _expect_whole(Path(folder), header)
+    expect_whole(Path(folder), header)
     try:
         if not isinstance(header["provenance"], dict):
             raise TypeError("provenance is no object")
@@ -274,6 +382,12 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
             state = _take(tensors, f"examples.{stream}.")
             examples[stream] = TopExamples(*state["values"].shape)
             examples[stream].load_state_dict(state)
+        sizes = {}
+        for stream in STREAMS if any(name.startswith("sizes.") for name in tensors) else ():
+            state = _take(tensors, f"sizes.{stream}.")
+            sizes[stream] = ActivationSizes(len(state["sums"]))
+            sizes[stream].load_state_dict(state)
+        files = tensors.pop("files", torch.tensor(list(b"{}"), dtype=torch.uint8))
         dominance = {item.name: tensors.pop(item.name, None) for item in fields(Dominance)}
         dominance = {k: v for k, v in dominance.items() if v is not None} | header["dominance"]
         return Measurement(
@@ -289,6 +403,8 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
             {name: (float(a), float(b), float(c)) for name, (a, b, c) in header["random"].items()},
             header["provenance"],
             from_json(header.get("repeats", {})),
+            sizes,
+            {int(n): str(name) for n, name in json.loads(bytes(files.tolist())).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFile(
@@ -296,48 +412,6 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
         ) from error
 
 
-def class_labels(dominance: Dominance, rule: Cut) -> list[str]:
-    """Return the name of each feature's class, [m]."""
-    members = dominance.classes(rule)
-    names = {feature: name for name in CLASSES for feature in members[name]}
-    return [names[feature] for feature in range(len(dominance.scores))]
-
-
-def _expect_whole(folder: Path, header: Mapping[str, Any]) -> None:
-    """Refuse a run whose change was broken off: its summary, which changes first, is of another."""
-    file = folder / SUMMARY
-    if not file.is_file():
-        return
-    try:
-        digest = json.loads(file.read_text(encoding="utf-8")).get(CHECKSUM)
-    except (OSError, ValueError, AttributeError, RecursionError):
-        digest = "unreadable"
-    if digest != header.get(CHECKSUM):
-        raise DamagedFile(
-            f"{folder} holds an unfinished change: {SUMMARY} is not of the run in {FILE}. Wait, if "
-            "a process is writing it; measure again, which takes up what was measured, if one was "
-            f"killed; for the run in {FILE}, delete {SUMMARY} and features.csv"
-        )
-
-
-def _csv(columns: Mapping[str, list[Any]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue().encode("utf-8")
-
-
-def _json(value: Any) -> bytes:
-    """Write JSON that people can read."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
-
-
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     names = [name for name in tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}
-
-
-def _known(value: Any) -> Any:
-    """Return a value, or None for what JSON does not know: NaN and infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

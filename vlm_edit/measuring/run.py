@@ -7,13 +7,13 @@ import os
 import time
 import warnings
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlm_edit.dictionaries import Encodes
-from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError, WrongHost, expect_kind
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError, WrongHost
 from vlm_edit.ground.files import make_folder, read_tensors, write_tensors
 from vlm_edit.host import Host, Model
 from vlm_edit.measures.dominance import Zeros
@@ -49,7 +49,7 @@ _ADDED = {"dtype", "quantization"}  # of the host; former versions kept neither
 
 def measure(
     host: Host | Model,
-    pairs: Pairs,
+    pairs: Pairs | Iterable[Any],
     dictionary: Encodes,
     site: str = "joint",
     *,
@@ -68,7 +68,7 @@ def measure(
 
     Args:
         host: In eval mode, wherever its weights are, with its processor.
-        pairs: Image-text pairs.
+        pairs: Image-text pairs, or what ``Pairs.of`` takes: a list of (image, text), a table.
         dictionary: Of the site's width.
         site: A site with both streams, e.g. ``joint``, or a LLaVA's ``language.16``, where codes
             are averaged over a pair's image tokens and over its text tokens.
@@ -100,6 +100,7 @@ def measure(
         >>> measurement.n_pairs
         64
     """
+    pairs = Pairs.of(pairs)
     state, reader = _begin(
         *(host, pairs, dictionary, site, (0, 1)),
         zeros=zeros,
@@ -114,7 +115,7 @@ def measure(
 
 def measure_part(
     host: Host | Model,
-    pairs: Pairs,
+    pairs: Pairs | Iterable[Any],
     dictionary: Encodes,
     site: str = "joint",
     *,
@@ -138,6 +139,7 @@ def measure_part(
     Raises:
         VlmEditError: As in ``measure``, or a part that is not one of n.
     """
+    pairs = Pairs.of(pairs)
     state, reader = _begin(host, pairs, dictionary, site, part, **options)
     state.run(reader, pairs, Path(checkpoint), every)
 
@@ -158,7 +160,7 @@ def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
 def was_measured(
     measurement: Measurement,
     host: Host | Model,
-    pairs: Pairs,
+    pairs: Pairs | Iterable[Any],
     dictionary: Encodes,
     site: str = "joint",
     **options: Any,
@@ -173,7 +175,7 @@ def was_measured(
         site: Where.
         options: As in ``measure``: zeros, keep, batch_size, judge.
     """
-    state, _ = _begin(host, pairs, dictionary, site, (0, 1), **options)
+    state, _ = _begin(host, Pairs.of(pairs), dictionary, site, (0, 1), **options)
     parts = state.origin["details"]  # of which a run keeps digests
     try:
         if measurement.provenance["digests"] != summed(parts):
@@ -202,7 +204,6 @@ def _begin(
 ) -> tuple[_State, Reader]:
     """Return a measurement that has read nothing yet, and what it reads with."""
     host = Host.of(host)
-    expect_kind("pairs", pairs, Pairs, "Pairs; a processor goes into Host.of(model, processor)")
     place = host.site(site)
     if place.streams != STREAMS:
         raise BadArgument(
@@ -211,7 +212,7 @@ def _begin(
         )
     if batch_size < 1:
         raise BadArgument(f"batch size is {batch_size}; it must be at least 1")
-    reader = Reader(host, dictionary, site, batch_size, progress)
+    reader = Reader(host, dictionary, site, batch_size, progress, sizes=True)
     settings = {
         "site": site,
         "zeros": zeros,
@@ -233,7 +234,9 @@ def _begin(
 
 
 def merge_parts(
-    checkpoints: Sequence[str | os.PathLike[str]], pairs: Pairs, judge: Judge | None = None
+    checkpoints: Sequence[str | os.PathLike[str]],
+    pairs: Pairs | Iterable[Any],
+    judge: Judge | None = None,
 ) -> Measurement:
     """Merge the checkpoints that all parts of a measurement left into one measurement.
 
@@ -248,6 +251,7 @@ def merge_parts(
     Raises:
         VlmEditError: A part is missing, twice there or unfinished, or they do not belong together.
     """
+    pairs = Pairs.of(pairs)
     states = sorted(
         (_State.load(Path(path), judge) for path in checkpoints), key=lambda state: state.part
     )

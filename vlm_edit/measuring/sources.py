@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_edit.ground.errors import VlmEditError, WrongHost
+from vlm_edit.measuring.gathering import Source
 from vlm_edit.measuring.pairs import Pairs
 
 _IN_MEMORY = 0
@@ -32,7 +33,7 @@ def key_of(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def stamp(image: Image.Image | Path) -> int:
+def stamp(image: Source) -> int:
     """Digest a file's size and the times of its last changes, which nobody sets back, in 64 bits.
 
     They cost no reading. An image in memory has none.

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vlm_edit.measures.dominance import Dominance
 from vlm_edit.measuring import Measurement
-from vlm_edit.report.tables import strongest
 
 Format = Literal["count", "score", "times", "p"]
 
@@ -54,7 +53,7 @@ def columns(measurement: Measurement) -> list[Column]:
         Column(
             "strength",
             "Strength",
-            strongest(measurement).double(),
+            measurement.strength().double(),
             f"Mean activation of its {measurement.examples['image'].keep} strongest examples, "
             "of images or of texts, whichever is more; 0 for those that it lacks.",
             shown=False,

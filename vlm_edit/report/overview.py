@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from vlm_edit.ground.statistics import Estimate
-from vlm_edit.measures.dominance import CLASSES, LEVELS, Dominance, flipped_sums
+from vlm_edit.measures.dominance import CLASSES
 from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.sprites import Sprites
 from vlm_edit.report.tables import CLASS_NAMES, RULE_NAMES
@@ -73,34 +71,6 @@ def _rules(measurement: Measurement) -> list[ClassRow]:
         chance = [(key, round(estimates[key].value), _range(estimates[key])) for key in CLASSES]
         rows.append(ClassRow(f"{name}, by chance", "", chance))
     return rows
-
-
-def null_histogram(dominance: Dominance, bins: int) -> list[float]:
-    """Count the features per bin to expect if image and text are swapped at random inside pairs.
-
-    Args:
-        dominance: What was measured.
-        bins: Between 0 and 1.
-
-    Example:
-        >>> import torch
-        >>> from vlm_edit.measures.dominance import modality_dominance
-        >>> dominance = modality_dominance(torch.ones(400, 3), torch.zeros(400, 3))
-        >>> middle = null_histogram(dominance, 5)[2]
-        >>> round(middle, 3)
-        3.0
-    """
-    pairs = (
-        dominance.active
-        if dominance.zeros == "skip"
-        else torch.full_like(dominance.active, dominance.n_pairs)
-    )
-    centre = 0.5 * (
-        dominance.active / pairs if dominance.zeros == "epsilon" else torch.ones(len(pairs))
-    )
-    sums = flipped_sums(dominance.levels, _DRAWS, 0).double() / (2 * LEVELS)
-    scores = (centre + sums / pairs)[:, ~dominance.dead].clamp(0, 1)
-    return [float(c) / _DRAWS for c in torch.histc(scores.float(), bins, 0.0, 1.0)]
 
 
 def _range(expected: Estimate) -> str:

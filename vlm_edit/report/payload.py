@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.measures.dominance import CLASSES, Cut
+from vlm_edit.measures.dominance import CLASSES, Cut, null_histogram
 from vlm_edit.measuring import STREAMS, Measurement, Pairs
 from vlm_edit.report.columns import Column, columns
-from vlm_edit.report.overview import null_histogram
 from vlm_edit.report.sprites import PER_ROW, PER_SHEET, Sprites
-from vlm_edit.report.tables import CLASS_NAMES, RULE_NAMES, strongest
+from vlm_edit.report.tables import CLASS_NAMES, RULE_NAMES
 
 BINS = 40
 _TOP = 10
@@ -68,7 +67,7 @@ class Payload:
         self._expect_pairs()
         dominance = self.measurement.dominance
         self.rules = {rule: dominance.classes(rule) for rule in RULE_NAMES}
-        self._strength = torch.nan_to_num(strongest(self.measurement)).tolist()
+        self._strength = torch.nan_to_num(self.measurement.strength()).tolist()
         self._top = {
             stream: self.measurement.examples[stream].numbers[:, :_TOP] for stream in STREAMS
         }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from vlm_edit.measures.dominance import Cut
-from vlm_edit.measuring import STREAMS, Measurement, Pairs
+from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.table import Table
 
 CLASS_NAMES = {
@@ -22,14 +20,6 @@ RULE_NAMES: dict[Cut, str] = {
 }
 
 _DRAWS = 100
-
-
-def strongest(measurement: Measurement) -> torch.Tensor:
-    """Average the activations of each feature's top examples in its stronger stream, [m].
-
-    Examples that it lacks count as 0, so that a feature of one pair does not come first.
-    """
-    return torch.stack([measurement.examples[s].values.mean(1) for s in STREAMS]).amax(0)
 
 
 def class_table(measurement: Measurement) -> Table:
@@ -64,7 +54,7 @@ def feature_table(
     measurement: Measurement, pairs: Pairs, shown: int = 4, rule: Cut = "significant"
 ) -> Table:
     """Show the strongest features of each class with their best captions."""
-    strength, rows = strongest(measurement), []
+    strength, rows = measurement.strength(), []
     for name, members in measurement.dominance.classes(rule).items():
         if name == "dead":
             continue

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.measures.dominance import Cut, Dominance
+from vlm_edit.measures.dominance import Cut, Dominance, sureness
 
 Kind = Literal["vision", "language", "cross", "undecided", "dead"]
 Fires = Literal["image", "text", "both", "either"]
@@ -60,7 +60,7 @@ def by_class(
     mask[dominance.classes(rule, low, high, alpha)[kind]] = True
     if paired:
         mask &= dominance.paired(alpha)
-    return ordered(_sureness(dominance, kind), mask)
+    return ordered(sureness(dominance, kind), mask)
 
 
 def by_score(
@@ -152,17 +152,6 @@ def ordered(strength: Tensor, chosen: Tensor, most: int | None = None) -> list[i
     numbers = chosen.nonzero().flatten()
     order = strength[numbers].argsort(descending=True, stable=True)
     return numbers[order][:most].tolist()
-
-
-def _sureness(dominance: Dominance, kind: Kind) -> Tensor:
-    low, high = dominance.intervals()
-    if kind == "vision":
-        return low
-    if kind == "language":
-        return -high
-    if kind == "cross":
-        return -torch.maximum(high - _MIDDLE, _MIDDLE - low)
-    return torch.zeros_like(low)
 
 
 def _expect_range(what: str, low: float, high: float) -> None:
