@@ -166,7 +166,8 @@ def test_pairs_cannot_be_read_without_a_processor() -> None:
     pairs, dictionary = zoo.load_pairs().select(range(2)), zoo.load_dictionary("joint")
     with pytest.raises(CannotKnow, match=r"needs the host's processor, .* Host.of\(model, proc"):
         measure(model, pairs, dictionary, progress=False)
-    with pytest.raises(BadArgument, match=r"pairs is .*; give Pairs; a processor goes into Host"):
+    wanted = r"pairs is .*; give Pairs, a list of .*; a processor goes into Host"
+    with pytest.raises(BadArgument, match=wanted):
         measure(model, processor, pairs, dictionary, progress=False)  # type: ignore[arg-type]
 
 
