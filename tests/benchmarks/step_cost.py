@@ -93,7 +93,7 @@ def main() -> None:
     raw = Dictionary.identity(dictionary.width)
     edits = {
         "an SAE's feature at text tokens": Patch(
-            "language.0", dictionary, [Ablate([3, 5])], tokens="text"
+            "language.0", dictionary, [Ablate([3, 5])], tokens="text+special"
         ),
         "a vector at all tokens": Patch("language.0", raw, [Steer([3], 1.0)]),
     }

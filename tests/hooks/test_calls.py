@@ -223,7 +223,7 @@ def test_a_selection_is_the_stream_without_padding(data):
     hidden = torch.zeros(rows * beams, length, 5)
     asked = Tokens.of("mixed", Call((rows, length), image, real), hidden)
     here = torch.ones_like(image) if real is None else real
-    for tokens, chosen in (("image", image & here), ("text", ~image & here)):
+    for tokens, chosen in (("image", image & here), ("text+special", ~image & here)):
         expected = torch.stack([row for row in chosen for _ in range(beams)])
         assert torch.equal(asked.select(tokens), expected)
     every = asked.select("all")
@@ -234,7 +234,7 @@ def test_at_a_tap_of_one_stream_its_own_name_means_all():
     hidden, real = torch.zeros(1, 2, 3), torch.tensor([[True, False]])
     assert Tokens.of("image", Call(), hidden).select("image") is None
     tokens = Tokens.of("text", Call((1, 2), None, real), hidden)
-    assert torch.equal(tokens.select("text"), real)
+    assert torch.equal(tokens.select("text+special"), real)
 
 
 def test_a_pooled_output_has_no_tokens_to_mask():

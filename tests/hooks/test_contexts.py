@@ -36,7 +36,7 @@ def patch(site: str = "language.1", rules: Any = None, tokens: Any = "image", **
 
 PATCHES = {
     "image": patch(),
-    "text": patch(rules=Steer([31], 4.0), tokens="text"),
+    "text": patch(rules=Steer([31], 4.0), tokens="text+special"),
     "decode": patch("language.2", Ablate(range(20)), "all", phase="decode"),
     "step": patch("language.0", Steer([3], 6.0), "all", phase="decode", steps=(1, 3)),
 }

@@ -25,6 +25,7 @@ from vlm_edit import (
     record,
 )
 from vlm_edit.hooks import Call, Selection, Tokens
+from vlm_edit.host import Inputs
 from vlm_edit.measuring import Reader
 
 PATHS = {
@@ -93,7 +94,7 @@ def changed(name, act, strength=1.0, **choice):
     return rows, attached.report().sites[0]
 
 
-@pytest.mark.parametrize("tokens", ["image", "text", "all"])
+@pytest.mark.parametrize("tokens", ["image", "text+special", "all"])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_edit_reaches_its_own_stream_and_no_padding(name, tokens):
     inputs = WITH_EXPERTS[name].inputs()
@@ -101,11 +102,11 @@ def test_an_edit_reaches_its_own_stream_and_no_padding(name, tokens):
     real = inputs["attention_mask"].bool()
     assert image.any()
     assert not real.all()
-    expected = {"image": image & real, "text": ~image & real, "all": real}[tokens]
+    expected = {"image": image & real, "text+special": ~image & real, "all": real}[tokens]
     (rows,), report = changed(name, lambda host: host(**inputs), tokens=tokens)
     assert torch.equal(rows, expected.flatten())
     streams = {"image": int((expected & image).sum()), "text": int((expected & ~image).sum())}
-    assert report.streams == {**streams, "unknown": 0}
+    assert report.streams == {**streams, "special": 0, "unknown": 0}
     assert report.phases["prompt"] == report.tokens == int(expected.sum())
 
 
@@ -152,7 +153,7 @@ def test_positions_strengths_and_masks_are_those_of_rows(name):
 def test_an_edit_of_a_batch_is_that_of_its_rows_unpadded(name):
     family, host = WITH_EXPERTS[name], host_of(name)
     rules = random_dictionary(32)
-    edit = Patch("moe.0", rules, [Steer([3, 25], 2.0)], tokens="text")
+    edit = Patch("moe.0", rules, [Steer([3, 25], 2.0)], tokens="text+special")
     with edit.attach(Host.of(host, adapter=adapter(name))):
         batch = family.answers(host, family.inputs())
         alone = [family.answers(host, family.inputs(rows=(row,)))[0] for row in (0, 1)]
@@ -181,7 +182,12 @@ def test_a_measurement_reads_each_stream_and_no_padding(name):
     (flat,) = outputs(host, module, lambda host: host(**inputs))
     hidden = flat.unflatten(0, image.shape)
     reader = Reader(
-        Host.of(host, None, adapter=adapter(name), prompt=lambda *_: inputs),
+        Host.of(
+            host,
+            None,
+            adapter=adapter(name),
+            prompt=lambda *_: Inputs(inputs, caption=~image & real),
+        ),
         Dictionary.identity(32),
         "moe.0",
         progress=False,
@@ -219,7 +225,7 @@ IDS = torch.tensor([[1, 7, 2], [0, 7, 3]])
     ("choice", "options"),
     [
         ({"tokens": "image"}, {}),
-        ({"tokens": "text"}, {}),
+        ({"tokens": "text+special"}, {}),
         ({"phase": "decode"}, {}),
         ({"phase": "prompt"}, {}),
         ({"positions": (0,)}, {}),
@@ -284,7 +290,7 @@ class Routed(nn.Module):
 
 @pytest.mark.parametrize(
     ("choice", "options"),
-    [({}, {"strength": [1.0, 0.0]}), ({"schedule": [0.5]}, {}), ({"tokens": "text"}, {})],
+    [({}, {"strength": [1.0, 0.0]}), ({"schedule": [0.5]}, {}), ({"tokens": "text+special"}, {})],
 )
 def test_what_experts_get_is_not_taken_for_rows(choice, options):
     host = Routed()
@@ -310,7 +316,12 @@ class Pooled(nn.Module):
 def test_a_pooled_output_of_both_streams_is_measured_for_neither():
     inputs = {"input_ids": torch.tensor([[1, 7, 2], [1, 7, 3]]), "pixel_values": torch.ones(1)}
     reader = Reader(
-        Host.of(Pooled().eval(), None, adapter=SORTED, prompt=lambda *_: inputs),
+        Host.of(
+            Pooled().eval(),
+            None,
+            adapter=SORTED,
+            prompt=lambda *_: inputs,
+        ),
         Dictionary.identity(4),
         "block",
         progress=False,

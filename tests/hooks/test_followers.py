@@ -242,7 +242,7 @@ def test_a_choice_of_ones_own_limits_the_rows(plug, llava_inputs, site, options)
 
 
 def test_a_choice_meets_the_tokens_that_the_patch_chooses(plug, llava_inputs):
-    patch = clamp("language.1", tokens="text", phase="prompt")
+    patch = clamp("language.1", tokens="text+special", phase="prompt")
     expected = answer(patch.attach(LLAVA, strength=[0.0, 1.0]), llava_inputs)
     plug(SPEAKERS, Speaking())
     limited = answer(patch.attach(LLAVA, speaker=1), llava_inputs)
@@ -276,7 +276,7 @@ def test_a_row_is_edited_where_every_choice_means_it(plug, llava_inputs):
 
 
 def test_rows_of_their_own_patches_take_the_choice_too(plug, llava_inputs):
-    first, second = clamp("language.1"), clamp("language.1", tokens="text")
+    first, second = clamp("language.1"), clamp("language.1", tokens="text+special")
     expected = answer(second.attach(LLAVA, strength=[0.0, 1.0]), llava_inputs)
     plug(SPEAKERS, Speaking())
     limited = answer(attach_rows(LLAVA, [first, second], speaker=1), llava_inputs)

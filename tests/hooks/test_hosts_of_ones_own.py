@@ -38,7 +38,7 @@ class Answering(nn.Module):
         return [prompt, self(step, None, cache), self(step, pixel_values, cache)]
 
 
-@pytest.mark.parametrize("tokens", ["image", "text", "all"])
+@pytest.mark.parametrize("tokens", ["image", "text+special", "all"])
 @torch.no_grad()
 def test_a_step_that_comes_with_an_image_has_image_tokens_and_one_without_has_none(tokens):
     host, ids = Answering(), torch.tensor([[1, IMAGE, 2], [1, 3, IMAGE]])
@@ -47,16 +47,21 @@ def test_a_step_that_comes_with_an_image_has_image_tokens_and_one_without_has_no
         outputs = host.generate(ids, pixel_values=torch.ones(1))
     site, both = attached.report().sites[0], torch.ones(2, 1, dtype=torch.bool)
     image = [ids == IMAGE, ~both, both]
-    chosen = {"image": image, "text": [~mask for mask in image], "all": [m | True for m in image]}
+    chosen = {
+        "image": image,
+        "text+special": [~mask for mask in image],
+        "all": [m | True for m in image],
+    }
     for output, expected in zip(outputs, chosen[tokens], strict=True):
         assert torch.equal(abs(output[..., 3] - MARK) < 1e-5, expected)
     assert site.streams == {
-        "image": 0 if tokens == "text" else 4,
+        "image": 0 if tokens == "text+special" else 4,
         "text": 0 if tokens == "image" else 6,
+        "special": 0,
         "unknown": 0,
     }
     assert site.phases["decode"] == (4 if tokens == "all" else 2)
-    assert tokens == "text" or site.steps == ((1, 1) if tokens == "image" else (0, 1))
+    assert tokens == "text+special" or site.steps == ((1, 1) if tokens == "image" else (0, 1))
 
 
 class InPieces(Answering):
@@ -156,7 +161,7 @@ class Growing(nn.Module):
         return outputs
 
 
-@pytest.mark.parametrize("tokens", ["image", "text"])
+@pytest.mark.parametrize("tokens", ["image", "text+special"])
 @torch.no_grad()
 def test_what_grows_behind_the_prompt_without_a_cache_is_text(tokens):
     own = Adapter.of(
@@ -192,7 +197,7 @@ class Remembering(Speaking):
         return self.block(inputs_embeds)
 
 
-@pytest.mark.parametrize("tokens", ["image", "text"])
+@pytest.mark.parametrize("tokens", ["image", "text+special"])
 @torch.no_grad()
 def test_images_of_the_new_part_of_a_conversation_stand_where_it_begins(tokens):
     own = Adapter.of(
@@ -224,7 +229,8 @@ class Pruning(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "choice", [{"tokens": "image"}, {"tokens": "text"}, {"positions": (-1,)}, {"positions": (0,)}]
+    "choice",
+    [{"tokens": "image"}, {"tokens": "text+special"}, {"positions": (-1,)}, {"positions": (0,)}],
 )
 def test_of_tokens_that_were_dropped_on_the_way_nobody_guesses_which_are_left(choice):
     host, ids = Pruning(), torch.tensor([[1, IMAGE, 2], [1, 3, IMAGE]])

@@ -3,6 +3,8 @@
 The oracle is the host itself, which notes where it puts image features, and where it pads.
 """
 
+import re
+
 import pytest
 import torch
 from tiny_hosts import TEXT, VISION, library
@@ -153,16 +155,18 @@ def test_the_prompt_is_what_the_host_reads(host, mode, choice, of_prompt, decode
     assert report.steps == ((at[0], at[-1]) if at else None)
 
 
-@pytest.mark.parametrize("tokens", ["image", "text"])
+@pytest.mark.parametrize("tokens", ["image", "text+special"])
 @pytest.mark.parametrize("mode", MODES)
 def test_streams_are_told_by_a_mask_of_the_merged_prompt_and_by_nothing_else(host, mode, tokens):
-    with pytest.raises(VlmEditError, match=rf"^tokens='{tokens}': .* of 6 ids, .*image_mask="):
+    with pytest.raises(
+        VlmEditError, match=rf"^tokens='{re.escape(tokens)}': .* of 6 ids, .*image_mask="
+    ):
         marked(host, generating(host, mode), choice={"tokens": tokens})
     image, real = host.image, host.real
     assert image.any()
     seen, report = marked(host, generating(host, mode), choice={"tokens": tokens}, image_mask=image)
-    expect(seen, (image if tokens == "image" else ~image) & real, [tokens == "text"] * 3)
-    assert report.streams["image" if tokens == "text" else "text"] == 0
+    expect(seen, (image if tokens == "image" else ~image) & real, [tokens == "text+special"] * 3)
+    assert report.streams["text" if tokens == "image" else "image"] == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -177,7 +181,7 @@ def test_a_mask_of_the_merged_prompt_chooses_its_tokens(host, mode):
 def test_a_mask_of_the_ids_is_refused(host, name):
     mask = torch.ones(1, 6, dtype=torch.bool)
     with pytest.raises(VlmEditError, match=rf"{name} is \(1, 6\), the prompt has 9 tokens"):
-        marked(host, generating(host, "greedy"), choice={"tokens": "text"}, **{name: mask})
+        marked(host, generating(host, "greedy"), choice={"tokens": "text+special"}, **{name: mask})
 
 
 @pytest.mark.parametrize("own", [OWN, WHOLE])
@@ -202,13 +206,13 @@ def test_a_forward_that_merges_is_followed_where_the_whole_sequence_is_called(ho
     for choice, tokens in (({}, lambda real: real), ({"positions": (0,)}, places)):
         (seen,), _ = marked(host, calling(host, rows), WHOLE, choice)
         assert torch.equal(seen, tokens(host.real))
-    for tokens in ("image", "text"):
-        with pytest.raises(VlmEditError, match=rf"^tokens='{tokens}': .*image_mask="):
+    for tokens in ("image", "text+special"):
+        with pytest.raises(VlmEditError, match=rf"^tokens='{re.escape(tokens)}': .*image_mask="):
             marked(host, calling(host, rows), WHOLE, {"tokens": tokens})
         said = {"choice": {"tokens": tokens}, "image_mask": host.image}
         (seen,), report = marked(host, calling(host, rows), WHOLE, **said)
         assert torch.equal(seen, (host.image if tokens == "image" else ~host.image) & host.real)
-        assert report.streams[tokens] == report.tokens
+        assert report.streams[tokens.split("+")[0]] == report.tokens
 
 
 def test_a_forward_that_merges_alone_tells_of_its_tokens_where_none_is_padding(host):
@@ -218,7 +222,7 @@ def test_a_forward_that_merges_alone_tells_of_its_tokens_where_none_is_padding(h
     assert torch.equal(seen, host.image)
     (seen,), report = marked(host, calling(host, 1))
     assert seen.all()
-    assert report.streams == {"image": 0, "text": 0, "unknown": 9}
+    assert report.streams == {"image": 0, "text": 0, "special": 0, "unknown": 9}
 
 
 def test_a_forward_that_merges_alone_cannot_tell_padding(host):
@@ -300,7 +304,7 @@ def test_a_sequence_shorter_than_the_ids_is_followed_too():
         seen, _ = marked(host, act, WHOLE, choice)
         assert [one[0].tolist() for one in seen] == expected
     with pytest.raises(VlmEditError, match=r"of 6 ids, .*image_mask="):
-        marked(host, act, WHOLE, {"tokens": "text"})
+        marked(host, act, WHOLE, {"tokens": "text+special"})
 
 
 # Image tokens before the text, in each forward, which no id shows.
@@ -327,8 +331,8 @@ FRONT = 5  # patches and a class token
         ({"steps": (1, 2), "phase": "decode"}, {}, range(0), [False, True, False]),
         ({"positions": (0, -1)}, {}, (0, 8), [False] * 3),
         ({"tokens": "image"}, {"image_mask": True}, range(FRONT), [False] * 3),
-        ({"tokens": "text"}, {"image_mask": True}, range(FRONT, 9), [True] * 3),
-        ({"tokens": "text"}, {"mask": True}, range(FRONT), [True] * 3),
+        ({"tokens": "text+special"}, {"image_mask": True}, range(FRONT, 9), [True] * 3),
+        ({"tokens": "text+special"}, {"mask": True}, range(FRONT), [True] * 3),
     ],
 )
 def test_tokens_put_before_the_ids_are_the_prompts(git, choice, said, prompt, decode, options):
@@ -347,10 +351,12 @@ def test_tokens_put_before_the_ids_are_the_prompts(git, choice, said, prompt, de
         assert report.steps == ((steps[0], steps[-1]) if steps else None)
 
 
-@pytest.mark.parametrize("tokens", ["image", "text"])
+@pytest.mark.parametrize("tokens", ["image", "text+special"])
 def test_tokens_put_before_the_ids_are_of_no_known_stream(git, tokens):
     inputs = {"input_ids": torch.tensor([[1, 5, 6, 7]]), "pixel_values": torch.rand(1, 3, 16, 16)}
-    with pytest.raises(VlmEditError, match=rf"^tokens='{tokens}': .* of 4 ids, .*image_mask="):
+    with pytest.raises(
+        VlmEditError, match=rf"^tokens='{re.escape(tokens)}': .* of 4 ids, .*image_mask="
+    ):
         marked(git, lambda: git.generate(**inputs, **QUIET), GIT, {"tokens": tokens})
 
 

@@ -157,11 +157,11 @@ def test_a_packed_row_does_not_tell_where_its_tokens_stand(way, choice):
         LLAVA(**PACKED, **WAYS[way])
 
 
-@pytest.mark.parametrize("tokens", ["all", "image", "text"])
+@pytest.mark.parametrize("tokens", ["all", "image", "text+special"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_packed_row_shows_its_streams(way, tokens):
     image = PACKED["input_ids"] == IMAGE_TOKEN
-    expected = {"all": image | True, "image": image, "text": ~image}[tokens]
+    expected = {"all": image | True, "image": image, "text+special": ~image}[tokens]
     seen = []
     with patch(tokens=tokens).attach(LLAVA) as attached, torch.no_grad():
         handle = LLAVA.model.language_model.layers[1].register_forward_hook(
@@ -175,6 +175,7 @@ def test_a_packed_row_shows_its_streams(way, tokens):
     assert site.streams == {
         "image": int((expected & image).sum()),
         "text": int((expected & ~image).sum()),
+        "special": 0,
         "unknown": 0,
     }
 

@@ -77,7 +77,7 @@ def test_guidance_of_a_host_whose_parts_are_followed_shows_them_too(llava_inputs
     act = lambda: LLAVA.generate(**inputs, **QUIET, guidance_scale=1.5)  # noqa: E731
     for choice, expected in (
         ({"phase": "decode"}, [False, False, True, True, True, True, True, True]),
-        ({"tokens": "text", "phase": "prompt"}, [False, True, *[False] * 6]),
+        ({"tokens": "text+special", "phase": "prompt"}, [False, True, *[False] * 6]),
     ):
         seen, _ = marked(act, patch(**choice).attach(Host.of(LLAVA, adapter=own)))
         assert [bool(one.all()) for one in seen] == expected

@@ -48,11 +48,11 @@ def patch(site: str = "language.1", rules: Any = None, tokens: Any = "image", **
 
 PATCHES = {
     "image": patch(),
-    "text": patch(rules=Steer([31], 4.0), tokens="text"),
+    "text": patch(rules=Steer([31], 4.0), tokens="text+special"),
     "decode": patch("language.2", Ablate(range(20)), "all", phase="decode"),
     "step": patch("language.0", Steer([3], 6.0), "all", phase="decode", steps=(1, 3)),
     "places": patch("language.1", Clamp([5], 9.0), "all", positions=(0, -1)),
-    "tower": patch("vision.1", tokens="all") + patch("language.2", Steer([7], 3.0), "text"),
+    "tower": patch("vision.1", tokens="all") + patch("language.2", Steer([7], 3.0), "text+special"),
 }
 
 
@@ -199,7 +199,7 @@ def test_no_count_of_any_thread_is_lost():
 
 def test_a_report_counts_its_own_thread_alone(llava_inputs):
     def run() -> None:
-        with patch(tokens="text").attach(LLAVA, scope="thread") as attached:
+        with patch(tokens="text+special").attach(LLAVA, scope="thread") as attached:
             for _ in range(10):
                 logits(LLAVA, llava_inputs)
         (site,) = attached.report().sites

@@ -139,7 +139,7 @@ def test_at_a_tap_of_one_stream_nothing_is_answered_at_once(stream):
 CHOICES = [
     Selection(tokens, phase, steps, positions)
     for tokens, phase, (steps, positions) in itertools.product(
-        ("all", "image", "text"),
+        ("all", "image", "text", "text+special"),
         ("both", "prompt", "decode"),
         [(None, None), ((0, 2), None), ((1, None), None), (None, (0, -1))],
     )
@@ -172,7 +172,7 @@ def test_what_is_noted_is_counted_as_what_is_added(chosen):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tokens", ["all", "text", "image"])
+@pytest.mark.parametrize("tokens", ["all", "text+special", "image"])
 def test_a_new_strength_acts_in_steps_that_were_answered_at_once(llava, llava_inputs, tokens):
     patch = Patch("language.0", random_dictionary(32), [Steer([3], 5.0)], tokens=tokens)
     quiet = {"max_new_tokens": LENGTH, "do_sample": False, "suppress_tokens": [IMAGE_TOKEN]}

@@ -138,7 +138,7 @@ def test_a_negative_strength_edits_and_rows_of_none_are_not_counted(llava_inputs
     "choice",
     [
         {},
-        {"tokens": "text", "steps": (1, 3)},
+        {"tokens": "text+special", "steps": (1, 3)},
         {"phase": "decode"},
         {"phase": "decode", "steps": (0, 1)},
         {"positions": (0, -1)},
@@ -165,7 +165,12 @@ def test_the_report_counts_every_token_of_images():
     vision = Patch("vision.1", random_dictionary(24), Scale([0], 2.0))
     with vision.attach(LLAVA) as attached, torch.no_grad():
         LLAVA.get_image_features(torch.zeros(3, 3, 16, 16))
-    assert attached.report().sites[0].streams == {"image": 15, "text": 0, "unknown": 0}
+    assert attached.report().sites[0].streams == {
+        "image": 15,
+        "text": 0,
+        "special": 0,
+        "unknown": 0,
+    }
 
 
 def test_a_strength_per_row_does_not_guess_how_images_belong_to_rows():

@@ -89,7 +89,7 @@ MODES = [
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize("tokens", ["all", "image", "text"])
+@pytest.mark.parametrize("tokens", ["all", "image", "text+special"])
 @pytest.mark.parametrize("kind", DICTIONARIES)
 def test_each_step_is_centred_by_the_mean_of_its_own_tokens(llava_inputs, kind, tokens, mode):
     place, generated = 0, 0
@@ -97,7 +97,7 @@ def test_each_step_is_centred_by_the_mean_of_its_own_tokens(llava_inputs, kind, 
         if mode.get("use_cache") is False:
             place = 0
         image, real = known(llava_inputs, before, place)
-        chosen = real & {"all": real, "image": image, "text": ~image}[tokens]
+        chosen = real & {"all": real, "image": image, "text+special": ~image}[tokens]
         expected = edited_by_hand(before, image, chosen, kind)
         torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(after[~chosen], before[~chosen])

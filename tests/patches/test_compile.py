@@ -15,7 +15,7 @@ DICTIONARY = random_dictionary(32)
 CHOICES = {
     "all": {},
     "image": {"tokens": "image"},
-    "text": {"tokens": "text"},
+    "text": {"tokens": "text+special"},
     "prompt": {"phase": "prompt"},
     "decode": {"phase": "decode"},
     "steps": {"phase": "decode", "steps": (1, 3)},
@@ -171,7 +171,7 @@ def test_inductor_gives_the_same_generation(host, monkeypatch):
         # Without vectors inductor of torch 2.13 writes at::vec into some kernels all the same.
         monkeypatch.setattr(inductor.cpp, "simdlen", 1)
     inputs = prompts()
-    with patch(tokens="text", steps=(1, 3)).attach(host):
+    with patch(tokens="text+special", steps=(1, 3)).attach(host):
         expected = generate(host, inputs, compiled=False)
         got = generate(host, inputs, compiled=True, backend="inductor")
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)

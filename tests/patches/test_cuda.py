@@ -86,7 +86,7 @@ def test_a_generation_is_the_cpus(activation):
 
 
 def test_a_host_in_bfloat16_keeps_its_dtype_and_is_known_as_the_same(tmp_path):
-    one = Patch("language.1", random_dictionary(WIDTH), Clamp([3], 4.0), tokens="text")
+    one = Patch("language.1", random_dictionary(WIDTH), Clamp([3], 4.0), tokens="text+special")
     one.save(tmp_path / "x.safetensors", make_llava())
     host = make_llava().to(DEVICE, torch.bfloat16)
     given = prompts(dtype=torch.bfloat16)
@@ -99,7 +99,7 @@ def test_a_host_in_bfloat16_keeps_its_dtype_and_is_known_as_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "choice", [{}, {"tokens": "image"}, {"tokens": "text"}, {"phase": "decode"}]
+    "choice", [{}, {"tokens": "image"}, {"tokens": "text+special"}, {"phase": "decode"}]
 )
 @pytest.mark.parametrize("activation", ["jumprelu", "topk"])
 def test_no_edit_waits_for_the_device(activation, choice):

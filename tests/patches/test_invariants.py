@@ -196,7 +196,7 @@ def test_the_mask_is_the_hosts_own(monkeypatch, llava_inputs, mode):
         ("vision.1", "all"),
         ("projector", "image"),
         ("language.1", "image"),
-        ("language.1", "text"),
+        ("language.1", "text+special"),
         ("language.1", "all"),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_batch_is_its_rows_and_padding_changes_nothing(llava_inputs, name, tok
             torch.testing.assert_close(batch[i][real[i]], bare[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("tokens", ["image", "text", "all"])
+@pytest.mark.parametrize("tokens", ["image", "text+special", "all"])
 @pytest.mark.parametrize("mode", ["without cache", "static cache", "chunked prefill", "embeddings"])
 def test_generation_with_a_patch_is_the_same_however_it_is_computed(llava_inputs, mode, tokens):
     inputs = row(llava_inputs, 0) if mode == "chunked prefill" else llava_inputs
@@ -226,7 +226,7 @@ def test_generation_with_a_patch_is_the_same_however_it_is_computed(llava_inputs
     assert not torch.allclose(plain[1], expected[1])
 
 
-@pytest.mark.parametrize("tokens", ["image", "text"])
+@pytest.mark.parametrize("tokens", ["image", "text+special"])
 def test_each_step_of_a_generation_equals_one_forward_over_all_of_it(llava_inputs, tokens):
     inputs = row(llava_inputs, 0)
     with edit(tokens=tokens).attach(LLAVA):

@@ -51,7 +51,7 @@ def patches(draw):
     activation = draw(st.sampled_from(["relu", "topk", "jumprelu"]))
     options = {}
     if site != "vision.0":
-        options["tokens"] = draw(st.sampled_from(["all", "image", "text"]))
+        options["tokens"] = draw(st.sampled_from(["all", "image", "text+special"]))
         options["phase"] = draw(st.sampled_from(["both", "prompt"]))
         options["schedule"] = draw(st.sampled_from([None, [0.5, 2.0]]))
     options["gate"] = draw(st.sampled_from([None, None, 0.1]))

@@ -20,7 +20,7 @@ def test_steps_are_those_of_a_call_within_the_window(asked, steps, count, measur
     tally = Tally("language.0", torch.device("cpu"))
     tally.add(selection, tokens, selection.choose(tokens))
     assert (tally.report.steps, tally.report.tokens) == (steps, count)
-    assert tally.report.streams == {"image": 0, "text": count, "unknown": 0}
+    assert tally.report.streams == {"image": 0, "text": count, "special": 0, "unknown": 0}
 
 
 def test_only_chosen_tokens_count_in_their_stream():
@@ -29,7 +29,7 @@ def test_only_chosen_tokens_count_in_their_stream():
     tally = Tally("language.0", torch.device("cpu"))
     chosen = torch.tensor([[True, False, True, True]])
     tally.add(Selection(), tokens, chosen)
-    assert tally.report.streams == {"image": 1, "text": 2, "unknown": 0}
+    assert tally.report.streams == {"image": 1, "text": 2, "special": 0, "unknown": 0}
     assert tally.report.phases == {"prompt": 3, "decode": 0, "unknown": 0}
 
 

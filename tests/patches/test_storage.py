@@ -55,7 +55,7 @@ def make(activation="relu", norm="none", centers=False, seed=0, tokens="all", si
     activation=st.sampled_from(["relu", "jumprelu", "topk", "identity"]),
     norm=st.sampled_from(["none", "layer_norm", "constant_norm_rescale"]),
     centers=st.booleans(),
-    tokens=st.sampled_from(["all", "image", "text"]),
+    tokens=st.sampled_from(["all", "image", "text", "text+special"]),
 )
 def test_a_patch_comes_back_bit_for_bit(tmp_path_factory, activation, norm, centers, tokens):
     file = tmp_path_factory.mktemp("patch") / "p.safetensors"
@@ -78,7 +78,7 @@ def test_the_file_holds_only_tensors_and_a_json_header(tmp_path):
     with safe_open(tmp_path / "p", "pt") as file:
         header = json.loads(file.metadata()["vlm_edit"])
         shapes = {name: tuple(file.get_tensor(name).shape) for name in file.offset_keys()}
-    assert header["version"] == 2
+    assert header["version"] == 3
     assert header["host"]["architecture"] == "CLIPModel"
     assert shapes["0.weight"] == (12, 4)  # of the touched features alone
     assert shapes["0.decoder"] == (4, 12)
@@ -126,7 +126,7 @@ def rewrite(path, change, tensors=None):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h.update(version=3), "has patch format 3, this version reads 1 to 2: update"),
+        (lambda h: h.update(version=4), "has patch format 4, this version reads 1 to 3: update"),
         (lambda h: h.pop("host"), "header is damaged .KeyError: 'host'"),
         (lambda h: h.update(bindings=[]), "tensors that no edit uses|edits the sites"),
         (lambda h: h.update(bindings=h["bindings"][:1]), "tensors that no edit uses: 1.bias"),

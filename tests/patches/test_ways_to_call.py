@@ -9,7 +9,7 @@ from transformers import LogitsProcessor, StaticCache
 from vlm_edit import VlmEditError
 
 QUIET = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [IMAGE_TOKEN]}
-CHOICES = [{"tokens": "image"}, {"tokens": "text", "steps": (0, 1)}, {"phase": "decode"}]
+CHOICES = [{"tokens": "image"}, {"tokens": "text+special", "steps": (0, 1)}, {"phase": "decode"}]
 
 
 def first(inputs):

@@ -106,7 +106,7 @@ def test_a_position_beyond_a_short_prompt_is_no_token(llava_inputs):
     assert attached.report().edited_tokens == int((real.sum(1) > 7).sum()) == 1
 
 
-@pytest.mark.parametrize("tokens", ["all", "image", "text"])
+@pytest.mark.parametrize("tokens", ["all", "image", "text+special"])
 @pytest.mark.parametrize(
     "options",
     [{}, {"use_cache": False}, {"num_beams": 2}, {"use_cache": False, "num_beams": 2}],
@@ -128,7 +128,7 @@ def test_the_users_mask_replaces_the_choice_by_stream_in_the_prompt(llava_inputs
         torch.testing.assert_close(generate(llava_inputs, **options), expected)
 
 
-@pytest.mark.parametrize("tokens", ["image", "text"])
+@pytest.mark.parametrize("tokens", ["image", "text+special"])
 def test_merged_embeddings_need_the_users_word_for_which_are_image(llava_inputs, tokens):
     ids, attention = llava_inputs["input_ids"], llava_inputs["attention_mask"]
     seen = []
@@ -159,7 +159,7 @@ def test_a_mask_of_another_length_than_the_prompt_is_refused(llava_inputs, name)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}])
-@pytest.mark.parametrize("tokens", ["all", "image", "text"])
+@pytest.mark.parametrize("tokens", ["all", "image", "text+special"])
 def test_each_row_has_its_own_strength_and_zero_leaves_every_bit(llava_inputs, tokens, options):
     plain = generate(llava_inputs, **options)
     with patch(tokens=tokens).attach(LLAVA, strength=[0.0, 1.0]):

@@ -56,7 +56,7 @@ def agree(found: Tensor, expected: Tensor) -> None:
 # Against brute force
 
 
-@pytest.mark.parametrize("tokens", ["all", "image", "text"])
+@pytest.mark.parametrize("tokens", ["all", "image", "text+special"])
 @pytest.mark.parametrize("activation", ["relu", "topk", "jumprelu"])
 def test_an_effect_is_what_ablating_the_feature_begins_to_take(
     llava, llava_inputs, dictionary, activation, tokens
@@ -67,7 +67,7 @@ def test_an_effect_is_what_ablating_the_feature_begins_to_take(
     agree(found, brute_force(host, inputs, sae, last_logit, "language.1", range(12), tokens))
 
 
-@pytest.mark.parametrize("tokens", ["all", "image", "text"])
+@pytest.mark.parametrize("tokens", ["all", "image", "text+special"])
 def test_both_taps_of_a_joint_embedding_count(clip, clip_inputs, dictionary, tokens) -> None:
     host, inputs = clip.double(), of_doubles(clip_inputs)
     sae = dictionary(12, n_features=12)
@@ -93,7 +93,7 @@ def test_each_stream_is_centred_by_its_own_mean(llava, llava_inputs, dictionary)
     agree(found, brute_force(host, inputs, sae, last_logit, "language.0", range(8)))
 
 
-@pytest.mark.parametrize("tokens", ["all", "image", "text"])
+@pytest.mark.parametrize("tokens", ["all", "image", "text+special"])
 def test_a_dictionary_for_each_stream_acts_on_its_own_tokens(
     llava, llava_inputs, clip, clip_inputs, dictionary, tokens
 ) -> None:
@@ -270,8 +270,8 @@ def test_what_cannot_be_attributed_is_refused(clip, clip_inputs, dictionary) -> 
         effects(clip, clip_inputs, sae, lambda told: likeness(told).sum().item())
     with pytest.raises(VlmEditError, match="got Tensor"):
         effects(clip, clip_inputs, sae, lambda told: likeness(told).argmax())
-    with pytest.raises(VlmEditError, match="no text tokens passed at site 'vision.2'"):
-        effects(clip, clip_inputs, dictionary(24), likeness, "vision.2", tokens="text")
+    with pytest.raises(VlmEditError, match="no text.special tokens passed at site 'vision.2'"):
+        effects(clip, clip_inputs, dictionary(24), likeness, "vision.2", tokens="text+special")
     with pytest.raises(VlmEditError, match="12"):
         effects(clip, clip_inputs, dictionary(13), likeness)
     with pytest.raises(VlmEditError, match="sign is 'up'"):

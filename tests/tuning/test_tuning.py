@@ -382,7 +382,7 @@ def test_what_a_clip_still_reads_is_traded_against_what_it_forgets() -> None:
     live = sae.encode(embeds, "text").mean(0).argsort(descending=True).tolist()
     found = tune(
         host,
-        lambda number: Patch("joint", sae, Ablate(live[:number]), tokens="text"),
+        lambda number: Patch("joint", sae, Ablate(live[:number]), tokens="text+special"),
         forgotten,
         kept,
         numbers=[1, 4, 16, 64],

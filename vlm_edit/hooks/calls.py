@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.host import Adapter, image_token_ids
+from vlm_edit.host import Adapter, caption_in, image_token_ids
 
 if TYPE_CHECKING:
     from vlm_edit.hooks.generation import Generation
@@ -43,6 +43,11 @@ class Call:
         packed: Whether a row holds several sequences, so that ``start`` and ``prompt`` of its
             tokens cannot be known.
         generated: Whether all its tokens are known to be generated text, none of it padding.
+        ids: [B, S] or, of a run of ``generate``, [B, P]: the ids these tokens were made of, or the
+            prompt; None where the call shows none.
+        ids_at: The place of the first of them in the sequence; None where they are this call's.
+        caption: [B, S] or [B, P] like ``ids``, bool, the tokens of the texts that ``Host.inputs``
+            put into its template; None where nobody knows.
         resolved: The ``Tokens`` of the output that was looked at last, while it is under way.
     """
 
@@ -59,6 +64,9 @@ class Call:
     hidden_padding: bool = field(default=False, init=False)
     packed: bool = field(default=False, init=False)
     generated: bool = field(default=False, init=False)
+    ids: Tensor | None = field(default=None, init=False)
+    ids_at: int | None = field(default=None, init=False)
+    caption: Tensor | None = field(default=None, init=False)
     resolved: Tokens | None = field(default=None, init=False, repr=False)
     _facts: Mapping[str, Any] | None = field(default=None, init=False)
 
@@ -124,7 +132,12 @@ class Call:
         if generation is not None:
             generation.merge(shape[0], total, self.prompt_real)
         self.prompt = total if generation is None else generation.prompt_of(self.start)
+        self.ids = self.caption = None
         self.generated, self.resolved = False, None
+
+    def ask(self, other: Call) -> None:
+        """Know of ids what another call knows, whose tokens these are too."""
+        self.ids, self.ids_at, self.caption = other.ids, other.ids_at, other.caption
 
     def places(self, device: torch.device | None = None) -> Tensor:
         """Return where its tokens stand in the sequence, [S]; needs ``shape`` and ``start``."""
@@ -172,6 +185,12 @@ def read_call(
         call.prompt_real = generation.call.prompt_real
     elif (outer is not None and outer.packed) or _packs(inputs, call):
         call.packed, call.start = True, None
+    if generation is not None:
+        call.ask(generation.call)
+    elif ids is not None:
+        call.ids, call.caption = ids, caption_in(ids)
+    elif outer is not None and outer.shape is not None and outer.shape[1] == length:
+        call.ask(outer)
     call.image = _image(module, adapter, inputs, call, outer, generation)
     call.real = _real(call.attention, call)
     return call

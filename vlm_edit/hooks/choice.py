@@ -12,11 +12,12 @@ from torch import Tensor
 from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.given import MENDS, unplaced
-from vlm_edit.hooks.tokens import Tokens
+from vlm_edit.hooks.tokens import AND_SPECIAL, Special, Tokens
 
-TokenChoice = Literal["all", "image", "text"]
+TokenChoice = Literal["all", "image", "text", "text+special"]
 Phase = Literal["both", "prompt", "decode"]
 
+_WORDS = {"text+special": "text and special"}
 _Place = int | Tensor
 _FAR = 2**31  # further than any sequence, and sums of such still fit a tensor
 
@@ -26,7 +27,8 @@ class Selection:
     """The tokens that an edit is made to; padding never is.
 
     Attributes:
-        tokens: ``image``, ``text`` or ``all``.
+        tokens: ``image``, ``text`` (a text's own tokens and what was generated), ``text+special``
+            (also those of beginning, end, template, role and delimiters) or ``all``.
         phase: ``prompt``, ``decode`` (what was generated) or ``both``.
         steps: First and one past the last decode step, counted from 0, the step whose input is
             the first token generated; None for all. The last may be None for no end.
@@ -66,6 +68,11 @@ class Selection:
             if self.phase == "decode" or self.steps is not None:
                 raise BadArgument("positions are of the prompt: they go with phase='prompt'")
 
+    @property
+    def modality(self) -> str:
+        """Return whose tokens they are: ``image``, ``text`` or ``all``."""
+        return self.tokens.removesuffix(AND_SPECIAL)
+
     def __str__(self) -> str:
         """Say which tokens they are.
 
@@ -73,7 +80,7 @@ class Selection:
             >>> str(Selection("image", "both", steps=(0, 10)))
             'image tokens, decode steps 0 to 9'
         """
-        words = [f"{self.tokens} tokens"]
+        words = [f"{_WORDS.get(self.tokens, self.tokens)} tokens"]
         words += {"prompt": ["of the prompt"], "decode": ["as generated"]}.get(self.phase, [])
         if self.steps is not None:
             first, end = self.steps
@@ -83,13 +90,16 @@ class Selection:
             words.append(f"positions {', '.join(map(str, self.positions))}")
         return ", ".join(words)
 
-    def choose(self, tokens: Tokens, mask: Tensor | None = None) -> Tensor | bool:
+    def choose(
+        self, tokens: Tokens, mask: Tensor | None = None, special: Special | None = None
+    ) -> Tensor | bool:
         """Return a mask of the chosen tokens of an output, or one answer for all of them.
 
         Args:
             tokens: What is known of them. Of a pooled or packed output the rows are all one.
             mask: [B, P] bool, chosen by the user among the prompt's tokens, in place of
                 ``tokens``. What is generated after the prompt is chosen as without it.
+            special: Ids that are no words, which ``text`` leaves out; None if unknown.
 
         Raises:
             VlmEditError: A stream that does not pass, a call that does not tell what is asked,
@@ -106,7 +116,7 @@ class Selection:
             return self._choose_whole(tokens, mask)
         call = tokens.placed
         parts = [self._in_window(call), self._at_positions(call)]
-        parts.append(tokens.of_modality(self.tokens, mask))
+        parts.append(tokens.of_modality(self.tokens, mask, special))
         return tokens.meet(parts, hidden_padding=mask is None)
 
     def _choose_whole(self, tokens: Tokens, mask: Tensor | None) -> Tensor | bool:

@@ -90,6 +90,7 @@ class Generation:
         call.shape = (rows, prompt or 0)
         call.real = None if real is None or bool(real.all()) else real
         call.prompt_real = call.real
+        call.ids = call.caption = None
         self.length = None if prompt is None else torch.tensor(prompt, device=device)
 
     def prompt_of(self, start: int | Tensor | None) -> int | Tensor | None:
@@ -114,7 +115,9 @@ def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) 
         if isinstance(call.image, Tensor):
             call.image = torch.cat([call.image.new_zeros(rows, earlier), call.image], 1)
         call.shape, call.real = (rows, earlier + length), attention.bool()
+        call.ids_at = earlier
     call.prompt = call.shape[1]
+    call.ids_at = call.ids_at or 0
     # Found out once per generation: where nothing is padded, no step needs a mask.
     call.prompt_real = None if call.real is None or bool(call.real.all()) else call.real
     sequence = (

@@ -17,7 +17,27 @@ from vlm_edit.hooks.given import given_in
 from vlm_edit.host import Stream
 
 _UNASKED: Any = object()
+AND_SPECIAL = "+special"
 _NAMES = {True: "image", False: "text", None: None}
+
+
+class Special:
+    """Hold ids of tokens that are no words, as a tokenizer says.
+
+    Args:
+        ids: The ids.
+    """
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        self.ids = tuple(ids)
+        self._on: dict[torch.device, Tensor] = {}
+
+    def among(self, ids: Tensor) -> Tensor:
+        """Return where they are among some ids, bool of their shape."""
+        if ids.device not in self._on:
+            with torch.inference_mode(False):
+                self._on[ids.device] = torch.tensor(self.ids, dtype=torch.long, device=ids.device)
+        return torch.isin(ids, self._on[ids.device])
 
 
 @dataclass(eq=False)  # not frozen: one is made in every decode step, and that takes twice as long
@@ -185,11 +205,12 @@ class Tokens:
             return modality.at(name)
         return None if modality is None else self.fill(modality == name)
 
-    def select(self, choice: str) -> Tensor | None:
+    def select(self, choice: str, special: Special | None = None) -> Tensor | None:
         """Return a mask [B, S] of a modality's real tokens, or None for all of them.
 
         Args:
-            choice: ``image``, ``text`` or ``all``. At a tap of one stream its own name is all.
+            choice: ``image``, ``text``, ``text+special`` or ``all``.
+            special: Ids that are no words, which ``text`` leaves out; None if unknown.
 
         Raises:
             VlmEditError: The other's tokens, or a call of the host that does not tell.
@@ -200,33 +221,109 @@ class Tokens:
         if not self.in_rows:
             self.expect_rows(f"tokens={choice!r}, phase='both'", pooled=choice == "all")
             return None
-        chosen = self.meet([self.of_modality(choice)])
+        chosen = self.meet([self.of_modality(choice, special=special)])
         if isinstance(chosen, Tensor):
             return chosen
         return None if chosen else self.fill(False)
 
-    def of_modality(self, choice: str, mask: Tensor | None = None) -> Tensor | bool:
+    def of_modality(
+        self, choice: str, mask: Tensor | None = None, special: Special | None = None
+    ) -> Tensor | bool:
         """Return the call's tokens of a modality, as a mask of its rows or one answer for all.
 
         Args:
-            choice: ``image``, ``text`` or ``all``.
+            choice: ``image``, ``text``, ``text+special`` or ``all``.
             mask: [B, P] bool, chosen by the user among the prompt's tokens, in its place.
+            special: Ids that are no words, which ``text`` leaves out; None if unknown.
 
         Raises:
             VlmEditError: Nobody can know, or a mask that does not fit the prompt.
         """
         chosen: Any = True
+        name = choice.removesuffix(AND_SPECIAL)
         if self.stream == "mixed" and choice != "all":
             modality = self.known
-            chosen = modality.at(choice) if isinstance(modality, Mixed) else None
+            chosen = modality.at(name) if isinstance(modality, Mixed) else None
             if isinstance(modality, str):
-                chosen = modality == choice
+                chosen = modality == name
+        if choice == "text" and chosen is not None and chosen is not False:
+            chosen = self._without_special(chosen, special, mask is not None)
         if mask is not None:
             beyond = choice != "image"  # what is generated is text
             chosen = self.given(mask, chosen, "mask", beyond)
         if chosen is None:
             raise self._unknown(choice)
         return cast("Tensor | bool", chosen)
+
+    def special(self, special: Special | None = None) -> Tensor | bool | None:
+        """Return which of the call's tokens are no words of a text or an answer, nor of an image.
+
+        What was generated is the answer's, whatever it is. In a prompt that ``Host.inputs`` has
+        made, all but its texts' own tokens are special; in another, the tokenizer's special ids.
+
+        Args:
+            special: Those ids; None if unknown.
+
+        Returns:
+            [B, S] bool, a mask of the call's rows, or one answer for all; None where nobody knows.
+        """
+        call = self.call
+        if call.decodes or self.stream == "image":
+            return False
+        if call.ids is None or (call.caption is None and special is None):
+            return None
+        if call.ids_at is not None and call.start is None:
+            return None
+        if call.caption is not None:
+            found = ~call.caption
+        else:
+            found = cast("Special", special).among(call.ids)
+        if isinstance(call.image, Tensor) and call.image.shape == found.shape:
+            found = found & ~call.image
+        if call.ids_at is None:
+            return found
+        if call.ids_at:
+            found = torch.cat([found.new_zeros(len(found), call.ids_at), found], 1)
+        return cast("Tensor | bool", self.given(found, False, "special"))
+
+    def special_rows(self, special: Special | None = None) -> Tensor | None:
+        """Return which of the output's tokens are special, [B, S]; None where none or unknown."""
+        found = self.special(special) if self.in_rows else None
+        if not isinstance(found, Tensor):
+            return None
+        rows, length = self.shape[:2]
+        fits = found.shape[1] == length and rows % len(found) == 0
+        return self.fit(found) if fits else None
+
+    def _without_special(
+        self, chosen: Tensor | bool, special: Special | None, is_masked: bool
+    ) -> Tensor | bool | None:
+        found = self.special(special)
+        if found is None:
+            if is_masked:  # which says of the prompt's tokens what this would
+                return chosen
+            raise self._unnamed()
+        if found is False:
+            return chosen
+        found = cast("Tensor", found)
+        if chosen is True:
+            return ~found
+        if isinstance(chosen, Tensor) and len(chosen) != len(found):  # beams repeat rows
+            found = repeat(found, "b s -> (b k) s", k=len(chosen) // len(found))
+        return chosen & ~found.to(chosen.device) if isinstance(chosen, Tensor) else chosen
+
+    def _unnamed(self) -> VlmEditError:
+        if self.call.ids is None:
+            why = "this call of the host shows no input_ids"
+            mend = "call the whole host with input_ids"
+        else:
+            why = "the host has no tokenizer that tells which of its ids are no words"
+            mend = "attach to Host.of(model, processor)"
+        return CannotKnow(
+            f"tokens='text' means a text's own tokens, without those of beginning, end and turns, "
+            f"and {why}: {mend}, say which with attach(..., mask=), or take them along with "
+            "tokens='text+special'"
+        )
 
     def meet(self, parts: Iterable[Tensor | bool], hidden_padding: bool = True) -> Tensor | bool:
         """Return the output's real tokens that are in each of the parts, or one answer for all.
@@ -297,7 +394,7 @@ class Tokens:
 
     def expect_passing(self, choice: str) -> None:
         """Refuse tokens of a modality that does not pass here."""
-        if self.stream != "mixed" and choice not in ("all", self.stream):
+        if self.stream != "mixed" and choice.removesuffix(AND_SPECIAL) not in ("all", self.stream):
             raise BadArgument(f"no {choice} tokens pass here, only {self.stream}")
 
     def expect_rows(self, asked: str, pooled: bool = True) -> None:
@@ -340,12 +437,12 @@ class Tokens:
         call = self.placed
         if call.given is not None:
             length = call.prompt if isinstance(call.prompt, int) else "tokens"
-            return VlmEditError(
+            return CannotKnow(
                 f"tokens={choice!r}: the host has made a sequence of another length of "
                 f"{call.given} ids, so nobody can tell image tokens from text. Say which are image "
                 f"with attach(..., image_mask=), [batch, {length}], or use tokens='all'"
             )
-        return VlmEditError(
+        return CannotKnow(
             f"tokens={choice!r}: this call of the host shows neither input_ids nor image "
             "inputs, so nobody can tell image tokens from text. Call the whole host with "
             "input_ids, say which are image with attach(..., image_mask=), or use tokens='all'"

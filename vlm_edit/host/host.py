@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,16 @@ from vlm_edit.host.adapters import find_adapter, fit_adapter, import_adapter
 from vlm_edit.host.declare import Adapter
 from vlm_edit.host.loading import Bits, DeviceMap, load
 from vlm_edit.host.pipelines import Model, PipelineHost, class_of
+from vlm_edit.host.prompts import (
+    Template,
+    begins,
+    cut_captions,
+    expect_prompt,
+    find_captions,
+    read_back,
+    remember,
+    special_ids,
+)
 from vlm_edit.host.resolve import Site, abridged, find_module, grouped, resolve
 from vlm_edit.host.sources import HUB_NAME
 from vlm_edit.host.weights import device_of
@@ -26,8 +36,6 @@ from vlm_edit.host.wrappers import unwrap
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Prompt = Callable[[Any, "Sequence[Image.Image]", Sequence[str]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -37,10 +45,16 @@ class Inputs:
     Attributes:
         values: Its arguments, on the host's device and in its dtype.
         cut: How many of the texts were cut at the host's limit.
+        caption: [B, S] bool, the tokens of each text itself, without what its template and its
+            tokenizer put around it; None where the tokenizer's special ids have to tell.
     """
 
     values: Mapping[str, Any]
     cut: int = 0
+    caption: Tensor | None = None
+
+
+Prompt = str | Callable[[Any, "Sequence[Image.Image]", Sequence[str]], "Mapping[str, Any] | Inputs"]
 
 
 class Host:
@@ -53,9 +67,10 @@ class Host:
             weights change.
         processor: Makes its inputs of images and texts; None where none are made.
         adapter: Declares its sites; None to find the one of its kind, when it is first needed.
-        prompt: Makes its inputs of (processor, images, texts) instead of the processor alone,
-            such as by a chat template; by default the processor is called, with its image token
-            before the text if it has one.
+        prompt: What it is asked with each pair: a template with ``{image}`` and ``{text}``, or
+            ``chat`` for the processor's chat template, which is the default where there is one;
+            else the image comes before the text. Or a function of (processor, images, texts) that
+            makes its inputs, as ``Inputs`` if it can tell which tokens are the texts' own.
 
     Attributes:
         model: As given.
@@ -89,6 +104,9 @@ class Host:
             )
         self._given, self._missing = adapter, "this host has none"
         self._sites: dict[str, Site] = {}
+        self._templates: dict[bool, Template] = {}
+        if prompt is not None and not callable(prompt):
+            expect_prompt(prompt)
 
     @classmethod
     def of(
@@ -290,6 +308,44 @@ class Host:
         """Return the device of its first weight, or where that is brought to run."""
         return device_of(self.root)
 
+    @property
+    def template(self) -> Template | None:
+        """Return the words around each pair's text; None where a function makes the inputs.
+
+        Raises:
+            VlmEditError: It has no processor, or a prompt that it does not understand.
+        """
+        return None if callable(self.prompt) else self.template_for(False)
+
+    def template_for(self, answer: bool) -> Template:
+        """Return the words around each pair's text, where the host is to answer or not."""
+        if answer not in self._templates:
+            processor = self.expect_processor("a prompt")
+            prompt = cast("str | None", self.prompt)
+            self._templates[answer] = Template.of(prompt, processor, answer)
+        return self._templates[answer]
+
+    @property
+    def asked(self) -> str:
+        """Return what each pair is put into: the template, or the name of the function.
+
+        Raises:
+            VlmEditError: As ``template``.
+        """
+        if callable(self.prompt):
+            kind = self.prompt if hasattr(self.prompt, "__qualname__") else type(self.prompt)
+            return f"{kind.__module__}.{kind.__qualname__}()"
+        return str(self.template)
+
+    @cached_property
+    def special_ids(self) -> tuple[int, ...] | None:
+        """Return ids of tokens that are no words, as its tokenizer says; None where it has none."""
+        return special_ids(self.processor)
+
+    def read_back(self, values: Mapping[str, Any]) -> str | None:
+        """Return the first row of some inputs as the text it is; None without a tokenizer."""
+        return read_back(values, self.processor)
+
     @cached_property
     def uncached(self) -> dict[str, bool]:
         """Return the arguments without which its forward keeps every layer's keys and values."""
@@ -341,27 +397,58 @@ class Host:
             )
         return self.processor
 
-    def inputs(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Inputs:
-        """Make what the host's forward takes for some pairs.
+    def inputs(
+        self, images: Sequence[Image.Image], texts: Sequence[str], answer: bool = False
+    ) -> Inputs:
+        """Make what the host's forward, or its ``generate``, takes for some pairs.
+
+        As long as they are there it is known which of their tokens are the texts' own: an edit of
+        text tokens leaves the rest of the prompt alone.
 
         Args:
             images: RGB.
             texts: One for each.
+            answer: Whether it is to answer: a chat template then begins its turn.
 
         Raises:
             CannotKnow: The host has no processor.
+            BadArgument: A prompt that it does not understand.
+
+        Example:
+            >>> from vlm_edit import Host, zoo
+            >>> host, pairs = Host.load("zoo:emoji-llava", device="cpu"), zoo.load_pairs()
+            >>> inputs = host.inputs([pairs.open(0)], ["a cat"])
+            >>> host.processor.tokenizer.decode(inputs.values["input_ids"][inputs.caption])
+            'a cat'
         """
         processor = self.expect_processor("reading pairs")
-        if self.prompt is not None:
-            return Inputs(self.place(self.prompt(processor, images, texts)))
-        token = getattr(processor, "image_token", None)
-        texts = [f"{token}\n{text}" for text in texts] if token else list(texts)
-        options = {"images": list(images), "return_tensors": "pt", "padding": True}
-        values, limit, cut = processor(text=texts, **options), self.text_limit, 0
+        if callable(self.prompt):
+            made = self.prompt(processor, images, texts)
+            given = made if isinstance(made, Inputs) else Inputs(made)
+            return self._known(self.place(given.values), given.cut, given.caption)
+        template = self.template_for(answer)
+        tokenizer = getattr(processor, "tokenizer", None)
+        whole = {"add_special_tokens": False} if begins(template, tokenizer) else {}
+        asked = [template(text) for text in texts]
+        options = {"images": list(images), "return_tensors": "pt", "padding": True} | whole
+        values, limit, cut = processor(text=asked, **options), self.text_limit, 0
+        caption = find_captions(template, texts, values, tokenizer, **whole)
         if limit and values["input_ids"].shape[1] > limit:
-            cut = sum(length > limit for length in self._lengths(values, texts))
-            values = processor(text=texts, **options, truncation=True, max_length=limit)
-        return Inputs(self.place(values), cut)
+            cut = sum(length > limit for length in self._lengths(values, asked))
+            uncut, values = (
+                values,
+                processor(text=asked, **options, truncation=True, max_length=limit),
+            )
+            if caption is not None:
+                caption = cut_captions(caption, uncut, values, self.special_ids or ())
+        return self._known(self.place(values), cut, caption)
+
+    def _known(self, values: Mapping[str, Any], cut: int, caption: Tensor | None) -> Inputs:
+        """Return inputs on the host's device, whose captions' tokens are known from now on."""
+        if caption is not None:
+            caption = caption.to(values["input_ids"].device)
+            remember(values["input_ids"], caption)
+        return Inputs(values, cut, caption)
 
     def place(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Put inputs on the host's device, and floating ones into its dtype."""

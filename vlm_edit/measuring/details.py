@@ -41,7 +41,7 @@ def details(host: Host) -> Details:
         config |= _flat(_dict_of(adapter), f"peft.{name}.")
     processor = _processor(host.processor)
     prompt = host.prompt
-    if prompt is not None:
+    if callable(prompt):
         processor["prepare"] = f"{prompt.__module__}.{getattr(prompt, '__qualname__', '?')}"
     return {
         "weights": tensors | {name: f"not read: {why}" for name, why in reasons.items()},

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from vlm_edit.dictionaries import Encodes, expect_origin
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEditError
-from vlm_edit.hooks import Recording, Tokens, record
+from vlm_edit.hooks import Recording, Special, Tokens, record
 from vlm_edit.host import Host, Site, other_family
 from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.pairs import Pairs
@@ -63,6 +63,8 @@ class Reader:
     Attributes:
         skipped: Pairs whose image could not be read so far, with the reason.
         truncated: Texts cut at the host's limit so far.
+        first_prompt: What the host was asked first, read back from its ids; None before, and
+            where it has no tokenizer.
     """
 
     host: Host
@@ -73,7 +75,14 @@ class Reader:
     sizes: bool = False
     skipped: list[tuple[int, str]] = field(default_factory=list)
     truncated: int = 0
+    first_prompt: str | None = field(default=None, init=False)
+    _special: Special | None = field(init=False, repr=False)
     _placed: dict[torch.device, Encodes] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Ask the host's tokenizer which ids are no words."""
+        ids = self.host.special_ids
+        self._special = None if ids is None else Special(ids)
 
     def read(self, pairs: Pairs) -> Iterator[Batch]:
         """Read what the pairs look like, batch by batch.
@@ -197,6 +206,8 @@ class Reader:
     def _inputs(self, images: list[Image.Image], texts: list[str]) -> Mapping[str, Any]:
         inputs = self.host.inputs(images, texts)
         self.truncated += inputs.cut
+        if self.first_prompt is None:
+            self.first_prompt = self.host.read_back(inputs.values)
         return inputs.values
 
     def _flat(self, recording: Recording, site: Site, stream: str) -> Tensor:
@@ -209,7 +220,7 @@ class Reader:
         if tokens.in_rows:
             hidden = self._tokens(tokens, hidden, site, stream)[2]
         elif tap.stream == "mixed":
-            tokens.select(stream)  # refuses: nobody can tell its rows apart
+            tokens.select(stream, self._special)  # refuses: nobody can tell its rows apart
         _expect_finite(hidden, site)
         return hidden
 
@@ -229,7 +240,7 @@ class Reader:
         tokens = capture.tokens.at(hidden)
         images = tokens.requests
         if not tokens.in_rows and images is None:
-            tokens.select(stream)  # refuses where nobody can tell the rows apart
+            tokens.select(stream, self._special)  # refuses where nobody can tell the rows apart
             _expect_finite(hidden, site)
             single = dictionary.encode_sparse(hidden, stream)
             noted |= {stream: single} if self.sizes else {}
@@ -259,12 +270,11 @@ class Reader:
             mean(dictionary.normalise(states, stream)),
         )
 
-    @staticmethod
     def _tokens(
-        tokens: Tokens, hidden: Tensor, site: Site, stream: str
+        self, tokens: Tokens, hidden: Tensor, site: Site, stream: str
     ) -> tuple[int, Tensor, Tensor]:
         """Return the number of rows, the row of each of the stream's tokens, and the tokens."""
-        mask = tokens.select(stream)
+        mask = tokens.select(stream, self._special)
         if mask is None:
             mask = tokens.fill(True)
         if not bool(mask.any(1).all()):

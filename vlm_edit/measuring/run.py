@@ -218,6 +218,7 @@ def _begin(
         "zeros": zeros,
         "keep": keep,
         "batch_size": batch_size,
+        "prompt": host.asked,
         "judge": None if judge is None else [judge.name, *judge.streams, judge.shared],
         "seed": SEED,
     }
@@ -318,6 +319,7 @@ class _State:
         for number, batch in reader.read_numbered(pairs, range(self.next_batch, numbers.stop)):
             if batch is not None:
                 self.accumulator.update(batch)
+            self._tell(reader)
             self.stamps.extend(before)
             before = self._stamps(pairs, ranges, number + 1)
             self.next_batch = number + 1
@@ -329,6 +331,12 @@ class _State:
             self.save(checkpoint)
         count = self.accumulator.dominance.n_pairs
         logger.info("%s: %d pairs read, %d left out", reader.site, count, len(self.skipped))
+
+    def _tell(self, reader: Reader) -> None:
+        """Keep, and log, what the host was asked first."""
+        if reader.first_prompt is not None and "first prompt" not in self.origin:
+            self.origin["first prompt"] = reader.first_prompt
+            logger.info("%s: the host is asked %r", reader.site, reader.first_prompt)
 
     def _stamps(self, pairs: Pairs, cut: Sequence[range], number: int) -> list[int]:
         return [stamp(pairs.images[i]) for i in cut[number]] if number < len(cut) else []
@@ -352,6 +360,8 @@ class _State:
         self.accumulator, self.next_batch = there.accumulator, there.next_batch
         self.skipped, self.truncated = there.skipped, there.truncated
         self.stamps = there.stamps
+        if "first prompt" in there.origin:
+            self.origin["first prompt"] = there.origin["first prompt"]
         self.expect_images(pairs, f"the checkpoint {str(checkpoint)!r}")
         logger.info("going on from %s at batch %d", checkpoint, self.next_batch)
 

@@ -176,7 +176,7 @@ class Active:
             self.tally.add(selection, tokens, False)
             return hidden
         tokens = tokens.told(run.image_mask)
-        chosen = selection.choose(tokens, run.mask)
+        chosen = selection.choose(tokens, run.mask, self.tally.special)
         if isinstance(rows, Tensor) and chosen is not False:
             chosen = rows.expand(hidden.shape[:-1]) if chosen is True else rows & chosen
         strength = None if chosen is False else self._strength(tokens)

@@ -243,7 +243,7 @@ def bake(patch: Patch, host: Host, check_host: bool = True) -> Baked:
     folds: dict[nn.Linear, _Fold] = {}
     for binding, site in patch.check(host, check_host=check_host):
         try:
-            _expect_every_token(binding, site)
+            _expect_every_token(binding, site, host)
             for tap in site.taps:
                 change = linear_of(binding.splice, tap.stream)
                 path, module, added = _last_linear(site, tap)
@@ -258,12 +258,17 @@ def bake(patch: Patch, host: Host, check_host: bool = True) -> Baked:
     return _write([entry for fold in folds.values() for entry in fold.written()])
 
 
-def _expect_every_token(binding: Binding, site: Site) -> None:
+def _expect_every_token(binding: Binding, site: Site, host: Host) -> None:
     selection = binding.selection
+    # Where each stream has a module of its own, its outputs are embeddings of whole texts.
+    is_joint = len(host.site(site.name).taps) > 1
     narrowed = (
         selection.phase != "both" or selection.steps is not None or selection.positions is not None
     )
-    if narrowed or any(selection.tokens not in ("all", tap.stream) for tap in site.taps):
+    whole = {"all", "text+special"} | ({"text"} if is_joint else set())
+    if any(tap.stream != "text" for tap in site.taps):
+        whole = {"all"} | ({"image"} if all(tap.stream == "image" for tap in site.taps) else set())
+    if narrowed or selection.tokens not in whole:
         raise VlmEditError(f"it is made to some tokens only ({selection})")
     extras = [item.name for item in further(binding, _KNOWN)]
     if extras:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from vlm_edit.dictionaries import (
-    STREAMS,
     AnyDictionary,
     Dictionary,
     PairedDictionary,
@@ -113,15 +112,17 @@ def bind(
         "a Dictionary, as load_dictionary reads one",
     )
     if isinstance(dictionary, PairedDictionary):
-        # No image is generated, so that decode steps leave only text.
-        streams: tuple[TokenChoice, ...] = STREAMS
-        if tokens == "all" and chosen["phase"] == "decode":
-            streams = ("text",)
+        every: tuple[TokenChoice, ...] = ("image", "text+special")
+        if tokens != "all":
+            every = (tokens,)
+        elif chosen["phase"] == "decode":  # no image is generated
+            every = ("text+special",)
         return tuple(
             binding
-            for stream in streams
-            if tokens in ("all", stream)
-            for binding in bind(site, dictionary.of(stream), rules, stream, chosen, schedule, gate)
+            for choice in every
+            for binding in bind(
+                *(site, dictionary.of(choice.split("+")[0]), rules, choice, chosen, schedule, gate)
+            )
         )
     dictionary.expect_site(site)
     selection = Selection(tokens, **chosen)

@@ -18,7 +18,7 @@ from vlm_edit.edits import Rule
 from vlm_edit.ground import notebook
 from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
 from vlm_edit.ground.files import write_text
-from vlm_edit.hooks import Phase, Scope, TokenChoice, tracing
+from vlm_edit.hooks import Phase, Scope, Special, TokenChoice, tracing
 from vlm_edit.host import (
     Host,
     Model,
@@ -45,7 +45,8 @@ class Patch:
         dictionary: Whose features the rules name. Only what they need of it is kept. One for
             each stream acts on each stream's tokens by its own.
         rules: Applied in order on one code.
-        tokens: ``image`` or ``text`` for one stream's tokens only.
+        tokens: ``image`` for images' tokens only, or ``text`` for the texts' own and for what is
+            generated; ``text+special`` takes along those of beginning, end, template and turns.
         info: What to say of the patch, free text by key.
         phase: ``prompt`` for the prompt's tokens only, ``decode`` for generated ones. Outside
             ``generate`` a call without a cache is all prompt.
@@ -254,10 +255,12 @@ class Patch:
             VlmEditError: As ``attach``.
         """
         host = Host.of(host)
-        return [
-            (site, Active(binding, run or Run.of(), Tally(site.name, device_of(site, host))))
-            for binding, site in self.check(host, check_host=check_host)
-        ]
+        special = None if host.special_ids is None else Special(host.special_ids)
+        actives = []
+        for binding, site in self.check(host, check_host=check_host):
+            tally = Tally(site.name, device_of(site, host), special)
+            actives.append((site, Active(binding, run or Run.of(), tally)))
+        return actives
 
     def check(self, host: Host | Model, *, check_host: bool = True) -> list[tuple[Binding, Site]]:
         """Check everything that ``attach`` checks, without attaching.

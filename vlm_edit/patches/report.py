@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.modality import Mixed, Modality
-from vlm_edit.hooks import Selection, Tokens
+from vlm_edit.hooks import Selection, Special, Tokens
 
-STREAMS = ("image", "text", "unknown")
+STREAMS = ("image", "text", "special", "unknown")
 PHASES = ("prompt", "decode", "unknown")
 
 
@@ -25,7 +25,8 @@ class SiteReport:
         site: Its name.
         calls: How often the host ran it.
         tokens: Tokens edited, all in all; outputs without tokens count as one per row.
-        streams: Of those, by stream; ``unknown`` where an edit of all tokens did not need to know.
+        streams: Of those, by stream: ``special`` tokens are apart from ``text`` where it is known
+            which they are; ``unknown`` where an edit of all tokens did not need to know.
         phases: Of those, by phase; ``unknown`` in calls that do not tell.
         steps: First and last decode step that were edited; None if none was.
     """
@@ -81,8 +82,9 @@ class Tally:
     the device, which compiled code can do too. Threads that run one host count in turn.
     """
 
-    def __init__(self, site: str, device: torch.device) -> None:
+    def __init__(self, site: str, device: torch.device, special: Special | None = None) -> None:
         self.device = device
+        self.special = special
         self.site = site
         self._calls = 0
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -134,12 +136,13 @@ class Tally:
             return
         modality = tokens.modality
         if phase is None or on_device:
-            self._on(tokens.device).add(phase, tokens, chosen)
+            self._on(tokens.device).add(phase, tokens, chosen, self.special)
             return
-        if isinstance(chosen, bool) and not isinstance(modality, Mixed):
+        special = None if modality in ("image", None) else tokens.special_rows(self.special)
+        if isinstance(chosen, bool) and not isinstance(modality, Mixed) and special is None:
             self._counts[modality or "unknown", phase] += tokens.shape[:-1].numel()
         else:
-            self._on(tokens.device).put(phase, tokens, _as_mask(chosen, tokens))
+            self._on(tokens.device).put(phase, tokens, _as_mask(chosen, tokens), special)
         if phase == "decode" and tokens.step is not None:
             self._widen(selection.steps, tokens.step, tokens.shape[1])
 
@@ -199,18 +202,21 @@ class _Held:
             calls = torch.zeros(1, dtype=torch.int64, device=device)
             return cls(counts, calls, torch.tensor([_NEVER, -1], device=device))
 
-    def put(self, phase: str, tokens: Tokens, chosen: Tensor) -> None:
-        self.counts[:, PHASES.index(phase)].add_(_by_stream(tokens.modality, chosen))
+    def put(self, phase: str, tokens: Tokens, chosen: Tensor, special: Tensor | None) -> None:
+        self.counts[:, PHASES.index(phase)].add_(_by_stream(tokens.modality, chosen, special))
 
-    def add(self, phase: str | None, tokens: Tokens, chosen: Tensor | bool) -> None:
+    def add(
+        self, phase: str | None, tokens: Tokens, chosen: Tensor | bool, ids: Special | None
+    ) -> None:
         mask = _as_mask(chosen, tokens)
+        special = None if tokens.modality in ("image", None) else tokens.special_rows(ids)
         if phase is not None:
-            self.put(phase, tokens, mask)
+            self.put(phase, tokens, mask, special)
             return
         step = tokens.places() - cast("Tensor", tokens.placed.prompt)
         decoded = step >= 0
-        self.put("prompt", tokens, mask & ~decoded)
-        self.put("decode", tokens, mask & decoded)
+        self.put("prompt", tokens, mask & ~decoded, special)
+        self.put("decode", tokens, mask & decoded, special)
         used = (mask & decoded).any(0)
         first = torch.where(used, step, _NEVER).min()
         last = torch.where(used, step, -1).max()
@@ -227,10 +233,14 @@ def _as_mask(chosen: Tensor | bool, tokens: Tokens) -> Tensor:
     return chosen if isinstance(chosen, Tensor) else tokens.fill(chosen)
 
 
-def _by_stream(modality: Modality | None, chosen: Tensor) -> Tensor:
+def _by_stream(modality: Modality | None, chosen: Tensor, special: Tensor | None = None) -> Tensor:
     """Count the chosen tokens of each stream, and those of unknown stream, [streams]."""
     total = chosen.sum()
     counts = dict.fromkeys(STREAMS, torch.zeros_like(total))
+    if special is not None:
+        counts["special"] = (chosen & special).sum()
+        chosen = chosen & ~special
+        total = total - counts["special"]
     if isinstance(modality, Mixed):
         for name in modality.masks:
             counts[name] = (chosen & modality.at(name)).sum()

@@ -20,8 +20,9 @@ from vlm_edit.ground.files import has_checksum, read_tensors, write_tensors
 from vlm_edit.hooks import Selection
 from vlm_edit.patches.binding import Binding
 
-VERSION = 2
-_READ = (1, 2)
+VERSION = 3
+_READ = (1, 2, 3)
+_OLD_TEXT = {"text": "text+special"}  # what formats 1 and 2 meant by it
 
 
 def write(
@@ -117,7 +118,10 @@ def _parts(
                 f"the gate's decoder is {tuple(gate.decoder.shape)}, expected "
                 f"{(part.n_features, part.decoder.shape[1])}"
             )
-        selection = Selection(entry["tokens"], entry["phase"], entry["steps"], entry["positions"])
+        tokens = entry["tokens"]
+        if header["version"] < 3:
+            tokens = _OLD_TEXT.get(tokens, tokens)
+        selection = Selection(tokens, entry["phase"], entry["steps"], entry["positions"])
         bindings.append(
             Binding(
                 str(entry["site"]),

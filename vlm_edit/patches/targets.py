@@ -17,7 +17,7 @@ def target_of(host: Host, binding: Binding) -> Site:
     if site.dead:
         raise BadArgument(f"an edit at {site.name!r} would change nothing: {site.dead}")
     host.expect_width(site, binding.splice.slice.decoder.shape[1])
-    tokens = binding.selection.tokens
+    tokens = binding.selection.modality
     if tokens != "all":
         taps = tuple(tap for tap in site.taps if tap.stream in (tokens, "mixed"))
         if not taps:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vlm_edit.dictionaries import Dictionary, PairedDictionary, expect_origin
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.ground.modality import Mixed, Modality, part_of
-from vlm_edit.hooks import Selection, TokenChoice, Tokens, attach
+from vlm_edit.hooks import Selection, Special, TokenChoice, Tokens, attach
 from vlm_edit.host import Host, Model, other_family
 from vlm_edit.selection.scores import ordered
 
@@ -45,7 +45,7 @@ def by_effect(
         site: The site's name.
         most: How many at most; None for all with an effect.
         sign: ``raises`` for features that raise the output, ``lowers`` for those that lower it.
-        tokens: ``image`` or ``text`` for the effect through one stream's tokens only.
+        tokens: For the effect through some tokens only, as in ``Patch``.
 
     Raises:
         VlmEditError: As ``effects``, no batch, or an unknown sign.
@@ -131,13 +131,14 @@ def effects(
     apart = isinstance(dictionary, PairedDictionary) or bool(dictionary.encoder.centers)
     passages: list[_Taken] = []
     selection = Selection(tokens)
+    special = None if host.special_ids is None else Special(host.special_ids)
 
     def take(hidden: Tensor, here: Tokens) -> Tensor:
-        if tokens != "all" and here.stream not in (tokens, "mixed"):
+        if tokens != "all" and here.stream not in (selection.modality, "mixed"):
             return hidden
         leaf = torch.zeros_like(hidden, requires_grad=True)
         # Read now: what is known of the call is gone once it is over.
-        passages.append(_Taken(hidden, leaf, selection.choose(here), here, apart))
+        passages.append(_Taken(hidden, leaf, selection.choose(here, special=special), here, apart))
         return hidden + leaf
 
     handle = attach(host, place, take)

@@ -73,7 +73,7 @@ def test_a_traced_patch_gives_the_bits_of_an_attached_one(
     assert_same_bits(found, expected, CLIP_OUTPUTS)
 
 
-@pytest.mark.parametrize("tokens", ["image", "text"])
+@pytest.mark.parametrize("tokens", ["image", "text+special"])
 def test_a_traced_patch_of_one_stream_of_the_joint_site_leaves_the_other(
     nnsight, clip, clip_inputs, dictionary, tokens
 ) -> None:
@@ -81,7 +81,7 @@ def test_a_traced_patch_of_one_stream_of_the_joint_site_leaves_the_other(
     expected = hooked(clip, patch, clip_inputs)
     found = traced(tracing.edited(nnsight.NNsight(clip), patch), clip_inputs)
     assert_same_bits(found, expected, CLIP_OUTPUTS)
-    changed, kept = ("image", "text") if tokens == "image" else ("text", "image")
+    changed, kept = ("image", "text+special") if tokens == "image" else ("text+special", "image")
     before = plain(clip, clip_inputs)
     assert torch.equal(getattr(found, f"{kept}_embeds"), getattr(before, f"{kept}_embeds"))
     assert not torch.equal(
@@ -202,7 +202,7 @@ def test_a_traced_patch_lets_gradients_through(nnsight, clip, clip_inputs, dicti
 # A LLaVA
 
 
-@pytest.mark.parametrize("tokens", ["all", "image", "text"])
+@pytest.mark.parametrize("tokens", ["all", "image", "text+special"])
 @pytest.mark.parametrize("site", ["language.0", "language.2"])
 def test_a_traced_patch_of_a_mixed_sequence_acts_on_the_same_tokens(
     nnsight, llava, llava_inputs, dictionary, site, tokens
@@ -214,7 +214,7 @@ def test_a_traced_patch_of_a_mixed_sequence_acts_on_the_same_tokens(
     assert torch.equal(found.logits, expected.logits)
     image, real = llava_inputs["input_ids"] == IMAGE_TOKEN, llava_inputs["attention_mask"].bool()
     if site == "language.2":
-        chosen = {"all": real, "image": image & real, "text": ~image & real}[tokens]
+        chosen = {"all": real, "image": image & real, "text+special": ~image & real}[tokens]
         moved = (found.logits != before.logits).any(-1)
         assert torch.equal(moved, chosen)
 
@@ -235,7 +235,7 @@ def test_a_patch_of_both_sides_of_a_generative_host_acts_whole(
     nnsight, llava, llava_inputs, dictionary
 ) -> None:
     vision = Patch("vision.1", dictionary(24), Ablate([1, 2]))
-    language = Patch("language.1", dictionary(32), Clamp([5], value=4.0), tokens="text")
+    language = Patch("language.1", dictionary(32), Clamp([5], value=4.0), tokens="text+special")
     for patch in (vision + language, language + vision):
         expected = hooked(llava, patch, llava_inputs)
         found = traced(tracing.edited(nnsight.NNsight(llava), patch), llava_inputs)
@@ -244,7 +244,12 @@ def test_a_patch_of_both_sides_of_a_generative_host_acts_whole(
 
 @pytest.mark.parametrize(
     ("site", "tokens"),
-    [("language.0", "text"), ("language.1", "all"), ("language.0", "image"), ("projector", "all")],
+    [
+        ("language.0", "text+special"),
+        ("language.1", "all"),
+        ("language.0", "image"),
+        ("projector", "all"),
+    ],
 )
 def test_every_step_of_a_generation_is_edited_as_by_hooks_and_without_warnings(
     nnsight, llava, llava_inputs, dictionary, site, tokens

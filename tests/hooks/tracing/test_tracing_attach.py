@@ -42,7 +42,7 @@ def nnsight() -> Any:
 # However the host is run
 
 
-@pytest.mark.parametrize("tokens", ["image", "text", "all"])
+@pytest.mark.parametrize("tokens", ["image", "text+special", "all"])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_way_to_run_a_host_gives_the_bits_and_the_report_of_hooks(
     llava_inputs, mode, tokens
@@ -90,7 +90,7 @@ def test_rows_have_their_own_strength_and_masks_as_under_hooks(llava_inputs, mod
 
 
 def test_a_patch_of_several_sites_acts_whole(llava_inputs) -> None:
-    patch = patch_at("vision.1", width=24) + patch_at() + patch_at("language.1", "text")
+    patch = patch_at("vision.1", width=24) + patch_at() + patch_at("language.1", "text+special")
     assert len(compare(LLAVA, patch, MODES["left-padded batch"](llava_inputs)).sites) == 3
 
 
@@ -147,7 +147,8 @@ def test_other_families_are_edited_as_by_hooks(family) -> None:
     host, inputs = known.make(), known.inputs()
     for site in find_sites_of(known):
         width, streams = known.sites[site]
-        patch = patch_at(site, streams[-1], width)
+        tokens = "text+special" if streams[-1] == "text" else streams[-1]
+        patch = patch_at(site, tokens, width)
         compare(host, patch, lambda h: h(**inputs).logits)
         compare(host, patch, generating(inputs, output_logits=True, max_new_tokens=3))
 
@@ -294,7 +295,7 @@ def test_inputs_by_position_of_a_wrapped_host_are_understood(nnsight, llava_inpu
 
 @pytest.mark.parametrize("engines", [("hooks", "nnsight"), ("nnsight", "hooks"), ("nnsight",) * 2])
 def test_two_patches_act_both_whatever_attaches_them(llava_inputs, engines) -> None:
-    patches = patch_at(), patch_at("language.2", "text")
+    patches = patch_at(), patch_at("language.2", "text+special")
     run = MODES["left-padded batch"](llava_inputs)
     before = bits(LLAVA, run)
     with patches[0].attach(LLAVA), patches[1].attach(LLAVA):
@@ -309,7 +310,10 @@ def test_two_patches_act_both_whatever_attaches_them(llava_inputs, engines) -> N
 
 
 def test_rows_have_their_own_patches_as_under_hooks(llava_inputs) -> None:
-    run, patches = MODES["beams"](llava_inputs), (patch_at(), patch_at("language.2", "text"))
+    run, patches = (
+        MODES["beams"](llava_inputs),
+        (patch_at(), patch_at("language.2", "text+special")),
+    )
     found = []
     for via in ("hooks", "nnsight"):
         with attach_rows(LLAVA, patches, via=via) as attached:

@@ -194,10 +194,10 @@ def test_places_of_videos_are_image_tokens_too(name, mode):
 
 EDITS = {
     "image tokens": {"tokens": "image"},
-    "text tokens": {"tokens": "text"},
+    "text tokens": {"tokens": "text+special"},
     "prompt": {"phase": "prompt"},
     "decode": {"phase": "decode"},
-    "text of the prompt and step 1": {"tokens": "text", "steps": (1, 2)},
+    "text of the prompt and step 1": {"tokens": "text+special", "steps": (1, 2)},
     "positions": {"positions": (0, 2, -1)},
 }
 

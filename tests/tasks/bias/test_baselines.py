@@ -46,7 +46,7 @@ def test_prompts_that_differ_by_the_group_alone_become_one(planted: Study) -> No
     patch = prompt_difference(planted)
     man, woman = applied(patch, planted.embedded(["a man", "a woman"]), "text")
     torch.testing.assert_close(man, woman)
-    only = prompt_difference(planted, tokens="text")
+    only = prompt_difference(planted, tokens="text+special")
     assert applied(only, planted.image) is planted.image
 
 
