@@ -136,7 +136,7 @@ def test_a_model_that_speaks_is_asked(tmp_path: Path) -> None:
         (["--label", "nonsense"], "no column 'nonsense'"),
         (["--question", "what is it?", "--label", "label"], "leave --label out"),
         (["--eps", "0"], "must be above 0"),
-        (["--label", "label", "--prompt", "a picture"], "where the label goes"),
+        (["--label", "label", "--label-prompt", "a picture"], "where the label goes"),
         (["--patch", "zoo:nothing"], "no bundled patch 'nothing'"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from vlm_edit.cli.loading import Loading
+from vlm_edit.cli.loading import Asking, Loading
 
 Text = str | None  # these three need not be given
 Count = int | None
@@ -71,7 +71,7 @@ class Sites(Loading):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places(Loading):
+class Places(Asking):
     """Name a model, pairs, and a site."""
 
     model: Model
@@ -312,7 +312,7 @@ class Attack(Subjected):
     dictionary: Annotated[Text, option("as for measure: to see which features move")] = None
     label: Annotated[Text, option("column with the right class (each image's own text)")] = None
     labels: Annotated[Text, option("further classes, a line each", metavar="FILE")] = None
-    prompt: Annotated[str, option("of a label")] = "a picture of {}"
+    label_prompt: Annotated[str, option("of a label")] = "a picture of {}"
     question: Annotated[Text, option("ask a model that speaks, and attack its answer")] = None
     target: Annotated[Text, option("what is to be chosen, or answered", metavar="TEXT")] = None
     eps: Annotated[

@@ -92,7 +92,7 @@ def _choice(options: Attack, host: Host, pairs: Pairs) -> _Choice:
                 f"{pairs.name} has no column {options.label!r}: it has "
                 f"{', '.join(pairs.columns) or 'none'}"
             )
-        own, prompt = list(pairs.columns[options.label]), options.prompt
+        own, prompt = list(pairs.columns[options.label]), options.label_prompt
     more = Path(options.labels).read_text("utf-8").splitlines() if options.labels else []
     names = sorted({*own, *(line.strip() for line in more if line.strip())})
     if options.target and options.target not in names:
@@ -100,7 +100,7 @@ def _choice(options: Attack, host: Host, pairs: Pairs) -> _Choice:
     if len(names) < 2:
         raise BadArgument(f"all images are {names}: give other classes with --labels")
     if "{}" not in prompt:
-        raise VlmEditError(f"--prompt {prompt!r} has no {{}} where the label goes")
+        raise VlmEditError(f"--label-prompt {prompt!r} has no {{}} where the label goes")
     siglip = str(getattr(host.root.config, "model_type", "")).startswith("siglip")
     padded = {"padding": "max_length"} if siglip else {}
     plain = adv.ZeroShot.of(host, [prompt.format(name) for name in names], **padded)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 
-from vlm_edit.cli.loading import Loading
+from vlm_edit.cli.loading import Asking, Loading
 from vlm_edit.ground.errors import VlmEditError, line
 from vlm_edit.host import Host, loaded_as, quiet_when_piped
 
@@ -70,6 +70,8 @@ def _load(name: str, how: Loading | None) -> Host:
     with _modules_here():
         host = Host.load(name, **(how or Loading()).loading())
     _ = host.adapter  # known to be there before anything long begins
+    if isinstance(how, Asking) and how.prompt is not None:
+        _ = host.template  # likewise understood
     return host
 
 
@@ -110,3 +112,6 @@ def tell(host: Host) -> None:
     text = f"{host.kind.__name__} on {' and '.join(sorted(devices))} in {told['dtype']}"
     more = [told["quantization"], told["revision"] and f"commit {told['revision'][:12]}"]
     print(f"vlm-edit: {line(', '.join([text, *filter(None, more)]))}", file=sys.stderr)
+    asked = None if host.processor is None else host.asked
+    if asked not in (None, "{text}"):
+        print(f"vlm-edit: each pair is asked as {line(repr(asked))}", file=sys.stderr)

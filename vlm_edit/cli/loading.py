@@ -43,3 +43,24 @@ class Loading:
     def loading(self) -> dict[str, Any]:
         """Return what of the arguments ``Host.load`` takes, by its own names."""
         return {each.name: getattr(self, each.name) for each in fields(Loading)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking(Loading):
+    """Say how a model is loaded, and what it is asked with each pair."""
+
+    prompt: Annotated[
+        str | None,
+        _option(
+            "what it is asked with a pair: text with {image} and {text} in it, or chat for its "
+            "chat template, the default where it has one",
+            metavar="TEMPLATE",
+        ),
+    ] = None
+
+    def loading(self) -> dict[str, Any]:
+        """Return what of the arguments ``Host.load`` takes, by its own names."""
+        told = super().loading()
+        if self.prompt is not None:  # a shell passes the two characters on
+            told["prompt"] = self.prompt.replace("\\n", "\n")
+        return told

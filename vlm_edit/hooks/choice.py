@@ -12,7 +12,8 @@ from torch import Tensor
 from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.given import MENDS, unplaced
-from vlm_edit.hooks.tokens import AND_SPECIAL, Special, Tokens
+from vlm_edit.hooks.special import Special
+from vlm_edit.hooks.tokens import AND_SPECIAL, Tokens
 
 TokenChoice = Literal["all", "image", "text", "text+special"]
 Phase = Literal["both", "prompt", "decode"]

@@ -14,30 +14,12 @@ from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.ground.modality import Mixed, Modality
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.given import given_in
+from vlm_edit.hooks.special import Special, special_in, unnamed
 from vlm_edit.host import Stream
 
 _UNASKED: Any = object()
 AND_SPECIAL = "+special"
 _NAMES = {True: "image", False: "text", None: None}
-
-
-class Special:
-    """Hold ids of tokens that are no words, as a tokenizer says.
-
-    Args:
-        ids: The ids.
-    """
-
-    def __init__(self, ids: Iterable[int]) -> None:
-        self.ids = tuple(ids)
-        self._on: dict[torch.device, Tensor] = {}
-
-    def among(self, ids: Tensor) -> Tensor:
-        """Return where they are among some ids, bool of their shape."""
-        if ids.device not in self._on:
-            with torch.inference_mode(False):
-                self._on[ids.device] = torch.tensor(self.ids, dtype=torch.long, device=ids.device)
-        return torch.isin(ids, self._on[ids.device])
 
 
 @dataclass(eq=False)  # not frozen: one is made in every decode step, and that takes twice as long
@@ -267,23 +249,11 @@ class Tokens:
         Returns:
             [B, S] bool, a mask of the call's rows, or one answer for all; None where nobody knows.
         """
-        call = self.call
-        if call.decodes or self.stream == "image":
+        if self.call.decodes or self.stream == "image":
             return False
-        if call.ids is None or (call.caption is None and special is None):
-            return None
-        if call.ids_at is not None and call.start is None:
-            return None
-        if call.caption is not None:
-            found = ~call.caption
-        else:
-            found = cast("Special", special).among(call.ids)
-        if isinstance(call.image, Tensor) and call.image.shape == found.shape:
-            found = found & ~call.image
-        if call.ids_at is None:
+        found = special_in(self.call, special)
+        if found is None or self.call.ids_at is None:
             return found
-        if call.ids_at:
-            found = torch.cat([found.new_zeros(len(found), call.ids_at), found], 1)
         return cast("Tensor | bool", self.given(found, False, "special"))
 
     def special_rows(self, special: Special | None = None) -> Tensor | None:
@@ -302,7 +272,7 @@ class Tokens:
         if found is None:
             if is_masked:  # which says of the prompt's tokens what this would
                 return chosen
-            raise self._unnamed()
+            raise unnamed(self.call)
         if found is False:
             return chosen
         found = cast("Tensor", found)
@@ -311,19 +281,6 @@ class Tokens:
         if isinstance(chosen, Tensor) and len(chosen) != len(found):  # beams repeat rows
             found = repeat(found, "b s -> (b k) s", k=len(chosen) // len(found))
         return chosen & ~found.to(chosen.device) if isinstance(chosen, Tensor) else chosen
-
-    def _unnamed(self) -> VlmEditError:
-        if self.call.ids is None:
-            why = "this call of the host shows no input_ids"
-            mend = "call the whole host with input_ids"
-        else:
-            why = "the host has no tokenizer that tells which of its ids are no words"
-            mend = "attach to Host.of(model, processor)"
-        return CannotKnow(
-            f"tokens='text' means a text's own tokens, without those of beginning, end and turns, "
-            f"and {why}: {mend}, say which with attach(..., mask=), or take them along with "
-            "tokens='text+special'"
-        )
 
     def meet(self, parts: Iterable[Tensor | bool], hidden_padding: bool = True) -> Tensor | bool:
         """Return the output's real tokens that are in each of the parts, or one answer for all.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +16,10 @@ from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName, VlmEdit
 from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.host.adapters import find_adapter, fit_adapter, import_adapter
 from vlm_edit.host.declare import Adapter
+from vlm_edit.host.inputs import Asking, Inputs, Prompt
 from vlm_edit.host.loading import Bits, DeviceMap, load
 from vlm_edit.host.pipelines import Model, PipelineHost, class_of
-from vlm_edit.host.prompts import (
-    Template,
-    begins,
-    cut_captions,
-    expect_prompt,
-    find_captions,
-    read_back,
-    remember,
-    special_ids,
-)
+from vlm_edit.host.prompts import Template, read_back, remember
 from vlm_edit.host.resolve import Site, abridged, find_module, grouped, resolve
 from vlm_edit.host.sources import HUB_NAME
 from vlm_edit.host.weights import device_of
@@ -36,25 +27,6 @@ from vlm_edit.host.wrappers import unwrap
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The arguments that a host's forward takes for some pairs.
-
-    Attributes:
-        values: Its arguments, on the host's device and in its dtype.
-        cut: How many of the texts were cut at the host's limit.
-        caption: [B, S] bool, the tokens of each text itself, without what its template and its
-            tokenizer put around it; None where the tokenizer's special ids have to tell.
-    """
-
-    values: Mapping[str, Any]
-    cut: int = 0
-    caption: Tensor | None = None
-
-
-Prompt = str | Callable[[Any, "Sequence[Image.Image]", Sequence[str]], "Mapping[str, Any] | Inputs"]
 
 
 class Host:
@@ -104,9 +76,7 @@ class Host:
             )
         self._given, self._missing = adapter, "this host has none"
         self._sites: dict[str, Site] = {}
-        self._templates: dict[bool, Template] = {}
-        if prompt is not None and not callable(prompt):
-            expect_prompt(prompt)
+        self._maker = Asking(processor, prompt, self.text_limit)
 
     @classmethod
     def of(
@@ -315,15 +285,7 @@ class Host:
         Raises:
             VlmEditError: It has no processor, or a prompt that it does not understand.
         """
-        return None if callable(self.prompt) else self.template_for(False)
-
-    def template_for(self, answer: bool) -> Template:
-        """Return the words around each pair's text, where the host is to answer or not."""
-        if answer not in self._templates:
-            processor = self.expect_processor("a prompt")
-            prompt = cast("str | None", self.prompt)
-            self._templates[answer] = Template.of(prompt, processor, answer)
-        return self._templates[answer]
+        return self._asking().template(False)
 
     @property
     def asked(self) -> str:
@@ -332,15 +294,16 @@ class Host:
         Raises:
             VlmEditError: As ``template``.
         """
-        if callable(self.prompt):
-            kind = self.prompt if hasattr(self.prompt, "__qualname__") else type(self.prompt)
-            return f"{kind.__module__}.{kind.__qualname__}()"
-        return str(self.template)
+        return self._asking().words()
 
-    @cached_property
+    @property
     def special_ids(self) -> tuple[int, ...] | None:
         """Return ids of tokens that are no words, as its tokenizer says; None where it has none."""
-        return special_ids(self.processor)
+        return self._maker.special
+
+    def _asking(self) -> Asking:
+        self.expect_processor("reading pairs")
+        return self._maker
 
     def read_back(self, values: Mapping[str, Any]) -> str | None:
         """Return the first row of some inputs as the text it is; None without a tokenizer."""
@@ -421,34 +384,12 @@ class Host:
             >>> host.processor.tokenizer.decode(inputs.values["input_ids"][inputs.caption])
             'a cat'
         """
-        processor = self.expect_processor("reading pairs")
-        if callable(self.prompt):
-            made = self.prompt(processor, images, texts)
-            given = made if isinstance(made, Inputs) else Inputs(made)
-            return self._known(self.place(given.values), given.cut, given.caption)
-        template = self.template_for(answer)
-        tokenizer = getattr(processor, "tokenizer", None)
-        whole = {"add_special_tokens": False} if begins(template, tokenizer) else {}
-        asked = [template(text) for text in texts]
-        options = {"images": list(images), "return_tensors": "pt", "padding": True} | whole
-        values, limit, cut = processor(text=asked, **options), self.text_limit, 0
-        caption = find_captions(template, texts, values, tokenizer, **whole)
-        if limit and values["input_ids"].shape[1] > limit:
-            cut = sum(length > limit for length in self._lengths(values, asked))
-            uncut, values = (
-                values,
-                processor(text=asked, **options, truncation=True, max_length=limit),
-            )
-            if caption is not None:
-                caption = cut_captions(caption, uncut, values, self.special_ids or ())
-        return self._known(self.place(values), cut, caption)
-
-    def _known(self, values: Mapping[str, Any], cut: int, caption: Tensor | None) -> Inputs:
-        """Return inputs on the host's device, whose captions' tokens are known from now on."""
+        made = self._asking().inputs(images, texts, answer)
+        values, caption = self.place(made.values), made.caption
         if caption is not None:
             caption = caption.to(values["input_ids"].device)
             remember(values["input_ids"], caption)
-        return Inputs(values, cut, caption)
+        return Inputs(values, made.cut, caption)
 
     def place(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Put inputs on the host's device, and floating ones into its dtype."""
@@ -460,12 +401,6 @@ class Host:
             return value.to(self.device, weight.dtype if value.is_floating_point() else None)
 
         return {name: put(value) for name, value in inputs.items()}
-
-    def _lengths(self, inputs: Mapping[str, Any], texts: Sequence[str]) -> list[int]:
-        """Count the tokens of each text, an image's included where it takes any."""
-        if "attention_mask" in inputs:
-            return list(inputs["attention_mask"].sum(1).tolist())
-        return [len(ids) for ids in self.processor.tokenizer(texts)["input_ids"]]
 
 
 def find_sites(host: Model | Host) -> Mapping[str, Site]:
