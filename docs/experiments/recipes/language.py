@@ -85,7 +85,7 @@ def activations(
         for site in sites:
             capture = recording.last(site, "mixed")
             for stream, parts in kept[site].items():
-                mask = capture.tokens.select(stream)
+                mask = capture.tokens.select("text+special" if stream == "text" else stream)
                 assert mask is not None
                 if stream == "image" and image_tokens:
                     mask = mask & (drawn < image_tokens / int(mask[0].sum()))

@@ -63,7 +63,7 @@ def edits(
             evidence,
             chosen,
             way,  # type: ignore[arg-type]
-            tokens=stream,  # type: ignore[arg-type]
+            tokens="text+special" if stream == "text" else stream,  # type: ignore[arg-type]
         )
         for way in ways
     }
@@ -75,7 +75,7 @@ def edits(
             evidence,
             drawn,
             "project",
-            tokens=stream,  # type: ignore[arg-type]
+            tokens="text+special" if stream == "text" else stream,  # type: ignore[arg-type]
         )
     return found
 

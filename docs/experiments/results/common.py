@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlm_edit import Dictionary, Host, zoo
 from vlm_edit.ground.statistics import Estimate
+from vlm_edit.host import Inputs
 from vlm_edit.measures.dominance import Dominance, modality_dominance
 from vlm_edit.measuring import Measurement, MeasurementAccumulator, Reader, centred
 from vlm_edit.report import Table
@@ -46,6 +47,18 @@ class Subject:
         return self.found.dominance
 
 
+def with_special(processor: Any, images: list[Any], texts: list[str]) -> Inputs:
+    """Ask as emoji-llava is asked by default, and call all text that is no image.
+
+    So were the stored figures measured: the token that begins a sequence and the line break behind
+    the image count as text with the caption's own.
+    """
+    told = [f"{processor.image_token}\n{text}" for text in texts]
+    values = processor(text=told, images=images, return_tensors="pt", padding=True)
+    image = values["input_ids"] == processor.image_token_id
+    return Inputs(values, caption=values["attention_mask"].bool() & ~image)
+
+
 @cache
 def subject(host: str, site: str, kind: str = "dictionary", wrong: bool = False) -> Subject:
     """Read the shipped pairs.
@@ -63,7 +76,8 @@ def subject(host: str, site: str, kind: str = "dictionary", wrong: bool = False)
         dictionary = Dictionary.identity(192, "constant_norm_rescale")
     if kind == "neurons, centred":
         dictionary = centred(dictionary, subject(host, site, "neurons").found.means)
-    reader = Reader(Host.of(model, processor), dictionary, site, batch_size=128, progress=False)
+    asked = Host.of(model, processor, prompt=None if host == "clip" else with_special)
+    reader = Reader(asked, dictionary, site, batch_size=128, progress=False)
     accumulator = MeasurementAccumulator(dictionary.n_features)
     codes: dict[str, list[Tensor]] = {stream: [] for stream in STREAMS}
     hidden: dict[str, list[Tensor]] = {stream: [] for stream in STREAMS}

@@ -22,9 +22,10 @@ drawings neither they nor [the dictionaries](../vlm_edit/zoo/dictionaries/README
 pair's factors are known: background and vendor only an image can tell, language and phrasing only
 a caption, concept and group both. **The factors were planted in the hosts by training, so these
 tables tell whether a score finds what is there; they do not tell that such features emerge in a
-web-scale model.** Nothing stands here beside a figure of the
-paper ([Yan et al., Findings of ACL 2026](https://aclanthology.org/2026.findings-acl.588)), whose
-tables we do not have.
+web-scale model.** In emoji-llava the token that begins a sequence and the line break behind the
+image count as text here, as before `tokens="text"` came to mean a caption's own tokens. Nothing
+stands here beside a figure of the paper ([Yan et al., Findings of ACL
+2026](https://aclanthology.org/2026.findings-acl.588)), whose tables we do not have.
 
 Each section's command writes a JSON file in `docs/experiments/results/` and prints the tables;
 `python docs/experiments results.page` writes this page from the files. Most take minutes on one
