@@ -76,7 +76,7 @@ class Places(Asking):
 
     model: Model
     pairs: Annotated[
-        str, positional("PAIRS", "CSV of images and texts, or folder: see README; or zoo:pairs")
+        str, positional("PAIRS", "CSV of images and texts, or folder: docs/command-line.md; or zoo:pairs")
     ]
     site: Annotated[str, option("where")] = "joint"
     batch_size: Batch = 64
@@ -276,7 +276,7 @@ class Bias(Loading):
         positional(
             "DATA",
             "folder of FairFace, UTKFace, CelebA or Waterbirds, or pairs with a column of "
-            "groups (CSV or folder: see README), or zoo:pairs",
+            "groups (CSV or folder), or zoo:pairs",
         ),
     ]
     split: Annotated[Text, option("of the data set (the one that is tested on)")] = None

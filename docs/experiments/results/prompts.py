@@ -1,4 +1,4 @@
-"""How many features change their class with what emoji-llava is asked, and with what counts as text.
+"""How many features change their class with what emoji-llava is asked, and what counts as text.
 
     python docs/experiments results.prompts
 
@@ -8,7 +8,6 @@ The same 256 pairs at language.3, by the classes that are significant. Nothing i
 from __future__ import annotations
 
 from results.common import with_special
-
 from vlm_edit import Host, measure, zoo
 from vlm_edit.report import Table
 
@@ -40,7 +39,9 @@ def main() -> None:
         [name, str(sum(a != b for a, b in zip(first, own, strict=True)))]
         for name, own in classes.items()
     ]
-    print(Table("Features of 512 in another class than by the default", ("asked", "features"), rows))
+    print(
+        Table("Features of 512 in another class than by the default", ("asked", "features"), rows)
+    )
 
 
 if __name__ == "__main__":
