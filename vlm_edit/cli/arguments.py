@@ -76,7 +76,10 @@ class Places(Asking):
 
     model: Model
     pairs: Annotated[
-        str, positional("PAIRS", "CSV of images and texts, or folder: docs/command-line.md; or zoo:pairs")
+        str,
+        positional(
+            "PAIRS", "CSV of images and texts, or folder: docs/command-line.md; or zoo:pairs"
+        ),
     ]
     site: Annotated[str, option("where")] = "joint"
     batch_size: Batch = 64
