@@ -42,13 +42,13 @@ def said(name: str) -> list[Tensor]:
     return family.answers(host_of(name), family.inputs())
 
 
-OWN = {"text": "text+special"}  # no tokenizer tells a text's own tokens here
+WHOLE = {"text": "text+special"}  # no tokenizer tells a text's own tokens here
 
 
 def edit(site: Site, tokens: str = "all") -> Patch:
     """Half of the features scaled, one steered: nothing a LayerNorm would cancel."""
     rules = [Scale(range(20), -2.0), Steer([25], 3.0)]
-    return Patch(site.name, random_dictionary(site.width), rules, OWN.get(tokens, tokens))
+    return Patch(site.name, random_dictionary(site.width), rules, WHOLE.get(tokens, tokens))
 
 
 def hooks_of(host: nn.Module) -> int:

@@ -78,12 +78,12 @@ def said(host: nn.Module) -> dict[str, Tensor]:
     return {"image": image, "text": text}
 
 
-OWN = {"text": "text+special"}  # no tokenizer tells a text's own tokens here
+WHOLE = {"text": "text+special"}  # no tokenizer tells a text's own tokens here
 
 
 def edit(site: Site, tokens: str = "all") -> Patch:
     rules = [Scale(range(20), -2.0), Steer([25], 3.0)]
-    return Patch(site.name, random_dictionary(site.width), rules, OWN.get(tokens, tokens))
+    return Patch(site.name, random_dictionary(site.width), rules, WHOLE.get(tokens, tokens))
 
 
 @pytest.mark.parametrize("name", HOSTS)

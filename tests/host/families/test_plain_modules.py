@@ -57,12 +57,12 @@ WIDTHS = {
 }
 
 
-OWN = {"text": "text+special"}  # no tokenizer tells a text's own tokens here
+WHOLE = {"text": "text+special"}  # no tokenizer tells a text's own tokens here
 
 
 def edit(name: str, tokens: str = "all") -> Patch:
     rules = [Scale(range(20), -2.0), Steer([25], 3.0)]
-    return Patch(name, random_dictionary(WIDTHS[name]), rules, OWN.get(tokens, tokens))
+    return Patch(name, random_dictionary(WIDTHS[name]), rules, WHOLE.get(tokens, tokens))
 
 
 def test_a_plain_module_has_the_places_it_is_said_to_have():
