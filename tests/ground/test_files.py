@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +15,13 @@ import torch
 
 from vlm_edit import VlmEditError
 from vlm_edit.cli import main
+from vlm_edit.ground.errors import DamagedFile
 from vlm_edit.ground.files import (
     append_text,
     beside,
     locked,
     make_folder,
+    read_header,
     read_tensors,
     write_bytes,
     write_new,
@@ -393,3 +396,27 @@ def test_a_command_without_room_ends_in_one_line(tmp_path, capsys) -> None:
     told = capsys.readouterr().err
     assert told.startswith("vlm-edit: cannot write the patch to ") and told.count("\n") == 1
     assert not names(tmp_path)
+
+
+def test_a_header_is_read_without_the_tensors_behind_it(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    write_tensors(file, {"x": torch.ones(1000)}, {"version": 1, "name": "ä"})
+    header, _ = read_tensors(file)
+    assert read_header(file) == header
+    file.write_bytes(file.read_bytes()[:-3000])  # of the tensors
+    assert read_header(file) == header
+    from safetensors.torch import save_file
+
+    plain = tmp_path / "plain.safetensors"
+    save_file({"x": torch.ones(1)}, plain)
+    assert read_header(plain) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"short", b"\xff" * 64, struct.pack("<Q", 3) + b"{{{", struct.pack("<Q", 2) + b"[]"],
+)
+def test_a_header_that_cannot_be_read_is_damaged(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(data)
+    with pytest.raises(DamagedFile, match="not a readable safetensors file"):
+        read_header(tmp_path / "a.safetensors")

@@ -13,6 +13,7 @@ from vlm_edit.patches.patch_set import PatchSet
 from vlm_edit.patches.report import Report as Report
 from vlm_edit.patches.report import SiteReport as SiteReport
 from vlm_edit.patches.rows import attach_rows
+from vlm_edit.patches.storage import is_patch as is_patch
 
 __all__ = [
     "Attachment",

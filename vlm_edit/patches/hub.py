@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.hub import REPOSITORY, asked, listed, listing
+from vlm_edit.patches.storage import is_patch
 
 _ENDING = ".safetensors"
 
@@ -18,7 +19,8 @@ def locate(path: str | os.PathLike[str], file: str | None, revision: str | None)
     Args:
         path: A file, a folder that holds one, or ``owner/name`` of a repository on the hub; what
             is there wins.
-        file: A file, or a folder with one, in a folder or repository; None for the only one.
+        file: A file, or a folder with one, in a folder or repository; None for the only one
+            whose header says that it is a patch, where it lies on this machine.
         revision: Branch, tag or commit of a repository.
 
     Returns:
@@ -32,7 +34,7 @@ def locate(path: str | os.PathLike[str], file: str | None, revision: str | None)
     if root.is_dir():
         _expect_none(name, revision=revision)
         files = [p.relative_to(root).as_posix() for p in root.rglob(f"*{_ENDING}")]
-        return root / _wanted(f"the folder {name}", sorted(files), file)
+        return root / _wanted(f"the folder {name}", sorted(files), file, root)
     if root.exists() or name.endswith(_ENDING) or not REPOSITORY.fullmatch(name):
         _expect_none(name, revision=revision, file=file)
         return root
@@ -95,22 +97,28 @@ def _fetch(name: str, file: str | None, revision: str | None) -> Path:
 
     where = f"the repository {name} (or what is cached of it)"
     files, folder = listing(name, revision, "patch")
-    place = _wanted(where, [f for f in files if f.endswith(_ENDING)], file)
+    place = _wanted(where, [f for f in files if f.endswith(_ENDING)], file, folder)
     if folder is not None:
         return folder / place
     return Path(asked(name, lambda: hf_hub_download(name, place, revision=revision), "patch"))
 
 
-def _wanted(where: str, files: Sequence[str], file: str | None) -> str:
-    """Return the one file that is meant."""
+def _wanted(where: str, files: Sequence[str], file: str | None, folder: Path | None) -> str:
+    """Return the one file that is meant: what is no patch, such as a model's weights, is not."""
     matches = list(files)
     if file is not None:
         place = PurePosixPath(file).as_posix()
-        matches = [f for f in files if f == place or f.startswith(f"{place}/")]
+        if place in files:
+            return place
+        matches = [f for f in files if f.startswith(f"{place}/")]
+    lack = f"no {file!r}" if file is not None and not matches else f"no {_ENDING} file"
+    if folder is not None and matches:
+        # A file that cannot be read may be the patch, damaged: reading it tells.
+        matches = [f for f in matches if is_patch(folder / f) is not False]
+        lack = f"no {_ENDING} file that is a patch"
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise BadArgument(f"{where} holds several patches: say which with file=: {listed(matches)}")
-    lack = f"no {file!r}" if file is not None else f"no {_ENDING} file"
     contents = f"; it has {listed(files)}" if files else ""
     raise BadArgument(f"no patch at {where}: there is {lack}{contents}")

@@ -16,7 +16,7 @@ from vlm_edit._version import __version__
 from vlm_edit.dictionaries import Encoder, Slice
 from vlm_edit.edits import Gate, Keep, Splice, expect_savable, rule_from_dict
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
-from vlm_edit.ground.files import has_checksum, read_tensors, write_tensors
+from vlm_edit.ground.files import has_checksum, read_header, read_tensors, write_tensors
 from vlm_edit.hooks import Selection
 from vlm_edit.patches.binding import Binding
 
@@ -99,6 +99,14 @@ def read(
             f"{path}: the header is damaged ({type(error).__name__}: {error}); fetch the file anew"
         ) from error
     return parts
+
+
+def is_patch(path: str | os.PathLike[str]) -> bool | None:
+    """Tell by its header whether a file is a patch; None where none can be read."""
+    try:
+        return "bindings" in (read_header(path) or {})
+    except DamagedFile:
+        return None
 
 
 def _parts(

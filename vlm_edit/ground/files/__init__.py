@@ -5,6 +5,7 @@ from vlm_edit.ground.files.tensors import HEADER as HEADER
 from vlm_edit.ground.files.tensors import checksum as checksum
 from vlm_edit.ground.files.tensors import has_checksum as has_checksum
 from vlm_edit.ground.files.tensors import pack_tensors as pack_tensors
+from vlm_edit.ground.files.tensors import read_header as read_header
 from vlm_edit.ground.files.tensors import read_tensors as read_tensors
 from vlm_edit.ground.files.tensors import write_tensors as write_tensors
 from vlm_edit.ground.files.whole import append_text as append_text

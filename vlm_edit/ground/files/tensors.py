@@ -102,6 +102,35 @@ def read_tensors(
     return header, tensors
 
 
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read the header of a safetensors file alone, without its tensors; None where it has none.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DamagedFile: It cannot be read as such a file.
+
+    Example:
+        >>> import pathlib, tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "sums.safetensors")
+        ...     write_tensors(file, {"sums": torch.ones(2)}, {"version": 1})
+        ...     read_header(file)["version"]
+        1
+    """
+    try:
+        with Path(path).open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            if length > os.fstat(file.fileno()).st_size:
+                raise ValueError("it is cut off")
+            metadata = json.loads(file.read(length)).get("__metadata__") or {}
+            header = json.loads(metadata[HEADER]) if HEADER in metadata else None
+    except (OSError, LookupError, ValueError, AttributeError, struct.error) as error:
+        raise DamagedFile(f"{path} is not a readable safetensors file: {error}") from error
+    return header if isinstance(header, dict) else None
+
+
 def has_checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
     """Return whether header and tensors are those that the header's checksum was made of."""
     rest = {key: value for key, value in header.items() if key != CHECKSUM}
