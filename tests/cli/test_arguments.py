@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -12,10 +13,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from vlm_edit import dictionaries, measuring
-from vlm_edit.cli import arguments, bias, drawing, main, pipeline
+from vlm_edit.cli import arguments, bias, drawing, editing, main, pipeline
 from vlm_edit.cli.command import VERBS
+from vlm_edit.cli.examples import EXAMPLES
 from vlm_edit.edits import RULES
 from vlm_edit.measures import dominance
+from vlm_edit.selection import by_class
 from vlm_edit.selection.scores import Kind
 from vlm_edit.tasks.bias import Way
 
@@ -111,6 +114,27 @@ def test_defaults_are_those_of_the_library() -> None:
     assert defaults(arguments.Draw)["pipeline"] == pipeline.SHIPPED
 
 
+def test_one_rule_for_classes_is_the_default_of_every_verb_and_of_the_library() -> None:
+    rule = defaults(dominance.Dominance.classes)["rule"]
+    assert rule == defaults(by_class)["rule"] == defaults(measuring.Measurement.top)["rule"]
+    typed = {kind.__name__: defaults(kind)["cuts"] for kind in VERBS if "cuts" in defaults(kind)}
+    assert typed == {"Edit": None, "Draw": rule}
+    cuts = get_type_hints(arguments.Edit, include_extras=True)["cuts"]
+    assert rule == editing.CUTS and f"({rule})" in cuts.__metadata__[0].help
+
+
+@pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)
+def test_examples_in_help_can_be_typed(
+    kind: type, taken: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*WORDS[kind], "--help"])
+    told = capsys.readouterr().out.split("Examples:\n")[1]
+    typed = told.replace("\\\n", " ").splitlines()
+    for line in typed:
+        assert main(shlex.split(line)[1:]) == 0
+    assert [type(one) for one in taken] == [kind, kind]
+
+
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What verbs are given, which do nothing else."""
@@ -134,6 +158,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         (["attack", "--eps", "2", "--eps", "3", "--class", "cross", "m", "p"], "eps", [2, 3]),
         (["attack", "--eps=2", "m", "p"], "eps", [2]),
         (["edit", "m", "p", "--features", "1", "--strength", "-2"], "strength", -2.0),
+        (["ask", "m", "i", "q", "--strength", "-2", "--strength", ".5"], "strength", [-2, 0.5]),
+        (["ask", "m", "i", "q", "--patch", "a", "--patch", "b"], "patch", ["a", "b"]),
+        (["ask", "m", "i", "what is it?"], "question", "what is it?"),
         (["draw", "a cat", "--strength", "-1,1"], "strength", "-1,1"),
         (["draw", "-1"], "prompt", None),
         (["draw", "--", "-1"], "prompt", "-1"),

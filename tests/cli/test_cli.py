@@ -138,14 +138,6 @@ def test_an_edit_is_not_shown_on_the_page_of_another_measurement(
     assert "is a run with another dictionary" in capsys.readouterr().err
 
 
-def test_an_edit_of_a_host_without_retrieval_is_refused_before_it_is_measured(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    host = ["zoo:emoji-llava", "zoo:pairs", "--dictionary", "zoo:language.3"]
-    assert main(["edit", *host, "--site", "language.3", "--class", "vision"]) == 2
-    assert "edit compares retrieval" in capsys.readouterr().err
-
-
 def test_a_run_does_not_keep_the_edits_of_a_former_one(
     model: str, pairs: str, dictionary: str, tmp_path: Path
 ) -> None:

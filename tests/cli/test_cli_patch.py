@@ -70,9 +70,81 @@ def test_a_folder_of_several_needs_the_name_of_one(
     for name in "ab":
         (tmp_path / f"{name}.safetensors").write_bytes((files / f"{name}.safetensors").read_bytes())
     status, _, err = run(capsys, "info", tmp_path)
-    assert status == 2 and "several patches: say which with file=" in err
+    assert status == 2 and "several patches: say which with --file:" in err
     status, out, _ = run(capsys, "info", tmp_path, "--file", "b.safetensors")
     assert status == 0 and "7, 13" in out
+
+
+def test_of_a_folder_only_files_that_are_patches_are_meant(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights of models and dictionaries and measurements are not patches by their header."""
+    from safetensors.torch import save_file
+
+    from vlm_edit.dictionaries import save_saelens
+    from vlm_edit.ground.files import write_tensors
+
+    (tmp_path / "model.safetensors").write_bytes(
+        (files / "model" / "model.safetensors").read_bytes()
+    )
+    save_saelens(zoo.load_dictionary("joint"), tmp_path / "sae")
+    write_tensors(tmp_path / "measurement.safetensors", {"n": torch.ones(1)}, {"version": 1})
+    save_file({"n": torch.ones(1)}, tmp_path / "plain.safetensors")
+    status, _, err = run(capsys, "info", tmp_path)
+    assert status == 2 and "there is no .safetensors file that is a patch; it has" in err
+    (tmp_path / "a.safetensors").write_bytes((files / "a.safetensors").read_bytes())
+    status, out, _ = run(capsys, "info", tmp_path)
+    assert status == 0 and "7, 12" in out
+    old = Path(__file__).parents[1] / "patches" / "golden" / "version-1" / "two.safetensors"
+    (tmp_path / "old.safetensors").write_bytes(old.read_bytes())
+    status, _, err = run(capsys, "info", tmp_path)
+    listed = err.split("say which with --file:")[1]
+    assert status == 2 and "a.safetensors" in listed and "old.safetensors" in listed
+    assert "model" not in listed and "sae" not in listed and "plain" not in listed
+    status, _, err = run(capsys, "info", tmp_path, "--file", "model.safetensors")
+    assert status == 2 and "not a patch" in err
+
+
+def test_a_patch_that_is_cut_off_is_not_passed_over(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.safetensors").write_bytes((files / "a.safetensors").read_bytes()[:50])
+    status, _, err = run(capsys, "info", tmp_path)
+    assert status == 2 and "a.safetensors is not a readable safetensors file" in err
+
+
+@pytest.mark.parametrize("model", [CLIP, "folder", "owner/model"])
+def test_a_patch_in_the_models_place_is_told_with_the_right_order(
+    model: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(files / "model") if model == "folder" else model
+    patch = files / "a.safetensors"
+    status, _, err = run(capsys, "apply", patch, model)
+    assert status == 2
+    assert f"is a patch, and the model comes first: vlm-edit patch apply {model} {patch}" in err
+
+
+def test_a_model_in_the_patchs_place_is_told_likewise(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model in (CLIP, str(files / "model")):
+        status, _, err = run(capsys, "apply", "owner/patch", model)
+        assert status == 2 and f"{model} is a model, and it comes first" in err
+
+
+def test_a_model_folder_that_holds_a_patch_is_a_place_of_patches(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "a.safetensors").write_bytes((files / "a.safetensors").read_bytes())
+    assert run(capsys, "apply", CLIP, tmp_path)[0] == 0
+
+
+def test_the_zoos_patch_goes_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "apply", CLIP, "zoo:robust-emoji-clip")
+    assert status == 0 and "vision.0" in out
+    status, _, err = run(capsys, "info", "zoo:lion")
+    assert status == 2 and "no bundled patch 'lion'" in err
 
 
 def test_a_damaged_file_is_refused_and_read_without_verifying(
@@ -82,7 +154,7 @@ def test_a_damaged_file_is_refused_and_read_without_verifying(
     data[-1] ^= 1
     (tmp_path / "p.safetensors").write_bytes(data)
     status, _, err = run(capsys, "info", tmp_path / "p.safetensors")
-    assert status == 2 and "a byte or more has changed" in err
+    assert status == 2 and "a byte or more has changed" in err and "with --no-verify" in err
     assert run(capsys, "info", "--no-verify", tmp_path / "p.safetensors")[0] == 0
 
 

@@ -193,8 +193,26 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit(Subjected):
-    """Make or take a patch, and show retrieval before and after it."""
+class Verified:
+    """Say how files of patches are read."""
+
+    no_verify: Annotated[
+        bool, option("read a file even if a byte of it has changed", "--no-verify")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Onto(Verified):
+    """Say whether a patch may go onto another model than its own."""
+
+    no_check_host: Annotated[
+        bool, option("take a model that is not the one the patch was made for", "--no-check-host")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(Onto, Subjected):
+    """Make or take a patch, and show what it does, before and after."""
 
     patch: Annotated[Text, option("apply this saved patch")] = None
     name: Annotated[Class | None, option("make it of this class of features", "--class")] = None
@@ -206,17 +224,34 @@ class Edit(Subjected):
     amount: Annotated[Number, option("for steer")] = None
     strength: Annotated[Number, option("of the rule (1)")] = None
     tokens: Annotated[Literal["all", "image", "text"] | None, option("(all)")] = None
+    ask: Annotated[
+        Text, option("of a model that speaks, about each image (its text)", metavar="QUESTION")
+    ] = None
+    shown: Annotated[int, option("pairs that a model that speaks is asked about")] = 4
     run: Annotated[Text, option("show it on this run's page", metavar="RUN")] = None
     save: Annotated[Text, option("write the patch here", metavar="FILE")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verified:
-    """Say how files of patches are read."""
+class Ask(Onto, Loading):
+    """Ask a model about an image, before and after patches."""
 
-    no_verify: Annotated[
-        bool, option("read a file even if a byte of it has changed", "--no-verify")
-    ] = False
+    model: Model
+    image: Annotated[str, positional("IMAGE", "an image file")]
+    question: Annotated[str, positional("QUESTION", "as a person asks it")]
+    patch: Annotated[
+        list[str], several(f"{SAVED}: all of them act, in this order", metavar="PATCH")
+    ]
+    strength: Annotated[
+        list[float], several("of the patches: one for all, or one for each (1)", metavar="S")
+    ]
+    max_new_tokens: Annotated[int, option("of an answer, at most")] = 64
+    temperature: Annotated[
+        Number, option("draw each word at it (greedy: the likeliest word, always)", metavar="T")
+    ] = None
+    seed: Annotated[
+        Count, option("of what is drawn, the same before and after (0)", metavar="N")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +271,7 @@ class Info(One):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apply(Verified, Loading):
+class Apply(Onto, Loading):
     """Check that a patch fits a model, or bake it in."""
 
     model: Model
@@ -246,9 +281,6 @@ class Apply(Verified, Loading):
     bake: Annotated[
         Text, option("write a copy of the model with the edit in its weights", metavar="FOLDER")
     ] = None
-    no_check_host: Annotated[
-        bool, option("take a model that is not the one the patch was made for", "--no-check-host")
-    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,7 +406,7 @@ class Draw(Loading):
         Text, option("of measure: for the classes; its page shows the picture", metavar="RUN")
     ] = None
     pairs: Annotated[str, option("measure on these without --run")] = "zoo:pairs"
-    cuts: Annotated[Cut, option("for the classes")] = "sd"
+    cuts: Annotated[Cut, option("rule for the classes")] = "significant"
     steps: Annotated[Count, option("of the scheduler (the pipeline's)")] = None
     seed: Annotated[int, option("of the noise")] = 0
     out: Annotated[str, option("the picture")] = "draw.png"

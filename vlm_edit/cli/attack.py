@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vlm_edit.cli.arguments import Attack
-from vlm_edit.cli.host import ZOO, load_host
+from vlm_edit.cli.host import load_host
+from vlm_edit.cli.patching import open_patch
 from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
@@ -22,7 +23,7 @@ from vlm_edit.ground.statistics import Estimate, mcnemar, proportion
 from vlm_edit.host import Host
 from vlm_edit.measures.controls import random_features
 from vlm_edit.measuring import Pairs
-from vlm_edit.patches import Patch, load_patch
+from vlm_edit.patches import Patch
 from vlm_edit.report import Table
 from vlm_edit.tasks import adversarial as adv
 
@@ -38,7 +39,7 @@ def attack(options: Attack) -> int:
     pairs, left_out = pairs.select(numbers).readable()
     if not len(pairs):
         raise VlmEditError(f"not one of {len(left_out)} images can be read: {left_out[0][1]}")
-    patch = None if options.patch is None else _patch(options.patch)
+    patch = None if options.patch is None else open_patch(options.patch)
     host = load_host(options.model, options)
     out = make_folder(options.out)
     if options.question is not None:
@@ -64,14 +65,6 @@ def _expect_consistent(options: Attack) -> None:
                 raise BadArgument(f"--question attacks an answer: leave --{name} out")
     if options.most < 1 or any(not eps > 0 for eps in options.eps):
         raise BadArgument(f"--most {options.most}, --eps {options.eps}: both must be above 0")
-
-
-def _patch(name: str) -> Patch:
-    if not name.startswith(ZOO):
-        return load_patch(name)
-    from vlm_edit import zoo
-
-    return load_patch(zoo.patch_file(name.removeprefix(ZOO)))
 
 
 @dataclass(eq=False)

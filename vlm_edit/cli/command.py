@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from vlm_edit._version import __version__
 from vlm_edit.cli import arguments as of
+from vlm_edit.cli.examples import EXAMPLES
 from vlm_edit.ground.errors import VlmEditError, VlmEditWarning, printable
 
 # What a verb takes: the module here, and in it the function of the verb's name, that runs it.
@@ -26,6 +27,7 @@ VERBS: dict[type, str] = {
     of.Measure: "measuring.measure",
     of.Report: "measuring.report",
     of.Edit: "editing.edit",
+    of.Ask: "asking.ask",
     of.Bias: "bias.bias",
     of.Attack: "attack.attack",
     of.Draw: "drawing.draw",
@@ -82,7 +84,8 @@ def _app() -> Typer:
     app.callback()(_every_verb)
     for taken, where in VERBS.items():
         module, verb = where.split(".")
-        (patch if module == "patching" else app).command(verb)(taken)
+        room = patch if module == "patching" else app
+        room.command(verb, epilog=EXAMPLES.get(taken))(taken)
     app.add_typer(patch, name="patch", help="Look at saved patches, bake, merge and compare them.")
     return app
 

@@ -2,63 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from vlm_edit.cli.answers import expect_speaks, speaks
 from vlm_edit.cli.arguments import Cut, Edit
+from vlm_edit.cli.beside import print_table
+from vlm_edit.cli.effects import Effect, answers, retrieval
 from vlm_edit.cli.kept import save_edit
-from vlm_edit.cli.patching import expect_folder_of
+from vlm_edit.cli.patching import expect_folder_of, in_patch_flags, open_patch
 from vlm_edit.cli.subject import Subject, tell_left_out
 from vlm_edit.edits import Rule, rule_from_dict
 from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.host import Host
 from vlm_edit.measuring import Measurement
-from vlm_edit.patches import Patch, load_patch
-from vlm_edit.report import Table
+from vlm_edit.patches import Patch
+
+CUTS: Cut = "significant"  # unless --cuts says another
+_MUTE = "has no joint embedding and does not speak"
 
 
 def edit(options: Edit) -> int:
-    """Print what a patch does to retrieval, and save it if asked."""
+    """Print what a patch does to retrieval or to answers, and save it if asked."""
     _expect_one_way(options)
     if options.save:
         expect_folder_of(Path(options.save), f"--save {options.save}")
-    subject = Subject.load(options)
-    subject.expect_joint()
-    run = subject.load_run(options.run) if options.run else None
+    saved_patch = None
     if options.patch is not None:
-        named = {"the patch": load_patch(options.patch)}
-    else:
-        named = _make_patches(options, subject, run)
-    for patch in named.values():
-        patch.check(subject.host)
-    before = subject.retrieval(None)
-    after = {name: subject.retrieval(patch) for name, patch in named.items()}
-    table = Table(
-        "Retrieval of a text by its image, before and after",
-        ("edited", "R@1", "R@5", "embeddings moved by"),
-        [(name, *shown.row(before)) for name, shown in {"nothing": before, **after}.items()],
-        f"{subject.read} pairs, 95 % Wilson intervals; a text equal to the image's own "
-        "counts.\nMoved: mean of |after - before| / |before|. Random: one draw of live features.",
-    )
-    print(table)
+        saved_patch = open_patch(options.patch, verify=not options.no_verify)
+        options = replace(options, site=saved_patch.bindings[0].site)
+    subject = Subject.load(options)
+    effect_of = _shown(options, subject.host)
+    run = subject.load_run(options.run) if options.run else None
+    named = {"the patch": saved_patch} if saved_patch else _make_patches(options, subject, run)
+    with in_patch_flags():
+        for patch in named.values():
+            patch.attach(subject.host, check_host=not options.no_check_host).remove()
+        saved = _save(options, subject.host, next(iter(named.values())))
+        if effect_of is None:
+            print(f"{subject.host.kind.__name__} {_MUTE}, so the effect is not shown\n\n{saved}")
+            return 0
+        effect = effect_of(subject, named, options)
+    print_table(effect.table)
     tell_left_out(subject.skipped, subject.truncated)
-    if options.save:
-        next(iter(named.values())).save(options.save, subject.host)
-        print(f"\npatch:  {options.save}")
+    for text in filter(None, (effect.edited, saved)):
+        print(f"\n{text}")
     if run is not None and options.run:
-        name, first = next(iter(after.items()))
-        shown = first.changed(before, f"What images find, before and after: {name}")
-        save_edit(Path(options.run), table, shown, run.checksum())
+        save_edit(Path(options.run), effect.table, effect.examples, run.checksum())
         print(f"\npage:   vlm-edit report {options.run}")
     return 0
+
+
+def _shown(options: Edit, host: Host) -> Callable[..., Effect] | None:
+    """Return what shows an edit of this host; None where nothing can, and it is only saved."""
+    if options.shown < 1:
+        raise BadArgument(f"--shown {options.shown}: it must be at least 1")
+    if options.ask is not None:
+        if not options.ask.strip():
+            raise BadArgument("--ask is empty: ask something, such as 'what is it?'")
+        expect_speaks(host, "leave --ask out")
+        return answers
+    if "joint" in host.sites:
+        return retrieval
+    if speaks(host):
+        return answers
+    if options.run or not options.save:
+        mend = "leave --run out" if options.run else "keep the patch with --save FILE"
+        raise BadArgument(f"{host.kind.__name__} {_MUTE}: nothing can be shown; {mend}")
+    return None
+
+
+def _save(options: Edit, host: Host, patch: Patch) -> str:
+    """Save the patch if asked, and say where."""
+    if not options.save:
+        return ""
+    patch.save(options.save, host)
+    return f"patch:  {options.save}"
 
 
 def _make_patches(options: Edit, subject: Subject, run: Measurement | None) -> dict[str, Patch]:
     """Make the patch asked for, and one on as many random features for comparison."""
     dictionary = subject.expect_dictionary()
     rule = options.rule or "ablate"
-    cuts: Cut = options.cuts or "significant"
+    cuts: Cut = options.cuts or CUTS
     live: Sequence[int] = range(dictionary.n_features)
     if options.features is not None:
         features = _numbers(options.features)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vlm_edit import patches
 from vlm_edit.cli.arguments import Apply, Diff, Info, Merge, One, Verified
-from vlm_edit.cli.host import load_model
-from vlm_edit.ground.errors import VlmEditError, line
+from vlm_edit.cli.host import ZOO, load_model
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, line
 from vlm_edit.ground.files import beside
 from vlm_edit.host import Host
 from vlm_edit.patches import Patch, load_patch
@@ -21,6 +24,16 @@ _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"),
     ".index.json",
 )
+# What an error of the library advises, and what does the same here; the first of all that match.
+_ADVICE = (
+    (re.compile(r"\bpass check_host=False"), "pass --no-check-host"),
+    (re.compile(r"\bcheck_host=False"), "--no-check-host"),
+    (re.compile(r"\bwith verify=False"), "with --no-verify"),
+    (re.compile(r"\bsay which with file=:"), "say which with {file}:"),
+    (re.compile(r"\bfile=('[^']*'|None)"), r"{file} \1"),
+    (re.compile(r"\brevision=('[^']*'|None)"), r"{revision} \1"),
+)
+_MODEL = ("config.json", "model_index.json")
 
 
 def info(options: Info) -> int:
@@ -44,7 +57,13 @@ def info(options: Info) -> int:
 
 def apply(options: Apply) -> int:
     """Check that a patch fits a model, or bake it in."""
+    _expect_order(options)
     patch = _load(options.patch, options)
+    with in_patch_flags():
+        return _apply(patch, options)
+
+
+def _apply(patch: Patch, options: Apply) -> int:
     if options.bake:
         return _bake(patch, options, options.bake)
     host = load_model(options.model, options)
@@ -85,7 +104,77 @@ def _load(name: str, options: Verified) -> Patch:
         file, revision = options.file, options.revision
     elif isinstance(options, Apply):
         file, revision = options.patch_file, options.patch_revision
-    return load_patch(name, file=file, revision=revision, verify=not options.no_verify)
+    flags = ("--patch-file", "--patch-revision") if isinstance(options, Apply) else _NAMES
+    return open_patch(name, file, revision, not options.no_verify, flags)
+
+
+_NAMES = ("--file", "--revision")
+
+
+def open_patch(
+    name: str,
+    file: str | None = None,
+    revision: str | None = None,
+    verify: bool = True,
+    flags: tuple[str, str] | None = None,
+) -> Patch:
+    """Load the patch that the command names: a file, a folder's, the hub's or the zoo's.
+
+    Args:
+        name: Of it.
+        file: As for ``load_patch``.
+        revision: Likewise.
+        verify: Likewise.
+        flags: The options that file and revision come from; none where the verb has none.
+    """
+    if name.startswith(ZOO):
+        from vlm_edit import zoo
+
+        name = str(zoo.patch_file(name.removeprefix(ZOO)))
+    with in_patch_flags(flags):
+        return load_patch(name, file=file, revision=revision, verify=verify)
+
+
+@contextmanager
+def in_patch_flags(flags: tuple[str, str] | None = None) -> Iterator[None]:
+    """Say in words of the command what an error about a patch advises."""
+    file, revision = flags or ("the path of one", "its revision")
+    try:
+        yield
+    except VlmEditError as error:
+        told = str(error)
+        for theirs, ours in _ADVICE:
+            told = theirs.sub(ours.format(file=file, revision=revision), told)
+        raise type(error)(told) from error
+
+
+def _expect_order(options: Apply) -> None:
+    """Refuse a patch in the model's place, and a model in the patch's."""
+    right = f"vlm-edit patch apply {options.patch} {options.model}"
+    if _is_patch_file(options.model):
+        raise BadArgument(f"{options.model} is a patch, and the model comes first: {right}")
+    if _is_model(options.patch) and not _is_model(options.model):
+        raise BadArgument(f"{options.patch} is a model, and it comes first: {right}")
+
+
+def _is_patch_file(name: str) -> bool:
+    return Path(name).is_file() and bool(patches.is_patch(name))
+
+
+def _is_model(name: str) -> bool:
+    """Tell whether a name is of a model for sure: of the zoo's, or of a folder of one alone."""
+    if name.startswith(ZOO):
+        from vlm_edit import zoo
+
+        try:
+            zoo.patch_file(name.removeprefix(ZOO))
+        except UnknownName:
+            return True
+        return False
+    folder = Path(name)
+    if not any((folder / file).is_file() for file in _MODEL):
+        return False
+    return not any(patches.is_patch(file) for file in folder.rglob("*.safetensors"))
 
 
 def _new(name: str) -> Path:

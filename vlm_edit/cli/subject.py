@@ -17,7 +17,7 @@ from vlm_edit.cli.arguments import Subjected
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
-from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, WrongHost, line
+from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost, line
 from vlm_edit.ground.statistics import proportion
 from vlm_edit.host import Host
 from vlm_edit.measures.probing import hits
@@ -158,23 +158,15 @@ class Subject:
         """
         return run_of(folder, self.host, self.dictionary, self.pairs)
 
-    def expect_joint(self) -> None:
-        """Refuse a host whose retrieval cannot be shown, before anything is measured."""
-        if "joint" not in self.host.sites:
-            raise UnknownName(
-                f"edit compares retrieval, and {self.host.kind.__name__} has no site 'joint': "
-                "make the patch in Python (README), as vlm-edit demo --llava does"
-            )
-
     def expect_dictionary(self) -> Loaded:
         """Return the dictionary."""
         if self.dictionary is None:
             raise VlmEditError("features are numbers in a dictionary: name it with --dictionary")
         return self.dictionary
 
-    def retrieval(self, patch: Patch | None) -> Retrieval:
+    def retrieval(self, patch: Patch | None, check_host: bool = True) -> Retrieval:
         """Embed what is retrieved at the joint site, edited or not."""
-        with patch.attach(self.host) if patch else nullcontext():
+        with patch.attach(self.host, check_host=check_host) if patch else nullcontext():
             image, text, numbers = self._embeddings()
         self.read = len(numbers)
         return Retrieval(image, text, numbers, [self.pairs.texts[i] for i in numbers])
