@@ -15,7 +15,7 @@ def make(file):
     found = measure(
         Host.of(model, processor), zoo.load_pairs().select(range(256)), dictionary, "language.0"
     )
-    vision = found.dominance.classes("fixed")["vision"]
+    vision = found.dominance.classes()["vision"]
     info = {"about": f"without the {len(vision)} vision-dominant features of 256 pairs"}
     Patch("language.0", dictionary, Ablate(vision), tokens="image", info=info).save(file, model)
 

@@ -26,7 +26,7 @@ dictionary = zoo.load_dictionary("language.0")  # or load_dictionary("folder-of-
 
 # 1. Measure: the Modality Dominance Score of every feature, from images and their captions.
 found = measure(Host.of(model, processor), pairs.select(range(256)), dictionary, site="language.0")
-classes = found.dominance.classes("fixed")
+classes = found.dominance.classes()
 print("features at language.0:", {name: len(members) for name, members in classes.items()})
 
 # 2. Edit: take the vision-dominant features out of the image tokens.
