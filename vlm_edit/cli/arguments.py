@@ -233,28 +233,6 @@ class Edit(Onto, Subjected):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask(Onto, Loading):
-    """Ask a model about an image, before and after patches."""
-
-    model: Model
-    image: Annotated[str, positional("IMAGE", "an image file")]
-    question: Annotated[str, positional("QUESTION", "as a person asks it")]
-    patch: Annotated[
-        list[str], several(f"{SAVED}: all of them act, in this order", metavar="PATCH")
-    ]
-    strength: Annotated[
-        list[float], several("of the patches: one for all, or one for each (1)", metavar="S")
-    ]
-    max_new_tokens: Annotated[int, option("of an answer, at most")] = 64
-    temperature: Annotated[
-        Number, option("draw each word at it (greedy: the likeliest word, always)", metavar="T")
-    ] = None
-    seed: Annotated[
-        Count, option("of what is drawn, the same before and after (0)", metavar="N")
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class One(Verified):
     """Say which patch of several."""
 

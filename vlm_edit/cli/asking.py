@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlm_edit.cli.answers import Answer, Decoding, answer, counted, expect_speaks
-from vlm_edit.cli.arguments import Ask
+from vlm_edit.cli.asked import Ask
 from vlm_edit.cli.beside import Screen
 from vlm_edit.cli.host import load_host
 from vlm_edit.cli.patching import in_patch_flags, open_patch

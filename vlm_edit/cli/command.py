@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from vlm_edit._version import __version__
 from vlm_edit.cli import arguments as of
+from vlm_edit.cli.asked import Ask
 from vlm_edit.cli.examples import EXAMPLES
 from vlm_edit.ground.errors import VlmEditError, VlmEditWarning, printable
 
@@ -27,7 +28,7 @@ VERBS: dict[type, str] = {
     of.Measure: "measuring.measure",
     of.Report: "measuring.report",
     of.Edit: "editing.edit",
-    of.Ask: "asking.ask",
+    Ask: "asking.ask",
     of.Bias: "bias.bias",
     of.Attack: "attack.attack",
     of.Draw: "drawing.draw",

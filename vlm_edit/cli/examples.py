@@ -1,6 +1,7 @@
 """Two examples of each verb, for the end of its help."""
 
 from vlm_edit.cli import arguments as of
+from vlm_edit.cli.asked import Ask
 
 # A paragraph behind a backspace keeps its lines, as click has it.
 _AS_IT_STANDS = "\b\n"
@@ -16,7 +17,7 @@ EXAMPLES: dict[type, str] = {
         "edit MODEL PAIRS --site language.2 --dictionary SAE --features 3 \\\n"
         "      --ask 'what is it?' --save p.safetensors",
     ),
-    of.Ask: _examples(
+    Ask: _examples(
         "ask zoo:emoji-llava cat.png 'what is it?'",
         "ask MODEL cat.png 'what is it?' --patch p.safetensors --strength 2",
     ),
