@@ -50,13 +50,14 @@ def own(host: Host, texts: list[str], answer: bool = False) -> list[str]:
 
 def test_without_a_chat_template_the_image_comes_before_the_text() -> None:
     host = Host.of(MODEL, PROCESSOR)
-    assert str(host.template) == host.asked == "<image>\n{text}"
+    assert str(host.template) == host.asks() == "<image>\n{text}"
     assert str(Host.of(*zoo.load_host()).template) == "{text}"
 
 
 def test_a_chat_template_is_the_default_where_there_is_one() -> None:
     host = Host.of(MODEL, with_chat())
     assert host.template.name == "chat"
+    assert host.asks(answer=True) == "<s>USER: <image>\n{text} ASSISTANT:"
     assert str(host.template) == "<s>USER: <image>\n{text}"
     read = host.read_back(host.inputs([PAIRS.open(0)], ["a cat"], answer=True).values)
     assert read == "<s>USER: <image> (x 37) \na cat ASSISTANT:"  # one <s>, not two
@@ -159,7 +160,7 @@ def test_a_function_that_makes_inputs_is_named_and_needs_no_template() -> None:
         return processor(text=[f"<image>{t}" for t in texts], images=images, return_tensors="pt")
 
     host = Host.of(MODEL, PROCESSOR, prompt=mine)
-    assert host.template is None and host.asked.endswith("mine()")
+    assert host.template is None and host.asks().endswith("mine()")
     assert host.inputs([PAIRS.open(0)], ["a cat"]).caption is None
 
 

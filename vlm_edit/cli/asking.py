@@ -39,7 +39,7 @@ def ask(options: Ask) -> int:
             patch.attach(host, strength=strength, check_host=check_host).remove()
     names = _names(options.patch)
     titles = [PLAIN, f"with {' and '.join(names)}"] if patches else [PLAIN]
-    print(f"vlm-edit: asked in {line(repr(str(host.template_for(True))))}; {how}", file=sys.stderr)
+    print(f"vlm-edit: asked in {line(repr(host.asks(answer=True)))}; {how}", file=sys.stderr)
     with Screen(titles) as screen:
         answers = [_answer(screen, 0, host, image, options.question, how)]
         with in_patch_flags(), counted(), ExitStack() as stack:

@@ -112,6 +112,6 @@ def tell(host: Host) -> None:
     text = f"{host.kind.__name__} on {' and '.join(sorted(devices))} in {told['dtype']}"
     more = [told["quantization"], told["revision"] and f"commit {told['revision'][:12]}"]
     print(f"vlm-edit: {line(', '.join([text, *filter(None, more)]))}", file=sys.stderr)
-    asked = None if host.processor is None else host.asked
+    asked = None if host.processor is None else host.asks()
     if asked not in (None, "{text}"):
         print(f"vlm-edit: each pair is asked as {line(repr(asked))}", file=sys.stderr)

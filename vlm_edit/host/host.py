@@ -287,14 +287,16 @@ class Host:
         """
         return self._asking().template(False)
 
-    @property
-    def asked(self) -> str:
+    def asks(self, answer: bool = False) -> str:
         """Return what each pair is put into: the template, or the name of the function.
+
+        Args:
+            answer: Whether it is to answer.
 
         Raises:
             VlmEditError: As ``template``.
         """
-        return self._asking().words()
+        return self._asking().words(answer)
 
     @property
     def special_ids(self) -> tuple[int, ...] | None:

@@ -73,12 +73,12 @@ class Asking:
             self._templates[answer] = Template.of(self.prompt, self.processor, answer)
         return self._templates[answer]
 
-    def words(self) -> str:
+    def words(self, answer: bool = False) -> str:
         """Return the template, or the name of the function."""
         if callable(self.prompt):
             kind = self.prompt if hasattr(self.prompt, "__qualname__") else type(self.prompt)
             return f"{kind.__module__}.{kind.__qualname__}()"
-        return str(self.template(False))
+        return str(self.template(answer))
 
     def inputs(self, images: Sequence[Image.Image], texts: Sequence[str], answer: bool) -> Inputs:
         """Return inputs as they come, wherever the host is.

@@ -218,7 +218,7 @@ def _begin(
         "zeros": zeros,
         "keep": keep,
         "batch_size": batch_size,
-        "prompt": host.asked,
+        "prompt": host.asks(),
         "judge": None if judge is None else [judge.name, *judge.streams, judge.shared],
         "seed": SEED,
     }
