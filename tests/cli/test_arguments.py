@@ -184,6 +184,29 @@ def test_what_is_typed_is_what_a_verb_is_given(
     assert getattr(taken[0], field) == value
 
 
+@pytest.mark.parametrize("kind", VERBS, ids=lambda kind: kind.__name__)
+def test_help_ends_with_two_examples_that_are_taken(
+    kind: type, taken: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*WORDS[kind], "--help"]) == 0
+    last = [line.strip() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert last == [f"vlm-edit {words}" for words in EXAMPLES[kind]] and len(set(last)) == 2
+    for words in last:
+        capsys.readouterr()
+        assert main(shlex.split(words)[1:]) == 0
+    assert [type(options) for options in taken] == [kind] * 2
+
+
+@pytest.mark.parametrize("kind", VERBS, ids=lambda kind: kind.__name__)
+def test_every_verb_can_tell_its_results_as_one_object(
+    kind: type, taken: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(EXAMPLES[kind][0])
+    assert main([*words, *(["--json"] if "--json" not in words else [])]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["status"] == 0 and not told["tables"] and taken[0].json
+
+
 @pytest.mark.parametrize(
     ("words", "message", "verb"),
     [
@@ -208,7 +231,9 @@ def test_a_word_that_cannot_be_meant_is_named_in_a_line_with_where_help_is(
 ) -> None:
     assert main(words) == 2
     told = capsys.readouterr()
-    first, second = told.err.splitlines()
+    first, *usage, second = told.err.splitlines()
+    asked = " ".join(["Usage: vlm-edit", verb]).strip()
+    assert " ".join(usage).startswith(f"{asked} ")
     assert first.startswith("vlm-edit: ") and message in first and first.isprintable()
     assert second == f"Try '{' '.join(['vlm-edit', verb]).strip()} --help'."
     assert not told.out

@@ -147,7 +147,7 @@ def test_a_run_does_not_keep_the_edits_of_a_former_one(
     assert main([*edit, "--run", str(tmp_path)]) == 0
     assert (tmp_path / "edits").is_dir()
     (tmp_path / "drawings").mkdir()
-    assert main(measure) == 0
+    assert main([*measure, "--keep", "10", "--overwrite"]) == 0
     assert not (tmp_path / "edits").exists()
     assert not (tmp_path / "drawings").exists()
 
@@ -271,14 +271,36 @@ def test_measure_reports_an_unreadable_image_and_goes_on(
     out = tmp_path / "run"
     code = main(["measure", model, str(folder), "--dictionary", dictionary, "--out", str(out)])
     assert code == 0
-    printed = capsys.readouterr().out
-    assert "1 pairs left out" in printed and "4.png" in printed
+    printed = capsys.readouterr()
+    assert (
+        "1 pair left out" in printed.err and "number 4: " in printed.err and "4.png" in printed.err
+    )
+    assert "left out" not in printed.out
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["pairs"] == 9 and summary["skipped"][0]["pair"] == 4
     edit = ["edit", model, str(folder), "--dictionary", dictionary, "--features", "3"]
     assert main(edit) == 0
-    printed = capsys.readouterr().out
-    assert "9 pairs" in printed and "1 pairs left out" in printed and "4.png" in printed
+    printed = capsys.readouterr()
+    assert "9 pairs" in printed.out and "1 pair left out" in printed.err
+    assert main([*edit, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["left_out"][0]["pair"] == 4 and "4.png" in told["left_out"][0]["why"]
+    assert [row[0] for row in told["tables"][0]["rows"]][:2] == ["nothing", "ablate 1 features"]
+
+
+def test_results_are_one_object_and_progress_is_left_out(
+    run_of_zoo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    words = ["measure", *ZOO, "--dictionary", "zoo:joint", "--out", str(run_of_zoo)]
+    assert main([*words, "--json", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert told["figures"]["summary"]["pairs"] == 1024 and told["status"] == 0
+    assert {"what": "run", "path": str(run_of_zoo)} in told["files"] and len(told["tables"]) == 2
+    assert "CLIPModel on cpu" not in printed.err
+    assert main([*words, "--site", "attic", "--json"]) == 2
+    assert not capsys.readouterr().out
 
 
 def test_edit_by_class_shows_before_after_and_random_and_saves_a_patch(
@@ -325,6 +347,14 @@ def test_edit_of_raw_neurons_moves_the_embeddings(
         ),
         (["measure", *ZOO, "--dictionary", "zoo:joint", "--shared-space"], "--shared-space goes"),
         (["measure", "MODEL", "no-such.csv", "--dictionary", "DICT"], "no pairs at 'no-such.csv'"),
+        (
+            ["measure", "MODEL", "PAIRS", "--dictionary", "DICT", "--text-column", "words"],
+            "no column 'words': it has image, caption, vendor",
+        ),
+        (
+            ["train", "zoo:emoji-clip", "zoo:pairs", "--out", "no", "--image-column", "x"],
+            "leave --image-column and --text-column out",
+        ),
         (["measure", "MODEL", "PAIRS", "--dictionary", "nowhere"], "no dictionary at 'nowhere'"),
         (
             ["measure", "MODEL", "PAIRS", "--dictionary", "DICT", "--site", "attic"],

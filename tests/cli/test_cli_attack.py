@@ -124,7 +124,8 @@ def test_a_model_that_speaks_is_asked(tmp_path: Path) -> None:
     assert main([*given, "--out", str(tmp_path)]) == 0
     (table,) = json.loads((tmp_path / "attack.json").read_text("utf-8"))["tables"]
     assert table["title"] == "Answers to 'what is it?' that change"
-    assert main([*given, "--target", "red apple", "--out", str(tmp_path)]) == 0
+    assert main([*given, "--target", "red apple", "--out", str(tmp_path)]) == 2
+    assert main([*given, "--target", "red apple", "--out", str(tmp_path), "--overwrite"]) == 0
     (table,) = json.loads((tmp_path / "attack.json").read_text("utf-8"))["tables"]
     assert "become 'red apple'" in table["title"]
 

@@ -67,7 +67,13 @@ def test_check_refuses_a_dictionary_of_another_site_and_warns_of_one_that_does_n
 ):
     other = ["check", "zoo:emoji-clip", "zoo:pairs", "--dictionary", "zoo:vision.2"]
     assert main(other) == 2
-    assert "trained at site 'vision.2'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "trained at site 'vision.2'" in told and told.rstrip().endswith(
+        "--any-origin lets it through"
+    )
+    assert main([*other, "--any-origin"]) == 1  # loaded, and found not to fit
+    told = capsys.readouterr().err
+    assert "another layer or another host" in told and "dataclasses" not in told
     save_saelens(replace(zoo.load_dictionary("vision.2"), info={}), tmp_path)
     wrong = ["check", "zoo:emoji-clip", "zoo:pairs", "--dictionary", str(tmp_path)]
     assert main(wrong) == 1
@@ -112,3 +118,26 @@ def test_separate_trains_one_for_each_stream_that_check_measure_and_edit_take(tm
     assert main(centred) == 2
     assert "train each with center=True" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_what_was_trained_here_is_told_to_be_trained_too_little(tmp_path, capsys):
+    sae = str(tmp_path / "sae")
+    training = ["--features", "16", "--k", "1", "--steps", "1", "--rows", "64"]
+    assert main(["train", "zoo:emoji-clip", "zoo:pairs", *training, "--out", sae]) == 0
+    check = ["check", "zoo:emoji-clip", "zoo:pairs", "--dictionary", sae]
+    assert main(check) == 1
+    told = capsys.readouterr().err
+    assert told.count("it was trained too little") == 4 and "another layer" not in told
+    assert main([*check, "--any-origin"]) == 1
+    assert "it was trained too little" not in capsys.readouterr().err
+
+
+def test_what_a_dictionary_leaves_open_is_said_in_every_verb_that_takes_one(tmp_path, capsys):
+    save_saelens(zoo.load_dictionary("joint"), tmp_path / "inside")
+    given = ["--dictionary", str(tmp_path), "--dictionary-format", "onnx"]
+    for words in (
+        ["bias", "zoo:emoji-clip", "zoo:pairs", "--values", "man,woman", "--out", "no"],
+        ["draw", "a cat", "--reference", "a dog", "--out", str(tmp_path / "x.png")],
+    ):
+        assert main([*words, *given]) == 2
+        assert "onnx" in capsys.readouterr().err

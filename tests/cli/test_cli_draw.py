@@ -65,7 +65,7 @@ def test_the_page_of_a_run_shows_what_was_drawn_with_it(tmp_path, capsys):
     folder, out = measured(tmp_path), tmp_path / "x.png"
     words = ["a <b>dog</b>", "--rule", "keep", "--class", "vision", "--strength", "1"]
     assert run(*words, "--run", folder, "--out", out) == 0
-    assert run(*words, "--run", folder, "--out", out) == 0
+    assert run(*words, "--run", folder, "--out", out, "--overwrite") == 0
     kept = pictures(folder)
     assert [p.title for p in kept] == ["keep: a <b>dog</b>"] * 2
     with Image.open(out) as drawn:

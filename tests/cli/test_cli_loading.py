@@ -13,7 +13,7 @@ from conftest import make_clip
 from vlm_edit import Ablate, Patch, zoo
 from vlm_edit.cli import arguments, main
 from vlm_edit.cli.command import VERBS
-from vlm_edit.cli.host import in_flags
+from vlm_edit.cli.flags import in_flags
 from vlm_edit.cli.loading import Loading
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.measuring import load_measurement

@@ -44,16 +44,16 @@ def silent(text: str) -> bool:
 def test_captions_and_names_of_a_list_tell_a_terminal_nothing(pairs, tmp_path, capsys):
     words = ["measure", "zoo:emoji-clip", pairs, "--dictionary", "zoo:joint"]
     assert main([*map(str, words), "--out", str(tmp_path / "run")]) == 0
-    told = capsys.readouterr().out
-    assert "txt" in told and "1 pairs left out" in told and silent(told)
+    told = "".join(capsys.readouterr())
+    assert "txt" in told and "1 pair left out" in told and silent(told)
 
     Patch("joint", zoo.load_dictionary("joint"), Ablate([1])).save(
         tmp_path / "patch.safetensors", zoo.load_host()[0]
     )
     patch = str(tmp_path / "patch.safetensors")
     assert main(["edit", "zoo:emoji-clip", str(pairs), "--patch", patch]) == 0
-    told = capsys.readouterr().out
-    assert "1 pairs left out" in told and silent(told)
+    told = "".join(capsys.readouterr())
+    assert "1 pair left out" in told and silent(told)
 
 
 def test_an_error_that_quotes_a_file_tells_a_terminal_nothing(tmp_path, capsys):

@@ -285,9 +285,9 @@ def test_commands_list_and_count_what_they_leave_out(tmp_path, capsys, words):
     given = [word.format(pairs=path, out=tmp_path / "out") for word in words]
     with within(120):
         main(given)
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert f"{odd_ones} pairs left out because their image could not be read" in told
-    assert "pair 2 (from 0): " in told and "pipe.png: not a regular file" in told
+    assert "    number 2: " in told and "pipe.png: not a regular file" in told
 
 
 def test_train_counts_what_it_leaves_out_by_the_numbers_of_the_list(tmp_path, capsys):
@@ -296,8 +296,8 @@ def test_train_counts_what_it_leaves_out_by_the_numbers_of_the_list(tmp_path, ca
              "--features", "8", "--k", "2", "--rows", "8", "--held-out", "0.9"]  # fmt: skip
     with within(120):
         assert main(words) == 0
-    told = capsys.readouterr().out
-    assert f"{odd_ones} pairs left out" in told and "pair 3 (from 0): " in told
+    told = capsys.readouterr().err
+    assert f"{odd_ones} pairs left out" in told and "    number 3: " in told
 
 
 def test_a_reference_that_is_a_pipe_is_refused_at_once(tmp_path):

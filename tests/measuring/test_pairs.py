@@ -1,4 +1,6 @@
+import csv
 import io
+import json
 import re
 from pathlib import Path
 
@@ -107,16 +109,27 @@ def test_a_nameless_column_such_as_pandas_writes_does_no_harm(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("picture,text\na,b\n", "no column of images: it has picture, text; call one image or"),
-        ("image,words\na,b\n", "no column of texts: it has image, words; call one text or"),
+        (
+            "picture,text\na,b\n",
+            "no column of images: it has picture, text; name it, .*or call one image or",
+        ),
+        (
+            "image,words\na,b\n",
+            "no column of texts: it has image, words; name it, .*or call one text or",
+        ),
         ("", "no column of images: it has none"),
-        ("image;text\na;b\n", "it has image;text"),
         ("image,text\n", "holds a header but no pairs"),
-        ("image,text\na.png,one\nb.png\n", "row 3 does not have 2 fields"),
-        ("image,text\na.png,one,two\n", "row 2 does not have 2 fields; quote texts with commas"),
-        ("image,text\n,one\n", "row 2 names no image in column 'image'"),
+        ("image,text\na.png,one\nb.png\n", "line 3 does not have 2 fields but 1, at column 'text'"),
+        (
+            "image,text\na.png,one,two\n",
+            "line 2 does not have 2 fields but 3, at column 'text'; quote texts with commas",
+        ),
+        ("image,text\n,one\n", "line 2 names no image in column 'image'"),
         ('image,text\na.png,"one\n', "not a readable UTF-8 CSV file"),
-        ("image,text\na.png,one\nb.png,  \n", "1 of 2 pairs have no text.*number 1 .*b.png"),
+        (
+            "image,text\na.png,one\nb.png,  \n",
+            "1 of 2 pairs have no text.*line 3, in column 'text'",
+        ),
     ],
 )
 def test_a_csv_that_does_not_hold_pairs_is_told_what_is_wrong(
@@ -129,9 +142,9 @@ def test_a_csv_that_does_not_hold_pairs_is_told_what_is_wrong(
 
 
 def test_a_file_that_is_no_text_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(VlmEditError, match="not a readable UTF-8 CSV file"):
+    with pytest.raises(VlmEditError, match="not a readable UTF-8 file"):
         read_pairs(save_image(tmp_path / "a.png"))
-    with pytest.raises(VlmEditError, match="not a readable UTF-8 CSV file"):
+    with pytest.raises(VlmEditError, match="not a readable UTF-8 file"):
         read_pairs(csv_file(tmp_path, "image,text\na,größe\n", encoding="latin-1"))
 
 
@@ -358,3 +371,63 @@ def test_a_batch_holds_at_least_one_pair(size: int) -> None:
     pairs = Pairs([Image.new("RGB", (1, 1))], ("x",))
     with pytest.raises(VlmEditError, match=f"batch size is {size}"):
         list(pairs.batches(size))
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.tsv", "pairs.jsonl"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_pairs_are_the_same_however_their_fields_are_separated(tmp_path, name, delimiter):
+    texts = ["one, two; three", "a\tb | c", 'said "no"\u2028', "line\nbreak"]
+    rows = [{"image": f"{i}.png", "caption": t, "n": str(i)} for i, t in enumerate(texts)]
+    with (tmp_path / name).open("w", newline="", encoding="utf-8") as file:
+        if name.endswith("jsonl"):
+            file.write("\n".join(json.dumps(row) for row in rows))
+        else:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    pairs = read_pairs(tmp_path / name)
+    assert pairs.texts == tuple(texts) and pairs.columns == {"n": ("0", "1", "2", "3")}
+    assert pairs.images == [tmp_path / f"{i}.png" for i in range(4)]
+    if not name.endswith("tsv"):
+        assert read_pairs(tmp_path) == pairs
+
+
+def test_columns_are_named_where_they_are_called_otherwise(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("image;photo;words;text\n0.png;1.png;wanted;other\n", encoding="utf-8")
+    assert read_pairs(file).texts == ("other",)
+    for pairs in (read_pairs(file, "photo", "words"), Pairs.of(file, "photo", "words")):
+        assert pairs.images == [tmp_path / "1.png"] and pairs.texts == ("wanted",)
+        assert set(pairs.columns) == {"image", "text"}
+    with pytest.raises(VlmEditError, match=r"no column 'foto': it has image, photo, words, text"):
+        read_pairs(file, "foto")
+    (tmp_path / "bad.csv").write_text("foto;wort\n1;2\n", encoding="utf-8")
+    with pytest.raises(VlmEditError, match="no column of images: it has foto, wort; name it"):
+        read_pairs(tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"image": "a.png", "text": "one"}\n{"image": }', r"line 2, column 11 is no JSON"),
+        ('{"image": "a.png", "text": "one"}\n\n[1]', r"line 3 is no JSON object"),
+        ('{"image": "a.png", "text": "one"}\n{"image": "b.png"}', r"line 2, in column 'text'"),
+        ('{"image": "a.png", "text": "one"}\n{"text": "b"}', r"line 2 names no image in column"),
+        ("", "no column of images: it has none"),
+    ],
+)
+def test_a_line_of_json_that_is_no_pair_is_named(tmp_path, content, message):
+    (tmp_path / "x.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(VlmEditError, match=message) as caught:
+        read_pairs(tmp_path / "x.jsonl")
+    assert "x.jsonl" in str(caught.value)
+
+
+def test_a_line_of_csv_is_named_by_where_it_begins(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_bytes(b'image,text\r\na.png,"one\r\ntwo"\r\n\r\nb.png\r\n')
+    with pytest.raises(VlmEditError, match="x.csv: line 5 does not have 2 fields but 1"):
+        read_pairs(file)
+    file.write_bytes("image,text\na.png,one\nb.png,zwölf\n".encode("latin-1"))
+    with pytest.raises(VlmEditError, match="not a readable UTF-8 file, at line 3"):
+        read_pairs(file)

@@ -201,7 +201,7 @@ def test_measuring_again_loses_nothing_before_the_new_run_is_whole(
     assert main([*command, str(run)]) == 0
     old = load_measurement(run)
     kept.save_edit(run, TABLE, SHOWN, old.checksum())
-    again = [*command, str(run), "--keep", "10"]
+    again = [*command, str(run), "--keep", "10", "--overwrite"]
     for name in ("summary.json", "features.csv", "measurement.safetensors"):
         run_until_killed(again, "os.rename", name)
         assert titles(run) == ["moved"]
@@ -339,7 +339,9 @@ def test_a_part_started_again_beside_its_run_says_that_it_is_there(
     assert main([*part, "2/2"]) == 0
     assert f"{tmp_path} holds this measurement, whole" in capsys.readouterr().out
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-    assert main([*part, "2/2", "--keep", "10"]) == 0  # another measurement is measured
+    another = [*part, "2/2", "--keep", "10"]
+    assert main(another) == 2 and "holds another measurement" in capsys.readouterr().err
+    assert main([*another, "--overwrite"]) == 0
     assert "part 2 of 2 is done; 1 to go" in capsys.readouterr().out
     assert read_tensors(tmp_path / "part-2-of-2.checkpoint")[0]["told"]["settings"]["keep"] == 10
 

@@ -160,7 +160,7 @@ def test_the_page_carries_every_figure_of_the_measurement(
 
 @needs_plotly
 def test_the_page_says_what_was_left_out_and_where_it_comes_from(reading: Reading) -> None:
-    assert "1 pairs left out" in reading.text and "broken.png" in reading.text
+    assert "1 pair left out" in reading.text and "broken.png" in reading.text
     assert "host: class" in reading.text and "CLIPModel" in reading.text
 
 

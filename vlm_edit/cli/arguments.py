@@ -10,21 +10,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from typer import Argument, Option
+from typer import Argument
 
 from vlm_edit.cli.loading import Asking, Loading
+from vlm_edit.cli.shared import Columns, Count, LeftOpen, Number, Tells, Text, Writes, option
 
-Text = str | None  # these three need not be given
-Count = int | None
-Number = float | None
 RADII = [1.0, 2.0, 4.0, 8.0]
 Class = Literal["vision", "language", "cross"]
 Cut = Literal["sd", "fixed", "significant"]
-
-
-def option(help: str, *names: str, **more: Any) -> Any:
-    """Return an option with its help, named as its field unless names are given."""
-    return Option(*names, help=help, **more)
 
 
 def positional(name: str, help: str) -> Any:
@@ -46,6 +39,9 @@ Model = Annotated[
 ]
 Batch = Annotated[int, option("pairs per forward")]
 Kept = Annotated[Count, option("tokens kept of a pair and stream (all)")]
+Every = Annotated[
+    float, option("seconds between two checkpoints, from which the same command goes on")
+]
 Seed = Annotated[int, option("of every draw")]
 SAVED = "a patch file, a folder with one, or owner/name on the hub"
 Saved = Annotated[str, positional("PATCH", SAVED)]
@@ -56,7 +52,7 @@ DICTIONARY = option(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(Tells):
     """Go the whole way on emoji-clip, checked against what is known."""
 
     out: Annotated[Text, option("to write (vlm-edit-demo; with --llava nothing)")] = None
@@ -64,51 +60,30 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sites(Loading):
+class Sites(Loading, Tells):
     """List the sites of a model."""
 
     model: Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places(Asking):
+class Places(Asking, Columns, Tells):
     """Name a model, pairs, and a site."""
 
     model: Model
     pairs: Annotated[
         str,
-        positional(
-            "PAIRS", "CSV of images and texts, or folder: docs/command-line.md; or zoo:pairs"
-        ),
+        positional("PAIRS", "CSV, JSON lines or folder: docs/command-line.md; or zoo:pairs"),
     ]
     site: Annotated[str, option("where")] = "joint"
     batch_size: Batch = 64
 
 
-def _left_open(metavar: str, help: str) -> Any:
-    panel = "Of the dictionary, where its files leave it open"
-    return option(help, metavar=metavar, rich_help_panel=panel)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Subjected(Places):
-    """Name a dictionary too, and say of it what its files leave open."""
+class Subjected(Places, LeftOpen):
+    """Name a dictionary too."""
 
     dictionary: Annotated[Text, DICTIONARY] = None
-    dictionary_file: Annotated[Text, _left_open("FILE", "folder or file inside it")] = None
-    dictionary_format: Annotated[Text, _left_open("NAME", "its format (by content)")] = None
-    dictionary_revision: Annotated[Text, _left_open("REV", "branch, tag or commit")] = None
-    dictionary_k: Annotated[Count, _left_open("K", "active features")] = None
-    dictionary_threshold: Annotated[Number, _left_open("T", "of codes")] = None
-    dictionary_activation: Annotated[Text, _left_open("NAME", "such as topk or relu")] = None
-
-    def left_open(self) -> dict[str, Any]:
-        """Return what is said of the dictionary beside its name."""
-        return {
-            name.removeprefix("dictionary_"): value
-            for name, value in vars(self).items()
-            if name.startswith("dictionary_") and value is not None
-        }
 
 
 def _norm(text: str) -> float | None:
@@ -116,7 +91,7 @@ def _norm(text: str) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(Places):
+class Train(Places, Writes):
     """Train a dictionary on a model's activations."""
 
     out: Annotated[
@@ -135,6 +110,7 @@ class Train(Places):
     ] = 0.05
     held_out: Annotated[float, option("share of pairs to check it on")] = 0.1
     most: Kept = None
+    every: Every = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +122,7 @@ class Check(Subjected):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(Subjected):
+class Measure(Subjected, Writes):
     """Measure the dominance of a dictionary's features on pairs."""
 
     dictionary: Annotated[str, DICTIONARY] = field()
@@ -178,11 +154,11 @@ class Measure(Subjected):
             metavar="I/N",
         ),
     ] = "1/1"
-    every: Annotated[float, option("seconds between two checkpoints")] = 60.0
+    every: Every = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Writes, Columns, Tells):
     """Write a run's page with pictures."""
 
     run: Annotated[str, positional("RUN", "folder that measure wrote; edit --run adds to it")]
@@ -193,7 +169,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verified:
+class Verified(Tells):
     """Say how files of patches are read."""
 
     no_verify: Annotated[
@@ -211,7 +187,7 @@ class Onto(Verified):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit(Onto, Subjected):
+class Edit(Onto, Subjected, Writes):
     """Make or take a patch, and show what it does, before and after."""
 
     patch: Annotated[Text, option("apply this saved patch")] = None
@@ -223,7 +199,9 @@ class Edit(Onto, Subjected):
     value: Annotated[Number, option("for clamp")] = None
     amount: Annotated[Number, option("for steer")] = None
     strength: Annotated[Number, option("of the rule (1)")] = None
-    tokens: Annotated[Literal["all", "image", "text"] | None, option("(all)")] = None
+    tokens: Annotated[Literal["all", "image", "text", "text+special"] | None, option("(all)")] = (
+        None
+    )
     ask: Annotated[
         Text, option("of a model that speaks, about each image (its text)", metavar="QUESTION")
     ] = None
@@ -280,7 +258,7 @@ class Diff(Verified):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bias(Loading):
+class Bias(Loading, Writes, Columns, Tells, LeftOpen):
     """Measure bias between groups of images, and lessen it by a patch."""
 
     model: Model
@@ -289,7 +267,7 @@ class Bias(Loading):
         positional(
             "DATA",
             "folder of FairFace, UTKFace, CelebA or Waterbirds, or pairs with a column of "
-            "groups (CSV or folder), or zoo:pairs",
+            "groups (CSV, JSON lines or folder), or zoo:pairs",
         ),
     ]
     split: Annotated[Text, option("of the data set (the one that is tested on)")] = None
@@ -319,7 +297,7 @@ class Bias(Loading):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(Subjected):
+class Attack(Subjected, Writes):
     """Fool a model on a folder of images, with a patch or without."""
 
     dictionary: Annotated[Text, option("as for measure: to see which features move")] = None
@@ -353,7 +331,7 @@ class Taken(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw(Loading):
+class Draw(Loading, Writes, Tells, LeftOpen):
     """Draw with features taken from a reference, scaled, or kept alone."""
 
     prompt: Annotated[str, positional("PROMPT", "what to draw: a text, or an image file")]

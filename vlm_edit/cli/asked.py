@@ -5,12 +5,13 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from vlm_edit.cli.arguments import SAVED, Count, Model, Number, Onto, option, positional, several
-from vlm_edit.cli.loading import Loading
+from vlm_edit.cli.arguments import SAVED, Model, Onto, positional, several
+from vlm_edit.cli.loading import Asking
+from vlm_edit.cli.shared import Count, Number, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask(Onto, Loading):
+class Ask(Onto, Asking):
     """Ask a model about an image, before and after patches."""
 
     model: Model

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Attack
 from vlm_edit.cli.host import load_host
 from vlm_edit.cli.patching import open_patch
-from vlm_edit.cli.subject import Subject, load_pairs, tell_left_out
+from vlm_edit.cli.subject import Subject, load_pairs
+from vlm_edit.cli.writing import expect_free
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
-from vlm_edit.ground.files import make_folder, packed, write_bytes, write_text
+from vlm_edit.ground.files import make_folder, packed, replacing, write_bytes, write_text
 from vlm_edit.ground.statistics import Estimate, mcnemar, proportion
 from vlm_edit.host import Host
 from vlm_edit.measures.controls import random_features
@@ -27,6 +29,7 @@ from vlm_edit.patches import Patch
 from vlm_edit.report import Table
 from vlm_edit.tasks import adversarial as adv
 
+_FILES = ("attack.json", "images", "index.html")
 _HUGE = 64 / 255
 _DRAWS = 5  # of as many random features beside each class
 
@@ -34,22 +37,27 @@ _DRAWS = 5  # of as many random features beside each class
 def attack(options: Attack) -> int:
     """Attack a model on a folder of images, and write what came of it."""
     _expect_consistent(options)
-    pairs = load_pairs(options.pairs)
+    out = Path(options.out)
+    expect_free([out / name for name in _FILES], options.overwrite, "name a folder with --out")
+    pairs = load_pairs(options.pairs, **options.columns())
     numbers = adv.drawn(len(pairs), options.most, options.seed)
     pairs, left_out = pairs.select(numbers).readable()
     if not len(pairs):
         raise VlmEditError(f"not one of {len(left_out)} images can be read: {left_out[0][1]}")
     patch = None if options.patch is None else open_patch(options.patch)
     host = load_host(options.model, options)
-    out = make_folder(options.out)
+    make_folder(out)
     if options.question is not None:
         done = _answers(options, options.question, host, pairs, patch)
     else:
         done = _choices(options, host, pairs, patch)
-    print("\n\n".join(map(str, done.tables)))
-    tell_left_out([(numbers[i], why) for i, why in left_out], 0)
-    _write(out, options, done)
-    print(f"\npage:   {out / 'index.html'}\nimages: {out / 'images'}")
+    telling.table(*done.tables)
+    telling.left_out([(numbers[i], why) for i, why in left_out], 0)
+    with replacing(out, _FILES) as new:
+        _write(new, options, done)
+    print()
+    telling.wrote("page", out / "index.html")
+    telling.wrote("images", out / "images")
     return 0
 
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
+from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Bias
+from vlm_edit.cli.flags import in_flags
 from vlm_edit.cli.host import ZOO, load_host
-from vlm_edit.cli.subject import load_dictionary, load_pairs, tell_left_out
+from vlm_edit.cli.subject import load_dictionary, load_pairs
+from vlm_edit.cli.writing import expect_free
 from vlm_edit.dictionaries import AnyDictionary
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
-from vlm_edit.ground.files import make_folder, write_text
+from vlm_edit.ground.files import make_folder, replacing, write_text
 from vlm_edit.measuring import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table
@@ -32,16 +35,20 @@ NEUTRAL = tuple(
 )
 AIMS = {"prompts": task.off_chance, "probe": task.off_probe}
 _MOST_VALUES = 8
+_PATCH, _BASELINE = "patch.safetensors", "baseline.safetensors"
+_FILES = ("bias.json", "index.html", _PATCH, _BASELINE)
 _NO_GROUP = ("none", "")
 _FEWEST = 4  # images of a group, on either side
 
 
 def bias(options: Bias) -> int:
     """Measure bias, and write figures, a page and a patch."""
+    out = Path(options.out)
+    expect_free([out / name for name in _FILES], options.overwrite, "name a folder with --out")
     pairs = _drawn(_read(options), options)
     asked = questions(pairs, options)
-    out = make_folder(options.out)
-    dictionary = load_dictionary(options.dictionary) if options.dictionary else None
+    make_folder(out)
+    dictionary = load_dictionary(options.dictionary, options) if options.dictionary else None
     host = load_host(options.model, options)
     bench = task.Bench.read(host, pairs, asked, batch_size=options.batch_size)
     sides = task.split(bench.plain.pairs, options.split_by, seed=options.seed)
@@ -59,18 +66,25 @@ def bias(options: Bias) -> int:
     studies = _studies(learn, test, named, patch, mitigation, dictionary, options)
     outcomes = {name: task.Outcome.of(study, options.k) for name, study in studies.items()}
     tables = _tables(outcomes, test.plain)
-    print("\n\n".join(map(str, tables)))
-    tell_left_out(bench.skipped, 0)
-    _write(out, options, outcomes, tables)
+    telling.table(*tables)
+    telling.left_out(bench.skipped, 0)
     shown = {name: studies[name] for name in ("nothing", named)}
     title = f"{asked.attribute} in {options.data}"
-    task.write_page(out / "index.html", shown, title, tables, seed=options.seed)
-    print(f"\npage:   {out / 'index.html'}")
-    for name, saved in {named: patch, "difference in means": simple}.items():
-        file = out / ("patch.safetensors" if saved is patch else "baseline.safetensors")
-        saved.save(file, host)
-        print(f"patch:  {file} ({name})")
+    made = {named: patch, "difference in means": simple}
+    with replacing(out, _FILES) as new:
+        _write(new, options, outcomes, tables)
+        task.write_page(new / "index.html", shown, title, tables, seed=options.seed)
+        for saved in made.values():
+            saved.save(new / _file(saved is patch), host)
+    print()
+    telling.wrote("page", out / "index.html")
+    for name, one in made.items():
+        telling.wrote("patch", out / _file(one is patch), name)
     return 0
+
+
+def _file(asked: bool) -> str:
+    return _PATCH if asked else _BASELINE
 
 
 def questions(pairs: Pairs, options: Bias) -> task.Questions:
@@ -140,8 +154,9 @@ def _read(options: Bias) -> Pairs:
     if options.data.startswith(ZOO):
         if options.split:
             raise BadArgument(f"{options.data} has no splits: leave --split out")
-        return load_pairs(options.data)
-    return task.read_any(options.data, options.split)
+        return load_pairs(options.data, **options.columns())
+    with in_flags():
+        return task.read_any(options.data, options.split, **options.columns())
 
 
 def _drawn(pairs: Pairs, options: Bias) -> Pairs:

@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0
     """
     typed = list(_spread(sys.argv[1:] if arguments is None else arguments))
+    taken: object = None
     try:
         taken = get_command(_app())(typed, prog_name="vlm-edit", standalone_mode=False)
         return taken if isinstance(taken, int) else _run(taken)
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (VlmEditError, OSError) as error:
         _tell(str(error))
     except KeyboardInterrupt:
-        print("vlm-edit: interrupted", file=sys.stderr)
+        from vlm_edit.cli.resuming import on_interrupt  # brings torch
+
+        _tell(on_interrupt(taken))
         return 130
     return 2
 
@@ -85,8 +88,9 @@ def _app() -> Typer:
     app.callback()(_every_verb)
     for taken, where in VERBS.items():
         module, verb = where.split(".")
-        room = patch if module == "patching" else app
-        room.command(verb, epilog=EXAMPLES.get(taken))(taken)
+        told = "".join(f"\n  vlm-edit {words}" for words in EXAMPLES[taken])
+        epilog = f"\b\nExamples:{told}"
+        (patch if module == "patching" else app).command(verb, epilog=epilog)(taken)
     app.add_typer(patch, name="patch", help="Look at saved patches, bake, merge and compare them.")
     return app
 
@@ -111,15 +115,28 @@ def _every_verb(
 def _run(taken: object) -> int:
     """Import what runs a verb only now, since it brings torch."""
     module, verb = VERBS[type(taken)].split(".")
+    from vlm_edit.cli import flags, telling
+
     with warnings.catch_warnings():
         warnings.showwarning = partial(_warn, warnings.showwarning)
-        return int(getattr(import_module(f"vlm_edit.cli.{module}"), verb)(taken))
+        if getattr(taken, "quiet", False):
+            telling.hush()
+        function = getattr(import_module(f"vlm_edit.cli.{module}"), verb)
+        file = flags.file_of(taken)
+        if not getattr(taken, "json", False):
+            with flags.in_words_of_the_command(file):
+                return int(function(taken))
+        with telling.as_json() as result, flags.in_words_of_the_command(file):
+            result.status = int(function(taken))
+        return result.status
 
 
 def _warn(otherwise: Callable[..., None], message: Any, category: Any, *more: Any) -> None:
     """Tell a warning of ours as an error is told, without the line of code it comes from."""
     if issubclass(category, VlmEditWarning):
-        _tell(f"warning: {message}")
+        from vlm_edit.cli import telling
+
+        telling.warn(str(message))
     else:
         otherwise(message, category, *more)
 
@@ -151,6 +168,7 @@ def _refuse(error: TyperException) -> None:
             message += f", got {problem['input']!r}"
     _tell(message)
     if context := getattr(error, "ctx", None):
+        print(context.get_usage(), file=sys.stderr)
         print(f"Try '{context.command_path} --help'.", file=sys.stderr)
 
 

@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Draw, Taken
 from vlm_edit.cli.kept import save_picture
 from vlm_edit.cli.patching import expect_folder_of
 from vlm_edit.cli.pipeline import embed, load_pipeline, read
 from vlm_edit.cli.subject import load_dictionary, load_pairs, run_of
+from vlm_edit.cli.writing import expect_free
 from vlm_edit.dictionaries import Dictionary, PairedDictionary
 from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.ground.files import packed, write_bytes
@@ -44,7 +46,7 @@ def draw(options: Draw) -> int:
     source = read(options.prompt)
     references = [(name, read(name)) for name in dict.fromkeys(options.reference)]
     pipe = load_pipeline(options.pipeline, options)
-    dictionary = load_dictionary(options.dictionary)
+    dictionary = load_dictionary(options.dictionary, options)
     if isinstance(dictionary, PairedDictionary):
         raise BadArgument("draw takes codes over, and a paired dictionary has one per stream")
     run = run_of(options.run, Host.of(pipe.clip), dictionary) if options.run else None
@@ -104,6 +106,7 @@ def _expect_out(options: Draw) -> None:
     for source in (options.prompt, *options.reference):
         if os.path.isfile(source) and out.exists() and out.samefile(source):
             raise VlmEditError(f"--out {out} is what is drawn from: name another file")
+    expect_free([out], options.overwrite, "name another picture with --out")
 
 
 def _save(
@@ -117,10 +120,11 @@ def _save(
     except (OSError, ValueError) as error:
         raise VlmEditError(f"--out {options.out} could not be written ({error})") from error
     write_bytes(options.out, data, "picture")
-    print(f"\npicture:  {options.out}")
+    print()
+    telling.wrote("picture", options.out)
     if run is not None and options.run:
         save_picture(Path(options.run), picture, run.checksum())
-        print(f"page:     vlm-edit report {options.run}")
+        telling.wrote("page", f"vlm-edit report {options.run}")
 
 
 def _picture(options: Draw, rows: Sequence[gen.Row], strengths: Sequence[float]) -> Picture:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
+from vlm_edit.cli import telling
 from vlm_edit.cli.answers import expect_speaks, speaks
 from vlm_edit.cli.arguments import Cut, Edit
 from vlm_edit.cli.beside import print_table
 from vlm_edit.cli.effects import Effect, answers, retrieval
 from vlm_edit.cli.kept import save_edit
 from vlm_edit.cli.patching import expect_folder_of, in_patch_flags, open_patch
-from vlm_edit.cli.subject import Subject, tell_left_out
+from vlm_edit.cli.subject import Subject
+from vlm_edit.cli.writing import expect_free
 from vlm_edit.edits import Rule, rule_from_dict
 from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.host import Host
@@ -30,6 +32,7 @@ def edit(options: Edit) -> int:
     _expect_one_way(options)
     if options.save:
         expect_folder_of(Path(options.save), f"--save {options.save}")
+        expect_free([Path(options.save)], options.overwrite, "name another file with --save")
     saved_patch = None
     if options.patch is not None:
         saved_patch = open_patch(options.patch, verify=not options.no_verify)
@@ -41,18 +44,24 @@ def edit(options: Edit) -> int:
     with in_patch_flags():
         for patch in named.values():
             patch.attach(subject.host, check_host=not options.no_check_host).remove()
-        saved = _save(options, subject.host, next(iter(named.values())))
+        if options.save:
+            next(iter(named.values())).save(options.save, subject.host)
         if effect_of is None:
-            print(f"{subject.host.kind.__name__} {_MUTE}, so the effect is not shown\n\n{saved}")
+            print(f"{subject.host.kind.__name__} {_MUTE}, so the effect is not shown\n")
+            telling.wrote("patch", options.save)
             return 0
         effect = effect_of(subject, named, options)
-    print_table(effect.table)
-    tell_left_out(subject.skipped, subject.truncated)
-    for text in filter(None, (effect.edited, saved)):
-        print(f"\n{text}")
+    telling.table(effect.table, show=print_table)
+    telling.left_out(subject.skipped, subject.truncated)
+    if effect.edited:
+        print(f"\n{effect.edited}")
+    if options.save:
+        print()
+        telling.wrote("patch", options.save)
     if run is not None and options.run:
         save_edit(Path(options.run), effect.table, effect.examples, run.checksum())
-        print(f"\npage:   vlm-edit report {options.run}")
+        print()
+        telling.wrote("page", f"vlm-edit report {options.run}")
     return 0
 
 
@@ -73,14 +82,6 @@ def _shown(options: Edit, host: Host) -> Callable[..., Effect] | None:
         mend = "leave --run out" if options.run else "keep the patch with --save FILE"
         raise BadArgument(f"{host.kind.__name__} {_MUTE}: nothing can be shown; {mend}")
     return None
-
-
-def _save(options: Edit, host: Host, patch: Patch) -> str:
-    """Save the patch if asked, and say where."""
-    if not options.save:
-        return ""
-    patch.save(options.save, host)
-    return f"patch:  {options.save}"
 
 
 def _make_patches(options: Edit, subject: Subject, run: Measurement | None) -> dict[str, Patch]:

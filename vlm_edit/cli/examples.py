@@ -1,37 +1,52 @@
-"""Two examples of each verb, for the end of its help."""
+"""Two examples of every verb, which end its help; tests hold that they are taken."""
 
 from vlm_edit.cli import arguments as of
 from vlm_edit.cli.asked import Ask
 
-# A paragraph behind a backspace keeps its lines, as click has it.
-_AS_IT_STANDS = "\b\n"
-
-
-def _examples(*lines: str) -> str:
-    return _AS_IT_STANDS + "\n".join(["Examples:", *(f"  vlm-edit {line}" for line in lines)])
-
-
-EXAMPLES: dict[type, str] = {
-    of.Edit: _examples(
-        "edit zoo:emoji-clip zoo:pairs --dictionary zoo:joint --class vision",
-        "edit MODEL PAIRS --site language.2 --dictionary SAE --features 3 \\\n"
-        "      --ask 'what is it?' --save p.safetensors",
+EXAMPLES: dict[type, tuple[str, str]] = {
+    of.Demo: ("demo --out demo", "demo --llava"),
+    of.Sites: ("sites zoo:emoji-clip", "sites llava-hf/llava-1.5-7b-hf --dtype bfloat16"),
+    of.Train: (
+        "train zoo:emoji-clip zoo:pairs --features 256 --steps 300 --out sae",
+        "train MODEL pairs.csv --site vision.9 --kind topk --k 32 --out sae",
     ),
-    Ask: _examples(
+    of.Check: (
+        "check zoo:emoji-clip zoo:pairs --dictionary zoo:joint",
+        "check MODEL pairs.csv --site language.16 --dictionary sae",
+    ),
+    of.Measure: (
+        "measure zoo:emoji-clip zoo:pairs --dictionary zoo:joint --out run",
+        "measure MODEL pairs.csv --text-column words --dictionary sae --json",
+    ),
+    of.Report: ("report run", "report run --title 'Features of mine' --page mine.html"),
+    of.Edit: (
+        "edit zoo:emoji-clip zoo:pairs --dictionary zoo:joint --class vision",
+        "edit MODEL PAIRS --site language.2 --dictionary SAE --features 3 --save p.safetensors",
+    ),
+    Ask: (
         "ask zoo:emoji-llava cat.png 'what is it?'",
         "ask MODEL cat.png 'what is it?' --patch p.safetensors --strength 2",
     ),
-    of.Info: _examples("patch info p.safetensors", "patch info owner/name --card"),
-    of.Apply: _examples(
+    of.Bias: (
+        "bias zoo:emoji-clip zoo:pairs --values man,woman --label concept",
+        "bias MODEL fairface --attribute gender --dictionary sae --out bias",
+    ),
+    of.Attack: (
+        "attack zoo:emoji-clip zoo:pairs --label label --eps 1 4",
+        "attack MODEL photos --question 'what is it?' --target 'a cat'",
+    ),
+    of.Draw: (
+        "draw 'a picture of red apple' --reference 'a picture of dog face'",
+        "draw face.png --rule keep --class vision --out kept.png",
+    ),
+    of.Info: ("patch info p.safetensors", "patch info owner/name --card"),
+    of.Apply: (
         "patch apply MODEL p.safetensors",
         "patch apply MODEL p.safetensors --bake edited-model",
     ),
-    of.Merge: _examples(
+    of.Merge: (
         "patch merge a.safetensors b.safetensors --out both.safetensors",
-        "patch merge owner/a owner/b --out both.safetensors",
+        "patch merge owner/first owner/second --out both.safetensors",
     ),
-    of.Diff: _examples(
-        "patch diff a.safetensors b.safetensors",
-        "patch diff a.safetensors owner/name",
-    ),
+    of.Diff: ("patch diff a.safetensors b.safetensors", "patch diff a.safetensors owner/name"),
 }

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 
+from vlm_edit.cli.flags import in_flags
 from vlm_edit.cli.loading import Asking, Loading
 from vlm_edit.ground.errors import VlmEditError, line
 from vlm_edit.host import Host, loaded_as, quiet_when_piped
 
 ZOO = "zoo:"
-_ARGUMENT = re.compile(
-    rf"\b({'|'.join(each.name for each in fields(Loading))})=(?:True\b|'([^']*)'|(\S+))"
-)
-# What an error of the library advises, and what does the same here.
-_ADVICE = {
-    "; pass Host.of(model, processor)": "",
-    "Pass Host.of(model, adapter=Adapter.of({...})) with the paths of its modules": (
-        "Name one of your own with --adapter MODULE:NAME"
-    ),
-    "can be loaded in Python and given an adapter": "takes one with --adapter MODULE:NAME",
-}
 
 
 def load_host(name: str, how: Loading | None = None) -> Host:
@@ -45,7 +33,7 @@ def load_host(name: str, how: Loading | None = None) -> Host:
                 "images and texts: name the folder of one model"
             )
         host.expect_processor("this command")
-    tell(host)
+    tell(host, getattr(how, "quiet", False))
     return host
 
 
@@ -61,7 +49,7 @@ def load_model(name: str, how: Loading | None = None) -> Host:
     """
     with in_flags():
         host = _load(name, how)
-    tell(host)
+    tell(host, getattr(how, "quiet", False))
     return host
 
 
@@ -86,27 +74,10 @@ def _modules_here() -> Iterator[None]:
         sys.path.remove(here)
 
 
-@contextmanager
-def in_flags() -> Iterator[None]:
-    """Say in words of the command what an error of the library advises."""
-    try:
-        yield
-    except VlmEditError as error:
-        told = str(error)
-        for theirs, ours in _ADVICE.items():
-            told = told.replace(theirs, ours)
-        raise type(error)(_ARGUMENT.sub(_flag, told)) from error
-
-
-def _flag(found: re.Match[str]) -> str:
-    flag = f"--{found[1].replace('_', '-')}"
-    value = found[2] or (found[3] or "").rstrip(",;:.")
-    rest = (found[3] or "")[len(value) :] if found[3] else ""
-    return f"{flag} {value}".rstrip() + rest
-
-
-def tell(host: Host) -> None:
+def tell(host: Host, quiet: bool = False) -> None:
     """Tell on standard error, where no result is, what was loaded and how."""
+    if quiet:
+        return
     told = loaded_as(host)
     devices = {str(p.device).replace("meta", "disk") for p in host.root.parameters()}
     text = f"{host.kind.__name__} on {' and '.join(sorted(devices))} in {told['dtype']}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edit import patches
+from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Apply, Diff, Info, Merge, One, Verified
 from vlm_edit.cli.host import ZOO, load_model
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, line
@@ -44,7 +45,7 @@ def info(options: Info) -> int:
         return 0
     columns = ("site", "tokens", "rule", "features", "how many")
     rows = [row for binding in patch.bindings for row in patches.binding_rows(binding)]
-    print(Table(options.patch, columns, [[line(cell) for cell in row] for row in rows]))
+    telling.table(Table(options.patch, columns, [[line(cell) for cell in row] for row in rows]))
     print(f"\nhost:        {line(patches.host_text(patch.host))}")
     for text in dict.fromkeys(f"{b.site}: {patches.dictionary_text(b)}" for b in patch.bindings):
         print(f"dictionary:  {line(text)}")
@@ -73,7 +74,9 @@ def _apply(patch: Patch, options: Apply) -> int:
         (site.name, str(site.width), ", ".join(tap.path for tap in site.taps))
         for _, site in patch.check(host, check_host=check_host)
     ]
-    print(Table(f"{options.patch} fits {options.model}", ("site", "width", "modules"), rows))
+    telling.table(
+        Table(f"{options.patch} fits {options.model}", ("site", "width", "modules"), rows)
+    )
     return 0
 
 
@@ -82,7 +85,8 @@ def merge(options: Merge) -> int:
     target = _new(options.out)
     merged = functools.reduce(operator.add, [_load(name, options) for name in options.patches])
     merged.save(target)
-    print(f"{len(merged.bindings)} edits of {len(options.patches)} patches\n\npatch:  {target}")
+    print(f"{len(merged.bindings)} edits of {len(options.patches)} patches\n")
+    telling.wrote("patch", target)
     return 0
 
 
@@ -94,7 +98,7 @@ def diff(options: Diff) -> int:
         return 0
     columns = ("where", "what", options.first, options.second)
     rows = [[line(cell) for cell in one] for one in apart]
-    print(Table(f"{len(apart)} differences", columns, rows))
+    telling.table(Table(f"{len(apart)} differences", columns, rows))
     return 1
 
 
@@ -201,7 +205,8 @@ def _bake(patch: Patch, options: Apply, folder: str) -> int:
         _write(host, Path(options.model), partial)
         partial.replace(target)
     print("\n".join(f"changed: {path}" for path in baked.weights))
-    print(f"\nmodel:   {target}")
+    print()
+    telling.wrote("model", target)
     return 0
 
 

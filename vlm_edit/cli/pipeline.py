@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_edit import host
-from vlm_edit.cli.host import ZOO, in_flags, tell
+from vlm_edit.cli.flags import in_flags
+from vlm_edit.cli.host import ZOO, tell
 from vlm_edit.cli.loading import Loading
 from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.host import Host
@@ -50,7 +51,7 @@ def load_pipeline(name: str, how: Loading | None = None) -> Any:
             "with both"
         )
     pipe.set_progress_bar_config(disable=True)
-    tell(Host.of(pipe))
+    tell(Host.of(pipe), getattr(how, "quiet", False))
     return pipe
 
 

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from vlm_edit import measuring
 from vlm_edit.cli.arguments import Subjected
+from vlm_edit.cli.flags import in_flags
 from vlm_edit.cli.host import ZOO, load_host
+from vlm_edit.cli.shared import LeftOpen
 from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
-from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost, line
+from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
 from vlm_edit.ground.statistics import proportion
 from vlm_edit.host import Host
 from vlm_edit.measures.probing import hits
@@ -25,19 +27,42 @@ from vlm_edit.patches import Patch
 from vlm_edit.report import Examples
 
 Loaded = Dictionary | PairedDictionary[Dictionary]
+_ORIGIN = ("site", "hook_name", "layer", "model_name")
 
 
-def load_pairs(name: str) -> measuring.Pairs:
+def load_pairs(name: str, image: str | None = None, text: str | None = None) -> measuring.Pairs:
     """Load pairs of a file or a folder, or the zoo's; their name leads back to them."""
     if name == f"{ZOO}pairs":
+        if image or text:
+            raise BadArgument(f"{name} has its columns: leave --image-column and --text-column out")
         from vlm_edit import zoo
 
         return replace(zoo.load_pairs(), name=name)
-    return replace(measuring.read_pairs(name), name=str(Path(name).absolute()))
+    with in_flags():
+        pairs = measuring.read_pairs(name, image, text)
+    return replace(pairs, name=str(Path(name).absolute()))
 
 
-def load_dictionary(name: str, **left_open: Any) -> Loaded:
+def load_dictionary(name: str, options: LeftOpen) -> Loaded:
     """Load a dictionary of the zoo, a path or the hub, with what its files leave open."""
+    loaded = _load_dictionary(name, **options.left_open())
+    return without_origin(loaded) if options.any_origin else loaded
+
+
+def without_origin(dictionary: Loaded) -> Loaded:
+    """Return a dictionary that does not say where it was trained."""
+    if isinstance(dictionary, PairedDictionary):
+        image, text = _without_origin(dictionary.image), _without_origin(dictionary.text)
+        return replace(dictionary, image=image, text=text)
+    return _without_origin(dictionary)
+
+
+def _without_origin(dictionary: Dictionary) -> Dictionary:
+    info = {key: value for key, value in dictionary.info.items() if key not in _ORIGIN}
+    return replace(dictionary, info=info)
+
+
+def _load_dictionary(name: str, **left_open: Any) -> Loaded:
     if not name.startswith(ZOO):
         loaded: Loaded = read_dictionary(name, **left_open)
         return loaded
@@ -116,11 +141,11 @@ class Subject:
             options: The arguments.
             host: The one they name, where it is loaded already.
         """
-        pairs = load_pairs(options.pairs)
+        pairs = load_pairs(options.pairs, **options.columns())
         named = options.dictionary
         dictionary = None
         if named not in (None, "neurons"):
-            dictionary = load_dictionary(named, **options.left_open())
+            dictionary = load_dictionary(named, options)
         host = host or load_host(options.model, options)
         site = host.site(options.site)
         if named == "neurons":
@@ -213,15 +238,3 @@ def run_of(
                 f"{folder} is a run with another {what}: measure this one first, or leave --run out"
             )
     return run
-
-
-def tell_left_out(skipped: Sequence[tuple[int, str]], truncated: int) -> None:
-    """Print which pairs were left out, and how many texts were cut."""
-    if skipped:
-        print(f"{len(skipped)} pairs left out because their image could not be read:")
-        for number, why in skipped[:5]:
-            print(f"    pair {number} (from 0): {line(why)}")
-        if len(skipped) > 5:
-            print(f"    and {len(skipped) - 5} more: vlm-edit measure lists them in summary.json")
-    if truncated:
-        print(f"{truncated} texts are longer than the model takes and were cut")

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from vlm_edit import dictionaries
-from vlm_edit.cli.arguments import Check, Train
+from vlm_edit.cli import telling
+from vlm_edit.cli.arguments import Check, Places, Train
 from vlm_edit.cli.host import load_host
-from vlm_edit.cli.subject import Loaded, Subject, load_pairs, tell_left_out
+from vlm_edit.cli.resuming import Begun
+from vlm_edit.cli.subject import Loaded, Subject, load_pairs
+from vlm_edit.cli.writing import expect_free
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.ground.files import make_folder
-from vlm_edit.host import other_family
+from vlm_edit.host import Host, other_family
 from vlm_edit.measuring import collect
 from vlm_edit.report import Table
+
+# A dictionary of one folder, or of one for each stream.
+FILES = ("cfg.json", "sae_weights.safetensors", "image", "text")
 
 
 def train(options: Train) -> int:
     """Train a dictionary, save it, and print how well it fits pairs it has not seen."""
-    pairs, out = load_pairs(options.pairs), Path(options.out)
+    out = Path(options.out)
+    begun = Begun(options)
+    expect_free(
+        [] if begun.own else [out] if out.is_file() else [out / name for name in FILES],
+        options.overwrite,
+        "name another folder with --out",
+    )
+    pairs = load_pairs(options.pairs, **options.columns())
     kept = _expect_both(len(pairs), options.held_out)
     config = _config(options)
     config.expect()
@@ -44,20 +56,22 @@ def train(options: Train) -> int:
         return streams
 
     streams, held_out = read(range(kept)), read(range(kept, len(pairs)))
-    named = host.hub_name or Path(options.model.removeprefix("zoo:")).name
-    info = {"model_name": named, "site": site.name}
+    info = {"model_name": _named(host, options), "site": site.name}
     dictionary: Loaded
+    state = begun.begin()
+    kept_at: dict[str, Any] = {"checkpoint": state, "every": options.every}
     if options.separate:
         # Elsewhere than at a joint embedding tokens are no pairs, but share a space.
         by: dictionaries.Similarity = "correlation" if site.name == "joint" else "decoder"
-        dictionary = dictionaries.train_paired(streams, config, info, by=by)
+        dictionary = dictionaries.train_paired(streams, config, info, by=by, **kept_at)
     else:
-        dictionary = dictionaries.train_dictionary(streams, config, info)
-    make_folder(out.parent)
+        dictionary = dictionaries.train_dictionary(streams, config, info, **kept_at)
     dictionaries.save_saelens(dictionary, out)
-    _tell(dictionary, held_out, f"{len(pairs) - kept} pairs that it was not trained on")
-    tell_left_out(skipped, 0)
-    print(f"\ndictionary: {out}")
+    begun.finish()
+    _tell(dictionary, held_out, True, f"{len(pairs) - kept} pairs that it was not trained on")
+    telling.left_out(skipped, 0)
+    print()
+    telling.wrote("dictionary", out)
     return 0
 
 
@@ -103,21 +117,38 @@ def check(options: Check) -> int:
         batch_size=subject.batch_size,
         left_out=skipped,
     )
-    warned = _tell(dictionary, streams, f"{len(subject.pairs)} pairs")
-    tell_left_out(skipped, 0)
+    home = info.get("site") == subject.site and info.get("model_name") == _named(host, options)
+    warned = _tell(dictionary, streams, home, f"{len(subject.pairs)} pairs")
+    telling.left_out(skipped, 0)
     return 1 if warned else 0
 
 
-def _tell(dictionary: Loaded, streams: Mapping[str, Tensor], of: str) -> int:
+def _named(host: Host, options: Places) -> str:
+    """Return what a dictionary's file calls the host."""
+    return host.hub_name or Path(options.model.removeprefix("zoo:")).name
+
+
+def _tell(dictionary: Loaded, streams: Mapping[str, Tensor], trained_here: bool, of: str) -> int:
     """Print how well a dictionary fits, and return the number of warnings."""
-    checks = {stream: dictionary.check(x, stream, warn=False) for stream, x in streams.items()}
+    checks = {
+        stream: dictionary.check(x, stream, warn=False, trained_here=trained_here)
+        for stream, x in streams.items()
+    }
     rows = [
         (stream, str(c.n), f"{c.explained_variance:.3f}", f"{c.l0:.1f}", f"{c.dead:.1%}")
         for stream, c in checks.items()
     ]
     titles = ("stream", "activations", "explained variance", "L0", "dead")
-    print(Table(f"{dictionary.n_features} features", titles, rows, f"Of {of}."))
+    telling.table(Table(f"{dictionary.n_features} features", titles, rows, f"Of {of}."))
+    told = {
+        stream: {
+            "explained_variance": c.explained_variance, "l0": c.l0, "dead": c.dead, "n": c.n,
+            "warnings": list(c.warnings),
+        }
+        for stream, c in checks.items()
+    }  # fmt: skip
+    telling.figures("fit", told)
     warnings = [(stream, text) for stream, c in checks.items() for text in c.warnings]
     for stream, text in warnings:
-        print(f"{stream}: {text}", file=sys.stderr)
+        telling.warn(f"{stream}: {text}")
     return len(warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Demo, Sites
 from vlm_edit.cli.host import load_model
 from vlm_edit.host import quiet_when_piped
@@ -25,5 +26,5 @@ def sites(options: Sites) -> int:
         for site in host.sites.values()
     ]
     columns = ("site", "width", "streams", "dead")
-    print(Table(f"Sites of {host.kind.__name__}", columns, rows))
+    telling.table(Table(f"Sites of {host.kind.__name__}", columns, rows))
     return 0

@@ -110,7 +110,9 @@ class _Found:
     active: Tensor = field(repr=False)
 
 
-def check(dictionary: Dictionary, x: Tensor, stream: Modality | None = None) -> Check:
+def check(
+    dictionary: Dictionary, x: Tensor, stream: Modality | None = None, trained_here: bool = False
+) -> Check:
     """Check a dictionary as ``Dictionary.check`` does, without Python's warnings."""
     batch = _flat(dictionary, x, stream)
     own = _Trial("", "", dictionary.encoder, batch)
@@ -122,7 +124,10 @@ def check(dictionary: Dictionary, x: Tensor, stream: Modality | None = None) -> 
     warnings = [*_codes_look_wrong(dictionary, report)]
     # A contrastive head keeps what both sides of a pair share, and need not explain the rest.
     if not outcome.explained >= GOOD and dictionary.info.get("kind") != "ncl":
-        cause = _cause(dictionary, batch, outcome.explained)
+        if trained_here:
+            cause = _undertrained(outcome.explained)
+        else:
+            cause = _cause(dictionary, batch, outcome.explained)
         warnings = [*([cause] if cause else []), *warnings]
     return replace(report, warnings=tuple(warnings))
 
@@ -234,6 +239,15 @@ def _cause(dictionary: Dictionary, batch: _Batch, explained: float) -> str | Non
         f"{opening}no other scale, shift, norm or orientation explains much (the best {best:.2f}): "
         "these activations probably come from another layer or another host than the dictionary "
         "was trained on"
+    )
+
+
+def _undertrained(explained: float) -> str | None:
+    if explained >= POOR:
+        return None
+    return (
+        f"explained variance is {explained:.2f}; it was trained on this host at this site, so it "
+        "was trained too little: take more steps, more pairs, or more active features"
     )
 
 

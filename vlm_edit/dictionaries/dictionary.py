@@ -412,6 +412,7 @@ class Dictionary:
         stream: Modality | None = None,
         *,
         warn: bool = True,
+        trained_here: bool = False,
     ) -> Check:
         """Say how well the dictionary fits activations, and what is probably wrong where not.
 
@@ -424,6 +425,8 @@ class Dictionary:
             activations: [..., d], some hundreds or more, as the host gives them.
             stream: As in ``encode``.
             warn: Whether to tell what looks wrong by Python's warnings too.
+            trained_here: Whether it is known to be trained on this host at this site: where little
+                is explained it was trained too little, and nothing else is tried.
 
         Returns:
             Explained variance, L0, dead share, and warnings; print it.
@@ -441,7 +444,7 @@ class Dictionary:
             >>> round(check.explained_variance, 1), check.warnings
             (0.8, ())
         """
-        report = check(self, activations, stream)
+        report = check(self, activations, stream, trained_here)
         if warn and report.warnings:
             warnings.warn("; ".join(report.warnings), stacklevel=2)
         return report

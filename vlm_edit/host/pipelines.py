@@ -38,6 +38,15 @@ class PipelineHost(nn.Module):
         self._pipeline = weakref.ref(pipeline)
 
     @property
+    def training(self) -> bool:
+        """Return whether one of its models is in train mode: it has no mode of its own."""
+        return any(model.training for model in self.children())
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        """Leave it to the models, which ``train`` and ``eval`` reach by themselves."""
+
+    @property
     def pipeline(self) -> Pipeline | None:
         """Return the pipeline; None once it is gone."""
         return self._pipeline()

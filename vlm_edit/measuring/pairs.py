@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,15 +17,13 @@ from PIL import Image, ImageOps
 from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.measuring.gathering import (
-    IMAGE_COLUMNS,
-    TEXT_COLUMNS,
     Encoded,
     Source,
     Stored,
-    column_of,
     gather,
     source_of,
 )
+from vlm_edit.measuring.lists import NAMES, read_list
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Of the files themselves, whatever they are called. No PostScript: Pillow hands it to Ghostscript.
@@ -108,11 +105,13 @@ class Pairs:
             >>> Pairs.of({"image": ["cat.jpg"], "words": ["a cat"]}, text="words").texts
             ('a cat',)
         """
-        if not isinstance(source, Pairs | str | Path):
+        if isinstance(source, str | Path):
+            return read_pairs(source, image, text)
+        if not isinstance(source, Pairs):
             return cls(*gather(source, image, text))
         if image is not None or text is not None:
             raise BadArgument("image= and text= name the columns of a table, and this is none")
-        return source if isinstance(source, Pairs) else read_pairs(source)
+        return source
 
     def __repr__(self) -> str:
         """Say on a line how many they are, and where they come from."""
@@ -273,21 +272,26 @@ def as_seen(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-def read_pairs(path: str | os.PathLike[str]) -> Pairs:
+def read_pairs(
+    path: str | os.PathLike[str], image: str | None = None, text: str | None = None
+) -> Pairs:
     """Read pairs from disk. Images are opened only when they are needed.
 
     Args:
-        path: A CSV file with a header, a column of image paths (``image``, ``file_name``, ...;
-            relative to the file) and one of texts (``text`` or ``caption``), other columns are
-            kept; or a folder that holds one called ``metadata.csv`` or ``pairs.csv``; or a
-            folder of images, each with its text in a ``.txt`` file of the same name.
+        path: A CSV file with a header, separated by commas, semicolons, tabs or bars, or JSON
+            lines (``.jsonl``), with a column of image paths, relative to the file, and one of
+            texts, other columns are kept; or a folder that holds one called ``metadata`` or
+            ``pairs``; or a folder of images, each with its text in a ``.txt`` file of the same
+            name.
+        image: The column of images; by default ``image``, ``file_name``, ``path`` and the like.
+        text: The column of texts; by default ``text``, ``caption`` or ``title``.
 
     Returns:
         The pairs in the file's order, a folder's by name.
 
     Raises:
         VlmEditError: The path is missing, a column is missing, there are no pairs, or some have
-            no text; the message names the first.
+            no text; the message names the line and the column.
 
     Example:
         >>> import pathlib, tempfile
@@ -300,42 +304,19 @@ def read_pairs(path: str | os.PathLike[str]) -> Pairs:
     """
     path = Path(path)
     if os.path.isdir(path):  # unlike Path.is_dir, False for what is out of reach
-        for name in ("metadata.csv", "pairs.csv"):
+        for name in NAMES:
             if os.path.isfile(path / name):
-                return _read_csv(path / name)
+                return Pairs(*read_list(path / name, image, text))
+        if image is not None or text is not None:
+            raise BadArgument(
+                f"{str(path)!r} is a folder of images, without columns: leave image= and text= out"
+            )
         return _read_folder(path)
     if size_of(path) is None:
         raise BadArgument(
             f"no pairs at {str(path)!r}: the path does not exist, or is out of your reach"
         )
-    return _read_csv(path)
-
-
-def _read_csv(path: Path) -> Pairs:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = [name for name in reader.fieldnames or () if name]
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DamagedFile(f"{path} is not a readable UTF-8 CSV file: {error}") from error
-    image = column_of(header, IMAGE_COLUMNS, None, "images", str(path))
-    text = column_of(header, TEXT_COLUMNS, None, "texts", str(path))
-    if not rows:
-        raise DamagedFile(f"{path} holds a header but no pairs")
-    for line, row in enumerate(rows, start=2):
-        if None in row or any(row[name] is None for name in header):
-            raise DamagedFile(
-                f"{path}: row {line} does not have {len(header)} fields; quote texts with commas"
-            )
-        if not row[image].strip():
-            raise DamagedFile(f"{path}: row {line} names no image in column {image!r}")
-    return Pairs(
-        [path.parent / row[image] for row in rows],
-        tuple(row[text] for row in rows),
-        {n: tuple(row[n] for row in rows) for n in header if n not in (image, text)},
-        str(path),
-    )
+    return Pairs(*read_list(path, image, text))
 
 
 def _read_folder(path: Path) -> Pairs:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_edit.ground.notebook import several
 from vlm_edit.ground.statistics import Estimate
 from vlm_edit.measures.dominance import CLASSES
 from vlm_edit.measuring import Measurement, Pairs
@@ -83,7 +84,7 @@ def notes(measurement: Measurement, sprites: Sprites) -> list[str]:
     if measurement.skipped:
         number, reason = measurement.skipped[0]
         sentences.append(
-            f"{len(measurement.skipped)} pairs left out because their image could not be read; "
+            f"{several(len(measurement.skipped), 'pair')} left out: no image could be read; "
             f"the first is number {number}: {reason}."
         )
     if sprites.left_out:

@@ -60,7 +60,8 @@ def by_concept(
     stream see the other's, as in a host that generates, pairs of both say more.
 
     Args:
-        host: In eval mode, with its processor.
+        host: In eval mode, with its processor; of a pipeline, whose own call is made, also with
+            ``prompt``, a function that returns that call's arguments for some texts.
         dictionary: Of the site, of any kind; of a paired one the stream's.
         positive: Texts, images (or paths), or pairs.
         negative: The same of the contrary, or of examples in general.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument, VlmEditWarning
 from vlm_edit.ground.statistics import benjamini_hochberg
 from vlm_edit.measures.dominance import fisher_p
 from vlm_edit.selection.scores import ordered
@@ -52,6 +53,7 @@ def by_difference(
     strength = standardised_difference(positive, negative)
     mask = strength > 0
     if alpha is not None:
+        _warn_of_few(len(positive), len(negative), alpha, False)
         mask &= benjamini_hochberg(rank_test(positive, negative), alpha)
     return ordered(strength, mask, most)
 
@@ -96,8 +98,23 @@ def by_direction(
     strength = gains * F.cosine_similarity(decoder.double(), direction.double()[None])
     mask = strength > 0
     if alpha is not None:
+        _warn_of_few(len(positive), len(negative), alpha, True)
         mask &= benjamini_hochberg(rank_test(positive, negative, two_sided=True), alpha)
     return ordered(strength, mask, most)
+
+
+def _warn_of_few(positive: int, negative: int, alpha: float, two_sided: bool) -> None:
+    """Warn where not even codes that the sets share nothing of would pass the test."""
+    apart = (torch.ones(positive, 1), torch.zeros(negative, 1))
+    least = float(rank_test(*apart, two_sided=two_sided)[0])
+    if least > alpha:
+        warnings.warn(
+            f"{positive} positive and {negative} negative examples are so few that no feature can "
+            f"be significant at alpha={alpha:g} (the least p there is {least:.2g}): give more, or "
+            "alpha=None for a ranking without a test",
+            VlmEditWarning,
+            stacklevel=4,
+        )
 
 
 def by_answers(

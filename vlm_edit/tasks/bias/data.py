@@ -166,12 +166,15 @@ def read_waterbirds(folder: str | os.PathLike[str], split: str = "test") -> Pair
     return _pairs(path, images, {"bird": bird, "place": place, "group": group}, BIRD)
 
 
-def read_any(path: str | os.PathLike[str], split: str | None = None) -> Pairs:
+def read_any(
+    path: str | os.PathLike[str], split: str | None = None, **columns: str | None
+) -> Pairs:
     """Read a folder by its layout, or pairs as ``vlm_edit.read_pairs`` takes them.
 
     Args:
         path: A folder of one of the data sets, or pairs of one's own: a CSV file or a folder.
         split: For those that have one; by default the one that is tested on.
+        columns: Of pairs of one's own, ``image`` and ``text``, as for ``vlm_edit.read_pairs``.
 
     Raises:
         VlmEditError: As the reader of that layout, or a split where there is none.
@@ -199,7 +202,7 @@ def read_any(path: str | os.PathLike[str], split: str | None = None) -> Pairs:
         raise BadArgument(f"{folder} has no splits that are known: leave the split out")
     if folder.is_dir() and _is_utkface(folder):
         return read_utkface(folder)
-    return read_pairs(path)
+    return read_pairs(path, **columns)
 
 
 def _is_waterbirds(path: Path) -> bool:
