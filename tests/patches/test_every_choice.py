@@ -63,24 +63,24 @@ def drawn(seed):
 
 CHOICES = [
     Choice("image"),
-    Choice("text"),
+    Choice("text+special"),
     Choice("image", image_mask=drawn(1)),
-    Choice("text", image_mask=drawn(1)),
+    Choice("text+special", image_mask=drawn(1)),
     Choice("all", mask=drawn(2)),
     Choice("image", mask=drawn(2)),
-    Choice("text", mask=drawn(2), image_mask=drawn(1)),
+    Choice("text+special", mask=drawn(2), image_mask=drawn(1)),
     Choice("all", phase="prompt", mask=drawn(3)),
-    Choice("text", phase="prompt"),
+    Choice("text+special", phase="prompt"),
     Choice("all", phase="decode"),
-    Choice("text", phase="decode", steps=(0, 1)),
+    Choice("text+special", phase="decode", steps=(0, 1)),
     Choice("all", phase="decode", steps=(1, None)),
     Choice("all", steps=(1, 2)),
-    Choice("text", steps=(0, 2), image_mask=drawn(1)),
-    Choice("text", steps=(2, None), mask=drawn(4)),
+    Choice("text+special", steps=(0, 2), image_mask=drawn(1)),
+    Choice("text+special", steps=(2, None), mask=drawn(4)),
     Choice("all", positions=(0, -1, 7, -9)),
     Choice("image", positions=(1, 2, -4), phase="prompt"),
-    Choice("text", positions=(0, 3, -2), image_mask=drawn(1)),
-    Choice("text", positions=(1, 4, -1), mask=drawn(4)),
+    Choice("text+special", positions=(0, 3, -2), image_mask=drawn(1)),
+    Choice("text+special", positions=(1, 4, -1), mask=drawn(4)),
 ]
 
 

@@ -21,7 +21,7 @@ EXAMPLES: dict[type, tuple[str, str]] = {
     of.Report: ("report run", "report run --title 'Features of mine' --page mine.html"),
     of.Edit: (
         "edit zoo:emoji-clip zoo:pairs --dictionary zoo:joint --class vision",
-        "edit MODEL PAIRS --site language.2 --dictionary SAE --features 3 --save p.safetensors",
+        "edit MODEL PAIRS --site language.2 --dictionary SAE --features 3",
     ),
     Ask: (
         "ask zoo:emoji-llava cat.png 'what is it?'",
