@@ -125,15 +125,16 @@ def test_lines_say_what_one_asks_first(host, pairs, found, tmp_path) -> None:
     assert line("stored").endswith("left on disk)")
     assert line("host") == "Host(CLIPModel with 8 sites and a CLIPProcessor)"
     assert line("pairs") == "Pairs(96 pairs from zoo:pairs, with 10 columns)"
-    assert line("attachment") == "Attachment(in force: joint: ablate 300 features at all tokens)"
+    assert line("attachment") == "Attachment(joint: ablate 300 features at all tokens; strength 1)"
 
 
 def test_an_attachment_says_when_it_is_not_in_force(clip, dictionary) -> None:
     attached = Patch("joint", dictionary(12), Ablate(3)).attach(clip)
     with attached.paused():
-        assert repr(attached).startswith("Attachment(paused: joint: ablate 1 feature")
+        assert repr(attached).endswith("; strength 1; paused)")
+        assert "paused" in attached._repr_html_()
     attached.detach()
-    assert repr(attached).startswith("Attachment(removed: ")
+    assert repr(attached).endswith("; strength 1; removed)")
     assert "removed" in attached._repr_html_()
 
 
