@@ -33,7 +33,7 @@ def load_host(name: str, how: Loading | None = None) -> Host:
                 "images and texts: name the folder of one model"
             )
         host.expect_processor("this command")
-    tell(host, getattr(how, "quiet", False))
+    tell(host, how)
     return host
 
 
@@ -49,7 +49,7 @@ def load_model(name: str, how: Loading | None = None) -> Host:
     """
     with in_flags():
         host = _load(name, how)
-    tell(host, getattr(how, "quiet", False))
+    tell(host, how)
     return host
 
 
@@ -74,15 +74,22 @@ def _modules_here() -> Iterator[None]:
         sys.path.remove(here)
 
 
-def tell(host: Host, quiet: bool = False) -> None:
-    """Tell on standard error, where no result is, what was loaded and how."""
-    if quiet:
+def tell(host: Host, how: Loading | None = None) -> None:
+    """Tell on standard error, where no result is, what was loaded and how, and what it is asked.
+
+    Args:
+        host: What was loaded.
+        how: Arguments of the verb.
+    """
+    if getattr(how, "quiet", False):
         return
     told = loaded_as(host)
     devices = {str(p.device).replace("meta", "disk") for p in host.root.parameters()}
     text = f"{host.kind.__name__} on {' and '.join(sorted(devices))} in {told['dtype']}"
     more = [told["quantization"], told["revision"] and f"commit {told['revision'][:12]}"]
     print(f"vlm-edit: {line(', '.join([text, *filter(None, more)]))}", file=sys.stderr)
-    asked = None if host.processor is None else host.asks()
-    if asked not in (None, "{text}"):
+    if not hasattr(how, "pairs") or host.processor is None:
+        return
+    asked = host.asks()
+    if asked != "{text}":
         print(f"vlm-edit: each pair is asked as {line(repr(asked))}", file=sys.stderr)

@@ -51,7 +51,7 @@ def load_pipeline(name: str, how: Loading | None = None) -> Any:
             "with both"
         )
     pipe.set_progress_bar_config(disable=True)
-    tell(Host.of(pipe), getattr(how, "quiet", False))
+    tell(Host.of(pipe), how)
     return pipe
 
 
