@@ -31,6 +31,12 @@ from vlm_edit.dictionaries import Encoder
 from vlm_edit.tasks.bias import Bench, Questions, Study
 
 IMAGE_TOKEN = 60
+# A chat template for the zoo's LLaVA, which brings none.
+CHAT = (
+    "{% for message in messages %}<s>USER: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] | trim }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
 # What this transformers calls a cache, in arguments and in outputs.
 CACHE = next(
     n for n in ("cache", "past_key_values") if n in signature(LlamaModel.forward).parameters

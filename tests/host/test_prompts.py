@@ -4,17 +4,13 @@ import copy
 
 import pytest
 import torch
+from conftest import CHAT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_edit import Host, VlmEditError, zoo
 from vlm_edit.ground.errors import BadArgument, CannotKnow
 
-CHAT = (
-    "{% for message in messages %}<s>USER: {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] | trim }}{% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
-)
 MODEL, PROCESSOR = zoo.load_llava()
 PAIRS = zoo.load_pairs()
 PIECES = [

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_prompts import CHAT
+from conftest import CHAT
 
 from vlm_edit import Dictionary, Host, Patch, Steer, load_patch, measure, zoo
 from vlm_edit.ground.errors import CannotKnow, WrongHost
