@@ -48,8 +48,8 @@ def test_what_is_typed_of_loading_is_what_a_host_is_loaded_with(
         monkeypatch.setattr(f"vlm_edit.cli.{where}", lambda options: given.append(options) or 0)
     module, verb = VERBS[kind].split(".")
     words = ["patch", verb] if module == "patching" else [verb]
-    needed = {"sites": 1, "draw": 1}.get(verb, 2)
-    words += ["m", "p"][:needed]
+    needed = {"sites": 1, "draw": 1, "ask": 3}.get(verb, 2)
+    words += ["m", "p", "q"][:needed]
     words += ["--dictionary", "d"] if verb in ("check", "measure") else []
     words += ["--out", "o"] if verb == "train" else []
     words += ["--revision", "v1", "--device", "cuda:1", "--dtype", "float16", "--quantize", "4bit"]
@@ -125,7 +125,7 @@ def test_a_bias_an_attack_and_a_drawing_take_another_dtype(
     draw += ["--strength", "0", "--out", str(tmp_path / "a.png")]
     assert main([*draw, *half]) == 0
     assert "UnclipPipeline on cpu in bfloat16" in capsys.readouterr().err
-    assert main([*draw, "--adapter", "a:b"]) == 2
+    assert main([*draw, "--overwrite", "--adapter", "a:b"]) == 2
     assert "leave --adapter out" in capsys.readouterr().err
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import CHAT
+from conftest import CACHE, CHAT
 
 from vlm_edit import Dictionary, Host, Patch, Steer, load_patch, measure, zoo
 from vlm_edit.ground.errors import CannotKnow, WrongHost
@@ -131,12 +131,27 @@ def test_a_loop_of_ones_own_is_edited_as_generate_is() -> None:
     made = inputs(host, ("what is it",), answer=True)
     with patch().attach(host) as attached:
         out = MODEL(**made.values, use_cache=True)
-        cache = out.cache if "cache" in out else out.past_key_values
         for _ in range(2):
-            step = out.logits[:, -1:].argmax(-1)
-            name = "cache" if "cache" in out else "past_key_values"
-            out = MODEL(input_ids=step, **{name: cache})
+            out = MODEL(input_ids=out.logits[:, -1:].argmax(-1), **{CACHE: out[CACHE]})
     assert attached.report().sites[0].streams["text"] == int(made.caption.sum()) + 2
+
+
+@torch.no_grad()
+def test_a_conversation_that_goes_on_is_edited_at_its_new_text() -> None:
+    host, made = Host.of(MODEL, PROCESSOR), inputs(Host.of(MODEL, PROCESSOR), ("what is it",))
+    quiet = {"do_sample": False, "suppress_tokens": [PROCESSOR.image_token_id]}
+    quiet |= {"max_new_tokens": 3, "min_new_tokens": 3}
+    before = MODEL.generate(**made.values, **quiet, return_dict_in_generate=True)
+    cache, said = before[CACHE], before.sequences
+    words = PROCESSOR.tokenizer("a dog</s>and</s>", return_tensors="pt", add_special_tokens=False)
+    new = torch.cat([said[:, cache.get_seq_length() :], words["input_ids"]], 1)
+    special = torch.isin(new, torch.tensor(host.special_ids))
+    assert 0 < int(special.sum()) < new.shape[1]
+    attention = torch.ones(1, cache.get_seq_length() + new.shape[1], dtype=torch.long)
+    with patch(phase="prompt").attach(host) as attached:
+        MODEL.generate(input_ids=new, attention_mask=attention, **{CACHE: cache}, **quiet)
+    streams = attached.report().sites[0].streams
+    assert streams == {"image": 0, "text": int((~special).sum()), "special": 0, "unknown": 0}
 
 
 @torch.no_grad()
