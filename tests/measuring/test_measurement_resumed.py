@@ -302,7 +302,7 @@ def test_the_command_says_so_in_one_line_in_the_run_and_on_the_page(tmp_path, ca
         assert main([*measured, str(tmp_path / "run"), "--dictionary", "zoo:joint"]) == 0
     told = capsys.readouterr()
     said = "20 pairs show 4 images, one of them 5 times"
-    (line,) = [line for line in told.err.splitlines() if "warning" in line]
+    (line,) = [line for line in told.err.splitlines() if said in line]
     assert line.startswith(f"vlm-edit: warning: {said}")
     assert said not in told.out
     found = load_measurement(tmp_path / "run")

@@ -250,7 +250,7 @@ def test_where_streams_share_a_sequence_each_token_has_its_streams_strength(llav
     both = {"image": [0.0, 2.0], "text": [1.0, 0.5]}
     with (
         patch(tokens="image").attach(LLAVA, strength=both["image"]),
-        patch(tokens="text").attach(LLAVA, strength=both["text"]),
+        patch(tokens="text+special").attach(LLAVA, strength=both["text"]),
     ):
         expected = generate(llava_inputs)
     with patch().attach(LLAVA, strength=both) as attached:
