@@ -82,12 +82,12 @@ def test_a_class_of_any_layer_is_edited_and_shown_on_the_page_of_its_run(
     assert main(["measure", *there, "--out", str(out), "--device", "cpu"]) == 0
     capsys.readouterr()
     words = ["--class", "vision", "--cuts", "fixed", "--run", out, "--ask", "what is it?"]
-    status, told, _ = run(capsys, *there, *words)
+    status, told, apart = run(capsys, *there, *words)
     assert status == 0
     count = len(load_measurement(out).dominance.classes("fixed")["vision"])
     assert f"ablate vision ({count})" in told
     assert [row[0] for row in cells(told)] == ["0", "2", "3", "4"]
-    assert "1 pairs left out" in told and "01.png" in told
+    assert "1 pair left out" in apart and "01.png" in apart
     kept = json.loads((out / "edits" / "001.json").read_text(encoding="utf-8"))
     assert kept["table"][2][0][1] == cells(told)[0][1]
     assert main(["report", str(out)]) == 0

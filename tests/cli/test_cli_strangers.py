@@ -61,7 +61,7 @@ def test_an_error_that_quotes_a_file_tells_a_terminal_nothing(tmp_path, capsys):
     words = ["measure", "zoo:emoji-clip", tmp_path / "list.csv", "--dictionary", "zoo:joint"]
     assert main([*map(str, words), "--out", str(tmp_path / "run")]) == 2
     told = capsys.readouterr().err
-    assert "no column of images" in told and silent(told)
+    assert "does not have 2 fields but 1, at column 'mine" in told and silent(told)
 
 
 def test_halves_of_characters_do_not_break_a_table():
