@@ -26,8 +26,6 @@ from vlm_edit.host.pipelines import Model as Model
 from vlm_edit.host.pipelines import Pipeline as Pipeline
 from vlm_edit.host.pipelines import PipelineHost as PipelineHost
 from vlm_edit.host.pipelines import class_of as class_of
-from vlm_edit.host.prompts import CHAT as CHAT
-from vlm_edit.host.prompts import Template as Template
 from vlm_edit.host.prompts import caption_in as caption_in
 from vlm_edit.host.resolve import Site, Tap
 from vlm_edit.host.resolve import find_module as find_module

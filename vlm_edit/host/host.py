@@ -16,7 +16,7 @@ from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName, VlmEdit
 from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.host.adapters import find_adapter, fit_adapter, import_adapter
 from vlm_edit.host.declare import Adapter
-from vlm_edit.host.inputs import Asking, Inputs, Prompt
+from vlm_edit.host.inputs import InputMaker, Inputs, Prompt
 from vlm_edit.host.loading import Bits, DeviceMap, load
 from vlm_edit.host.pipelines import Model, PipelineHost, class_of
 from vlm_edit.host.prompts import Template, read_back, remember
@@ -76,7 +76,7 @@ class Host:
             )
         self._given, self._missing = adapter, "this host has none"
         self._sites: dict[str, Site] = {}
-        self._maker = Asking(processor, prompt, self.text_limit)
+        self._maker = InputMaker(processor, prompt, self.text_limit)
 
     @classmethod
     def of(
@@ -285,7 +285,7 @@ class Host:
         Raises:
             VlmEditError: It has no processor, or a prompt that it does not understand.
         """
-        return self._asking().template(False)
+        return self._input_maker().template(False)
 
     def asks(self, answer: bool = False) -> str:
         """Return what each pair is put into: the template, or the name of the function.
@@ -296,14 +296,14 @@ class Host:
         Raises:
             VlmEditError: As ``template``.
         """
-        return self._asking().words(answer)
+        return self._input_maker().words(answer)
 
     @property
     def special_ids(self) -> tuple[int, ...] | None:
         """Return ids of tokens that are no words, as its tokenizer says; None where it has none."""
         return self._maker.special
 
-    def _asking(self) -> Asking:
+    def _input_maker(self) -> InputMaker:
         self.expect_processor("reading pairs")
         return self._maker
 
@@ -386,7 +386,7 @@ class Host:
             >>> host.processor.tokenizer.decode(inputs.values["input_ids"][inputs.caption])
             'a cat'
         """
-        made = self._asking().inputs(images, texts, answer)
+        made = self._input_maker().inputs(images, texts, answer)
         values, caption = self.place(made.values), made.caption
         if caption is not None:
             caption = caption.to(values["input_ids"].device)

@@ -41,8 +41,8 @@ Prompt = str | Callable[[Any, "Sequence[Image.Image]", Sequence[str]], "Mapping[
 
 
 @dataclass(eq=False)
-class Asking:
-    """Ask a host by a template, or by the user's own function.
+class InputMaker:
+    """Make inputs by a template, or by the user's own function.
 
     Args:
         processor: Makes its inputs; None where a function needs none.

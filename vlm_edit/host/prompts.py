@@ -6,6 +6,7 @@ inputs that ``Host.inputs`` has made, as long as they are there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -67,11 +68,13 @@ class Template:
             CannotKnow: ``chat``, and the processor has no chat template that takes an image.
         """
         chat = _chat(processor, answer)
-        if prompt == CHAT or (prompt is None and isinstance(chat, Template)):
-            if isinstance(chat, Template):
-                return chat
+        if prompt == CHAT or (prompt is None and isinstance(chat, _Chat)):
+            if isinstance(chat, _Chat):
+                return chat.template
             raise CannotKnow(f"prompt 'chat': {chat}. Give a template with {_IMAGE} and {_TEXT}")
-        token = _placeholder(processor, chat)
+        token = getattr(processor, "image_token", None)
+        if isinstance(chat, _Chat) and token is not None:
+            token = chat.image or token
         if prompt is None:
             prompt = _TEXT if token is None else f"{_IMAGE}\n{_TEXT}"
         _expect_fields(prompt, token)
@@ -102,40 +105,31 @@ def _expect_fields(prompt: str, token: str | None) -> None:
         raise BadArgument(f"the prompt {prompt!r}: this host reads {reads} {_IMAGE} {where}")
 
 
-def _placeholder(processor: Any, chat: Template | str) -> str | None:
-    """Return what stands for an image in a prompt: with its delimiters, where a chat tells them."""
-    token = getattr(processor, "image_token", None)
-    if not isinstance(token, str):
-        return None
-    if isinstance(chat, Template):
-        written = _written(processor)
-        if written is not None:
-            return written
-    return token
-
-
 def _turn(processor: Any, kinds: Sequence[str], answer: bool = False) -> str:
     words = {"image": {"type": "image"}, "text": {"type": "text", "text": _MARK}}
     turn = {"role": "user", "content": [words[kind] for kind in kinds]}
     return str(processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=answer))
 
 
-def _written(processor: Any) -> str | None:
-    """Return what a chat template writes for an image: what is there more than without one."""
-    with_image, without = _turn(processor, ("image", "text")), _turn(processor, ("text",))
-    start = 0
-    while start < len(without) and with_image[start] == without[start]:
-        start += 1
+@dataclass(frozen=True)
+class _Chat:
+    """A processor's chat template as ours, and what it writes for an image; None if unclear."""
+
+    template: Template
+    image: str | None
+
+
+def _written(with_image: str, without: str) -> str | None:
+    """Return what stands in the first of two turns and not in the second, where it is one piece."""
+    start = len(os.path.commonprefix([with_image, without]))
     end = len(with_image) - (len(without) - start)
     if with_image[end:] != without[start:] or _MARK in with_image[start:end]:
         return None
     return with_image[start:end].strip() or None
 
 
-def _chat(processor: Any, answer: bool) -> Template | str:
-    """Return the processor's own chat template as ours, or why it cannot be had."""
-    if not callable(getattr(processor, "apply_chat_template", None)):
-        return "the host's processor has no chat template"
+def _chat(processor: Any, answer: bool) -> _Chat | str:
+    """Return the processor's own chat template, or why it cannot be had."""
     if getattr(processor, "chat_template", None) is None:
         return "the host's processor has no chat template"
     try:
@@ -146,7 +140,7 @@ def _chat(processor: Any, answer: bool) -> Template | str:
     if text.count(_MARK) != 1 or text == plain:
         return "the processor's chat template does not take an image and a text"
     before, after = text.split(_MARK)
-    return Template(CHAT, before, after)
+    return _Chat(Template(CHAT, before, after), _written(text, plain))
 
 
 def begins(template: Template, tokenizer: Any) -> bool:
@@ -217,25 +211,27 @@ def find_captions(
     """
     if not getattr(tokenizer, "is_fast", False):
         return None
-    ids, real = values["input_ids"], _real(values)
-    caption = torch.zeros_like(ids, dtype=torch.bool)
-    whole = [template(text) for text in texts]
-    told = tokenizer(whole, return_offsets_mapping=True, **options)
-    first = len(template.before)
-    for row, text in enumerate(texts):
-        plain, spans = told["input_ids"][row], told["offset_mapping"][row]
-        own = [start < first + len(text) and end > max(first, start) for start, end in spans]
-        columns = real[row].nonzero()[:, 0]
-        found = _aligned(plain, own, ids[row][columns].tolist())
+    told = tokenizer([template(text) for text in texts], return_offsets_mapping=True, **options)
+    rows = zip(values["input_ids"].tolist(), _real(values).tolist(), strict=True)
+    first, caption = len(template.before), []
+    for text, plain, spans, (ids, real) in zip(
+        texts, told["input_ids"], told["offset_mapping"], rows, strict=True
+    ):
+        last = first + len(text)
+        own = [
+            i for i, (start, end) in enumerate(spans) if start < last and end > max(first, start)
+        ]
+        columns = [column for column, is_real in enumerate(real) if is_real]
+        found = _aligned(plain, own, [ids[column] for column in columns])
         if found is None:
             return None
-        caption[row, columns[torch.tensor(found, dtype=torch.long)]] = True
-    return caption
+        chosen = {columns[place] for place in found}
+        caption.append([column in chosen for column in range(len(ids))])
+    return torch.tensor(caption, dtype=torch.bool, device=values["input_ids"].device)
 
 
-def _aligned(plain: list[int], own: list[bool], row: list[int]) -> list[int] | None:
-    """Return the places of a template's own tokens in a row of ids, into which more was put."""
-    places = [place for place, is_own in enumerate(own) if is_own]
+def _aligned(plain: list[int], places: list[int], row: list[int]) -> list[int] | None:
+    """Return where tokens at places of a template are in a row of ids, into which more was put."""
     if not places:
         return []
     first, last, gap = places[0], places[-1] + 1, len(row) - len(plain)
