@@ -17,7 +17,7 @@ from vlm_edit.cli.subject import Loaded, Subject, load_pairs
 from vlm_edit.cli.writing import expect_free
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host import Host, other_family
-from vlm_edit.measuring import collect
+from vlm_edit.measuring import Pairs, collect
 from vlm_edit.report import Table
 
 # A dictionary of one folder, or of one for each stream.
@@ -45,21 +45,13 @@ def train(options: Train) -> int:
             f"{site.name!r} a pair has several or one stream alone: take --site joint"
         )
     skipped: list[tuple[int, str]] = []
-
-    def read(numbers: range) -> dict[str, Tensor]:
-        unread: list[tuple[int, str]] = []
-        some, size = pairs.select(numbers), options.batch_size
-        streams = collect(
-            host, some, site.name, most=options.most, batch_size=size, left_out=unread
-        )
-        skipped.extend((numbers[i], why) for i, why in unread)
-        return streams
-
-    streams, held_out = read(range(kept)), read(range(kept, len(pairs)))
+    streams, held_out = (
+        _read(options, host, pairs, numbers, skipped)
+        for numbers in (range(kept), range(kept, len(pairs)))
+    )
     info = {"model_name": _named(host, options), "site": site.name}
+    kept_at: dict[str, Any] = {"checkpoint": begun.begin(), "every": options.every}
     dictionary: Loaded
-    state = begun.begin()
-    kept_at: dict[str, Any] = {"checkpoint": state, "every": options.every}
     if options.separate:
         # Elsewhere than at a joint embedding tokens are no pairs, but share a space.
         by: dictionaries.Similarity = "correlation" if site.name == "joint" else "decoder"
@@ -73,6 +65,21 @@ def train(options: Train) -> int:
     print()
     telling.wrote("dictionary", out)
     return 0
+
+
+def _read(
+    options: Train, host: Host, pairs: Pairs, numbers: range, skipped: list[tuple[int, str]]
+) -> dict[str, Tensor]:
+    """Return the activations of some of the pairs; those left out are added to ``skipped``."""
+    unread: list[tuple[int, str]] = []
+    streams = collect(
+        *(host, pairs.select(numbers), options.site),
+        most=options.most,
+        batch_size=options.batch_size,
+        left_out=unread,
+    )
+    skipped.extend((numbers[i], why) for i, why in unread)
+    return streams
 
 
 def _expect_both(pairs: int, held_out: float) -> int:

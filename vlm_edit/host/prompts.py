@@ -73,6 +73,7 @@ class Template:
                 return chat.template
             raise CannotKnow(f"prompt 'chat': {chat}. Give a template with {_IMAGE} and {_TEXT}")
         token = getattr(processor, "image_token", None)
+        token = token if isinstance(token, str) else None
         if isinstance(chat, _Chat) and token is not None:
             token = chat.image or token
         if prompt is None:

@@ -343,6 +343,26 @@ class Measurement:
         return header, tensors
 
 
+def _examples(tensors: dict[str, Tensor]) -> dict[str, TopExamples]:
+    """Take the top examples of each stream from a run's tensors."""
+    examples = {}
+    for stream in STREAMS:
+        state = _take(tensors, f"examples.{stream}.")
+        examples[stream] = TopExamples(*state["values"].shape)
+        examples[stream].load_state_dict(state)
+    return examples
+
+
+def _sizes(tensors: dict[str, Tensor]) -> dict[str, ActivationSizes]:
+    """Take the sizes of each stream's activations, which runs of former versions lack."""
+    sizes = {}
+    for stream in STREAMS if any(name.startswith("sizes.") for name in tensors) else ():
+        state = _take(tensors, f"sizes.{stream}.")
+        sizes[stream] = ActivationSizes(len(state["sums"]))
+        sizes[stream].load_state_dict(state)
+    return sizes
+
+
 def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
     """Read a run that ``Measurement.save`` wrote.
 
@@ -377,16 +397,7 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
     try:
         if not isinstance(header["provenance"], dict):
             raise TypeError("provenance is no object")
-        examples = {}
-        for stream in STREAMS:
-            state = _take(tensors, f"examples.{stream}.")
-            examples[stream] = TopExamples(*state["values"].shape)
-            examples[stream].load_state_dict(state)
-        sizes = {}
-        for stream in STREAMS if any(name.startswith("sizes.") for name in tensors) else ():
-            state = _take(tensors, f"sizes.{stream}.")
-            sizes[stream] = ActivationSizes(len(state["sums"]))
-            sizes[stream].load_state_dict(state)
+        examples, sizes = _examples(tensors), _sizes(tensors)
         files = tensors.pop("files", torch.tensor(list(b"{}"), dtype=torch.uint8))
         dominance = {item.name: tensors.pop(item.name, None) for item in fields(Dominance)}
         dominance = {k: v for k, v in dominance.items() if v is not None} | header["dominance"]
