@@ -13,7 +13,7 @@ from vlm_edit.cli.answers import Answer, Decoding, answer, counted, expect_speak
 from vlm_edit.cli.asked import Ask
 from vlm_edit.cli.beside import Screen
 from vlm_edit.cli.host import load_host
-from vlm_edit.cli.patching import in_patch_flags, open_patch
+from vlm_edit.cli.patching import open_patch
 from vlm_edit.ground.errors import BadArgument, line
 from vlm_edit.host import Host
 from vlm_edit.measuring import as_seen, open_image
@@ -33,16 +33,15 @@ def ask(options: Ask) -> int:
     patches = [open_patch(name, verify=not options.no_verify) for name in options.patch]
     host = load_host(options.model, options)
     expect_speaks(host, "name one that does, such as zoo:emoji-llava")
-    with in_patch_flags():  # refused before anything is asked
-        for patch, strength in zip(patches, strengths, strict=True):
-            check_host = not options.no_check_host
-            patch.attach(host, strength=strength, check_host=check_host).remove()
+    for patch, strength in zip(patches, strengths, strict=True):  # refused before any answer
+        check_host = not options.no_check_host
+        patch.attach(host, strength=strength, check_host=check_host).remove()
     names = _names(options.patch)
     titles = [PLAIN, f"with {' and '.join(names)}"] if patches else [PLAIN]
     print(f"vlm-edit: asked in {line(repr(host.asks(answer=True)))}; {how}", file=sys.stderr)
     with Screen(titles) as screen:
         answers = [_answer(screen, 0, host, image, options.question, how)]
-        with in_patch_flags(), counted(), ExitStack() as stack:
+        with counted(), ExitStack() as stack:
             attached = [
                 stack.enter_context(
                     patch.attach(host, strength=strength, check_host=False)  # told already

@@ -14,7 +14,7 @@ from vlm_edit.cli.arguments import Cut, Edit
 from vlm_edit.cli.beside import print_table
 from vlm_edit.cli.effects import Effect, answers, retrieval
 from vlm_edit.cli.kept import save_edit
-from vlm_edit.cli.patching import expect_folder_of, in_patch_flags, open_patch
+from vlm_edit.cli.patching import expect_folder_of, open_patch
 from vlm_edit.cli.subject import Subject
 from vlm_edit.cli.writing import expect_free
 from vlm_edit.edits import Rule, rule_from_dict
@@ -41,16 +41,15 @@ def edit(options: Edit) -> int:
     effect_of = _shown(options, subject.host)
     run = subject.load_run(options.run) if options.run else None
     named = {"the patch": saved_patch} if saved_patch else _make_patches(options, subject, run)
-    with in_patch_flags():
-        for patch in named.values():
-            patch.attach(subject.host, check_host=not options.no_check_host).remove()
-        if options.save:
-            next(iter(named.values())).save(options.save, subject.host)
-        if effect_of is None:
-            print(f"{subject.host.kind.__name__} {_MUTE}, so the effect is not shown\n")
-            telling.wrote("patch", options.save)
-            return 0
-        effect = effect_of(subject, named, options)
+    for patch in named.values():
+        patch.attach(subject.host, check_host=not options.no_check_host).remove()
+    if options.save:
+        next(iter(named.values())).save(options.save, subject.host)
+    if effect_of is None:
+        print(f"{subject.host.kind.__name__} {_MUTE}, so the effect is not shown\n")
+        telling.wrote("patch", options.save)
+        return 0
+    effect = effect_of(subject, named, options)
     telling.table(effect.table, show=print_table)
     telling.left_out(subject.skipped, subject.truncated)
     if effect.edited:

@@ -23,8 +23,7 @@ _ADVICE = {
     "; name it, Pairs.of(..., text='...'), or call": "; name it with --text-column, or call",
     "leave image= and text= out": "leave --image-column and --text-column out",
     "dataclasses.replace(dictionary, info={}) lets it through": "--any-origin lets it through",
-    "pass check_host=False": "give --no-check-host",
-    "check_host=False says": "--no-check-host says",
+    "check_host=False": "--no-check-host",
     "with verify=False": "with --no-verify",
     "embed the texts yourself and pass them to ZeroShot": (
         "attack what it answers, with --question, or take a model of images and texts"

@@ -6,8 +6,6 @@ import functools
 import operator
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +23,8 @@ _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"),
     ".index.json",
 )
-# What an error of the library advises, and what does the same here; the first of all that match.
+# What an error about which patch is meant advises, and what does the same here.
 _ADVICE = (
-    (re.compile(r"\bpass check_host=False"), "pass --no-check-host"),
-    (re.compile(r"\bcheck_host=False"), "--no-check-host"),
-    (re.compile(r"\bwith verify=False"), "with --no-verify"),
     (re.compile(r"\bsay which with file=:"), "say which with {file}:"),
     (re.compile(r"\bfile=('[^']*'|None)"), r"{file} \1"),
     (re.compile(r"\brevision=('[^']*'|None)"), r"{revision} \1"),
@@ -60,11 +55,6 @@ def apply(options: Apply) -> int:
     """Check that a patch fits a model, or bake it in."""
     _expect_order(options)
     patch = _load(options.patch, options)
-    with in_patch_flags():
-        return _apply(patch, options)
-
-
-def _apply(patch: Patch, options: Apply) -> int:
     if options.bake:
         return _bake(patch, options, options.bake)
     host = load_model(options.model, options)
@@ -135,20 +125,13 @@ def open_patch(
         from vlm_edit import zoo
 
         name = str(zoo.patch_file(name.removeprefix(ZOO)))
-    with in_patch_flags(flags):
-        return load_patch(name, file=file, revision=revision, verify=verify)
-
-
-@contextmanager
-def in_patch_flags(flags: tuple[str, str] | None = None) -> Iterator[None]:
-    """Say in words of the command what an error about a patch advises."""
-    file, revision = flags or ("the path of one", "its revision")
+    file_flag, revision_flag = flags or ("the path of one", "its revision")
     try:
-        yield
+        return load_patch(name, file=file, revision=revision, verify=verify)
     except VlmEditError as error:
         told = str(error)
         for theirs, ours in _ADVICE:
-            told = theirs.sub(ours.format(file=file, revision=revision), told)
+            told = theirs.sub(ours.format(file=file_flag, revision=revision_flag), told)
         raise type(error)(told) from error
 
 
