@@ -135,9 +135,11 @@ def test_what_was_trained_here_is_told_to_be_trained_too_little(tmp_path, capsys
 def test_what_a_dictionary_leaves_open_is_said_in_every_verb_that_takes_one(tmp_path, capsys):
     save_saelens(zoo.load_dictionary("joint"), tmp_path / "inside")
     given = ["--dictionary", str(tmp_path), "--dictionary-format", "onnx"]
+    out = tmp_path / "out"
     for words in (
-        ["bias", "zoo:emoji-clip", "zoo:pairs", "--values", "man,woman", "--out", "no"],
+        ["bias", "zoo:emoji-clip", "zoo:pairs", "--values", "man,woman", "--out", str(out)],
         ["draw", "a cat", "--reference", "a dog", "--out", str(tmp_path / "x.png")],
     ):
         assert main([*words, *given]) == 2
         assert "onnx" in capsys.readouterr().err
+        assert not out.exists()

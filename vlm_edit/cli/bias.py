@@ -47,9 +47,9 @@ def bias(options: Bias) -> int:
     expect_free([out / name for name in _FILES], options.overwrite, "name a folder with --out")
     pairs = _drawn(_read(options), options)
     asked = questions(pairs, options)
-    make_folder(out)
     dictionary = load_dictionary(options.dictionary, options) if options.dictionary else None
     host = load_host(options.model, options)
+    make_folder(out)  # before anything long begins
     bench = task.Bench.read(host, pairs, asked, batch_size=options.batch_size)
     sides = task.split(bench.plain.pairs, options.split_by, seed=options.seed)
     _expect_enough(bench.plain, sides)
