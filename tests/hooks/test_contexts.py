@@ -16,11 +16,13 @@ import pytest
 import torch
 from conftest import make_clip, make_llava, random_dictionary
 from engines import bits, generating, left, same
+from test_threads import PATCHES as OF_THREADS
+from test_threads import patch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers.generation.streamers import BaseStreamer
 
-from vlm_edit import Ablate, Patch, Scale, Steer, VlmEditError
+from vlm_edit import Patch, Scale, Steer, VlmEditError
 from vlm_edit.ground.errors import VlmEditWarning
 from vlm_edit.patches import Attachment, attach_rows, attached
 
@@ -29,17 +31,7 @@ DENSE, TOWER = random_dictionary(32), random_dictionary(24)
 PIXELS = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def patch(site: str = "language.1", rules: Any = None, tokens: Any = "image", **chosen) -> Patch:
-    dictionary = TOWER if site.startswith("vision") else DENSE
-    return Patch(site, dictionary, rules or Scale(range(30), 3.0), tokens, **chosen)
-
-
-PATCHES = {
-    "image": patch(),
-    "text": patch(rules=Steer([31], 4.0), tokens="text+special"),
-    "decode": patch("language.2", Ablate(range(20)), "all", phase="decode"),
-    "step": patch("language.0", Steer([3], 6.0), "all", phase="decode", steps=(1, 3)),
-}
+PATCHES = {name: OF_THREADS[name] for name in ("image", "text", "decode", "step")}
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pytest
 import torch
 from conftest import make_clip
+from hub_server import HubHandler
 
 from vlm_edit import zoo
 
@@ -111,16 +112,10 @@ def test_offline_a_cached_pipeline_is_loaded_by_name(tmp_path: Path) -> None:
     assert "revision 'v2' of the repository owner/pipe is not in the cache" in told[2]
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """The answers of the hub that loading a model needs, and those with which it refuses."""
 
     server: Any
-
-    def do_GET(self) -> None:
-        self.answer(True)
-
-    def do_HEAD(self) -> None:
-        self.answer(False)
 
     def answer(self, body: bool) -> None:
         path = unquote(self.path.split("?")[0])
@@ -145,17 +140,6 @@ class Hub(BaseHTTPRequestHandler):
                 told = [{"type": "file", "path": f, "size": len(d), "oid": f}
                         for f, d in files.items()]  # fmt: skip
             self.reply(200, json.dumps(told).encode(), {}, body)
-
-    def reply(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 # Status, the hub's code, and whether everybody may see which files there are.

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 import yaml
 from conftest import random_dictionary
+from hub_server import HubHandler
 from huggingface_hub.errors import HfHubHTTPError
 
 from vlm_edit import Ablate, Patch, Scale, VlmEditError, load_patch
@@ -97,14 +98,8 @@ def test_without_a_network_a_cached_patch_is_read(tmp_path, made):
     assert "revision 'v2' of the repository owner/name is not in the cache" in told[2]
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """The answers of the hub that reading a file needs."""
-
-    def do_GET(self):
-        self.answer(True)
-
-    def do_HEAD(self):
-        self.answer(False)
 
     def answer(self, body: bool) -> None:
         path = unquote(self.path.split("?")[0])
@@ -121,17 +116,6 @@ class Hub(BaseHTTPRequestHandler):
             siblings = {"siblings": [{"rfilename": name} for name in files]}
             told = tree if "/tree/" in path else {"id": "owner/name", "sha": COMMIT, **siblings}
             self.reply(200, json.dumps(told).encode(), {}, body)
-
-    def reply(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture

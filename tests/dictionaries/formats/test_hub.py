@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 from fnmatch import fnmatchcase
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
 import torch
+from hub_server import HubHandler
 from safetensors.torch import load_file, save
 
 from vlm_edit import Dictionary, VlmEditError, load_dictionary
@@ -137,14 +138,8 @@ def test_while_the_hub_is_out_of_order_a_cached_repository_is_read(tmp_path, sae
     assert "features 4" in told.splitlines()
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """The three answers of the hub that reading a repository needs."""
-
-    def do_GET(self):
-        self.answer(True)
-
-    def do_HEAD(self):
-        self.answer(False)
 
     def answer(self, body: bool) -> None:
         path = unquote(self.path.split("?")[0])
@@ -171,17 +166,6 @@ class Hub(BaseHTTPRequestHandler):
                 "siblings": [{"rfilename": name} for name in files],
             }
             self.reply(200, json.dumps(told).encode(), {}, body)
-
-    def reply(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
