@@ -15,6 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tables import keep_todays
+from tables import pytest_addoption as pytest_addoption
+from tables import pytest_configure as pytest_configure
+from tables import pytest_configure_node as pytest_configure_node
+from tables import pytest_report_header as pytest_report_header
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -70,12 +75,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if collection_path == TESTS / "conftest.py" else not is_core(collection_path)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the core."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the core, and take today's rows of the long tables."""
     for item in items:
         quick = not any(word in item.name for word in SLOW_IN_CORE)
         if quick and item.get_closest_marker("slow") is None and is_core(item.path):
             item.add_marker("core")
+    keep_todays(config, items)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

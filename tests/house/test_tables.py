@@ -1,0 +1,63 @@
+"""Long tables of the suite take turns, and every row has its day."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import TESTS
+from tables import ROWS, rows_of
+
+
+@pytest.mark.parametrize("length", [1, ROWS, ROWS + 1, 1000])
+def test_every_row_has_its_day_and_no_day_has_too_many(length: int) -> None:
+    rows: list[Any] = [SimpleNamespace(nodeid=f"test_it[{i}]") for i in range(length)]
+    parts = -(-length // ROWS)
+    days = [[row.nodeid for row in rows_of(rows, 739_000 + day)] for day in range(parts)]
+    assert max(map(len, days)) <= ROWS
+    assert sorted(sum(days, [])) == sorted(row.nodeid for row in rows)
+    assert rows_of(rows, 739_000) == rows_of(rows, 739_000 + parts)
+
+
+CONFTEST = f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+from tables import *
+
+def pytest_collection_modifyitems(config, items):
+    keep_todays(config, items)
+"""
+TABLE = """
+import pytest
+
+@pytest.mark.parametrize("row", range(60))
+def test_a_row(row):
+    pass
+"""
+
+
+def test_a_run_of_all_takes_a_part_and_says_which_and_what_is_named_is_tried_whole(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_table.py").write_text(TABLE)
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = test_table.py\nmarkers = core\n")
+    part = {"VLM_EDIT_DAY": "739000"}
+    for words, passed in (
+        ([], 15), (["-n", "2"], 15), (["--all"], 60), (["test_table.py"], 60), (["-k", "row"], 60),
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words],
+            cwd=tmp_path, env={**plain(), **part}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert f"{passed} passed" in done.stdout, done.stdout + done.stderr
+        told = f"long tables: {ROWS} rows of each, VLM_EDIT_DAY=739000; all of them: --all"
+        assert (told in done.stdout) == (passed == 15)
+
+
+def plain() -> dict[str, str]:
+    """The environment without what this run of pytest has put there."""
+    return {name: value for name, value in os.environ.items() if "PYTEST" not in name}

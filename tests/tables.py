@@ -1,0 +1,84 @@
+"""Long tables of the suite take turns: a run of all tests takes some rows of each, daily others.
+
+Of what is named on the command line all is tried, and of everything with ``--all``.
+"""
+
+import os
+from datetime import date
+from hashlib import sha256
+from typing import Any
+
+import pytest
+
+# Rows of a test's table that a run of the whole suite takes; every day others.
+ROWS = 16
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="all rows of the long tables too")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Have all workers take the same tests."""
+    node.workerinput["day"] = day_of(node.config)
+
+
+def day_of(config: pytest.Config) -> int | None:
+    """Return by which day the long tables take turns; None where it is said which tests are meant.
+
+    ``VLM_EDIT_DAY`` is the day of a run that is to be looked at again.
+    """
+    if hasattr(config, "workerinput"):
+        day: int | None = config.workerinput["day"]
+        return day
+    option = config.option
+    if option.all or option.markexpr or option.keyword:
+        return None
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        return None
+    return int(os.environ.get("VLM_EDIT_DAY") or date.today().toordinal())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Failures(config))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    day = day_of(config)
+    if day is None:
+        return None
+    return f"long tables: {ROWS} rows of each, VLM_EDIT_DAY={day}; all of them: --all"
+
+
+class Failures:
+    """Name what fails at once: a run that is cut short has no summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.ensure_newline()
+            terminal.write_line(f"{report.nodeid} failed")
+
+
+def keep_todays(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the rows of long tables that are not tried today."""
+    day = day_of(config)
+    if day is not None:
+        tables: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        today = {item for rows in tables.values() for item in rows_of(rows, day)}
+        config.hook.pytest_deselected(items=[item for item in items if item not in today])
+        items[:] = [item for item in items if item in today]
+
+
+def rows_of(rows: list[pytest.Item], day: int) -> list[pytest.Item]:
+    """Return a day's rows of a table: in as many days as it takes, all of them."""
+    parts = -(-len(rows) // ROWS)
+    mixed = sorted(rows, key=lambda item: sha256(item.nodeid.encode()).digest())
+    return mixed[day % parts :: parts]
