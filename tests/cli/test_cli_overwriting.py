@@ -41,6 +41,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["draw", "a cat", "--reference", "a dog", "--out", "OUT.png"], "", "--out"),
         (["bias", *ZOO, "--values", "man,woman", "--out", "OUT"], "patch.safetensors", "--out"),
         (["attack", *ZOO, "--out", "OUT"], "attack.json", "--out"),
+        (["demo", "--out", "OUT"], "index.html", "--out"),
+        (["demo", "--llava", "--out", "OUT"], "index.html", "--out"),
         (["report", "no-such-run", "--page", "OUT"], "", "--page"),
     ],
 )  # fmt: skip

@@ -52,7 +52,7 @@ DICTIONARY = option(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo(Tells):
+class Demo(Tells, Writes):
     """Go the whole way on emoji-clip, checked against what is known."""
 
     out: Annotated[Text, option("to write (vlm-edit-demo; with --llava nothing)")] = None

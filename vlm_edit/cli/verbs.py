@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Demo, Sites
 from vlm_edit.cli.host import load_model
+from vlm_edit.cli.writing import expect_free
 from vlm_edit.host import quiet_when_piped
 from vlm_edit.report import Table
 
@@ -13,9 +16,16 @@ def demo(options: Demo) -> int:
     """Run the demonstration: 1 if a verdict is not the known one."""
     from vlm_edit.tasks.demo import as_known, run, run_generation
 
+    out = options.out or (None if options.llava else "vlm-edit-demo")
+    if out is not None and not _is_empty(Path(out)):
+        expect_free([Path(out)], options.overwrite, "name another folder with --out")
     quiet_when_piped()
-    done = run_generation(options.out) if options.llava else run(options.out or "vlm-edit-demo")
+    done = run_generation(out) if options.llava else run(str(out))
     return 0 if as_known(done.checks) else 1
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def sites(options: Sites) -> int:
