@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,89 @@ def test_an_async_server_answers_each_request_under_the_patches_it_names() -> No
     assert after(name, "25 requests at once, each as if it had come alone:") == "True"
     assert "it has 'yellow', 'blue', 'green'" in after(name, "unknown:")
     assert after(name, "left on the host:") == "[]"
+
+
+def test_an_own_llava_is_measured_edited_and_passed_on_to_another_process() -> None:
+    name = "own_llava"
+    assert "LlavaForConditionalGeneration" in after(name, "host:")
+    assert after(name, "each pair is asked as:") == repr("<image>\n{text}")
+    classes = ast.literal_eval(after(name, "classes:"))
+    assert sum(classes.values()) == 512
+    before, during = re.findall(r"'([^']*)'", after(name, "what colour is the background?"))
+    assert before and before != during
+    assert edited(name) == [37]
+    assert after(name, "removed, it answers as before:") == "True"
+    assert after(name, "in another process, the same answer:") == "True"
+
+
+def test_a_clip_is_served_threaded_and_async_under_the_patches_that_requests_name() -> None:
+    pytest.importorskip("fastapi", reason="pip install 'vlm-edit[test]'")
+    name = "serve_clip"
+    rows = [line for line in printed(name) if line.startswith(("plain:", "feature-"))]
+    plain, *others = [ast.literal_eval(line.partition(": ")[2]) for line in rows]
+    assert len(others) == 3
+    assert all(row != plain for row in others)
+    assert after(name, "threaded and async, the same scores:") == "True"
+    assert after(name, "48 requests at once, each as if it had come alone:") == "True"
+    assert after(name, "left on the host:") == "[]"
+
+
+def test_a_concept_is_found_in_a_stable_diffusions_text_encoder_and_drawn_weaker() -> None:
+    pytest.importorskip("diffusers", reason="pip install 'vlm-edit[diffusion]'")
+    name = "stable_diffusion"
+    assert ast.literal_eval(after(name, "features of red:"))
+    moved = [
+        ast.literal_eval(after(name, f"strength {strength}, how far the image moves:"))
+        for strength in ("0.0", "0.5", "1.0")
+    ]
+    red, green = ([row[f"a {colour} cat"] for row in moved] for colour in ("red", "green"))
+    assert red[0] == green[0] == 0
+    assert 0 < red[1] < red[2]
+    assert green[2] < red[2]
+    assert "12 tokens edited in 12 calls (12 text; 12 prompt)" in "\n".join(printed(name))
+    assert after(name, "removed, the same image:") == "True"
+    assert after(name, "loaded, the same image:") == "True"
+
+
+@pytest.mark.skipif(
+    find_spec("torchvision") is None,
+    reason="needs torchvision: .ci/second makes an environment with it",
+)
+def test_a_qwen_is_asked_by_its_own_processor_and_edited_at_a_texts_own_tokens() -> None:
+    name = "qwen_vl"
+    asked = ast.literal_eval(after(name, "each pair is asked as:"))
+    assert asked.startswith("<|im_start|>user") and "{text} <|im_end|>" in asked
+    own, text = re.fullmatch(r"'(.*)' of '(.*)'", after(name, "the text's own:")).groups()
+    assert own == text
+    assert f"<|vision_end|> {text} <|im_end|>" in after(name, "read back:")
+    assert sum(ast.literal_eval(after(name, "classes:")).values()) == 32
+    for stream in ("image", "text"):
+        counts = re.fullmatch(r"(\d+) tokens edited of (\d+) there", after(name, f"{stream}:"))
+        assert counts[1] == counts[2] != "0"
+    assert after(name, "removed, the same answer:") == "True"
+
+
+def test_by_commands_alone_a_model_is_measured_edited_and_its_patch_passed_on() -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    done = subprocess.run(
+        ["bash", str(EXAMPLES / "command_line.sh")],
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    verbs = re.findall(r"^\$ vlm-edit (\w+)", done.stdout, re.MULTILINE)
+    assert verbs == ["check", "measure", "report", "edit", "ask", "patch", "patch"]
+    assert "yellow" in done.stdout
+    assert "fits zoo:emoji-llava" in done.stdout
 
 
 @pytest.mark.skipif(

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# By commands alone: a model that speaks, somebody's autoencoder and pairs, to a patch to pass on.
+#
+#     docs/examples/command_line.sh                               # the zoo's
+#     docs/examples/command_line.sh MODEL SAE PAIRS SITE IMAGE    # names on the hub, or folders
+set -euo pipefail
+model=${1:-zoo:emoji-llava} sae=${2:-zoo:language.0} pairs=${3:-zoo:pairs} site=${4:-language.0}
+image=${5:-}
+question="what colour is the background?"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+if [ -z "$image" ]; then
+    image=$work/keycap.png
+    python -c "from vlm_edit import zoo; zoo.load_pairs().open(1).save('$image')"
+fi
+
+say() { printf '\n$ vlm-edit %s\n' "$*"; vlm-edit "$@"; }
+
+# Where one can look, and whether this autoencoder belongs there.
+vlm-edit sites "$model" --quiet | head -3
+say check "$model" "$pairs" --site "$site" --dictionary "$sae" --quiet
+
+# Which features belong to images, to texts, to both: a table, a summary and a page.
+say measure "$model" "$pairs" --site "$site" --dictionary "$sae" --out "$work/run" --quiet
+say report "$work/run"
+
+# A patch, tried on a few pairs as it is made; the same command again would overwrite nothing.
+rule=(--features "${FEATURES:-342,110,49,501}" --rule clamp --value 8 --tokens image)
+say edit "$model" "$pairs" --site "$site" --dictionary "$sae" "${rule[@]}" \
+    --save "$work/yellow.safetensors" --ask "$question" --shown 2 --quiet
+say ask "$model" "$image" "$question" --patch "$work/yellow.safetensors" --strength 1 --quiet
+
+# What goes to a colleague, and whether it fits there.
+say patch info "$work/yellow.safetensors"
+say patch apply "$model" "$work/yellow.safetensors" --quiet
