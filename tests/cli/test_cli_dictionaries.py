@@ -143,3 +143,31 @@ def test_what_a_dictionary_leaves_open_is_said_in_every_verb_that_takes_one(tmp_
         assert main([*words, *given]) == 2
         assert "onnx" in capsys.readouterr().err
         assert not out.exists()
+
+
+def test_a_dictionary_of_a_pipelines_prompts_is_trained_and_checked(tmp_path, capsys):
+    pytest.importorskip("diffusers", reason="pip install 'vlm-edit[diffusion]'")
+    from tiny_pipelines import PIPELINES
+
+    PIPELINES["sd"].make().save_pretrained(tmp_path / "pipe")
+    prompts = [f"a {a} {b}" for a in ("red", "blue", "fast", "cat") for b in ("cat", "dog", "on")]
+    (tmp_path / "prompts.txt").write_text("\n\n".join(prompts) + "\n")
+    about = [str(tmp_path / "pipe"), str(tmp_path / "prompts.txt"), "--site", "text_encoder.text.1"]
+    sae, run = str(tmp_path / "sae"), str(tmp_path / "run")
+    small = ["--features", "16", "--k", "2", "--steps", "20", "--rows", "16", "--out", sae]
+    assert main(["train", *about, *small]) == 0
+    assert "Of 1 text that it was not trained on." in capsys.readouterr().out
+    assert load_dictionary(sae).info == {"model_name": "pipe", "site": "text_encoder.text.1"}
+    main(["check", *about, "--dictionary", sae])
+    told = capsys.readouterr().out
+    assert "Of 12 texts." in told
+    line = next(x for x in told.splitlines() if x.startswith("text "))
+    assert line.split()[1] == str(3 * 12)
+    assert main(["measure", *about, "--dictionary", sae, "--out", run]) == 2
+    assert "prompts alone, and this command needs an image with each" in capsys.readouterr().err
+    assert main(["train", about[0], "zoo:pairs", *about[2:], "--out", run]) == 2
+    assert "take prompts alone, in a .txt file with one on each line" in capsys.readouterr().err
+    (tmp_path / "empty.txt").write_text("\n \n")
+    assert main(["train", about[0], str(tmp_path / "empty.txt"), *about[2:], "--out", run]) == 2
+    assert "holds no prompts: write one on each line" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

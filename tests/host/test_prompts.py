@@ -101,10 +101,10 @@ def test_captions_that_are_cut_keep_their_own_tokens_alone(texts, n) -> None:
 
 def test_special_ids_are_those_that_are_no_words() -> None:
     tokenizer = PROCESSOR.tokenizer
-    special = Host.of(MODEL, PROCESSOR).special_ids
+    special = Host.of(MODEL, PROCESSOR).special_ids("joint")
     assert {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} <= {*special}
     assert tokenizer("cat", add_special_tokens=False)["input_ids"][0] not in special
-    assert Host.of(MODEL).special_ids is None
+    assert Host.of(MODEL).special_ids("joint") is None
 
 
 def test_what_a_tokenizer_does_not_know_is_a_word() -> None:
@@ -112,7 +112,7 @@ def test_what_a_tokenizer_does_not_know_is_a_word() -> None:
     processor.tokenizer.unk_token = "q"
     unknown = processor.tokenizer.unk_token_id
     assert unknown in processor.tokenizer.all_special_ids
-    assert unknown not in Host.of(MODEL, processor).special_ids
+    assert unknown not in Host.of(MODEL, processor).special_ids("joint")
 
 
 @pytest.mark.parametrize(

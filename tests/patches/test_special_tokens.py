@@ -145,7 +145,7 @@ def test_a_conversation_that_goes_on_is_edited_at_its_new_text() -> None:
     cache, said = before[CACHE], before.sequences
     words = PROCESSOR.tokenizer("a dog</s>and</s>", return_tensors="pt", add_special_tokens=False)
     new = torch.cat([said[:, cache.get_seq_length() :], words["input_ids"]], 1)
-    special = torch.isin(new, torch.tensor(host.special_ids))
+    special = torch.isin(new, torch.tensor(host.special_ids("language.0")))
     assert 0 < int(special.sum()) < new.shape[1]
     attention = torch.ones(1, cache.get_seq_length() + new.shape[1], dtype=torch.long)
     with patch(phase="prompt").attach(host) as attached:

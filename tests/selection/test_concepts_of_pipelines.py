@@ -22,15 +22,18 @@ def asked(_: Any, _images: list[Any], texts: list[str]) -> dict[str, Any]:
     return {"prompt": list(texts), **once}
 
 
-def test_a_pipeline_is_in_the_mode_of_its_models_and_read_by_its_own_call() -> None:
+def test_a_pipeline_is_in_the_mode_of_its_models_and_encodes_prompts_or_is_called() -> None:
     pipe = PIPELINES["sd"].make()
     for model in pipe.components.values():
         if isinstance(model, nn.Module):
             model.eval()
-    host = Host.of(pipe, pipe.tokenizer, prompt=asked)
-    dictionary = Dictionary.identity(host.site(SITE).width)
-    found = by_concept(host, dictionary, ["a cat"] * 8, ["a dog"] * 8, SITE)
-    assert found and found == by_concept(host, dictionary, ["a cat"] * 8, ["a dog"] * 8, SITE)
+    called = Host.of(pipe, pipe.tokenizer, prompt=asked)
+    dictionary = Dictionary.identity(called.site(SITE).width)
+    found = by_concept(called, dictionary, ["a cat"] * 8, ["a dog"] * 8, SITE)
+    assert found
+    for host in (pipe, Host.of(pipe, pipe.tokenizer)):
+        assert by_concept(host, dictionary, ["a cat"] * 8, ["a dog"] * 8, SITE) == found
+    host = Host.of(pipe)
     pairs = [(Image.new("RGB", (8, 8)), text) for text in ("a cat", "a red dog")]
     streams = collect(host, pairs, SITE, progress=False)
     assert set(streams) == {"text"} and streams["text"].shape[1] == dictionary.width

@@ -86,6 +86,11 @@ class Subjected(Places, LeftOpen):
     dictionary: Annotated[Text, DICTIONARY] = None
 
 
+PROMPTS = positional(
+    "PAIRS", "CSV, JSON lines or folder: docs/command-line.md; prompts alone, .txt; or zoo:pairs"
+)
+
+
 def _norm(text: str) -> float | None:
     return None if text == "none" else float(text)
 
@@ -93,6 +98,8 @@ def _norm(text: str) -> float | None:
 @dataclass(frozen=True, kw_only=True)
 class Train(Places, Writes):
     """Train a dictionary on a model's activations."""
+
+    pairs: Annotated[str, PROMPTS] = field()
 
     out: Annotated[
         str, option("folder for the dictionary (SAELens v6; of two streams, one in it for each)")
@@ -117,6 +124,7 @@ class Train(Places, Writes):
 class Check(Subjected):
     """Check whether a dictionary fits a model, and what may be wrong."""
 
+    pairs: Annotated[str, PROMPTS] = field()
     dictionary: Annotated[str, DICTIONARY] = field()
     most: Kept = None
 

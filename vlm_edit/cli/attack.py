@@ -39,7 +39,7 @@ def attack(options: Attack) -> int:
     _expect_consistent(options)
     out = Path(options.out)
     expect_free([out / name for name in _FILES], options.overwrite, "name a folder with --out")
-    pairs = load_pairs(options.pairs, **options.columns())
+    pairs = load_pairs(options.pairs, options.columns())
     numbers = adv.drawn(len(pairs), options.most, options.seed)
     pairs, left_out = pairs.select(numbers).readable()
     if not len(pairs):

@@ -154,7 +154,7 @@ def _read(options: Bias) -> Pairs:
     if options.data.startswith(ZOO):
         if options.split:
             raise BadArgument(f"{options.data} has no splits: leave --split out")
-        return load_pairs(options.data, **options.columns())
+        return load_pairs(options.data, options.columns())
     with in_flags():
         return task.read_any(options.data, options.split, **options.columns())
 

@@ -15,24 +15,27 @@ from vlm_edit.host import Host, loaded_as, quiet_when_piped
 ZOO = "zoo:"
 
 
-def load_host(name: str, how: Loading | None = None) -> Host:
+def load_host(name: str, how: Loading | None = None, prompts: bool = False) -> Host:
     """The model and its processor.
 
     Args:
         name: A folder, a name on the hub, or of the zoo.
         how: Arguments of the verb.
+        prompts: Whether it is given prompts alone, which a pipeline encodes.
 
     Raises:
         VlmEditError: There is none of that name, it cannot be loaded, or has no processor.
     """
     with in_flags():
         host = _load(name, how)
-        if host.is_pipeline:
+        if host.is_pipeline and not prompts:
             raise VlmEditError(
                 f"{name} is a pipeline ({host.kind.__name__}), which has no processor of "
-                "images and texts: name the folder of one model"
+                "images and texts: name the folder of one model; train and check take prompts "
+                "alone, in a .txt file with one on each line"
             )
-        host.expect_processor("this command")
+        if not host.is_pipeline:
+            host.expect_processor("this command")
     tell(host, how)
     return host
 

@@ -183,7 +183,7 @@ def _pairs_of(run: Measurement, options: Report) -> Pairs:
     if not isinstance(source, str):
         raise CannotKnow("the run does not say which pairs it measured: name them with --pairs")
     try:
-        pairs = load_pairs(source, **options.columns())
+        pairs = load_pairs(source, options.columns())
     except VlmEditError as error:
         raise VlmEditError(f"{error}; name the pairs of the run with --pairs") from error
     if listed.get("texts", texts_digest(pairs)) != texts_digest(pairs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,16 +30,26 @@ Loaded = Dictionary | PairedDictionary[Dictionary]
 _ORIGIN = ("site", "hook_name", "layer", "model_name")
 
 
-def load_pairs(name: str, image: str | None = None, text: str | None = None) -> measuring.Pairs:
-    """Load pairs of a file or a folder, or the zoo's; their name leads back to them."""
+def load_pairs(
+    name: str, columns: Mapping[str, str | None] | None = None, alone: bool = False
+) -> measuring.Pairs:
+    """Load pairs of a file or a folder, or the zoo's; their name leads back to them.
+
+    Args:
+        name: The file or folder, or ``zoo:pairs``.
+        columns: Names of those of images and texts, as ``read_pairs`` takes them.
+        alone: Whether prompts without images do, a ``.txt`` file.
+    """
     if name == f"{ZOO}pairs":
-        if image or text:
+        if columns and any(columns.values()):
             raise BadArgument(f"{name} has its columns: leave --image-column and --text-column out")
         from vlm_edit import zoo
 
         return replace(zoo.load_pairs(), name=name)
     with in_flags():
-        pairs = measuring.read_pairs(name, image, text)
+        pairs = measuring.read_pairs(name, **(columns or {}))
+    if pairs.only and not alone:
+        raise BadArgument(f"{name} holds prompts alone, and this command needs an image with each")
     return replace(pairs, name=str(Path(name).absolute()))
 
 
@@ -134,19 +144,20 @@ class Subject:
     truncated: int = 0
 
     @classmethod
-    def load(cls, options: Subjected, host: Host | None = None) -> Subject:
+    def load(cls, options: Subjected, host: Host | None = None, alone: bool = False) -> Subject:
         """Load everything that the arguments name; what is quick to refuse comes first.
 
         Args:
             options: The arguments.
             host: The one they name, where it is loaded already.
+            alone: Whether prompts without images do.
         """
-        pairs = load_pairs(options.pairs, **options.columns())
+        pairs = load_pairs(options.pairs, options.columns(), alone=alone)
         named = options.dictionary
         dictionary = None
         if named not in (None, "neurons"):
             dictionary = load_dictionary(named, options)
-        host = host or load_host(options.model, options)
+        host = host or load_host(options.model, options, pairs.only == "text")
         site = host.site(options.site)
         if named == "neurons":
             norm = "constant_norm_rescale" if site.name == "joint" else "none"

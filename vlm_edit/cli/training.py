@@ -16,6 +16,7 @@ from vlm_edit.cli.resuming import Begun
 from vlm_edit.cli.subject import Loaded, Subject, load_pairs
 from vlm_edit.cli.writing import expect_free
 from vlm_edit.ground.errors import BadArgument
+from vlm_edit.ground.notebook import several
 from vlm_edit.host import Host, other_family
 from vlm_edit.measuring import Pairs, collect
 from vlm_edit.report import Table
@@ -33,11 +34,11 @@ def train(options: Train) -> int:
         options.overwrite,
         "name another folder with --out",
     )
-    pairs = load_pairs(options.pairs, **options.columns())
+    pairs = load_pairs(options.pairs, options.columns(), alone=True)
     kept = _expect_both(len(pairs), options.held_out)
     config = _config(options)
     config.expect()
-    host = load_host(options.model, options)
+    host = load_host(options.model, options, pairs.only == "text")
     site = host.site(options.site)
     if config.paired and site.name != "joint":
         raise BadArgument(
@@ -60,7 +61,10 @@ def train(options: Train) -> int:
         dictionary = dictionaries.train_dictionary(streams, config, info, **kept_at)
     dictionaries.save_saelens(dictionary, out)
     begun.finish()
-    _tell(dictionary, held_out, True, f"{len(pairs) - kept} pairs that it was not trained on")
+    noun = pairs.only or "pair"
+    _tell(
+        dictionary, held_out, True, f"{several(len(pairs) - kept, noun)} that it was not trained on"
+    )
     telling.left_out(skipped, 0)
     print()
     telling.wrote("dictionary", out)
@@ -110,7 +114,7 @@ def _config(options: Train) -> dictionaries.TrainConfig:
 
 def check(options: Check) -> int:
     """Print whether a dictionary fits: 1 if something looks wrong."""
-    subject = Subject.load(options)
+    subject = Subject.load(options, alone=True)
     dictionary = subject.expect_dictionary()
     host, info = subject.host, dictionary.info
     other = other_family(host.model, info.get("model_name"))
@@ -125,7 +129,9 @@ def check(options: Check) -> int:
         left_out=skipped,
     )
     home = info.get("site") == subject.site and info.get("model_name") == _named(host, options)
-    warned = _tell(dictionary, streams, home, f"{len(subject.pairs)} pairs")
+    warned = _tell(
+        dictionary, streams, home, several(len(subject.pairs), subject.pairs.only or "pair")
+    )
     telling.left_out(skipped, 0)
     return 1 if warned else 0
 

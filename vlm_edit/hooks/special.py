@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlm_edit.ground.errors import CannotKnow
 from vlm_edit.hooks.calls import Call
+from vlm_edit.host import Host
 
 
 class Special:
@@ -21,6 +22,12 @@ class Special:
     def __init__(self, ids: Iterable[int]) -> None:
         self.ids = tuple(ids)
         self._on: dict[torch.device, Tensor] = {}
+
+    @classmethod
+    def at(cls, host: Host, site: str) -> Special | None:
+        """Return those of a host's tokenizer behind a site; None where it has none."""
+        ids = host.special_ids(site)
+        return None if ids is None else cls(ids)
 
     def among(self, ids: Tensor) -> Tensor:
         """Return where they are among some ids, bool of their shape."""

@@ -16,10 +16,10 @@ from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName, VlmEdit
 from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.host.adapters import find_adapter, fit_adapter, import_adapter
 from vlm_edit.host.declare import Adapter
-from vlm_edit.host.inputs import InputMaker, Inputs, Prompt
+from vlm_edit.host.inputs import InputMaker, Inputs, Prompt, as_prompts
 from vlm_edit.host.loading import Bits, DeviceMap, load
-from vlm_edit.host.pipelines import Model, PipelineHost, class_of
-from vlm_edit.host.prompts import Template, read_back, remember
+from vlm_edit.host.pipelines import Model, PipelineHost, class_of, encode
+from vlm_edit.host.prompts import Template, read_back, remember, special_ids
 from vlm_edit.host.resolve import Site, abridged, find_module, grouped, resolve
 from vlm_edit.host.sources import HUB_NAME
 from vlm_edit.host.weights import device_of
@@ -42,7 +42,8 @@ class Host:
         prompt: What it is asked with each pair: a template with ``{image}`` and ``{text}``, or
             ``chat`` for the processor's chat template, which is the default where there is one;
             else the image comes before the text. Or a function of (processor, images, texts) that
-            makes its inputs, as ``Inputs`` if it can tell which tokens are the texts' own.
+            makes its inputs, as ``Inputs`` if it can tell which tokens are the texts' own. A
+            pipeline encodes the texts, and draws only where such a function makes its call.
 
     Attributes:
         model: As given.
@@ -76,7 +77,8 @@ class Host:
             )
         self._given, self._missing = adapter, "this host has none"
         self._sites: dict[str, Site] = {}
-        self._maker = InputMaker(processor, prompt, self.text_limit)
+        asked = as_prompts if self._only_encodes else prompt
+        self._maker = InputMaker(processor, asked, self.text_limit)
 
     @classmethod
     def of(
@@ -194,6 +196,23 @@ class Host:
         model: Any = self.model
         return model(**inputs)
 
+    def run(self, values: Mapping[str, Any]) -> None:
+        """Have what ``inputs`` made pass its sites, for what is read there.
+
+        A pipeline whose call no prompt makes encodes its prompts, and draws nothing.
+
+        Args:
+            values: As ``Inputs`` has them.
+        """
+        if isinstance(self.root, PipelineHost) and self._only_encodes and self.adapter.pipeline:
+            encode(self.root, self.adapter.pipeline, values["prompt"])
+        else:
+            self(**values, **self.uncached)
+
+    @property
+    def _only_encodes(self) -> bool:
+        return self.is_pipeline and self.prompt is None
+
     @property
     def kind(self) -> type:
         """Return the model's class, or the pipeline's."""
@@ -298,13 +317,21 @@ class Host:
         """
         return self._input_maker().words(answer)
 
-    @property
-    def special_ids(self) -> tuple[int, ...] | None:
-        """Return ids of tokens that are no words, as its tokenizer says; None where it has none."""
-        return self._maker.special
+    def special_ids(self, site: str) -> tuple[int, ...] | None:
+        """Return ids of tokens that are no words, as the tokenizer says; None where there is none.
+
+        Args:
+            site: Where they pass: a pipeline has a tokenizer for each of its encoders.
+        """
+        if self._maker.special is not None or not isinstance(self.root, PipelineHost):
+            return self._maker.special
+        rules, pipeline = self.adapter.pipeline, self.root.pipeline
+        encoder = rules and rules.encoder(self.site(site).taps[0].owner)
+        return special_ids(getattr(pipeline, encoder.tokenizer or "", None)) if encoder else None
 
     def _input_maker(self) -> InputMaker:
-        self.expect_processor("reading pairs")
+        if not self._only_encodes:
+            self.expect_processor("reading pairs")
         return self._maker
 
     def read_back(self, values: Mapping[str, Any]) -> str | None:

@@ -111,3 +111,10 @@ class InputMaker:
         if "attention_mask" in inputs:
             return list(inputs["attention_mask"].sum(1).tolist())
         return [len(ids) for ids in self.processor.tokenizer(texts)["input_ids"]]
+
+
+def as_prompts(
+    _processor: Any, _images: Sequence[Image.Image], texts: Sequence[str]
+) -> Mapping[str, Any]:
+    """Return what a pipeline encodes: the texts, as they are."""
+    return {"prompt": list(texts)}

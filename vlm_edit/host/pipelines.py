@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import nn
 
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.host.declare import Adapter, PipelineAdapter, PipelineEncoder, SiteRule
 
 
@@ -146,3 +148,39 @@ def _widths(name: str, rule: SiteRule) -> Iterator[str | int]:
         else:
             yield f"{name}.config.{width}"
             yield f"{name}.{width}"
+
+
+def encode(host: PipelineHost, rules: PipelineAdapter, texts: Sequence[str]) -> None:
+    """Have a pipeline encode prompts as it would to draw them, without negative ones, and no more.
+
+    Args:
+        host: The pipeline's models.
+        rules: What the family says of them.
+        texts: The prompts.
+
+    Raises:
+        CannotKnow: It has no method that encodes prompts.
+    """
+    pipeline: Any = host.pipeline
+    own = [name for name in rules.methods if callable(getattr(type(pipeline), name, None))]
+    # In older pipelines `_encode_prompt` is what `encode_prompt` was called before.
+    own = [name for name in own if not (name[0] == "_" and name[1:] in own)]
+    if not own:
+        raise CannotKnow(
+            f"a {host.kind.__name__} has no method that encodes prompts: make a host of one of "
+            "its models, or of it with Host.of(pipeline, prompt=function) that makes its call"
+        )
+    device = getattr(pipeline, "_execution_device", None) or next(host.parameters()).device
+    known = {"prompt": list(texts), "device": device, "num_images_per_prompt": 1}
+    known["do_classifier_free_guidance"] = False
+    with torch.no_grad():
+        for name in own:
+            takes = inspect.signature(getattr(type(pipeline), name)).parameters
+            others = [
+                t.name
+                for t in takes.values()
+                if t.name.startswith("prompt_") and t.default is t.empty
+            ]
+            asked = {key: value for key, value in known.items() if key in takes}
+            # What a second encoder reads is the first one's where it is None.
+            getattr(pipeline, name)(**asked, **dict.fromkeys(others))

@@ -11,6 +11,7 @@ from vlm_edit.measuring.pairs import IMAGE_ENDINGS as IMAGE_ENDINGS
 from vlm_edit.measuring.pairs import IMAGE_FORMATS as IMAGE_FORMATS
 from vlm_edit.measuring.pairs import Pairs, read_pairs
 from vlm_edit.measuring.pairs import as_seen as as_seen
+from vlm_edit.measuring.pairs import one_sided as one_sided
 from vlm_edit.measuring.pairs import open_image as open_image
 from vlm_edit.measuring.pairs import size_of as size_of
 from vlm_edit.measuring.provenance import pairs_listing as pairs_listing

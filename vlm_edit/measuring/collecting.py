@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host import Host, Model
-from vlm_edit.measuring.pairs import Pairs
+from vlm_edit.measuring.pairs import Pairs, one_sided
 from vlm_edit.measuring.reader import Reader
 
 
@@ -30,8 +32,9 @@ def collect(
     """Collect activations of pairs at a site, by stream.
 
     Args:
-        host: In eval mode, with its processor.
-        pairs: Image-text pairs, or what ``Pairs.of`` takes.
+        host: In eval mode, with its processor; or a pipeline, which encodes texts as prompts.
+        pairs: Image-text pairs, or what ``Pairs.of`` takes; or a list of texts alone, or of
+            images alone, whose stream alone comes back.
         site: The site's name.
         most: Tokens of a pair that are kept of each stream, drawn at random; None for all. At a
             joint embedding there is one.
@@ -55,19 +58,27 @@ def collect(
         >>> streams = collect(host, zoo.load_pairs().select(range(8)), progress=False)
         >>> {name: tuple(x.shape) for name, x in streams.items()}
         {'image': (8, 192), 'text': (8, 192)}
+        >>> {name: tuple(x.shape) for name, x in collect(host, ["a cat"], progress=False).items()}
+        {'text': (1, 192)}
     """
     if most is not None and most < 1:
         raise BadArgument(f"most is {most}; keep at least 1 token of a pair")
-    host, pairs = Host.of(host), Pairs.of(pairs)
+    host, pairs = Host.of(host), _examples(pairs)
     place = host.site(site)
+    wanted = [stream for stream in place.streams if pairs.only in (None, stream)]
+    if not wanted:
+        raise BadArgument(
+            f"no {pairs.only} passes at site {site!r}, only {place.streams[0]}s: take another "
+            f"site, or {place.streams[0]}s"
+        )
     reader = Reader(
         host, Dictionary.identity(place.width), place.name, batch_size=batch_size, progress=progress
     )
     generator = torch.Generator().manual_seed(seed)
-    chunks: dict[str, list[Tensor]] = {stream: [] for stream in place.streams}
+    chunks: dict[str, list[Tensor]] = {stream: [] for stream in wanted}
     for batch in reader.tokens(pairs):
-        for stream, rows in batch.items():
-            chunks[stream].append(_draw(rows, most, batch_size, generator))
+        for stream in wanted:
+            chunks[stream].append(_draw(batch[stream], most, batch_size, generator))
     if left_out is not None:
         left_out += reader.skipped
     elif reader.skipped:
@@ -77,6 +88,14 @@ def collect(
             stacklevel=2,
         )
     return {stream: torch.cat(parts) for stream, parts in chunks.items()}
+
+
+def _examples(source: Any) -> Pairs:
+    """Return pairs, of texts alone or images alone where it is a list of those."""
+    items = source if isinstance(source, list | tuple) else []
+    if items and all(isinstance(one, str | Path | Image.Image) for one in items):
+        return one_sided(items, "the list")
+    return Pairs.of(source)
 
 
 def _draw(rows: Tensor, most: int | None, pairs: int, generator: torch.Generator) -> Tensor:

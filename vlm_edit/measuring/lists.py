@@ -37,7 +37,7 @@ def read_list(path: Path, image: str | None, text: str | None) -> Gathered:
         DamagedFile: The file, or a line of it, cannot be understood: it names line and column.
         UnknownName: A column is not there.
     """
-    content = _text_of(path)
+    content = text_of(path)
     reader = _json_lines if path.suffix.lower() in _JSON_ENDINGS else _csv_lines
     header, rows = reader(path, content, (image, text))
     image, text = _columns(header, (image, text), str(path))
@@ -67,7 +67,12 @@ def _columns(
     return image, column_of(header, TEXT_COLUMNS, given[1], "texts", source, "text")
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Return what a file of UTF-8 says.
+
+    Raises:
+        DamagedFile: It is none.
+    """
     try:
         data = path.read_bytes()
         return data.decode("utf-8-sig")

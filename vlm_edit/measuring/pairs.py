@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,12 +23,14 @@ from vlm_edit.measuring.gathering import (
     gather,
     source_of,
 )
-from vlm_edit.measuring.lists import NAMES, read_list
+from vlm_edit.measuring.lists import NAMES, read_list, text_of
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Of the files themselves, whatever they are called. No PostScript: Pillow hands it to Ghostscript.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _SHOWN = 5  # pairs in notebooks
+# What stands beside a text or an image that is alone.
+_GREY, _SIDE, _CAPTION = (128, 128, 128), 64, "a picture"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Pairs:
         texts: One per image.
         columns: Further facts by name, one value per pair.
         name: Where they come from.
+        only: The stream that says something, where ``one_sided`` made them; else None.
 
     Raises:
         VlmEditError: Other kinds of images, other lengths, or a text that says nothing.
@@ -55,6 +58,7 @@ class Pairs:
     texts: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     name: str = "pairs"
+    only: Literal["image", "text"] | None = None
 
     def __post_init__(self) -> None:
         """Check kinds and lengths, and that every text says something."""
@@ -117,7 +121,7 @@ class Pairs:
         """Say on a line how many they are, and where they come from."""
         more = f", with {several(len(self.columns), 'column')}" if self.columns else ""
         name = "" if self.name == "pairs" else f" from {self.name}"
-        return one_line(f"Pairs({several(len(self), 'pair')}{name}{more})")
+        return one_line(f"Pairs({several(len(self), self.only or 'pair')}{name}{more})")
 
     def _repr_html_(self) -> str:
         """Say it in a notebook, with the first of them."""
@@ -129,7 +133,9 @@ class Pairs:
         ]  # fmt: skip
         rest = len(self) - _SHOWN
         note = f"and {rest:,} more" if rest > 0 else ""
-        title = several(len(self), "pair") if self.name == "pairs" else f"{self!r}"[6:-1]
+        title = (
+            several(len(self), self.only or "pair") if self.name == "pairs" else f"{self!r}"[6:-1]
+        )
         return card(title, None, ("", "image", "text", *names), rows, note)
 
     def __len__(self) -> int:
@@ -177,6 +183,7 @@ class Pairs:
             tuple(self.texts[i] for i in indices),
             {name: tuple(values[i] for i in indices) for name, values in self.columns.items()},
             self.name,
+            self.only,
         )
 
     def batches(self, size: int) -> Iterator[range]:
@@ -282,7 +289,8 @@ def read_pairs(
             lines (``.jsonl``), with a column of image paths, relative to the file, and one of
             texts, other columns are kept; or a folder that holds one called ``metadata`` or
             ``pairs``; or a folder of images, each with its text in a ``.txt`` file of the same
-            name.
+            name. A ``.txt`` file alone holds prompts, one on each line, as ``one_sided`` makes
+            pairs of them.
         image: The column of images; by default ``image``, ``file_name``, ``path`` and the like.
         text: The column of texts; by default ``text``, ``caption`` or ``title``.
 
@@ -316,7 +324,48 @@ def read_pairs(
         raise BadArgument(
             f"no pairs at {str(path)!r}: the path does not exist, or is out of your reach"
         )
-    return Pairs(*read_list(path, image, text))
+    if path.suffix.lower() != ".txt":
+        return Pairs(*read_list(path, image, text))
+    if image is not None or text is not None:
+        raise BadArgument(
+            f"{str(path)!r} holds prompts, without columns: leave image= and text= out"
+        )
+    prompts = [line.strip() for line in text_of(path).splitlines() if line.strip()]
+    if not prompts:
+        raise DamagedFile(f"{path} holds no prompts: write one on each line")
+    return one_sided(prompts, str(path))
+
+
+def one_sided(examples: Pairs | Iterable[Any], name: str) -> Pairs:
+    """Make pairs of texts alone, or of images alone.
+
+    A text stands beside a grey image, an image beside the text "a picture", which hosts that need
+    both are given; ``Pairs.only`` tells which of the two is said.
+
+    Args:
+        examples: Texts, images, or paths of images; pairs come back as they are.
+        name: Where they come from.
+
+    Raises:
+        BadArgument: No examples, one text instead of several, or other kinds of things.
+
+    Example:
+        >>> one_sided(["a cat", "a dog"], "prompts")
+        Pairs(2 texts from prompts)
+    """
+    if isinstance(examples, Pairs):
+        return examples
+    items: list[Any] = [] if isinstance(examples, str) else list(examples)
+    if not items:
+        text = f"{examples!r}, one text" if isinstance(examples, str) else "none"
+        raise BadArgument(f"{name}: got {text}; give a list of texts or of images")
+    if all(isinstance(one, str) for one in items):
+        grey = Image.new("RGB", (_SIDE, _SIDE), _GREY)
+        return Pairs([grey] * len(items), tuple(items), name=name, only="text")
+    if all(isinstance(one, Image.Image | Path) for one in items):
+        return Pairs(items, (_CAPTION,) * len(items), name=name, only="image")
+    kinds = ", ".join(sorted({type(one).__name__ for one in items}))
+    raise BadArgument(f"{name} are of {kinds}: give texts only, or images and paths only")
 
 
 def _read_folder(path: Path) -> Pairs:

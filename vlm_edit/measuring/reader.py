@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from vlm_edit.dictionaries import Encodes, expect_origin
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEditError
-from vlm_edit.hooks import Recording, Special, Tokens, record
-from vlm_edit.host import Host, Site, other_family
+from vlm_edit.hooks import Capture, Recording, Special, Tokens, chosen_in, meant, record
+from vlm_edit.host import Host, Site, Tap, other_family
 from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.pairs import Pairs
 
@@ -81,8 +81,7 @@ class Reader:
 
     def __post_init__(self) -> None:
         """Ask the host's tokenizer which ids are no words."""
-        ids = self.host.special_ids
-        self._special = None if ids is None else Special(ids)
+        self._special = Special.at(self.host, self.site)
 
     def read(self, pairs: Pairs) -> Iterator[Batch]:
         """Read what the pairs look like, batch by batch.
@@ -134,7 +133,7 @@ class Reader:
                 continue
             inputs = self._inputs(images, [pairs.texts[n] for n in readable])
             with torch.no_grad(), record(self.host, site.name) as recording:
-                self.host(**inputs, **self.host.uncached)
+                self.host.run(inputs)
                 yield {s: self._flat(recording, site, s).cpu() for s in site.streams}
 
     def _batches(
@@ -184,7 +183,7 @@ class Reader:
             torch.no_grad(),  # not inference_mode: what it yields must serve training too
             record(self.host, site.name) as recording,
         ):
-            self.host(**inputs, **self.host.uncached)
+            self.host.run(inputs)
             tokens: dict[str, SparseCodes | ActivationSizes] = {}
             outputs = {s: self._pool(recording, site, s, tokens) for s in site.streams}
         for stream, (hidden, _, _) in outputs.items():
@@ -210,10 +209,27 @@ class Reader:
             self.first_prompt = self.host.read_back(inputs.values)
         return inputs.values
 
+    def _passed(self, recording: Recording, site: Site, stream: str) -> tuple[Tap, Capture]:
+        """Return what of a stream passed last, and where: in a pipeline, of the prompts."""
+        tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
+        chosen = chosen_in(self.host, {})
+        if not chosen:
+            return tap, recording.last(site.name, tap.stream)
+        rows: Tensor | bool = False
+        for capture in reversed(recording.captures):
+            if (capture.site, capture.tokens.stream) == (site.name, tap.stream):
+                rows = meant(chosen, capture.tokens.call, site.name)
+                if rows is True or (isinstance(rows, Tensor) and bool(rows.all())):
+                    return tap, capture
+        raise CannotKnow(
+            f"at site {site.name!r} "
+            + ("nothing of the prompts passed" if rows is False else "negative prompts pass too")
+            + ": have the prompt function call the pipeline without guidance"
+        )
+
     def _flat(self, recording: Recording, site: Site, stream: str) -> Tensor:
         """Return the activations [t, d] of a stream, a row a token."""
-        tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
-        capture = recording.last(site.name, tap.stream)
+        tap, capture = self._passed(recording, site, stream)
         hidden = capture.hidden.float()
         hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden
         tokens = capture.tokens.at(hidden)
@@ -232,8 +248,7 @@ class Reader:
         noted: dict[str, SparseCodes | ActivationSizes],
     ) -> tuple[Tensor, SparseCodes, Tensor]:
         """Return activations, codes and normed activations, a row a pair; note sizes of tokens."""
-        tap = next(tap for tap in site.taps if tap.stream in (stream, "mixed"))
-        capture = recording.last(site.name, tap.stream)
+        tap, capture = self._passed(recording, site, stream)
         hidden = capture.hidden.float()
         dictionary = self._on(hidden.device)
         hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden  # a map of features

@@ -210,6 +210,10 @@ def _begin(
             f"site {site!r} has the {place.streams[0]} stream only; dominance compares image and "
             "text: choose a site that both pass, such as 'joint'"
         )
+    if pairs.only is not None:
+        raise BadArgument(
+            f"{pairs.name} holds {pairs.only}s alone; dominance compares image and text: give pairs"
+        )
     if batch_size < 1:
         raise BadArgument(f"batch size is {batch_size}; it must be at least 1")
     reader = Reader(host, dictionary, site, batch_size, progress, sizes=True)

@@ -255,10 +255,9 @@ class Patch:
             VlmEditError: As ``attach``.
         """
         host = Host.of(host)
-        special = None if host.special_ids is None else Special(host.special_ids)
         actives = []
         for binding, site in self.check(host, check_host=check_host):
-            tally = Tally(site.name, device_of(site, host), special)
+            tally = Tally(site.name, device_of(site, host), Special.at(host, site.name))
             actives.append((site, Active(binding, run or Run.of(), tally)))
         return actives
 

@@ -15,7 +15,6 @@ All give plain lists, as rules and patches take them:
 
 from vlm_edit.selection.attribution import by_effect, effects
 from vlm_edit.selection.concepts import Examples, Seen, by_concept
-from vlm_edit.selection.concepts import as_pairs as as_pairs
 from vlm_edit.selection.concepts import read_examples as read_examples
 from vlm_edit.selection.contrast import by_answers, by_difference, by_direction
 from vlm_edit.selection.contrast import mean_codes as mean_codes

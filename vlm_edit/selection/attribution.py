@@ -131,7 +131,7 @@ def effects(
     apart = isinstance(dictionary, PairedDictionary) or bool(dictionary.encoder.centers)
     passages: list[_Taken] = []
     selection = Selection(tokens)
-    special = None if host.special_ids is None else Special(host.special_ids)
+    special = Special.at(host, site)
 
     def take(hidden: Tensor, here: Tokens) -> Tensor:
         if tokens != "all" and here.stream not in (selection.modality, "mixed"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from PIL import Image
@@ -15,16 +15,12 @@ from vlm_edit.dictionaries import STREAMS, AnyDictionary, Dictionary, PairedDict
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host import Host, Model
-from vlm_edit.measuring import Pairs, Reader
+from vlm_edit.measuring import Pairs, Reader, one_sided
 from vlm_edit.selection.contrast import by_difference, by_direction
 
 Stream = Literal["image", "text"]
 Score = Literal["difference", "direction"]
 Examples = Pairs | Sequence[str] | Sequence[Image.Image | Path]
-
-_GREY = (128, 128, 128)
-_SIDE = 64
-_CAPTION = "a picture"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +56,7 @@ def by_concept(
     stream see the other's, as in a host that generates, pairs of both say more.
 
     Args:
-        host: In eval mode, with its processor; of a pipeline, whose own call is made, also with
-            ``prompt``, a function that returns that call's arguments for some texts.
+        host: In eval mode, with its processor; or a pipeline, which encodes texts as prompts.
         dictionary: Of the site, of any kind; of a paired one the stream's.
         positive: Texts, images (or paths), or pairs.
         negative: The same of the contrary, or of examples in general.
@@ -92,12 +87,13 @@ def by_concept(
     if score not in get_args(Score):
         raise BadArgument(f"score is {score!r}: use one of {get_args(Score)}")
     host = Host.of(host)
-    sets = {"positive": as_pairs(positive, "positive"), "negative": as_pairs(negative, "negative")}
-    kinds = {name: kind for name, (_, kind) in sets.items()}
+    examples = {"positive": positive, "negative": negative}
+    sets = {name: one_sided(some, f"{name} examples") for name, some in examples.items()}
+    kinds = {name: pairs.only for name, pairs in sets.items()}
     side = _stream(host.site(site).streams, stream, kinds, site)
     yes, no = (
         read_examples(host, dictionary, pairs, site, side, batch_size=batch_size)
-        for pairs, _ in sets.values()
+        for pairs in sets.values()
     )
     if score == "difference":
         return by_difference(yes.codes, no.codes, most, alpha=alpha)
@@ -150,31 +146,6 @@ def read_examples(
         number, reason = reader.skipped[0]
         raise BadArgument(f"example {number} cannot be read: {reason}; take it out")
     return Seen(_stacked(codes), torch.cat(normed))
-
-
-def as_pairs(examples: Examples, name: str) -> tuple[Pairs, Stream | None]:
-    """Return examples as pairs, and the stream that they are of; None where they are pairs already.
-
-    Args:
-        examples: Texts, images, paths, or pairs.
-        name: For messages.
-
-    Raises:
-        VlmEditError: No examples, one text instead of several, or other kinds of things.
-    """
-    if isinstance(examples, Pairs):
-        return examples, None
-    items: list[Any] = [] if isinstance(examples, str) else list(examples)
-    if not items:
-        text = f"{examples!r}, one text" if isinstance(examples, str) else "none"
-        raise BadArgument(f"{name} examples: got {text}; give a list of texts or of images")
-    if all(isinstance(one, str) for one in items):
-        grey = Image.new("RGB", (_SIDE, _SIDE), _GREY)
-        return Pairs([grey] * len(items), tuple(items), name=name), "text"
-    if all(isinstance(one, Image.Image | Path) for one in items):
-        return Pairs(items, (_CAPTION,) * len(items), name=name), "image"
-    kinds = ", ".join(sorted({type(one).__name__ for one in items}))
-    raise BadArgument(f"{name} examples are of {kinds}: give texts only, or images and paths only")
 
 
 def _stream(

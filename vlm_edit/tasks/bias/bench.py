@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host import Adapter, Host, Model
-from vlm_edit.measuring import Pairs, Reader
+from vlm_edit.measuring import Pairs, Reader, one_sided
 from vlm_edit.patches import Patch
-from vlm_edit.selection import as_pairs
 from vlm_edit.tasks.bias.study import Questions, Study
 
 JOINT = "joint"
@@ -149,7 +148,7 @@ class _Reading:
     def __call__(self, pairs: Pairs) -> tuple[Reader, Study]:
         first = self._reader()
         image, caption, numbers = self._embed(first, pairs)
-        texts, _ = as_pairs(self.questions.texts(), "questions")
+        texts = one_sided(self.questions.texts(), "questions")
         text = self._embed(self._reader(), texts)[1]
         return first, Study(self.questions, pairs.select(numbers), image, caption, text)
 

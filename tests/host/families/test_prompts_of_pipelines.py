@@ -1,0 +1,114 @@
+"""Prompts that a pipeline encodes and does not draw: what is read of them, and which tokens."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_pipelines import PIPELINES, SMALL
+from torch import nn
+
+from vlm_edit import Dictionary, Host, Patch, Scale, VlmEditError
+from vlm_edit.host import PipelineAdapter, PipelineEncoder, PipelineHost
+from vlm_edit.host.pipelines import encode
+from vlm_edit.measuring import collect
+
+LAYER = "text_encoder.text.1"
+PROMPTS = ["a cat", "a red dog on a cat", "fast"]
+
+
+def made(name: str) -> Any:
+    pipe = PIPELINES[name].make()
+    for model in pipe.components.values():
+        if isinstance(model, nn.Module):
+            model.eval()
+    return pipe
+
+
+def of_texts(host: Host) -> list[str]:
+    return [name for name, site in host.sites.items() if site.streams == ("text",)]
+
+
+def read(host: Host, site: str) -> torch.Tensor:
+    streams = collect(host, PROMPTS, site, progress=False)
+    assert list(streams) == ["text"]
+    return streams["text"]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_what_is_read_is_what_passes_while_the_prompts_are_drawn(name: str) -> None:
+    pipe = made(name)
+
+    def call(_processor: Any, _images: Any, texts: list[str]) -> dict[str, Any]:
+        usual = {k: v for k, v in PIPELINES[name].call.items() if k != "max_sequence_length"}
+        return {"prompt": list(texts), **usual}
+
+    host, drawn = Host.of(pipe), Host.of(pipe, prompt=call)
+    sites = of_texts(host)
+    assert sites
+    for site in (sites[0], sites[-1]):
+        torch.testing.assert_close(read(host, site), read(drawn, site))
+
+
+def test_the_words_of_a_prompt_are_read_as_the_encoder_gives_them() -> None:
+    pipe = made("sd")
+    told = pipe.tokenizer(
+        PROMPTS, padding="max_length", max_length=12, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        layers = pipe.text_encoder(told["input_ids"], output_hidden_states=True).hidden_states
+    words = ~torch.isin(told["input_ids"], torch.tensor(pipe.tokenizer.all_special_ids))
+    assert words.sum(1).tolist() == [2, 6, 1]
+    torch.testing.assert_close(read(Host.of(pipe), LAYER), layers[2][words])
+
+
+def test_of_a_call_with_guidance_the_prompts_are_read_and_not_what_it_is_led_away_from() -> None:
+    pipe = made("sd")
+
+    def call(_processor: Any, _images: Any, texts: list[str]) -> dict[str, Any]:
+        return {"prompt": texts, "negative_prompt": ["a fast dog"] * len(texts), **SMALL}
+
+    guided = Host.of(pipe, prompt=call)
+    torch.testing.assert_close(read(guided, LAYER), read(Host.of(pipe), LAYER))
+    prior = made("kandinsky_prior")
+
+    def appended(_processor: Any, _images: Any, texts: list[str]) -> dict[str, Any]:
+        usual = dict(PIPELINES["kandinsky_prior"].call)
+        return {"prompt": texts, "negative_prompt": ["a"] * len(texts), **usual}
+
+    with pytest.raises(VlmEditError, match="negative prompts pass too: have the prompt function"):
+        read(Host.of(prior, prompt=appended), "text_encoder.text.0")
+
+
+def test_encoding_draws_nothing() -> None:
+    pipe = made("sd")
+    pipe.unet.register_forward_pre_hook(lambda *_: pytest.fail("the denoiser was called"))
+    collect(pipe, PROMPTS, "text_encoder.text.0", progress=False)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd2", "sdxl", "sd3", "flux"])
+def test_a_patch_of_text_edits_a_prompts_own_words(name: str) -> None:
+    pipe = made(name)
+    for site in of_texts(Host.of(pipe)):
+        place = Host.of(pipe).site(site)
+        if ".joint" in site or place.dead:
+            continue
+        patch = Patch(site, Dictionary.identity(place.width), Scale([0], 2.0), tokens="text")
+        with patch.attach(pipe) as attached:
+            PIPELINES[name].draw(pipe, PROMPTS)
+        assert attached.report().edited_tokens == 2 + 6 + 1, site
+
+
+class Bare:
+    """Hold the encoder of a pipeline, and encode nothing."""
+
+    def __init__(self) -> None:
+        self.components = {"text_encoder": made("sd").text_encoder}
+
+
+def test_a_pipeline_that_encodes_no_prompts_says_what_to_do() -> None:
+    bare = Bare()
+    adapter = PipelineAdapter((PipelineEncoder("text_encoder"),), ("encode_prompt",))
+    host = Host.of(bare)
+    assert isinstance(host.root, PipelineHost)
+    with pytest.raises(VlmEditError, match="Bare has no method that encodes prompts: make a host"):
+        encode(host.root, adapter, PROMPTS)
