@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -310,6 +311,8 @@ def peer_monosemanticity(checkout: Path, codes: Tensor, embeddings: Tensor) -> T
     module = importlib.util.module_from_spec(spec)
     # Its folder is called datasets, as is a library that others have imported.
     others = {name: m for name, m in sys.modules.items() if name.split(".")[0] != "datasets"}
+    others["datasets"] = types.ModuleType("datasets")
+    others["datasets"].__path__ = [str(checkout / "datasets")]
     path = [str(checkout), *sys.path]
     with mock.patch.dict(sys.modules, others, clear=True), mock.patch.object(sys, "path", path):
         spec.loader.exec_module(module)

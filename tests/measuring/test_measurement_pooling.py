@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaModel
 
 from vlm_edit import Adapter, Dictionary, Host, Pairs, VlmEditError
+from vlm_edit.host import Inputs
 from vlm_edit.measuring import Reader
 
 PAIRS = Pairs([Image.new("RGB", (8, 8))] * 3, ("a", "b", "c"))
@@ -32,9 +33,10 @@ LLAVA_INPUTS = {
 }
 
 
-def reader(model, site, inputs, width, adapter=None, **options):
+def reader(model, site, values, width, adapter=None, **options):
+    text = values["attention_mask"].bool() & (values["input_ids"] != IMAGE_TOKEN)
     return Reader(
-        Host.of(model, adapter=adapter, prompt=lambda *_: inputs),
+        Host.of(model, adapter=adapter, prompt=lambda *_: Inputs(values, caption=text)),
         Dictionary.identity(width),
         site,
         progress=False,

@@ -181,10 +181,14 @@ class ContextBounds(Bounds):
 
 
 class Entry:
-    """What is asked where a host is entered, outside of what may be compiled."""
+    """What is asked where a host is entered, outside of what may be compiled.
+
+    Attributes:
+        contexts: Bounds that are asked.
+    """
 
     def __init__(self) -> None:
-        self._contexts: tuple[ContextBounds, ...] = ()
+        self.contexts: tuple[ContextBounds, ...] = ()
 
     def watch(self, bounds: Bounds, model: Any) -> Callable[[], None]:
         """Ask bounds of a context at each entry from now on; those of other kinds need it not.
@@ -196,9 +200,9 @@ class Entry:
         Returns:
             What ends that.
         """
-        if not isinstance(bounds, ContextBounds) or bounds in self._contexts:
+        if not isinstance(bounds, ContextBounds) or bounds in self.contexts:
             return lambda: None
-        self._contexts += (bounds,)
+        self.contexts += (bounds,)
         undo: list[Callable[[], None]] = []
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):
             undo += [
@@ -207,7 +211,7 @@ class Entry:
             ]
 
         def end() -> None:
-            self._contexts = tuple(other for other in self._contexts if other is not bounds)
+            self.contexts = tuple(other for other in self.contexts if other is not bounds)
             while undo:
                 undo.pop()()
 
@@ -215,12 +219,12 @@ class Entry:
 
     def enter(self) -> None:
         """Tell compiled code in this thread which bounds hold, until ``exit``."""
-        for bounds in self._contexts:
+        for bounds in self.contexts:
             bounds.enter()
 
     def exit(self) -> None:
         """Tell it nothing any more."""
-        for bounds in self._contexts:
+        for bounds in self.contexts:
             bounds.exit()
 
 

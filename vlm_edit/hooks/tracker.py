@@ -180,7 +180,8 @@ class CallTracker:
             if not torch.compiler.is_compiling() and not generation.is_of(path, inputs):
                 self._enter_beside(generation, path, module, inputs)
                 return
-        if path == HOST and generation is None and not torch.compiler.is_compiling():
+        followed = path == HOST and generation is None and not torch.compiler.is_compiling()
+        if followed and self.entry.contexts:
             self.entry.enter()
         calls = self._calls
         outer = None if path == HOST else calls.get(HOST)
@@ -220,7 +221,8 @@ class CallTracker:
         calls: dict[str, Call] = getattr(state, "calls", {})
         state.calls = {} if path == HOST else {p: c for p, c in calls.items() if p != path}
         generation: Generation | None = getattr(state, "generation", None)
-        if path == HOST and generation is None and not torch.compiler.is_compiling():
+        followed = path == HOST and generation is None and not torch.compiler.is_compiling()
+        if followed and self.entry.contexts:
             self.entry.exit()
         call = calls.get(path)
         if call is None:
@@ -280,7 +282,7 @@ class CallTracker:
         finally:
             self._state.generation = before
             self._state.calls = {}
-            if before is None:
+            if before is None and self.entry.contexts:
                 self.entry.exit()
 
     def _generate_batch(
