@@ -4,14 +4,24 @@
 #     docs/examples/command_line.sh                               # the zoo's
 #     docs/examples/command_line.sh MODEL SAE PAIRS SITE IMAGE    # names on the hub, or folders
 set -euo pipefail
-model=${1:-zoo:emoji-llava} sae=${2:-zoo:language.0} pairs=${3:-zoo:pairs} site=${4:-language.0}
+model=${1:-zoo:emoji-llava} sae=${2:-zoo:language.0} pairs=${3:-} site=${4:-language.0}
 image=${5:-}
 question="what colour is the background?"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-if [ -z "$image" ]; then
-    image=$work/keycap.png
-    python -c "from vlm_edit import zoo; zoo.load_pairs().open(1).save('$image')"
+if [ -z "$pairs" ]; then # a folder of images, each with its text beside it
+    pairs=$work/pairs image=$work/pairs/001.png
+    mkdir "$pairs"
+    python - "$pairs" <<'END'
+import sys
+from pathlib import Path
+from vlm_edit import zoo
+
+pairs, folder = zoo.load_pairs(), Path(sys.argv[1])
+for i in range(160):
+    pairs.open(i).save(folder / f"{i:03}.png")
+    (folder / f"{i:03}.txt").write_text(pairs.texts[i], "utf-8")
+END
 fi
 
 say() { printf '\n$ vlm-edit %s\n' "$*"; vlm-edit "$@"; }

@@ -4,6 +4,7 @@ python docs/examples/own_llava.py                          # the zoo's, saved as
 python docs/examples/own_llava.py MODEL SAE PAIRS SITE     # names on the hub, or folders
 """
 
+import csv
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,12 @@ def example(work):
         part.save_pretrained(work / "llava")
     save_saelens(zoo.load_dictionary("language.0"), work / "sae")
     pairs = zoo.load_pairs()
-    rows = ["file_name;caption"]
-    for i in range(192):
-        pairs.open(i).save(work / f"{i}.png")
-        rows.append(f'{i}.png;"{pairs.texts[i]}"')
-    (work / "pairs.csv").write_text("\n".join(rows), "utf-8")
+    with (work / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, delimiter=";")
+        rows.writerow(["file_name", "caption"])
+        for i in range(192):
+            pairs.open(i).save(work / f"{i}.png")
+            rows.writerow([f"{i}.png", pairs.texts[i]])
     return work / "llava", work / "sae", work / "pairs.csv", "language.0"
 
 
@@ -53,7 +55,7 @@ def main(work, model, sae, table, site):
     print("page:", f"{(work / 'page.html').stat().st_size / 2**20:.1f} MiB")
 
     # An edit of these: as strong as they were in one pair of a hundred.
-    rule = Clamp(vision.features, quantile=0.99, of=measurement)
+    rule = Clamp(vision, quantile=0.99, of=measurement)
     patch = Patch(site, dictionary, rule, tokens="image")
     image = pairs.open(0)
     before = answer(host, image)

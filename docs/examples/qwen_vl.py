@@ -11,7 +11,7 @@ import tempfile
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.pre_tokenizers import ByteLevel
 
 from vlm_edit import Dictionary, Host, Patch, Steer, measure, zoo
 
@@ -24,21 +24,19 @@ CHAT = (
 )
 SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
-    *("<|image_pad|>", "<|video_pad|>", "<unk>"),
+    *("<|image_pad|>", "<|video_pad|>"),
 )
 
 
-def tiny(folder, texts):
-    """Save a checkpoint of the usual parts, small and random, with a token for each word."""
+def tiny(folder):
+    """Save a checkpoint of the usual parts, small and random, with a token for each byte."""
     torch.manual_seed(0)
-    words = sorted({word for text in texts for word in text.split()} | {"user", "assistant"})
-    ids = {word: i for i, word in enumerate([*SPECIAL, *words])}
-    inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ids = {token: i for i, token in enumerate([*SPECIAL, *sorted(ByteLevel.alphabet())])}
     tokenizer = transformers.Qwen2TokenizerFast(
-        tokenizer_object=inner,
-        **{"unk_token": "<unk>", "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
-        additional_special_tokens=list(SPECIAL[1:7]),
+        vocab=ids,
+        merges=[],
+        **{"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
+        additional_special_tokens=list(SPECIAL[1:]),
     )
     cut = {"patch_size": 4, "temporal_patch_size": 1, "merge_size": 2}
     sizes = {"size": {"shortest_edge": 64, "longest_edge": 1024}}
@@ -69,7 +67,7 @@ def tiny(folder, texts):
 
 pairs = zoo.load_pairs().select(range(48))
 with tempfile.TemporaryDirectory() as folder:
-    name, site = sys.argv[1:] or (tiny(folder, pairs.texts), "language.2")
+    name, site = sys.argv[1:] or (tiny(folder), "language.2")
     host = Host.load(name)
 print("host:", host)
 print("each pair is asked as:", repr(host.asks()))

@@ -23,7 +23,7 @@ patches = PatchSet(
         f"feature-{feature}": Patch(
             "joint", dictionary, Clamp(feature, quantile=1.0, of=found), tokens="image"
         )
-        for feature in top.features
+        for feature in top
     },
 )
 app = FastAPI()

@@ -17,15 +17,12 @@ def demo(options: Demo) -> int:
     from vlm_edit.tasks.demo import as_known, run, run_generation
 
     out = options.out or (None if options.llava else "vlm-edit-demo")
-    if out is not None and not _is_empty(Path(out)):
-        expect_free([Path(out)], options.overwrite, "name another folder with --out")
+    if out is not None:
+        there = sorted(Path(out).iterdir()) if Path(out).is_dir() else [Path(out)]
+        expect_free(there, options.overwrite, "name another folder with --out")
     quiet_when_piped()
     done = run_generation(out) if options.llava else run(str(out))
     return 0 if as_known(done.checks) else 1
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
 
 
 def sites(options: Sites) -> int:

@@ -221,11 +221,16 @@ class Reader:
                 rows = meant(chosen, capture.tokens.call, site.name)
                 if rows is True or (isinstance(rows, Tensor) and bool(rows.all())):
                     return tap, capture
-        raise CannotKnow(
-            f"at site {site.name!r} "
-            + ("nothing of the prompts passed" if rows is False else "negative prompts pass too")
-            + ": have the prompt function call the pipeline without guidance"
-        )
+        if rows is not False:
+            what = "negative prompts pass too: have the prompt function call it without guidance"
+        elif self.host.prompt is None:
+            what = (
+                "nothing of the prompts passes: give the function that makes the pipeline's whole "
+                "call, Host.of(pipeline, prompt=function)"
+            )
+        else:
+            what = "nothing of the prompts passed in the call that the prompt function makes"
+        raise CannotKnow(f"at site {site.name!r} {what}")
 
     def _flat(self, recording: Recording, site: Site, stream: str) -> Tensor:
         """Return the activations [t, d] of a stream, a row a token."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_pipelines import PIPELINES, SMALL
+from tiny_pipelines import PIPELINES, SMALL, picture
 from torch import nn
 
 from vlm_edit import Dictionary, Host, Patch, Scale, VlmEditError
@@ -75,8 +75,25 @@ def test_of_a_call_with_guidance_the_prompts_are_read_and_not_what_it_is_led_awa
         usual = dict(PIPELINES["kandinsky_prior"].call)
         return {"prompt": texts, "negative_prompt": ["a"] * len(texts), **usual}
 
-    with pytest.raises(VlmEditError, match="negative prompts pass too: have the prompt function"):
+    with pytest.raises(
+        VlmEditError, match="negative prompts pass too: have the prompt function call"
+    ):
         read(Host.of(prior, prompt=appended), "text_encoder.text.0")
+
+
+def test_the_images_of_an_ip_adapter_are_read_where_a_function_makes_the_call() -> None:
+    pipe, images = made("ip_adapter"), [picture("red"), picture("blue")]
+
+    def call(_processor: Any, images: list[Any], texts: list[str]) -> dict[str, Any]:
+        return {"prompt": texts, **SMALL, "ip_adapter_image": [images]}
+
+    site = "image_encoder.joint"
+    found = collect(Host.of(pipe, prompt=call), images, site, progress=False)["image"]
+    pixels = pipe.feature_extractor(images, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        torch.testing.assert_close(found, pipe.image_encoder(pixels).image_embeds)
+    with pytest.raises(VlmEditError, match=r"nothing of the prompts passes: give the function"):
+        collect(pipe, images, site, progress=False)
 
 
 def test_encoding_draws_nothing() -> None:
