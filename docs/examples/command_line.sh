@@ -22,13 +22,16 @@ for i in range(160):
     pairs.open(i).save(folder / f"{i:03}.png")
     (folder / f"{i:03}.txt").write_text(pairs.texts[i], "utf-8")
 END
+elif [ -z "$image" ]; then
+    echo "$0: name an image to ask about, behind the site" >&2
+    exit 2
 fi
 
 say() { printf '\n$ vlm-edit %s\n' "$*"; vlm-edit "$@"; }
 
 # Where one can look, and whether this autoencoder belongs there.
 vlm-edit sites "$model" --quiet | head -3
-say check "$model" "$pairs" --site "$site" --dictionary "$sae" --quiet
+say check "$model" "$pairs" --site "$site" --dictionary "$sae" --quiet || test $? = 1 # 1: it warns
 
 # Which features belong to images, to texts, to both: a table, a summary and a page.
 say measure "$model" "$pairs" --site "$site" --dictionary "$sae" --out "$work/run" --quiet

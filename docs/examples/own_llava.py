@@ -5,6 +5,7 @@ python docs/examples/own_llava.py MODEL SAE PAIRS SITE     # names on the hub, o
 """
 
 import csv
+import os
 import subprocess
 import sys
 import tempfile
@@ -74,8 +75,8 @@ def main(work, model, sae, table, site):
     )
     there = subprocess.run(
         [sys.executable, "-c", code, str(model), str(table), str(work / "patch.safetensors")],
-        cwd=Path(__file__).parent,
-        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )

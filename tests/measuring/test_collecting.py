@@ -98,5 +98,14 @@ def test_prompts_of_a_file_are_texts_alone_and_are_not_measured(tmp_path, clip):
     dictionary = zoo.load_dictionary("joint")
     with pytest.raises(VlmEditError, match="prompts.txt holds texts alone; dominance compares"):
         measure(Host.of(*clip), prompts, dictionary, progress=False)
-    with pytest.raises(VlmEditError, match="holds prompts, without columns"):
+    with pytest.raises(VlmEditError, match="has no column of images: it has a cat"):
         Pairs.of(file, text="prompt")
+
+
+@pytest.mark.parametrize("header", ["image,caption", "file_name;text", "path\ttitle"])
+def test_a_list_of_pairs_is_one_whatever_its_file_is_called(tmp_path, header):
+    comma = header.strip("abcdefghijklmnopqrstuvwxyz_")
+    file = tmp_path / "captions.txt"
+    file.write_text(f"{header}\n1.jpg{comma}a cat\n2.jpg{comma}a dog\n")
+    pairs = Pairs.of(file)
+    assert (pairs.only, pairs.texts) == (None, ("a cat", "a dog"))

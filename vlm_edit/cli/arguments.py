@@ -52,11 +52,14 @@ DICTIONARY = option(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo(Tells, Writes):
+class Demo(Tells):
     """Go the whole way on emoji-clip, checked against what is known."""
 
     out: Annotated[Text, option("to write (vlm-edit-demo; with --llava nothing)")] = None
     llava: Annotated[bool, option("instead ask emoji-llava about images", "--llava")] = False
+    overwrite: Annotated[
+        bool, option("write into a folder that holds something already", "--overwrite")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

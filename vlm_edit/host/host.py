@@ -77,6 +77,11 @@ class Host:
             )
         self._given, self._missing = adapter, "this host has none"
         self._sites: dict[str, Site] = {}
+        if self.is_pipeline and isinstance(prompt, str):
+            raise BadArgument(
+                f"the prompt {prompt!r} is a template, and a pipeline takes its texts as they are: "
+                "write it into the texts, or give a function that makes the pipeline's call"
+            )
         asked = as_prompts if self._only_encodes else prompt
         self._maker = InputMaker(processor, asked, self.text_limit)
 
@@ -204,7 +209,7 @@ class Host:
         Args:
             values: As ``Inputs`` has them.
         """
-        if isinstance(self.root, PipelineHost) and self._only_encodes and self.adapter.pipeline:
+        if isinstance(self.root, PipelineHost) and self.prompt is None:
             encode(self.root, self.adapter.pipeline, values["prompt"])
         else:
             self(**values, **self.uncached)
@@ -323,11 +328,12 @@ class Host:
         Args:
             site: Where they pass: a pipeline has a tokenizer for each of its encoders.
         """
-        if self._maker.special is not None or not isinstance(self.root, PipelineHost):
-            return self._maker.special
-        rules, pipeline = self.adapter.pipeline, self.root.pipeline
-        encoder = rules and rules.encoder(self.site(site).taps[0].owner)
-        return special_ids(getattr(pipeline, encoder.tokenizer or "", None)) if encoder else None
+        own = None
+        if isinstance(self.root, PipelineHost) and self.adapter.pipeline:
+            encoder = self.adapter.pipeline.encoder(self.site(site).taps[0].owner)
+            if encoder is not None and encoder.tokenizer:
+                own = special_ids(getattr(self.root.pipeline, encoder.tokenizer, None))
+        return self._maker.special if own is None else own
 
     def _input_maker(self) -> InputMaker:
         if not self._only_encodes:

@@ -150,7 +150,7 @@ def _widths(name: str, rule: SiteRule) -> Iterator[str | int]:
             yield f"{name}.{width}"
 
 
-def encode(host: PipelineHost, rules: PipelineAdapter, texts: Sequence[str]) -> None:
+def encode(host: PipelineHost, rules: PipelineAdapter | None, texts: Sequence[str]) -> None:
     """Have a pipeline encode prompts as it would to draw them, without negative ones, and no more.
 
     Args:
@@ -159,28 +159,55 @@ def encode(host: PipelineHost, rules: PipelineAdapter, texts: Sequence[str]) -> 
         texts: The prompts.
 
     Raises:
-        CannotKnow: It has no method that encodes prompts.
+        CannotKnow: It has no method that encodes prompts alone.
     """
     pipeline: Any = host.pipeline
-    own = [name for name in rules.methods if callable(getattr(type(pipeline), name, None))]
+    names = rules.methods if rules else ()
+    own = [name for name in names if callable(getattr(type(pipeline), name, None))]
     # In older pipelines `_encode_prompt` is what `encode_prompt` was called before.
     own = [name for name in own if not (name[0] == "_" and name[1:] in own)]
-    if not own:
-        raise CannotKnow(
-            f"a {host.kind.__name__} has no method that encodes prompts: make a host of one of "
-            "its models, or of it with Host.of(pipeline, prompt=function) that makes its call"
-        )
+    if not own or rules is None:
+        raise CannotKnow(f"a {host.kind.__name__} has no method that encodes prompts: {_OTHERWISE}")
     device = getattr(pipeline, "_execution_device", None) or next(host.parameters()).device
     known = {"prompt": list(texts), "device": device, "num_images_per_prompt": 1}
     known["do_classifier_free_guidance"] = False
     with torch.no_grad():
         for name in own:
-            takes = inspect.signature(getattr(type(pipeline), name)).parameters
-            others = [
-                t.name
-                for t in takes.values()
-                if t.name.startswith("prompt_") and t.default is t.empty
-            ]
-            asked = {key: value for key, value in known.items() if key in takes}
-            # What a second encoder reads is the first one's where it is None.
-            getattr(pipeline, name)(**asked, **dict.fromkeys(others))
+            arguments = _arguments(host.kind, name, known, rules.negative)
+            getattr(pipeline, name)(**arguments)
+
+
+_OTHERWISE = (
+    "make a host of one of its models, or of it with Host.of(pipeline, prompt=function) that makes "
+    "its call"
+)
+
+
+def _arguments(kind: type, method: str, known: Mapping[str, Any], negative: str) -> dict[str, Any]:
+    """Return the arguments with which a pipeline's own call has a method encode some prompts.
+
+    Args:
+        kind: The pipeline's class.
+        method: Of it.
+        known: What is known of them.
+        negative: What begins the names of arguments with negative prompts.
+
+    Raises:
+        CannotKnow: It needs more.
+    """
+    takes = inspect.signature(getattr(kind, method)).parameters
+    call = inspect.signature(kind.__call__).parameters
+    given = {key: value for key, value in known.items() if key in takes}
+    for name, argument in takes.items():
+        empty = argument.empty
+        if name in given or name == "self" or argument.kind is argument.VAR_KEYWORD:
+            continue
+        if name in call and call[name].default is not empty and not name.startswith(negative):
+            given[name] = call[name].default
+        elif argument.default is empty and name.startswith(("prompt_", negative)):
+            given[name] = None  # what a second encoder reads is then the first one's
+        elif argument.default is empty:
+            raise CannotKnow(f"{kind.__name__}.{method} needs {name!r}: {_OTHERWISE}")
+    if "prompt" not in given:
+        raise CannotKnow(f"{kind.__name__}.{method} takes no 'prompt': {_OTHERWISE}")
+    return given

@@ -60,6 +60,18 @@ def read_list(path: Path, image: str | None, text: str | None) -> Gathered:
     )
 
 
+def has_columns(path: Path) -> bool:
+    """Return whether a file begins with usual names of a column of images and one of texts."""
+    first = text_of(path).split("\n", 1)[0]
+    for delimiter in _DELIMITERS:
+        try:
+            _columns(next(csv.reader([first], delimiter=delimiter), []), (None, None), str(path))
+            return True
+        except (UnknownName, csv.Error):
+            continue
+    return False
+
+
 def _columns(
     header: Sequence[str], given: tuple[str | None, str | None], source: str
 ) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from vlm_edit.measuring.gathering import (
     gather,
     source_of,
 )
-from vlm_edit.measuring.lists import NAMES, read_list, text_of
+from vlm_edit.measuring.lists import NAMES, has_columns, read_list, text_of
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Of the files themselves, whatever they are called. No PostScript: Pillow hands it to Ghostscript.
@@ -289,8 +289,8 @@ def read_pairs(
             lines (``.jsonl``), with a column of image paths, relative to the file, and one of
             texts, other columns are kept; or a folder that holds one called ``metadata`` or
             ``pairs``; or a folder of images, each with its text in a ``.txt`` file of the same
-            name. A ``.txt`` file alone holds prompts, one on each line, as ``one_sided`` makes
-            pairs of them.
+            name. A ``.txt`` file without such columns holds prompts, one on each line, as
+            ``one_sided`` makes pairs of them.
         image: The column of images; by default ``image``, ``file_name``, ``path`` and the like.
         text: The column of texts; by default ``text``, ``caption`` or ``title``.
 
@@ -324,12 +324,9 @@ def read_pairs(
         raise BadArgument(
             f"no pairs at {str(path)!r}: the path does not exist, or is out of your reach"
         )
-    if path.suffix.lower() != ".txt":
+    named = image is not None or text is not None
+    if path.suffix.lower() != ".txt" or named or has_columns(path):
         return Pairs(*read_list(path, image, text))
-    if image is not None or text is not None:
-        raise BadArgument(
-            f"{str(path)!r} holds prompts, without columns: leave image= and text= out"
-        )
     prompts = [line.strip() for line in text_of(path).splitlines() if line.strip()]
     if not prompts:
         raise DamagedFile(f"{path} holds no prompts: write one on each line")

@@ -215,14 +215,21 @@ class Reader:
         chosen = chosen_in(self.host, {})
         if not chosen:
             return tap, recording.last(site.name, tap.stream)
-        rows: Tensor | bool = False
+        mixed = False
         for capture in reversed(recording.captures):
             if (capture.site, capture.tokens.stream) == (site.name, tap.stream):
-                rows = meant(chosen, capture.tokens.call, site.name)
-                if rows is True or (isinstance(rows, Tensor) and bool(rows.all())):
+                try:
+                    rows = torch.as_tensor(meant(chosen, capture.tokens.call, site.name))
+                except CannotKnow:
+                    rows = torch.tensor([True, False])
+                if bool(rows.all()):
                     return tap, capture
-        if rows is not False:
-            what = "negative prompts pass too: have the prompt function call it without guidance"
+                mixed = mixed or bool(rows.any())
+        if mixed:
+            what = (
+                "negative prompts pass too, or may: have the prompt function call the pipeline "
+                "without guidance"
+            )
         elif self.host.prompt is None:
             what = (
                 "nothing of the prompts passes: give the function that makes the pipeline's whole "

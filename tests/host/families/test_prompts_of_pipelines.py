@@ -7,7 +7,7 @@ import torch
 from tiny_pipelines import PIPELINES, SMALL, picture
 from torch import nn
 
-from vlm_edit import Dictionary, Host, Patch, Scale, VlmEditError
+from vlm_edit import Adapter, Dictionary, Host, Patch, Scale, VlmEditError
 from vlm_edit.host import PipelineAdapter, PipelineEncoder, PipelineHost
 from vlm_edit.host.pipelines import encode
 from vlm_edit.measuring import collect
@@ -76,7 +76,7 @@ def test_of_a_call_with_guidance_the_prompts_are_read_and_not_what_it_is_led_awa
         return {"prompt": texts, "negative_prompt": ["a"] * len(texts), **usual}
 
     with pytest.raises(
-        VlmEditError, match="negative prompts pass too: have the prompt function call"
+        VlmEditError, match="negative prompts pass too, or may: have the prompt function"
     ):
         read(Host.of(prior, prompt=appended), "text_encoder.text.0")
 
@@ -115,17 +115,77 @@ def test_a_patch_of_text_edits_a_prompts_own_words(name: str) -> None:
         assert attached.report().edited_tokens == 2 + 6 + 1, site
 
 
-class Bare:
-    """Hold the encoder of a pipeline, and encode nothing."""
+@pytest.mark.parametrize("with_tokenizer", [False, True])
+def test_each_encoder_goes_by_its_own_tokenizer(with_tokenizer: bool) -> None:
+    pipe = made("flux")
+    pipe.tokenizer.add_special_tokens({"additional_special_tokens": ["cat</w>"]})
+    host = Host.of(pipe, pipe.tokenizer if with_tokenizer else None)
+    assert len(read(host, "text_encoder.text.0")) == 1 + 5 + 1
+    assert len(read(host, "text_encoder_2.encoder.0")) == 2 + 6 + 1
+
+
+class Encodes:
+    """Hold the encoder of a pipeline, and note how it is to encode."""
 
     def __init__(self) -> None:
         self.components = {"text_encoder": made("sd").text_encoder}
+        self.asked: dict[str, Any] = {}
+
+    def __call__(self, prompt: Any, careful: bool = True, negative_prompt: Any = "bad") -> None:
+        pytest.fail(f"it was to encode, not to draw {prompt, careful, negative_prompt}")
+
+    def encode_prompt(
+        self, prompt: Any, prompt_2: Any, careful: bool = False, negative_prompt: Any = None
+    ) -> None:
+        self.asked = {"prompt": prompt, "prompt_2": prompt_2, "careful": careful}
+        self.asked["negative_prompt"] = negative_prompt
+
+    def needs(self, prompt: Any, lyrics: Any) -> None:
+        pytest.fail(f"nobody gave the lyrics {lyrics} of {prompt}")
+
+    def takes_none(self, text: Any = None) -> None:
+        pytest.fail(f"nobody gave the text {text}")
 
 
-def test_a_pipeline_that_encodes_no_prompts_says_what_to_do() -> None:
-    bare = Bare()
-    adapter = PipelineAdapter((PipelineEncoder("text_encoder"),), ("encode_prompt",))
-    host = Host.of(bare)
-    assert isinstance(host.root, PipelineHost)
-    with pytest.raises(VlmEditError, match="Bare has no method that encodes prompts: make a host"):
-        encode(host.root, adapter, PROMPTS)
+def rules(*methods: str) -> PipelineAdapter:
+    return PipelineAdapter((PipelineEncoder("text_encoder"),), methods)
+
+
+def root_of(pipe: Any) -> PipelineHost:
+    root = Host.of(pipe).root
+    assert isinstance(root, PipelineHost)
+    return root
+
+
+def test_prompts_are_encoded_with_what_the_pipelines_own_call_says() -> None:
+    pipe = Encodes()
+    encode(root_of(pipe), rules("encode_prompt"), PROMPTS)
+    nothing = {"prompt_2": None, "negative_prompt": None}
+    assert pipe.asked == {"prompt": PROMPTS, "careful": True, **nothing}
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ((), "a Encodes has no method that encodes prompts: make a host of one of its models"),
+        (("needs",), "Encodes.needs needs 'lyrics': make a host"),
+        (("takes_none",), "Encodes.takes_none takes no 'prompt': make a host"),
+    ],
+)
+def test_a_pipeline_that_encodes_no_prompts_alone_says_what_to_do(
+    methods: tuple[str, ...], message: str
+) -> None:
+    pipe = Encodes()
+    with pytest.raises(VlmEditError, match=message):
+        encode(root_of(pipe), rules(*methods), PROMPTS)
+
+
+def test_what_is_no_pipelines_adapter_draws_nothing_either() -> None:
+    adapter = Adapter.of({"layer": ("text_encoder.encoder.layers.0", "text", 32)})
+    with pytest.raises(VlmEditError, match="has no method that encodes prompts"):
+        collect(Host.of(Encodes(), adapter=adapter), PROMPTS, "layer", progress=False)
+
+
+def test_a_template_is_refused_as_a_pipelines_prompt() -> None:
+    with pytest.raises(VlmEditError, match="takes its texts as they are: write it into the texts"):
+        Host.of(made("sd"), prompt="a photo of {text}")
