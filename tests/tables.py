@@ -1,4 +1,4 @@
-"""Long tables of the suite take turns: a run of all tests takes some rows of each, daily others.
+"""Long tables and slow tests take turns: a run of the suite takes some of each, daily others.
 
 Of what is named on the command line all is tried, and of everything with ``--all``.
 """
@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+# A slow test's turn comes every so many days.
+SLOW_DAYS = 3
 # Rows of a test's table that a run of the whole suite takes; every day others.
 ROWS = 16
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="all rows of the long tables too")
+    told = "all rows of long tables and all slow tests too"
+    parser.addoption("--all", action="store_true", help=told)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -49,7 +52,10 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     day = day_of(config)
     if day is None:
         return None
-    return f"long tables: {ROWS} rows of each, VLM_EDIT_DAY={day}; all of them: --all"
+    return (
+        f"of long tables {ROWS} rows and of slow tests one in {SLOW_DAYS}, VLM_EDIT_DAY={day}; "
+        "all of them: --all"
+    )
 
 
 class Failures:
@@ -73,8 +79,14 @@ def keep_todays(config: pytest.Config, items: list[pytest.Item]) -> None:
         for item in items:
             tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
         today = {item for rows in tables.values() for item in rows_of(rows, day)}
+        today -= {item for item in today if item.get_closest_marker("slow") and rests(item, day)}
         config.hook.pytest_deselected(items=[item for item in items if item not in today])
         items[:] = [item for item in items if item in today]
+
+
+def rests(item: pytest.Item, day: int) -> bool:
+    """Whether a slow test is left out on a day: of every three it is tried on one."""
+    return sha256(item.nodeid.encode()).digest()[0] % SLOW_DAYS != day % SLOW_DAYS
 
 
 def rows_of(rows: list[pytest.Item], day: int) -> list[pytest.Item]:

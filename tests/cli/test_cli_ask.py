@@ -204,6 +204,7 @@ def terminal(width: int, *words: object) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", told.decode()).replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 def test_a_wide_terminal_shows_answers_beside_each_other_and_a_narrow_one_below(
     files: Path,
 ) -> None:

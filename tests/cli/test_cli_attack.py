@@ -64,6 +64,7 @@ def test_attacked_images_are_within_the_radius_of_the_hosts_own(tmp_path: Path) 
         assert np.abs(found - 255 * true.permute(1, 2, 0).numpy()).max() <= 4 + 0.51
 
 
+@pytest.mark.slow
 def test_a_class_is_attacked_beside_as_many_random_features(tmp_path: Path) -> None:
     given = ["attack", "zoo:emoji-clip", "zoo:pairs", "--label", "label", *SMALL]
     more = ["--dictionary", "zoo:joint", "--class", "vision", "--target", "teapot"]
@@ -90,6 +91,7 @@ def test_a_class_is_attacked_beside_as_many_random_features(tmp_path: Path) -> N
     assert "features that moved most" in (tmp_path / "index.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_patch_is_attacked_through(tmp_path: Path) -> None:
     model, _ = zoo.load_host()
     file = tmp_path / "patch.safetensors"

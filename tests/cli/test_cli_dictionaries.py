@@ -16,6 +16,7 @@ from vlm_edit.dictionaries import (
 from vlm_edit.measuring import collect
 
 
+@pytest.mark.slow
 def test_train_writes_a_dictionary_that_check_finds_fit_and_measure_takes(tmp_path, capsys):
     sae = tmp_path / "deep" / "sae"
     training = ["--features", "64", "--k", "8", "--steps", "200", "--rows", "256"]
@@ -33,6 +34,7 @@ def test_train_writes_a_dictionary_that_check_finds_fit_and_measure_takes(tmp_pa
     assert abs(float(l0) - 8) < 4
 
 
+@pytest.mark.slow
 def test_a_trained_dictionary_is_the_same_again_with_its_seed(tmp_path):
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         training = ["--features", "32", "--k", "4", "--steps", "20", "--seed", seed]
@@ -43,6 +45,7 @@ def test_a_trained_dictionary_is_the_same_again_with_its_seed(tmp_path):
     assert not torch.equal(a, c)
 
 
+@pytest.mark.slow
 def test_the_rate_and_the_clip_of_training_are_passed_on(tmp_path, capsys):
     training = ["--features", "32", "--k", "4", "--steps", "20", "--rows", "256", "--out"]
     pairs = zoo.load_pairs()
@@ -62,6 +65,7 @@ def test_the_rate_and_the_clip_of_training_are_passed_on(tmp_path, capsys):
     assert "clip is 0.0; it must be above 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_check_refuses_a_dictionary_of_another_site_and_warns_of_one_that_does_not_fit(
     tmp_path, capsys
 ):
@@ -100,6 +104,7 @@ def test_pairs_are_held_out_and_some_are_left(share, tmp_path, capsys):
     assert not (tmp_path / "sae").exists()
 
 
+@pytest.mark.slow
 def test_separate_trains_one_for_each_stream_that_check_measure_and_edit_take(tmp_path, capsys):
     sae, out = str(tmp_path / "sae"), ["--out", str(tmp_path / "run")]
     training = ["--features", "64", "--k", "8", "--steps", "100", "--rows", "128", "--separate"]
@@ -120,6 +125,7 @@ def test_separate_trains_one_for_each_stream_that_check_measure_and_edit_take(tm
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_what_was_trained_here_is_told_to_be_trained_too_little(tmp_path, capsys):
     sae = str(tmp_path / "sae")
     training = ["--features", "16", "--k", "1", "--steps", "1", "--rows", "64"]

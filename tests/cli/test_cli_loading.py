@@ -85,6 +85,7 @@ def test_a_line_on_standard_error_tells_what_was_loaded(
     assert said.out.startswith("Sites of CLIPModel") and "float32" not in said.out
 
 
+@pytest.mark.slow
 def test_a_run_says_how_its_host_was_loaded_and_goes_on_only_so(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_patch_is_checked_and_its_own_revision_is_another_option(
     assert "revision" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_bias_an_attack_and_a_drawing_take_another_dtype(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

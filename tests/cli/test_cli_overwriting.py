@@ -116,6 +116,7 @@ def test_what_fails_while_it_is_written_leaves_all_as_it_was(tmp_path: Path) -> 
     assert sorted(each.name for each in tmp_path.iterdir()) == ["images", "mine.txt"]
 
 
+@pytest.mark.slow
 def test_files_of_a_dictionary_are_those_that_training_writes(tmp_path: Path) -> None:
     quick = ["--features", "16", "--k", "2", "--steps", "2", "--rows", "64"]
     for name, more in (("a", []), ("b", ["--separate"])):

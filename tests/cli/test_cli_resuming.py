@@ -51,6 +51,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return taken
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_by_the_same_command_to_the_same_bits(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -75,6 +76,7 @@ def test_a_killed_training_goes_on_by_the_same_command_to_the_same_bits(
     )
 
 
+@pytest.mark.slow
 def test_another_training_begins_anew_where_that_is_asked_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

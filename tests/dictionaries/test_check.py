@@ -131,6 +131,7 @@ def test_activations_of_another_scale_are_named(captured, factor):
     assert told == pytest.approx(1 / factor, rel=0.3)
 
 
+@pytest.mark.slow
 def test_how_activations_were_prepared_is_named(captured):
     dictionary, x = zoo.load_dictionary("vision.2"), captured["vision.2", "image"]
     zero, mean, norm = torch.zeros(192), x.mean(0), x.norm(dim=1).mean()
@@ -176,6 +177,7 @@ def test_the_other_stream_is_named(captured, site, stream, other):
     assert f"with stream={stream!r} it would be" in found[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", ["encoder", "decoder", "encoder and decoder"])
 def test_matrices_the_other_way_round_are_named(turned):
     g = torch.Generator().manual_seed(0)

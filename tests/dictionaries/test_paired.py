@@ -192,6 +192,7 @@ def planted(seed, n=3000, d=12):
     return active, made
 
 
+@pytest.mark.slow
 def test_separate_dictionaries_of_one_set_of_concepts_are_matched_by_concept():
     active, made = planted(0)
     config = TrainConfig(n_features=8, k=2, steps=800, batch_size=256, lr=3e-3, center=False)

@@ -93,6 +93,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert all(float(value) >= 0 for line in lines for value in line.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KILLED)
 def test_a_killed_process_leaves_a_state_to_go_on_from(tmp_path: Path, kind: str) -> None:
     path, here = tmp_path / "state", str(Path(__file__).parent)

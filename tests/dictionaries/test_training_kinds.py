@@ -33,6 +33,7 @@ def planted(n: int, seed: int) -> Tensor:
     return (active * (0.5 + torch.rand(n, 32, generator=generator))) @ atoms() + 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_each_kind_finds_the_planted_directions_at_the_l0_asked_for(kind: str) -> None:
     config = replace(CONFIG, kind=kind, **OPTIONS[kind])
@@ -46,6 +47,7 @@ def test_each_kind_finds_the_planted_directions_at_the_l0_asked_for(kind: str) -
     assert found.encoder.activation == expected
 
 
+@pytest.mark.slow
 def test_a_larger_penalty_leaves_fewer_features() -> None:
     for kind, small, large in (("relu", 0.01, 0.5), ("jumprelu", 0.005, 0.05)):
         config = replace(CONFIG, kind=kind, steps=300)
@@ -98,6 +100,7 @@ def shared_features(found: Dictionary) -> float:
     return float((both[alive] > 0.3).double().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [{"group": 0.2}, {"group": 0.2, "mask": 0.2}])
 def test_the_group_penalty_makes_features_shared(extra: dict[str, float]) -> None:
     config = replace(CONFIG, kind="topk")

@@ -144,6 +144,7 @@ def test_what_a_trainer_s_step_tells_is_the_loss_of_its_formula() -> None:
     assert torch.equal(x[32:], trainer.data.streams["text"][rows] / trainer.data.scale)
 
 
+@pytest.mark.slow
 def test_new_pairs_are_matched_and_only_the_features_that_both_sides_share_are_found() -> None:
     (sides, _), (fresh, shared) = planted(4000, 0), planted(500, 1)
     found = train_dictionary(sides, CONFIG, progress=False)
@@ -157,6 +158,7 @@ def test_new_pairs_are_matched_and_only_the_features_that_both_sides_share_are_f
     assert float(together.amax(0).mean()) > 0.6
 
 
+@pytest.mark.slow
 def test_a_head_may_be_trained_without_centres_on_activations_off_the_origin() -> None:
     sides = planted(4000, 0)[0]
     sides["text"] += 5.0

@@ -398,6 +398,7 @@ def check(found: dict[str, list[Tensor]], expected: dict[str, Tensor]) -> None:
             torch.testing.assert_close(logits, expected[name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_host_is_one_graph_for_each_context_and_none_is_made_again(fresh, llava_inputs):
     expected = eager(fresh, llava_inputs)
     compiled = torch.compile(fresh, backend="eager", fullgraph=True)
@@ -418,6 +419,7 @@ def test_a_compiled_part_of_the_host_is_asked_at_the_hosts_entry(fresh, llava_in
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_compiled_code_that_no_entry_asked_breaks_its_graph_and_edits_right(fresh, llava_inputs):
     expected = eager(fresh, llava_inputs)
     compiled = torch.compile(fresh, backend="eager")

@@ -92,6 +92,7 @@ def test_a_measurement_looks_them_up_once_whatever_the_number_of_batches(
     assert len(looked_up) == 1
 
 
+@pytest.mark.slow
 def test_an_attack_loads_its_model_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
     load = zoo.load_host

@@ -116,6 +116,7 @@ def test_a_pipeline_of_a_shelf_is_a_host() -> None:
     assert host.is_pipeline and host.processor is None
 
 
+@pytest.mark.slow
 def test_a_cached_repository_is_loaded_without_a_network(folder: Path, tmp_path: Path) -> None:
     repository = tmp_path / "home" / "hub" / "models--owner--name"
     (repository / "snapshots").mkdir(parents=True)

@@ -100,6 +100,7 @@ def test_offline_a_cached_model_is_loaded_by_name_branch_tag_and_commit(
     assert "the repository owner/empty (or what is cached of it) has neither a config" in told[6]
 
 
+@pytest.mark.slow
 def test_offline_a_cached_pipeline_is_loaded_by_name(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     from tiny_pipelines import PIPELINES
@@ -162,6 +163,7 @@ def hub(folder: Path) -> Iterator[Any]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_and_what_refuses_is_told_in_a_line(hub: Any, tmp_path: Path) -> None:
     calls: list[tuple[str, str | None]] = [("owner/name", None), ("owner/name", "v9")]
     calls += [(name, None) for name in REFUSALS]

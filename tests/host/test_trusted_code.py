@@ -282,6 +282,7 @@ def test_code_of_a_pipeline_runs_only_where_it_is_trusted(
     assert mark.exists() and host.kind.__name__ == "Mine"
 
 
+@pytest.mark.slow
 def test_code_of_a_cached_pipeline_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     cached(tmp_path / "home", pipeline(tmp_path / "pipe", mark))

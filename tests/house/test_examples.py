@@ -219,6 +219,7 @@ def test_a_qwen_is_asked_by_its_own_processor_and_edited_at_a_texts_own_tokens()
     assert after(name, "removed, the same answer:") == "True"
 
 
+@pytest.mark.slow
 def test_by_commands_alone_a_model_is_measured_edited_and_its_patch_passed_on() -> None:
     if shutil.which("bash") is None:
         pytest.skip("needs bash")

@@ -158,6 +158,7 @@ def test_scores_know_the_truth_only_where_it_is_there(scripts) -> None:
     }
 
 
+@pytest.mark.slow
 def test_what_needs_no_training_is_worth_what_the_table_of_trainings_says(scripts) -> None:
     common, script = scripts("common"), scripts("training")
     data = script.embeddings()

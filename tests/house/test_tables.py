@@ -1,6 +1,7 @@
 """Long tables of the suite take turns, and every row has its day."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,11 @@ def pytest_collection_modifyitems(config, items):
 TABLE = """
 import pytest
 
+@pytest.mark.slow
+@pytest.mark.parametrize("row", range(9))
+def test_a_slow_row(row):
+    pass
+
 @pytest.mark.parametrize("row", range(60))
 def test_a_row(row):
     pass
@@ -44,18 +50,25 @@ def test_a_run_of_all_takes_a_part_and_says_which_and_what_is_named_is_tried_who
 ) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_table.py").write_text(TABLE)
-    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = test_table.py\nmarkers = core\n")
-    part = {"VLM_EDIT_DAY": "739000"}
-    for words, passed in (
-        ([], 15), (["-n", "2"], 15), (["--all"], 60), (["test_table.py"], 60), (["-k", "row"], 60),
-    ):  # fmt: skip
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = test_table.py\nmarkers = slow\n")
+
+    def passed(day: int, *words: str) -> int:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words],
-            cwd=tmp_path, env={**plain(), **part}, capture_output=True, text=True, check=False,
+            cwd=tmp_path, env={**plain(), "VLM_EDIT_DAY": str(day)}, capture_output=True,
+            text=True, check=False,
         )  # fmt: skip
-        assert f"{passed} passed" in done.stdout, done.stdout + done.stderr
-        told = f"long tables: {ROWS} rows of each, VLM_EDIT_DAY=739000; all of them: --all"
-        assert (told in done.stdout) == (passed == 15)
+        told = f"of long tables {ROWS} rows and of slow tests one in 3, VLM_EDIT_DAY={day}; all of"
+        assert (told in done.stdout) == (words in ((), ("-n", "2"))), done.stdout + done.stderr
+        found = re.search(r"(\d+) passed", done.stdout)
+        assert found is not None and "failed" not in done.stdout, done.stdout
+        return int(found[1])
+
+    days = [passed(739_000 + day) for day in range(3)]
+    assert sum(days) == 3 * 60 // 4 + 9, "a quarter of the table each day, each slow row once"
+    assert passed(739_000, "-n", "2") == days[0]
+    for words in (("--all",), ("test_table.py",), ("-k", "row")):
+        assert passed(739_000, *words) == 60 + 9
 
 
 def plain() -> dict[str, str]:

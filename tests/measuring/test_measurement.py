@@ -279,6 +279,7 @@ def test_the_dictionary_goes_once_to_the_device_of_the_host(
 # The bundled host
 
 
+@pytest.mark.slow
 def test_the_bundled_host_is_measured_as_by_hand_whatever_the_batches() -> None:
     host, processor = zoo.load_host()
     sae, pairs = zoo.load_dictionary("joint"), zoo.load_pairs().select(range(0, 1000, 60))

@@ -228,6 +228,7 @@ found.save(sys.argv[1] + "-run")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing(host, tmp_path) -> None:
     state = tmp_path / "state"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -194,6 +194,7 @@ def test_of_two_processes_that_save_into_one_folder_the_last_wins_whole(both, tm
     assert state(run, tmp_path) == two.checksum()
 
 
+@pytest.mark.slow
 def test_measuring_again_loses_nothing_before_the_new_run_is_whole(
     command, tmp_path, capsys
 ) -> None:

@@ -332,6 +332,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_sixteen_thousand_features_load_and_sort_in_time(
     visit: Callable[..., Any], large: Path
 ) -> None:

@@ -148,6 +148,7 @@ def rendered(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9, for its Muon")
 def test_a_run_that_is_killed_and_resumed_ends_bit_equal(rendered, tmp_path):
     tokenizer = train_tokenizer(["en 1", "de 2", "es 3"], 600)

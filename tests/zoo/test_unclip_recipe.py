@@ -201,6 +201,7 @@ def steps(trainer, seed, count):
         trainer.step += 1
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_its_checkpoint_ends_bit_equal(supply, recipe, tmp_path):
     whole = unclip_training.Trainer(recipe, supply)
     steps(whole, 1, 2)

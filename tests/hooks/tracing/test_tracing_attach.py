@@ -141,6 +141,7 @@ def test_a_call_of_a_part_of_the_host_is_covered(llava_inputs, module) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "blip2", "blip2_t5", "florence2", "mllama"])
 def test_other_families_are_edited_as_by_hooks(family) -> None:
     known = FAMILIES[family]

@@ -240,6 +240,7 @@ def test_nnsight_runs_the_same_edit():
     assert attached.report().edited_tokens == LENGTH
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_is_followed_too():
     pipeline = PIPELINES["sd"].make()
     with edit().attach(pipeline):
@@ -251,6 +252,7 @@ def test_a_compiled_encoder_is_followed_too():
     assert attached.report().edited_tokens == LENGTH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stream", "given"), [("text", {"prompt": TWO}), ("image", {"image": picture()})]
 )

@@ -52,6 +52,7 @@ def test_p_of_the_swap_test_is_uniform_or_larger_where_modality_has_no_effect(n,
     assert int((p <= 0.2).sum()) > 0.05 * features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.005, 0.05, 0.5])
 def test_false_discoveries_stay_below_the_rate_asked_for_and_power_is_there(rate) -> None:
     truth = torch.cat([torch.full((400,), 0.5), torch.full((50,), 0.75), torch.full((50,), 0.2)])

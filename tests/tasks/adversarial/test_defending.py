@@ -79,6 +79,7 @@ def test_a_defence_that_hides_its_gradient_is_found_out(
     assert any("does not rise" in sign for sign in signs)
 
 
+@pytest.mark.slow
 def test_the_host_as_it_is_raises_no_suspicion(
     plain: ZeroShot, images: Tensor, labels: Tensor
 ) -> None:

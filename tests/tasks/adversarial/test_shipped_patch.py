@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from vlm_edit import Host, load_patch, zoo
@@ -10,6 +11,7 @@ from vlm_edit.tasks.adversarial import Defence, Strength, ZeroShot, withstand
 COUNT = 64
 
 
+@pytest.mark.slow
 def test_the_shipped_patch_lets_more_images_stand_and_keeps_what_is_right() -> None:
     model, processor = zoo.load_host()
     pairs, labels = zoo.load_pairs(), zoo.load_labels()

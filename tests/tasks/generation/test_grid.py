@@ -47,6 +47,7 @@ def test_without_references_their_column_is_left_out():
     assert across == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 
+@pytest.mark.slow
 def test_words_stay_in_their_tile_and_say_where_they_were_cut():
     long = "Donaudampfschifffahrtsgesellschaft " * 9
     drawings = [tile("red"), tile("red")]
