@@ -2,8 +2,6 @@
 
 import os
 
-from vlm_edit import Host
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: workers and what they start share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -31,7 +29,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from vlm_edit import Dictionary, Pairs, zoo
+from vlm_edit import Dictionary, Host, Pairs, zoo
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.tasks.bias import Bench, Questions, Study
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import TESTS
 from tables import ROWS, rows_of
 
@@ -69,6 +70,12 @@ def test_a_run_of_all_takes_a_part_and_says_which_and_what_is_named_is_tried_who
     assert passed(739_000, "-n", "2") == days[0]
     for words in (("--all",), ("test_table.py",), ("-k", "row")):
         assert passed(739_000, *words) == 60 + 9
+
+
+def test_workers_that_share_the_cores_take_a_thread_each() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("this run has no workers: pytest -n 2")
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
 
 
 def plain() -> dict[str, str]:
