@@ -195,7 +195,9 @@ def test_edits_of_two_encoders_are_told_apart_in_the_report():
     first, second = attached.report().sites
     assert (first.site, first.tokens, first.calls) == (SITE, 2 * LENGTH, 2)
     assert (second.site, second.tokens, second.calls) == ("text_encoder_2.joint", 2, 2)
-    assert first.streams["text"] == first.phases["prompt"] == 2 * LENGTH
+    words = sum(len(text.split()) for text in TWO)
+    assert (first.streams["text"], first.streams["special"]) == (words, 2 * LENGTH - words)
+    assert first.phases["prompt"] == 2 * LENGTH
 
 
 def test_every_token_is_edited_also_what_fills_the_prompt_up():
