@@ -78,19 +78,30 @@ def keep_todays(config: pytest.Config, items: list[pytest.Item]) -> None:
         tables: dict[str, list[pytest.Item]] = {}
         for item in items:
             tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
-        today = {item for rows in tables.values() for item in rows_of(rows, day)}
-        today -= {item for item in today if item.get_closest_marker("slow") and rests(item, day)}
+        today: set[pytest.Item] = set()
+        for rows in tables.values():
+            today.update(rows_of(rows, day, SLOW_DAYS if _is_slow(rows[0]) else 1))
         config.hook.pytest_deselected(items=[item for item in items if item not in today])
         items[:] = [item for item in items if item in today]
 
 
-def rests(item: pytest.Item, day: int) -> bool:
-    """Whether a slow test is left out on a day: of every three it is tried on one."""
-    return sha256(item.nodeid.encode()).digest()[0] % SLOW_DAYS != day % SLOW_DAYS
+def rows_of(rows: list[pytest.Item], day: int, days: int = 1) -> list[pytest.Item]:
+    """Return a day's rows of a table: in as many days as it takes, all of them.
+
+    Args:
+        rows: The table, which may be one test alone.
+        day: The day.
+        days: How many it takes at least.
+    """
+    parts = max(-(-len(rows) // ROWS), days)
+    mixed = sorted(rows, key=lambda item: _digest(item.nodeid))
+    first = day + _digest(rows[0].nodeid.partition("[")[0])[0]
+    return mixed[first % parts :: parts]
 
 
-def rows_of(rows: list[pytest.Item], day: int) -> list[pytest.Item]:
-    """Return a day's rows of a table: in as many days as it takes, all of them."""
-    parts = -(-len(rows) // ROWS)
-    mixed = sorted(rows, key=lambda item: sha256(item.nodeid.encode()).digest())
-    return mixed[day % parts :: parts]
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
+
+
+def _digest(name: str) -> bytes:
+    return sha256(name.encode()).digest()

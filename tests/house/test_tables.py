@@ -14,14 +14,15 @@ from conftest import TESTS
 from tables import ROWS, rows_of
 
 
-@pytest.mark.parametrize("length", [1, ROWS, ROWS + 1, 1000])
-def test_every_row_has_its_day_and_no_day_has_too_many(length: int) -> None:
+@pytest.mark.parametrize("least", [1, 3])
+@pytest.mark.parametrize("length", [1, ROWS, ROWS + 1, 3 * ROWS, 1000])
+def test_every_row_has_its_day_and_no_day_has_too_many(length: int, least: int) -> None:
     rows: list[Any] = [SimpleNamespace(nodeid=f"test_it[{i}]") for i in range(length)]
-    parts = -(-length // ROWS)
-    days = [[row.nodeid for row in rows_of(rows, 739_000 + day)] for day in range(parts)]
+    parts = max(-(-length // ROWS), least)
+    days = [[r.nodeid for r in rows_of(rows, 739_000 + day, least)] for day in range(parts)]
     assert max(map(len, days)) <= ROWS
     assert sorted(sum(days, [])) == sorted(row.nodeid for row in rows)
-    assert rows_of(rows, 739_000) == rows_of(rows, 739_000 + parts)
+    assert rows_of(rows, 739_000, least) == rows_of(rows, 739_000 + parts, least)
 
 
 CONFTEST = f"""
