@@ -61,10 +61,8 @@ def train(options: Train) -> int:
         dictionary = dictionaries.train_dictionary(streams, config, info, **kept_at)
     dictionaries.save_saelens(dictionary, out)
     begun.finish()
-    noun = pairs.only or "pair"
-    _tell(
-        dictionary, held_out, True, f"{several(len(pairs) - kept, noun)} that it was not trained on"
-    )
+    unseen = several(len(pairs) - kept, pairs.only or "pair")
+    _tell(dictionary, held_out, True, f"{unseen} that it was not trained on")
     telling.left_out(skipped, 0)
     print()
     telling.wrote("dictionary", out)
