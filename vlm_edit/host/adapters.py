@@ -12,6 +12,7 @@ from torch import nn
 
 from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.ground.registry import distinct, load_point
+from vlm_edit.host.conventions import read_conventions
 from vlm_edit.host.declare import Adapter, PipelineAdapter
 from vlm_edit.host.pipelines import Model, Pipeline, PipelineHost, class_of, joined
 from vlm_edit.host.wrappers import unwrap
@@ -20,30 +21,71 @@ ENTRY_POINTS = "vlm_edit.adapters"
 
 
 def find_adapter(model: Model) -> Adapter:
-    """Find the adapter registered for a host.
+    """Find a host's adapter: the one registered for it, or what it tells of itself.
 
     It is looked up by ``model.config.model_type``; failing that by the host's class or one it
     inherits from, named with its top-level package: ``open_clip.CLIP``. For a base there may
     be a table of adapters by class: that of the host's class counts, or of the nearest it inherits
     from. A pipeline's is put together from what is registered for its class and for the models
-    inside it.
+    inside it. A model of transformers for which none is registered is read by the conventions of
+    that library: ``read_conventions``.
 
     Raises:
-        VlmEditError: No adapter is registered for either, or one of the other kind.
+        VlmEditError: No adapter is registered for either, nor does it keep the conventions; or
+            one is registered of the other kind.
     """
     host = unwrap(model)
-    model_type = getattr(getattr(host, "config", None), "model_type", None)
-    points = _registered()
-    classes = [_key(kind) for kind in class_of(host).__mro__]
-    keys = [key for key in (model_type, *classes) if isinstance(key, str)]
+    adapter = registered_adapter(host)
+    if adapter is None and not isinstance(host, PipelineHost):
+        adapter = read_conventions(host)
+    if adapter is None:
+        raise _unknown(host)
+    return adapter
+
+
+def registered_adapter(model: Model) -> Adapter | None:
+    """Return the adapter that is registered for a host, as ``find_adapter`` does; None if none is.
+
+    Raises:
+        VlmEditError: One is registered of the other kind.
+
+    Example:
+        >>> from transformers import ViTConfig, ViTModel
+        >>> tower = ViTModel(ViTConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1))
+        >>> registered_adapter(tower)
+        >>> [rule.name for rule in find_adapter(tower).sites]
+        ['vision.{i}']
+    """
+    host = unwrap(model)
+    points, keys = _registered(), _keys(host)
     for key in keys:
         if key in points:
             table = _load(key, points[key])
             return _fitting(key, next(table[name] for name in keys if name in table), host)
-    names = ", ".join(sorted(points)) or "none: is vlm-edit installed?"
-    raise UnknownName(
+    return None
+
+
+def _required(model: Model) -> Adapter:
+    """Return the registered adapter of a pipeline's model, of which the pipeline tells the rest."""
+    adapter = registered_adapter(model)
+    if adapter is None:
+        raise _unknown(unwrap(model))
+    return adapter
+
+
+def _keys(host: nn.Module) -> list[str]:
+    model_type = getattr(getattr(host, "config", None), "model_type", None)
+    classes = [_key(kind) for kind in class_of(host).__mro__]
+    return [key for key in (model_type, *classes) if isinstance(key, str)]
+
+
+def _unknown(host: nn.Module) -> UnknownName:
+    names = ", ".join(sorted(_registered())) or "none: is vlm-edit installed?"
+    model_type = getattr(getattr(host, "config", None), "model_type", None)
+    return UnknownName(
         f"no adapter for {class_of(host).__name__} (config.model_type is {model_type!r}, the class "
-        f"{classes[0]!r}; known: {names}). Pass Host.of(model, adapter=Adapter.of({{...}})) with "
+        f"{_key(class_of(host))!r}; known: {names}), and it has no get_decoder() with layers below "
+        "it, as models of transformers do. Pass Host.of(model, adapter=Adapter.of({...})) with "
         "the paths of its modules, or register one as an entry point of the group "
         f"{ENTRY_POINTS!r}: docs/writing-an-adapter.md shows both"
     )
@@ -69,7 +111,7 @@ def join_adapters(pipeline: Pipeline, rules: PipelineAdapter) -> Adapter:
         >>> list(Host.of(pipeline, adapter=adapter).sites)[:2]
         ['eye.joint', 'eye.vision.0']
     """
-    return joined(cast("PipelineHost", unwrap(pipeline)), rules, find_adapter)
+    return joined(cast("PipelineHost", unwrap(pipeline)), rules, _required)
 
 
 def import_adapter(reference: str) -> Adapter | PipelineAdapter:
@@ -122,7 +164,7 @@ def fit_adapter(adapter: Adapter | PipelineAdapter | None, model: Model) -> Adap
                 f"adapter is a PipelineAdapter, and {class_of(host).__name__} is no pipeline: "
                 "give an Adapter"
             )
-        return joined(host, adapter, find_adapter)
+        return joined(host, adapter, _required)
     return adapter
 
 
@@ -171,7 +213,7 @@ def _letters(name: str) -> str:
 
 def _fitting(key: str, adapter: Adapter | PipelineAdapter, host: nn.Module) -> Adapter:
     if isinstance(host, PipelineHost) and isinstance(adapter, PipelineAdapter):
-        return joined(host, adapter, find_adapter)
+        return joined(host, adapter, _required)
     if isinstance(host, PipelineHost) or isinstance(adapter, PipelineAdapter):
         kind = "PipelineAdapter" if isinstance(host, PipelineHost) else "Adapter"
         raise BadArgument(
