@@ -46,6 +46,9 @@ CACHE = next(
 )
 
 
+# What a report says of a site where nothing was edited.
+NO_TOKENS = dict.fromkeys(("image", "video", "audio", "text", "special", "unknown"), 0)
+
 TESTS = Path(__file__).parent
 # What `pytest -m core` runs, in less than a minute: the rooms that everything stands on.
 CORE = (

@@ -42,5 +42,6 @@ adapter = Adapter(
             width=("text_config.hidden_size",),
         ),
     ),
-    image_token=("image_token_id", "video_token_id"),
+    image_token="image_token_id",
+    video_token="video_token_id",
 )

@@ -46,7 +46,9 @@ adapter = Adapter(
             width=("text_config.hidden_size",),
         ),
     ),
-    image_token=("image_token_id", "video_token_id"),
+    image_token="image_token_id",
+    video_token="video_token_id",
+    audio_token="audio_token_id",
     calls=("model.visual", "visual"),
     grid="grid_thw",
 )

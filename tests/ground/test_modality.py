@@ -22,6 +22,37 @@ def test_each_token_has_what_its_own_modality_has():
     assert torch.equal(chosen[~MASK], each["text"][~MASK])
 
 
+def test_a_video_goes_by_what_images_have_and_a_sound_by_nothing():
+    values = {"image": torch.tensor([1.0]), "text": torch.tensor([3.0])}
+    mixed = Mixed.of(image=MASK, video=MASK.roll(1, 1))
+    assert mixed.pick(values)[..., 0].tolist() == [[1, 1, 3], [3, 1, 1]]
+    own = mixed.pick(values | {"video": torch.tensor([2.0])})
+    assert own[..., 0].tolist() == [[1, 2, 3], [3, 1, 2]]
+    with pytest.raises(VlmEditError, match="audio tokens pass here.*image, text only"):
+        Mixed.of(audio=MASK).pick(values)
+
+
+def test_what_is_of_no_other_modality_is_text_and_visual_is_image_or_video():
+    image, video, audio = MASK, MASK.roll(1, 1), torch.tensor([[False] * 3, [True, False, False]])
+    mixed = Mixed.of(image=image, video=video, audio=audio)
+    assert torch.equal(mixed.at("text"), ~(image | video | audio))
+    assert torch.equal(mixed.at("visual"), image | video)
+    assert not Mixed.of(image=MASK).at("audio").any()
+    asked = mixed.marked("image", audio)
+    assert torch.equal(asked.at("image"), audio)
+    assert torch.equal(asked.at("video"), video & ~audio)
+    assert not asked.at("audio").any()
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 5])
+def test_columns_behind_the_last_are_text(start):
+    part = Mixed.of(image=MASK).columns(start, 3)
+    expected = [[c < 3 and bool(MASK[r, c]) for c in range(start, start + 3)] for r in (0, 1)]
+    assert part.at("image").tolist() == expected
+    assert Mixed.of(image=MASK).behind(2).at("image")[:, 2:].equal(MASK)
+    assert not Mixed.of(image=MASK).behind(2).at("image")[:, :2].any()
+
+
 def test_of_some_tokens_it_is_theirs():
     mixed = Mixed.of(image=MASK)
     assert torch.equal(mixed[0].at("image"), MASK[0])
@@ -37,7 +68,7 @@ def test_of_some_tokens_it_is_theirs():
     ("masks", "message"),
     [
         ({}, "needs a mask of its image tokens"),
-        ({"text": MASK}, "mask of 'text': give image; the rest is text"),
+        ({"text": MASK}, "mask of 'text': give image, video, audio; the rest is text"),
         ({"sound": MASK}, "mask of 'sound': give image"),
         ({"image": MASK.long()}, r"must be bool, got torch\.int64"),
         ({"image": [True]}, "must be bool, got list"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vlm_edit import Adapter, Host, VlmEditError
+from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks import Call, CallTracker, Generation, Selection, Tokens, read_call, record
 from vlm_edit.hooks.calls import read_step
 from vlm_edit.host import find_adapter
@@ -42,9 +43,9 @@ def test_ids_count_as_image_only_in_calls_that_carry_images(ids, visual, padded)
     attention[:, :padded] = 0
     call = read_call(host, ADAPTER, inputs | {"attention_mask": attention})
     if visual:
-        assert call.image.tolist() == [[i == IMAGE for i in row] for row in ids]
+        assert call.modality.at("image").tolist() == [[i == IMAGE for i in row] for row in ids]
     else:
-        assert call.image is False
+        assert call.modality == "text"
     assert call.real.tolist() == [[j >= padded for j in range(4)] for _ in ids]
 
 
@@ -52,9 +53,8 @@ def test_encoder_outputs_without_images_carry_none():
     host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
     ids = torch.tensor([[IMAGE]])
     outputs = {"image": None, "video": None}
-    assert (
-        read_call(host, ADAPTER, {"input_ids": ids, "mm_encoder_outputs": outputs}).image is False
-    )
+    call = read_call(host, ADAPTER, {"input_ids": ids, "mm_encoder_outputs": outputs})
+    assert call.modality == "text"
 
 
 def test_only_the_end_of_a_longer_attention_mask_belongs_to_a_call_with_a_cache():
@@ -88,7 +88,7 @@ def test_padding_is_that_of_the_calls_own_places_whatever_mask_comes_with_it(mea
     host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
     whole = torch.tensor([[0, 1, 1], [0, 0, 1]])
     longer = torch.cat([whole, torch.ones(2, 3, dtype=torch.long)], 1)
-    prompt = Call((2, 3), False, prompt=3, prompt_real=whole.bool())
+    prompt = Call((2, 3), "text", prompt=3, prompt_real=whole.bool())
     cache = SimpleNamespace(get_seq_length=lambda: measured(start))
     for attention in (longer, torch.ones(2, 1, 2, 6), longer[:, : start + 2]):
         inputs = {
@@ -116,13 +116,13 @@ def test_a_cache_that_cannot_be_measured_leaves_the_place_unknown():
 @pytest.mark.parametrize("length", [2, 4])
 def test_a_call_inside_another_has_its_streams_wherever_it_stands(length):
     host, cache = SimpleNamespace(), SimpleNamespace(get_seq_length=lambda: 3)
-    outer = Call((1, 2), torch.tensor([[True, False]]), start=3)
+    outer = Call((1, 2), Mixed.of(image=torch.tensor([[True, False]])), start=3)
     inputs = {"inputs_embeds": torch.zeros(1, length, 4), "past_key_values": cache}
     call = read_call(host, ADAPTER, inputs, outer)
     if length == 2:
-        assert call.image.tolist() == [[True, False]]
+        assert call.modality.at("image").tolist() == [[True, False]]
     else:
-        assert call.image is None
+        assert call.modality is None
 
 
 def test_a_pooled_output_is_of_the_prompt_and_takes_a_mask_of_its_own_shape():
@@ -143,7 +143,7 @@ def test_packed_rows_that_are_no_part_of_the_patches_are_refused():
 
 def test_a_host_without_a_mixed_sequence_has_no_image_mask():
     call = read_call(nn.Linear(1, 1), Adapter(()), {"input_ids": torch.ones(1, 2)})
-    assert call.image is None
+    assert call.modality is None
     assert call.real is None
     assert read_call(nn.Linear(1, 1), Adapter(()), {}).shape is None
 
@@ -173,12 +173,12 @@ def test_images_in_the_rest_of_the_keywords_count_beside_ids_by_position():
 
     host = Host()
     seen = []
-    host.register_forward_hook(lambda *_: seen.append(tracker.now("").image))
+    host.register_forward_hook(lambda *_: seen.append(tracker.now("").modality))
     tracker = CallTracker.acquire(host, ADAPTER)  # its hooks come last and see the end
     ids = torch.tensor([[5, IMAGE]])
     host(ids, image_embeds=torch.zeros(1))
     tracker.release(host)
-    assert torch.equal(seen[0], ids == IMAGE)
+    assert torch.equal(seen[0].at("image"), ids == IMAGE)
 
 
 def test_embeddings_are_compared_with_the_placeholders(llava, llava_inputs):
@@ -221,7 +221,7 @@ def test_a_selection_is_the_stream_without_padding(data):
     real = torch.tensor(data.draw(bits)).view(rows, length) if data.draw(st.booleans()) else None
     beams = data.draw(st.integers(1, 3))
     hidden = torch.zeros(rows * beams, length, 5)
-    asked = Tokens.of("mixed", Call((rows, length), image, real), hidden)
+    asked = Tokens.of("mixed", Call((rows, length), Mixed.of(image=image), real), hidden)
     here = torch.ones_like(image) if real is None else real
     for tokens, chosen in (("image", image & here), ("text+special", ~image & here)):
         expected = torch.stack([row for row in chosen for _ in range(beams)])
@@ -244,7 +244,7 @@ def test_a_pooled_output_has_no_tokens_to_mask():
 
 @pytest.mark.parametrize("shape", [(2, 5, 3), (3, 4, 3)])
 def test_an_output_whose_tokens_are_not_those_of_the_call_is_refused(shape):
-    call = Call((2, 4), torch.ones(2, 4, dtype=torch.bool))
+    call = Call((2, 4), Mixed.of(image=torch.ones(2, 4, dtype=torch.bool)))
     with pytest.raises(VlmEditError, match=r"token ids of shape \(2, 4\) but this site's output"):
         Tokens.of("mixed", call, torch.zeros(shape)).select("image")
 

@@ -8,7 +8,7 @@ import functools
 
 import pytest
 import torch
-from conftest import random_dictionary
+from conftest import NO_TOKENS, random_dictionary
 from PIL import Image
 from tiny_hosts import WITH_EXPERTS
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from vlm_edit import (
     VlmEditError,
     record,
 )
+from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks import Call, Selection, Tokens
 from vlm_edit.host import Inputs
 from vlm_edit.measuring import Reader
@@ -106,7 +107,7 @@ def test_an_edit_reaches_its_own_stream_and_no_padding(name, tokens):
     (rows,), report = changed(name, lambda host: host(**inputs), tokens=tokens)
     assert torch.equal(rows, expected.flatten())
     streams = {"image": int((expected & image).sum()), "text": int((expected & ~image).sum())}
-    assert report.streams == {**streams, "special": 0, "unknown": 0}
+    assert report.streams == NO_TOKENS | streams
     assert report.phases["prompt"] == report.tokens == int(expected.sum())
 
 
@@ -333,7 +334,7 @@ def test_a_pooled_output_of_both_streams_is_measured_for_neither():
 
 
 def test_a_pooled_output_of_both_streams_is_of_neither():
-    call = Call((2, 3), torch.ones(2, 3, dtype=torch.bool))
+    call = Call((2, 3), Mixed.of(image=torch.ones(2, 3, dtype=torch.bool)))
     tokens = Tokens.of("mixed", call, torch.ones(2, 4))
     assert tokens.modality is None
     assert Selection().choose(tokens) is True

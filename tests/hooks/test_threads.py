@@ -22,6 +22,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from vlm_edit import Ablate, Clamp, Host, Patch, Scale, Steer, VlmEditError
+from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks import Call, Selection, Tokens, dispatch, tracing
 from vlm_edit.patches import Attachment, attach_rows
 from vlm_edit.patches.report import Tally
@@ -185,9 +186,9 @@ def test_a_patch_for_all_threads_counts_the_tokens_of_all(llava_inputs):
 
 def test_no_count_of_any_thread_is_lost():
     hidden, ids = torch.zeros(2, 9, 32), torch.arange(18).view(2, 9)
-    for image in (False, ids > 9):
+    for modality in ("text", Mixed.of(image=ids > 9)):
         tally = Tally("site", torch.device("cpu"))
-        tokens = Tokens.of("mixed", Call((2, 9), image, start=0, prompt=9), hidden)
+        tokens = Tokens.of("mixed", Call((2, 9), modality, start=0, prompt=9), hidden)
 
         def count(tally: Tally = tally, tokens: Tokens = tokens) -> None:
             for _ in range(2000):

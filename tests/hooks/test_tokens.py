@@ -12,6 +12,7 @@ from conftest import CACHE, IMAGE_TOKEN, random_dictionary
 from torch import nn
 
 from vlm_edit import Ablate, Adapter, Dictionary, Host, Patch, Steer, VlmEditError, record
+from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks import Call, CallTracker, Generation, Selection, Tokens, attach
 from vlm_edit.patches.report import Tally
 
@@ -20,7 +21,7 @@ LENGTH = 4
 
 def decode_call(**known):
     """A step behind a prompt of five tokens, the third of the answer."""
-    call = Call((2, 1), False, start=7, prompt=5)
+    call = Call((2, 1), "text", start=7, prompt=5)
     for name, value in known.items():
         setattr(call, name, value)
     return call
@@ -53,7 +54,7 @@ def test_an_output_of_another_stream_shape_or_device_has_tokens_of_its_own():
 
 
 def test_what_was_known_before_the_host_made_a_longer_sequence_is_forgotten():
-    call = Call((2, 4), torch.ones(2, 4, dtype=torch.bool), start=0, prompt=4)
+    call = Call((2, 4), Mixed.of(image=torch.ones(2, 4, dtype=torch.bool)), start=0, prompt=4)
     call.resolved, call.generated = Tokens.of("mixed", call, torch.zeros(2, 4, 3)), True
     generation = Generation(Call((2, 4), prompt=4), given=4)
     call.grow((2, 9), generation)
@@ -109,7 +110,7 @@ def test_of_a_generation_the_steps_are_known_to_be_text_and_the_prompt_is_not(
 @pytest.mark.parametrize(
     "known",
     [
-        {"image": torch.ones(2, 1, dtype=torch.bool)},
+        {"modality": Mixed.of(image=torch.ones(2, 1, dtype=torch.bool))},
         {"real": torch.ones(2, 1, dtype=torch.bool)},
         {"hidden_padding": True},
         {"start": 4},
@@ -119,7 +120,7 @@ def test_of_a_generation_the_steps_are_known_to_be_text_and_the_prompt_is_not(
 )
 def test_what_a_tensor_must_tell_is_not_taken_for_generated_text(known):
     assert decode_call().is_generated_text
-    assert decode_call(image=None).is_generated_text
+    assert decode_call(modality=None).is_generated_text
     assert not decode_call(**known).is_generated_text
 
 
@@ -186,7 +187,7 @@ def test_a_new_strength_acts_in_steps_that_were_answered_at_once(llava, llava_in
 
 
 def test_what_the_user_says_of_images_is_worked_out_once_for_each_mask():
-    call = Call((1, 3), False, start=0, prompt=3)
+    call = Call((1, 3), "text", start=0, prompt=3)
     tokens = Tokens.of("mixed", call, torch.zeros(1, 3, 4))
     first, second = (torch.tensor([row]) for row in ([True, False, True], [False, True, True]))
     assert tokens.told(None) is tokens

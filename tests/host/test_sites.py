@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vlm_edit import Adapter, Host, VlmEditError, find_sites
-from vlm_edit.host import SiteRule, TapRule, find_adapter, image_token_ids, unwrap
+from vlm_edit.host import SiteRule, TapRule, find_adapter, placeholder_ids, unwrap
 
 registry = importlib.import_module("vlm_edit.host.adapters")
 
@@ -362,12 +362,15 @@ def test_the_model_type_goes_before_the_class(monkeypatch, clip):
 def test_the_placeholder_is_a_number_or_an_attribute_of_the_config_or_of_the_host(llava):
     host = Stages()
     host.placeholder = 7
-    assert image_token_ids(llava, find_adapter(llava)) == (llava.config.image_token_id,)
-    assert image_token_ids(host, Adapter((), image_token="placeholder")) == (7,)
-    assert image_token_ids(host, Adapter((), image_token=0)) == (0,)
-    assert image_token_ids(host, Adapter((), image_token=("placeholder", 9, "video"))) == (7, 9)
-    assert image_token_ids(host, Adapter(())) == ()
+    assert placeholder_ids(llava, find_adapter(llava)) == {"image": (llava.config.image_token_id,)}
+    assert placeholder_ids(host, Adapter((), image_token="placeholder")) == {"image": (7,)}
+    assert placeholder_ids(host, Adapter((), image_token=0)) == {"image": (0,)}
+    several = Adapter((), image_token=("placeholder", 9, "video"))
+    assert placeholder_ids(host, several) == {"image": (7, 9)}
+    assert placeholder_ids(host, Adapter(())) == {}
+    both = Adapter((), image_token=7, video_token=8, audio_token="placeholder_of_sounds")
+    assert placeholder_ids(host, both) == {"image": (7,), "video": (8,)}
     with pytest.raises(
         VlmEditError, match=r"the config of Stages has no 'image_id', nor has Stages"
     ):
-        image_token_ids(host, Adapter((), image_token="image_id"))
+        placeholder_ids(host, Adapter((), image_token="image_id"))

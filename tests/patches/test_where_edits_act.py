@@ -237,7 +237,10 @@ def test_a_mask_that_is_none_is_refused(mask):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"tokens": "pictures"}, "tokens is 'pictures'; use 'all', 'image', 'text'"),
+        (
+            {"tokens": "pictures"},
+            "tokens is 'pictures'; use 'all', 'image', 'video', 'visual', 'aud",
+        ),
         ({"phase": "prefill"}, "phase is 'prefill'; use 'both', 'prompt', 'decode'"),
         ({"phase": "prompt", "steps": (0, 2)}, "phase='prompt' leaves none"),
         ({"phase": "decode", "positions": (1,)}, "positions are of the prompt"),

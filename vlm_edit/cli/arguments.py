@@ -18,6 +18,7 @@ from vlm_edit.cli.shared import Columns, Count, LeftOpen, Number, Tells, Text, W
 RADII = [1.0, 2.0, 4.0, 8.0]
 Class = Literal["vision", "language", "cross"]
 Cut = Literal["sd", "fixed", "significant"]
+Tokens = Literal["all", "image", "video", "visual", "audio", "text", "text+special"]
 
 
 def positional(name: str, help: str) -> Any:
@@ -210,9 +211,7 @@ class Edit(Onto, Subjected, Writes):
     value: Annotated[Number, option("for clamp")] = None
     amount: Annotated[Number, option("for steer")] = None
     strength: Annotated[Number, option("of the rule (1)")] = None
-    tokens: Annotated[Literal["all", "image", "text", "text+special"] | None, option("(all)")] = (
-        None
-    )
+    tokens: Annotated[Tokens | None, option("(all)")] = None
     ask: Annotated[
         Text, option("of a model that speaks, about each image (its text)", metavar="QUESTION")
     ] = None

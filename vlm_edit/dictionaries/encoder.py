@@ -15,7 +15,7 @@ from vlm_edit.dictionaries.activations import Activation, activation_of
 from vlm_edit.dictionaries.norms import Norm, norm_of
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, UnknownName, WrongHost
-from vlm_edit.ground.modality import MODALITIES, Mixed, Modality
+from vlm_edit.ground.modality import MODALITIES, Mixed, Modality, stands_for
 
 # Pre-activations at a time: 8 MiB of float32, which the caches about hold. At least so many rows,
 # or the weight is read too often; but never more than 32 MiB.
@@ -148,8 +148,8 @@ class Encoder:
         if not self.centers:
             bias = biases.get(None)
         elif not isinstance(stream, Mixed):
-            bias = biases.get(stream)
-        elif all(name in biases for name in stream.names):
+            bias = biases.get(None if stream is None else stands_for(stream, biases))
+        elif all(stands_for(name, biases) for name in stream.names):
             bias = stream.pick(biases)
         if bias is None:
             return None
@@ -262,10 +262,10 @@ class Encoder:
             VlmEditError: No center for this stream.
         """
         if not isinstance(stream, Mixed):
-            center = self.centers.get(str(stream))
+            center = self.centers.get(stands_for(str(stream), self.centers) or "")
             if center is not None:
                 return center
-        elif all(name in self.centers for name in stream.names):
+        elif all(stands_for(name, self.centers) for name in stream.names):
             return stream.pick(self.centers)
         here = "'mixed'" if isinstance(stream, Mixed) else repr(stream)
         raise BadArgument(

@@ -17,7 +17,7 @@ from vlm_edit.dictionaries.origin import expect_site
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.ground.modality import Mixed, Modality
+from vlm_edit.ground.modality import Mixed, Modality, stands_for
 from vlm_edit.ground.notebook import card, one_line
 
 STREAMS: tuple[Literal["image"], Literal["text"]] = ("image", "text")
@@ -94,17 +94,18 @@ class PairedDictionary(Generic[Half]):
         return {**self.text.info, **self.image.info}
 
     def of(self, stream: Modality | None) -> Half:
-        """Return one of the two.
+        """Return one of the two; of a video that of images.
 
         Raises:
             VlmEditError: Another stream than ``image`` or ``text``.
         """
-        if stream not in STREAMS:
+        own = stands_for(stream, STREAMS) if isinstance(stream, str) else None
+        if own is None:
             raise BadArgument(
                 "this is a dictionary for each stream, and the stream here is "
                 f"{stream!r}: pass stream='image' or stream='text'"
             )
-        return self.image if stream == "image" else self.text
+        return self.image if own == "image" else self.text
 
     def expect_site(self, site: str) -> None:
         """Refuse another site, as ``Dictionary.expect_site`` does, for both."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from vlm_edit.ground.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument, CannotKnow
 
-MODALITIES = ("image", "text")
+MODALITIES = ("image", "video", "audio", "text")
+VISUAL = "visual"  # images and videos
+# What has no value of its own goes by another's: frames of a video pass the tower of images.
+_LIKE = {"video": "image", VISUAL: "image"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,20 +68,41 @@ class Mixed:
         return next(iter(self.masks.values())).shape
 
     def at(self, name: str) -> Tensor:
-        """Return the mask [...] of the tokens of a modality."""
+        """Return the mask [...] of the tokens of a modality, or of ``visual``."""
+        if name == VISUAL:
+            return self.at("image") | self.at("video")
         if name != "text":
-            return self.masks[name]
+            mask = self.masks.get(name)
+            return torch.zeros_like(next(iter(self.masks.values()))) if mask is None else mask
         first, *others = self.masks.values()
         for mask in others:
             first = first | mask
         return ~first
 
     def pick(self, values: Mapping[Any, Tensor]) -> Tensor:
-        """Pick what each token's modality has: [d] by name become [..., d], [..., d] stay so."""
+        """Pick what each token's modality has: [d] by name become [..., d], [..., d] stay so.
+
+        Raises:
+            CannotKnow: A modality has none, nor what it goes by: a video goes by images.
+        """
         choice = values["text"]
         for name, mask in self.masks.items():
-            choice = torch.where(mask.unsqueeze(-1), values[name], choice)
+            choice = torch.where(mask.unsqueeze(-1), value_of(name, values), choice)
         return choice
+
+    def columns(self, start: int, length: int) -> Mixed:
+        """Return those of ``length`` columns from ``start`` on; what lies behind is text."""
+        parts = {name: mask[:, start : start + length] for name, mask in self.masks.items()}
+        return Mixed({n: F.pad(part, (0, length - part.shape[1])) for n, part in parts.items()})
+
+    def behind(self, length: int) -> Mixed:
+        """Return the same with ``length`` columns of text before them."""
+        return Mixed({name: F.pad(mask, (length, 0)) for name, mask in self.masks.items()})
+
+    def marked(self, name: str, mask: Tensor) -> Mixed:
+        """Return the same, where just the tokens of a mask are of one modality."""
+        others = {n: m & ~mask for n, m in self.masks.items() if n != name}
+        return Mixed({name: mask, **others})
 
     def __getitem__(self, index: Any) -> Mixed:
         """Return the modalities of some of the tokens."""
@@ -93,6 +118,37 @@ class Mixed:
 
 
 Modality = str | Mixed
+
+
+def stands_for(name: str, names: Container[Any]) -> str | None:
+    """Return by which of some modalities one goes: itself, or another; None if by none.
+
+    Example:
+        >>> stands_for("video", ("image", "text"))
+        'image'
+        >>> stands_for("audio", ("image", "text"))
+    """
+    found = name if name in names else _LIKE.get(name)
+    return found if found in names else None
+
+
+def is_among(modality: str, name: str) -> bool:
+    """Return whether tokens of a modality are among those of a name, which may be ``visual``."""
+    return modality == name or (name == VISUAL and modality in ("image", "video"))
+
+
+def value_of(name: str, values: Mapping[Any, Any]) -> Any:
+    """Return a modality's value, or that of the one it goes by.
+
+    Raises:
+        CannotKnow: Neither has one.
+    """
+    found = stands_for(name, values)
+    if found is None:
+        raise CannotKnow(
+            f"{name} tokens pass here, and there are values for {', '.join(map(str, values))} only"
+        )
+    return values[found]
 
 
 def part_of(modality: Modality | None, index: Any) -> Modality | None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.host import Adapter, caption_in, image_token_ids
+from vlm_edit.ground.modality import Mixed, Modality
+from vlm_edit.host import Adapter, brought_by, caption_in, placeholder_ids
 
 if TYPE_CHECKING:
     from vlm_edit.hooks.generation import Generation
@@ -28,7 +29,7 @@ class Call:
 
     Attributes:
         shape: B and S; None where the call shows no sequence.
-        image: [B, S] bool, True at image tokens; False where none is; None if nobody can know.
+        modality: Whose its tokens are; None if nobody can know.
         real: [B, S] bool, False at padding; None where all are real or nothing is known.
         start: Tokens of the sequence before this call's, in the cache; None if nobody can know.
         columns: [S], places in the sequence, where ``start`` is a tensor (static caches).
@@ -52,7 +53,7 @@ class Call:
     """
 
     shape: tuple[int, int] | None = None
-    image: Tensor | bool | None = None
+    modality: Modality | None = None
     real: Tensor | None = None
     start: int | Tensor | None = 0
     columns: Tensor | None = None
@@ -94,7 +95,7 @@ class Call:
     @property
     def is_generated_text(self) -> bool:
         """Whether all its tokens are generated text, none of it padding, found out anew."""
-        text = self.image is None or self.image is False
+        text = not isinstance(self.modality, Mixed)
         return text and self.decodes and self.real is None and not self.hidden_padding
 
     def shows(self, hidden: Tensor) -> bool:
@@ -124,7 +125,7 @@ class Call:
         start = known_int(self.start)
         whole = start == 0 and isinstance(prompt, int) and count >= prompt
         total = cast("int", prompt) + length - count if whole else None
-        self.shape, self.given, self.image = shape, count, None
+        self.shape, self.given, self.modality = shape, count, None
         if isinstance(self.start, Tensor):
             self.columns = self.start + torch.arange(length, device=self.start.device)
         self.real, self.hidden_padding = real_of_merged(self.attention, start, length)
@@ -191,7 +192,7 @@ def read_call(
         call.ids, call.caption = ids, caption_in(ids)
     elif outer is not None and outer.shape is not None and outer.shape[1] == length:
         call.ask(outer)
-    call.image = _image(module, adapter, inputs, call, outer, generation)
+    call.modality = _modality(module, adapter, inputs, call, outer, generation)
     call.real = _real(call.attention, call)
     return call
 
@@ -215,42 +216,65 @@ def read_step(adapter: Adapter, inputs: Mapping[str, Any], generation: Generatio
         return None
     if not inputs.keys().isdisjoint(adapter.visual_inputs) and _shows_images(adapter, inputs):
         return None
-    image, shape = None if adapter.image_token is None else False, ids.shape
-    call = Call((shape[0], shape[1]), image, None, start, None, prompt)
+    modality, shape = "text" if adapter.has_placeholders else None, ids.shape
+    call = Call((shape[0], shape[1]), modality, None, start, None, prompt)
     call.generated = True
     return call
 
 
-def _image(
+def _modality(
     module: nn.Module,
     adapter: Adapter,
     inputs: Mapping[str, Any],
     call: Call,
     outer: Call | None,
     generation: Generation | None,
-) -> Tensor | bool | None:
-    if adapter.image_token is None:
+) -> Modality | None:
+    """Return whose a call's tokens are, by the ids of the placeholders of what it carries."""
+    if not adapter.has_placeholders:
         return None
     ids: Tensor | None = inputs.get("input_ids")
     embeds: Any = inputs.get("inputs_embeds")
-    visual = _shows_images(adapter, inputs)
+    carried = _placeholders(module, adapter, inputs)
     if ids is not None:
-        return _any_of([ids == i for i in image_token_ids(module, adapter)]) if visual else False
-    if visual and call.given is None:
-        ids_of_images = image_token_ids(module, adapter)
-        if min(ids_of_images) < 0:  # no row of the table: the host never embeds it
+        masks = {name: _any_of([ids == i for i in own]) for name, own in carried.items()}
+        return Mixed(masks) if masks else "text"
+    if carried and call.given is None:
+        if min(i for own in carried.values() for i in own) < 0:  # the host never embeds such
             return None
         embed = cast(Callable[[], nn.Module], module.get_input_embeddings)()
-        tokens = torch.tensor(ids_of_images, device=embeds.device)
-        return _any_of([(embeds == token).all(-1) for token in embed(tokens)])
-    if outer is not None and outer.shape is not None and outer.image is not None:
-        return outer.image if outer.shape[1] == embeds.size(1) else None
-    image = None if generation is None else generation.call.image
-    if isinstance(image, Tensor):
-        if not isinstance(call.start, int):
-            return None
-        return take_columns(image, call.start, embeds.size(1), False)
-    return image
+        return Mixed({name: _embedded(own, embed, embeds) for name, own in carried.items()})
+    if outer is not None and outer.shape is not None and outer.modality is not None:
+        return outer.modality if outer.shape[1] == embeds.size(1) else None
+    known = None if generation is None else generation.call.modality
+    if isinstance(known, Mixed):
+        return known.columns(call.start, embeds.size(1)) if isinstance(call.start, int) else None
+    return known
+
+
+def _embedded(ids: tuple[int, ...], embed: nn.Module, embeds: Tensor) -> Tensor:
+    """Return where embeddings [B, S, D] are those of some ids."""
+    rows = embed(torch.tensor(ids, device=embeds.device))
+    return _any_of([(embeds == row).all(-1) for row in rows])
+
+
+def _placeholders(
+    module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """Return the ids of the placeholders of what a call brings, by modality."""
+    brought: set[str] = set()
+    for name in adapter.visual_inputs:
+        value = inputs.get(name)
+        if isinstance(value, Mapping):
+            brought |= {key for key, item in value.items() if item is not None}
+        elif value is not None:
+            brought.add(brought_by(name))
+    if not brought:
+        return {}
+    ids = placeholder_ids(module, adapter)
+    if len(ids) == 1:  # whatever it brings, frames of a video as images, it puts there
+        return ids
+    return {name: own for name, own in ids.items() if name in brought}
 
 
 def take_columns(known: Tensor, start: int, length: int, beyond: bool) -> Tensor:

@@ -15,7 +15,8 @@ from vlm_edit.hooks.given import MENDS, unplaced
 from vlm_edit.hooks.special import Special
 from vlm_edit.hooks.tokens import AND_SPECIAL, Tokens
 
-TokenChoice = Literal["all", "image", "text", "text+special"]
+TokenChoice = Literal["all", "image", "video", "visual", "audio", "text", "text+special"]
+_WRITTEN = ("all", "text", "text+special")  # what generated text is among
 Phase = Literal["both", "prompt", "decode"]
 
 _WORDS = {"text+special": "text and special"}
@@ -28,8 +29,9 @@ class Selection:
     """The tokens that an edit is made to; padding never is.
 
     Attributes:
-        tokens: ``image``, ``text`` (a text's own tokens and what was generated), ``text+special``
-            (also those of beginning, end, template, role and delimiters) or ``all``.
+        tokens: ``image``, ``video``, ``visual`` (both), ``audio``, ``text`` (a text's own tokens
+            and what was generated), ``text+special`` (also those of beginning, end, template, role
+            and delimiters) or ``all``.
         phase: ``prompt``, ``decode`` (what was generated) or ``both``.
         steps: First and one past the last decode step, counted from 0, the step whose input is
             the first token generated; None for all. The last may be None for no end.
@@ -52,7 +54,7 @@ class Selection:
         """Refuse what contradicts itself, and put the rest in one form."""
         limits = (self.tokens, self.phase, self.steps, self.positions)
         object.__setattr__(self, "_whole", limits == ("all", "both", None, None))
-        answer = self.tokens != "image" and self.phase != "prompt" and self.positions is None
+        answer = self.tokens in _WRITTEN and self.phase != "prompt" and self.positions is None
         object.__setattr__(self, "generated", answer if self.steps is None else None)
         for name, value, words in (
             ("tokens", self.tokens, get_args(TokenChoice)),

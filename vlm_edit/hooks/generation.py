@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks.calls import (
     CACHES,
     Call,
@@ -86,7 +87,7 @@ class Generation:
     def merge(self, rows: int, prompt: int | None, real: Tensor | None) -> None:
         """Go on with a prompt of another length than was given; None if nobody can know it."""
         call, device = self.call, None if self.length is None else self.length.device
-        call.image, call.given, call.prompt = None, self.given, prompt
+        call.modality, call.given, call.prompt = None, self.given, prompt
         call.shape = (rows, prompt or 0)
         call.real = None if real is None or bool(real.all()) else real
         call.prompt_real = call.real
@@ -112,8 +113,8 @@ def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) 
     if isinstance(attention, Tensor) and attention.ndim == 2 and attention.shape[1] > length:
         # A conversation goes on: only its new part is here.
         earlier = attention.shape[1] - length
-        if isinstance(call.image, Tensor):
-            call.image = torch.cat([call.image.new_zeros(rows, earlier), call.image], 1)
+        if isinstance(call.modality, Mixed):
+            call.modality = call.modality.behind(earlier)
         call.shape, call.real = (rows, earlier + length), attention.bool()
         call.ids_at = earlier
     call.prompt = call.shape[1]

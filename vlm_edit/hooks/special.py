@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.errors import CannotKnow
+from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks.calls import Call
 from vlm_edit.host import Host
 
@@ -55,8 +56,8 @@ def special_in(call: Call, special: Special | None) -> Tensor | None:
         found = special.among(call.ids)
     else:
         return None
-    if isinstance(call.image, Tensor) and call.image.shape == found.shape:
-        found = found & ~call.image
+    if isinstance(call.modality, Mixed) and call.modality.shape == found.shape:
+        found = found & call.modality.at("text")
     if call.ids_at:
         found = torch.cat([found.new_zeros(len(found), call.ids_at), found], 1)
     return found

@@ -11,7 +11,7 @@ from einops import repeat
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
-from vlm_edit.ground.modality import Mixed, Modality
+from vlm_edit.ground.modality import Mixed, Modality, is_among
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.given import given_in
 from vlm_edit.hooks.special import Special, special_in, unnamed
@@ -19,7 +19,6 @@ from vlm_edit.host import Stream
 
 _UNASKED: Any = object()
 AND_SPECIAL = "+special"
-_NAMES = {True: "image", False: "text", None: None}
 
 
 @dataclass(eq=False)  # not frozen: one is made in every decode step, and that takes twice as long
@@ -191,7 +190,7 @@ class Tokens:
         """Return a mask [B, S] of a modality's real tokens, or None for all of them.
 
         Args:
-            choice: ``image``, ``text``, ``text+special`` or ``all``.
+            choice: As ``Selection.tokens``.
             special: Ids that are no words, which ``text`` leaves out; None if unknown.
 
         Raises:
@@ -214,7 +213,7 @@ class Tokens:
         """Return the call's tokens of a modality, as a mask of its rows or one answer for all.
 
         Args:
-            choice: ``image``, ``text``, ``text+special`` or ``all``.
+            choice: As ``Selection.tokens``.
             mask: [B, P] bool, chosen by the user among the prompt's tokens, in its place.
             special: Ids that are no words, which ``text`` leaves out; None if unknown.
 
@@ -227,11 +226,11 @@ class Tokens:
             modality = self.known
             chosen = modality.at(name) if isinstance(modality, Mixed) else None
             if isinstance(modality, str):
-                chosen = modality == name
+                chosen = is_among(modality, name)
         if choice == "text" and chosen is not None and chosen is not False:
             chosen = self._without_special(chosen, special, mask is not None)
         if mask is not None:
-            beyond = choice != "image"  # what is generated is text
+            beyond = name in ("text", "all")  # as what is generated is
             chosen = self.given(mask, chosen, "mask", beyond)
         if chosen is None:
             raise self._unknown(choice)
@@ -351,7 +350,8 @@ class Tokens:
 
     def expect_passing(self, choice: str) -> None:
         """Refuse tokens of a modality that does not pass here."""
-        if self.stream != "mixed" and choice.removesuffix(AND_SPECIAL) not in ("all", self.stream):
+        name = choice.removesuffix(AND_SPECIAL)
+        if self.stream != "mixed" and name != "all" and not is_among(self.stream, name):
             raise BadArgument(f"no {choice} tokens pass here, only {self.stream}")
 
     def expect_rows(self, asked: str, pooled: bool = True) -> None:
@@ -383,12 +383,17 @@ class Tokens:
     def _of_call(self) -> Modality | None:
         if self.stream != "mixed":
             return self.stream
-        image: Any = self.call.image
-        if image is None and self.call.decodes:
-            image = False  # what is generated is text
-        if self.image_mask is not None:
-            image = self.given(self.image_mask, image, "image_mask")
-        return Mixed.of(image=image) if isinstance(image, Tensor) else _NAMES[image]
+        known = self.call.modality
+        if known is None and self.call.decodes:
+            known = "text"  # what is generated is text
+        if self.image_mask is None:
+            return known
+        others = known if isinstance(known, Mixed) else None
+        image: Any = others.at("image") if others else known if known is None else False
+        image = self.given(self.image_mask, image, "image_mask")
+        if not isinstance(image, Tensor):
+            return others or (known if image is None else "text")
+        return others.marked("image", image) if others else Mixed.of(image=image)
 
     def _unknown(self, choice: str) -> VlmEditError:
         call = self.placed

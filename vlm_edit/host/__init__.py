@@ -14,6 +14,7 @@ from vlm_edit.host.adapters import registered_adapter as registered_adapter
 from vlm_edit.host.declare import VISUAL_INPUTS as VISUAL_INPUTS
 from vlm_edit.host.declare import Adapter, PipelineAdapter, PipelineEncoder, SiteRule, TapRule
 from vlm_edit.host.declare import Stream as Stream
+from vlm_edit.host.declare import brought_by as brought_by
 from vlm_edit.host.fingerprint import expect_host as expect_host
 from vlm_edit.host.fingerprint import fingerprint as fingerprint
 from vlm_edit.host.fingerprint import loaded_as as loaded_as
@@ -30,7 +31,7 @@ from vlm_edit.host.pipelines import class_of as class_of
 from vlm_edit.host.prompts import caption_in as caption_in
 from vlm_edit.host.resolve import Site, Tap
 from vlm_edit.host.resolve import find_module as find_module
-from vlm_edit.host.resolve import image_token_ids as image_token_ids
+from vlm_edit.host.resolve import placeholder_ids as placeholder_ids
 from vlm_edit.host.telling import DIFFUSERS as DIFFUSERS
 from vlm_edit.host.telling import expect_diffusers as expect_diffusers
 from vlm_edit.host.telling import one_line as one_line

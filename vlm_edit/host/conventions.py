@@ -23,10 +23,16 @@ TOWERS = {
     ),
     "audio": ("audio_tower", "audio_encoder", "speech_encoder", "audio_model"),
 }
-PLACEHOLDERS = (("image_token_id", "image_token_index"), ("video_token_id", "video_token_index"))
+PLACEHOLDERS = {
+    "image": ("image_token_id", "image_token_index"),
+    "video": ("video_token_id", "video_token_index"),
+    "audio": ("audio_token_id", "audio_token_index"),
+}
 _FEATURE_LAYERS = ("vision_feature_layer", "vision_feature_layers")
 _GRIDS = ("grid_thw", "image_grid_thw")
-_CARRIER = re.compile(r"(pixel_values|image_embeds|video_embeds|image_features)|^images$")
+_CARRIER = re.compile(
+    r"(pixel_values|(image|video|audio)_(embeds|features)|^images$|^input_features$)"
+)
 _PROJECTOR = re.compile(
     r"(projector|projection|connector|aligner|merger|resampler(_model)?|embed_vision"
     r"|visual_embeddings_table|vision_embed_tokens)$"
@@ -60,12 +66,15 @@ def read_conventions(root: nn.Module) -> Adapter | None:
     rules = list(parts.of_two_towers() if parts.contrasts else parts.of_one_sequence())
     if not rules:
         return None
+    ids = parts.placeholders if parts.is_mixed else {}
     return Adapter(
         tuple(rules),
-        image_token=parts.placeholders if parts.is_mixed else None,
+        image_token=ids.get("image"),
         visual_inputs=parts.carriers,
         calls=parts.calls,
         grid=parts.grid,
+        video_token=ids.get("video"),
+        audio_token=ids.get("audio"),
     )
 
 
@@ -74,7 +83,7 @@ class _Parts:
 
     def __init__(self, root: nn.Module) -> None:
         self.root, self.config = root, cast("Any", root).config
-        self.paths = {id(module): path for path, module in root.named_modules()}
+        self.paths: dict[int, str] = {id(module): path for path, module in root.named_modules()}
         self.speaker = self._innermost("get_decoder")
         self.reader = self._innermost("get_encoder") if self._has_both else None
         self.towers = {kind: self._tower(names) for kind, names in TOWERS.items()}
@@ -97,16 +106,16 @@ class _Parts:
         return any(getattr(config, "is_encoder_decoder", False) for config in configs)
 
     @property
-    def placeholders(self) -> tuple[str, ...] | None:
-        """Return the config's attributes with ids of placeholders; None if it has none."""
-        held = [[n for n in names if _is_int(self.config, n)] for names in PLACEHOLDERS]
-        return tuple(names[0] for names in held if names) or None
+    def placeholders(self) -> dict[str, str]:
+        """Return the config's attributes with ids of placeholders, by modality."""
+        pairs = ((kind, _held(self.config, names)) for kind, names in PLACEHOLDERS.items())
+        return {kind: name for kind, name in pairs if name is not None}
 
     @property
     def has_places(self) -> bool:
         """Whether images take places in a sequence, as the host itself knows."""
         masks = any(hasattr(module, "get_placeholder_mask") for module in self.root.modules())
-        return masks or self.placeholders is not None
+        return masks or any(kind in self.placeholders for kind in ("image", "video"))
 
     @property
     def is_mixed(self) -> bool:
@@ -248,7 +257,8 @@ class _Parts:
             if fits and not inner and self._projected_width(module) is not None:
                 found.append((path, module))
         fitting = [module for _, module in found if self._projected_width(module) == self.width]
-        return (fitting or [module for _, module in found] or [None])[-1]
+        others = fitting or [module for _, module in found]
+        return others[-1] if others else None
 
     @property
     def width(self) -> int | None:
@@ -358,8 +368,9 @@ def _text_config(config: Any) -> Any:
     return ask() if callable(ask) else getattr(config, "text_config", config)
 
 
-def _is_int(config: Any, name: str) -> bool:
-    return type(getattr(config, name, None)) is int
+def _held(config: Any, names: Iterable[str]) -> str | None:
+    """Return the first name under which a config holds a number."""
+    return next((name for name in names if type(getattr(config, name, None)) is int), None)
 
 
 def _holds(outer: nn.Module, inner: nn.Module) -> bool:

@@ -17,8 +17,22 @@ VISUAL_INPUTS = (
     "image_embeds",
     "video_embeds",
     "image_features",
+    "input_features",
     "mm_encoder_outputs",
 )
+_AUDIO = re.compile(r"audio|speech|^input_(features|values)")
+Ids = str | int | tuple[str | int, ...]
+
+
+def brought_by(name: str) -> str:
+    """Return the modality that an argument of a forward brings: image, video or audio.
+
+    Example:
+        >>> brought_by("pixel_values_videos"), brought_by("pixels"), brought_by("input_features")
+        ('video', 'image', 'audio')
+    """
+    return "audio" if _AUDIO.search(name) else "video" if "video" in name else "image"
+
 
 MARKS = ("{i}", "{j}")
 
@@ -175,10 +189,12 @@ class Adapter:
         sites: The family's sites.
         image_token: Id of the placeholder that the host replaces by image features: the attribute
             of the config (or of the host itself) that holds it, or the number. Several where
-            videos have one too; those after the first may be missing. None for hosts without a
+            there are more kinds; those after the first may be missing. None for hosts without a
             mixed sequence.
-        visual_inputs: Arguments of the host's forward that carry images. Placeholder ids count
-            as image tokens only in calls that carry one of them.
+        video_token: That of videos, likewise; hosts of the family may lack it.
+        audio_token: That of sounds, likewise.
+        visual_inputs: Arguments of the host's forward that carry images, videos or sounds; their
+            names say which. Placeholder ids count only in calls that carry what they stand for.
         calls: Paths of modules inside the host that the host's code also calls on their own,
             with a sequence of their own: a decoder that ``generate`` runs without the host's
             forward, a text tower behind ``get_text_features``. What a call's arguments do not
@@ -199,21 +215,30 @@ class Adapter:
     """
 
     sites: tuple[SiteRule, ...]
-    image_token: str | int | tuple[str | int, ...] | None = None
+    image_token: Ids | None = None
     visual_inputs: tuple[str, ...] = VISUAL_INPUTS
     calls: tuple[str, ...] = ()
     grid: str | None = None
     pipeline: PipelineAdapter | None = None
+    video_token: Ids | None = None
+    audio_token: Ids | None = None
+
+    @property
+    def has_placeholders(self) -> bool:
+        """Whether it names ids of placeholders of any kind."""
+        return (self.image_token, self.video_token, self.audio_token) != (None, None, None)
 
     @classmethod
     def of(
         cls,
         sites: Mapping[str, Place | Sequence[Place]],
         *,
-        image_token: str | int | tuple[str | int, ...] | None = None,
+        image_token: Ids | None = None,
         visual_inputs: Sequence[str] = VISUAL_INPUTS,
         calls: Sequence[str] = (),
         grid: str | None = None,
+        video_token: Ids | None = None,
+        audio_token: Ids | None = None,
     ) -> Adapter:
         """Make an adapter for one model of your own, any ``torch.nn.Module``.
 
@@ -226,6 +251,8 @@ class Adapter:
             visual_inputs: As in the class.
             calls: As in the class.
             grid: As in the class.
+            video_token: As in the class.
+            audio_token: As in the class.
 
         Raises:
             VlmEditError: A place that is not of that form, an unknown stream, or modules of one
@@ -252,6 +279,8 @@ class Adapter:
             tuple(visual_inputs),
             tuple(calls),
             grid,
+            video_token=video_token,
+            audio_token=audio_token,
         )
 
 

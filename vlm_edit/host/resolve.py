@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow
-from vlm_edit.host.declare import MARKS, Adapter, SiteRule, Stream, TapRule
+from vlm_edit.host.declare import MARKS, Adapter, Ids, SiteRule, Stream, TapRule
 from vlm_edit.host.pipelines import class_of
 from vlm_edit.host.wrappers import unwrap
 
@@ -81,32 +81,42 @@ def resolve(root: nn.Module, adapter: Adapter) -> dict[str, Site]:
     return sites
 
 
-def image_token_ids(model: nn.Module, adapter: Adapter) -> tuple[int, ...]:
-    """Return the ids of the placeholders that a host replaces by features of images or videos.
+def placeholder_ids(model: nn.Module, adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    """Return the ids of the placeholders that a host replaces by features, by modality.
 
     Raises:
-        VlmEditError: Neither the host's config nor the host has the first that the adapter names.
+        VlmEditError: Neither the host's config nor the host has the first that the adapter names
+            for images; what it names for videos and sounds may be missing.
 
     Example:
         >>> from torch import nn
         >>> from vlm_edit.host import Adapter
-        >>> image_token_ids(nn.Linear(2, 2), Adapter((), image_token=32000))
-        (32000,)
+        >>> placeholder_ids(nn.Linear(2, 2), Adapter((), image_token=32000))
+        {'image': (32000,)}
     """
-    token = adapter.image_token
-    tokens = token if isinstance(token, tuple) else () if token is None else (token,)
-    ids: list[int] = []
-    for name in tokens:
-        value = name if isinstance(name, int) else _attributes(unwrap(model), name)
-        if isinstance(value, int):
-            ids.append(value)
-        elif not ids:
-            host = type(unwrap(model)).__name__
-            raise CannotKnow(
-                f"the config of {host} has no {name!r}, nor has {host} itself: name the attribute "
-                "with the id of its image placeholder in Adapter.image_token, or write the id there"
-            )
-    return tuple(ids)
+    ids = {
+        "image": _numbers(model, adapter.image_token),
+        "video": _numbers(model, adapter.video_token),
+        "audio": _numbers(model, adapter.audio_token),
+    }
+    if adapter.image_token is not None and not ids["image"]:
+        host, token = type(unwrap(model)).__name__, adapter.image_token
+        first = token[0] if isinstance(token, tuple) else token
+        raise CannotKnow(
+            f"the config of {host} has no {first!r}, nor has {host} itself: name the attribute "
+            "with the id of its image placeholder in Adapter.image_token, or write the id there"
+        )
+    return {name: numbers for name, numbers in ids.items() if numbers}
+
+
+def _numbers(model: nn.Module, token: Ids | None) -> tuple[int, ...]:
+    """Return the ids that an adapter names; none where the first is missing."""
+    names = token if isinstance(token, tuple) else () if token is None else (token,)
+    host = unwrap(model)
+    values = [name if isinstance(name, int) else _attributes(host, name) for name in names]
+    if not values or not isinstance(values[0], int):
+        return ()
+    return tuple(dict.fromkeys(value for value in values if isinstance(value, int)))
 
 
 def _resolve(model: nn.Module, rule: SiteRule) -> dict[str, Site]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import STREAMS, move
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
-from vlm_edit.ground.modality import Modality
+from vlm_edit.ground.modality import Modality, stands_for
 from vlm_edit.hooks import Chosen, Tokens, meant, unplaced
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally
@@ -282,14 +282,18 @@ class Active:
         modality = tokens.modality
         if isinstance(modality, str):
             return self._of_rows(rows[modality], tokens, modality)
-        is_image = tokens.mask("image")
-        if is_image is None:
+        if modality is None:
             raise CannotKnow(
                 "strength is given by stream, and this call of the host does not show which tokens "
                 "are image: give one for both, or say which are with attach(..., image_mask=)"
             )
-        image, text = (self._of_rows(rows[name], tokens, name) for name in STREAMS)
-        return torch.where(is_image, image, text)
+        strength = self._of_rows(rows["text"], tokens, "text")
+        for name, mask in modality.masks.items():
+            own = stands_for(name, rows)
+            if own is None:
+                raise CannotKnow(f"strength is given by stream, and has none of {name} tokens")
+            strength = torch.where(mask, self._of_rows(rows[own], tokens, own), strength)
+        return strength
 
     def _of_rows(self, rows: Tensor, tokens: Tokens, stream: str | None = None) -> Tensor:
         """Return the strength of each row of an output."""

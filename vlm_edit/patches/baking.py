@@ -267,7 +267,8 @@ def _expect_every_token(binding: Binding, site: Site, host: Host) -> None:
     )
     whole = {"all", "text+special"} | ({"text"} if is_joint else set())
     if any(tap.stream != "text" for tap in site.taps):
-        whole = {"all"} | ({"image"} if all(tap.stream == "image" for tap in site.taps) else set())
+        seen = all(tap.stream == "image" for tap in site.taps)
+        whole = {"all"} | ({"image", "visual"} if seen else set())
     if narrowed or selection.tokens not in whole:
         raise VlmEditError(f"it is made to some tokens only ({selection})")
     extras = [item.name for item in further(binding, _KNOWN)]

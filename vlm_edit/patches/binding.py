@@ -112,7 +112,7 @@ def bind(
         "a Dictionary, as load_dictionary reads one",
     )
     if isinstance(dictionary, PairedDictionary):
-        every: tuple[TokenChoice, ...] = ("image", "text+special")
+        every: tuple[TokenChoice, ...] = ("visual", "text+special")
         if tokens != "all":
             every = (tokens,)
         elif chosen["phase"] == "decode":  # no image is generated

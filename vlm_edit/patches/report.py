@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm_edit.ground.modality import Mixed, Modality
 from vlm_edit.hooks import Selection, Special, Tokens
 
-STREAMS = ("image", "text", "special", "unknown")
+STREAMS = ("image", "video", "audio", "text", "special", "unknown")
 PHASES = ("prompt", "decode", "unknown")
 
 

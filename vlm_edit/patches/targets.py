@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from vlm_edit.ground.errors import BadArgument
+from vlm_edit.ground.modality import is_among
 from vlm_edit.host import Host, Site
 from vlm_edit.patches.binding import Binding
 
@@ -19,7 +20,7 @@ def target_of(host: Host, binding: Binding) -> Site:
     host.expect_width(site, binding.splice.slice.decoder.shape[1])
     tokens = binding.selection.modality
     if tokens != "all":
-        taps = tuple(tap for tap in site.taps if tap.stream in (tokens, "mixed"))
+        taps = tuple(t for t in site.taps if t.stream == "mixed" or is_among(t.stream, tokens))
         if not taps:
             raise BadArgument(
                 f"no {tokens} tokens pass site {site.name!r} (only "

@@ -79,10 +79,10 @@ def sites_table(host: nn.Module, adapter: Adapter) -> str:
         f"layers behind `{rule.consumed}` are never read" for rule in adapter.sites if rule.consumed
     ]
     if adapter.image_token is not None:
-        named = adapter.image_token
-        listed = named if isinstance(named, tuple) else (named,)
-        held = [f"`config.{name}`" for name in listed if hasattr(host.config, str(name))]
-        facts.append(f"image tokens have the id {' or '.join(held)}")
+        facts.append(f"image tokens have the id `config.{adapter.image_token}`")
+        for kind, named in (("video", adapter.video_token), ("audio", adapter.audio_token)):
+            if hasattr(host.config, str(named)):
+                facts.append(f"those of {kind} `config.{named}`")
     calls = [path for path in adapter.calls if has(host, path)]
     if calls:
         facts.append(f"calls of {', '.join(f'`{path}`' for path in calls)} are followed too")

@@ -107,7 +107,7 @@ def masks_of(monkeypatch, host, act):
         return original(self, mask, source)
 
     def keep(hidden, tokens):
-        ours = tokens.mask("image")
+        ours = tokens.mask("visual")
         theirs = scattered.pop() if scattered else torch.zeros(hidden.shape[:2], dtype=torch.bool)
         scattered.clear()
         pairs.append((ours, theirs.repeat_interleave(len(hidden) // len(theirs), 0)))
@@ -173,7 +173,7 @@ def test_the_mask_is_the_hosts_own(name, mode):
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("mode", ["forward", "left-padded batch", "beam search", "use_cache=False"])
-def test_places_of_videos_are_image_tokens_too(name, mode):
+def test_places_of_videos_are_the_hosts_own(name, mode):
     host, way = host_of(name), MODES[mode]
     inputs = inputs_of(name, way, host)
     ids = inputs["input_ids"]
@@ -188,6 +188,35 @@ def test_places_of_videos_are_image_tokens_too(name, mode):
     assert pairs[0][1].any()
     for ours, theirs in pairs:
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_images_and_videos_of_one_row_are_told_apart(name):
+    host, inputs = host_of(name), FAMILIES[name].inputs()
+    ids, seen = inputs["input_ids"].clone(), {}
+    ids[1] = torch.where(ids[1] == IMAGE_TOKEN, 61, ids[1])  # a video in the second row
+    pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
+    inputs |= {
+        "input_ids": ids,
+        "mm_token_type_ids": (ids == IMAGE_TOKEN).long() + 2 * (ids == 61).long(),
+        "pixel_values": pixels[: len(pixels) // 2],
+        "pixel_values_videos": pixels[len(pixels) // 2 :],
+        "image_grid_thw": grid[:1],
+        "video_grid_thw": grid[1:],
+    }
+    real = inputs["attention_mask"].bool()
+    expected = {"image": ids == IMAGE_TOKEN, "video": ids == 61}
+    expected |= {"visual": expected["image"] | expected["video"]}
+    expected |= {"text+special": ~expected["visual"] & real}
+    for tokens, mask in expected.items():
+        patch = Patch("language.2", random_dictionary(32), Scale(range(20), -2.0), tokens=tokens)
+        with patch.attach(host) as attached:
+            seen[tokens] = run(Mode(None), host, inputs)
+        moved = (seen[tokens] != run(Mode(None), host, inputs)).any(-1)
+        assert torch.equal(moved & real, mask & real), tokens
+        counts = attached.report().sites[0].streams
+        apart = {name: int((expected[name] & mask).sum()) for name in ("image", "video")}
+        assert {name: counts[name] for name in apart} == apart
 
 
 # An edit is the same however a generation is computed, and acts where it says.

@@ -69,11 +69,11 @@ def test_the_mask_is_the_hosts_own(name, mode, monkeypatch):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_an_edit_of_image_tokens_moves_those_of_the_videos_alone(name):
+def test_an_edit_of_video_tokens_moves_those_of_the_videos_alone(name):
     torch.manual_seed(0)
     host, inputs = FAMILIES[name].make(), inputs_of(name)
     site, moved = mixed_site(host), []
-    patch = Patch(site.name, random_dictionary(site.width), [Steer([3], 5.0)], tokens="image")
+    patch = Patch(site.name, random_dictionary(site.width), [Steer([3], 5.0)], tokens="video")
 
     def keep(hidden, _tokens):
         moved.append(hidden.detach().clone())
