@@ -16,7 +16,6 @@ from vlm_edit import Adapter, Host, VlmEditError
 from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks import Call, CallTracker, Generation, Selection, Tokens, read_call, record
 from vlm_edit.hooks.calls import read_step
-from vlm_edit.host import find_adapter
 
 ADAPTER = Adapter((), image_token="image_token_id")
 IMAGE = 60
@@ -249,19 +248,27 @@ def test_an_output_whose_tokens_are_not_those_of_the_call_is_refused(shape):
         Tokens.of("mixed", call, torch.zeros(shape)).select("image")
 
 
-def test_two_adapters_on_one_host_keep_their_own_placeholders(llava, llava_inputs):
-    llava.config.other_id = 5
-    own = find_adapter(llava)
-    other = Adapter(own.sites, image_token="other_id")
+def test_two_adapters_on_one_host_keep_their_own_placeholders():
+    class Taking(nn.Module):
+        """Takes images, and does not say where they go."""
+
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Identity()
+
+        def forward(self, input_ids, pixel_values):  # noqa: ARG002
+            return self.block(torch.zeros(*input_ids.shape, 2))
+
+    host, ids = Taking(), torch.tensor([[5, IMAGE, 5], [IMAGE, 6, 7]])
+    one, other = (Adapter.of({"block": ("block", "mixed", 2)}, image_token=i) for i in (IMAGE, 5))
     with (
-        record(llava, "language.0") as first,
-        record(Host.of(llava, adapter=other), "language.0") as second,
-        torch.no_grad(),
+        record(Host.of(host, adapter=one), "block") as first,
+        record(Host.of(host, adapter=other), "block") as second,
     ):
-        llava(**llava_inputs)
-    assert torch.equal(first.captures[0].tokens.mask("image"), llava_inputs["input_ids"] == IMAGE)
-    assert torch.equal(second.captures[0].tokens.mask("image"), llava_inputs["input_ids"] == 5)
-    assert not llava._forward_pre_hooks
+        host(input_ids=ids, pixel_values=torch.zeros(1))
+    assert torch.equal(first.captures[0].tokens.mask("image"), ids == IMAGE)
+    assert torch.equal(second.captures[0].tokens.mask("image"), ids == 5)
+    assert not host._forward_pre_hooks
 
 
 def test_the_tracker_stays_until_its_last_user_leaves(llava):

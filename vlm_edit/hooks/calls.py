@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlm_edit.hooks.generation import Generation
     from vlm_edit.hooks.tokens import Tokens
 
+PLACES = "get_placeholder_mask"  # by which hosts of transformers say where features go
 HOST = ""  # the path of the host itself among the modules whose calls are followed
 
 # What hosts call the cache they go on with: transformers since 5.24, before, and at state spaces.
@@ -49,6 +50,7 @@ class Call:
         ids_at: The place of the first of them in the sequence; None where they are this call's.
         caption: [B, S] or [B, P] like ``ids``, bool, the tokens of the texts that ``Host.inputs``
             put into its template; None where nobody knows.
+        doubt: Where the host and the adapter disagree on whose the tokens are, how; else None.
         resolved: The ``Tokens`` of the output that was looked at last, while it is under way.
     """
 
@@ -68,6 +70,7 @@ class Call:
     ids: Tensor | None = field(default=None, init=False)
     ids_at: int | None = field(default=None, init=False)
     caption: Tensor | None = field(default=None, init=False)
+    doubt: str | None = field(default=None, init=False)
     resolved: Tokens | None = field(default=None, init=False, repr=False)
     _facts: Mapping[str, Any] | None = field(default=None, init=False)
 
@@ -231,10 +234,12 @@ def _modality(
     generation: Generation | None,
 ) -> Modality | None:
     """Return whose a call's tokens are, by the ids of the placeholders of what it carries."""
-    if not adapter.has_placeholders:
-        return None
     ids: Tensor | None = inputs.get("input_ids")
     embeds: Any = inputs.get("inputs_embeds")
+    if ids is not None and not adapter.has_placeholders:
+        # What a host says of itself, it says where something is brought.
+        says = any(hasattr(m, PLACES) for m in _with_base(module))
+        return "text" if says and not _brought(adapter, inputs) else None
     carried = _placeholders(module, adapter, inputs)
     if ids is not None:
         masks = {name: _any_of([ids == i for i in own]) for name, own in carried.items()}
@@ -262,6 +267,17 @@ def _placeholders(
     module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]
 ) -> dict[str, tuple[int, ...]]:
     """Return the ids of the placeholders of what a call brings, by modality."""
+    brought = _brought(adapter, inputs)
+    if not brought:
+        return {}
+    ids = placeholder_ids(module, adapter)
+    if len(ids) == 1:  # whatever it brings, frames of a video as images, it puts there
+        return ids
+    return {name: own for name, own in ids.items() if name in brought}
+
+
+def _brought(adapter: Adapter, inputs: Mapping[str, Any]) -> set[str]:
+    """Return the modalities that a call brings features or files of."""
     brought: set[str] = set()
     for name in adapter.visual_inputs:
         value = inputs.get(name)
@@ -269,12 +285,12 @@ def _placeholders(
             brought |= {key for key, item in value.items() if item is not None}
         elif value is not None:
             brought.add(brought_by(name))
-    if not brought:
-        return {}
-    ids = placeholder_ids(module, adapter)
-    if len(ids) == 1:  # whatever it brings, frames of a video as images, it puts there
-        return ids
-    return {name: own for name, own in ids.items() if name in brought}
+    return brought
+
+
+def _with_base(module: nn.Module) -> tuple[nn.Module, ...]:
+    base = getattr(module, "base_model", None)
+    return (module,) if base is None else (module, base)
 
 
 def take_columns(known: Tensor, start: int, length: int, beyond: bool) -> Tensor:

@@ -387,7 +387,7 @@ class Tokens:
         if known is None and self.call.decodes:
             known = "text"  # what is generated is text
         if self.image_mask is None:
-            return known
+            return known if self.call.doubt is None else None
         others = known if isinstance(known, Mixed) else None
         image: Any = others.at("image") if others else known if known is None else False
         image = self.given(self.image_mask, image, "image_mask")
@@ -397,6 +397,11 @@ class Tokens:
 
     def _unknown(self, choice: str) -> VlmEditError:
         call = self.placed
+        if call.doubt is not None:
+            return CannotKnow(
+                f"tokens={choice!r}: {call.doubt}. Name the right ids in the adapter, or say "
+                "which are image with attach(..., image_mask=)"
+            )
         if call.given is not None:
             length = call.prompt if isinstance(call.prompt, int) else "tokens"
             return CannotKnow(

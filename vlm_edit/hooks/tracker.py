@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.ground.errors import VlmEditError
-from vlm_edit.hooks.calls import HOST, Call, cache_in, cache_of, read_call, read_step
+from vlm_edit.hooks.calls import HOST, PLACES, Call, cache_in, cache_of, read_call, read_step
 from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
 from vlm_edit.hooks.methods import StandIn
+from vlm_edit.hooks.placeholders import hear, masks_in, places_itself
 from vlm_edit.hooks.scopes import Entry
 from vlm_edit.hooks.tokens import Tokens
-from vlm_edit.host import Adapter, Stream, find_module
+from vlm_edit.host import Adapter, Stream, find_module, placeholder_ids
 
 
 class CallTracker:
@@ -62,6 +63,9 @@ class CallTracker:
             self._undo.append(
                 StandIn(root, "generate", lambda *run: self._generate(reader, *run)).remove
             )
+        for holder in places_itself(root):
+            self._undo.append(StandIn(holder, PLACES, self._place).remove)
+        self._names = {i: n for n, ids in _placeholders(root, adapter).items() for i in ids}
         if callable(getattr(root, "generate_batch", None)):
             self._undo.append(StandIn(root, "generate_batch", self._generate_batch).remove)
 
@@ -285,6 +289,17 @@ class CallTracker:
             if before is None and self.entry.contexts:
                 self.entry.exit()
 
+    def _place(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Hear from the host where it puts features."""
+        output = original(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            call = self.now(HOST)
+            for kind, mask, brought in masks_in(original, args, kwargs, output, self._names):
+                hear(call, self._names, kind, mask, brought)
+        return output
+
     def _generate_batch(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -321,6 +336,13 @@ class _Follow:
 
     def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self._tracker.leave(self._path, output)
+
+
+def _placeholders(root: nn.Module, adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    try:
+        return placeholder_ids(root, adapter)
+    except VlmEditError:  # said where somebody asks for it
+        return {}
 
 
 def _call_all(functions: list[Callable[[], Any]]) -> None:
