@@ -12,7 +12,14 @@ from any_hosts.hosts import AnyHost, taken
 Row = list[int | str]
 ROWS: list[Row] = [[5, 6, "I", 7, 8, 9], [10, "I", 11]]
 CLOSE = 1e-3
-OUTPUTS = ("logits", "logits_per_image", "text_embeds", "image_embeds", "last_hidden_state")
+OUTPUTS = (
+    "logits",
+    "logits_per_image",
+    "video_embeds",
+    "text_embeds",
+    "image_embeds",
+    "last_hidden_state",
+)
 
 Lacks = dict[str, str]
 

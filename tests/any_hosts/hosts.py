@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 from any_hosts import pixels, sizes
-from any_hosts.recipes import RECIPES, Recipe, merged
+from any_hosts.decoders import DECODERS
+from any_hosts.others import OTHERS
+from any_hosts.recipes import Recipe, merged
+
+RECIPES = {**DECODERS, **OTHERS}
 
 
 class NotBuilt(Exception):
@@ -105,7 +109,7 @@ class AnyHost:
             if isinstance(place, int):
                 made.append((place, 0))
             elif self.recipe.mixed and place == "I":
-                made += between(before, [(sizes.IMAGE, 1)] * self.tokens, after)
+                made += between(before, [(self.recipe.shown, 1)] * self.tokens, after)
             elif self.recipe.mixed:
                 made += self.spelled_video(before, after)
         return [*made, *((word, 0) for word in self.recipe.ending)]
@@ -151,6 +155,10 @@ def reader(model: nn.Module) -> nn.Module:
     """The part that has ``get_image_features``, where one has."""
     inner = getattr(model, "model", model)
     return model if hasattr(model, "get_image_features") else inner
+
+
+def sees(model: nn.Module) -> bool:
+    return any("pixel" in name or "image" in name for name in taken(model))
 
 
 def taken(model: nn.Module) -> set[str]:
@@ -214,6 +222,10 @@ def build(model_type: str) -> AnyHost:
     torch.manual_seed(0)
     try:
         model = filled(made(model_type, recipe))
+        if model_type not in RECIPES and not sees(model):
+            raise ValueError(f"{TYPES[model_type]} takes no images")
+        if recipe.prepare:
+            recipe.prepare(model)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise NotBuilt(str(error)) from error
     host = AnyHost(

@@ -174,6 +174,116 @@ def nested(_: Any, rows: Rows) -> Packed:
     return {"pixel_values": values, "pixel_attention_mask": real.bool()}
 
 
+def tiled(config: Any, rows: Rows) -> Packed:
+    """Nested, every image one real tile."""
+    made = nested(config, rows)
+    return {**made, "pixel_attention_mask": made["pixel_attention_mask"].flatten(2).any(-1)}
+
+
+def blocks(config: Any, rows: Rows) -> Packed:
+    """Blocks of patches as small images, their channels last."""
+    images = laid(rows)
+    side = entry(config, "patch_size", otherwise=4) * entry(
+        config, "spatial_merge_size", otherwise=2
+    )
+    cut = patches(images, side).flatten(0, 1).movedim(1, -1)
+    grid = images.shape[-1] // side
+    return {"pixel_values": cut, "image_grid_thw": torch.tensor([[1, grid, grid]] * len(images))}
+
+
+def doubled(config: Any, rows: Rows) -> Packed:
+    """Patches as small images, their channels last, each twice in time."""
+    cut = patches(laid(rows), entry(config, "patch_size", otherwise=4)).flatten(0, 1)
+    return {"pixel_values": cut.movedim(1, -1)[:, None].expand(-1, 2, -1, -1, -1).clone()}
+
+
+def doubly_sized(_: Any, rows: Rows) -> Packed:
+    """Every image small and large."""
+    images = laid(rows)
+    large = images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    return {"pixel_values": images, "high_res_pixel_values": large}
+
+
+def clips(_: Any, rows: Rows) -> Packed:
+    return {"pixel_values_videos": frames(rows).unflatten(0, (-1, 2))}
+
+
+def filmed(_: Any, rows: Rows) -> Packed:
+    return {"pixel_values": frames(rows).unflatten(0, (-1, 2))}
+
+
+def rastered(config: Any, rows: Rows) -> Packed:
+    """Patches of each image on an axis of their own, channels last."""
+    cut = patches(laid(rows), entry(config, "patch_size", otherwise=4))
+    return {"pixel_values": cut.movedim(2, -1).flatten(2)}
+
+
+def flattened(config: Any, rows: Rows) -> Packed:
+    """Patches of each image, before each its row and its column."""
+    cut = rastered(config, rows)["pixel_values"]
+    side = int(cut.shape[1] ** 0.5)
+    where = positions(side, len(cut)).flip(-1) + 1
+    return {"flattened_patches": torch.cat([where.to(cut), cut], -1)}
+
+
+def one_tiled(config: Any, rows: Rows) -> Packed:
+    """An axis for the images of one row and one for each image's only tile."""
+    return {"pixel_values": nested(config, rows)["pixel_values"][:, :, None]}
+
+
+def cropped(config: Any, rows: Rows) -> Packed:
+    """Every image once as a whole and once as its only crop."""
+    made = tiles(config, rows)
+    side = entry(config, "image_size", otherwise=16) // entry(config, "patch_size", otherwise=4)
+    n = len(made["image_sizes"])
+    return {
+        "image_pixel_values": made["pixel_values"],
+        "image_sizes": made["image_sizes"],
+        "image_attention_mask": torch.ones(n, 2, side, side, dtype=torch.bool),
+    }
+
+
+def hw_packed(config: Any, rows: Rows) -> Packed:
+    """Packed, (height, width) of each image."""
+    cut = patches(laid(rows), entry(config, "patch_size", otherwise=4))
+    side = int(cut.shape[1] ** 0.5)
+    sizes = torch.tensor([[side, side]] * len(cut))
+    return {"pixel_values": cut.flatten(2).flatten(0, 1), "image_grid_hw": sizes}
+
+
+def tubelets(_: Any, rows: Rows) -> Packed:
+    """Two frames of a video on the axis of channels."""
+    return {"pixel_values_videos": frames(rows).unflatten(0, (-1, 1, 2)).flatten(2, 3)}
+
+
+def pooling(n: int) -> Tensor:
+    """Which of 4 x 4 patches each of 2 x 2 places pools, for ``n`` images after one another."""
+    block = torch.arange(16).reshape(2, 2, 2, 2).transpose(1, 2).reshape(4, 4)
+    return torch.cat([block + 16 * i for i in range(n)])
+
+
+def pooled(config: Any, rows: Rows) -> Packed:
+    """Patches of each image, and which of them each place pools."""
+    cut = rastered(config, rows)["pixel_values"]
+    n = len(cut)
+    return {
+        "pixel_values": cut,
+        "image_token_pooling": pooling(n),
+        "image_grids": torch.tensor([[2, 2, 0, 0]] * n),
+        "image_num_crops": torch.ones(n, dtype=torch.long),
+    }
+
+
+def pooled_videos(config: Any, rows: Rows) -> Packed:
+    shown = frames(rows)
+    cut = patches(shown, entry(config, "patch_size", otherwise=4)).movedim(2, -1).flatten(2)
+    return {
+        "pixel_values_videos": cut,
+        "video_token_pooling": pooling(len(cut)),
+        "video_grids": torch.tensor([[2, 2, 2]] * (len(cut) // 2)),
+    }
+
+
 def by_signature(taken: set[str]) -> Packing:
     """The way that these arguments ask for."""
     if "image_grid_thw" in taken:

@@ -32,7 +32,10 @@ SIZES: Config = {
     **dict.fromkeys(("resampler_heads", "resampler_n_heads"), HEADS),
     "linear_num_value_heads": 4,
     **dict.fromkeys(("downsample_hidden_size", "alignment_intermediate_size"), 16),
-    **dict.fromkeys(("projection_hidden_size", "adapter_in_dim"), VISION_WIDTH),
+    **dict.fromkeys(
+        ("projection_hidden_size", "adapter_in_dim", "adapter_input_size", "codebook_dim"),
+        VISION_WIDTH,
+    ),
     "pooling_kernel_size": 2,
     **dict.fromkeys(("head_dim", "d_kv", "v_head_dim", "swa_head_dim", "global_head_dim"), HEAD),
     **dict.fromkeys(("qk_head_dim", "index_head_dim", "indexer_head_dim"), HEAD),
@@ -52,7 +55,7 @@ SIZES: Config = {
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts"), 2),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "moe_num_shared_experts"), 1),
     **dict.fromkeys(("first_k_dense_replace", "mlp_ratio", "resampler_ff_mult"), 1),
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), WORDS),
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"), WORDS),
     "hidden_size_per_layer_input": 8,
     **dict.fromkeys(("max_position_embeddings", "max_2d_position_embeddings"), 128),
     "original_max_position_embeddings": 64,
@@ -177,6 +180,8 @@ def shrunk(config: Config, role: str = "text") -> Config:
             made[name] = shorter(name, list(value), layers, kept)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             made[name] = type(value)(size(name, value, role))
+    if config.get("head_dim") and config.get("head_dim") == config.get("qk_rope_head_dim"):
+        made["head_dim"] = made["qk_rope_head_dim"]
     return made
 
 
@@ -188,7 +193,7 @@ def shorter(name: str, values: list[Any], layers: int, kept: list[int]) -> list[
 
 
 def is_part(name: str, value: Config) -> bool:
-    return name.endswith("_config") or "model_type" in value
+    return name.endswith("_config") or name in ("encoder", "decoder") or "model_type" in value
 
 
 def size(name: str, value: Any, role: str) -> Any:

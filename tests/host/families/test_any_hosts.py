@@ -6,70 +6,31 @@ import pytest
 from any_hosts import TYPES, NotBuilt, build
 from any_hosts.checks import lacking
 
-# Not tried yet.
-LATER: set[str] = {
-    "align",
-    "apertus1p5",
-    "blip",
-    "blip-2",
-    "chameleon",
-    "cohere_compass",
-    "deepseek_ocr2",
-    "deepseek_vl_hybrid",
-    "diffusion_gemma",
-    "dots3_note",
-    "emu3",
-    "evolla",
-    "fast_vlm",
-    "fuyu",
-    "gemma3n",
-    "git",
-    "granite4_vision",
-    "granite_docling",
-    "hunyuan_vl",
-    "idefics",
-    "inkling2",
-    "inkling2_loop",
-    "inkling_mm_model",
-    "instructblip",
-    "instructblipvideo",
-    "janus",
-    "kimi_k25",
-    "kosmos-2",
-    "kosmos-2.5",
-    "llama4",
-    "mistral4",
-    "mllama",
-    "molmo2",
-    "nemotron_h_omni",
-    "perception_lm",
-    "phi4_multimodal",
-    "pi0",
-    "pix2struct",
-    "pp_formulanet",
-    "qwen4_exp",
-    "step3p7",
-    "t5gemma2",
-    "tipsv2",
-    "udop",
-    "unlimited_ocr",
-    "videoprism",
-    "vision-encoder-decoder",
-}
+TIMM = "TimmWrapperModel requires the timm library but it was not found in your environment."
 
-# What cannot be built here, and the host's own words on it.
-NOT_BUILT: dict[str, str] = {}
+# What cannot be built here, and how the host's own words on it begin.
+NOT_BUILT: dict[str, str] = {
+    **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), TIMM),
+    "evolla": "EvollaForProteinText2Text takes no images",
+    "mistral4": "Mistral4ForCausalLM takes no images",
+}
 
 # Properties that a host itself lacks, and why.
 LACKS: dict[str, dict[str, str]] = {
     **dict.fromkeys(
-        ("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "glmga"),
+        ("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "glmga", "nemotron_h_omni"),
         {"both": "frames of a video take the image's placeholders, which are counted as images'"},
     ),
+    "molmo2": {"both": "it refuses images and videos in one batch"},
+    "hunyuan_vl": {"alone": "it numbers the images through all rows of a batch"},
+    "udop": {"alone": "the image's patches follow the padding, farther from the words"},
+    "diffusion_gemma": {
+        "alone": "its canvas sees padding unless it has a mask, which generate makes itself"
+    },
 }
 
 
-@pytest.mark.parametrize("model_type", sorted(set(TYPES) - set(NOT_BUILT) - LATER))
+@pytest.mark.parametrize("model_type", sorted(set(TYPES) - set(NOT_BUILT)))
 def test_a_tiny_host_does_what_a_host_must(model_type: str) -> None:
     found = lacking(build(model_type))
     assert set(found) == set(LACKS.get(model_type, {})), found
@@ -79,4 +40,4 @@ def test_a_tiny_host_does_what_a_host_must(model_type: str) -> None:
 def test_what_cannot_be_built_says_why(model_type: str) -> None:
     with pytest.raises(NotBuilt) as refused:
         build(model_type)
-    assert str(refused.value) == NOT_BUILT[model_type]
+    assert str(refused.value).strip().startswith(NOT_BUILT[model_type])
