@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from any_hosts import finishing, pixels
 from any_hosts.recipes import Recipe, seen, text
 from any_hosts.sizes import IMAGE
@@ -28,6 +30,17 @@ LLAMA4_SEEN = {
     **{"intermediate_size": 96, "vision_output_dim": 48},
     **{"projector_input_dim": 48, "projector_output_dim": 48},
 }
+MINICPM = Recipe(
+    {"patch_size": 4, "insert_layer_id": 1, **seen(image_size=32, insert_layer_id=1)},
+    pixels.one_strip,
+    size=32,
+    videos=pixels.strip_of_videos,
+    video_text="framed",
+)
+CROP_IDS = {
+    **{"image_start_id": 58, "image_end_id": 59, "slice_start_id": 56, "slice_end_id": 57},
+    "newline_id": 53,
+}
 
 DECODERS: dict[str, Recipe] = {
     **dict.fromkeys(
@@ -51,8 +64,12 @@ DECODERS: dict[str, Recipe] = {
         ),
     ),
     "vipllava": Recipe({"vision_feature_layers": [-2, -3]}),
-    **dict.fromkeys(
-        ("muse_glimmer", "muse_spark"), Recipe({"out_hidden_size": 96, **seen(patch_temporal=1)})
+    "muse_glimmer": Recipe({"out_hidden_size": 96, **seen(patch_temporal=1)}),
+    "muse_spark": Recipe(
+        {
+            **{"out_hidden_size": 96, "audio_config": {"hidden_sizes": [16, 16, 16]}},
+            **seen(patch_temporal=1),
+        }
     ),
     "granite_docling": Recipe(
         {"image_seq_length": 4, **seen(scale_factor=2, deepstack_visual_indexes=[0, 1, 2])},
@@ -74,7 +91,10 @@ DECODERS: dict[str, Recipe] = {
     "hunyuan_vl": Recipe(
         text(head_dim=16, rope_parameters={"mrope_section": [2, 2, 2, 2]}),
     ),
-    "step3p7": Recipe(text(sliding_window=64)),
+    "step3p7": Recipe({**text(sliding_window=64), **seen(image_size=32)}, size=32),
+    **dict.fromkeys(
+        ("got_ocr2", "pp_chart2table"), Recipe(seen(image_size=32, output_channels=16), size=32)
+    ),
     "qwen4_exp": Recipe(text(rope_parameters=SECTIONS, **INDEXER), video_text="framed"),
     "cohere_compass": Recipe(
         text(rope_parameters={"full_attention": {**DEFAULT_ROPE, **SECTIONS}}), video_text="framed"
@@ -97,6 +117,7 @@ DECODERS: dict[str, Recipe] = {
             },
             "vq_config": {**VQ, "codebook_size": 16},
         },
+        prepare=finishing.crowded,
     ),
     "apertus1p5": Recipe(
         {
@@ -151,17 +172,18 @@ DECODERS: dict[str, Recipe] = {
     ),
     "aria": Recipe({"projector_patch_to_query_dict": {16: 4}}),
     "llama4": Recipe(seen(**LLAMA4_SEEN), tokens=4, prepare=finishing.repaired),
-    **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), ANY_RESOLUTION),
+    "llava_next": ANY_RESOLUTION,
+    **dict.fromkeys(
+        ("llava_next_video", "llava_onevision"), replace(ANY_RESOLUTION, videos=pixels.clips)
+    ),
+    "video_llava": Recipe(videos=pixels.clips),
+    **dict.fromkeys(
+        ("gemma4", "gemma4_unified"), Recipe(videos=pixels.placed_videos, video_text="framed")
+    ),
     "kimi_k25": Recipe(pixels=pixels.unflattened, videos=pixels.unflattened_videos),
     "paddleocr_vl": Recipe(text(rope_parameters=SECTIONS), pixels.unflattened),
     "video_llama_3": Recipe(pixels=pixels.unmerged, videos=pixels.merged_videos),
-    **dict.fromkeys(
-        ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"),
-        Recipe(
-            {"patch_size": 4, "insert_layer_id": 1, **seen(image_size=32, insert_layer_id=1)},
-            pixels.one_strip,
-            size=32,
-        ),
-    ),
+    **dict.fromkeys(("minicpm_ocr", "minicpmv4_6"), MINICPM),
+    "minicpmv4_7": replace(MINICPM, config={**(MINICPM.config or {}), **CROP_IDS}),
     "ernie4_5_vl_moe": Recipe(text(rope_parameters={"mrope_section": [2, 2, 4]})),
 }

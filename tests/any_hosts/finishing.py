@@ -44,6 +44,12 @@ def repaired(_: Any) -> None:
         output.image_outputs = None
 
 
+def crowded(model: Any) -> None:
+    """The codes of images so close together that images differ in them."""
+    with torch.no_grad():
+        model.model.vqmodel.quantize.embedding.weight.mul_(0.1)
+
+
 def marked(_: Any, inputs: Inputs) -> Inputs:
     """Images' places as a mask; their ids are words that a text has too."""
     ids = inputs["input_ids"]

@@ -88,7 +88,7 @@ class AnyHost:
     @property
     def packing(self) -> pixels.Packing:
         """How images are laid out for it."""
-        read = getattr(reader(self.model), "get_image_features", None)
+        read = reader(self.model, "image")
         asked_for = set(inspect.signature(read or self.model.forward).parameters)
         if "args" in asked_for:
             asked_for = taken(self.model)
@@ -151,10 +151,10 @@ def padded(rows: list[list[int]], side: str) -> Tensor:
     return torch.tensor([[*f, *row] if side == "left" else [*row, *f] for f, row in pairs])
 
 
-def reader(model: nn.Module) -> nn.Module:
-    """The part that has ``get_image_features``, where one has."""
-    inner = getattr(model, "model", model)
-    return model if hasattr(model, "get_image_features") else inner
+def reader(model: nn.Module, kind: str) -> Any:
+    """The host's or its inner model's function that makes features of an image or a video."""
+    name = f"get_{kind}_features"
+    return getattr(model, name, None) or getattr(getattr(model, "model", model), name, None)
 
 
 def sees(model: nn.Module) -> bool:
@@ -198,7 +198,7 @@ def asked(host: AnyHost, kind: str) -> int:
     """How many placeholders one image or video wants, by what the host makes of it."""
     packing = host.packing if kind == "image" else host.video_packing
     made = packing(host.model.config, [pixels.pictures(range(1), host.recipe.size)])
-    read = getattr(reader(host.model), f"get_{kind}_features")
+    read = reader(host.model, kind)
     names = set(inspect.signature(read).parameters)
     if "args" not in names and f"{kind}_merge_sizes" not in made:
         made = {name: value for name, value in made.items() if name in names}
@@ -222,12 +222,12 @@ def build(model_type: str) -> AnyHost:
     torch.manual_seed(0)
     try:
         model = filled(made(model_type, recipe))
-        if model_type not in RECIPES and not sees(model):
-            raise ValueError(f"{TYPES[model_type]} takes no images")
-        if recipe.prepare:
-            recipe.prepare(model)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise NotBuilt(str(error)) from error
+    except ImportError as error:
+        raise NotBuilt(str(error).strip().split(". ")[0]) from error
+    if not (model_type in RECIPES or sees(model)):
+        raise NotBuilt(f"{TYPES[model_type]} takes no images")
+    if recipe.prepare:
+        recipe.prepare(model)
     host = AnyHost(
         model_type,
         model,

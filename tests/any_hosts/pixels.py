@@ -110,6 +110,11 @@ def one_strip(config: Any, rows: Rows) -> Packed:
     return {"pixel_values": strip, "target_sizes": torch.tensor([[side, side]] * len(images))}
 
 
+def strip_of_videos(config: Any, rows: Rows) -> Packed:
+    made = one_strip(config, [list(frames(rows))])
+    return {f"{name}_videos": value for name, value in made.items()}
+
+
 def frames(rows: Rows) -> Tensor:
     """Two frames a video, which differ, one after the other."""
     images = laid(rows)
@@ -147,6 +152,16 @@ def placed(config: Any, rows: Rows) -> Packed:
     cut = patches(images, patch).movedim(2, -1).flatten(2)
     where = positions(images.shape[-1] // patch, len(images))
     return {"pixel_values": cut, "image_position_ids": where}
+
+
+def placed_videos(config: Any, rows: Rows) -> Packed:
+    """Patches of every frame of every video, and where they lie."""
+    made = placed(config, [list(frames(rows))])
+    return {
+        "pixel_values_videos": made["pixel_values"],
+        "video_position_ids": made["image_position_ids"],
+        "num_frames_per_video": torch.full((len(laid(rows)),), 2),
+    }
 
 
 def shaped(config: Any, rows: Rows) -> Packed:
