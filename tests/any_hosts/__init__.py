@@ -4,6 +4,6 @@ host = build("qwen3_vl")
 host.model(**host.inputs([[5, "I", 6, 7], [8, "I"]]))
 """
 
-from any_hosts.hosts import TYPES, AnyHost, NotBuilt, build
+from any_hosts.hosts import SECOND, TYPES, AnyHost, NotBuilt, build
 
-__all__ = ["TYPES", "AnyHost", "NotBuilt", "build"]
+__all__ = ["SECOND", "TYPES", "AnyHost", "NotBuilt", "build"]

@@ -15,6 +15,7 @@ Lacks = dict[str, str]
 ROWS: list[Row] = [[5, 6, "I", 7, 8, 9], [10, "I", 11]]
 SEVERAL: list[Row] = [[5, "I", 6, "I", 7], [8, "I"]]
 WITHOUT: list[Row] = [[5, 6, 7], [8, "I", 9]]
+TEXT: list[Row] = [[5, 6, 7], [8, 9]]
 VIDEOS: list[Row] = [[5, "V", 6], [8, 9, "V"]]
 BOTH: list[Row] = [[5, "V", 6], [8, "I", 9, "V"]]
 
@@ -33,10 +34,19 @@ def said(host: AnyHost, inputs: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def lacking(host: AnyHost) -> Lacks:
-    """Every property that the host lacks."""
+    """Every property that the host lacks, of those that its kind can have.
+
+    acts: A row's image shows in that row and in no other.
+    alone: A row of a padded batch is what it is alone.
+    speaks: ``generate`` runs.
+    several, without, text: So it is with several images in a row, with none in one row, and it runs
+        with none at all.
+    videos, both: Videos act likewise, and it runs with an image and a video in one row.
+    """
     found = steady("acts", host, ROWS) | alone(host) | speaks(host)
     if host.several:
         found |= steady("several", host, SEVERAL) | steady("without", host, WITHOUT)
+        found |= runs("text", host, TEXT)
     if host.videos:
         found |= steady("videos", host, VIDEOS) | runs("both", host, BOTH)
     return found

@@ -132,8 +132,9 @@ DECODERS: dict[str, Recipe] = {
     ),
     "granite4_vision": Recipe(
         {
-            **{"deepstack_layer_map": [[-2, 0], [-3, 1]], "downsample_rate": "1/2"},
-            **{"spatial_target_layers": [0, 1, 2, 2]},
+            # Each of five projectors adds to a layer of its own.
+            **{"deepstack_layer_map": [[-2, 0]], "spatial_target_layers": [1, 2, 3, 4]},
+            **{"downsample_rate": "1/2", "text_config": {"num_hidden_layers": 5}},
             **{"image_grid_pinpoints": [[16, 16], [32, 16]]},
             **{"qformer_config": {"hidden_size": 64}, "vision_config": {"hidden_size": 64}},
         },
@@ -185,5 +186,7 @@ DECODERS: dict[str, Recipe] = {
     "video_llama_3": Recipe(pixels=pixels.unmerged, videos=pixels.merged_videos),
     **dict.fromkeys(("minicpm_ocr", "minicpmv4_6"), MINICPM),
     "minicpmv4_7": replace(MINICPM, config={**(MINICPM.config or {}), **CROP_IDS}),
-    "ernie4_5_vl_moe": Recipe(text(rope_parameters={"mrope_section": [2, 2, 4]})),
+    "ernie4_5_vl_moe": Recipe(
+        text(rope_parameters={"mrope_section": [2, 2, 4]}), finish=finishing.routed
+    ),
 }

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import modeling_outputs
 
-from any_hosts.sizes import IMAGE
+from any_hosts.sizes import END, IMAGE, START, VIDEO
 
 Inputs = dict[str, Any]
 
@@ -42,6 +42,14 @@ def repaired(_: Any) -> None:
     output = modeling_outputs.MoeCausalLMOutputWithPast
     if not hasattr(output, "image_outputs"):
         output.image_outputs = None
+
+
+def routed(_: Any, inputs: Inputs) -> Inputs:
+    """Which places the experts on images and on videos take, the ids around them too."""
+    ids = inputs["input_ids"]
+    images = (ids == IMAGE) | (ids == START) | (ids == END)
+    kinds = images.int() + 2 * (ids == VIDEO).int()
+    return {**inputs, "moe_mm_token_type_ids": kinds}
 
 
 def crowded(model: Any) -> None:
@@ -99,6 +107,8 @@ def asked_too(_: Any, inputs: Inputs) -> Inputs:
 
 def attended(_: Any, inputs: Inputs) -> Inputs:
     """A text's place attends to the images that stand before it in its row."""
+    if "pixel_values" not in inputs:
+        return inputs
     real = inputs.pop("pixel_attention_mask").flatten(2).any(-1)
     before = (inputs["input_ids"] == IMAGE).cumsum(-1)[..., None]
     mask = (before > torch.arange(real.shape[1])) & real[:, None]

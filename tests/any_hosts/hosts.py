@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,16 +25,22 @@ class NotBuilt(Exception):
     """A host cannot be built here; says why in the host's own words."""
 
 
-def known_types() -> dict[str, str]:
-    """Every type that sees images, and its class."""
-    names: dict[str, Any] = dict(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-    names["phi4_multimodal"] = "Phi4MultimodalForCausalLM"
-    contrastive = modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    names = {**contrastive, **names}
-    return {k: v if isinstance(v, str) else v[0] for k, v in sorted(names.items())}
+READING: dict[str, Any] = {
+    **modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    "phi4_multimodal": "Phi4MultimodalForCausalLM",
+}
+MATCHING: dict[str, Any] = modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 
-TYPES: dict[str, str] = known_types()
+def first(name: str | Sequence[str]) -> str:
+    return name if isinstance(name, str) else name[0]
+
+
+# Every type that sees images, and its class.
+TYPES: dict[str, str] = {k: first(v) for k, v in sorted({**MATCHING, **READING}.items())}
+
+# Types that also have a class which matches images and texts, and that class.
+SECOND: dict[str, str] = {k: first(v) for k, v in MATCHING.items() if k in READING}
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class AnyHost:
             padded_side: Where shorter rows are padded; None: where this host's are.
             numbers: Which images and which videos stand there; None: 0, 1, 2, ...
         """
+        self.check(rows)
         made = self.texts(rows, padded_side or self.side)
         chosen = list(numbers or range(sum(map(len, rows))))
         for letter, packing in (("I", self.packing), ("V", self.video_packing)):
@@ -84,6 +91,13 @@ class AnyHost:
                 made |= packing(self.model.config, pictures)
         finish = self.recipe.finish
         return finish(self.model.config, made) if finish else made
+
+    def check(self, rows: list[list[int | str]]) -> None:
+        """Refuse rows that the host cannot take."""
+        if not self.videos and any("V" in row for row in rows):
+            raise ValueError(f"{self.type} takes no videos")
+        if not self.several and any(row.count("I") != 1 for row in rows):
+            raise ValueError(f"{self.type} takes one image a row")
 
     @property
     def packing(self) -> pixels.Packing:
@@ -206,26 +220,32 @@ def asked(host: AnyHost, kind: str) -> int:
         return places(read(**made))
 
 
-def made(model_type: str, recipe: Recipe) -> nn.Module:
+def made(model_type: str, class_name: str, recipe: Recipe) -> nn.Module:
     """The host with the library's own first weights."""
     config = sizes.tiny(model_type, lambda entries: merged(entries, recipe.config or {}))
-    return getattr(importlib.import_module("transformers"), TYPES[model_type])(config)
+    return getattr(importlib.import_module("transformers"), class_name)(config)
 
 
-def build(model_type: str) -> AnyHost:
+def build(model_type: str, class_name: str | None = None) -> AnyHost:
     """A tiny random host of a type.
+
+    Args:
+        model_type: One of ``TYPES``.
+        class_name: Its class in ``SECOND``; None: the one in ``TYPES``.
 
     Raises:
         NotBuilt: It cannot be built here.
     """
-    recipe = RECIPES.get(model_type, Recipe())
-    torch.manual_seed(0)
+    recipe = RECIPES.get(class_name or model_type, Recipe())
+    class_name = class_name or TYPES[model_type]
     try:
-        model = filled(made(model_type, recipe))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = filled(made(model_type, class_name, recipe))
     except ImportError as error:
         raise NotBuilt(str(error).strip().split(". ")[0]) from error
     if not (model_type in RECIPES or sees(model)):
-        raise NotBuilt(f"{TYPES[model_type]} takes no images")
+        raise NotBuilt(f"{class_name} takes no images")
     if recipe.prepare:
         recipe.prepare(model)
     host = AnyHost(

@@ -67,6 +67,14 @@ OTHERS: dict[str, Recipe] = {
     ),
     "blip": beside(),
     "git": beside(),
+    "BlipModel": contrastive(),
+    "Blip2ForImageTextRetrieval": contrastive(
+        {
+            "image_text_hidden_size": 12,
+            "qformer_config": {"use_qformer_text_input": True},
+        },
+        ending=(),
+    ),
     "blip-2": Recipe({"image_token_id": IMAGE, "image_token_index": IMAGE}),
     "instructblip": Recipe(
         {"image_token_index": IMAGE}, tokens=4, several=False, finish=finishing.asked_too

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from any_hosts import TYPES, NotBuilt, build
+from any_hosts import SECOND, TYPES, NotBuilt, build
 from any_hosts.checks import lacking
 
 TIMM = "TimmWrapperModel requires the timm library but it was not found in your environment"
@@ -21,6 +21,8 @@ LACKS: dict[str, dict[str, str]] = {
         ("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "glmga", "nemotron_h_omni"),
         {"both": "frames of a video take the image's placeholders, which are counted as images'"},
     ),
+    **dict.fromkeys(("blip-2", "idefics", "kosmos-2"), {"text": "its forward demands an image"}),
+    "pi0": {"text": "without images it awaits the cache of an earlier pass"},
     "molmo2": {"both": "it refuses images and videos in one batch"},
     "hunyuan_vl": {"alone": "it numbers the images through all rows of a batch"},
     "udop": {"alone": "the image's patches follow the padding, farther from the words"},
@@ -34,6 +36,13 @@ LACKS: dict[str, dict[str, str]] = {
 def test_a_tiny_host_does_what_a_host_must(model_type: str) -> None:
     found = lacking(build(model_type))
     assert set(found) == set(LACKS.get(model_type, {})), found
+
+
+@pytest.mark.parametrize("model_type", SECOND)
+def test_so_does_its_class_that_matches_images_and_texts(model_type: str) -> None:
+    host = build(model_type, SECOND[model_type])
+    assert type(host.model).__name__ == SECOND[model_type]
+    assert lacking(host) == {}
 
 
 @pytest.mark.parametrize("model_type", NOT_BUILT)
