@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import make_clip
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
-from vlm_edit import Host, VlmEditError
+from vlm_edit import Adapter, Clamp, Dictionary, Host, Patch, VlmEditError
 from vlm_edit.hooks import Tokens, attach, replace_hidden
 from vlm_edit.hooks.dispatch import hidden_of
 
@@ -131,7 +132,8 @@ def test_an_attachment_that_fails_half_way_is_undone(clip, monkeypatch, culprit)
 
 
 def test_a_module_that_returns_no_tensor_is_named(clip):
-    for output in ({"a": torch.zeros(1)}, (), ("x",), None):
+    two = {"a": torch.zeros(1), "b": torch.zeros(1)}
+    for output in (two, (), ("x",), None, [torch.zeros(1)], []):
         with pytest.raises(VlmEditError, match=rf"CLIPModel returns a {type(output).__name__}"):
             hidden_of(output, clip)
 
@@ -149,6 +151,56 @@ def test_tuples_keep_their_type_and_their_other_members():
     assert named.hidden is new
     assert named.weights is other
     assert hidden_of(pair(old, other), nn.Linear(1, 1)) is old
+
+
+def test_outputs_by_name_have_what_is_pooled_or_the_only_tensor():
+    old, new, other = torch.zeros(2, 3), torch.ones(2, 3), torch.ones(5)
+    pooled = BaseModelOutputWithPooling(last_hidden_state=other, pooler_output=old)
+    edited = replace_hidden(pooled, new)
+    assert type(edited) is type(pooled)
+    assert edited.pooler_output is new
+    assert edited.last_hidden_state is other
+    assert pooled.pooler_output is old
+    assert hidden_of(pooled, nn.Linear(1, 1)) is old
+    alone = BaseModelOutput(last_hidden_state=old)
+    assert hidden_of(alone, nn.Linear(1, 1)) is old
+    assert replace_hidden(alone, new).last_hidden_state is new
+    assert replace_hidden({"it": old}, new) == {"it": new}
+
+
+def test_a_list_of_images_is_edited_end_to_end_and_given_back_as_it_was_cut():
+    parts = [torch.randn(3, 2), torch.randn(1, 2)]
+    whole = hidden_of(parts, nn.Linear(1, 1))
+    assert torch.equal(whole, torch.cat(parts))
+    back = replace_hidden(parts, whole * 2)
+    assert [torch.equal(b, 2 * p) for b, p in zip(back, parts, strict=True)] == [True, True]
+
+
+class Streams(nn.Module):
+    """A layer with three residual streams of each token, [B, S, 3, D]."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Identity()
+
+    def forward(self, input_ids, attention_mask=None, pixel_values=None):  # noqa: ARG002
+        torch.manual_seed(0)
+        return self.block(torch.randn(*input_ids.shape, 3, 4))
+
+
+@pytest.mark.parametrize("tokens", ["image", "text+special", "all"])
+def test_every_residual_stream_of_a_chosen_token_is_edited(tokens):
+    adapter = Adapter.of({"block": ("block", "mixed", 4)}, image_token=7)
+    host, ids = Host.of(Streams(), adapter=adapter), torch.tensor([[0, 7, 7, 5], [7, 5, 6, 8]])
+    inputs = {"attention_mask": (ids != 0).long(), "pixel_values": torch.zeros(1)}
+    patch = Patch("block", Dictionary.identity(4), Clamp([1], 9.0), tokens=tokens)
+    before = host.model(ids, **inputs)
+    with patch.attach(host):
+        after = host.model(ids, **inputs)
+    real = ids != 0
+    chosen = {"image": ids == 7, "text+special": (ids != 7) & real, "all": real}[tokens]
+    assert torch.equal((before != after).any(-1), chosen.unsqueeze(-1).expand(2, 4, 3))
+    assert torch.allclose(after[chosen][..., 1], torch.tensor(9.0))
 
 
 @pytest.mark.parametrize("name", ["joint", "text.0", "vision.0"])

@@ -30,8 +30,11 @@ class Merging(LlamaForCausalLM):
         self.model.eye = nn.Conv2d(3, 32, 8, 8)
         self.image = self.real = None  # [B, S], what became of the last prompt
 
+    def see(self, images):
+        return self.model.eye(images).flatten(2).transpose(1, 2)
+
     def merge(self, ids, attention, images):
-        features = iter(self.model.eye(images).flatten(2).transpose(1, 2))
+        features = iter(self.see(images))
         keep = ids != 0 if attention is None else attention.bool()
         rows, places = [], []
         for row, real in zip(ids, keep, strict=True):

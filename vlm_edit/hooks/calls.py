@@ -50,6 +50,7 @@ class Call:
         ids_at: The place of the first of them in the sequence; None where they are this call's.
         caption: [B, S] or [B, P] like ``ids``, bool, the tokens of the texts that ``Host.inputs``
             put into its template; None where nobody knows.
+        origin: Whose its tokens are, by where their embeddings came from; None where not found.
         doubt: Where the host and the adapter disagree on whose the tokens are, how; else None.
         resolved: The ``Tokens`` of the output that was looked at last, while it is under way.
     """
@@ -70,6 +71,7 @@ class Call:
     ids: Tensor | None = field(default=None, init=False)
     ids_at: int | None = field(default=None, init=False)
     caption: Tensor | None = field(default=None, init=False)
+    origin: Mixed | None = field(default=None, init=False)
     doubt: str | None = field(default=None, init=False)
     resolved: Tokens | None = field(default=None, init=False, repr=False)
     _facts: Mapping[str, Any] | None = field(default=None, init=False)
@@ -132,12 +134,23 @@ class Call:
         if isinstance(self.start, Tensor):
             self.columns = self.start + torch.arange(length, device=self.start.device)
         self.real, self.hidden_padding = real_of_merged(self.attention, start, length)
+        if self.hidden_padding and self.origin is not None:
+            self._unhide(self.origin, count)
         self.prompt_real = None if total is None or self.real is None else self.real[:, :total]
         if generation is not None:
             generation.merge(shape[0], total, self.prompt_real)
         self.prompt = total if generation is None else generation.prompt_of(self.start)
         self.ids = self.caption = None
         self.generated, self.resolved = False, None
+
+    def _unhide(self, origin: Mixed, count: int) -> None:
+        """Learn which tokens are padding: those of the text that its mask of ids leaves out."""
+        mask, text = self.attention, origin.at("text")
+        if text.shape != self.shape or not isinstance(mask, Tensor) or mask.ndim != 2:
+            return
+        if mask.shape[1] == count and bool((text.sum(1) == count).all()):
+            self.real = torch.ones_like(text).masked_scatter(text, mask.bool().to(text.device))
+            self.hidden_padding = False
 
     def ask(self, other: Call) -> None:
         """Know of ids what another call knows, whose tokens these are too."""
@@ -236,6 +249,11 @@ def _modality(
     """Return whose a call's tokens are, by the ids of the placeholders of what it carries."""
     ids: Tensor | None = inputs.get("input_ids")
     embeds: Any = inputs.get("inputs_embeds")
+    marked = inputs.get(adapter.places) if adapter.places else None
+    if isinstance(marked, Tensor) and marked.shape == call.shape:
+        return Mixed.of(image=marked.bool())
+    if adapter.places and ids is not None:
+        return "text"
     if ids is not None and not adapter.has_placeholders:
         # What a host says of itself, it says where something is brought.
         says = any(hasattr(m, PLACES) for m in _with_base(module))

@@ -7,10 +7,11 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -154,10 +155,13 @@ def attach(
 
 
 def hidden_of(output: Any, module: nn.Module) -> Tensor:
-    """Return the hidden state in a module's output: the tensor itself, or a tuple's first.
+    """Return the hidden state in a module's output.
+
+    It is the tensor itself, or a tuple's first; of a list with a tensor for each image all of
+    them, end to end; of an output by name what is pooled, or the only tensor.
 
     Raises:
-        VlmEditError: Neither of both; or two states of one shape, whose sum goes on.
+        VlmEditError: None of these; or two states of one shape, whose sum goes on.
     """
     if isinstance(output, Tensor):
         return output
@@ -171,16 +175,40 @@ def hidden_of(output: Any, module: nn.Module) -> Tensor:
                 "to: neither is the hidden state. Name a module that returns their sum"
             )
         return first
+    if isinstance(output, list) and output and all(map(_is_matrix, output)):
+        return torch.cat(output)
+    name = _named(output)
+    if name is not None:
+        return cast("Tensor", output[name])
     raise CannotKnow(
         f"{type(module).__name__} returns a {type(output).__name__}; a site's module must return "
         "a tensor or a tuple that begins with one. Name a submodule that does in the adapter"
     )
 
 
+def _is_matrix(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.ndim == 2
+
+
+def _named(output: Any) -> str | None:
+    """Return under which name an output has its hidden state."""
+    if not isinstance(output, Mapping):
+        return None
+    tensors = [name for name, value in output.items() if isinstance(value, Tensor)]
+    if "pooler_output" in tensors:
+        return "pooler_output"
+    return tensors[0] if len(tensors) == 1 else None
+
+
 def replace_hidden(output: Any, hidden: Tensor) -> Any:
     """Return the same output with another hidden state."""
     if isinstance(output, Tensor):
         return hidden
+    if isinstance(output, list):
+        return list(hidden.split([len(part) for part in output]))
+    name = _named(output)
+    if name is not None:
+        return type(output)(**{**output, name: hidden})
     rest = output[1:]
     return type(output)(hidden, *rest) if hasattr(output, "_fields") else (hidden, *rest)
 
@@ -211,6 +239,8 @@ def follow(
         return callback(hidden, Tokens.of(stream, Call(), hidden))
 
     def run(hidden: Tensor) -> Tensor:
+        if hidden.ndim == 4 and stream != "image":
+            return _in_streams(run, hidden)
         tokens = tracker.at(path, stream, hidden)
         if tokens.output is None:
             return callback(hidden, tokens)
@@ -228,6 +258,13 @@ def follow(
     if axis == -1:
         return run, release
     return lambda hidden: run(hidden.movedim(axis, -1)).movedim(-1, axis), release
+
+
+def _in_streams(run: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    """Run on [B, S, n, D], n residual streams of each token, as on n rows for each of a batch."""
+    rows, _, streams, _ = hidden.shape
+    laid = rearrange(hidden, "b s n d -> (b n) s d")
+    return rearrange(run(laid), "(b n) s d -> b s n d", b=rows, n=streams).contiguous()
 
 
 def _counted(callback: Callback, path: str, stream: Stream, count: int) -> Callback:

@@ -386,6 +386,9 @@ class Tokens:
         known = self.call.modality
         if known is None and self.call.decodes:
             known = "text"  # what is generated is text
+        origin = self.call.origin
+        if known is None and origin is not None and origin.shape == self.call.shape:
+            known = origin
         if self.image_mask is None:
             return known if self.call.doubt is None else None
         others = known if isinstance(known, Mixed) else None
@@ -399,8 +402,8 @@ class Tokens:
         call = self.placed
         if call.doubt is not None:
             return CannotKnow(
-                f"tokens={choice!r}: {call.doubt}. Name the right ids in the adapter, or say "
-                "which are image with attach(..., image_mask=)"
+                f"tokens={choice!r}: {call.doubt}. Name the ids of its placeholders in the "
+                "adapter, or say which tokens are image with attach(..., image_mask=)"
             )
         if call.given is not None:
             length = call.prompt if isinstance(call.prompt, int) else "tokens"

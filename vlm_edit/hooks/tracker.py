@@ -18,6 +18,7 @@ from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.placeholders import hear, masks_in, places_itself
+from vlm_edit.hooks.provenance import Provenance
 from vlm_edit.hooks.scopes import Entry
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.host import Adapter, Stream, find_module, placeholder_ids
@@ -41,6 +42,12 @@ class CallTracker:
         self._users = 0
         self.entry = Entry()
         self._undo: list[Callable[[], Any]] = []
+        # What hooks ask for is there before they are: another thread may be calling the host.
+        self._names = {i: n for n, ids in _placeholders(root, adapter).items() for i in ids}
+        self._provenance = Provenance.of(root, adapter)
+        if self._provenance is not None:
+            self._provenance.meet(self._meet)
+            self._undo += self._provenance.undo
         self._followers = followers_of(root, adapter)
         if self._followers:
             self._undo += [undo for follower in self._followers for undo in follower.undo]
@@ -65,7 +72,6 @@ class CallTracker:
             )
         for holder in places_itself(root):
             self._undo.append(StandIn(holder, PLACES, self._place).remove)
-        self._names = {i: n for n, ids in _placeholders(root, adapter).items() for i in ids}
         if callable(getattr(root, "generate_batch", None)):
             self._undo.append(StandIn(root, "generate_batch", self._generate_batch).remove)
 
@@ -148,7 +154,7 @@ class CallTracker:
         if generation is not None and call is generation.call:
             # Of a module that ``generate`` calls alone.
             call = self._told(Call((shape[0], shape[1]), start=None))
-        elif stream == "mixed" and shape[1] > cast("tuple[int, int]", call.shape)[1]:
+        elif shape[1] > cast("tuple[int, int]", call.shape)[1]:
             call.grow((shape[0], shape[1]), generation)
         return Tokens.of(stream, call, hidden)
 
@@ -229,6 +235,8 @@ class CallTracker:
         if followed and self.entry.contexts:
             self.entry.exit()
         call = calls.get(path)
+        if self._provenance is not None and path == HOST and generation is None:
+            self._provenance.forget()
         if call is None:
             return
         call.resolved = None  # which holds the call: together they would wait for the collector
@@ -286,8 +294,18 @@ class CallTracker:
         finally:
             self._state.generation = before
             self._state.calls = {}
+            if self._provenance is not None and before is None:
+                self._provenance.forget()
             if before is None and self.entry.contexts:
                 self.entry.exit()
+
+    def _meet(self, entering: Tensor) -> None:
+        """Find out where what enters the layers that images and text share came from."""
+        provenance = self._provenance
+        assert provenance is not None
+        call = self.now(self.path_of(provenance.path))
+        if call.modality is None and not call.decodes:
+            provenance.find(call, entering)
 
     def _place(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

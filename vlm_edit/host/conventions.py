@@ -39,6 +39,7 @@ _PROJECTOR = re.compile(
 )
 _NO_PROJECTOR = re.compile(r"patch_(projection|embed)|generation|deepstack|lm_head")
 _DEEPSTACK = re.compile(r"deepstack\w*|merger_list")
+_DEPTHS = ("decoder_layers", "num_hidden_layers", "num_layers")
 _NO_LAYER = re.compile(r"(Attention|Norm|Linear|Embedding|Conv[12]d|FFN|FeedForward|M(LP|lp))$")
 _CROSSING = re.compile(r"cross|encoder_attn|EncDecAttention", re.IGNORECASE)
 
@@ -87,7 +88,7 @@ class _Parts:
         self.speaker = self._innermost("get_decoder")
         self.reader = self._innermost("get_encoder") if self._has_both else None
         self.towers = {kind: self._tower(names) for kind, names in TOWERS.items()}
-        if self.towers["image"] is None and self.reader is not None and not self.has_places:
+        if self.towers["image"] is None and self.reader is not None and not _reads(self.reader):
             self.towers["image"], self.reader = self.reader, None
 
     @property
@@ -103,7 +104,9 @@ class _Parts:
     @property
     def _has_both(self) -> bool:
         configs = (self.config, getattr(self.speaker, "config", None), _text_config(self.config))
-        return any(getattr(config, "is_encoder_decoder", False) for config in configs)
+        base = getattr(self.root, "base_model", self.root)
+        parts = all(isinstance(getattr(base, p, None), nn.Module) for p in ("encoder", "decoder"))
+        return parts or any(getattr(config, "is_encoder_decoder", False) for config in configs)
 
     @property
     def placeholders(self) -> dict[str, str]:
@@ -118,6 +121,13 @@ class _Parts:
         return masks or any(kind in self.placeholders for kind in ("image", "video"))
 
     @property
+    def sees(self) -> bool:
+        """Whether images reach it at all."""
+        takes = inspect.signature(self.root.forward).parameters
+        brings = any(name in takes for name in self.carriers)
+        return self.has_places or self.towers["image"] is not None or brings
+
+    @property
     def is_mixed(self) -> bool:
         """Whether images and text share a sequence."""
         return self._stream() == "mixed" or self.reader is not None
@@ -130,9 +140,9 @@ class _Parts:
         if self._has_both:
             return "text"
         masks = any(hasattr(module, "get_placeholder_mask") for module in self.root.modules())
-        if not masks and any(_crosses(layer) for layer in stack[1]):
+        if not masks and _crosses(self.speaker):
             return "text"
-        return "mixed" if self.has_places or self.towers["image"] is not None else "text"
+        return "mixed" if self.sees else "text"
 
     @property
     def _is_tower_alone(self) -> bool:
@@ -161,9 +171,12 @@ class _Parts:
             called.append(self.speaker)
         elif self._has_both:
             called += [self.reader, self.speaker]
+        elif self.is_mixed and not self.has_places:  # what it makes of its ids, it hands on there
+            called.append(self.speaker)
         elif "generate" in vars(type(self.root)):  # runs its language model, not itself
             called.append(self._first("get_decoder"))
-        return tuple(p for module in called if module is not None and (p := self.path(module)))
+        paths = (self.path(module) for module in called if module is not None)
+        return tuple(path for path in paths if path)
 
     def path(self, module: nn.Module) -> str:
         """Return where a module of the model is."""
@@ -198,16 +211,18 @@ class _Parts:
             yield _rule("projector", self.path(projector), "image", width)
         if self._has_both:
             if self.reader is not None:
-                stream: Stream = "mixed" if self.has_places else "text"
+                stream: Stream = "mixed" if self.sees else "text"
                 yield from self._layers("encoder", self.reader, stream)
             yield from self._layers("decoder", self.speaker, "text")
         else:
             yield from self._layers("language", self.speaker, self._stream())
 
     def stack(self, base: nn.Module | None) -> tuple[str, nn.ModuleList] | None:
-        """Return the layers below a module: the longest of its lists, the outermost of such."""
+        """Return the layers below a module: as many as its config says, else the longest list."""
         if base is None:
             return None
+        depth = _held(_text_config(self.config), _DEPTHS) if base is self.speaker else None
+        said = getattr(_text_config(self.config), depth) if depth else -1
         others = [t for t in self.towers.values() if t is not None and t is not base]
         beside = [self.path(tower) for tower in others if _holds(base, tower)]
         lists: list[tuple[str, nn.ModuleList]] = []
@@ -216,7 +231,7 @@ class _Parts:
             inner = any(_below(path, other) for other in (*beside, *(p for p, _ in lists)))
             if isinstance(module, nn.ModuleList) and _are_layers(module) and not inner:
                 lists.append((path, module))
-        return max(lists, key=lambda found: len(found[1]), default=None)
+        return max(lists, key=lambda found: (len(found[1]) == said, len(found[1])), default=None)
 
     def _layers(self, name: str, base: nn.Module | None, stream: Stream) -> Iterator[SiteRule]:
         stack = self.stack(base)
@@ -224,6 +239,9 @@ class _Parts:
             return
         path, layers = stack
         widths = [_width_of(layer) for layer in layers]
+        streams = getattr(_text_config(self.config), "hc_count", None)
+        if streams and base is self.speaker and self.width:  # hyper-connections, side by side
+            widths = [streams * self.width for _ in layers]
         axis = 1 if all(map(_is_convolution, layers)) else -1
         read = next((n for n in _FEATURE_LAYERS if getattr(self.config, n, None) is not None), None)
         consumed = read if name == "vision" else None
@@ -245,9 +263,11 @@ class _Parts:
 
     def _projector(self) -> nn.Module | None:
         """Return what brings images into the width of the text, by its name; None if nothing."""
-        parts = (self.speaker, self.reader, self.towers["audio"])
-        shut = [self.path(part) for part in parts if part is not None and part is not self.root]
-        stacks = (self.stack(tower) for tower in (self.towers["image"], self.speaker))
+        tower = self.towers["image"]
+        beside = (p for p in (self.speaker, self.reader, self.towers["audio"]) if p is not None)
+        parts = [part for part in beside if tower is None or not _holds(part, tower)]
+        shut = [self.path(part) for part in parts if part is not self.root]
+        stacks = (self.stack(part) for part in (tower, self.speaker))
         shut += [stack[0] for stack in stacks if stack is not None]
         found: list[tuple[str, nn.Module]] = []
         for path, module in self.root.named_modules():
@@ -359,8 +379,13 @@ def _is_convolution(layer: nn.Module) -> bool:
     return nn.Conv2d in kinds and nn.Linear not in kinds
 
 
-def _crosses(layer: nn.Module) -> bool:
-    return any(_CROSSING.search(name) for name, _ in layer.named_modules())
+def _crosses(speaker: nn.Module) -> bool:
+    """Return whether any of its layers looks at images from aside, so that none is among them."""
+    return any(_CROSSING.search(name) for name, _ in speaker.named_modules())
+
+
+def _reads(encoder: nn.Module) -> bool:
+    return "input_ids" in inspect.signature(encoder.forward).parameters
 
 
 def _text_config(config: Any) -> Any:

@@ -193,6 +193,8 @@ class Adapter:
             mixed sequence.
         video_token: That of videos, likewise; hosts of the family may lack it.
         audio_token: That of sounds, likewise.
+        places: Argument of the host's forward that marks image tokens, [B, S], where the host
+            takes their places from the caller.
         visual_inputs: Arguments of the host's forward that carry images, videos or sounds; their
             names say which. Placeholder ids count only in calls that carry what they stand for.
         calls: Paths of modules inside the host that the host's code also calls on their own,
@@ -223,6 +225,8 @@ class Adapter:
     video_token: Ids | None = None
     audio_token: Ids | None = None
 
+    places: str | None = None
+
     @property
     def has_placeholders(self) -> bool:
         """Whether it names ids of placeholders of any kind."""
@@ -239,6 +243,7 @@ class Adapter:
         grid: str | None = None,
         video_token: Ids | None = None,
         audio_token: Ids | None = None,
+        places: str | None = None,
     ) -> Adapter:
         """Make an adapter for one model of your own, any ``torch.nn.Module``.
 
@@ -253,6 +258,7 @@ class Adapter:
             grid: As in the class.
             video_token: As in the class.
             audio_token: As in the class.
+            places: As in the class.
 
         Raises:
             VlmEditError: A place that is not of that form, an unknown stream, or modules of one
@@ -281,6 +287,7 @@ class Adapter:
             grid,
             video_token=video_token,
             audio_token=audio_token,
+            places=places,
         )
 
 

@@ -77,7 +77,7 @@ def test_ids_that_are_not_the_hosts_own_are_refused_with_both_counts(name):
     told = r"get_placeholder_mask has 8 image tokens in this call, and 1 ids are 8, as the adapter"
     with pytest.raises(VlmEditError, match=told), patch.attach(host), torch.no_grad():
         model(**inputs)
-    image = inputs["input_ids"] == 5
+    image = inputs["input_ids"] == 7
     with patch.attach(host, image_mask=image) as attached, torch.no_grad():
         model(**inputs)  # what the user says goes before both
     assert attached.report().edited_tokens == int(image.sum())
