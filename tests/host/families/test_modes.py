@@ -81,12 +81,14 @@ def run(mode, host, inputs):
         return host(**inputs).logits
     torch.manual_seed(0)
     inputs = {k: v for k, v in inputs.items() if k != "decoder_input_ids"}
+    # Copied: ``generate`` adds its own to what it is given.
+    options = {k: [*v] if isinstance(v, list) else v for k, v in mode.options.items()}
     quiet = {} if "logits_processor" in mode.options else {"suppress_tokens": [IMAGE_TOKEN, 61]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         output = host.generate(
             **inputs,
-            **{"max_new_tokens": NEW, "do_sample": False} | quiet | mode.options,
+            **{"max_new_tokens": NEW, "do_sample": False} | quiet | options,
             return_dict_in_generate=True,
             output_logits=True,
         )
