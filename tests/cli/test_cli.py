@@ -433,12 +433,10 @@ def test_what_the_user_can_mend_is_one_line_on_standard_error(
 def test_a_model_of_an_unknown_type_says_how_to_write_an_adapter(
     tmp_path: Path, pairs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from transformers import BertConfig, BertModel
+    from transformers import XLMConfig, XLMModel
 
-    config = BertConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
-    BertModel(config).save_pretrained(tmp_path)
+    config = XLMConfig(emb_dim=8, n_heads=2, n_layers=1, vocab_size=8)
+    XLMModel(config).save_pretrained(tmp_path)
     zoo.load_host()[1].save_pretrained(tmp_path)
     assert main(["measure", str(tmp_path), pairs, "--dictionary", "neurons"]) == 2
     assert "docs/writing-an-adapter.md" in capsys.readouterr().err

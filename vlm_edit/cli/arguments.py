@@ -71,6 +71,15 @@ class Sites(Loading, Tells):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Doctor(Asking, Tells):
+    """Try a model: its sites, who tells image tokens, an edit at each site; 1 if any fails."""
+
+    model: Model
+    image: Annotated[Text, option("a file to try it with (one is drawn)")] = None
+    text: Annotated[str, option("what goes with it")] = "What is this?"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Places(Asking, Columns, Tells):
     """Name a model, pairs, and a site."""
 

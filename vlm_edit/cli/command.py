@@ -23,6 +23,7 @@ from vlm_edit.ground.errors import VlmEditError, VlmEditWarning, printable
 VERBS: dict[type, str] = {
     of.Demo: "verbs.demo",
     of.Sites: "verbs.sites",
+    of.Doctor: "verbs.doctor",
     of.Train: "training.train",
     of.Check: "training.check",
     of.Measure: "measuring.measure",
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As typed after ``vlm-edit``; by default the process's own.
 
     Returns:
-        0; 1 if a verdict of the demonstration is not the known one, or two patches differ; 2 with a
+        0; 1 if a verdict of the demonstration is not the known one, something does not work on a
+        model that ``doctor`` tries, or two patches differ; 2 with a
         message on standard error for what the user can mend.
 
     Example:

@@ -5,6 +5,10 @@ from vlm_edit.cli.asked import Ask
 
 EXAMPLES: dict[type, tuple[str, str]] = {
     of.Demo: ("demo --out demo", "demo --llava"),
+    of.Doctor: (
+        "doctor zoo:emoji-llava",
+        "doctor Qwen/Qwen3.5-9B --image cat.jpg --dtype bfloat16",
+    ),
     of.Sites: ("sites zoo:emoji-clip", "sites llava-hf/llava-1.5-7b-hf --dtype bfloat16"),
     of.Train: (
         "train zoo:emoji-clip zoo:pairs --features 256 --steps 300 --out sae",

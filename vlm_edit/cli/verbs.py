@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm_edit.cli import telling
-from vlm_edit.cli.arguments import Demo, Sites
-from vlm_edit.cli.host import load_model
+from vlm_edit.cli.arguments import Demo, Doctor, Sites
+from vlm_edit.cli.host import load_host, load_model
 from vlm_edit.cli.writing import expect_free
 from vlm_edit.host import quiet_when_piped
 from vlm_edit.report import Table
@@ -23,6 +23,25 @@ def demo(options: Demo) -> int:
     quiet_when_piped()
     done = run_generation(out) if options.llava else run(str(out))
     return 0 if as_known(done.checks) else 1
+
+
+def doctor(options: Doctor) -> int:
+    """Try a model: 1 if anything does not hold."""
+    from vlm_edit.measuring import as_seen, open_image
+    from vlm_edit.tasks.doctor import examine
+
+    host = load_host(options.model, options)
+    if options.image is None:
+        findings = examine(host, text=options.text)
+    else:
+        with open_image(options.image) as opened:
+            findings = examine(host, as_seen(opened), options.text)
+    words = {None: "", True: "holds", False: "FAILS"}
+    rows = [(finding.what, finding.told, words[finding.holds]) for finding in findings]
+    failed = sum(finding.holds is False for finding in findings)
+    note = f"{failed} of {len(rows)} fail" if failed else "Nothing fails."
+    telling.table(Table(f"What works on {host.kind.__name__}", ("what", "found", ""), rows, note))
+    return 1 if failed else 0
 
 
 def sites(options: Sites) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PLACES = "get_placeholder_mask"  # by which hosts of transformers say where features go
 HOST = ""  # the path of the host itself among the modules whose calls are followed
+
+Witness = Literal["image_mask", "argument", "ids", "host", "origin"]
 
 # What hosts call the cache they go on with: transformers since 5.24, before, and at state spaces.
 CACHES = ("cache", "past_key_values", "cache_params")
@@ -50,6 +52,7 @@ class Call:
         ids_at: The place of the first of them in the sequence; None where they are this call's.
         caption: [B, S] or [B, P] like ``ids``, bool, the tokens of the texts that ``Host.inputs``
             put into its template; None where nobody knows.
+        witness: Who says whose its tokens are: ``argument``, ``ids`` or ``host``; None if nobody.
         origin: Whose its tokens are, by where their embeddings came from; None where not found.
         doubt: Where the host and the adapter disagree on whose the tokens are, how; else None.
         resolved: The ``Tokens`` of the output that was looked at last, while it is under way.
@@ -71,6 +74,7 @@ class Call:
     ids: Tensor | None = field(default=None, init=False)
     ids_at: int | None = field(default=None, init=False)
     caption: Tensor | None = field(default=None, init=False)
+    witness: Witness | None = field(default=None, init=False)
     origin: Mixed | None = field(default=None, init=False)
     doubt: str | None = field(default=None, init=False)
     resolved: Tokens | None = field(default=None, init=False, repr=False)
@@ -209,6 +213,8 @@ def read_call(
     elif outer is not None and outer.shape is not None and outer.shape[1] == length:
         call.ask(outer)
     call.modality = _modality(module, adapter, inputs, call, outer, generation)
+    if isinstance(call.modality, Mixed):
+        call.witness = "argument" if adapter.places else "ids"
     call.real = _real(call.attention, call)
     return call
 

@@ -76,4 +76,4 @@ def hear(call: Call, names: Mapping[int, str], kind: str, mask: Tensor, now: boo
             f"{int(expected.sum())} ids are {ids}, as the adapter names them"
         )
     marked = known.marked(kind, mask) if isinstance(known, Mixed) else Mixed.of(**{kind: mask})
-    call.modality, call.resolved = marked, None
+    call.modality, call.witness, call.resolved = marked, "host", None

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks.calls import PLACES, Call
-from vlm_edit.host import Adapter, Tap, placeholder_ids
-from vlm_edit.host.resolve import resolve
+from vlm_edit.host import Adapter, Tap, placeholder_ids, resolve
 
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 _AT_ONCE = 2**22  # numbers that are hashed in one go
@@ -105,6 +104,37 @@ class Provenance:
                 "projector gave, or both"
             )
         call.origin = Mixed.of(image=image & ~text)
+
+
+def entering(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """Return what enters a module first, [B, S, D]; what calls it goes no further.
+
+    Args:
+        module: A layer.
+        run: A call that reaches it.
+
+    Example:
+        >>> entering(model := nn.Linear(2, 3), lambda: model(torch.ones(1, 2)))
+        tensor([[1., 1.]])
+    """
+    seen: list[Tensor] = []
+
+    def look(state: Tensor) -> None:
+        seen.append(state.clone())
+        raise _Reached
+
+    handle = module.register_forward_pre_hook(_Meet(look), with_kwargs=True)
+    try:
+        run()
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+class _Reached(Exception):
+    """End a forward at the layer that was looked at."""
 
 
 class _Watch:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.ground.modality import Mixed, Modality, is_among
-from vlm_edit.hooks.calls import Call
+from vlm_edit.hooks.calls import Call, Witness
 from vlm_edit.hooks.given import given_in
 from vlm_edit.hooks.special import Special, special_in, unnamed
 from vlm_edit.host import Stream
@@ -97,6 +97,15 @@ class Tokens:
         if self._known is _UNASKED:
             self._known = self._of_call()
         return self._known
+
+    @property
+    def witness(self) -> Witness | None:
+        """Return who says which tokens are image; None where none is, or nobody does."""
+        if not isinstance(self.known, Mixed):
+            return None
+        if self.image_mask is not None:
+            return "image_mask"
+        return self.call.witness or "origin"
 
     @property
     def modality(self) -> Modality | None:
