@@ -10,11 +10,12 @@ from typing import Any, cast
 
 from torch import nn
 
-from vlm_edit.ground.errors import BadArgument, UnknownName
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.ground.registry import distinct, load_point
 from vlm_edit.host.conventions import read_conventions
 from vlm_edit.host.declare import Adapter, PipelineAdapter
 from vlm_edit.host.pipelines import Model, Pipeline, PipelineHost, class_of, joined
+from vlm_edit.host.resolve import resolve
 from vlm_edit.host.wrappers import unwrap
 
 ENTRY_POINTS = "vlm_edit.adapters"
@@ -27,8 +28,8 @@ def find_adapter(model: Model) -> Adapter:
     inherits from, named with its top-level package: ``open_clip.CLIP``. For a base there may
     be a table of adapters by class: that of the host's class counts, or of the nearest it inherits
     from. A pipeline's is put together from what is registered for its class and for the models
-    inside it. A model of transformers for which none is registered is read by the conventions of
-    that library: ``read_conventions``.
+    inside it. A model of transformers for which none is registered, or which has other parts than
+    its family, is read by the conventions of that library: ``read_conventions``.
 
     Raises:
         VlmEditError: No adapter is registered for either, nor does it keep the conventions; or
@@ -36,11 +37,26 @@ def find_adapter(model: Model) -> Adapter:
     """
     host = unwrap(model)
     adapter = registered_adapter(host)
-    if adapter is None and not isinstance(host, PipelineHost):
-        adapter = read_conventions(host)
+    if isinstance(host, PipelineHost):
+        if adapter is None:
+            raise _unknown(host)
+        return adapter
+    if adapter is not None and _fits(host, adapter):
+        return adapter
+    own = read_conventions(host)
+    if own is not None and (adapter is None or _fits(host, own)):
+        return own
     if adapter is None:
         raise _unknown(host)
     return adapter
+
+
+def _fits(host: nn.Module, adapter: Adapter) -> bool:
+    """Return whether a host has the places that an adapter names."""
+    try:
+        return bool(resolve(host, adapter))
+    except VlmEditError:
+        return False
 
 
 def registered_adapter(model: Model) -> Adapter | None:

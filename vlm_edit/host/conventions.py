@@ -204,6 +204,8 @@ class _Parts:
             yield from self._layers("vision", tower, "image")
             return
         yield from self._layers("vision", self.towers["image"], "image")
+        if self.towers["image"] is not None and self.speaker is self.root and not self._speaks:
+            return  # it reads texts in a way of its own
         yield from self._deepstack()
         projector = self._projector()
         if projector is not None:
@@ -299,7 +301,7 @@ class _Parts:
                 end = getattr(self.root, f"{word}_{kind}", None)
                 if isinstance(end, nn.Module):
                     return end
-        end = getattr(tower, "head", None)
+        end = getattr(tower, "head", None) if self.contrasts or tower is self.root else None
         return end if isinstance(end, nn.Module) else None
 
     def _tower(self, names: Iterable[str]) -> nn.Module | None:

@@ -1,0 +1,101 @@
+"""Members of families with other parts than the family is declared with: told by conventions."""
+
+import pytest
+import torch
+from any_hosts import SECOND, build
+from tiny_hosts import (
+    CONTRASTIVE_TEXT,
+    CONTRASTIVE_VISION,
+    FAMILIES,
+    IMAGE_TOKEN,
+    TEXT,
+    TINY,
+    VISION,
+    library,
+)
+
+from vlm_edit import Host
+from vlm_edit.host import find_adapter, registered_adapter
+from vlm_edit.testing import check_adapter
+
+IDS = torch.tensor([[1, 5, *[IMAGE_TOKEN] * 4, 6, 7]])
+PIXELS = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def llava_with(vision, **options):
+    config = library("LlavaConfig")(
+        vision_config=vision,
+        text_config=library("LlamaConfig")(**TEXT),
+        image_token_index=IMAGE_TOKEN,
+        **options,
+    )
+    return library("LlavaForConditionalGeneration")(config)
+
+
+def with_pixtral():
+    vision = library("PixtralVisionConfig")(**{**VISION, "patch_size": 4})
+    ids = torch.tensor([[1, 5, *[IMAGE_TOKEN] * 16, 6, 7]])
+    sizes = torch.tensor([[16, 16]])
+    options = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    inputs = {"input_ids": ids, "pixel_values": PIXELS, "image_sizes": sizes}
+    return llava_with(vision, **options), inputs
+
+
+def with_dinov2():
+    sizes = {"hidden_size": 24, "image_size": 16, "patch_size": 8}
+    host = llava_with(library("Dinov2Config")(**TINY, **sizes), vision_feature_layer=-2)
+    return host, {"input_ids": IDS, "pixel_values": PIXELS}
+
+
+def classifier(name):
+    config = library(f"{name}Config")(
+        text_config=CONTRASTIVE_TEXT, vision_config=CONTRASTIVE_VISION, projection_dim=12
+    )
+    return library(f"{name}ForImageClassification")(config), {"pixel_values": PIXELS}
+
+
+def tower_of(name):
+    family = FAMILIES[name]
+    inputs = family.inputs()
+    patches = {"hidden_states": inputs["pixel_values"], "grid_thw": inputs["image_grid_thw"]}
+    return family.make().model.visual, patches
+
+
+def matching(model_type):
+    host = build(model_type, SECOND[model_type])
+    return host.model, host.inputs([[5, 6, "I"], [7, "I"]])
+
+
+MEMBERS = {
+    "LLaVA with Pixtral's tower": (with_pixtral, {"vision", "projector", "language"}),
+    "LLaVA with DINOv2's tower": (with_dinov2, {"vision", "projector", "language"}),
+    "CLIPForImageClassification": (lambda: classifier("CLIP"), {"vision"}),
+    "SiglipForImageClassification": (lambda: classifier("Siglip"), {"vision"}),
+    "Qwen2.5-VL's tower": (lambda: tower_of("qwen2_5_vl"), {"vision"}),
+    "Qwen3-VL's tower": (lambda: tower_of("qwen3_vl"), {"vision"}),
+    "BlipModel": (lambda: matching("blip"), {"joint", "vision", "text"}),
+    # Its Q-Former reads queries, words, or both, in one place: no site of ours.
+    "Blip2ForImageTextRetrieval": (lambda: matching("blip-2"), {"vision"}),
+    "LlamaForCausalLM": (
+        lambda: (library("LlamaForCausalLM")(library("LlamaConfig")(**TEXT)), {"input_ids": IDS}),
+        {"language"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_member_has_its_places_and_every_edit_acts(name):
+    make, kinds = MEMBERS[name]
+    torch.manual_seed(0)
+    model, inputs = make()
+    host = Host.of(model.eval())
+    assert {site.split(".")[0] for site in host.sites} == kinds
+    check_adapter(host, inputs)
+
+
+def test_a_member_that_fits_goes_by_what_is_declared():
+    model = FAMILIES["llava"].make()
+    assert find_adapter(model) is registered_adapter(model)
+    other, _ = with_dinov2()
+    assert find_adapter(other) != registered_adapter(other)
+    assert Host.of(other).sites["vision.2"].dead, "the config says which layer goes on"
