@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from tiny_hosts import FAMILIES
+from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
@@ -130,6 +131,30 @@ def test_a_host_that_is_registered_goes_by_what_is_declared():
     llava = FAMILIES["llava"].make()
     assert find_adapter(llava) is registered_adapter(llava)
     assert find_adapter(llava) != read_conventions(llava)
+
+
+def test_the_stages_of_a_tower_of_another_library_are_its_layers():
+    model = FAMILIES["llava"].make()
+    tower = model.model.vision_tower = nn.Module()
+    tower.stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
+    tower.stages = nn.Sequential(
+        *(nn.Sequential(nn.Linear(4, 4), nn.Conv2d(4, width, 1)) for width in (8, 16))
+    )
+    sites = Host.of(model, adapter=read_conventions(model)).sites
+    seen = {name: site for name, site in sites.items() if kind(name) == "vision"}
+    assert {name: site.width for name, site in seen.items()} == {"vision.0": 8, "vision.1": 16}
+    assert {(site.taps[0].path, site.taps[0].axis) for site in seen.values()} == {
+        ("model.vision_tower.stages.0", 1),
+        ("model.vision_tower.stages.1", 1),
+    }
+
+
+def test_what_projects_sounds_is_no_projector_of_images():
+    model = FAMILIES["llava"].make()
+    embed = model.model.embed_audio = nn.Module()
+    embed.embedding_projection = nn.Linear(8, model.config.text_config.hidden_size)
+    sites = Host.of(model, adapter=read_conventions(model)).sites
+    assert sites["projector"].taps[0].path == "model.multi_modal_projector"
 
 
 def test_what_keeps_no_convention_is_refused_with_the_mend():

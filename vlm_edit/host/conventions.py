@@ -37,10 +37,12 @@ _PROJECTOR = re.compile(
     r"(projector|projection|connector|aligner|merger|resampler(_model)?|embed_vision"
     r"|visual_embeddings_table|vision_embed_tokens)$"
 )
-_NO_PROJECTOR = re.compile(r"patch_(projection|embed)|generation|deepstack|lm_head")
+_NO_PROJECTOR = re.compile(r"patch_(projection|embed)|generation|deepstack|lm_head|audio|speech")
 _DEEPSTACK = re.compile(r"deepstack\w*|merger_list")
 _DEPTHS = ("decoder_layers", "num_hidden_layers", "num_layers")
 _NO_LAYER = re.compile(r"(Attention|Norm|Linear|Embedding|Conv[12]d|FFN|FeedForward|M(LP|lp))$")
+_List = nn.ModuleList | nn.Sequential
+_Stack = tuple[str, _List]
 _CROSSING = re.compile(r"cross|encoder_attn|EncDecAttention", re.IGNORECASE)
 
 
@@ -219,7 +221,7 @@ class _Parts:
         else:
             yield from self._layers("language", self.speaker, self._stream())
 
-    def stack(self, base: nn.Module | None) -> tuple[str, nn.ModuleList] | None:
+    def stack(self, base: nn.Module | None) -> _Stack | None:
         """Return the layers below a module: as many as its config says, else the longest list."""
         if base is None:
             return None
@@ -227,13 +229,20 @@ class _Parts:
         said = getattr(_text_config(self.config), depth) if depth else -1
         others = [t for t in self.towers.values() if t is not None and t is not base]
         beside = [self.path(tower) for tower in others if _holds(base, tower)]
-        lists: list[tuple[str, nn.ModuleList]] = []
+        lists = self._lists(base, nn.ModuleList, beside)
+        if not lists and base is self.towers["image"]:  # of another library, its stages in a row
+            lists = self._lists(base, nn.Sequential, beside)
+        return max(lists, key=lambda found: (len(found[1]) == said, len(found[1])), default=None)
+
+    def _lists(self, base: nn.Module, kind: type[_List], beside: list[str]) -> list[_Stack]:
+        """Return the outermost lists of layers below a module, but for those beside it."""
+        lists: list[_Stack] = []
         for name, module in base.named_modules():
             path = ".".join(filter(None, (self.path(base), name)))
             inner = any(_below(path, other) for other in (*beside, *(p for p, _ in lists)))
-            if isinstance(module, nn.ModuleList) and _are_layers(module) and not inner:
+            if isinstance(module, kind) and _are_layers(module) and not inner:
                 lists.append((path, module))
-        return max(lists, key=lambda found: (len(found[1]) == said, len(found[1])), default=None)
+        return lists
 
     def _layers(self, name: str, base: nn.Module | None, stream: Stream) -> Iterator[SiteRule]:
         stack = self.stack(base)
@@ -364,7 +373,7 @@ def _width_of(module: nn.Module) -> int | None:
     return width
 
 
-def _are_layers(modules: nn.ModuleList) -> bool:
+def _are_layers(modules: _List) -> bool:
     """Return whether each is a layer of its own, and none a part that layers have."""
     return len(modules) > 0 and all(
         next(module.parameters(), None) is not None and not _NO_LAYER.search(type(module).__name__)
@@ -377,8 +386,9 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _is_convolution(layer: nn.Module) -> bool:
-    kinds = {type(part) for part in layer.modules()}
-    return nn.Conv2d in kinds and nn.Linear not in kinds
+    """Return whether a layer gives [B, D, H, W], as what ends in a convolution does."""
+    parts = [part for part in layer.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+    return bool(parts) and isinstance(parts[-1], nn.Conv2d)
 
 
 def _crosses(speaker: nn.Module) -> bool:
