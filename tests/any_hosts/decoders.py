@@ -37,6 +37,19 @@ MINICPM = Recipe(
     videos=pixels.strip_of_videos,
     video_text="framed",
 )
+# Towers of timm: convolutions in stages, the same with attention between them, a transformer.
+FASTVIT = {
+    **{"layers": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 32], "inference_mode": True},
+    "layer_scale_init_value": 0.5,
+}
+MOBILENET = {
+    **{"channel_multiplier": 0.01, "stem_size": 8, "msfa_output_resolution": 2},
+    "layer_scale_init_value": 0.5,
+}
+PERCEPTION = {
+    **{"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2},
+    **{"ref_feat_shape": [4, 4], "global_pool": ""},
+}
 CROP_IDS = {
     **{"image_start_id": 58, "image_end_id": 59, "slice_start_id": 56, "slice_end_id": 57},
     "newline_id": 53,
@@ -188,5 +201,24 @@ DECODERS: dict[str, Recipe] = {
     "minicpmv4_7": replace(MINICPM, config={**(MINICPM.config or {}), **CROP_IDS}),
     "ernie4_5_vl_moe": Recipe(
         text(rope_parameters={"mrope_section": [2, 2, 4]}), finish=finishing.routed
+    ),
+    "fast_vlm": Recipe(seen(hidden_size=64, model_args=FASTVIT), size=64),
+    "gemma3n": Recipe(
+        {
+            # Ids from 59 on are embedded by the towers' own embedders.
+            **text(vocab_size_per_layer_input=59),
+            **seen(hidden_size=2048, model_args=MOBILENET, vocab_offset=59, vocab_size=2),
+            "audio_config": {"vocab_offset": 61, "vocab_size": 3},
+            "vision_soft_tokens_per_image": 4,
+        },
+        size=64,
+    ),
+    "perception_lm": Recipe(
+        {
+            "projector_pooling_ratio": 2,
+            **seen(architecture="vit_pe_lang_large_patch14_448", model_args=PERCEPTION),
+        },
+        pixels.one_crop,
+        videos=pixels.clips,
     ),
 }

@@ -213,6 +213,9 @@ def asked(host: AnyHost, kind: str) -> int:
     packing = host.packing if kind == "image" else host.video_packing
     made = packing(host.model.config, [pixels.pictures(range(1), host.recipe.size)])
     read = reader(host.model, kind)
+    if read is None:  # frames are read as images are
+        read = reader(host.model, "image")
+        made = {name.removesuffix("_videos"): value for name, value in made.items()}
     names = set(inspect.signature(read).parameters)
     if "args" not in names and f"{kind}_merge_sizes" not in made:
         made = {name: value for name, value in made.items() if name in names}

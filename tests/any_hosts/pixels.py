@@ -219,6 +219,11 @@ def doubly_sized(_: Any, rows: Rows) -> Packed:
     return {"pixel_values": images, "high_res_pixel_values": large}
 
 
+def one_crop(_: Any, rows: Rows) -> Packed:
+    """An axis for each image's crops, of which there is one."""
+    return {"pixel_values": laid(rows)[:, None]}
+
+
 def clips(_: Any, rows: Rows) -> Packed:
     return {"pixel_values_videos": frames(rows).unflatten(0, (-1, 2))}
 
