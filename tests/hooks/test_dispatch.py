@@ -177,21 +177,28 @@ def test_a_list_of_images_is_edited_end_to_end_and_given_back_as_it_was_cut():
 
 
 class Streams(nn.Module):
-    """A layer with three residual streams of each token, [B, S, 3, D]."""
+    """A layer with residual streams of each token, [B, S, n, D], or first of all, [n, B, S, D]."""
 
-    def __init__(self):
+    def __init__(self, first=False, count=3):
         super().__init__()
-        self.block = nn.Identity()
+        self.block, self.first, self.count = nn.Identity(), first, count
 
     def forward(self, input_ids, attention_mask=None, pixel_values=None):  # noqa: ARG002
         torch.manual_seed(0)
-        return self.block(torch.randn(*input_ids.shape, 3, 4))
+        states = torch.randn(*input_ids.shape, self.count, 4)
+        if not self.first:
+            return self.block(states)
+        return self.block(states.permute(2, 0, 1, 3)).permute(1, 2, 0, 3)
 
 
+ADAPTER = Adapter.of({"block": ("block", "mixed", 4)}, image_token=7)
+
+
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("tokens", ["image", "text+special", "all"])
-def test_every_residual_stream_of_a_chosen_token_is_edited(tokens):
-    adapter = Adapter.of({"block": ("block", "mixed", 4)}, image_token=7)
-    host, ids = Host.of(Streams(), adapter=adapter), torch.tensor([[0, 7, 7, 5], [7, 5, 6, 8]])
+def test_every_residual_stream_of_a_chosen_token_is_edited(tokens, first):
+    host = Host.of(Streams(first), adapter=ADAPTER)
+    ids = torch.tensor([[0, 7, 7, 5], [7, 5, 6, 8]])
     inputs = {"attention_mask": (ids != 0).long(), "pixel_values": torch.zeros(1)}
     patch = Patch("block", Dictionary.identity(4), Clamp([1], 9.0), tokens=tokens)
     before = host.model(ids, **inputs)
@@ -201,6 +208,14 @@ def test_every_residual_stream_of_a_chosen_token_is_edited(tokens):
     chosen = {"image": ids == 7, "text+special": (ids != 7) & real, "all": real}[tokens]
     assert torch.equal((before != after).any(-1), chosen.unsqueeze(-1).expand(2, 4, 3))
     assert torch.allclose(after[chosen][..., 1], torch.tensor(9.0))
+
+
+def test_streams_rows_and_tokens_of_one_number_are_refused():
+    host = Host.of(Streams(first=True), adapter=ADAPTER)
+    patch = Patch("block", Dictionary.identity(4), Clamp([1], 9.0), tokens="image")
+    ids = torch.tensor([[7, 5, 5], [5, 7, 5], [5, 5, 7]])
+    with pytest.raises(VlmEditError, match=r"nobody can tell which axis"), patch.attach(host):
+        host.model(ids, pixel_values=torch.zeros(1))
 
 
 @pytest.mark.parametrize("name", ["joint", "text.0", "vision.0"])

@@ -240,7 +240,7 @@ def follow(
 
     def run(hidden: Tensor) -> Tensor:
         if hidden.ndim == 4 and stream != "image":
-            return _in_streams(run, hidden)
+            return _in_streams(run, hidden, tracker.now(path).shape)
         tokens = tracker.at(path, stream, hidden)
         if tokens.output is None:
             return callback(hidden, tokens)
@@ -260,11 +260,27 @@ def follow(
     return lambda hidden: run(hidden.movedim(axis, -1)).movedim(-1, axis), release
 
 
-def _in_streams(run: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-    """Run on [B, S, n, D], n residual streams of each token, as on n rows for each of a batch."""
+def _in_streams(
+    run: Callable[[Tensor], Tensor], hidden: Tensor, call: tuple[int, int] | None
+) -> Tensor:
+    """Run on n residual streams of each token as on n rows for each of a batch.
+
+    They are [B, S, n, D], or [n, B, S, D] where the call's rows and tokens stand so.
+
+    Raises:
+        VlmEditError: The call fits both, and its tokens would be told otherwise in each.
+    """
     rows, _, streams, _ = hidden.shape
-    laid = rearrange(hidden, "b s n d -> (b n) s d")
-    return rearrange(run(laid), "(b n) s d -> b s n d", b=rows, n=streams).contiguous()
+    pattern = "b s n d"
+    if call is not None and hidden.shape[1:3] == call:
+        if hidden.shape[:2] == call and rows > 1:
+            raise CannotKnow(
+                f"this site's output is {tuple(hidden.shape)}, and the host's call has {rows} rows "
+                f"of {rows} tokens: nobody can tell which axis is which. Pad the batch by a token"
+            )
+        pattern, streams, rows = "n b s d", hidden.size(0), hidden.size(1)
+    laid = rearrange(hidden, f"{pattern} -> (b n) s d")
+    return rearrange(run(laid), f"(b n) s d -> {pattern}", b=rows, n=streams).contiguous()
 
 
 def _counted(callback: Callback, path: str, stream: Stream, count: int) -> Callback:

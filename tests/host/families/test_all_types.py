@@ -85,7 +85,9 @@ def prompt_mask(host: AnyHost, site: Site, rows: list[Row]) -> Tensor:
             finally:
                 handle.remove()
     moved = (seen[0] != seen[1]).any(-1)
-    moved = moved.any(-1) if moved.ndim == 3 else moved
+    if moved.ndim == 3:  # residual streams, before or behind the tokens
+        shape = host.inputs(rows)["input_ids"].shape
+        moved = moved.any(0 if moved.shape[1:] == shape else -1)
     return functools.reduce(
         torch.logical_or, [m for m in scattered if m.shape == moved.shape], moved
     )
