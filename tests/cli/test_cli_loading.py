@@ -48,7 +48,7 @@ def test_what_is_typed_of_loading_is_what_a_host_is_loaded_with(
         monkeypatch.setattr(f"vlm_edit.cli.{where}", lambda options: given.append(options) or 0)
     module, verb = VERBS[kind].split(".")
     words = ["patch", verb] if module == "patching" else [verb]
-    needed = {"sites": 1, "draw": 1, "ask": 3}.get(verb, 2)
+    needed = {"sites": 1, "doctor": 1, "draw": 1, "ask": 3}.get(verb, 2)
     words += ["m", "p", "q"][:needed]
     words += ["--dictionary", "d"] if verb in ("check", "measure") else []
     words += ["--out", "o"] if verb == "train" else []

@@ -256,7 +256,7 @@ def test_centers_need_to_know_the_stream():
         ({"bias": torch.zeros(M + 1)}, r"encoder bias has shape \(21,\), expected \(20,\)"),
         ({"bias": torch.zeros(M).half()}, r"bias is torch.float16; dictionaries are float32"),
         ({"subtract": torch.zeros(M)}, r"subtract has shape \(20,\), expected \(6,\)"),
-        ({"centers": {"audio": torch.zeros(D)}}, "unknown stream 'audio'"),
+        ({"centers": {"sound": torch.zeros(D)}}, "unknown stream 'sound'"),
         ({"centers": {"text": torch.zeros(M)}}, "center of the text stream has shape"),
         ({"norm": "batch_norm"}, "unknown norm 'batch_norm'"),
         ({"activation": "gelu"}, "unknown activation 'gelu'"),

@@ -326,7 +326,7 @@ def test_a_host_is_measured_and_edited_by_a_dictionary_for_each_stream(
 def test_a_patch_of_a_pair_acts_where_tokens_are_generated_on_text_alone(zoo_pair):
     pair = PairedDictionary(half(0), half(1))
     both = Patch("language.0", pair, Steer([1], 2.0))
-    assert [b.selection.tokens for b in both.bindings] == ["image", "text+special"]
+    assert [b.selection.tokens for b in both.bindings] == ["visual", "text+special"]
     alone = Patch("language.0", pair, Steer([1], 2.0), phase="decode")
     assert [b.selection.tokens for b in alone.bindings] == ["text+special"]
     image = Patch("joint", zoo_pair, Ablate([1]), tokens="image")

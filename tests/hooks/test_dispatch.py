@@ -133,7 +133,8 @@ def test_an_attachment_that_fails_half_way_is_undone(clip, monkeypatch, culprit)
 
 def test_a_module_that_returns_no_tensor_is_named(clip):
     two = {"a": torch.zeros(1), "b": torch.zeros(1)}
-    for output in (two, (), ("x",), None, [torch.zeros(1)], []):
+    both = BaseModelOutputWithPooling(torch.zeros(1, 2, 3), torch.zeros(1, 3))
+    for output in (two, both, (), ("x",), None, [torch.zeros(1)], []):
         with pytest.raises(VlmEditError, match=rf"CLIPModel returns a {type(output).__name__}"):
             hidden_of(output, clip)
 
@@ -153,15 +154,15 @@ def test_tuples_keep_their_type_and_their_other_members():
     assert hidden_of(pair(old, other), nn.Linear(1, 1)) is old
 
 
-def test_outputs_by_name_have_what_is_pooled_or_the_only_tensor():
+def test_outputs_by_name_have_what_the_tap_names_or_the_only_tensor():
     old, new, other = torch.zeros(2, 3), torch.ones(2, 3), torch.ones(5)
     pooled = BaseModelOutputWithPooling(last_hidden_state=other, pooler_output=old)
-    edited = replace_hidden(pooled, new)
+    edited = replace_hidden(pooled, new, "pooler_output")
     assert type(edited) is type(pooled)
     assert edited.pooler_output is new
     assert edited.last_hidden_state is other
     assert pooled.pooler_output is old
-    assert hidden_of(pooled, nn.Linear(1, 1)) is old
+    assert hidden_of(pooled, nn.Linear(1, 1), "pooler_output") is old
     alone = BaseModelOutput(last_hidden_state=old)
     assert hidden_of(alone, nn.Linear(1, 1)) is old
     assert replace_hidden(alone, new).last_hidden_state is new

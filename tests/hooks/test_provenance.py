@@ -13,6 +13,7 @@ from torch import nn
 from transformers import GitConfig, GitForCausalLM
 
 from vlm_edit import Clamp, Dictionary, Host, Patch, VlmEditError, record
+from vlm_edit.hooks import CallTracker
 from vlm_edit.host import find_adapter
 
 
@@ -129,6 +130,26 @@ def test_ids_that_are_no_row_of_the_table_leave_it_to_where_tokens_came_from(ori
         {"tokens": "image"},
     )
     assert torch.equal(seen[0], original.image)
+
+
+def test_what_was_given_is_forgotten_with_its_call(original):
+    own = find_adapter(original)
+    tracker = CallTracker.acquire(original, own)
+    try:
+        ids = torch.tensor([[1, 5, 6]])
+        with torch.no_grad():
+            for _ in range(5):
+                original(input_ids=ids)
+                assert not tracker._provenance._given
+                original.model(input_ids=ids)
+                assert not tracker._provenance._given
+                original.generate(**prompts(1), max_new_tokens=2)
+                assert not tracker._provenance._given
+            for _ in range(5000):
+                original.model.embed_tokens(ids)
+        assert len(tracker._provenance._given) < 5000
+    finally:
+        tracker.release(original)
 
 
 def test_nothing_stays_on_the_host_nor_is_held(original):

@@ -24,6 +24,9 @@ DECLARED_ONLY = {
     "blip2": {"qformer"},
     "blip2_t5": {"qformer"},
     "florence2": {"vision"},
+    # Its head is what all of it is for, or one of somebody's own.
+    "siglip_vision_model": {"joint"},
+    "siglip2_vision_model": {"joint"},
 }
 # A text tower alone is a language model like any other, to its own library.
 TEXT_TOWERS = [n for n in FAMILIES if n.split("_")[0] in ("t5", "umt5") or "_text_" in n]

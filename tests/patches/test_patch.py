@@ -186,7 +186,7 @@ def test_at_a_mixed_site_each_token_is_centred_by_its_own_stream(llava, llava_in
     [
         (lambda d: Patch("joint", d, Ablate([40])), "feature 40 is not in this dictionary"),
         (lambda d: Patch("joint", d, []), "at least one rule"),
-        (lambda d: Patch("joint", d, Ablate([1]), "audio"), "tokens is 'audio'; use 'all', "),
+        (lambda d: Patch("joint", d, Ablate([1]), "sound"), "tokens is 'sound'; use 'all', "),
         (lambda _: Patch.joined(()), "a patch needs at least one binding"),
     ],
 )

@@ -169,7 +169,7 @@ def test_a_header_that_does_not_hold_together_is_refused(tmp_path, change, messa
     [
         ({"0.extra": torch.zeros(1)}, "tensors of unknown use: extra"),
         ({"5.weight": torch.zeros(1)}, "tensors that no edit uses: 5.weight"),
-        ({"0.center.audio": torch.zeros(12)}, "center of unknown stream 'audio'"),
+        ({"0.center.sound": torch.zeros(12)}, "center of unknown stream 'sound'"),
         ({"0.threshold": torch.zeros(4)}, "threshold goes with"),
         ({"0.decoder": torch.zeros(4, 12).half()}, "decoder is torch.float16"),
         ({"0.weight": torch.zeros(12, 4).int()}, "encoder weight is torch.int32"),

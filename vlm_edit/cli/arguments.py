@@ -72,7 +72,7 @@ class Sites(Loading, Tells):
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Asking, Tells):
-    """Try a model: its sites, who tells image tokens, an edit at each site; 1 if any fails."""
+    """Try what works on a model; the exit code is 1 if anything fails."""
 
     model: Model
     image: Annotated[Text, option("a file to try it with (one is drawn)")] = None

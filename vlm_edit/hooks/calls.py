@@ -54,7 +54,7 @@ class Call:
             put into its template; None where nobody knows.
         witness: Who says whose its tokens are: ``argument``, ``ids`` or ``host``; None if nobody.
         origin: Whose its tokens are, by where their embeddings came from; None where not found.
-        doubt: Where the host and the adapter disagree on whose the tokens are, how; else None.
+        doubt: Why nobody can believe what is known of whose its tokens are, or what finds that out.
         resolved: The ``Tokens`` of the output that was looked at last, while it is under way.
     """
 
@@ -76,7 +76,7 @@ class Call:
     caption: Tensor | None = field(default=None, init=False)
     witness: Witness | None = field(default=None, init=False)
     origin: Mixed | None = field(default=None, init=False)
-    doubt: str | None = field(default=None, init=False)
+    doubt: str | Callable[[], str | None] | None = field(default=None, init=False)
     resolved: Tokens | None = field(default=None, init=False, repr=False)
     _facts: Mapping[str, Any] | None = field(default=None, init=False)
 
@@ -155,6 +155,12 @@ class Call:
         if mask.shape[1] == count and bool((text.sum(1) == count).all()):
             self.real = torch.ones_like(text).masked_scatter(text, mask.bool().to(text.device))
             self.hidden_padding = False
+
+    def why_not(self) -> str | None:
+        """Return why what is known of whose its tokens are is not to be believed; None if it is."""
+        if callable(self.doubt):
+            self.doubt = self.doubt()
+        return self.doubt
 
     def ask(self, other: Call) -> None:
         """Know of ids what another call knows, whose tokens these are too."""

@@ -73,7 +73,7 @@ class Selection:
 
     @property
     def modality(self) -> str:
-        """Return whose tokens they are: ``image``, ``text`` or ``all``."""
+        """Return whose tokens they are: a modality, ``visual`` or ``all``."""
         return self.tokens.removesuffix(AND_SPECIAL)
 
     def __str__(self) -> str:

@@ -53,7 +53,7 @@ class Dispatcher:
     def __init__(self, tap: Tap) -> None:
         # Replaced, never changed: another thread may be going through them.
         self.callbacks: dict[int, Callable[[Tensor], Tensor]] = {}
-        self._method = tap.method
+        self._method, self._field = tap.method, tap.field
         self._handle = self.install(tap)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # code compiled before this hook would never call it
@@ -92,7 +92,8 @@ class Dispatcher:
         """Return a module's output after all callbacks."""
         if isinstance(output, Tensor):
             return self._run(output)
-        return replace_hidden(output, self._run(hidden_of(output, module)))
+        hidden = self._run(hidden_of(output, module, self._field))
+        return replace_hidden(output, hidden, self._field)
 
     def call_method(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -154,11 +155,16 @@ def attach(
     return handle
 
 
-def hidden_of(output: Any, module: nn.Module) -> Tensor:
+def hidden_of(output: Any, module: nn.Module, field: str | None = None) -> Tensor:
     """Return the hidden state in a module's output.
 
     It is the tensor itself, or a tuple's first; of a list with a tensor for each image all of
-    them, end to end; of an output by name what is pooled, or the only tensor.
+    them, end to end; of an output by name the field that the tap names, or the only tensor.
+
+    Args:
+        output: Of the module.
+        module: For messages.
+        field: As ``TapRule.field``.
 
     Raises:
         VlmEditError: None of these; or two states of one shape, whose sum goes on.
@@ -177,12 +183,13 @@ def hidden_of(output: Any, module: nn.Module) -> Tensor:
         return first
     if isinstance(output, list) and output and all(map(_is_matrix, output)):
         return torch.cat(output)
-    name = _named(output)
+    name = _named(output, field)
     if name is not None:
         return cast("Tensor", output[name])
     raise CannotKnow(
         f"{type(module).__name__} returns a {type(output).__name__}; a site's module must return "
-        "a tensor or a tuple that begins with one. Name a submodule that does in the adapter"
+        "a tensor or a tuple that begins with one. Name a submodule that does in the adapter, or "
+        "where it gives several by name which it is: TapRule.field"
     )
 
 
@@ -190,23 +197,23 @@ def _is_matrix(part: Any) -> bool:
     return isinstance(part, Tensor) and part.ndim == 2
 
 
-def _named(output: Any) -> str | None:
+def _named(output: Any, field: str | None) -> str | None:
     """Return under which name an output has its hidden state."""
     if not isinstance(output, Mapping):
         return None
     tensors = [name for name, value in output.items() if isinstance(value, Tensor)]
-    if "pooler_output" in tensors:
-        return "pooler_output"
+    if field in tensors:
+        return field
     return tensors[0] if len(tensors) == 1 else None
 
 
-def replace_hidden(output: Any, hidden: Tensor) -> Any:
-    """Return the same output with another hidden state."""
+def replace_hidden(output: Any, hidden: Tensor, field: str | None = None) -> Any:
+    """Return the same output with another hidden state, where ``hidden_of`` has found it."""
     if isinstance(output, Tensor):
         return hidden
     if isinstance(output, list):
         return list(hidden.split([len(part) for part in output]))
-    name = _named(output)
+    name = _named(output, field)
     if name is not None:
         return type(output)(**{**output, name: hidden})
     rest = output[1:]
@@ -256,8 +263,22 @@ def follow(
             tracker.release(host)
 
     if axis == -1:
-        return run, release
+        return (_of_either_axis(run, tap.path) if stream == "image" else run), release
     return lambda hidden: run(hidden.movedim(axis, -1)).movedim(-1, axis), release
+
+
+def _of_either_axis(run: Callable[[Tensor], Tensor], path: str) -> Callable[[Tensor], Tensor]:
+    """Refuse maps in which nobody can tell the width from the height or the width of the image."""
+
+    def run_here(hidden: Tensor) -> Tensor:
+        if hidden.ndim == 4 and hidden.size(1) == hidden.size(3):
+            raise CannotKnow(
+                f"{path} gives out {tuple(hidden.shape)}, whose width may lie on either axis: "
+                "say axis=1 or change the image's size"
+            )
+        return run(hidden)
+
+    return run_here
 
 
 def _in_streams(

@@ -73,3 +73,17 @@ class StandIn:
             return cast("Callable[..., Any]", self._below)
         module = self._module()
         return cast("Callable[..., Any]", getattr(type(module), self._name).__get__(module))
+
+
+class TracedStandIn(StandIn):
+    """One whose method torch.compile may trace, and break off inside.
+
+    Compiled code goes on with what it has called by its name: for a bound method that is the
+    stand-in again, without end. For the class's function it is that function.
+    """
+
+    def _original(self) -> Callable[..., Any]:
+        if self._below is not None:
+            return cast("Callable[..., Any]", self._below)
+        module = self._module()
+        return functools.partial(getattr(type(module), self._name), module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def masks_in(
         output: What it gave.
         names: Modalities by the ids of their placeholders.
     """
-    signature = inspect.signature(method)
+    signature = inspect.signature(method)  # without ``self``
     given = signature.bind_partial(*args, **kwargs).arguments
     known = [kind for kind in _MODALITIES if f"{kind}_features" in signature.parameters]
     if "token_id" in given:
@@ -69,11 +70,27 @@ def hear(call: Call, names: Mapping[int, str], kind: str, mask: Tensor, now: boo
     expected = known.masks.get(kind) if isinstance(known, Mixed) else None
     if call.shape != tuple(mask.shape) or (not now and expected is None and known is not None):
         return
-    if expected is not None and expected.any() and not torch.equal(expected, mask):
-        ids = ", ".join(str(number) for number, name in names.items() if name == kind)
-        call.doubt = (
-            f"the host's own {PLACES} has {int(mask.sum())} {kind} tokens in this call, and "
-            f"{int(expected.sum())} ids are {ids}, as the adapter names them"
-        )
-    marked = known.marked(kind, mask) if isinstance(known, Mixed) else Mixed.of(**{kind: mask})
-    call.modality, call.witness, call.resolved = marked, "host", None
+    if expected is not None:
+        call.doubt = partial(_difference, names, kind, mask, expected, call.doubt)
+    here = known.to(mask.device) if isinstance(known, Mixed) else None
+    call.modality = Mixed.of(**{kind: mask}) if here is None else here.marked(kind, mask)
+    call.witness, call.resolved = "host", None
+
+
+def _difference(
+    names: Mapping[int, str],
+    kind: str,
+    mask: Tensor,
+    expected: Tensor,
+    before: str | Callable[[], str | None] | None,
+) -> str | None:
+    """Say how the host and the adapter disagree; None where they do not. Waits for the device."""
+    earlier = before() if callable(before) else before
+    expected = expected.to(mask.device)
+    if earlier is not None or not expected.any() or torch.equal(expected, mask):
+        return earlier
+    ids = ", ".join(str(number) for number, name in names.items() if name == kind)
+    return (
+        f"the host's own {PLACES} has {int(mask.sum())} {kind} tokens in this call, and "
+        f"{int(expected.sum())} ids are {ids}, as the adapter names them"
+    )

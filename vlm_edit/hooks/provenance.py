@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from vlm_edit.hooks.calls import PLACES, Call
 from vlm_edit.host import Adapter, Tap, placeholder_ids, resolve
 
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+_MOST_KEPT = 4096  # outputs between two calls; texts may be embedded in pieces
 _AT_ONCE = 2**22  # numbers that are hashed in one go
 
 
@@ -52,7 +54,11 @@ class Provenance:
         embed = getattr(root, "get_input_embeddings", None)
         if not images or not mixed or not callable(embed) or mixed[0].method is not None:
             return None
-        texts = _around(root, embed(), mixed[0].module)
+        try:
+            table = embed()
+        except NotImplementedError:  # a host without one that its library could name
+            return None
+        texts = _around(root, table, mixed[0].module)
         return cls(texts, images, mixed[0]) if texts else None
 
     def meet(self, tell: Callable[[Tensor], None]) -> None:
@@ -72,18 +78,14 @@ class Provenance:
         self._given.clear()
 
     @property
-    def _given(self) -> list[tuple[str, Tensor]]:
+    def _given(self) -> deque[tuple[str, Tensor]]:
         if not hasattr(self._state, "given"):
-            self._state.given = []
-        given: list[tuple[str, Tensor]] = self._state.given
+            self._state.given = deque(maxlen=_MOST_KEPT)
+        given: deque[tuple[str, Tensor]] = self._state.given
         return given
 
     def find(self, call: Call, entering: Tensor) -> None:
-        """Note in a call whose the tokens are that enter, [B, S, D], where all can be found.
-
-        Raises:
-            Nothing: What cannot be found is left unknown, with the reason.
-        """
+        """Note in a call whose the tokens are that enter, [B, S, D]; and which cannot be found."""
         if not self._given or entering.ndim != 3:
             return
         rows = _hashes(entering)

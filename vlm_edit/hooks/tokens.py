@@ -399,7 +399,7 @@ class Tokens:
         if known is None and origin is not None and origin.shape == self.call.shape:
             known = origin
         if self.image_mask is None:
-            return known if self.call.doubt is None else None
+            return known if self.call.why_not() is None else None
         others = known if isinstance(known, Mixed) else None
         image: Any = others.at("image") if others else known if known is None else False
         image = self.given(self.image_mask, image, "image_mask")
@@ -409,9 +409,10 @@ class Tokens:
 
     def _unknown(self, choice: str) -> VlmEditError:
         call = self.placed
-        if call.doubt is not None:
+        doubt = call.why_not()
+        if doubt is not None:
             return CannotKnow(
-                f"tokens={choice!r}: {call.doubt}. Name the ids of its placeholders in the "
+                f"tokens={choice!r}: {doubt}. Name the ids of its placeholders in the "
                 "adapter, or say which tokens are image with attach(..., image_mask=)"
             )
         if call.given is not None:

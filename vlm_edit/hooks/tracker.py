@@ -16,7 +16,7 @@ from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.hooks.calls import HOST, PLACES, Call, cache_in, cache_of, read_call, read_step
 from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
-from vlm_edit.hooks.methods import StandIn
+from vlm_edit.hooks.methods import StandIn, TracedStandIn
 from vlm_edit.hooks.placeholders import hear, masks_in, places_itself
 from vlm_edit.hooks.provenance import Provenance
 from vlm_edit.hooks.scopes import Entry
@@ -71,7 +71,7 @@ class CallTracker:
                 StandIn(root, "generate", lambda *run: self._generate(reader, *run)).remove
             )
         for holder in places_itself(root):
-            self._undo.append(StandIn(holder, PLACES, self._place).remove)
+            self._undo.append(TracedStandIn(holder, PLACES, self._place).remove)
         if callable(getattr(root, "generate_batch", None)):
             self._undo.append(StandIn(root, "generate_batch", self._generate_batch).remove)
 
@@ -154,7 +154,7 @@ class CallTracker:
         if generation is not None and call is generation.call:
             # Of a module that ``generate`` calls alone.
             call = self._told(Call((shape[0], shape[1]), start=None))
-        elif shape[1] > cast("tuple[int, int]", call.shape)[1]:
+        elif stream == "mixed" and shape[1] > cast("tuple[int, int]", call.shape)[1]:
             call.grow((shape[0], shape[1]), generation)
         return Tokens.of(stream, call, hidden)
 
@@ -235,7 +235,7 @@ class CallTracker:
         if followed and self.entry.contexts:
             self.entry.exit()
         call = calls.get(path)
-        if self._provenance is not None and path == HOST and generation is None:
+        if self._provenance is not None and generation is None and not state.calls:
             self._provenance.forget()
         if call is None:
             return
@@ -306,6 +306,8 @@ class CallTracker:
         call = self.now(self.path_of(provenance.path))
         if call.modality is None and not call.decodes:
             provenance.find(call, entering)
+        if self.generation is None:
+            provenance.forget()
 
     def _place(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import functools
 import importlib
+import weakref
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from torch import nn
 
-from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
+from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.ground.registry import distinct, load_point
 from vlm_edit.host.conventions import read_conventions
 from vlm_edit.host.declare import Adapter, PipelineAdapter
 from vlm_edit.host.pipelines import Model, Pipeline, PipelineHost, class_of, joined
-from vlm_edit.host.resolve import resolve
+from vlm_edit.host.resolve import find_module
 from vlm_edit.host.wrappers import unwrap
 
 ENTRY_POINTS = "vlm_edit.adapters"
+
+# What hosts have told of themselves, which takes a walk through all their modules.
+_READ: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
 
 
 def find_adapter(model: Model) -> Adapter:
@@ -43,8 +47,11 @@ def find_adapter(model: Model) -> Adapter:
         return adapter
     if adapter is not None and _fits(host, adapter):
         return adapter
-    own = read_conventions(host)
+    own = _READ.get(host)
+    if own is None or not _fits(host, own):
+        own = read_conventions(host)
     if own is not None and (adapter is None or _fits(host, own)):
+        _READ[host] = own
         return own
     if adapter is None:
         raise _unknown(host)
@@ -52,11 +59,19 @@ def find_adapter(model: Model) -> Adapter:
 
 
 def _fits(host: nn.Module, adapter: Adapter) -> bool:
-    """Return whether a host has the places that an adapter names."""
-    try:
-        return bool(resolve(host, adapter))
-    except VlmEditError:
-        return False
+    """Return whether a host has the places that an adapter names, without looking at each layer."""
+    return all(
+        any(_has(host, path) for path in tap.paths)
+        for rule in adapter.sites
+        if not rule.optional
+        for tap in rule.taps
+    )
+
+
+def _has(host: nn.Module, path: str) -> bool:
+    """Return whether a host has a path, or the list of layers that it leads into."""
+    stem = path.removesuffix("()").rpartition(".")[0] if path.endswith("()") else path
+    return find_module(host, stem.split("{i}")[0].rstrip(".")) is not None
 
 
 def registered_adapter(model: Model) -> Adapter | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any, cast
 
 from torch import nn
@@ -30,14 +31,18 @@ PLACEHOLDERS = {
 }
 _FEATURE_LAYERS = ("vision_feature_layer", "vision_feature_layers")
 _GRIDS = ("grid_thw", "image_grid_thw")
+_PIXELS = re.compile(r"pixel_values|flattened_patches")
 _CARRIER = re.compile(
-    r"(pixel_values|(image|video|audio)_(embeds|features)|^images$|^input_features$)"
+    r"pixel_values|flattened_patches|(image|video|visual|audio|speech)_(embeds|feats|features)"
+    r"|^images$|^input_(features|values)$"
 )
 _PROJECTOR = re.compile(
     r"(projector|projection|connector|aligner|merger|resampler(_model)?|embed_vision"
     r"|visual_embeddings_table|vision_embed_tokens)$"
 )
-_NO_PROJECTOR = re.compile(r"patch_(projection|embed)|generation|deepstack|lm_head|audio|speech")
+_NO_PROJECTOR = re.compile(
+    r"text|output|patch_(projection|embed)|generation|deepstack|lm_head|audio|speech"
+)
 _DEEPSTACK = re.compile(r"deepstack\w*|merger_list")
 _DEPTHS = ("decoder_layers", "num_hidden_layers", "num_layers")
 _NO_LAYER = re.compile(r"(Attention|Norm|Linear|Embedding|Conv[12]d|FFN|FeedForward|M(LP|lp))$")
@@ -66,6 +71,8 @@ def read_conventions(root: nn.Module) -> Adapter | None:
     if not hasattr(root, "config") or not callable(getattr(root, "get_decoder", None)):
         return None
     parts = _Parts(root)
+    if not parts.keeps_them:
+        return None
     rules = list(parts.of_two_towers() if parts.contrasts else parts.of_one_sequence())
     if not rules:
         return None
@@ -90,10 +97,29 @@ class _Parts:
         self.speaker = self._innermost("get_decoder")
         self.reader = self._innermost("get_encoder") if self._has_both else None
         self.towers = {kind: self._tower(names) for kind, names in TOWERS.items()}
-        if self.towers["image"] is None and self.reader is not None and not _reads(self.reader):
-            self.towers["image"], self.reader = self.reader, None
+        if self.reader is not None:
+            takes = inspect.signature(self._first("get_encoder").forward).parameters
+            if self.towers["image"] is None and any(map(_PIXELS.search, takes)):
+                self.towers["image"] = None if "input_ids" in takes else self.reader
+            if "input_ids" not in takes:  # it reads no text
+                self.reader = None
 
     @property
+    def keeps_them(self) -> bool:
+        """Whether it is of a kind that conventions tell all of: they say little of the rest.
+
+        That are two towers that meet, models that generate, an image tower, and texts alone.
+        """
+        reads_alone = "input_ids" in self.takes and not self._has_both and not self.sees
+        told = self.contrasts or self._speaks or self._is_tower_alone
+        return told or reads_alone or self.towers["image"] is not None
+
+    @cached_property
+    def takes(self) -> tuple[str, ...]:
+        """Return the names of what its forward takes."""
+        return tuple(inspect.signature(self.root.forward).parameters)
+
+    @cached_property
     def contrasts(self) -> bool:
         """Whether two towers meet in an embedding, and nothing is said."""
         both = all(hasattr(self.root, f"get_{kind}_features") for kind in ("text", "image"))
@@ -103,30 +129,29 @@ class _Parts:
     def _speaks(self) -> bool:
         return hasattr(self.root, "generate") or hasattr(self.root, "get_placeholder_mask")
 
-    @property
+    @cached_property
     def _has_both(self) -> bool:
         configs = (self.config, getattr(self.speaker, "config", None), _text_config(self.config))
         base = getattr(self.root, "base_model", self.root)
         parts = all(isinstance(getattr(base, p, None), nn.Module) for p in ("encoder", "decoder"))
         return parts or any(getattr(config, "is_encoder_decoder", False) for config in configs)
 
-    @property
+    @cached_property
     def placeholders(self) -> dict[str, str]:
         """Return the config's attributes with ids of placeholders, by modality."""
         pairs = ((kind, _held(self.config, names)) for kind, names in PLACEHOLDERS.items())
         return {kind: name for kind, name in pairs if name is not None}
 
-    @property
+    @cached_property
     def has_places(self) -> bool:
         """Whether images take places in a sequence, as the host itself knows."""
         masks = any(hasattr(module, "get_placeholder_mask") for module in self.root.modules())
         return masks or any(kind in self.placeholders for kind in ("image", "video"))
 
-    @property
+    @cached_property
     def sees(self) -> bool:
         """Whether images reach it at all."""
-        takes = inspect.signature(self.root.forward).parameters
-        brings = any(name in takes for name in self.carriers)
+        brings = any(name in self.takes for name in self.carriers)
         return self.has_places or self.towers["image"] is not None or brings
 
     @property
@@ -148,14 +173,14 @@ class _Parts:
 
     @property
     def _is_tower_alone(self) -> bool:
-        takes = inspect.signature(self.root.forward).parameters
-        return not self._has_both and not self._speaks and "input_ids" not in takes
+        packed = self.takes[:1] == ("hidden_states",) and any(g in self.takes for g in _GRIDS)
+        sees = packed or any(map(_PIXELS.search, self.takes))
+        return sees and not (self._has_both or self._speaks or "input_ids" in self.takes)
 
-    @property
+    @cached_property
     def carriers(self) -> tuple[str, ...]:
         """Return the arguments that bring images."""
-        takes = inspect.signature(self.root.forward).parameters
-        own = (n for n in takes if _CARRIER.search(n) and not n.endswith(("mask", "sizes")))
+        own = (n for n in self.takes if _CARRIER.search(n) and not n.endswith(("mask", "sizes")))
         return tuple(dict.fromkeys((*VISUAL_INPUTS, *own)))
 
     @property
@@ -206,13 +231,14 @@ class _Parts:
             yield from self._layers("vision", tower, "image")
             return
         yield from self._layers("vision", self.towers["image"], "image")
-        if self.towers["image"] is not None and self.speaker is self.root and not self._speaks:
-            return  # it reads texts in a way of its own
+        if self.towers["image"] is not None and not self._speaks:
+            return  # how it reads texts, no convention tells
         yield from self._deepstack()
-        projector = self._projector()
+        projector = self._projector() if self.sees else None
         if projector is not None:
-            width = self._projected_width(projector)
-            yield _rule("projector", self.path(projector), "image", width)
+            width, path = self._projected_width(projector), self.path(projector)
+            tap = TapRule((path,), "image", field=_field_of(projector))
+            yield SiteRule("projector", (tap,), () if width is None else (width,))
         if self._has_both:
             if self.reader is not None:
                 stream: Stream = "mixed" if self.sees else "text"
@@ -225,7 +251,8 @@ class _Parts:
         """Return the layers below a module: as many as its config says, else the longest list."""
         if base is None:
             return None
-        depth = _held(_text_config(self.config), _DEPTHS) if base is self.speaker else None
+        says = base is self.speaker or base is self.reader
+        depth = _held(_text_config(self.config), _DEPTHS) if says else None
         said = getattr(_text_config(self.config), depth) if depth else -1
         others = [t for t in self.towers.values() if t is not None and t is not base]
         beside = [self.path(tower) for tower in others if _holds(base, tower)]
@@ -253,6 +280,8 @@ class _Parts:
         streams = getattr(_text_config(self.config), "hc_count", None)
         if streams and base is self.speaker and self.width:  # hyper-connections, side by side
             widths = [streams * self.width for _ in layers]
+        if None in widths or (stream == "image" and any(map(_is_stage, layers))):
+            return
         axis = 1 if all(map(_is_convolution, layers)) else -1
         read = next((n for n in _FEATURE_LAYERS if getattr(self.config, n, None) is not None), None)
         consumed = read if name == "vision" else None
@@ -285,6 +314,7 @@ class _Parts:
             inner = any(_below(path, other) for other in (*shut, *(p for p, _ in found)))
             name = path.rpartition(".")[2]
             fits = _PROJECTOR.search(name) and not _NO_PROJECTOR.search(path)
+            fits = fits and not isinstance(module, nn.Conv2d)  # whose width is another axis
             if fits and not inner and self._projected_width(module) is not None:
                 found.append((path, module))
         fitting = [module for _, module in found if self._projected_width(module) == self.width]
@@ -310,7 +340,7 @@ class _Parts:
                 end = getattr(self.root, f"{word}_{kind}", None)
                 if isinstance(end, nn.Module):
                     return end
-        end = getattr(tower, "head", None) if self.contrasts or tower is self.root else None
+        end = getattr(tower, "head", None) if self.contrasts else None
         return end if isinstance(end, nn.Module) else None
 
     def _tower(self, names: Iterable[str]) -> nn.Module | None:
@@ -331,7 +361,8 @@ class _Parts:
         module, seen = self.root, [self.root]
         while callable(getattr(module, method, None)):
             inner = getattr(module, method)()
-            if id(inner) not in self.paths or any(inner is other for other in seen):
+            known = id(inner) in self.paths and not isinstance(inner, nn.Linear)
+            if not known or any(inner is other for other in seen):
                 break
             module = inner
             seen.append(module)
@@ -391,13 +422,21 @@ def _is_convolution(layer: nn.Module) -> bool:
     return bool(parts) and isinstance(parts[-1], nn.Conv2d)
 
 
+def _is_stage(layer: nn.Module) -> bool:
+    """Return whether it holds layers of its own, of which each may be as wide as it likes."""
+    inner = (part for part in layer.modules() if isinstance(part, nn.ModuleList))
+    return not isinstance(layer, nn.Sequential) and any(map(_are_layers, inner))
+
+
+def _field_of(module: nn.Module) -> str | None:
+    """Return under what name a projector gives the features that go on, where it gives several."""
+    given = str(inspect.signature(module.forward).return_annotation)
+    return "pooler_output" if "WithPooling" in given else None
+
+
 def _crosses(speaker: nn.Module) -> bool:
     """Return whether any of its layers looks at images from aside, so that none is among them."""
     return any(_CROSSING.search(name) for name, _ in speaker.named_modules())
-
-
-def _reads(encoder: nn.Module) -> bool:
-    return "input_ids" in inspect.signature(encoder.forward).parameters
 
 
 def _text_config(config: Any) -> Any:

@@ -53,6 +53,7 @@ class TapRule:
             inside the module, of the ``nn.Linear`` that gives it (``linear_2``); with a ``+``
             before it, of one whose output is added to it last, by itself (``+mlp.fc2``). Empty if
             neither is sure; a module that is an ``nn.Linear`` needs none.
+        field: The name under which an output with several tensors by name has the state.
         tokens: How many tokens of the stream a row has, where hosts of one layout may put others
             beside them: an attribute of the config (or of the host itself), or the number. An
             output with more or fewer is refused. None where the stream has all of them.
@@ -66,6 +67,7 @@ class TapRule:
     axis: int = -1
     ends: tuple[str, ...] = ()
     tokens: str | int | None = None
+    field: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no host can have."""

@@ -233,7 +233,7 @@ class Host:
         """Return what declares its sites.
 
         Raises:
-            UnknownName: None is registered for its kind.
+            UnknownName: None is registered for its kind, nor does it keep the conventions.
         """
         return self._given or find_adapter(self.root)
 

@@ -28,6 +28,7 @@ class Tap:
         method: The method whose result is the site; None for the module's own output.
         ends: What the module's output ends in, as in ``TapRule``; None where that is not known.
         tokens: How many tokens a row of the output must have; None for any number.
+        field: The name of the state in an output with several tensors by name.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Tap:
     method: str | None = None
     ends: str | None = None
     tokens: int | None = None
+    field: str | None = None
 
     @property
     def owner(self) -> str:
@@ -64,7 +66,7 @@ class Site:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """Return the streams that can be told apart here, of ``image`` and ``text``."""
+        """Return the streams that pairs are measured in here, of ``image`` and ``text``."""
         streams = {tap.stream for tap in self.taps}
         return ("image", "text") if "mixed" in streams else tuple(sorted(streams))
 
@@ -185,6 +187,7 @@ def _tap(model: nn.Module, rule: TapRule, path: str) -> Tap | None:
             *(path, module, rule.stream, rule.axis),
             ends=next(ends, None),
             tokens=_tokens(model, rule),
+            field=rule.field,
         )
     parent, _, method = path.removesuffix("()").rpartition(".")
     module = find_module(model, parent)

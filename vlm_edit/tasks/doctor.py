@@ -115,7 +115,7 @@ def _tokens(host: Host, inputs: Sequence[Mapping[str, Any]]) -> Iterator[Finding
     tokens = recording.captures[0].tokens
     mask, who = tokens.mask("visual"), _WITNESSES.get(tokens.witness or "")
     if mask is None or who is None:
-        doubt = tokens.call.doubt or "say which are with attach(..., image_mask=)"
+        doubt = tokens.call.why_not() or "say which are with attach(..., image_mask=)"
         yield Finding("image tokens", f"nobody tells: {doubt}", False)
         return
     yield Finding("image tokens", f"{int(mask.sum())} of {mask.shape[1]}, told by {who}")

@@ -397,7 +397,7 @@ def test_weights_that_are_not_floating_point_are_refused(tmp_path, dtype):
         load_dictionary(write(tmp_path, dtype=dtype))
 
 
-@pytest.mark.parametrize("centers", [{"audio": torch.zeros(D)}, {"image": torch.zeros(M)}])
+@pytest.mark.parametrize("centers", [{"sound": torch.zeros(D)}, {"image": torch.zeros(M)}])
 def test_centers_that_do_not_fit_are_refused(tmp_path, centers):
     save_file(centers, write(tmp_path) / "centers.safetensors")
     with pytest.raises(VlmEditError, match="center of"):

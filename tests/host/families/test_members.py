@@ -14,7 +14,7 @@ from tiny_hosts import (
     library,
 )
 
-from vlm_edit import Host
+from vlm_edit import Host, VlmEditError
 from vlm_edit.host import find_adapter, registered_adapter
 from vlm_edit.testing import check_adapter
 
@@ -91,6 +91,87 @@ def test_a_member_has_its_places_and_every_edit_acts(name):
     host = Host.of(model.eval())
     assert {site.split(".")[0] for site in host.sites} == kinds
     check_adapter(host, inputs)
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 16, "vocab_size": 32, "max_position_embeddings": 32}
+
+
+def bert(**more):
+    return library("BertConfig")(**SIZES, **more)
+
+
+def reader_and_writer():
+    config = library("EncoderDecoderConfig").from_encoder_decoder_configs(bert(), bert())
+    config.decoder_start_token_id = config.pad_token_id = 0
+    return library("EncoderDecoderModel")(config)
+
+
+def whisper():
+    sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 3, "vocab_size": 64}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes |= {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_mel_bins": 8}
+    sizes |= {"max_source_positions": 10, "max_target_positions": 16, "pad_token_id": 0}
+    return library("WhisperForConditionalGeneration")(library("WhisperConfig")(**sizes))
+
+
+def convnext():
+    sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "image_size": 32}
+    return library("ConvNextModel")(library("ConvNextConfig")(**sizes))
+
+
+OTHERS = {
+    "BERT to BERT": (reader_and_writer, {"encoder": ("text",), "decoder": ("text",)}),
+    # Sounds pass its encoder, which is no site.
+    "Whisper": (whisper, {"decoder": ("text",)}),
+    "BertModel": (lambda: library("BertModel")(bert()), {"language": ("text",)}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_passes_a_host_of_another_kind_is_called_what_it_is(name):
+    make, kinds = OTHERS[name]
+    sites = Host.of(make().eval()).sites
+    found = {site.split(".")[0]: sites[site].streams for site in sites}
+    assert found == kinds
+
+
+def visual_bert():
+    sizes = {**SIZES, "visual_embedding_dim": 8}
+    return library("VisualBertModel")(library("VisualBertConfig")(**sizes))
+
+
+def owl():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2}
+    config = library("OwlViTConfig")(
+        text_config={**sizes, "vocab_size": 32, "max_position_embeddings": 16},
+        vision_config={**sizes, "image_size": 16, "patch_size": 8},
+        projection_dim=12,
+    )
+    return library("OwlViTForObjectDetection")(config)
+
+
+@pytest.mark.parametrize("make", [visual_bert, convnext])
+def test_a_host_of_which_no_convention_tells_is_refused(make):
+    with pytest.raises(VlmEditError, match=r"no adapter for \w+Model"):
+        _ = Host.of(make().eval()).sites
+
+
+def test_a_detector_has_the_layers_of_its_image_tower_alone():
+    assert {site.split(".")[0] for site in Host.of(owl().eval()).sites} == {"vision"}
+
+
+def test_what_a_host_tells_of_itself_is_read_once_and_anew_when_its_parts_are_others(monkeypatch):
+    model = library("BertModel")(bert()).eval()
+    first = find_adapter(model)
+    with monkeypatch.context() as patch:
+        patch.setattr("vlm_edit.host.adapters.read_conventions", lambda _: 1 / 0)
+        assert find_adapter(model) is first
+    model.stack = torch.nn.Module()
+    model.stack.layer, model.encoder.layer = model.encoder.layer, torch.nn.Identity()
+    del model.encoder
+    assert find_adapter(model) != first
 
 
 def test_a_member_that_fits_goes_by_what_is_declared():

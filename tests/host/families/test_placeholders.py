@@ -83,6 +83,26 @@ def test_ids_that_are_not_the_hosts_own_are_refused_with_both_counts(name):
     assert attached.report().edited_tokens == int(image.sum())
 
 
+@pytest.mark.parametrize("tokens", ["image", "all"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_compiled_hosts_go_on_with_their_own_method(name, tokens):
+    """Their graphs break inside it, and go on with it by its name."""
+    host, inputs = FAMILIES[name].make(), FAMILIES[name].inputs()
+    rule, whole = Clamp([0], 5.0), Dictionary.identity(32)
+    with Patch("language.0", whole, rule, tokens=tokens).attach(host), torch.no_grad():
+        expected = host(**inputs).logits
+        compiled = torch.compile(host, backend="eager")(**inputs).logits
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_masks_on_another_device_are_compared_there_and_only_where_asked():
+    ids = torch.tensor([[True, False, False]])
+    call = Call((1, 3), Mixed.of(image=ids))
+    hear(call, {7: "image"}, "image", ids.to("meta"), True)  # no value can be looked at there
+    assert call.modality.at("image").device.type == "meta"
+    assert callable(call.doubt)
+
+
 class OneByOne(nn.Module):
     """Says where features go for each kind by its own id, as hosts of many kinds do."""
 
@@ -149,7 +169,7 @@ def test_what_a_host_says_without_features_only_confirms_what_is_brought():
         call = Call((1, 3), known)
         hear(call, {7: "image"}, "image", mask, False)
         assert torch.equal(call.modality.at("image"), mask)
-        assert call.doubt is None
+        assert call.why_not() is None
     call = Call((1, 3), "text")
     hear(call, {7: "image"}, "image", mask[:, :2], True)
     assert call.modality == "text", "a mask of another shape is of another call"

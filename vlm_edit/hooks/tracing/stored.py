@@ -66,7 +66,7 @@ def edited(model: NNsight, patch: Edits, host: Host | None = None) -> NNsight:
         for tap in site.taps:
             envoy = envoy_of(model, tap.module, tap.path)
             run, release = follow(host.root, tap, callback, host.adapter)
-            model = _store(model, envoy, tap.module, run)
+            model = _store(model, envoy, tap.module, tap.field, run)
             weakref.finalize(run, release)  # nothing says when an edited model is done with
     return model
 
@@ -120,14 +120,21 @@ def interleaved(model: NNsight) -> Iterator[NNsight]:
             stand_in.remove()
 
 
-def _store(model: Any, envoy: Any, module: nn.Module, run: Callable[[Tensor], Tensor]) -> NNsight:
+def _store(
+    model: Any,
+    envoy: Any,
+    module: nn.Module,
+    field: str | None,
+    run: Callable[[Tensor], Tensor],
+) -> NNsight:
     """Store one edit per module: each may then wait for its own, whatever the host's order."""
     with model.edit() as (tracer, copy):
         step = 0
         try:
             for step in tracer.iter[:]:  # noqa: B007
                 output = envoy.output
-                envoy.output = replace_hidden(output, run(hidden_of(output, module)))
+                hidden = run(hidden_of(output, module, field))
+                envoy.output = replace_hidden(output, hidden, field)
         except Exception as error:
             # An open loop ends by this error, when the host makes no further step.
             if step == 0 or type(error).__name__ != "OutOfOrderError":
