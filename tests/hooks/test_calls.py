@@ -48,6 +48,26 @@ def test_ids_count_as_image_only_in_calls_that_carry_images(ids, visual, padded)
     assert call.real.tolist() == [[j >= padded for j in range(4)] for _ in ids]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "brings", "expected"),
+    [
+        ({"image_token": 7}, "pixel_values_videos", {"image"}),
+        ({"image_token": 7}, "input_features", set()),
+        ({"image_token": 7, "audio_token": 9}, "pixel_values_videos", {"image"}),
+        ({"image_token": 7, "audio_token": 9}, "input_features", {"audio"}),
+        ({"image_token": 7, "video_token": 8}, "pixel_values_videos", {"video"}),
+        ({"image_token": 7, "video_token": 8}, "pixel_values", {"image"}),
+        ({"video_token": 8}, "pixel_values", {"video"}),
+    ],
+)
+def test_ids_count_only_where_what_they_stand_for_is_brought(tokens, brings, expected):
+    ids = torch.tensor([[7, 8, 9, 5]])
+    host = SimpleNamespace(config=SimpleNamespace())
+    call = read_call(host, Adapter((), **tokens), {"input_ids": ids, brings: torch.zeros(1)})
+    found = {} if call.modality == "text" else call.modality.masks
+    assert {name for name, mask in found.items() if mask.any()} == expected
+
+
 def test_encoder_outputs_without_images_carry_none():
     host = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE))
     ids = torch.tensor([[IMAGE]])

@@ -301,8 +301,9 @@ def _placeholders(
     if not brought:
         return {}
     ids = placeholder_ids(module, adapter)
-    if len(ids) == 1:  # whatever it brings, frames of a video as images, it puts there
-        return ids
+    seen = [name for name in ids if name != "audio"]
+    if len(seen) == 1 and brought - {"audio"}:  # frames of a video too it puts there
+        brought = {*brought, *seen}
     return {name: own for name, own in ids.items() if name in brought}
 
 
