@@ -1,15 +1,18 @@
 """An attachment while it lasts: its strength, its report, its warning."""
 
 import inspect
+import io
+import pickle
 import warnings
 
 import pytest
 import torch
 from conftest import NO_TOKENS, random_dictionary
 from test_where_edits_act import LLAVA, generate, patch
+from tiny_hosts import FAMILIES
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vlm_edit import Patch, Scale, VlmEditError
+from vlm_edit import Clamp, Dictionary, Patch, Scale, VlmEditError, find_sites
 from vlm_edit.patches import attach_rows
 
 
@@ -254,3 +257,14 @@ def test_where_streams_share_a_sequence_each_token_has_its_streams_strength(llav
     with patch().attach(LLAVA, strength=both), pytest.raises(VlmEditError, match="by stream"):
         embeds = LLAVA.get_input_embeddings()(llava_inputs["input_ids"])
         look({"inputs_embeds": embeds})
+
+
+@pytest.mark.parametrize("name", ["llava", "clip"])
+def test_a_patched_host_is_not_pickled_half_and_is_whole_again_after(name):
+    host = FAMILIES[name].make()
+    site = find_sites(host)["vision.0"]
+    patch = Patch("vision.0", Dictionary.identity(site.width), Clamp([0], 5.0))
+    for dump in (pickle.dumps, lambda host: torch.save(host, io.BytesIO())):
+        with patch.attach(host), pytest.raises(VlmEditError, match=r"detach_all\(host\), pickle"):
+            dump(host)
+        dump(host)

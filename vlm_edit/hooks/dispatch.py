@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from vlm_edit.ground.errors import CannotKnow
 from vlm_edit.hooks.calls import Call
-from vlm_edit.hooks.methods import StandIn
+from vlm_edit.hooks.methods import OnHost, StandIn
 from vlm_edit.hooks.scopes import Bounds, Scope
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.hooks.tracker import CallTracker
@@ -38,7 +38,7 @@ class Handle:
             self._undo.pop()()
 
 
-class Dispatcher:
+class Dispatcher(OnHost):
     """The hook on one module, or the stand-in for one of its methods.
 
     A hook is prepended, since hosts of transformers 5 read hidden states through hooks of their

@@ -8,10 +8,27 @@ import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
+from vlm_edit.ground.errors import BadArgument
+
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
-class StandIn:
+class OnHost:
+    """What lies on a host while it is patched, and cannot be pickled with it."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse, with the mend.
+
+        Raises:
+            BadArgument: Always.
+        """
+        raise BadArgument(
+            "this host is patched, and a patch on it cannot be pickled: take patches off with "
+            "detach_all(host), pickle it, and attach them again; patch.save keeps a patch"
+        )
+
+
+class StandIn(OnHost):
     """Run ``around(original, args, kwargs)`` in the place of ``module.name(*args, **kwargs)``.
 
     It lies on the instance, so neither the class nor other instances change. Put under or over

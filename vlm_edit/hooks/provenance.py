@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks.calls import PLACES, Call
+from vlm_edit.hooks.methods import OnHost
 from vlm_edit.host import Adapter, Tap, placeholder_ids, resolve
 
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
@@ -139,7 +140,7 @@ class _Reached(Exception):
     """End a forward at the layer that was looked at."""
 
 
-class _Watch:
+class _Watch(OnHost):
     """A hook on one watched module."""
 
     def __init__(self, provenance: Provenance, kind: str) -> None:
@@ -153,7 +154,7 @@ class _Watch:
             self._provenance.watch(self._kind, output)
 
 
-class _Meet:
+class _Meet(OnHost):
     """The hook before the layer where images and text meet."""
 
     def __init__(self, tell: Callable[[Tensor], None]) -> None:

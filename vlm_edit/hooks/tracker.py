@@ -16,7 +16,7 @@ from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.hooks.calls import HOST, PLACES, Call, cache_in, cache_of, read_call, read_step
 from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
-from vlm_edit.hooks.methods import StandIn, TracedStandIn
+from vlm_edit.hooks.methods import OnHost, StandIn, TracedStandIn
 from vlm_edit.hooks.placeholders import hear, masks_in, places_itself
 from vlm_edit.hooks.provenance import Provenance
 from vlm_edit.hooks.scopes import Entry
@@ -335,7 +335,7 @@ class CallTracker:
         return output
 
 
-class _Follow:
+class _Follow(OnHost):
     """The hooks on one followed module."""
 
     def __init__(self, tracker: CallTracker, path: str, signature: inspect.Signature) -> None:
