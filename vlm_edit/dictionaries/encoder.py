@@ -148,7 +148,9 @@ class Encoder:
         if not self.centers:
             bias = biases.get(None)
         elif not isinstance(stream, Mixed):
-            bias = biases.get(None if stream is None else stands_for(stream, biases))
+            bias = biases.get(stream)
+            if bias is None and stream is not None:
+                bias = biases.get(stands_for(stream, biases))
         elif all(stands_for(name, biases) for name in stream.names):
             bias = stream.pick(biases)
         if bias is None:
@@ -262,7 +264,9 @@ class Encoder:
             VlmEditError: No center for this stream.
         """
         if not isinstance(stream, Mixed):
-            center = self.centers.get(stands_for(str(stream), self.centers) or "")
+            center = self.centers.get(str(stream))
+            if center is None:
+                center = self.centers.get(stands_for(str(stream), self.centers) or "")
             if center is not None:
                 return center
         elif all(stands_for(name, self.centers) for name in stream.names):

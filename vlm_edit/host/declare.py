@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from vlm_edit.ground.errors import BadArgument
@@ -197,6 +197,7 @@ class Adapter:
         audio_token: That of sounds, likewise.
         places: Argument of the host's forward that marks image tokens, [B, S], where the host
             takes their places from the caller.
+        has_placeholders: Whether it names ids of placeholders of any kind.
         visual_inputs: Arguments of the host's forward that carry images, videos or sounds; their
             names say which. Placeholder ids count only in calls that carry what they stand for.
         calls: Paths of modules inside the host that the host's code also calls on their own,
@@ -228,11 +229,12 @@ class Adapter:
     audio_token: Ids | None = None
 
     places: str | None = None
+    has_placeholders: bool = field(init=False, repr=False, compare=False)
 
-    @property
-    def has_placeholders(self) -> bool:
-        """Whether it names ids of placeholders of any kind."""
-        return (self.image_token, self.video_token, self.audio_token) != (None, None, None)
+    def __post_init__(self) -> None:
+        """Say once whether it names ids of placeholders of any kind: every step asks."""
+        named = (self.image_token, self.video_token, self.audio_token)
+        object.__setattr__(self, "has_placeholders", named != (None, None, None))
 
     @classmethod
     def of(
