@@ -44,6 +44,19 @@ IMAGE, TEXT_ONLY, BOTH = ("image",), ("text",), ("image", "text")
 Expected = dict[str, tuple[int, tuple[str, ...]]]
 
 
+def filled(host: nn.Module) -> nn.Module:
+    """A host in eval mode, with weights large enough that everything acts."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in host.parameters():
+            if weight.ndim > 1:
+                scale = weight[0].numel() ** -0.5
+                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+            elif weight.numel() == 1:
+                weight.fill_(0.5)  # gates begin at zero
+    return host.eval()
+
+
 def stack(name: str, width: int, streams: tuple[str, ...], layers: int = 3) -> Expected:
     """Width and streams of ``name.0``, ``name.1``, ..."""
     return {f"{name}.{i}": (width, streams) for i in range(layers)}
@@ -81,16 +94,7 @@ class Family:
     def make(self) -> nn.Module:
         """The host in eval mode, with weights large enough that every edit shows."""
         torch.manual_seed(0)
-        host = self.build()
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for weight in host.parameters():
-                if weight.ndim > 1:
-                    scale = weight[0].numel() ** -0.5
-                    weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
-                elif weight.numel() == 1:
-                    weight.fill_(0.5)  # gates begin at zero
-        return host.eval()
+        return filled(self.build())
 
     def inputs(self, rows: Sequence[int] = (0, 1), padded: bool = True) -> dict[str, Any]:
         """A batch of the samples ``rows``; not ``padded``, all texts are as long as the first."""

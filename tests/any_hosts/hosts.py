@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from tiny_hosts import filled
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
@@ -184,19 +185,6 @@ def around(config: Any) -> tuple[list[int], list[int]]:
     ids = {name for name, value in config.to_dict().items() if value is not None}
     marks = {value: name for name, value in sizes.IDS.items() if name in ids}
     return [i for i in [sizes.START] if i in marks], [i for i in [sizes.END] if i in marks]
-
-
-def filled(model: nn.Module) -> nn.Module:
-    """Weights large enough that everything acts."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                scale = weight[0].numel() ** -0.5
-                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
-            elif weight.numel() == 1:
-                weight.fill_(0.5)  # gates begin at zero
-    return model.eval()
 
 
 def places(features: Any) -> int:
