@@ -270,7 +270,7 @@ def _modality(
         return "text"
     if ids is not None and not adapter.has_placeholders:
         # What a host says of itself, it says where something is brought.
-        says = any(hasattr(m, PLACES) for m in _with_base(module))
+        says = bool(places_itself(module))
         return "text" if says and not _brought(adapter, inputs) else None
     carried = _placeholders(module, adapter, inputs)
     if ids is not None:
@@ -321,9 +321,11 @@ def _brought(adapter: Adapter, inputs: Mapping[str, Any]) -> set[str]:
     return brought
 
 
-def _with_base(module: nn.Module) -> tuple[nn.Module, ...]:
-    base = getattr(module, "base_model", None)
-    return (module,) if base is None else (module, base)
+def places_itself(root: nn.Module) -> list[nn.Module]:
+    """Return the modules of a host that say where features go: itself, the model in it, or none."""
+    modules = (root, getattr(root, "base_model", None), getattr(root, "model", None))
+    distinct = {id(m): m for m in modules if isinstance(m, nn.Module)}
+    return [module for module in distinct.values() if callable(getattr(module, PLACES, None))]
 
 
 def take_columns(known: Tensor, start: int, length: int, beyond: bool) -> Tensor:

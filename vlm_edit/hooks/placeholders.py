@@ -8,19 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks.calls import PLACES, Call
 
 _MODALITIES = ("image", "video", "audio")
-
-
-def places_itself(root: nn.Module) -> list[nn.Module]:
-    """Return the modules of a host that say where features go: itself, the model in it, or none."""
-    modules = (root, getattr(root, "base_model", None), getattr(root, "model", None))
-    distinct = {id(m): m for m in modules if isinstance(m, nn.Module)}
-    return [module for module in distinct.values() if callable(getattr(module, PLACES, None))]
 
 
 def masks_in(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.ground.modality import Mixed
-from vlm_edit.hooks.calls import PLACES, Call
+from vlm_edit.hooks.calls import Call, places_itself
 from vlm_edit.hooks.methods import OnHost
 from vlm_edit.host import Adapter, Tap, placeholder_ids, resolve
 
@@ -173,18 +173,13 @@ class _Meet(OnHost):
 
 def _is_told(root: nn.Module, adapter: Adapter) -> bool:
     """Return whether ids, an argument, or the host's own mask say which tokens are image."""
-    if adapter.places is not None or any(hasattr(m, PLACES) for m in _chain(root)):
+    if adapter.places is not None or places_itself(root):
         return True
     try:
         ids = placeholder_ids(root, adapter)
     except VlmEditError:
         return True  # said where somebody asks for it
     return bool(ids) and min(i for own in ids.values() for i in own) >= 0
-
-
-def _chain(root: nn.Module) -> list[nn.Module]:
-    base = getattr(root, "base_model", None)
-    return [root] if base is None else [root, base]
 
 
 def _around(root: nn.Module, embed: Any, layer: nn.Module) -> list[nn.Module]:

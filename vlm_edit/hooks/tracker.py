@@ -13,11 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.ground.errors import VlmEditError
-from vlm_edit.hooks.calls import HOST, PLACES, Call, cache_in, cache_of, read_call, read_step
+from vlm_edit.hooks.calls import (
+    HOST,
+    PLACES,
+    Call,
+    cache_in,
+    cache_of,
+    places_itself,
+    read_call,
+    read_step,
+)
 from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
 from vlm_edit.hooks.methods import OnHost, StandIn, TracedStandIn
-from vlm_edit.hooks.placeholders import hear, masks_in, places_itself
+from vlm_edit.hooks.placeholders import hear, masks_in
 from vlm_edit.hooks.provenance import Provenance
 from vlm_edit.hooks.scopes import Entry
 from vlm_edit.hooks.tokens import Tokens

@@ -145,8 +145,12 @@ class _Parts:
     @cached_property
     def has_places(self) -> bool:
         """Whether images take places in a sequence, as the host itself knows."""
-        masks = any(hasattr(module, "get_placeholder_mask") for module in self.root.modules())
-        return masks or any(kind in self.placeholders for kind in ("image", "video"))
+        return self._marks or any(kind in self.placeholders for kind in ("image", "video"))
+
+    @cached_property
+    def _marks(self) -> bool:
+        """Whether a part of it says where it puts features."""
+        return any(hasattr(module, "get_placeholder_mask") for module in self.root.modules())
 
     @cached_property
     def sees(self) -> bool:
@@ -166,8 +170,7 @@ class _Parts:
             return "image"
         if self._has_both:
             return "text"
-        masks = any(hasattr(module, "get_placeholder_mask") for module in self.root.modules())
-        if not masks and _crosses(self.speaker):
+        if not self._marks and _crosses(self.speaker):
             return "text"
         return "mixed" if self.sees else "text"
 

@@ -16,7 +16,8 @@ from torch import nn
 from vlm_edit import Adapter, Clamp, Dictionary, Host, Patch, VlmEditError, record
 from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks import Call
-from vlm_edit.hooks.placeholders import hear, masks_in, places_itself
+from vlm_edit.hooks.calls import places_itself
+from vlm_edit.hooks.placeholders import hear, masks_in
 from vlm_edit.host import find_adapter
 
 SAYING = [name for name in SPEAKING if places_itself(FAMILIES[name].make())]
