@@ -28,7 +28,7 @@ from vlm_edit.dictionaries import (
 )
 from vlm_edit.edits import Rule, Scale, Splice, expect_savable
 from vlm_edit.ground.errors import VlmEditError
-from vlm_edit.host import Host, Model, Site
+from vlm_edit.host import Host, Model, Site, answers, same_answers
 from vlm_edit.patches import Patch
 
 _WIDTH = 12
@@ -156,8 +156,8 @@ def check_adapter(host: Host | Model, inputs: Mapping[str, Any]) -> None:
     host = Host.of(host)
     _hold(not host.root.training, f"{host.kind.__name__} is in train mode: call model.eval()")
     with torch.no_grad():
-        before = _tensors(host(**inputs, **host.uncached))
-        _hold(_same(before, _tensors(host(**inputs, **host.uncached))), "the host is random")
+        before = answers(host, inputs)
+        _hold(same_answers(before, answers(host, inputs)), "the host is random")
         for name, site in host.sites.items():
             _check_site(host, name, site, inputs, before)
 
@@ -173,14 +173,17 @@ def _check_site(
         return
     with attached:
         try:
-            during = _tensors(host(**inputs, **host.uncached))
+            during = answers(host, inputs)
         except (RuntimeError, VlmEditError) as error:
             raise AssertionError(f"an edit at {name!r} fails: {error}") from error
         edited = attached.report().edited_tokens
     _hold(edited > 0, f"nothing was edited at {name!r}: the forward does not run its modules")
-    _hold(not _same(before, during), f"an edit at {name!r} changes nothing the host gives: dead?")
-    after = _tensors(host(**inputs, **host.uncached))
-    _hold(_same(before, after), f"the host is not what it was after a patch of {name!r}")
+    _hold(
+        not same_answers(before, during),
+        f"an edit at {name!r} changes nothing the host gives: dead?",
+    )
+    after = answers(host, inputs)
+    _hold(same_answers(before, after), f"the host is not what it was after a patch of {name!r}")
 
 
 def _alike(whole: Dictionary, lazy: StoredDictionary | Dictionary) -> None:
@@ -211,21 +214,6 @@ def _cut_off(place: Path, file: Path, format: str | None, options: dict[str, Any
             raise AssertionError(
                 f"half of {file.name} gives a {type(error).__name__}, not a VlmEditError: {error}"
             ) from error
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """List the tensors in what a host gives."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [tensor for value in output.values() for tensor in _tensors(value)]
-    if isinstance(output, list | tuple):
-        return [tensor for value in output for tensor in _tensors(value)]
-    return []
-
-
-def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    return len(one) == len(other) and all(map(torch.equal, one, other))
 
 
 def _near(found: Tensor, expected: Tensor, otherwise: str) -> None:

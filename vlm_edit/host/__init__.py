@@ -11,6 +11,8 @@ from vlm_edit.host.adapters import find_adapter as find_adapter
 from vlm_edit.host.adapters import join_adapters
 from vlm_edit.host.adapters import other_family as other_family
 from vlm_edit.host.adapters import registered_adapter as registered_adapter
+from vlm_edit.host.answers import answers as answers
+from vlm_edit.host.answers import same_answers as same_answers
 from vlm_edit.host.declare import VISUAL_INPUTS as VISUAL_INPUTS
 from vlm_edit.host.declare import Adapter, PipelineAdapter, PipelineEncoder, SiteRule, TapRule
 from vlm_edit.host.declare import Stream as Stream

@@ -16,7 +16,7 @@ from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Scale
 from vlm_edit.ground.errors import VlmEditError, line
 from vlm_edit.hooks import entering, record
-from vlm_edit.host import Host, Site, registered_adapter
+from vlm_edit.host import Host, Site, answers, registered_adapter, same_answers
 from vlm_edit.patches import Patch
 
 TEXT = "What is this?"
@@ -108,7 +108,7 @@ def _tokens(host: Host, inputs: Sequence[Mapping[str, Any]]) -> Iterator[Finding
         return
     try:
         with record(host, site.name) as recording:
-            _forward(host, inputs[0])
+            answers(host, inputs[0])
     except (RuntimeError, ValueError, VlmEditError) as error:
         yield Finding("image tokens", line(f"the forward fails: {error}"), False)
         return
@@ -120,7 +120,7 @@ def _tokens(host: Host, inputs: Sequence[Mapping[str, Any]]) -> Iterator[Finding
         return
     yield Finding("image tokens", f"{int(mask.sum())} of {mask.shape[1]}, told by {who}")
     module = site.taps[0].module
-    states = [entering(module, partial(_forward, host, one)) for one in inputs]
+    states = [entering(module, partial(answers, host, one)) for one in inputs]
     yield _agreement(mask, states)
 
 
@@ -141,10 +141,10 @@ def _agreement(mask: Tensor, states: Sequence[Tensor]) -> Finding:
 
 def _edits(host: Host, inputs: Mapping[str, Any]) -> Iterator[Finding]:
     """Try an edit at every site, and whether the host is what it was after them."""
-    before = _forward(host, inputs)
+    before = answers(host, inputs)
     for name, site in host.sites.items():
         yield Finding(name, *_edit(host, site, inputs, before))
-    same = all(map(torch.equal, before, _forward(host, inputs)))
+    same = same_answers(before, answers(host, inputs))
     told = "bit for bit what it was" if same else "not what it was: it says other things"
     yield Finding("the host after all edits", told, same)
 
@@ -157,24 +157,11 @@ def _edit(
     patch = Patch(site.name, Dictionary.identity(site.width), Scale(range(site.width), -2.0))
     try:
         with patch.attach(host) as attached:
-            after = _forward(host, inputs)
+            after = answers(host, inputs)
     except (RuntimeError, VlmEditError) as error:
         return line(f"the edit fails: {error}"), False
     if not attached.report().edited_tokens:
         return "no token passed: this forward does not run it", False
-    if all(map(torch.equal, before, after)):
+    if same_answers(before, after):
         return "changes nothing that the host says", False
     return "acts", True
-
-
-def _forward(host: Host, inputs: Mapping[str, Any]) -> list[Tensor]:
-    return list(_tensors(host(**inputs, **host.uncached)))
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        yield from (tensor for value in output.values() for tensor in _tensors(value))
-    elif isinstance(output, list | tuple):
-        yield from (tensor for value in output for tensor in _tensors(value))
