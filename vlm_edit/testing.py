@@ -28,7 +28,7 @@ from vlm_edit.dictionaries import (
 )
 from vlm_edit.edits import Rule, Scale, Splice, expect_savable
 from vlm_edit.ground.errors import VlmEditError
-from vlm_edit.host import Host, Model, Site, answers, same_answers
+from vlm_edit.host import Host, Model, Site, answers, is_reached, same_answers, some_inside
 from vlm_edit.patches import Patch
 
 _WIDTH = 12
@@ -135,8 +135,9 @@ def check_format(folder: str | os.PathLike[str], format: str | None = None, **op
 def check_adapter(host: Host | Model, inputs: Mapping[str, Any]) -> None:
     """Hold an adapter to what every host's adapter must say rightly.
 
-    Each site is there and as wide as said; an edit of a live one changes what the host gives, one
-    of a dead one is refused; and with the patch gone the host is bit for bit what it was.
+    Each site is there and as wide as said, and so are those inside a layer of each kind; an edit of
+    a live one changes what the host gives, one of a dead one is refused; and with the patch gone
+    the host is bit for bit what it was. Sounds' sites are tried where the inputs bring one.
 
     Args:
         host: With its adapter, in eval mode.
@@ -158,13 +159,15 @@ def check_adapter(host: Host | Model, inputs: Mapping[str, Any]) -> None:
     with torch.no_grad():
         before = answers(host, inputs)
         _hold(same_answers(before, answers(host, inputs)), "the host is random")
-        for name, site in host.sites.items():
-            _check_site(host, name, site, inputs, before)
+        for site in (*host.sites.values(), *some_inside(host.sites)):
+            if is_reached(site, inputs):
+                _check_site(host, site, inputs, before)
 
 
 def _check_site(
-    host: Host, name: str, site: Site, inputs: Mapping[str, Any], before: Sequence[Tensor]
+    host: Host, site: Site, inputs: Mapping[str, Any], before: Sequence[Tensor]
 ) -> None:
+    name = site.name
     patch = Patch(name, Dictionary.identity(site.width), Scale(range(site.width), -2.0))
     try:
         attached = patch.attach(host)

@@ -6,6 +6,7 @@ The config says which of the tower's hidden states goes on; layers behind it are
 from vlm_edit.host import Adapter, SiteRule, TapRule
 
 _EYE = "model.embed_tokens_extend.image_embed"
+_EAR = "model.embed_tokens_extend.audio_embed.encoder"
 
 adapter = Adapter(
     sites=(
@@ -22,6 +23,12 @@ adapter = Adapter(
         ),
         SiteRule(
             "language.{i}", (TapRule(("model.layers.{i}",), "mixed"),), width=("hidden_size",)
+        ),
+        SiteRule(
+            "audio.{i}",
+            (TapRule((f"{_EAR}.encoders.{{i}}",), "audio"),),
+            width=("audio_config.hidden_size",),
+            optional=True,
         ),
     ),
     image_token="vision_config.image_token_id",

@@ -45,6 +45,12 @@ adapter = Adapter(
             (TapRule(("model.language_model.layers.{i}", "language_model.layers.{i}"), "mixed"),),
             width=("text_config.hidden_size",),
         ),
+        SiteRule(
+            "audio.{i}",
+            (TapRule(("model.audio_tower.layers.{i}", "audio_tower.layers.{i}"), "audio"),),
+            width=("audio_config.d_model", "audio_config.hidden_size"),
+            optional=True,
+        ),
     ),
     image_token="image_token_id",
     video_token="video_token_id",

@@ -125,8 +125,8 @@ OTHERS: dict[str, Recipe] = {
     "phi4_multimodal": Recipe(
         {
             "audio_config": {
-                **{"ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16},
-                **{"input_size": 16, "nemo_conv_channels": 16},
+                **{"ext_pw_out_channel": 24, "depthwise_separable_out_channel": 24},
+                **{"input_size": 16, "nemo_conv_channels": 16, "nemo_final_size": 2},
             },
             "original_max_position_embeddings": 128,
         },

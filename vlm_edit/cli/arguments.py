@@ -68,6 +68,7 @@ class Sites(Loading, Tells):
     """List the sites of a model."""
 
     model: Model
+    inside: Annotated[Text, option("a layer, to list the sites inside it")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

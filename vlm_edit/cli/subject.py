@@ -19,7 +19,7 @@ from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.shared import LeftOpen
 from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
-from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
+from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, WrongHost
 from vlm_edit.ground.statistics import proportion
 from vlm_edit.host import Host
 from vlm_edit.measures.probing import hits
@@ -227,12 +227,13 @@ def run_of(
         VlmEditError: No run there, or of something else.
     """
     run = measuring.load_measurement(folder)
-    if run.site not in host.sites:
+    try:
+        site = host.site(run.site)
+    except UnknownName as error:
         raise BadArgument(
             f"{folder} measured {run.site}, which {host.kind.__name__} lacks: name a run of "
             "this model, or leave --run out"
-        )
-    site = host.site(run.site)
+        ) from error
     known: Encodes = dictionary or Dictionary.identity(site.width)
     here = measuring.provenance(host, site, known, {})
     there = run.provenance

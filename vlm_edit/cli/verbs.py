@@ -8,6 +8,7 @@ from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Demo, Doctor, Sites
 from vlm_edit.cli.host import load_host, load_model
 from vlm_edit.cli.writing import expect_free
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host import quiet_when_piped
 from vlm_edit.report import Table
 
@@ -47,9 +48,12 @@ def doctor(options: Doctor) -> int:
 def sites(options: Sites) -> int:
     """Print the sites of a model."""
     host = load_model(options.model, options)
+    sites = host.inside(options.inside) if options.inside else host.sites
+    if not sites:
+        raise BadArgument(f"nothing is known of what is inside {options.inside}: name a layer")
     rows = [
         (site.name, str(site.width), ", ".join(site.streams), site.dead or "")
-        for site in host.sites.values()
+        for site in sites.values()
     ]
     columns = ("site", "width", "streams", "dead")
     telling.table(Table(f"Sites of {host.kind.__name__}", columns, rows))

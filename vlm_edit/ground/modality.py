@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from vlm_edit.ground.errors import BadArgument, CannotKnow
 
 MODALITIES = ("image", "video", "audio", "text")
+SENSED = ("image", "audio")  # whose towers see nothing of what a call says of its words
 VISUAL = "visual"  # images and videos
 # What has no value of its own goes by another's: frames of a video pass the tower of images.
 _LIKE = {"video": "image", VISUAL: "image"}

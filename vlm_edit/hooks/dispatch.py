@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlm_edit.ground.errors import CannotKnow
+from vlm_edit.ground.modality import SENSED
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.methods import OnHost, StandIn
 from vlm_edit.hooks.scopes import Bounds, Scope
@@ -53,19 +54,21 @@ class Dispatcher(OnHost):
     def __init__(self, tap: Tap) -> None:
         # Replaced, never changed: another thread may be going through them.
         self.callbacks: dict[int, Callable[[Tensor], Tensor]] = {}
-        self._method, self._field = tap.method, tap.field
+        self._at, self._field = _at(tap), tap.field
         self._handle = self.install(tap)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # code compiled before this hook would never call it
-        self.installed.setdefault(tap.module, {})[tap.method] = self
+        self.installed.setdefault(tap.module, {})[self._at] = self
 
     @classmethod
     def of(cls, tap: Tap) -> Dispatcher:
         """Return the one that is there, or a new one."""
-        return cls.installed.get(tap.module, {}).get(tap.method) or cls(tap)
+        return cls.installed.get(tap.module, {}).get(_at(tap)) or cls(tap)
 
     def install(self, tap: Tap) -> Any:
         """Have ``edit`` run on every output of the tap; what is returned has ``remove``."""
+        if tap.columns is not None:
+            return tap.module.register_forward_pre_hook(self.before)
         if tap.method is None:
             return tap.module.register_forward_hook(self, prepend=True)
         return StandIn(tap.module, tap.method, self.call_method)
@@ -78,7 +81,7 @@ class Dispatcher(OnHost):
         """Take the hook off the module if no callback is left."""
         if not self.callbacks:
             self._handle.remove()
-            self.installed.get(module, {}).pop(self._method, None)
+            self.installed.get(module, {}).pop(self._at, None)
 
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
         """Edit an output as torch calls a hook for it."""
@@ -87,6 +90,15 @@ class Dispatcher(OnHost):
         for callback in self.callbacks.values():  # as ``_run``: one call less in every step
             output = callback(output)
         return output
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Edit what a module is called with as torch calls a hook for it."""
+        if not args or not isinstance(args[0], Tensor):
+            raise CannotKnow(
+                f"{type(module).__name__} is not called with a tensor first: what it is called "
+                "with cannot be edited"
+            )
+        return self._run(args[0]), *args[1:]
 
     def edit(self, module: nn.Module, output: Any) -> Any:
         """Return a module's output after all callbacks."""
@@ -112,6 +124,11 @@ class Dispatcher(OnHost):
         for callback in self.callbacks.values():
             hidden = callback(hidden)
         return hidden
+
+
+def _at(tap: Tap) -> str | None:
+    """Return where on its module a tap is: a method, what it is called with, or its output."""
+    return "what it is called with" if tap.columns is not None else tap.method
 
 
 _keys = itertools.count()
@@ -246,14 +263,14 @@ def follow(
         return callback(hidden, Tokens.of(stream, Call(), hidden))
 
     def run(hidden: Tensor) -> Tensor:
-        if hidden.ndim == 4 and stream != "image":
+        if hidden.ndim == 4 and stream not in SENSED:
             return _in_streams(run, hidden, tracker.now(path).shape)
         tokens = tracker.at(path, stream, hidden)
         if tokens.output is None:
             return callback(hidden, tokens)
         return callback(hidden.reshape(tokens.shape), tokens).reshape(hidden.shape)
 
-    if stream == "image" and adapter.grid is None and not tracker.is_told:
+    if stream in SENSED and (adapter.grid is None or stream != "image") and not tracker.is_told:
         run = run_alone
     reference = weakref.ref(root)
 
@@ -262,9 +279,23 @@ def follow(
         if host is not None:
             tracker.release(host)
 
+    if tap.columns is not None:
+        return _in_columns(run, *tap.columns), release
     if axis == -1:
-        return (_of_either_axis(run, tap.path) if stream == "image" else run), release
+        return (_of_either_axis(run, tap.path) if stream in SENSED else run), release
     return lambda hidden: run(hidden.movedim(axis, -1)).movedim(-1, axis), release
+
+
+def _in_columns(
+    run: Callable[[Tensor], Tensor], first: int, end: int
+) -> Callable[[Tensor], Tensor]:
+    """Run on some columns of a hidden state, and leave the others as they are."""
+
+    def run_here(hidden: Tensor) -> Tensor:
+        part = run(hidden[..., first:end])
+        return torch.cat([hidden[..., :first], part, hidden[..., end:]], -1)
+
+    return run_here
 
 
 def _of_either_axis(run: Callable[[Tensor], Tensor], path: str) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ from einops import repeat
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
-from vlm_edit.ground.modality import Mixed, Modality, is_among
+from vlm_edit.ground.modality import SENSED, Mixed, Modality, is_among
 from vlm_edit.hooks.calls import Call, Witness
 from vlm_edit.hooks.given import given_in
 from vlm_edit.hooks.special import Special, special_in, unnamed
@@ -82,9 +82,14 @@ class Tokens:
         return len(self.shape) == 3
 
     @property
+    def is_sensed(self) -> bool:
+        """Whether they are of a tower that encodes images or sounds alone."""
+        return self.stream in SENSED
+
+    @property
     def placed(self) -> Call:
         """Return the call as these tokens stand in it; for images alone the prompt is their own."""
-        if self.stream != "image" and self.call.shape is not None:
+        if not self.is_sensed and self.call.shape is not None:
             return self.call
         rows, length = self.shape[:2]
         if self.stream == "mixed":
@@ -131,24 +136,24 @@ class Tokens:
             VlmEditError: The output has other tokens than the call.
         """
         if self._real is _UNASKED:
-            self._real = None if self.stream == "image" else self.fit(self.call.real)
+            self._real = None if self.is_sensed else self.fit(self.call.real)
         return self._real
 
     @property
     def unpadded(self) -> bool:
         """Whether none is padding, as far as anybody can know."""
         call = self.call
-        return self.stream == "image" or (call.real is None and not call.hidden_padding)
+        return self.is_sensed or (call.real is None and not call.hidden_padding)
 
     @property
     def step(self) -> int | None:
         """Return the decode step of the first, where all are known to have been generated."""
-        return self.call.step if self.in_rows and self.stream != "image" else None
+        return self.call.step if self.in_rows and not self.is_sensed else None
 
     @property
     def phase(self) -> Literal["prompt", "decode", "unknown"] | None:
         """Return the phase of all of them; None where they are of both, or a tensor tells."""
-        if self.stream == "image":
+        if self.is_sensed:
             return "prompt"
         if not self.in_rows:
             return "prompt" if self.stream == "text" or self._is_pooled else "unknown"
@@ -173,7 +178,7 @@ class Tokens:
             VlmEditError: The output's rows are no whole part of the patches.
         """
         grid = self.call.grid
-        if grid is None or len(self.shape) != 2:
+        if grid is None or self.stream == "audio" or len(self.shape) != 2:
             return None
         sizes = grid.prod(-1)
         images = torch.arange(len(sizes), device=grid.device).repeat_interleave(sizes)
@@ -257,7 +262,7 @@ class Tokens:
         Returns:
             [B, S] bool, a mask of the call's rows, or one answer for all; None where nobody knows.
         """
-        if self.call.decodes or self.stream == "image":
+        if self.call.decodes or self.is_sensed:
             return False
         found = special_in(self.call, special)
         if found is None or self.call.ids_at is None:
@@ -304,7 +309,7 @@ class Tokens:
         if any(part is False for part in parts):
             return False
         call = self.call
-        if hidden_padding and self.stream != "image" and call.hidden_padding:
+        if hidden_padding and not self.is_sensed and call.hidden_padding:
             raise CannotKnow(
                 f"the host has made a sequence of {self.shape[1]} tokens of {call.given} ids, "
                 "some of which are padding, and its attention mask does not show which: name the "

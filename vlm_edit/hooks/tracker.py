@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.modality import SENSED
 from vlm_edit.hooks.calls import (
     HOST,
     PLACES,
@@ -152,7 +153,7 @@ class CallTracker:
         shape = hidden.shape
         if call.generated and len(shape) == 3 and shape[1] == call.shape[1]:  # type: ignore[index]
             return Tokens(stream, call, shape, hidden.device, generated=stream == "mixed")
-        if stream == "image" or call.shows(hidden):
+        if stream in SENSED or call.shows(hidden):
             return Tokens.of(stream, call, hidden)
         rows = call.in_rows(hidden)
         if rows is not None:

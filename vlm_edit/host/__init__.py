@@ -12,6 +12,7 @@ from vlm_edit.host.adapters import join_adapters
 from vlm_edit.host.adapters import other_family as other_family
 from vlm_edit.host.adapters import registered_adapter as registered_adapter
 from vlm_edit.host.answers import answers as answers
+from vlm_edit.host.answers import is_reached as is_reached
 from vlm_edit.host.answers import same_answers as same_answers
 from vlm_edit.host.declare import VISUAL_INPUTS as VISUAL_INPUTS
 from vlm_edit.host.declare import Adapter, PipelineAdapter, PipelineEncoder, SiteRule, TapRule
@@ -25,6 +26,8 @@ from vlm_edit.host.fingerprint import unguarded as unguarded
 from vlm_edit.host.host import Host, find_sites
 from vlm_edit.host.inputs import Inputs as Inputs
 from vlm_edit.host.inputs import Prompt as Prompt
+from vlm_edit.host.inside import INSIDE as INSIDE
+from vlm_edit.host.inside import some_inside as some_inside
 from vlm_edit.host.loading import load_pipeline as load_pipeline
 from vlm_edit.host.pipelines import Model as Model
 from vlm_edit.host.pipelines import Pipeline as Pipeline

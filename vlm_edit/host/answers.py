@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_edit.host.declare import brought_by
 from vlm_edit.host.host import Host
+from vlm_edit.host.resolve import Site
 
 
 def answers(host: Host, inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -22,6 +24,19 @@ def answers(host: Host, inputs: Mapping[str, Any]) -> list[Tensor]:
         [(1, 2)]
     """
     return _tensors(host(**inputs, **host.uncached))
+
+
+def is_reached(site: Site, inputs: Mapping[str, Any]) -> bool:
+    """Return whether a forward with these inputs can pass a site: a sound's needs a sound.
+
+    Example:
+        >>> from torch import nn
+        >>> from vlm_edit import Adapter
+        >>> host = Host.of(nn.Linear(3, 2), adapter=Adapter.of({"it": ("", "audio", 2)}))
+        >>> [is_reached(host.site("it"), {name: 1}) for name in ("input_ids", "input_features")]
+        [False, True]
+    """
+    return site.streams != ("audio",) or any(brought_by(name) == "audio" for name in inputs)
 
 
 def same_answers(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:

@@ -249,6 +249,7 @@ class _Parts:
             yield from self._layers("decoder", self.speaker, "text")
         else:
             yield from self._layers("language", self.speaker, self._stream())
+        yield from self._layers("audio", self.towers["audio"], "audio")
 
     def stack(self, base: nn.Module | None) -> _Stack | None:
         """Return the layers below a module: as many as its config says, else the longest list."""

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from vlm_edit.ground.errors import BadArgument
 
-Stream = Literal["image", "text", "mixed"]
+Stream = Literal["image", "text", "mixed", "audio"]
 
 VISUAL_INPUTS = (
     "pixel_values",
@@ -47,7 +47,7 @@ class TapRule:
             layer in it. A path that ends in ``()`` names a method, where a host has no module:
             ``encode_text()``. If the method takes ``normalize``, the site is what it gives before
             that.
-        stream: ``image``, ``text``, or ``mixed`` where both share one sequence.
+        stream: ``image``, ``text``, ``audio``, or ``mixed`` where they share one sequence.
         axis: Which axis of the output is the width: 1 for images [B, D, H, W].
         ends: What the output ends in, for edits that are baked into weights: candidates of a path
             inside the module, of the ``nn.Linear`` that gives it (``linear_2``); with a ``+``

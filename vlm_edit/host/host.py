@@ -17,6 +17,7 @@ from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.host.adapters import find_adapter, fit_adapter, import_adapter
 from vlm_edit.host.declare import Adapter
 from vlm_edit.host.inputs import InputMaker, Inputs, Prompt, as_prompts
+from vlm_edit.host.inside import INSIDE, sites_inside
 from vlm_edit.host.loading import Bits, DeviceMap, load
 from vlm_edit.host.pipelines import Model, PipelineHost, class_of, encode
 from vlm_edit.host.prompts import Template, read_back, remember, special_ids
@@ -77,6 +78,7 @@ class Host:
             )
         self._given, self._missing = adapter, "this host has none"
         self._sites: dict[str, Site] = {}
+        self._inner: dict[str, Site] = {}
         if self.is_pipeline and isinstance(prompt, str):
             raise BadArgument(
                 f"the prompt {prompt!r} is a template, and a pipeline takes its texts as they are: "
@@ -253,21 +255,60 @@ class Host:
         return self._sites
 
     def site(self, name: str) -> Site:
-        """Return the site of a name.
+        """Return the site of a name, or one inside a layer, as ``inside`` lists them.
 
         Raises:
             UnknownName: It has no such site; the message lists those it has.
+
+        Example:
+            >>> from vlm_edit import Host, zoo
+            >>> host = Host.of(*zoo.load_host())
+            >>> host.site("text.0.attention").width, host.site("text.0.head.3").width
+            (160, 32)
         """
         self._refresh()
-        site = self._sites.get(name)
+        site = self._sites.get(name) or self._inner.get(name)
         if site is not None and self._stands(site):
             return site
         sites = self.sites
-        if name not in sites:
+        if name in sites:
+            return sites[name]
+        layer = INSIDE.fullmatch(name)
+        if layer is not None and layer[1] in sites:
+            return self._inside(sites[layer[1]], name)
+        raise UnknownName(
+            f"{self.kind.__name__} has no site {name!r}; its sites are {abridged(list(sites))}"
+        )
+
+    def inside(self, name: str) -> Mapping[str, Site]:
+        """Return the sites inside a layer, by name; nothing where its parts cannot be told.
+
+        They are what its attention and its MLP add to the stream, before any norm that follows,
+        and what each head gives to the output projection.
+
+        Args:
+            name: A layer's, such as ``language.3``.
+
+        Raises:
+            UnknownName: It has no such site.
+
+        Example:
+            >>> from vlm_edit import Host, zoo
+            >>> abridged(list(Host.of(*zoo.load_host()).inside("vision.0")))
+            'vision.0.attention, vision.0.mlp, vision.0.head.0 ... vision.0.head.5'
+        """
+        return sites_inside(self.site(name))
+
+    def _inside(self, layer: Site, name: str) -> Site:
+        found = sites_inside(layer)
+        if name not in found:
+            has = f"has {abridged(list(found))}" if found else "has no parts that are known"
             raise UnknownName(
-                f"{self.kind.__name__} has no site {name!r}; its sites are {abridged(list(sites))}"
+                f"{self.kind.__name__} has no site {name!r}: {layer.name} is a "
+                f"{type(layer.taps[0].module).__name__} that {has} inside"
             )
-        return sites[name]
+        self._inner[name] = found[name]
+        return found[name]
 
     def _refresh(self) -> None:
         """Take up the models that a pipeline holds by now."""

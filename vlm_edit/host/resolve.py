@@ -29,6 +29,8 @@ class Tap:
         ends: What the module's output ends in, as in ``TapRule``; None where that is not known.
         tokens: How many tokens a row of the output must have; None for any number.
         field: The name of the state in an output with several tensors by name.
+        columns: Which columns of what the module is called with are the state, from and up to;
+            None where it is the module's output. So lie a layer's heads before they are projected.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Tap:
     ends: str | None = None
     tokens: int | None = None
     field: str | None = None
+    columns: tuple[int, int] | None = None
 
     @property
     def owner(self) -> str:

@@ -66,6 +66,8 @@ def collect(
     host, pairs = Host.of(host), _examples(pairs)
     place = host.site(site)
     wanted = [stream for stream in place.streams if pairs.only in (None, stream)]
+    if place.streams == ("audio",):
+        raise BadArgument(f"only sounds pass at site {site!r}, and pairs are images and texts")
     if not wanted:
         raise BadArgument(
             f"no {pairs.only} passes at site {site!r}, only {place.streams[0]}s: take another "

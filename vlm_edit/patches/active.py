@@ -265,7 +265,7 @@ class Active:
     def _of_tokens(self, given: Tensor, tokens: Tokens) -> Tensor | None:
         """Return the strength of each token, [B, S]; None where all were generated."""
         given = self._rows_on(given, tokens.device, None)
-        if not tokens.in_rows or tokens.stream == "image":
+        if not tokens.in_rows or tokens.is_sensed:
             if given.shape != tokens.shape[:-1]:
                 raise BadArgument(
                     f"strength is {tuple(given.shape)}, this site's output ({tokens.stream}) is "
@@ -324,7 +324,7 @@ def _of_rows(rows: Tensor, tokens: Tokens, name: str) -> Tensor:
             return rows[requests]
         if count != len(rows):
             # Beams repeat each row in a language model. Images may come as any number of tiles.
-            if tokens.stream == "image" or count % len(rows):
+            if tokens.is_sensed or count % len(rows):
                 raise _other_rows(name, rows, count, "rows", tokens)
             rows = repeat(rows, "b -> (b k)", k=count // len(rows))
     return rows.reshape(-1, *[1] * (len(tokens.shape) - 2))

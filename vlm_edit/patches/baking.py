@@ -268,7 +268,8 @@ def _expect_every_token(binding: Binding, site: Site, host: Host) -> None:
     whole = {"all", "text+special"} | ({"text"} if is_joint else set())
     if any(tap.stream != "text" for tap in site.taps):
         seen = all(tap.stream == "image" for tap in site.taps)
-        whole = {"all"} | ({"image", "visual"} if seen else set())
+        heard = all(tap.stream == "audio" for tap in site.taps)
+        whole = {"all"} | ({"image", "visual"} if seen else {"audio"} if heard else set())
     if narrowed or selection.tokens not in whole:
         raise VlmEditError(f"it is made to some tokens only ({selection})")
     extras = [item.name for item in further(binding, _KNOWN)]
@@ -278,6 +279,8 @@ def _expect_every_token(binding: Binding, site: Site, host: Host) -> None:
 
 def _last_linear(site: Site, tap: Tap) -> tuple[str, nn.Linear, bool]:
     """Return the Linear that makes a tap's output, and whether that is only added to it."""
+    if tap.columns is not None:
+        raise VlmEditError(f"{site.name} is what {tap.path} is called with, not what it gives")
     if tap.method is not None or tap.axis != -1:
         raise VlmEditError(f"{tap.path} is no module whose weights give its output")
     path, module, added = tap.path, tap.module, False

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.ground.modality import is_among
+from vlm_edit.ground.modality import SENSED, is_among
 from vlm_edit.host import Host, Site
 from vlm_edit.patches.binding import Binding
 
@@ -27,9 +27,10 @@ def target_of(host: Host, binding: Binding) -> Site:
                 f"{', '.join(site.streams)}): an edit of them there would change nothing"
             )
         site = replace(site, taps=taps)
-    if binding.selection.phase == "decode" and site.streams == ("image",):
+    if binding.selection.phase == "decode" and set(site.streams) <= set(SENSED):
+        sensed = "sounds" if "audio" in site.streams else "images"
         raise BadArgument(
-            f"phase='decode' at site {site.name!r} would change nothing: images are encoded with "
+            f"phase='decode' at site {site.name!r} would change nothing: {sensed} are encoded with "
             "the prompt. Use phase='prompt', or a language site"
         )
     centers = binding.splice.slice.encoder.centers

@@ -16,7 +16,16 @@ from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Scale
 from vlm_edit.ground.errors import VlmEditError, line
 from vlm_edit.hooks import entering, record
-from vlm_edit.host import Host, Site, answers, registered_adapter, same_answers
+from vlm_edit.host import (
+    INSIDE,
+    Host,
+    Site,
+    answers,
+    is_reached,
+    registered_adapter,
+    same_answers,
+    some_inside,
+)
 from vlm_edit.patches import Patch
 
 TEXT = "What is this?"
@@ -142,8 +151,11 @@ def _agreement(mask: Tensor, states: Sequence[Tensor]) -> Finding:
 def _edits(host: Host, inputs: Mapping[str, Any]) -> Iterator[Finding]:
     """Try an edit at every site, and whether the host is what it was after them."""
     before = answers(host, inputs)
-    for name, site in host.sites.items():
-        yield Finding(name, *_edit(host, site, inputs, before))
+    for site in (*host.sites.values(), *some_inside(host.sites)):
+        if is_reached(site, inputs):
+            yield Finding(site.name, *_edit(host, site, inputs, before))
+        else:
+            yield Finding(site.name, "only sounds pass it: not tried")
     same = same_answers(before, answers(host, inputs))
     told = "bit for bit what it was" if same else "not what it was: it says other things"
     yield Finding("the host after all edits", told, same)
@@ -151,7 +163,7 @@ def _edits(host: Host, inputs: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _edit(
     host: Host, site: Site, inputs: Mapping[str, Any], before: Sequence[Tensor]
-) -> tuple[str, bool]:
+) -> tuple[str, bool | None]:
     if site.dead:
         return f"never read: {site.dead}", True
     patch = Patch(site.name, Dictionary.identity(site.width), Scale(range(site.width), -2.0))
@@ -163,5 +175,7 @@ def _edit(
     if not attached.report().edited_tokens:
         return "no token passed: this forward does not run it", False
     if same_answers(before, after):
+        if INSIDE.fullmatch(site.name):  # whose weights may be zeros
+            return "changes nothing that the host says", None
         return "changes nothing that the host says", False
     return "acts", True

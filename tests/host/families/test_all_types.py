@@ -186,9 +186,14 @@ def sites_of(model_type: str) -> str:
     return "all act"
 
 
-def kinds(sites: Any) -> str:
-    groups = dict.fromkeys(re.sub(r"\.\d+", ".{i}", name) for name in sites)
-    return ", ".join(f"`{name}`" for name in groups)
+def kinds(host: Host) -> str:
+    """The host's sites, layers as one with the parts that can be told inside them."""
+    groups: dict[str, dict[str, None]] = {}
+    for name in host.sites:
+        parts = (inner.removeprefix(f"{name}.").partition(".")[0] for inner in host.inside(name))
+        groups.setdefault(re.sub(r"\.\d+", ".{i}", name), {}).update(dict.fromkeys(parts))
+    letters = {name: "".join(part[0] for part in parts) for name, parts in groups.items()}
+    return ", ".join(f"`{name}` {letters[name]}".strip() for name in groups)
 
 
 def row_of(model_type: str) -> str:
@@ -212,7 +217,7 @@ def row_of(model_type: str) -> str:
     if sites_of(model_type) != "all act":
         notes.append(f"sites: {sites_of(model_type)}")
     note = "; ".join(notes).replace("|", "/").replace("\n", " ")
-    return f"{named} {how}: {kinds(Host.of(host.model).sites)} | {told} | {note} |"
+    return f"{named} {how}: {kinds(Host.of(host.model))} | {told} | {note} |"
 
 
 BEGIN, END = "<!-- types: begin -->\n", "<!-- types: end -->"

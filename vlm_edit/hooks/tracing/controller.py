@@ -59,6 +59,11 @@ class Worker(Dispatcher):
                 f"{tap.path!r} is a method, and nnsight sees modules only: attach the patch with "
                 "via='hooks'"
             )
+        if tap.columns is not None:
+            raise CannotKnow(
+                f"a head is a part of what {tap.path!r} is called with, and via='nnsight' edits "
+                "outputs: attach the patch with via='hooks'"
+            )
         self.own = _Own()
         self.lock = threading.RLock()  # a run of nnsight is for one thread
         # An envoy of this module alone: NNsight(module) would take its submodules along.

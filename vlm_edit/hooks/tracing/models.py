@@ -96,6 +96,11 @@ def at(model: NNsight, site: str, stream: Stream | None = None, host: Host | Non
         raise BadArgument(
             f"site {site!r} has a module for stream {streams}, and stream is {stream!r}: name one"
         )
+    if matches[0].columns is not None:
+        raise CannotKnow(
+            f"site {site!r} is columns {matches[0].columns} of what {matches[0].path!r} is called "
+            "with, not its output: read that module's .input"
+        )
     return envoy_of(model, matches[0].module, matches[0].path)
 
 
