@@ -52,7 +52,7 @@ def calls_of(patch: Patch, steps: int = 3) -> Calls:
             host.generate(**inputs, **quiet)
         finally:
             sys.setprofile(None)
-    begins = [i for i, (_, name) in enumerate(calls) if name == "_Follow.enter"]
+    begins = [i for i, (_, name) in enumerate(calls) if name == "_Enter.__call__"]
     return calls[begins[-1] :]
 
 

@@ -79,14 +79,35 @@ def test_a_wrapper_of_others_below_and_above_stays():
     assert host.count(3) == 103
 
 
-def test_a_copy_of_the_host_counts_with_its_own_weights_while_the_original_stands_in():
+def test_a_copy_of_the_host_has_no_stand_in_and_counts_with_its_own_weights():
     host = Counter()
     stand_in = StandIn(host, "count", plus_one)
     other = copy.deepcopy(host)
+    assert "count" not in vars(other)
     other.factor.data.fill_(10)
-    assert (host.count(3), other.count(3)) == (7, 31)
+    assert (host.count(3), other.count(3)) == (7, 30)
     stand_in.remove()
     assert (host.count(3), other.count(3)) == (6, 30)
+
+
+def test_a_copy_keeps_the_wrapper_of_others_that_a_stand_in_lay_over():
+    host = Counter()
+    host.count = lambda number: 100 + number
+    stand_ins = [StandIn(host, "count", plus_one), StandIn(host, "count", plus_one)]
+    other = copy.deepcopy(host)
+    assert (host.count(3), other.count(3)) == (105, 103)
+    assert other.count is stand_ins[0].below()
+
+
+def test_a_stand_in_in_a_copy_that_is_being_made_passes_calls_on():
+    """Whoever hands ``deepcopy`` a memo holds it longer than that one copy."""
+    host, memo = Counter(), {}
+    StandIn(host, "count", plus_one)
+    other = copy.deepcopy(host, memo)
+    other.factor.data.fill_(10)
+    assert (host.count(3), other.count(3)) == (7, 30)
+    memo.clear()
+    assert "count" not in vars(other)
 
 
 def test_a_host_that_is_dropped_while_it_is_stood_in_for_is_gone():
@@ -99,19 +120,19 @@ def test_a_host_that_is_dropped_while_it_is_stood_in_for_is_gone():
     stand_in.remove()
 
 
-def test_a_patched_llava_and_its_copy_generate_each_with_their_own_weights(llava, llava_inputs):
+def test_a_copy_of_a_patched_llava_generates_as_the_plain_one(llava, llava_inputs):
     options = {"max_new_tokens": 3, "do_sample": False}
     patch = Patch("language.1", Dictionary.identity(32), Scale(range(8), -2.0), phase="decode")
     plain = llava.generate(**llava_inputs, **options)
     with patch.attach(llava) as attached:
         assert "generate" in vars(llava)
-        edited = llava.generate(**llava_inputs, **options)
+        llava.generate(**llava_inputs, **options)
         other = copy.deepcopy(llava)
-        assert torch.equal(other.generate(**llava_inputs, **options), edited)
+        assert torch.equal(other.generate(**llava_inputs, **options), plain)
         with torch.no_grad():
             other.lm_head.weight.neg_()
-        assert not torch.equal(other.generate(**llava_inputs, **options), edited)
-    assert attached.report().edited_tokens == 3 * 2 * 2
+        assert not torch.equal(other.generate(**llava_inputs, **options), plain)
+    assert attached.report().edited_tokens == 2 * 2
     assert "generate" not in vars(llava)
     assert torch.equal(llava.generate(**llava_inputs, **options), plain)
 

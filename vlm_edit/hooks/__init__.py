@@ -35,6 +35,8 @@ from vlm_edit.hooks.generation import read_prompt as read_prompt
 from vlm_edit.hooks.given import unplaced as unplaced
 from vlm_edit.hooks.guidance import runs_of as runs_of
 from vlm_edit.hooks.methods import StandIn as StandIn
+from vlm_edit.hooks.on_host import OnHost as OnHost
+from vlm_edit.hooks.on_host import lifted as lifted
 from vlm_edit.hooks.provenance import entering as entering
 from vlm_edit.hooks.record import Capture, Recording, record
 from vlm_edit.hooks.scopes import Bounds as Bounds

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from vlm_edit.ground.errors import CannotKnow
 from vlm_edit.ground.modality import SENSED
 from vlm_edit.hooks.calls import Call
-from vlm_edit.hooks.methods import OnHost, StandIn
+from vlm_edit.hooks.methods import StandIn
+from vlm_edit.hooks.on_host import OnHost, expect_there, hook_on
 from vlm_edit.hooks.scopes import Bounds, Scope
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.hooks.tracker import CallTracker
@@ -68,14 +69,10 @@ class Dispatcher(OnHost):
     def install(self, tap: Tap) -> Any:
         """Have ``edit`` run on every output of the tap; what is returned has ``remove``."""
         if tap.columns is not None:
-            return tap.module.register_forward_pre_hook(self.before)
+            return hook_on(tap.module, _Before(self), before=True)
         if tap.method is None:
-            return tap.module.register_forward_hook(self, prepend=True)
+            return hook_on(tap.module, self, prepend=True)
         return StandIn(tap.module, tap.method, self.call_method)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Dispatcher:
-        """Return the hook itself: in a copy of a patched host it acts while the original's does."""
-        return self
 
     def discard(self, module: nn.Module) -> None:
         """Take the hook off the module if no callback is left."""
@@ -126,12 +123,21 @@ class Dispatcher(OnHost):
         return hidden
 
 
+class _Before(OnHost):
+    """The hook before a module whose input is the site."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self._dispatcher.before(module, args)
+
+
 def _at(tap: Tap) -> str | None:
     """Return where on its module a tap is: a method, what it is called with, or its output."""
     return "what it is called with" if tap.columns is not None else tap.method
 
 
-_keys = itertools.count()
 _lock = threading.RLock()
 
 
@@ -357,8 +363,9 @@ def _attach_tap(
     dispatcher_class: type[Dispatcher],
     bounds: Bounds,
 ) -> Callable[[], None]:
-    key = next(_keys)
     module, root, adapter = tap.module, host.root, host.adapter
+    expect_there(module)
+    done = False
     with _lock:
         dispatcher = dispatcher_class.of(tap)
         try:
@@ -368,13 +375,17 @@ def _attach_tap(
             raise
         tracker = cast("CallTracker", CallTracker.of(root, adapter))
         unwatch = tracker.entry.watch(bounds, host.model)
+        # The least that is free: compiled code guards on it, and serves who comes here again.
+        key = next(key for key in itertools.count() if key not in dispatcher.callbacks)
         dispatcher.callbacks = {**dispatcher.callbacks, key: bounds.limit(run)}
     reference = weakref.ref(module)  # a thread's end must not keep a host that is dropped
 
     def undo() -> None:
+        nonlocal done
         with _lock:
-            if key not in dispatcher.callbacks:
+            if done:
                 return
+            done = True
             dispatcher.callbacks = {k: c for k, c in dispatcher.callbacks.items() if k != key}
             module = reference()
             if module is not None:

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
-from vlm_edit.ground.errors import BadArgument
+from vlm_edit.hooks.on_host import OnHost
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-
-
-class OnHost:
-    """What lies on a host while it is patched, and cannot be pickled with it."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuse, with the mend.
-
-        Raises:
-            BadArgument: Always.
-        """
-        raise BadArgument(
-            "this host is patched, and a patch on it cannot be pickled: take patches off with "
-            "detach_all(host), pickle it, and attach them again; patch.save keeps a patch"
-        )
 
 
 class StandIn(OnHost):
@@ -39,7 +25,7 @@ class StandIn(OnHost):
     def __init__(self, module: Any, name: str, around: Around) -> None:
         self._module = weakref.ref(module)  # no cycle: a host that is dropped is gone at once
         self._name = name
-        self._around: Around | None = around
+        self._around = around
         self._below = module.__dict__.get(name)
         method = getattr(module, name)
         for attribute in functools.WRAPPER_ASSIGNMENTS:  # not update_wrapper: it holds the method
@@ -50,35 +36,33 @@ class StandIn(OnHost):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method, or what stands around it."""
-        original, around = self._original(), self._around  # another thread may remove it meanwhile
-        if around is None:
+        original = self._original()
+        if self.off:
             return original(*args, **kwargs)
-        return around(original, args, kwargs)
+        return self._around(original, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Return the stand-in of a copied module, which goes on while this one does."""
-        module = self._module()
-        copied = memo.get(id(module))
-        if copied is None:
-            return self
-        other = object.__new__(StandIn)
+        """Return one that passes calls on, until the copy is whole and has none."""
+        copied = self.forget_copy(memo)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other._module = weakref.ref(copied)
-        other._around = lambda original, args, kwargs: (
-            original(*args, **kwargs)
-            if self._around is None
-            else self._around(original, args, kwargs)
-        )
+        other.off, other._below = True, copy.deepcopy(self._below, memo)
+        if copied is not None:
+            other._module = weakref.ref(copied)
         return other
+
+    def below(self) -> Any:
+        """Return the wrapper of others, or the stand-in, that this one lies over."""
+        return self._below
 
     def remove(self) -> None:
         """Give the method back."""
-        self._around = None
+        self.off = True
         module = self._module()
         if module is None or module.__dict__.get(self._name) is not self:
             return
         below = self._below
-        while isinstance(below, StandIn) and below._around is None:
+        while isinstance(below, StandIn) and below.off:
             below = below._below  # removed before this one, which lay over it
         if below is None:
             del module.__dict__[self._name]

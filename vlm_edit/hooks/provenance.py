@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks.calls import Call, places_itself
-from vlm_edit.hooks.methods import OnHost
+from vlm_edit.hooks.on_host import OnHost, hook_on
 from vlm_edit.host import Adapter, Tap, placeholder_ids, resolve
 
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
@@ -41,8 +41,7 @@ class Provenance:
         self.undo: list[Callable[[], Any]] = []
         for kind, modules in (("text", texts), ("image", images)):
             for module in modules:
-                hook = _Watch(self, kind)
-                self.undo.append(module.register_forward_hook(hook).remove)
+                self.undo.append(hook_on(module, _Watch(self, kind)).remove)
 
     @classmethod
     def of(cls, root: nn.Module, adapter: Adapter) -> Provenance | None:
@@ -66,7 +65,7 @@ class Provenance:
         """Call ``tell`` with what enters the layer where images and text meet, [B, S, D]."""
         module = self._meeting()
         assert module is not None
-        self.undo.append(module.register_forward_pre_hook(_Meet(tell), with_kwargs=True).remove)
+        self.undo.append(hook_on(module, _Meet(tell), before=True, with_kwargs=True).remove)
 
     def watch(self, kind: str, output: Any) -> None:
         """Keep what one of the watched modules gave."""
@@ -126,7 +125,7 @@ def entering(module: nn.Module, run: Callable[[], Any]) -> Tensor:
         seen.append(state.clone())
         raise _Reached
 
-    handle = module.register_forward_pre_hook(_Meet(look), with_kwargs=True)
+    handle = hook_on(module, _Meet(look), before=True, with_kwargs=True)
     try:
         run()
     except _Reached:
@@ -146,9 +145,6 @@ class _Watch(OnHost):
     def __init__(self, provenance: Provenance, kind: str) -> None:
         self._provenance, self._kind = provenance, kind
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Watch:
-        return self
-
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if not torch.compiler.is_compiling():
             self._provenance.watch(self._kind, output)
@@ -159,9 +155,6 @@ class _Meet(OnHost):
 
     def __init__(self, tell: Callable[[Tensor], None]) -> None:
         self._tell = tell
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Meet:
-        return self
 
     def __call__(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]

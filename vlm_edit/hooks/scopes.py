@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditWarning
+from vlm_edit.hooks.on_host import OnHost, hook_on
 
 Scope = Literal["process", "thread", "context"]
 Run = Callable[[Tensor], Tensor]
@@ -206,8 +207,8 @@ class Entry:
         undo: list[Callable[[], None]] = []
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):
             undo += [
-                model.register_forward_pre_hook(lambda *_: bounds.enter()).remove,
-                model.register_forward_hook(lambda *_: bounds.exit(), always_call=True).remove,
+                hook_on(model, _Ask(bounds.enter), before=True).remove,
+                hook_on(model, _Ask(bounds.exit), always_call=True).remove,
             ]
 
         def end() -> None:
@@ -226,6 +227,16 @@ class Entry:
         """Tell it nothing any more."""
         for bounds in self.contexts:
             bounds.exit()
+
+
+class _Ask(OnHost):
+    """The hook before, or behind, a compiled model."""
+
+    def __init__(self, ask: Callable[[], None]) -> None:
+        self._ask = ask
+
+    def __call__(self, *_: Any) -> None:
+        self._ask()
 
 
 class InThread:

@@ -26,7 +26,8 @@ from vlm_edit.hooks.calls import (
 )
 from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
-from vlm_edit.hooks.methods import OnHost, StandIn, TracedStandIn
+from vlm_edit.hooks.methods import StandIn, TracedStandIn
+from vlm_edit.hooks.on_host import OnHost, hook_on
 from vlm_edit.hooks.placeholders import hear, masks_in
 from vlm_edit.hooks.provenance import Provenance
 from vlm_edit.hooks.scopes import Entry
@@ -70,10 +71,10 @@ class CallTracker:
         )
         for path in self.paths:
             module = root.get_submodule(path)
-            follow = _Follow(self, path, _signature(module))
+            enter, leave = _Enter(self, path, _signature(module)), _Leave(self, path)
             self._undo += [
-                module.register_forward_pre_hook(follow.enter, with_kwargs=True).remove,
-                module.register_forward_hook(follow.leave, always_call=True).remove,
+                hook_on(module, enter, before=True, with_kwargs=True).remove,
+                hook_on(module, leave, always_call=True).remove,
             ]
         if callable(getattr(root, "generate", None)):
             reader = weakref.ref(root)
@@ -345,17 +346,13 @@ class CallTracker:
         return output
 
 
-class _Follow(OnHost):
-    """The hooks on one followed module."""
+class _Enter(OnHost):
+    """The hook before one followed module."""
 
     def __init__(self, tracker: CallTracker, path: str, signature: inspect.Signature) -> None:
         self._tracker, self._path, self._signature = tracker, path, signature
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Follow:
-        """Return this one: a copy of a patched host shares the tracker, and its hooks."""
-        return self
-
-    def enter(
+    def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> None:
         if kwargs is None:  # torch calls so while another thread puts this hook on, or takes it off
@@ -364,7 +361,14 @@ class _Follow(OnHost):
             kwargs = {**self._signature.bind_partial(*args).arguments, **kwargs}
         self._tracker.enter(self._path, module, kwargs)
 
-    def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
+
+class _Leave(OnHost):
+    """The hook behind one followed module."""
+
+    def __init__(self, tracker: CallTracker, path: str) -> None:
+        self._tracker, self._path = tracker, path
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self._tracker.leave(self._path, output)
 
 

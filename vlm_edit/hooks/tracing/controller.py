@@ -9,7 +9,6 @@ the run under way with one worker more, or is a run of its own.
 from __future__ import annotations
 
 import contextvars
-import copy
 import inspect
 import threading
 import weakref
@@ -24,7 +23,7 @@ from nnsight.intervention.source import Controller, install_controller
 from torch import nn
 
 from vlm_edit.ground.errors import CannotKnow
-from vlm_edit.hooks import Dispatcher
+from vlm_edit.hooks import Dispatcher, OnHost
 from vlm_edit.host import Tap
 
 _PATH = "site"  # of the module in a run of its own
@@ -78,7 +77,7 @@ class Worker(Dispatcher):
         return _Entry(tap.module, state, self)
 
 
-class _Entry(Controller):  # type: ignore[misc]
+class _Entry(OnHost, Controller):  # type: ignore[misc]
     """The module's controller, with a worker of ours in every run."""
 
     def __init__(self, module: nn.Module, state: Any, worker: Worker) -> None:
@@ -86,17 +85,19 @@ class _Entry(Controller):  # type: ignore[misc]
         self._worker = worker
         module.__dict__["forward"] = self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Entry:
-        """Return an entry for a copy of the host, which is patched while this one is."""
-        state = copy.deepcopy(self.state, memo)  # without the runs of the original
-        state.register(self._worker.own, _PATH)
-        return _Entry(copy.deepcopy(self.module_ref(), memo), state, self._worker)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return the plain controller of a copied module."""
+        return Controller.__deepcopy__(self, memo)
+
+    def below(self) -> Controller:
+        """Return the plain controller."""
+        return Controller(self.module_ref(), self.state)
 
     def remove(self) -> None:
         """Put the plain controller back, unless another's wrapper lies over this one."""
-        module = self.module_ref()
+        self.off, module = True, self.module_ref()
         if module is not None and module.__dict__.get("forward") is self:
-            module.__dict__["forward"] = Controller(module, self.state)
+            module.__dict__["forward"] = self.below()
 
     @torch.compiler.disable(**_REASON)  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
