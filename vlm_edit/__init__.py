@@ -70,6 +70,7 @@ __all__ = [
 
 # What lower rooms ask for and may not import.
 plug("page", lambda: import_module("vlm_edit.report").write_page)
+plug("prepare", lambda: import_module("vlm_edit.hooks").prepare)
 
 
 def __getattr__(name: str) -> Any:

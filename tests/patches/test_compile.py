@@ -7,7 +7,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from transformers import CompileConfig, StaticCache
 
-from vlm_edit import Keep, Patch, Project, Scale, Steer
+from vlm_edit import Host, Keep, Patch, Project, Scale, Steer
 from vlm_edit.edits import Blend, Cap, Detect
 
 NEW = 6
@@ -126,6 +126,47 @@ def test_a_patch_may_come_and_go_after_the_first_compiled_call(host):
         )
     assert not torch.allclose(plain, expected, atol=1e-3)
     assert torch.equal(generate(host, inputs, compiled=True), plain)
+
+
+@torch.no_grad()
+def test_patches_on_a_prepared_host_act_and_come_off_to_the_bit(host):
+    inputs = prompts()
+    Host.of(host).prepare()
+    plain = host(**inputs).logits
+    compiled = torch.compile(host, backend="eager", fullgraph=True)
+    compiled_plain = compiled(**inputs).logits
+    torch.testing.assert_close(compiled_plain, plain, rtol=1e-4, atol=1e-4)
+    graphs = []
+    for features, by in ((range(30), 3.0), (range(2, 32), -1.0), (range(30), 3.0)):
+        one = Patch("language.1", DICTIONARY, Scale(features, by))
+        with one.attach(host) as eager:
+            expected = host(**inputs).logits
+        with one.attach(host) as attached:
+            got = compiled(**inputs).logits
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(got, compiled_plain, atol=1e-3)
+        assert attached.report() == eager.report()
+        assert torch.equal(compiled(**inputs).logits, compiled_plain)
+        assert torch.equal(host(**inputs).logits, plain)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert len({*graphs}) == 1  # of all of them, since they differ in numbers alone
+
+
+@torch.no_grad()
+def test_generate_of_a_prepared_host_compiles_a_patch_once(host):
+    inputs = prompts()
+    Host.of(host).prepare()
+    plain, graphs = generate(host, inputs, compiled=True), []
+    for _ in range(9):  # more than torch keeps for one function
+        with patch().attach(host):
+            got = generate(host, inputs, compiled=True)
+            expected = generate(host, inputs, compiled=False)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(got, plain, atol=1e-3)
+        assert torch.equal(generate(host, inputs, compiled=True), plain)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[-1]
+    assert not counters["graph_break"]
 
 
 def test_a_new_strength_needs_no_new_graph(host):

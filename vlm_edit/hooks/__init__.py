@@ -19,6 +19,8 @@ from vlm_edit.hooks.calls import read_call as read_call
 from vlm_edit.hooks.choice import Phase as Phase
 from vlm_edit.hooks.choice import Selection
 from vlm_edit.hooks.choice import TokenChoice as TokenChoice
+from vlm_edit.hooks.compiled import bare as bare
+from vlm_edit.hooks.compiled import prepare as prepare
 from vlm_edit.hooks.dispatch import Callback as Callback
 from vlm_edit.hooks.dispatch import Dispatcher as Dispatcher
 from vlm_edit.hooks.dispatch import Handle, attach
@@ -36,7 +38,6 @@ from vlm_edit.hooks.given import unplaced as unplaced
 from vlm_edit.hooks.guidance import runs_of as runs_of
 from vlm_edit.hooks.methods import StandIn as StandIn
 from vlm_edit.hooks.on_host import OnHost as OnHost
-from vlm_edit.hooks.on_host import lifted as lifted
 from vlm_edit.hooks.provenance import entering as entering
 from vlm_edit.hooks.record import Capture, Recording, record
 from vlm_edit.hooks.scopes import Bounds as Bounds

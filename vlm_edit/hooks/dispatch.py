@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from vlm_edit.ground.errors import CannotKnow
 from vlm_edit.ground.modality import SENSED
 from vlm_edit.hooks.calls import Call
+from vlm_edit.hooks.compiled import renewing, unprepared
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.on_host import OnHost, expect_there, hook_on
 from vlm_edit.hooks.scopes import Bounds, Scope
@@ -57,8 +57,6 @@ class Dispatcher(OnHost):
         self.callbacks: dict[int, Callable[[Tensor], Tensor]] = {}
         self._at, self._field = _at(tap), tap.field
         self._handle = self.install(tap)
-        if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # code compiled before this hook would never call it
         self.installed.setdefault(tap.module, {})[self._at] = self
 
     @classmethod
@@ -367,12 +365,16 @@ def _attach_tap(
     expect_there(module)
     done = False
     with _lock:
-        dispatcher = dispatcher_class.of(tap)
-        try:
-            run, release = follow(root, tap, callback, adapter)
-        except BaseException:
-            dispatcher.discard(module)
-            raise
+        there = _at(tap) in dispatcher_class.installed.get(module, {})
+        followed = CallTracker.of(root, adapter) is not None
+        new = unprepared(host, tap, hooked=there, followed=followed)
+        with renewing(host, [tap], new):
+            dispatcher = dispatcher_class.of(tap)
+            try:
+                run, release = follow(root, tap, callback, adapter)
+            except BaseException:
+                dispatcher.discard(module)
+                raise
         tracker = cast("CallTracker", CallTracker.of(root, adapter))
         unwatch = tracker.entry.watch(bounds, host.model)
         # The least that is free: compiled code guards on it, and serves who comes here again.

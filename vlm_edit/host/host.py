@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName, VlmEditError, WrongHost
 from vlm_edit.ground.notebook import card, one_line, several
+from vlm_edit.ground.plugs import plugged
 from vlm_edit.host.adapters import find_adapter, fit_adapter, import_adapter
 from vlm_edit.host.declare import Adapter
 from vlm_edit.host.inputs import InputMaker, Inputs, Prompt, as_prompts
@@ -202,6 +203,32 @@ class Host:
         """Call the model, through what wraps it."""
         model: Any = self.model
         return model(**inputs)
+
+    def prepare(self, *sites: str) -> Host:
+        """Have compiled code notice patches, however often they come and go; then compile.
+
+        A compiled host runs on without a patch that comes later. So the first patch on one that
+        was not prepared throws all compiled code of the process away, that of other models too.
+        Once prepared, only this host is compiled anew, and only for a patch it has not yet seen.
+
+        Args:
+            sites: Names of those where patches will be attached; none for all that ``sites`` has.
+                Those inside layers must be named.
+
+        Returns:
+            The host itself. What was put on its modules does nothing and stays; copies have none.
+
+        Raises:
+            VlmEditError: An unknown site, or no adapter.
+
+        Example:
+            >>> import torch
+            >>> from vlm_edit import Host, zoo
+            >>> host = Host.of(*zoo.load_host()).prepare("joint")
+            >>> compiled = torch.compile(host.model)
+        """
+        plugged("prepare")(self, sites or None)
+        return self
 
     def run(self, values: Mapping[str, Any]) -> None:
         """Have what ``inputs`` made pass its sites, for what is read there.

@@ -1,6 +1,6 @@
 """Patches: edits bound to sites, attached to a host, saved and shared as one file."""
 
-from vlm_edit.patches.attaching import attached, detach_all
+from vlm_edit.patches.attaching import attached, detach_all, detached
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.baking import Baked as Baked
 from vlm_edit.patches.binding import Binding as Binding
@@ -22,5 +22,6 @@ __all__ = [
     "attach_rows",
     "attached",
     "detach_all",
+    "detached",
     "load_patch",
 ]

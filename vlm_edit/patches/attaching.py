@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor, nn
@@ -139,6 +140,33 @@ def detach_all(host: Host | Model | tracing.NNsight) -> int:
     for attachment in found:
         attachment.detach()
     return len(found)
+
+
+@contextmanager
+def detached(host: Host | Model | tracing.NNsight) -> Iterator[None]:
+    """Take all that is on a host off while the block runs, recordings too, and put it back.
+
+    Inside it the host can be pickled, and saved whole. Afterwards, also after an exception, all
+    lies where it lay: handles still remove it and reports go on; what is removed inside stays
+    away. No other thread may call the host meanwhile, which would run unedited.
+
+    Args:
+        host: As for ``attached``.
+
+    Raises:
+        VlmEditError: No host, or it is inside such a block already; attaching inside it.
+
+    Example:
+        >>> import io, torch
+        >>> from vlm_edit import Ablate, Patch, zoo
+        >>> from vlm_edit.patches import detached
+        >>> host, _ = zoo.load_host()
+        >>> with Patch("joint", zoo.load_dictionary("joint"), Ablate([7])).attach(host):
+        ...     with detached(host):
+        ...         torch.save(host, io.BytesIO())
+    """
+    with hooks.bare(tracing.host_of(host)):
+        yield
 
 
 def warn_of_doubles(
