@@ -99,3 +99,33 @@ def test_a_copy_can_be_patched_itself(llava_inputs):
             assert torch.equal(twin(**llava_inputs).logits, expected)
         assert attached.report().edited_tokens
         assert not ours(twin)
+
+
+def replica_of(model: nn.Module) -> nn.Module:
+    """A replica as ``DataParallel`` makes them on devices that are not here."""
+    replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, replica in replicas.items():
+        for name, part in module._modules.items():
+            replica._modules[name] = replicas.get(part)
+        for name, weight in module._parameters.items():
+            vars(replica)[name] = weight
+    return replicas[model]
+
+
+@torch.no_grad()
+def test_a_replica_of_a_patched_host_is_edited_and_asked_itself(llava, llava_inputs, monkeypatch):
+    kind, asked = type(llava.model), []
+    method = kind.get_placeholder_mask
+
+    def note(self, *args, **kwargs):
+        asked.append(self)
+        return method(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "get_placeholder_mask", note)
+    with patch().attach(llava):
+        expected = llava(**llava_inputs).logits
+        replica = replica_of(llava)
+        assert torch.equal(replica(**llava_inputs).logits, expected)
+        assert torch.equal(llava(**llava_inputs).logits, expected)
+    assert asked[0] is asked[2] is llava.model
+    assert asked[1] is replica.model

@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
+from torch import nn
+
 from vlm_edit.hooks.on_host import OnHost
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -74,6 +76,20 @@ class StandIn(OnHost):
             return cast("Callable[..., Any]", self._below)
         module = self._module()
         return cast("Callable[..., Any]", getattr(type(module), self._name).__get__(module))
+
+
+def rebind(root: nn.Module) -> None:
+    """Have the stand-ins in a replica of a model call the replica's own methods.
+
+    ``DataParallel`` makes them for each call, with all attributes of the model's modules.
+    """
+    for module in root.modules():
+        for name, value in [*vars(module).items()]:
+            if isinstance(value, StandIn):
+                own = object.__new__(type(value))
+                own.__dict__.update(value.__dict__)
+                own._module = weakref.ref(module)
+                vars(module)[name] = own
 
 
 class TracedStandIn(StandIn):
