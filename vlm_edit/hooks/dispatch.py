@@ -376,7 +376,7 @@ def _attach_tap(
                 dispatcher.discard(module)
                 raise
         tracker = cast("CallTracker", CallTracker.of(root, adapter))
-        unwatch, let_go = tracker.entry.watch(bounds, host.model), tracker.hold(tap)
+        unwatch, let_go = tracker.entry.watch(bounds, host.model), tracker.standing.hold(tap)
         # The least that is free: compiled code guards on it, and serves who comes here again.
         key = next(key for key in itertools.count() if key not in dispatcher.callbacks)
         dispatcher.callbacks = {**dispatcher.callbacks, key: bounds.limit(run)}

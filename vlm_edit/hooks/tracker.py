@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vlm_edit.ground.errors import VlmEditError, WrongHost
+from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.ground.modality import SENSED
 from vlm_edit.hooks.calls import (
     HOST,
@@ -31,8 +31,9 @@ from vlm_edit.hooks.on_host import OnHost, hook_on
 from vlm_edit.hooks.placeholders import hear, masks_in
 from vlm_edit.hooks.provenance import Provenance
 from vlm_edit.hooks.scopes import Entry
+from vlm_edit.hooks.standing import Standing
 from vlm_edit.hooks.tokens import Tokens
-from vlm_edit.host import Adapter, Stream, Tap, find_module, placeholder_ids, unwrap
+from vlm_edit.host import Adapter, Stream, find_module, placeholder_ids
 
 
 class CallTracker:
@@ -51,7 +52,7 @@ class CallTracker:
         self._prompts: weakref.WeakKeyDictionary[Any, int | None] = weakref.WeakKeyDictionary()
         self._heard: list[list[VlmEditError]] = []  # one per run of ``generate_batch``
         self._users = 0
-        self._taps: tuple[tuple[str, weakref.ref[nn.Module]], ...] = ()
+        self.standing = Standing()
         self.entry = Entry()
         self._undo: list[Callable[[], Any]] = []
         # What hooks ask for is there before they are: another thread may be calling the host.
@@ -226,42 +227,12 @@ class CallTracker:
         # A call of the host begins anew, also after one that was interrupted.
         self._state.calls = {path: call} if path == HOST else {**calls, path: call}
 
-    def hold(self, tap: Tap) -> Callable[[], None]:
-        """Refuse calls of the host from now on in which another module is in a tap's place.
-
-        Returns:
-            What ends that.
-        """
-        held = (tap.owner, weakref.ref(tap.module))
-        self._taps += (held,)
-
-        def end() -> None:
-            self._taps = tuple(other for other in self._taps if other is not held)
-
-        return end
-
-    def _expect_taps(self, root: nn.Module) -> None:
-        """Refuse a host in which a tapped module was replaced, which has taken its hook along.
-
-        Raises:
-            WrongHost: It was.
-        """
-        for path, reference in self._taps:
-            module, there = reference(), find_module(root, path)
-            if there is not None and module in (there, unwrap(there)):
-                continue
-            raise WrongHost(
-                f"the module at {path!r} of this {type(root).__name__} was replaced after "
-                "something was attached there, and a patch or recording no longer acts: take it "
-                "off and attach it again. vlm_edit.patches.attached(host) lists patches"
-            )
-
     def _begin_whole(self, root: nn.Module) -> None:
         """Look at the host as a call of it begins that is no step of ``generate``."""
         if "_is_replica" in vars(root):
             rebind(root)
         else:
-            self._expect_taps(root)
+            self.standing.expect(root)
         if self.entry.contexts:
             self.entry.enter()
 
@@ -329,7 +300,7 @@ class CallTracker:
     ) -> Any:
         root = cast("nn.Module", getattr(original, "__self__", None) or reader())
         before = self.generation
-        self._expect_taps(root)
+        self.standing.expect(root)
         inputs = dict(kwargs)
         if args:
             inputs |= inspect.signature(original).bind_partial(*args).arguments
