@@ -1,15 +1,21 @@
 """Prepared hosts: patches come and go, and no compiled code but the host's own is made anew."""
 
+import gc
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_clip
 from torch import nn
+from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._dynamo.convert_frame import input_codes
 from torch._dynamo.utils import counters
 
 from vlm_edit import Adapter, Dictionary, Host, Patch, Scale, VlmEditError, record
 from vlm_edit.ground.errors import VlmEditWarning
-from vlm_edit.hooks import bare, prepare
+from vlm_edit.hooks import attach, bare, prepare
+from vlm_edit.host import Site
 
 
 class Other(nn.Module):
@@ -264,3 +270,56 @@ def test_what_prepares_a_host_can_be_taken_back():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in host.model.modules())
     take_back()
     prepare(host, ["text.1"])()
+
+
+@torch.no_grad()
+def test_a_site_at_what_a_module_is_called_with_is_prepared_too():
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.linear(x.tanh())
+
+    model = Heads()
+    host = Host.of(model, adapter=Adapter.of({"joint": ("linear", "text", 4)}))
+    (tap,) = host.site("joint").taps
+    heads = Site("heads", (replace(tap, columns=(0, 2)),), 2)
+    host._sites["heads"] = heads
+    host.prepare("heads")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    plain = compiled(X)
+    for by in (0.0, 0.0, 2.0):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", VlmEditWarning)
+            handle = attach(host, heads, lambda hidden, _, by=by: hidden * by)
+        torch.testing.assert_close(compiled(X), model(X))
+        assert not torch.equal(compiled(X), plain)
+        handle.remove()
+        assert torch.equal(compiled(X), plain)
+
+
+@torch.no_grad()
+def test_what_torch_keeps_of_a_patched_host_that_is_gone_holds_nothing(clip_inputs):
+    clip = make_clip()
+    compiled = torch.compile(clip, backend="eager")
+    compiled(**clip_inputs)
+    with pytest.warns(VlmEditWarning, match="not prepared"):
+        handle = attach(compiled, Host.of(clip).site("vision.1"), lambda hidden, _: hidden + 0.1)
+    compiled(**clip_inputs)
+    clip(**clip_inputs)
+    handle.remove()
+    compiled(**clip_inputs)
+    del handle, compiled, clip
+    gc.collect()
+    kept = [
+        entry.code
+        for code in input_codes.seen
+        if code() is not None
+        for entry in _debug_get_cache_entry_list(code())
+    ]
+    assert None in kept
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", VlmEditWarning)
+        patch().attach(tiny()).detach()

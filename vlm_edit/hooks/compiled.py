@@ -178,7 +178,8 @@ def _compiled() -> Iterator[tuple[CodeType, Any]]:
     for reference in [*convert_frame.input_codes.seen]:
         code = reference()
         for entry in [] if code is None else _debug_get_cache_entry_list(code):
-            yield entry.code, entry.guard_manager
+            if entry.code is not None:  # of a module that is gone
+                yield entry.code, entry.guard_manager
 
 
 def _may_hold(kinds: set[type], known: set[CodeType] | None = None) -> bool:
