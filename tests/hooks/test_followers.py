@@ -317,13 +317,13 @@ def test_the_warning_of_nothing_edited_names_every_choice(plug, llava_inputs):
 
 def test_a_word_that_nothing_declares_is_no_argument(plug):
     patch = clamp("language.1")
-    assert list(choices()) == ["branch"]
+    assert list(choices()) == ["requests", "branch"]
     with pytest.raises(TypeError, match="unexpected keyword argument 'speaker'.*branch"):
         patch.attach(LLAVA, speaker=1)
     with pytest.raises(TypeError, match="unexpected keyword argument 'speaker'"):
         attach_rows(LLAVA, [patch], speaker=1)
     plug(None, Speaking())
-    assert list(choices()) == ["branch", "speaker"]
+    assert list(choices()) == ["requests", "branch", "speaker"]
     with pytest.raises(BadArgument, match="'speaker' is there already"):
         register_follower(lambda *_: None, Speaking())
 

@@ -1,23 +1,33 @@
-"""Several sequences in one row: continuous batching, and training without padding."""
+"""Several sequences in one row, as training without padding has them.
+
+The oracle is each sequence alone, edited likewise: the plain host's own packed rows equal it to
+rounding.
+"""
 
 import pytest
 import torch
 from conftest import IMAGE_TOKEN, NO_TOKENS, make_llava
-from tiny_hosts import FAMILIES, TEXT
-from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
+from tiny_hosts import FAMILIES, TEXT, filled
+from transformers import (
+    DataCollatorWithFlattening,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
-from vlm_edit import Adapter, Clamp, Dictionary, Host, Patch, VlmEditError
+from vlm_edit import Adapter, Clamp, Dictionary, Host, Patch, VlmEditError, record
 from vlm_edit.patches import attach_rows
 
-OWN = Adapter.of({"language.{i}": ("model.layers.{i}", "text", "hidden_size")})
-PROMPTS = [[1, 5, 6, 7, 8, 9], [1, 9, 10], [1, 3, 4, 5]]
-NEW = 4
-REFUSED = [
+pytestmark = pytest.mark.filterwarnings("ignore:the patch edited no token")
+PLACED = [
     {"phase": "prompt"},
     {"phase": "decode"},
     {"steps": (1, 3)},
+    {"phase": "decode", "steps": (0, None)},
     {"positions": (-1,)},
+    {"positions": (0, 2)},
+    {"positions": (-3, 1)},
     {"schedule": [0.5]},
 ]
 
@@ -26,104 +36,212 @@ def patch(site="language.1", **choice):
     return Patch(site, Dictionary.identity(32), Clamp([0, 1, 2, 3], 4.0), **choice)
 
 
+# A row that a collator packs, against each sequence alone.
+
+SEQUENCES = [[1, 5, 6, 7, 8, 9], [1, 9], [1, 3, 4, 5], [7]]
+PARTS = [len(sequence) for sequence in SEQUENCES]
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "eos_token_id": 2}
+LAYERS = {"language.{i}": ("model.layers.{i}", "text", "hidden_size")}
+OWN = {
+    "llama": Adapter.of(LAYERS),
+    "mixtral": Adapter.of(
+        LAYERS | {"experts.{i}": ("model.layers.{i}.mlp.experts", "text", "hidden_size")}
+    ),
+}
+HOSTS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**TEXT)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**TEXT | EXPERTS)),
+}
+SITES = [("llama", "language.1"), ("mixtral", "language.1"), ("mixtral", "experts.1")]
+
+
 @pytest.fixture(scope="module")
-def host():
-    torch.manual_seed(0)
-    made = LlamaForCausalLM(LlamaConfig(**TEXT)).eval()
+def hosts():
+    return {name: Host.of(filled(make()), adapter=OWN[name]) for name, make in HOSTS.items()}
+
+
+def collated(**options):
+    features = [{"input_ids": sequence} for sequence in SEQUENCES]
+    row = DataCollatorWithFlattening(return_tensors="pt", **options)(features)
+    return {name: value for name, value in row.items() if name != "labels"}
+
+
+COLLATED = {
+    "places": {},
+    "places and lengths": {"return_flash_attn_kwargs": True},
+    "places, lengths and numbers": {"return_flash_attn_kwargs": True, "return_seq_idx": True},
+    "places that begin at two": {"position_ids_start": 2},
+}
+
+
+def logits(host, **inputs):
     with torch.no_grad():
-        for weight in made.parameters():
-            if weight.ndim > 1:
-                weight.copy_(torch.randn_like(weight) * weight.shape[1] ** -0.5)
-    return made
+        return host.model(**inputs, use_cache=False).logits[0]
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    """The engine logs what it is told to expect here."""
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    yield
-    logging.set_verbosity(level)
+def alone(host, patches, start=0):
+    """Each sequence by itself, with its patch and how strongly that acts."""
+    told = []
+    for sequence, (own, said) in zip(SEQUENCES, patches, strict=True):
+        places = torch.arange(len(sequence)).unsqueeze(0) + start
+        inputs = {"input_ids": torch.tensor([sequence]), "position_ids": places}
+        if own is None:
+            told.append(logits(host, **inputs))
+            continue
+        with own.attach(host, **said) as attached:
+            told.append(logits(host, **inputs))
+        told[-1].report = attached.report().sites[0]
+    return told
 
 
-def alone(host):
-    options = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
-    rows = [torch.tensor([prompt]) for prompt in PROMPTS]
-    return [host.generate(row, **options)[0, row.shape[1] :].tolist() for row in rows]
+def expect_equal(packed, expected, plain):
+    for own, other in zip(packed.split(PARTS), expected, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
+    return any(not torch.equal(a, b) for a, b in zip(expected, plain, strict=True))
 
 
-def batched(host):
-    outputs = host.generate_batch(
-        inputs=PROMPTS,
-        generation_config=GenerationConfig(
-            max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0
-        ),
-        continuous_batching_config=ContinuousBatchingConfig(
-            num_blocks=16, max_batch_tokens=64, allow_block_sharing=False, use_async_batching=False
-        ),
-        progress_bar=False,
-        warmup=False,
-    )
-    return [list(output.generated_tokens) for output in outputs.values()]
-
-
-def test_an_edit_of_all_tokens_is_the_same_in_continuous_batching(host):
-    plain = alone(host)
-    with patch().attach(Host.of(host, adapter=OWN)) as attached:
-        expected = alone(host)
-        one_by_one = attached.report().edited_tokens
-    with patch().attach(Host.of(host, adapter=OWN)) as attached:
-        assert batched(host) == expected != plain
+@pytest.mark.parametrize("choice", PLACED)
+@pytest.mark.parametrize("way", COLLATED)
+@pytest.mark.parametrize(("name", "site"), SITES)
+def test_a_packed_row_is_edited_as_each_sequence_alone(hosts, name, site, way, choice):
+    host, own = hosts[name], patch(site, **choice)
+    start = COLLATED[way].get("position_ids_start", 0)
+    plain = alone(host, [(None, {})] * 4, start)
+    expected = alone(host, [(own, {})] * 4, start)
+    with own.attach(host) as attached:
+        packed = logits(host, **collated(**COLLATED[way]))
+    changed = expect_equal(packed, expected, plain)
+    decodes = choice.get("phase") == "decode"
+    assert changed == (not decodes)
     site = attached.report().sites[0]
-    assert site.tokens == site.phases["unknown"] == one_by_one
-    assert batched(host) == plain == alone(host)
-    assert "generate_batch" not in host.__dict__
+    reports = [one.report for one in expected]
+    assert site.tokens == site.phases["prompt"] == sum(report.tokens for report in reports)
+    assert site.steps is None
 
 
-@pytest.mark.parametrize("choice", REFUSED)
-def test_what_continuous_batching_does_not_tell_is_refused_where_it_was_called(host, choice):
-    with (
-        patch(**choice).attach(Host.of(host, adapter=OWN)) as attached,
-        pytest.raises(VlmEditError, match="packs several sequences into a row.*host's generate"),
-    ):
-        batched(host)
-    assert attached.report().edited_tokens == 0
+def test_sequences_have_strengths_patches_and_masks_of_their_own(hosts):
+    host, row = hosts["llama"], collated()
+    plain = alone(host, [(None, {})] * 4)
+    strengths = [0.0, 1.0, 0.5, 0.25]
+    expected = alone(host, [(patch(), {"strength": s}) for s in strengths])
+    with patch().attach(host, strength=strengths) as attached:
+        assert expect_equal(logits(host, **row), expected, plain)
+        attached.set_strength([1.0, 0.0, 0.0, 0.0])
+        first, *others = logits(host, **row).split(PARTS)
+    assert not torch.equal(first, plain[0])
+    torch.testing.assert_close(torch.cat(others), torch.cat(plain[1:]), atol=1e-5, rtol=1e-5)
+    assert attached.report().sites[0].tokens == sum(PARTS)
 
 
-def test_strengths_and_masks_of_rows_are_refused_in_continuous_batching(host):
-    said = [
-        ({"strength": [0.0, 1.0, 1.0]}, "strength has 3 values, .* 1 rows"),
-        ({"strength": [[1.0] * 6] * 3}, "strength is given, but this call packs several"),
-        ({"mask": torch.ones(3, 6, dtype=torch.bool)}, "mask is given, but this call packs"),
-    ]
-    for options, message in said:
+def test_a_patch_for_each_sequence(hosts):
+    host = hosts["llama"]
+    last, first = patch(positions=(-1,)), patch(positions=(0,))
+    expected = alone(host, [(last, {}), (None, {}), (first, {}), (last, {})])
+    with attach_rows(host, [last, None, first, last]):
+        packed = logits(host, **collated())
+    assert expect_equal(packed, expected, alone(host, [(None, {})] * 4))
+
+
+def test_a_mask_and_strengths_of_tokens_are_of_the_packed_row(hosts):
+    host, row = hosts["llama"], collated()
+    mask = torch.zeros(1, sum(PARTS), dtype=torch.bool)
+    mask[0, [1, 5, 7, 12]] = True
+    own = [part.unsqueeze(0) for part in mask[0].split(PARTS)]
+    plain = alone(host, [(None, {})] * 4)
+    expected = alone(host, [(patch(), {"mask": part}) for part in own])
+    with patch().attach(host, mask=mask):
+        assert expect_equal(logits(host, **row), expected, plain)
+    expected = alone(host, [(patch(), {"strength": part * 0.5}) for part in own])
+    with patch().attach(host, strength=mask * 0.5):
+        assert expect_equal(logits(host, **row), expected, plain)
+    wrong = {"mask": mask[:, :6]}, {"strength": torch.ones(4, 6)}
+    for said in wrong:
         with (
-            patch().attach(Host.of(host, adapter=OWN), **options),
-            pytest.raises(VlmEditError, match=message),
+            patch().attach(host, **said),
+            pytest.raises(VlmEditError, match="packs 4 sequences into .*one value per token"),
         ):
-            batched(host)
+            logits(host, **row)
     with (
-        attach_rows(Host.of(host, adapter=OWN), [patch(), None, patch()]),
-        pytest.raises(VlmEditError),
+        patch().attach(host, strength=[1.0, 0.5]),
+        pytest.raises(VlmEditError, match="2 values, and there are 4 sequences"),
     ):
-        batched(host)
+        logits(host, **row)
 
 
-def test_an_error_of_the_engines_own_is_not_made_ours(host):
-    def fail(*_):
-        raise ValueError("not an edit's")
+def test_gradients_of_a_packed_row_are_those_of_its_sequences(hosts):
+    host, own = hosts["llama"], patch(positions=(-1,))
 
-    handle = host.model.layers[2].register_forward_hook(fail)
-    try:
-        plain = batched(host)
-        assert not any(plain)
-        with patch().attach(Host.of(host, adapter=OWN)):
-            assert batched(host) == plain
-    finally:
-        handle.remove()
+    def gradient(*rows):
+        host.model.zero_grad()
+        for row in rows:
+            host.model(**row, use_cache=False).logits.square().sum().backward()
+        return host.model.model.layers[0].mlp.down_proj.weight.grad.clone()
+
+    with own.attach(host):
+        packed = gradient(collated())
+        one_by_one = gradient(*[{"input_ids": torch.tensor([ids])} for ids in SEQUENCES])
+    torch.testing.assert_close(packed, one_by_one, atol=1e-4, rtol=1e-4)
 
 
-# A row that a collator packs.
+def test_rows_that_are_packed_and_padded_tell_their_sequences_in_order(hosts):
+    host = hosts["llama"]
+    ids = torch.tensor([[1, 5, 6, 1, 9, 3], [1, 7, 8, 1, 0, 0]])
+    places = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 1, 1]])
+    row = {"input_ids": ids, "position_ids": places, "attention_mask": (ids != 0).long()}
+    for choice, expected in (
+        ({"positions": (-1,)}, [[0, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 0]]),
+        ({"positions": (1,)}, [[0, 1, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0]]),
+        ({"phase": "prompt"}, [[1] * 6, [1, 1, 1, 1, 0, 0]]),
+    ):
+        with patch(**choice).attach(host), record(host, "language.1") as recording:
+            logits(host, **row)
+        hidden = recording.captures[0].hidden[..., :4]
+        assert torch.equal(((hidden - 4).abs() < 1e-4).all(-1), torch.tensor(expected).bool())
+    with patch().attach(host, strength=[0.0, 1.0, 0.0, 0.0]) as attached:
+        logits(host, **row)
+    assert attached.report().edited_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"position_ids": [[0, 1, 2, 0, 1, 5, 6]]}, "do not go on by one"),
+        ({"position_ids": [[3, 4, 5, 0, 1, 2, 3]]}, "do not go on by one"),
+        ({"cu_seq_lens_q": [0, 3, 7]}, "neither position_ids nor cu_seq_lens_k"),
+        ({"cu_seq_lens_q": [0, 3, 7], "cu_seq_lens_k": [0, 9, 20]}, "neither position_ids"),
+        ({"cu_seq_lens_q": [0, 3, 6], "cu_seq_lens_k": [0, 3, 6]}, "do not lead from 0 to its 7"),
+        (
+            {"position_ids": [[0, 1, 2, 0, 1, 2, 3]], "cu_seq_lens_q": [0, 4, 7]},
+            "do not agree where each begins",
+        ),
+        (
+            {"position_ids": [[0, 1, 2, 0, 1, 2, 3]], "seq_idx": [[0, 0, 0, 0, 1, 1, 1]]},
+            "do not agree where each begins",
+        ),
+    ],
+)
+def test_rows_that_do_not_say_where_each_sequence_begins_are_refused(hosts, row, reason):
+    host, ids = hosts["llama"], torch.tensor([[1, 5, 6, 1, 9, 3, 4]])
+    row = {name: torch.tensor(value) for name, value in row.items()}
+    said = [
+        ({"phase": "prompt"}, {}),
+        ({"positions": (-1,)}, {}),
+        ({"schedule": [0.5]}, {}),
+        ({}, {"strength": [1.0, 0.0]}),
+        ({}, {"mask": ids > 4}),
+    ]
+    for choice, options in said:
+        with (
+            patch(**choice).attach(host, **options),
+            pytest.raises(VlmEditError, match=f"packs several sequences into a row.*{reason}"),
+        ):
+            logits(host, input_ids=ids, **row)
+    with patch().attach(host) as attached:
+        logits(host, input_ids=ids, **row)
+    assert attached.report().sites[0].phases["unknown"] == 7
+
+
+# Packed rows with images.
 
 LLAVA = make_llava()
 IMAGE = [IMAGE_TOKEN] * 4
@@ -146,15 +264,35 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("choice", REFUSED)
-@pytest.mark.parametrize("way", WAYS)
-def test_a_packed_row_does_not_tell_where_its_tokens_stand(way, choice):
-    with (
-        patch(**choice).attach(LLAVA),
-        torch.no_grad(),
-        pytest.raises(VlmEditError, match="packs several sequences into a row"),
-    ):
+def edited(way):
+    seen = []
+    handle = LLAVA.model.language_model.layers[1].register_forward_hook(
+        lambda _m, _a, output: seen.append(((output[..., :4] - 4).abs() < 1e-4).all(-1))
+    )
+    with torch.no_grad():
         LLAVA(**PACKED, **WAYS[way])
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("choice", PLACED)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_packed_row_tells_where_its_tokens_stand(way, choice):
+    begin = 1 if way == "a first sequence of one token" else len(FIRST)
+    lengths = begin, len(PLACES) - begin
+    expected = torch.ones(1, len(PLACES), dtype=torch.bool)
+    if choice.get("phase") == "decode":
+        expected[:] = False
+    if "positions" in choice:
+        parts = [torch.zeros(length, dtype=torch.bool) for length in lengths]
+        for part, place in [(part, place) for part in parts for place in choice["positions"]]:
+            if -len(part) <= place < len(part):
+                part[place] = True
+        expected = torch.cat(parts).unsqueeze(0)
+    with patch(**choice).attach(LLAVA) as attached:
+        assert torch.equal(edited(way), expected)
+    site = attached.report().sites[0]
+    assert site.phases["prompt"] == site.tokens == int(expected.sum())
 
 
 @pytest.mark.parametrize("tokens", ["all", "image", "text+special"])
@@ -162,16 +300,10 @@ def test_a_packed_row_does_not_tell_where_its_tokens_stand(way, choice):
 def test_a_packed_row_shows_its_streams(way, tokens):
     image = PACKED["input_ids"] == IMAGE_TOKEN
     expected = {"all": image | True, "image": image, "text+special": ~image}[tokens]
-    seen = []
-    with patch(tokens=tokens).attach(LLAVA) as attached, torch.no_grad():
-        handle = LLAVA.model.language_model.layers[1].register_forward_hook(
-            lambda _m, _a, output: seen.append(((output[..., :4] - 4).abs() < 1e-4).all(-1))
-        )
-        LLAVA(**PACKED, **WAYS[way])
-        handle.remove()
-    assert torch.equal(seen[0], expected)
+    with patch(tokens=tokens).attach(LLAVA) as attached:
+        assert torch.equal(edited(way), expected)
     site = attached.report().sites[0]
-    assert site.phases["unknown"] == site.tokens == int(expected.sum())
+    assert site.phases["prompt"] == site.tokens == int(expected.sum())
     counts = {"image": int((expected & image).sum()), "text": int((expected & ~image).sum())}
     assert site.streams == NO_TOKENS | counts
 
@@ -193,7 +325,7 @@ def padded():
 
 
 @pytest.mark.parametrize("filler", [0, 1])
-@pytest.mark.parametrize("choice", [*REFUSED, {"tokens": "image"}])
+@pytest.mark.parametrize("choice", [*PLACED, {"tokens": "image"}])
 def test_places_of_padded_rows_change_nothing(choice, filler):
     inputs = padded()
     real = inputs["attention_mask"]
@@ -217,13 +349,51 @@ def test_places_of_three_axes_are_no_packing():
     assert attached.report().sites[0].streams["image"] == int((inputs["input_ids"] == 60).sum())
 
 
+@pytest.mark.parametrize("choice", [*PLACED, {"tokens": "image", "positions": (2, -3)}])
+def test_a_packed_row_of_images_is_edited_as_each_sequence_alone(choice):
+    def answers(**inputs):
+        with torch.no_grad():
+            return LLAVA(**inputs, use_cache=False).logits[0]
+
+    own, pixels = patch(**choice), PACKED["pixel_values"]
+    with own.attach(LLAVA):
+        packed = answers(**PACKED, **WAYS["places"])
+        one_by_one = [
+            answers(input_ids=torch.tensor([ids]), pixel_values=pixels[i : i + 1])
+            for i, ids in enumerate([FIRST, SECOND])
+        ]
+    torch.testing.assert_close(packed, torch.cat(one_by_one), atol=1e-5, rtol=1e-5)
+
+
+def test_strengths_of_images_are_those_of_images_in_their_order():
+    def projected(**said):
+        with patch("projector").attach(LLAVA, **said), record(LLAVA, "projector") as recording:
+            LLAVA(**PACKED, **WAYS["places"])
+        return recording.captures[0].hidden
+
+    with torch.no_grad():
+        told, whole, none = projected(strength=[1.0, 0.0]), projected(), projected(strength=0.0)
+    assert torch.equal(told[0], whole[0])
+    assert torch.equal(told[1], none[1])
+
+
 def test_text_places_before_those_of_three_axes_tell_of_packing():
     family = FAMILIES["qwen2_5_vl"]
-    host, ids = family.make(), torch.tensor([[1, 5, 6, 7, 1, 9]])
-    places = torch.tensor([[0, 1, 2, 3, 0, 1]]).expand(4, 1, 6)
-    with (
-        patch(phase="prompt").attach(host),
-        torch.no_grad(),
-        pytest.raises(VlmEditError, match="packs several sequences"),
-    ):
-        host(input_ids=ids, position_ids=places)
+    host, inputs = family.make(), family.inputs()
+    keys = ("input_ids", "image_grid_thw", "attention_mask", "mm_token_type_ids")
+    places, _ = host.model.get_rope_index(**{key: inputs[key] for key in keys})
+    real = inputs["attention_mask"].bool()
+    lengths = real.sum(1).tolist()
+    text = torch.cat([torch.arange(length) for length in lengths]).expand(1, 1, -1)
+    axes = torch.cat([places[:, i, row] for i, row in enumerate(real)], -1).unsqueeze(1)
+    row = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
+    row["input_ids"] = inputs["input_ids"][real].unsqueeze(0)
+    row["position_ids"] = torch.cat([text, axes])
+    row["mm_token_type_ids"] = inputs["mm_token_type_ids"][real].unsqueeze(0)
+    for choice in (*PLACED, {"tokens": "image", "phase": "prompt"}):
+        with patch(**choice).attach(host) as attached, torch.no_grad():
+            expected = host(**inputs).logits[real]
+            count = attached.report().edited_tokens
+            packed = host(**row, use_cache=False).logits[0]
+        torch.testing.assert_close(packed, expected, atol=1e-5, rtol=1e-5)
+        assert attached.report().edited_tokens == 2 * count

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.ground.modality import Mixed, Modality
+from vlm_edit.hooks.flat import Flat, Segments, packs, sequences_in
 from vlm_edit.host import Adapter, brought_by, caption_in, placeholder_ids
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class Call:
         given: Ids that the host has made this sequence of, where it is of another length: they
             tell neither which tokens are image nor where any stands. None where it is not.
         hidden_padding: Whether some tokens are padding and nobody can tell which.
-        packed: Whether a row holds several sequences, so that ``start`` and ``prompt`` of its
-            tokens cannot be known.
+        flat: What is known of the sequences where a row holds several of them, which have no
+            ``start`` and no ``prompt`` in common; None where it does not.
         generated: Whether all its tokens are known to be generated text, none of it padding.
         ids: [B, S] or, of a run of ``generate``, [B, P]: the ids these tokens were made of, or the
             prompt; None where the call shows none.
@@ -69,7 +70,7 @@ class Call:
     attention: Any = field(default=None, init=False)
     given: int | None = field(default=None, init=False)
     hidden_padding: bool = field(default=False, init=False)
-    packed: bool = field(default=False, init=False)
+    flat: Flat | None = field(default=None, init=False)
     generated: bool = field(default=False, init=False)
     ids: Tensor | None = field(default=None, init=False)
     ids_at: int | None = field(default=None, init=False)
@@ -87,6 +88,11 @@ class Call:
     def fact(self, name: str) -> Any:
         """Return what was noted under a name; None if nothing was."""
         return None if self._facts is None else self._facts.get(name)
+
+    @property
+    def segments(self) -> Segments | None:
+        """Return the sequences in its rows, where these hold several; None if nobody can know."""
+        return None if self.flat is None else self.flat.segments
 
     @property
     def decodes(self) -> bool:
@@ -146,6 +152,8 @@ class Call:
         self.prompt = total if generation is None else generation.prompt_of(self.start)
         self.ids = self.caption = None
         self.generated, self.resolved = False, None
+        if self.flat is not None:
+            self.flat = Flat(lambda: "the host has made a sequence of another length of it")
 
     def _unhide(self, origin: Mixed, count: int) -> None:
         """Learn which tokens are padding: those of the text that its mask of ids leaves out."""
@@ -169,7 +177,12 @@ class Call:
         self.ids, self.ids_at, self.caption = other.ids, other.ids_at, other.caption
 
     def places(self, device: torch.device | None = None) -> Tensor:
-        """Return where its tokens stand in the sequence, [S]; needs ``shape`` and ``start``."""
+        """Return where its tokens stand in the sequence, [S], or each in its own, [B, S].
+
+        Needs ``shape``, and ``start`` or ``segments``.
+        """
+        if self.segments is not None:
+            return self.segments.place
         if self.columns is not None:
             return self.columns
         start, length = cast("int", self.start), cast("tuple[int, int]", self.shape)[1]
@@ -212,8 +225,10 @@ def read_call(
             generation.begin(inputs, call)
         call.given, call.prompt = generation.call.given, generation.prompt_of(start)
         call.prompt_real = generation.call.prompt_real
-    elif (outer is not None and outer.packed) or _packs(inputs, call):
-        call.packed, call.start = True, None
+    elif outer is not None and outer.flat is not None:
+        call.flat, call.start = outer.flat, None
+    elif packs(inputs, (rows, length), start):
+        call.flat, call.start = _flat(inputs, (rows, length), start), None
     if generation is not None:
         call.ask(generation.call)
     elif ids is not None:
@@ -225,6 +240,12 @@ def read_call(
         call.witness = "argument" if adapter.places else "ids"
     call.real = _real(call.attention, call)
     return call
+
+
+def _flat(inputs: Mapping[str, Any], shape: tuple[int, int], start: Any) -> Flat:
+    if cache_in(inputs) is not None and known_int(start) != 0:
+        return Flat(lambda: "it goes on with a cache, and nobody shows what is in it")
+    return Flat(lambda: sequences_in(inputs, shape))
 
 
 def read_step(adapter: Adapter, inputs: Mapping[str, Any], generation: Generation) -> Call | None:
@@ -383,26 +404,6 @@ def _real_of_causal(seen: Tensor, start: int) -> tuple[Tensor | None, bool]:
     before = torch.ones_like(seen[0]).tril() & real[:, None]
     wrong = ((before & ~seen) | (seen & ~real[:, None])) & real[:, :, None]
     return (None, True) if bool(wrong.any()) else (real, False)
-
-
-def _packs(inputs: Mapping[str, Any], call: Call) -> bool:
-    """Return whether rows hold several sequences, as for continuous batching or without padding."""
-    if any(inputs.get(name) is not None for name in ("cu_seq_lens_q", "cu_seqlens_q")):
-        return True
-    places, length = inputs.get("position_ids"), cast("tuple[int, int]", call.shape)[1]
-    if length == 1 or not isinstance(places, Tensor) or call.start != 0:
-        return False
-    if places.ndim == 3 and len(places) == 4:  # places in the text, then those of M-RoPE
-        places = places[0]
-    if places.ndim != 2 or places.shape[1] != length:
-        return False
-    attention = call.attention
-    if torch.compiler.is_compiling():  # nobody looks at a tensor there
-        return attention is None
-    again = (places[:, 1:] < places[:, :-1]) | (places[:, 1:] == 0)
-    if isinstance(attention, Tensor) and attention.shape[1:] == (length,):
-        again = again & attention[:, 1:].bool() & attention[:, :-1].bool()
-    return bool(again.any())
 
 
 def known_int(start: int | Tensor | None) -> int | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.hooks.calls import Call
-from vlm_edit.hooks.given import MENDS, unplaced
+from vlm_edit.hooks.given import mend, unplaced
 from vlm_edit.hooks.special import Special
 from vlm_edit.hooks.tokens import AND_SPECIAL, Tokens
 
@@ -149,19 +149,20 @@ class Selection:
     def _in_window(self, call: Call) -> Tensor | bool:
         if self.phase == "both" and self.steps is None:
             return True
-        if call.prompt is None or call.start is None:
+        prompt = call.prompt if call.segments is None else call.segments.prompt
+        if prompt is None or (call.start is None and call.segments is None):
             raise CannotKnow(
                 f"phase={self.phase!r}, steps={self.steps}: {unplaced(call)}, so nobody can tell "
-                f"prompt from answer. {MENDS[call.packed]}, or use phase='both'"
+                f"prompt from answer. {mend(call)}, or use phase='both'"
             )
         first, last = self.steps or (0, None)
-        spans: list[tuple[_Place, _Place | None]] = [(call.prompt + first, None)]
+        spans: list[tuple[_Place, _Place | None]] = [(prompt + first, None)]
         if last is not None:
-            spans = [(call.prompt + first, call.prompt + last)]
+            spans = [(prompt + first, prompt + last)]
         if self.phase == "prompt":
-            spans = [(0, call.prompt)]
+            spans = [(0, prompt)]
         elif self.phase == "both":
-            spans.insert(0, (0, call.prompt))
+            spans.insert(0, (0, prompt))
         return _within(spans, call)
 
     def _at_positions(self, call: Call) -> Tensor | bool:
@@ -169,8 +170,10 @@ class Selection:
             return True
         if call.decodes:
             return False
+        if call.segments is not None:
+            return call.segments.at(torch.tensor(self.positions, device=call.segments.place.device))
         if call.prompt is None or call.start is None:
-            raise CannotKnow(f"positions={self.positions}: {unplaced(call)}. {MENDS[call.packed]}")
+            raise CannotKnow(f"positions={self.positions}: {unplaced(call)}. {mend(call)}")
         return _placed(self.positions, call)
 
 
@@ -185,7 +188,7 @@ def _within(spans: list[tuple[_Place, _Place | None]], call: Call) -> Tensor | b
     mask = torch.zeros_like(columns, dtype=torch.bool)
     for a, b in spans:
         mask = mask | ((columns >= a) if b is None else (columns >= a) & (columns < b))
-    return mask.unsqueeze(0)
+    return mask if mask.ndim == 2 else mask.unsqueeze(0)
 
 
 def _placed(positions: Sequence[int], call: Call) -> Tensor:

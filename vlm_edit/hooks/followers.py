@@ -107,7 +107,7 @@ class Choice(Protocol):
             site: Where an output of it passes, for messages.
 
         Returns:
-            One answer for all, or [B] bool.
+            One answer for all, or [B] bool; or [B, S] bool, where a row holds several sequences.
 
         Raises:
             CannotKnow: Nothing tells.
@@ -182,7 +182,7 @@ def chosen_in(host: Host, given: Mapping[str, Any]) -> tuple[Chosen, ...]:
 
 
 def meant(chosen: Sequence[Chosen], call: Call, site: str) -> Tensor | bool:
-    """Return which rows of a call all these choices mean: one answer for all, or [B] bool.
+    """Return which rows of a call all these choices mean: one answer, or as ``Choice.rows``.
 
     Args:
         chosen: What is in force.
@@ -199,4 +199,6 @@ def meant(chosen: Sequence[Chosen], call: Call, site: str) -> Tensor | bool:
             masks.append(rows)
         elif not rows:
             return False
+    deepest = max((mask.ndim for mask in masks), default=1)
+    masks = [mask if mask.ndim == deepest else mask.unsqueeze(-1) for mask in masks]
     return functools.reduce(torch.logical_and, masks) if masks else True

@@ -17,6 +17,8 @@ def given_in(
 ) -> Tensor | float | None:
     """Return what is given of the prompt at a call's tokens, then what else is known of them.
 
+    Rows that hold several sequences are given as ``Segments.given`` says.
+
     Args:
         given: [B, P], one value per token of the prompt.
         call: The call.
@@ -27,6 +29,8 @@ def given_in(
     Raises:
         VlmEditError: The mask's length is not the prompt's, or the call's place is not known.
     """
+    if call.segments is not None:
+        return call.segments.given(given, beyond if otherwise is None else otherwise, name)
     _expect_prompt(given, call, name)
     width, length = given.shape[1], cast("tuple[int, int]", call.shape)[1]
     if isinstance(call.start, int):
@@ -48,10 +52,10 @@ def given_in(
 
 def unplaced(call: Call) -> str:
     """Say why nobody can tell where a call's tokens stand."""
-    if call.packed:
+    if call.flat is not None:
         return (
             "this call packs several sequences into a row (it has cu_seq_lens_q, or position_ids "
-            "that begin again), as continuous batching and training without padding do"
+            f"that begin again), and {call.flat.why}"
         )
     return (
         "this call goes on with a cache whose prompt was not seen in one call, or drafts for "
@@ -59,16 +63,17 @@ def unplaced(call: Call) -> str:
     )
 
 
-MENDS = {
-    False: "Use the host's generate, or give the whole prompt to one call",
-    True: "Use the host's generate on a padded batch, or edit all tokens of both phases alike",
-}
+def mend(call: Call) -> str:
+    """Say what to do where nobody can tell where a call's tokens stand."""
+    if call.flat is not None:
+        return "Use the host's generate on a padded batch, or edit all tokens of both phases alike"
+    return "Use the host's generate, or give the whole prompt to one call"
 
 
 def _expect_prompt(given: Tensor, call: Call, name: str) -> None:
     """Refuse what is not one value per token of the prompt, or a call of unknown place."""
-    if call.packed:
-        raise BadArgument(f"{name} is given, but {unplaced(call)}. {MENDS[True]}")
+    if call.flat is not None:
+        raise BadArgument(f"{name} is given, but {unplaced(call)}. {mend(call)}")
     if given.ndim != 2:
         raise BadArgument(
             f"{name} is {tuple(given.shape)}: give one value per token of the prompt, [batch, "

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.ground.modality import SENSED, Mixed, Modality, is_among
 from vlm_edit.hooks.calls import Call, Witness
-from vlm_edit.hooks.given import given_in
+from vlm_edit.hooks.given import given_in, mend, unplaced
 from vlm_edit.hooks.special import Special, special_in, unnamed
 from vlm_edit.host import Stream
 
@@ -158,6 +158,8 @@ class Tokens:
         if not self.in_rows:
             return "prompt" if self.stream == "text" or self._is_pooled else "unknown"
         call = self.placed
+        if call.segments is not None:
+            return "prompt" if call.segments.is_prompt else None
         if call.decodes:
             return "decode"
         if call.prompt is None or call.start is None:
@@ -189,9 +191,40 @@ class Tokens:
             )
         return images[:: len(images) // self.shape[0]].to(self.device)
 
-    def places(self) -> Tensor:
-        """Return where they stand in the sequence, [S]; needs a call that shows it."""
-        return self.placed.places(self.device)
+    def steps(self) -> Tensor | None:
+        """Return the decode step of each, [S] or [B, S], below 0 in the prompt; None if unknown."""
+        call = self.placed
+        if call.segments is not None:
+            return call.segments.place - call.segments.prompt
+        if call.prompt is None or call.start is None:
+            return None
+        return call.places(self.device) - call.prompt
+
+    def row_among(self, count: int, name: str) -> Tensor | None:
+        """Return which of some rows each is of, [B, S], where a row of the call holds several.
+
+        Args:
+            count: How many rows the user means.
+            name: Of what the user gives for each.
+
+        Returns:
+            Numbers of rows; None where the output's rows are the user's, as those of images.
+
+        Raises:
+            BadArgument: There are others, or nobody can tell which of them a token is of.
+        """
+        call = self.call
+        if call.flat is None or self.stream == "image":
+            return None
+        if call.segments is None:
+            raise BadArgument(f"{name} has {count} values, but {unplaced(call)}. {mend(call)}")
+        if not self.in_rows:
+            raise BadArgument(
+                f"{name} has {count} values, and this call packs several sequences into a row: "
+                f"nobody can tell them apart in this site's output, {tuple(self.shape)}. Give one "
+                "for all"
+            )
+        return call.segments.row_among(count, name)
 
     def mask(self, name: str) -> Tensor | None:
         """Return a modality's mask [B, S], padding included; None where it is not known."""
@@ -265,6 +298,8 @@ class Tokens:
         if self.call.decodes or self.is_sensed:
             return False
         found = special_in(self.call, special)
+        if found is not None and self.call.segments is not None:
+            return found & (self.call.segments.place < self.call.segments.prompt)
         if found is None or self.call.ids_at is None:
             return found
         return cast("Tensor | bool", self.given(found, False, "special"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from vlm_edit.hooks.calls import (
     read_call,
     read_step,
 )
+from vlm_edit.hooks.engine import Engines
 from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
 from vlm_edit.hooks.methods import StandIn, TracedStandIn, rebind
@@ -50,7 +50,6 @@ class CallTracker:
         self._adapter = adapter
         self._state = threading.local()  # not a subclass: compiled code would not write to it
         self._prompts: weakref.WeakKeyDictionary[Any, int | None] = weakref.WeakKeyDictionary()
-        self._heard: list[list[VlmEditError]] = []  # one per run of ``generate_batch``
         self._users = 0
         self.standing = Standing()
         self.entry = Entry()
@@ -85,8 +84,8 @@ class CallTracker:
             )
         for holder in places_itself(root):
             self._undo.append(TracedStandIn(holder, PLACES, self._place).remove)
-        if callable(getattr(root, "generate_batch", None)):
-            self._undo.append(StandIn(root, "generate_batch", self._generate_batch).remove)
+        self._engines = Engines(root)
+        self._undo += self._engines.undo
 
     @classmethod
     def acquire(cls, root: nn.Module, adapter: Adapter) -> CallTracker:
@@ -219,6 +218,8 @@ class CallTracker:
                 outer.attention = call.attention
                 outer.grow(cast("tuple[int, int]", call.shape), generation)
                 call = outer
+            if call.flat is not None and outer is None and not torch.compiler.is_compiling():
+                self._engines.tell(call, inputs)
         if generation is None and call is not outer:
             self._begin(call, inputs)
         if self._followers:
@@ -269,11 +270,8 @@ class CallTracker:
                 return
             generation.beside = [other for other in generation.beside if other is not call]
             generation.others.append(cache_of(output))
-        if output is None and call.packed and self._heard:
-            error = sys.exc_info()[1]  # torch calls this while it handles what a forward raised
-            if isinstance(error, VlmEditError):
-                for errors in self._heard:
-                    errors.append(error)
+        if output is None and call.flat is not None:
+            self._engines.hear()
         cache = cache_of(output)
         if cache is not None and call.shape is not None:
             length = call.shape[1]
@@ -284,7 +282,7 @@ class CallTracker:
 
     def _begin(self, call: Call, inputs: Mapping[str, Any]) -> None:
         """Learn the prompt outside ``generate``, where the call that starts a cache brings it."""
-        if call.shape is None:
+        if call.shape is None or call.flat is not None:
             return
         if call.shape[1] == 1 and not torch.compiler.is_compiling():
             call.prompt = _recall(self._prompts, cache_in(inputs))
@@ -341,20 +339,6 @@ class CallTracker:
             call = self.now(HOST)
             for kind, mask, brought in masks_in(original, args, kwargs, output, self._names):
                 hear(call, self._names, kind, mask, brought)
-        return output
-
-    def _generate_batch(
-        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Raise here what an edit raises in the thread of the engine, which only logs it."""
-        errors: list[VlmEditError] = []
-        self._heard.append(errors)
-        try:
-            output = original(*args, **kwargs)
-        finally:
-            self._heard = [other for other in self._heard if other is not errors]
-        if errors:
-            raise errors[0]
         return output
 
 

@@ -199,8 +199,20 @@ class Active:
         rows = meant(chosen, tokens.call, self.tally.site)
         if isinstance(rows, bool):
             return rows
+        if rows.ndim == 2:
+            return self._sequences(rows, tokens)
         names = ", ".join(one.choice.name for one in chosen)
         return _of_rows(rows.to(tokens.device), tokens, names)
+
+    def _sequences(self, rows: Tensor, tokens: Tokens) -> Tensor:
+        """Fit a mask of a call whose rows hold several sequences to the output."""
+        fitted = tokens.fit(rows) if tokens.stream != "image" else None
+        if fitted is None:
+            raise CannotKnow(
+                f"this site's output ({tokens.stream}) is {tuple(tokens.shape)}, in which nobody "
+                "can tell requests apart: use another site"
+            )
+        return fitted
 
     def _rows_on(self, rows: Tensor, device: torch.device, stream: str | None) -> Tensor:
         key = (stream, device)
@@ -239,22 +251,22 @@ class Active:
         return strength if factor is None or strength is None else strength * factor
 
     def _scheduled(self, tokens: Tokens) -> Tensor | None:
-        """Return the schedule's factor of each token, [1, S]; None where all are the prompt's."""
+        """Return the schedule's factor of each token, [B, S]; None where all are the prompt's."""
         schedule = self.binding.schedule
         assert schedule is not None
         if not tokens.in_rows:
             tokens.expect_rows(f"schedule={list(schedule)}")
         if not tokens.in_rows or tokens.phase == "prompt":
             return None
-        call = tokens.placed
-        if call.prompt is None or call.start is None:
+        step = tokens.steps()
+        if step is None:
             raise CannotKnow(
-                f"a schedule counts decode steps, and {unplaced(call)}: use the host's generate, "
-                "on a padded batch, or give the whole prompt to one call"
+                f"a schedule counts decode steps, and {unplaced(tokens.placed)}: use the host's "
+                "generate, on a padded batch, or give the whole prompt to one call"
             )
         table = self._on((1.0, *schedule), tokens.device)  # the prompt's factor, then the steps'
-        step = tokens.places() - call.prompt
-        return table[(step + 1).clamp(0, len(schedule))].unsqueeze(0)
+        factor = table[(step + 1).clamp(0, len(schedule))]
+        return factor if factor.ndim == 2 else factor.unsqueeze(0)
 
     def _on(self, values: tuple[float, ...], device: torch.device) -> Tensor:
         if device not in self._tables:
@@ -312,9 +324,15 @@ def _parts(strength: Tensor | Mapping[str, Tensor] | None) -> dict[str | None, T
 
 
 def _of_rows(rows: Tensor, tokens: Tokens, name: str) -> Tensor:
-    """Return a value of each row of an output: [B, 1] for [B, S, D], [N] for packed [N, D]."""
+    """Return a value of each row of an output: [B, 1] for [B, S, D], [N] for packed [N, D].
+
+    Where a row holds several sequences, it is one of each token, [B, S].
+    """
     count = tokens.shape[0]
     if len(rows) > 1:
+        own = tokens.row_among(len(rows), name)
+        if own is not None:
+            return rows[own]
         tokens.expect_rows(f"a {name} for each of {len(rows)} rows")
         requests = tokens.requests
         if requests is not None:

@@ -213,11 +213,11 @@ class _Held:
         if phase is not None:
             self.put(phase, tokens, mask, special)
             return
-        step = tokens.places() - cast("Tensor", tokens.placed.prompt)
+        step = cast("Tensor", tokens.steps())
         decoded = step >= 0
         self.put("prompt", tokens, mask & ~decoded, special)
         self.put("decode", tokens, mask & decoded, special)
-        used = (mask & decoded).any(0)
+        used = mask & decoded
         first = torch.where(used, step, _NEVER).min()
         last = torch.where(used, step, -1).max()
         self.steps.copy_(
