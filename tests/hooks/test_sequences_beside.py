@@ -114,14 +114,82 @@ def test_the_same_tokens_asked_about_again_have_the_same_prompt(llava_inputs):
         assert not one[:, 9:].any()
 
 
-def test_guidance_without_a_cache_does_not_tell_the_phase(llava_inputs):
+@pytest.mark.parametrize("followed", [False, True])
+@pytest.mark.parametrize("negative", ["last", "other", "the prompt", "the prompt and more"])
+def test_guidance_without_a_cache_is_as_with_one(llava_inputs, negative, followed):
     inputs = rows(llava_inputs)
+    ids = inputs["input_ids"]
+    negatives = {
+        "last": None,
+        "other": torch.tensor([[1, 5, 6]] * 2),
+        "the prompt": ids.masked_fill(ids == IMAGE_TOKEN, 9),
+        "the prompt and more": torch.cat([ids.masked_fill(ids == IMAGE_TOKEN, 9), ids[:, :1]], 1),
+    }
+    if negative.startswith("the prompt"):  # of text alone, so that nothing else tells it apart
+        inputs = {"input_ids": negatives["the prompt"], "attention_mask": inputs["attention_mask"]}
+    guided = {"guidance_scale": 1.5, "negative_prompt_ids": negatives[negative]}
+    calls = ("model.language_model",) if followed else ()
+    host = Host.of(LLAVA, adapter=replace(find_adapter(LLAVA), calls=calls))
+    choices = [
+        *({"phase": phase} for phase in ("prompt", "decode")),
+        *({"positions": (place,)} for place in (0, -1)),
+        {"phase": "decode", "steps": (1, 2)},
+    ]
+    plain = LLAVA.generate(**inputs, **QUIET, **guided)
+    for choice in choices:
+        told = []
+        for use_cache in (True, False):
+            act = lambda: LLAVA.generate(**inputs, **QUIET | guided, use_cache=use_cache)  # noqa: B023, E731
+            told.append(marked(act, patch(**choice).attach(host))[0])
+        cached, whole = told
+        for branch in (0, 1):
+            first, *later = cached[branch::2]
+            expected = torch.cat([first, *later], 1)
+            for one in whole[branch::2]:
+                assert torch.equal(one, expected[:, : one.shape[1]])
+    assert torch.equal(LLAVA.generate(**inputs, **QUIET, **guided), plain)
+    assert "_get_logits_processor" not in LLAVA.__dict__
+
+
+def test_guidance_without_a_cache_by_a_processor_of_ones_own_host_is_refused(
+    llava_inputs, monkeypatch
+):
+    """Where the host does not show what guides it, nothing tells the two apart."""
+    monkeypatch.setattr("vlm_edit.hooks.tracker._PROCESSORS", "_not_there")
     options = {"guidance_scale": 1.5, "use_cache": False}
     with (
         patch(phase="decode").attach(LLAVA),
-        pytest.raises(VlmEditError, match="two sequences without a cache"),
+        pytest.raises(VlmEditError, match="a sequence beside the prompt's, without a cache"),
     ):
-        LLAVA.generate(**inputs, **QUIET, **options)
+        LLAVA.generate(**rows(llava_inputs), **QUIET, **options)
+
+
+class Negative(LogitsProcessor):
+    """Guides as no one can see: with ids of its own, anew at every step."""
+
+    def __call__(self, ids, scores):
+        other = torch.cat([torch.tensor([[1, 5, 6]] * len(ids)), ids[:, 9:]], 1)
+        return scores - 0.5 * LLAVA(input_ids=other, use_cache=False).logits[:, -1]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_sequence_that_is_begun_anew_beside_the_prompt_is_not_guessed(llava_inputs, use_cache):
+    with (
+        patch(phase="decode").attach(LLAVA),
+        pytest.raises(VlmEditError, match="a sequence beside the prompt's, without a cache"),
+    ):
+        LLAVA.generate(
+            **rows(llava_inputs), **QUIET, use_cache=use_cache, logits_processor=[Negative()]
+        )
+
+
+def test_beams_without_a_cache_are_of_the_prompt(llava_inputs):
+    inputs, real = rows(llava_inputs), llava_inputs["attention_mask"].bool()[:2]
+    act = lambda: LLAVA.generate(**inputs, **QUIET, num_beams=2, use_cache=False)  # noqa: E731
+    seen, _ = marked(act, patch(phase="prompt").attach(LLAVA))
+    for one in seen:
+        assert torch.equal(one[:, :9], real.repeat_interleave(2, 0)[: len(one)])
+        assert not one[:, 9:].any()
 
 
 def test_a_model_that_drafts_does_not_tell_the_phase(llava_inputs):

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks.calls import (
     CACHES,
+    HOST,
     Call,
     cache_in,
     known_int,
@@ -37,6 +39,8 @@ class Generation:
         caches: The cache of each followed path's first call.
         others: Caches of sequences beside the prompt's, such as guidance's unconditional one.
         beside: The calls under way of such sequences.
+        guides: What guidance knows of its sequence, and how long that one's prompt was, where
+            there is no cache.
     """
 
     call: Call
@@ -49,11 +53,16 @@ class Generation:
     caches: dict[str, Any] = field(default_factory=dict)
     others: list[Any] = field(default_factory=list)
     beside: list[Call] = field(default_factory=list)
+    guides: list[_Guide] = field(default_factory=list)
 
     def is_of(self, path: str, inputs: Mapping[str, Any]) -> bool:
         """Return whether a call is of the generation's own sequence."""
+        if self.guides and path == HOST and self._guide_of(inputs) is not None:
+            return False
         cache = cache_in(inputs)
         own = self.caches.setdefault(path, cache)
+        if cache is None and own is None:
+            return path != HOST or self._begins(inputs.get("input_ids"))
         if cache is own or not callable(getattr(own, "get_seq_length", None)):
             return True
         if any(cache is other for other in self.others):
@@ -61,9 +70,48 @@ class Generation:
         if known_int(length_of(cache)) != 0:
             return True
         ids, prompt = inputs.get("input_ids"), self.ids  # here another begins, or the same anew
-        if ids is None or prompt is None or ids.shape[1] < prompt.shape[1]:
+        return ids is not None and prompt is not None and self._begins(ids)
+
+    def _begins(self, ids: Tensor | None) -> bool:
+        """Return whether ids begin with the prompt, which beams repeat; or nobody can compare."""
+        prompt = self.ids
+        if ids is None or prompt is None:
+            return True
+        if ids.shape[1] < prompt.shape[1] or len(ids) % len(prompt):
             return False
-        return ids.shape[0] == prompt.shape[0] and torch.equal(ids[:, : prompt.shape[1]], prompt)
+        beams = len(ids) // len(prompt)
+        prompt = prompt if beams == 1 else repeat(prompt, "b s -> (b k) s", k=beams)
+        return torch.equal(ids[:, : prompt.shape[1]], prompt.to(ids.device))
+
+    def meet(self, processors: Any) -> bool:
+        """Know what changes the scores of a run without a cache; return whether any guides.
+
+        A processor that guides asks the host about its own sequence, and holds that call's ids.
+        """
+        contexts = [getattr(one, "unconditional_context", None) for one in processors or ()]
+        self.guides = [_Guide(one) for one in contexts if isinstance(one, dict)]
+        return bool(self.guides)
+
+    def _guide_of(self, inputs: Mapping[str, Any]) -> _Guide | None:
+        ids = inputs.get("input_ids")
+        if ids is None:
+            return None
+        return next((one for one in self.guides if one.context.get("input_ids") is ids), None)
+
+    def guide(self, call: Call, inputs: Mapping[str, Any]) -> None:
+        """Learn the prompt of a sequence beside, which guidance's first call brings.
+
+        Of others than guidance's, without a cache nobody knows it.
+        """
+        guide = self._guide_of(inputs)
+        if call.shape is None or call.start != 0:
+            return
+        if guide is not None:
+            guide.prompt = guide.prompt or call.shape[1]
+            call.prompt = guide.prompt
+            call.prompt_real = None if call.real is None else call.real[:, : guide.prompt]
+        elif cache_in(inputs) is None and inputs.get("use_cache") is False:
+            call.prompt = call.prompt_real = None
 
     def forget_prompt(self) -> None:
         """Know the prompt's length no longer: it is the answer's as well, or another sequence's."""
@@ -97,6 +145,19 @@ class Generation:
     def prompt_of(self, start: int | Tensor | None) -> int | Tensor | None:
         """Return the prompt's length, as a tensor beside one."""
         return self.length if isinstance(start, Tensor) else self.call.prompt
+
+
+@dataclass(eq=False)
+class _Guide:
+    """What a processor that guides keeps of its sequence.
+
+    Attributes:
+        context: Its own, with the ids of the call that it makes.
+        prompt: How long its prompt was; 0 before its first call.
+    """
+
+    context: dict[str, Any]
+    prompt: int = 0
 
 
 def read_prompt(module: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> Generation:

@@ -59,7 +59,7 @@ def unplaced(call: Call) -> str:
         )
     return (
         "this call goes on with a cache whose prompt was not seen in one call, or drafts for "
-        "another model, or is one of two sequences without a cache"
+        "another model, or is of a sequence beside the prompt's, without a cache"
     )
 
 

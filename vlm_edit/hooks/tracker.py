@@ -35,6 +35,8 @@ from vlm_edit.hooks.standing import Standing
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.host import Adapter, Stream, find_module, placeholder_ids
 
+_PROCESSORS = "_get_logits_processor"  # how ``generate`` makes what changes scores
+
 
 class CallTracker:
     """Follow the calls of a host and of the modules that its adapter names.
@@ -82,6 +84,8 @@ class CallTracker:
             self._undo.append(
                 StandIn(root, "generate", lambda *run: self._generate(reader, *run)).remove
             )
+        if callable(getattr(root, _PROCESSORS, None)):
+            self._undo.append(StandIn(root, _PROCESSORS, self._guide).remove)
         for holder in places_itself(root):
             self._undo.append(TracedStandIn(holder, PLACES, self._place).remove)
         self._engines = Engines(root)
@@ -199,7 +203,7 @@ class CallTracker:
                     step.generated = step.is_generated_text
                 self._state.calls = {HOST: step}
                 return
-            if not torch.compiler.is_compiling() and not generation.is_of(path, inputs):
+            if not torch.compiler.is_compiling() and not self._is_of(generation, path, inputs):
                 self._enter_beside(generation, path, module, inputs)
                 return
         followed = path == HOST and generation is None and not torch.compiler.is_compiling()
@@ -237,13 +241,26 @@ class CallTracker:
         if self.entry.contexts:
             self.entry.enter()
 
+    def _is_of(self, generation: Generation, path: str, inputs: Mapping[str, Any]) -> bool:
+        """Return whether a call, and the host's around it, is of the generation's own sequence."""
+        if path != HOST and generation.beside:
+            around = self._calls.get(HOST)
+            if any(around is other for other in generation.beside):
+                return False
+        return generation.is_of(path, inputs)
+
     def _enter_beside(
         self, generation: Generation, path: str, module: nn.Module, inputs: Mapping[str, Any]
     ) -> None:
         """Read a call in which a step of ``generate`` asks about a sequence with its own prompt."""
         calls = {} if path == HOST else self._calls
-        call = read_call(module, self._adapter, inputs, calls.get(HOST))
+        outer = calls.get(HOST)
+        call = read_call(module, self._adapter, inputs, outer)
         self._begin(call, inputs)
+        if outer is not None and outer.shape == call.shape:
+            call.prompt, call.prompt_real = outer.prompt, outer.prompt_real
+        else:
+            generation.guide(call, inputs)
         self._told(call, path, inputs)
         generation.beside.append(call)
         self._state.calls = {**calls, path: call}
@@ -269,7 +286,9 @@ class CallTracker:
             if not generation.beside or all(call is not other for other in generation.beside):
                 return
             generation.beside = [other for other in generation.beside if other is not call]
-            generation.others.append(cache_of(output))
+            cache = cache_of(output)
+            if cache is not None:
+                generation.others.append(cache)
         if output is None and call.flat is not None:
             self._engines.hear()
         cache = cache_of(output)
@@ -306,7 +325,10 @@ class CallTracker:
         if isinstance(first, Tensor) and not first.is_floating_point():
             inputs.setdefault("input_ids", first)
         self._state.generation = generation = read_prompt(root, self._adapter, inputs)
-        if _shares_its_prompt(inputs):
+        config = inputs.get("generation_config")
+        guided = _is_guided(inputs, config) and not callable(getattr(root, _PROCESSORS, None))
+        if guided or getattr(config, "is_assistant", False):
+            # A model that drafts is called anew for each draft, with all of the answer so far.
             generation.forget_prompt()
         self._told(generation.call)
         self.entry.enter()
@@ -319,6 +341,18 @@ class CallTracker:
                 self._provenance.forget()
             if before is None and self.entry.contexts:
                 self.entry.exit()
+
+    def _guide(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Hear of what guides a run of ``generate``, before its first step."""
+        processors = original(*args, **kwargs)
+        generation = self.generation
+        if generation is not None and not generation.meet(processors):
+            config = kwargs.get("generation_config", args[0] if args else None)
+            if _is_guided({}, config):
+                generation.forget_prompt()
+        return processors
 
     def _meet(self, entering: Tensor) -> None:
         """Find out where what enters the layers that images and text share came from."""
@@ -390,19 +424,13 @@ def _signature(module: nn.Module) -> inspect.Signature:
     return signature.replace(parameters=parameters)
 
 
-def _shares_its_prompt(inputs: Mapping[str, Any]) -> bool:
-    """Return whether a run of ``generate`` cannot tell its prompt from other things.
-
-    The model that drafts for another is called anew for each draft, with all of the answer so far;
-    and without a cache nothing tells guidance's unconditional sequence from the prompt's.
-    """
-    config = inputs.get("generation_config")
+def _is_guided(inputs: Mapping[str, Any], config: Any) -> bool:
+    """Return whether guidance asks about a sequence of its own, and no cache tells it apart."""
 
     def setting(name: str) -> Any:
         return inputs.get(name, getattr(config, name, None))
 
-    guided = setting("guidance_scale") not in (None, 1) and setting("use_cache") is False
-    return bool(getattr(config, "is_assistant", False)) or guided
+    return setting("guidance_scale") not in (None, 1) and setting("use_cache") is False
 
 
 def _is_of_another_length(call: Call, outer: Call) -> bool:
