@@ -353,6 +353,30 @@ def test_what_a_patched_request_leaves_is_found_by_no_other(host, monkeypatch):
         host.model.destroy_cached_continuous_batching_manager()
 
 
+def test_a_patch_that_goes_while_requests_run_leaves_nothing_to_find(host):
+    plain, attached = alone(host), patch(phase="prompt").attach(host)
+    handle = host.model.register_forward_hook(lambda *_: attached.remove())
+    with host.model.continuous_batching_context_manager(
+        generation_config=greedy(), continuous_batching_config=setting(**OPTIONS), warmup=False
+    ) as manager:
+        edited = said(ask(manager, PROMPTS, NAMES))
+        assert attached.report().edited_tokens > 0
+        assert edited != plain
+        assert said(ask(manager, PROMPTS, ["e", "f", "g", "h"])) == plain
+    handle.remove()
+
+
+def test_rows_of_a_manager_that_is_kept_are_those_of_each_run(host):
+    strengths = [0.0, 1.0, 0.5, 0.25]
+    expected = each(host, *((patch(), {"strength": s}) for s in strengths))
+    try:
+        for _ in range(2):
+            with patch().attach(host, strength=strengths):
+                assert batched(host, persistent=True, **OPTIONS) == expected
+    finally:
+        host.model.destroy_cached_continuous_batching_manager()
+
+
 # What the engine may do besides.
 
 

@@ -309,7 +309,7 @@ def test_as_many_rows_as_the_output_has_are_asked_for(plug, llava_inputs):
 def test_the_warning_of_nothing_edited_names_every_choice(plug, llava_inputs):
     plug(SPEAKERS, Speaking())
     with (
-        pytest.warns(UserWarning, match="stream, phase, positions, requests, branch and speaker it names"),
+        pytest.warns(UserWarning, match="positions, requests, branch and speaker it names"),
         clamp("language.1").attach(LLAVA, speaker=2),
     ):
         LLAVA(**llava_inputs)

@@ -60,9 +60,10 @@ def hosts():
     return {name: Host.of(filled(make()), adapter=OWN[name]) for name, make in HOSTS.items()}
 
 
-def collated(**options):
+def collated(start=0, **options):
     features = [{"input_ids": sequence} for sequence in SEQUENCES]
     row = DataCollatorWithFlattening(return_tensors="pt", **options)(features)
+    row["position_ids"] += start
     return {name: value for name, value in row.items() if name != "labels"}
 
 
@@ -70,7 +71,7 @@ COLLATED = {
     "places": {},
     "places and lengths": {"return_flash_attn_kwargs": True},
     "places, lengths and numbers": {"return_flash_attn_kwargs": True, "return_seq_idx": True},
-    "places that begin at two": {"position_ids_start": 2},
+    "places that begin at two": {"start": 2},
 }
 
 
@@ -100,12 +101,14 @@ def expect_equal(packed, expected, plain):
     return any(not torch.equal(a, b) for a, b in zip(expected, plain, strict=True))
 
 
-@pytest.mark.parametrize("choice", PLACED)
-@pytest.mark.parametrize("way", COLLATED)
+@pytest.mark.parametrize(
+    ("way", "choice"),
+    [*(("places", choice) for choice in PLACED), *((way, PLACED[5]) for way in COLLATED)],
+)
 @pytest.mark.parametrize(("name", "site"), SITES)
 def test_a_packed_row_is_edited_as_each_sequence_alone(hosts, name, site, way, choice):
     host, own = hosts[name], patch(site, **choice)
-    start = COLLATED[way].get("position_ids_start", 0)
+    start = COLLATED[way].get("start", 0)
     plain = alone(host, [(None, {})] * 4, start)
     expected = alone(host, [(own, {})] * 4, start)
     with own.attach(host) as attached:

@@ -165,7 +165,7 @@ def test_beside_given_embeddings_the_prompt_that_is_left_is_known():
         draw("sd", None, prompt_embeds=embeds)
     assert attached.report().edited_tokens == LENGTH
     with (
-        pytest.warns(UserWarning, match="positions and branch"),
+        pytest.warns(UserWarning, match="requests and branch"),
         edit().attach(pipeline, branch="cond"),
     ):
         draw("sd", None, prompt_embeds=embeds)
