@@ -1,18 +1,18 @@
 """BLIP-2: a vision tower, a Q-Former whose queries read the image, and OPT or T5.
 
-`generate` calls the language model, never the host. A Q-Former that reads text beside its queries,
-as InstructBLIP's does, is refused at `qformer.{i}`.
+`generate` calls the language model, never the host.
 """
 
 from vlm_edit.host import Adapter, SiteRule, TapRule
 
+vision = SiteRule(
+    "vision.{i}",
+    (TapRule(("vision_model.encoder.layers.{i}",), "image", ends=("+mlp.fc2",)),),
+    width=("vision_config.hidden_size",),
+)
 adapter = Adapter(
     sites=(
-        SiteRule(
-            "vision.{i}",
-            (TapRule(("vision_model.encoder.layers.{i}",), "image", ends=("+mlp.fc2",)),),
-            width=("vision_config.hidden_size",),
-        ),
+        vision,
         SiteRule(
             "qformer.{i}",
             (TapRule(("qformer.encoder.layer.{i}",), "image", tokens="num_query_tokens"),),
@@ -25,7 +25,15 @@ adapter = Adapter(
         ),
         SiteRule(
             "language.{i}",
-            (TapRule(("language_model.model.decoder.layers.{i}",), "mixed"),),
+            (
+                TapRule(
+                    (
+                        "language_model.model.decoder.layers.{i}",
+                        "language_model.model.layers.{i}",
+                    ),
+                    "mixed",
+                ),
+            ),
             width=("text_config.hidden_size",),
             optional=True,
         ),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PLACES = "get_placeholder_mask"  # by which hosts of transformers say where features go
 HOST = ""  # the path of the host itself among the modules whose calls are followed
 
-Witness = Literal["image_mask", "argument", "ids", "host", "origin"]
+Witness = Literal["image_mask", "argument", "position", "ids", "host", "origin"]
 
 # What hosts call the cache they go on with: transformers since 5.24, before, and at state spaces.
 CACHES = ("cache", "past_key_values", "cache_params")
@@ -53,7 +53,9 @@ class Call:
         ids_at: The place of the first of them in the sequence; None where they are this call's.
         caption: [B, S] or [B, P] like ``ids``, bool, the tokens of the texts that ``Host.inputs``
             put into its template; None where nobody knows.
-        witness: Who says whose its tokens are: ``argument``, ``ids`` or ``host``; None if nobody.
+        witness: Who says whose its tokens are: ``argument``, ``position``, ``ids`` or ``host``;
+            None if nobody.
+        by_layout: Whether it is of a module whose layout an adapter declares.
         origin: Whose its tokens are, by where their embeddings came from; None where not found.
         doubt: Why nobody can believe what is known of whose its tokens are, or what finds that out.
         resolved: The ``Tokens`` of the output that was looked at last, while it is under way.
@@ -76,6 +78,7 @@ class Call:
     ids_at: int | None = field(default=None, init=False)
     caption: Tensor | None = field(default=None, init=False)
     witness: Witness | None = field(default=None, init=False)
+    by_layout: bool = field(default=False, init=False)
     origin: Mixed | None = field(default=None, init=False)
     doubt: str | Callable[[], str | None] | None = field(default=None, init=False)
     resolved: Tokens | None = field(default=None, init=False, repr=False)

@@ -53,7 +53,7 @@ def special_in(call: Call, special: Special | None) -> Tensor | None:
     if call.caption is not None:
         found = ~call.caption
     elif special is not None:
-        found = special.among(call.ids)
+        found = special.among(call.ids) | (call.ids < 0)  # no text has such an id
     else:
         return None
     if isinstance(call.modality, Mixed) and call.modality.shape == found.shape:

@@ -26,6 +26,7 @@ from vlm_edit.hooks.calls import (
 from vlm_edit.hooks.engine import Engines
 from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
+from vlm_edit.hooks.layouts import read_layout
 from vlm_edit.hooks.methods import StandIn, TracedStandIn, rebind
 from vlm_edit.hooks.on_host import OnHost, hook_on
 from vlm_edit.hooks.placeholders import hear, masks_in
@@ -33,7 +34,7 @@ from vlm_edit.hooks.provenance import Provenance
 from vlm_edit.hooks.scopes import Entry
 from vlm_edit.hooks.standing import Standing
 from vlm_edit.hooks.tokens import Tokens
-from vlm_edit.host import Adapter, Stream, find_module, placeholder_ids
+from vlm_edit.host import Adapter, Stream, find_module, layouts_in, placeholder_ids
 
 _PROCESSORS = "_get_logits_processor"  # how ``generate`` makes what changes scores
 
@@ -69,9 +70,9 @@ class CallTracker:
             ending = weakref.finalize(root, _call_all, self._undo)
             ending.atexit = False
             self._undo.append(ending.detach)
-        self.paths = tuple(
-            path for path in (HOST, *adapter.calls) if find_module(root, path) is not None
-        )
+        self._layouts = layouts_in(root, adapter)
+        called = (p for p in adapter.calls if find_module(root, p) is not None)
+        self.paths = tuple(dict.fromkeys((HOST, *called, *self._layouts)))
         for path in self.paths:
             module = root.get_submodule(path)
             enter, leave = _Enter(self, path, _signature(module)), _Leave(self, path)
@@ -166,6 +167,10 @@ class CallTracker:
             return Tokens(stream, call, rows.shape, rows.device, output=hidden.shape)
         if hidden.ndim != 3:
             return Tokens.of(stream, call, hidden)
+        if call.by_layout:  # another sequence inside that module, of which nobody tells
+            unknown = Call((shape[0], shape[1]), start=None)
+            unknown.hidden_padding = call.hidden_padding or call.real is not None
+            return Tokens.of(stream, unknown, hidden)
         generation = self.generation
         if generation is not None and call is generation.call:
             # Of a module that ``generate`` calls alone.
@@ -194,6 +199,9 @@ class CallTracker:
 
     def enter(self, path: str, module: nn.Module, inputs: Mapping[str, Any]) -> None:
         """Read the call of a followed module, which begins."""
+        if path in self._layouts:
+            self._enter_layout(path, inputs)
+            return
         generation = getattr(self._state, "generation", None)
         if generation is not None:
             step = read_step(self._adapter, inputs, generation) if path == HOST else None
@@ -248,6 +256,14 @@ class CallTracker:
             if any(around is other for other in generation.beside):
                 return False
         return generation.is_of(path, inputs)
+
+    def _enter_layout(self, path: str, inputs: Mapping[str, Any]) -> None:
+        """Read a call whose sequence has image and text by position, in whatever runs around it."""
+        calls = self._calls
+        around = [p for p in calls if p == HOST or path.startswith(f"{p}.")]
+        outer = calls[max(around, key=len)] if around else None
+        call = self._told(read_layout(self._layouts[path], path, inputs, outer), path, inputs)
+        self._state.calls = {**calls, path: call}
 
     def _enter_beside(
         self, generation: Generation, path: str, module: nn.Module, inputs: Mapping[str, Any]

@@ -15,7 +15,14 @@ from vlm_edit.host.answers import answers as answers
 from vlm_edit.host.answers import is_reached as is_reached
 from vlm_edit.host.answers import same_answers as same_answers
 from vlm_edit.host.declare import VISUAL_INPUTS as VISUAL_INPUTS
-from vlm_edit.host.declare import Adapter, PipelineAdapter, PipelineEncoder, SiteRule, TapRule
+from vlm_edit.host.declare import (
+    Adapter,
+    Layout,
+    PipelineAdapter,
+    PipelineEncoder,
+    SiteRule,
+    TapRule,
+)
 from vlm_edit.host.declare import Stream as Stream
 from vlm_edit.host.declare import brought_by as brought_by
 from vlm_edit.host.fingerprint import expect_host as expect_host
@@ -36,6 +43,7 @@ from vlm_edit.host.pipelines import class_of as class_of
 from vlm_edit.host.prompts import caption_in as caption_in
 from vlm_edit.host.resolve import Site, Tap
 from vlm_edit.host.resolve import find_module as find_module
+from vlm_edit.host.resolve import layouts_in as layouts_in
 from vlm_edit.host.resolve import placeholder_ids as placeholder_ids
 from vlm_edit.host.resolve import resolve as resolve
 from vlm_edit.host.telling import DIFFUSERS as DIFFUSERS
@@ -50,6 +58,7 @@ __all__ = [
     "Adapter",
     "PipelineEncoder",
     "Host",
+    "Layout",
     "PipelineAdapter",
     "Site",
     "SiteRule",

@@ -92,7 +92,8 @@ def registered_adapter(model: Model) -> Adapter | None:
     for key in keys:
         if key in points:
             table = _load(key, points[key])
-            return _fitting(key, next(table[name] for name in keys if name in table), host)
+            names = sorted(keys, key=lambda name: name == key)  # by class, and its own key last
+            return _fitting(key, next(table[name] for name in names if name in table), host)
     return None
 
 

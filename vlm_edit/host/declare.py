@@ -126,6 +126,59 @@ class SiteRule:
             )
 
 
+PARTS = ("image", "text")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order in which a module inside a host has image and text, where no id says it.
+
+    How many tokens each part has is read from every call: those of the text are the ``input_ids``
+    of the call itself, or of the call around it; those of the image are the rest.
+
+    Attributes:
+        paths: Candidate paths of the module that is called with the sequence, its first argument
+            or ``query_embeds``.
+        parts: ``("image", "text")`` or ``("text", "image")``, as they stand.
+        ahead: How many tokens of neither stand before both, as an attribute of the config (or of
+            the host itself), or the number. They go with the text's special tokens.
+        images: The module's argument that holds the number of image tokens, where it has one;
+            all are image where it is None.
+        cut: How many ids at the beginning of the call around it the host leaves out of the text,
+            where they are more than the text: likewise an attribute, or the number.
+
+    Raises:
+        VlmEditError: No path, or other parts.
+
+    Example:
+        >>> Layout(("encoder",), ("text", "image")).ahead
+        0
+        >>> Layout(("encoder",), ("text", "picture"))
+        Traceback (most recent call last):
+        vlm_edit.ground.errors.BadArgument: a Layout's parts are 'image' and 'text' in their order,
+        not ('text', 'picture') (at encoder)
+    """
+
+    paths: tuple[str, ...]
+    parts: tuple[str, str]
+    ahead: str | int = 0
+    images: str | None = None
+    cut: str | int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no sequence can be."""
+        if isinstance(self.paths, str) or not self.paths:
+            raise BadArgument(
+                f"a Layout's paths are a tuple of candidates, not {self.paths!r}: write "
+                '("encoder",)'
+            )
+        if tuple(sorted(self.parts)) != PARTS:
+            raise BadArgument(
+                f"a Layout's parts are 'image' and 'text' in their order, not {self.parts!r} "
+                f"(at {self.paths[0]})"
+            )
+
+
 @dataclass(frozen=True)
 class PipelineEncoder:
     """A model inside a pipeline that reads what the pipeline is to draw.
@@ -206,6 +259,7 @@ class Adapter:
             tell is taken from the call around it. Paths the host lacks are passed over.
         grid: Argument of such a call, [images, 3], whose rows multiply to the number of patches
             that each image has in a packed sequence [patches, D]; None for batched images.
+        layouts: Modules inside the host whose sequence holds image and text by position.
         pipeline: For the hosts of a pipeline together: what it encodes, and for whom.
 
     Example:
@@ -229,6 +283,7 @@ class Adapter:
     audio_token: Ids | None = None
 
     places: str | None = None
+    layouts: tuple[Layout, ...] = ()
     has_placeholders: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -248,6 +303,7 @@ class Adapter:
         video_token: Ids | None = None,
         audio_token: Ids | None = None,
         places: str | None = None,
+        layouts: Sequence[Layout] = (),
     ) -> Adapter:
         """Make an adapter for one model of your own, any ``torch.nn.Module``.
 
@@ -263,6 +319,7 @@ class Adapter:
             video_token: As in the class.
             audio_token: As in the class.
             places: As in the class.
+            layouts: As in the class.
 
         Raises:
             VlmEditError: A place that is not of that form, an unknown stream, or modules of one
@@ -292,6 +349,7 @@ class Adapter:
             video_token=video_token,
             audio_token=audio_token,
             places=places,
+            layouts=tuple(layouts),
         )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow
-from vlm_edit.host.declare import MARKS, Adapter, Ids, SiteRule, Stream, TapRule
+from vlm_edit.host.declare import MARKS, Adapter, Ids, Layout, SiteRule, Stream, TapRule
 from vlm_edit.host.pipelines import class_of
 from vlm_edit.host.wrappers import unwrap
 
@@ -112,6 +112,42 @@ def placeholder_ids(model: nn.Module, adapter: Adapter) -> dict[str, tuple[int, 
             "with the id of its image placeholder in Adapter.image_token, or write the id there"
         )
     return {name: numbers for name, numbers in ids.items() if numbers}
+
+
+def layouts_in(model: nn.Module, adapter: Adapter) -> dict[str, Layout]:
+    """Return the layouts that hold in a host, by the path of the module that is called so.
+
+    Their numbers are the host's own; one whose module the host lacks is passed over.
+
+    Raises:
+        VlmEditError: Neither the host's config nor the host has a number that one names.
+
+    Example:
+        >>> from torch import nn
+        >>> from vlm_edit.host import Adapter, Layout
+        >>> layouts = (Layout(("deep", "0"), ("text", "image"), ahead=1),)
+        >>> list(layouts_in(nn.Sequential(nn.Linear(2, 2)), Adapter((), layouts=layouts)))
+        ['0']
+    """
+    layouts = {}
+    for layout in adapter.layouts:
+        path = next((p for p in layout.paths if find_module(model, p) is not None), None)
+        if path is not None:
+            ahead, cut = (_number(model, path, layout, name) for name in ("ahead", "cut"))
+            layouts[path] = replace(layout, ahead=ahead, cut=cut)
+    return layouts
+
+
+def _number(model: nn.Module, path: str, layout: Layout, name: str) -> int:
+    said = getattr(layout, name)
+    value = said if isinstance(said, int) else _attributes(unwrap(model), said)
+    if not isinstance(value, int):
+        raise CannotKnow(
+            f"the layout of {path} in {class_of(model).__name__}: neither the config nor the model "
+            f"has a number {said!r}; name the attribute that holds it, or write the number, in the "
+            f"adapter's Layout.{name}"
+        )
+    return int(value)
 
 
 def _numbers(model: nn.Module, token: Ids | None) -> tuple[int, ...]:

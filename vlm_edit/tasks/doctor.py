@@ -22,6 +22,7 @@ from vlm_edit.host import (
     Site,
     answers,
     is_reached,
+    layouts_in,
     registered_adapter,
     same_answers,
     some_inside,
@@ -32,6 +33,7 @@ TEXT = "What is this?"
 _WITNESSES = {
     "image_mask": "the mask that was given",
     "argument": "an argument of the host's forward that marks them",
+    "position": "their position, as the adapter's layout says",
     "ids": "ids of placeholders",
     "host": "the host itself, by get_placeholder_mask",
     "origin": "where their embeddings came from, the projector",
@@ -111,7 +113,7 @@ def _known(host: Host) -> Iterator[Finding]:
 
 def _tokens(host: Host, inputs: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     """Hold our image tokens against those that move with the image."""
-    site = next((s for s in host.sites.values() if s.taps[0].stream == "mixed"), None)
+    site = _shared(host)
     if site is None:
         yield Finding("image tokens", "images and text share no sequence")
         return
@@ -130,10 +132,18 @@ def _tokens(host: Host, inputs: Sequence[Mapping[str, Any]]) -> Iterator[Finding
     yield Finding("image tokens", f"{int(mask.sum())} of {mask.shape[1]}, told by {who}")
     module = site.taps[0].module
     states = [entering(module, partial(answers, host, one)) for one in inputs]
-    yield _agreement(mask, states)
+    yield _agreement(mask, states, tokens.witness == "position")
 
 
-def _agreement(mask: Tensor, states: Sequence[Tensor]) -> Finding:
+def _shared(host: Host) -> Site | None:
+    """Return the first site that images and text share, if there is one not by position alone."""
+    by_position = tuple(f"{path}." for path in layouts_in(host.root, host.adapter))
+    mixed = [site for site in host.sites.values() if site.taps[0].stream == "mixed"]
+    others = (site for site in mixed if not site.taps[0].path.startswith(by_position))
+    return next(others, mixed[0] if mixed else None)
+
+
+def _agreement(mask: Tensor, states: Sequence[Tensor], by_position: bool) -> Finding:
     what = "another image"
     if states[0].shape != states[1].shape:
         return Finding(what, "makes another number of tokens: not compared")
@@ -142,6 +152,8 @@ def _agreement(mask: Tensor, states: Sequence[Tensor]) -> Finding:
     wrong, still = int((moved & ~mask).sum()), int((mask & ~moved).sum())
     if wrong:
         return Finding(what, f"moves {wrong} tokens that are called text", False)
+    if not moved.any() and by_position:
+        return Finding(what, "moves no token before this layer, which reads the image itself")
     if not moved.any():
         return Finding(what, "moves no token at all", False)
     rest = f"; {still} more stand for it, as line breaks do" if still else ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from vlm_edit import Host
-from vlm_edit.host import Adapter, Site, SiteRule, find_adapter
+from vlm_edit.host import Adapter, Site, SiteRule, find_adapter, layouts_in
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "hosts.md"
 WRITE = "VLM_EDIT_WRITE_DOCS"
@@ -86,6 +86,9 @@ def sites_table(host: nn.Module, adapter: Adapter) -> str:
     calls = [path for path in adapter.calls if has(host, path)]
     if calls:
         facts.append(f"calls of {', '.join(f'`{path}`' for path in calls)} are followed too")
+    for path, layout in layouts_in(host, adapter).items():
+        ahead = f" behind {layout.ahead} of its own" if layout.ahead else ""
+        facts.append(f"`{path}` has {' tokens, then '.join(layout.parts)} tokens{ahead}")
     if adapter.grid is not None:
         facts.append(f"`{adapter.grid}` tells which patches are whose")
     if facts:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vlm_edit import Host
 from vlm_edit.hooks import Tokens, attach
-from vlm_edit.host import Site, registered_adapter
+from vlm_edit.host import Site, layouts_in, registered_adapter
 from vlm_edit.testing import check_adapter
 
 NOT_RUN = ("host refuses", "host is random")
@@ -156,12 +156,19 @@ def tried(host: AnyHost, ours: Host, site: Site, mode: Mode, rows: list[Row]) ->
     return verdict(kept, prompt)
 
 
+def shared_site(host: Host) -> Site | None:
+    """The first site of images and text in one sequence, by ids: not of a Q-Former's, by order."""
+    by_order = tuple(f"{path}." for path in layouts_in(host.root, host.adapter))
+    mixed = (s for s in host.sites.values() if s.taps[0].stream == "mixed")
+    return next((s for s in mixed if not s.taps[0].path.startswith(by_order)), None)
+
+
 @functools.cache
 def ways(model_type: str) -> dict[str, str]:
     """How each way of running a type ends; empty where images share no sequence with text."""
     host = build(model_type)
     ours = Host.of(host.model)
-    site = next((s for s in ours.sites.values() if s.taps[0].stream == "mixed"), None)
+    site = shared_site(ours)
     if site is None:
         return {}
     found = {}

@@ -6,6 +6,7 @@ import pytest
 import transformers
 from any_hosts import TYPES
 from hosts_page import PAGE, describe, expect_section
+from lined_up_hosts import BRIDGETOWER, HOSTS
 from tiny_hosts import FAMILIES
 
 from vlm_edit.host import ENTRY_POINTS
@@ -32,6 +33,7 @@ def test_every_adapter_that_is_shipped_is_tested_on_a_host_of_its_own() -> None:
     ours = [p for p in entry_points(group=ENTRY_POINTS) if p.value.startswith("vlm_edit_adapters.")]
     tested = {family.make().config.model_type for family in FAMILIES.values()}
     tested |= {p.name for p in ours if p.name in TYPES}  # by test_all_types.py
+    tested |= {h.make().config.model_type for h in {**HOSTS, **BRIDGETOWER}.values()}
     elsewhere = {"open_clip.CLIP", "open_clip.CustomTextCLIP"}  # by test_open_clip.py
     pipelines = {p.name for p in ours if p.value.startswith("vlm_edit_adapters.diffusers:")}
     assert {point.name for point in ours} == tested | elsewhere | pipelines  # test_pipelines.py
