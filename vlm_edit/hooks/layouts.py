@@ -15,6 +15,7 @@ from vlm_edit.hooks.calls import Call
 from vlm_edit.host import Layout, caption_in
 
 _SEQUENCES = ("hidden_states", "query_embeds", "inputs_embeds")
+_PARTS = "parts of a layout"
 NO_WORD = -1  # where ids stand for none of the text's
 
 
@@ -50,6 +51,30 @@ def read_layout(layout: Layout, path: str, inputs: Mapping[str, Any], outer: Cal
     return call
 
 
+def read_part(call: Call, rows: int, length: int) -> Call:
+    """Return what is known of an output inside such a module that has other tokens than the call.
+
+    It is one part's alone, as what queries read of an image, if that part only has its length;
+    otherwise nobody can know.
+    """
+    parts: Mapping[str, tuple[int, int]] = call.fact(_PARTS) or {}
+    fitting = [name for name, (_, count) in parts.items() if count == length]
+    part = Call((rows, length), start=None)
+    part.by_layout = True
+    if len(fitting) != 1 or call.shape is None or rows != call.shape[0] or call.doubt is not None:
+        part.hidden_padding = call.hidden_padding or call.real is not None
+        return part
+    begin, end = parts[fitting[0]][0], parts[fitting[0]][0] + length
+    part.modality, part.witness = fitting[0], "position"
+    part.start, part.prompt, part.hidden_padding = 0, length, call.hidden_padding
+    part.real = None if call.real is None else call.real[:, begin:end]
+    part.prompt_real = part.real
+    if fitting[0] == "text":
+        part.ids = None if call.ids is None else call.ids[:, begin:end]
+        part.caption = None if call.caption is None else call.caption[:, begin:end]
+    return part
+
+
 def _sequence(inputs: Mapping[str, Any]) -> Tensor | None:
     given = (inputs.get(name) for name in _SEQUENCES)
     return next((x for x in given if isinstance(x, Tensor) and x.ndim == 3), None)
@@ -82,6 +107,8 @@ def _place(call: Call, layout: Layout, path: str, text: int, device: torch.devic
         )
         return
     call.modality, call.witness = _modality(layout, rows, length, text, device), "position"
+    image = ahead if layout.parts[0] == "image" else ahead + text
+    call.note(_PARTS, {"image": (image, images), "text": (_begin(layout, length, text), text)})
 
 
 def _modality(layout: Layout, rows: int, length: int, text: int, device: torch.device) -> Modality:

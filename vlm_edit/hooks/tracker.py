@@ -26,7 +26,7 @@ from vlm_edit.hooks.calls import (
 from vlm_edit.hooks.engine import Engines
 from vlm_edit.hooks.followers import followers_of
 from vlm_edit.hooks.generation import Generation, read_prompt
-from vlm_edit.hooks.layouts import read_layout
+from vlm_edit.hooks.layouts import read_layout, read_part
 from vlm_edit.hooks.methods import StandIn, TracedStandIn, rebind
 from vlm_edit.hooks.on_host import OnHost, hook_on
 from vlm_edit.hooks.placeholders import hear, masks_in
@@ -167,10 +167,8 @@ class CallTracker:
             return Tokens(stream, call, rows.shape, rows.device, output=hidden.shape)
         if hidden.ndim != 3:
             return Tokens.of(stream, call, hidden)
-        if call.by_layout:  # another sequence inside that module, of which nobody tells
-            unknown = Call((shape[0], shape[1]), start=None)
-            unknown.hidden_padding = call.hidden_padding or call.real is not None
-            return Tokens.of(stream, unknown, hidden)
+        if call.by_layout:
+            return Tokens.of(stream, read_part(call, shape[0], shape[1]), hidden)
         generation = self.generation
         if generation is not None and call is generation.call:
             # Of a module that ``generate`` calls alone.

@@ -375,3 +375,17 @@ def test_the_page_has_these_hosts_with_their_sites() -> None:
     hosts = [HOSTS[name] for name in (*named, "visual_bert")]
     made = [host.make() for host in (*hosts, *BRIDGETOWER.values())]
     expect_section("lined up", describe((model, "") for model in made))
+
+
+@pytest.mark.parametrize("name", ["instructblip", "blip2_matching"])
+def test_what_queries_read_of_the_image_is_image_unless_a_text_is_as_long(name: str) -> None:
+    host = HOSTS[name]
+    model = host.make()
+    site = Host.of(model).inside("qformer.0")["qformer.0.cross_attention"]
+    patch = Patch(site.name, random_dictionary(site.width), [Steer([3], 2.0)], tokens="image")
+    with patch.attach(model) as attached:
+        run(model, host.inputs())
+    assert attached.report().sites[0].streams == NO_TOKENS | {"image": 8, "text": 0}
+    as_long = host.inputs(words=((BEGIN, 5, 6, END), (BEGIN, 9, END)))
+    with patch.attach(model), pytest.raises(VlmEditError, match="nobody can tell"):
+        run(model, as_long)
