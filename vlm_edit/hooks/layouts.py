@@ -60,8 +60,8 @@ def read_part(call: Call, rows: int, length: int) -> Call:
     parts: Mapping[str, tuple[int, int]] = call.fact(_PARTS) or {}
     fitting = [name for name, (_, count) in parts.items() if count == length]
     part = Call((rows, length), start=None)
-    part.by_layout = True
-    if len(fitting) != 1 or call.shape is None or rows != call.shape[0] or call.doubt is not None:
+    part.by_layout, part.doubt = True, call.doubt
+    if len(fitting) != 1 or call.shape is None or rows != call.shape[0]:
         part.hidden_padding = call.hidden_padding or call.real is not None
         return part
     begin, end = parts[fitting[0]][0], parts[fitting[0]][0] + length
