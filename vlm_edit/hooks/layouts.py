@@ -106,19 +106,17 @@ def _place(call: Call, layout: Layout, path: str, text: int, device: torch.devic
             f"{ahead} neither text nor image, as the call around it and the adapter's Layout say"
         )
         return
-    call.modality, call.witness = _modality(layout, rows, length, text, device), "position"
-    image = ahead if layout.parts[0] == "image" else ahead + text
-    call.note(_PARTS, {"image": (image, images), "text": (_begin(layout, length, text), text)})
+    first = ahead if layout.parts[0] == "image" else ahead + text
+    call.modality, call.witness = _modality(rows, length, first, images, device), "position"
+    call.note(_PARTS, {"image": (first, images), "text": (_begin(layout, length, text), text)})
 
 
-def _modality(layout: Layout, rows: int, length: int, text: int, device: torch.device) -> Modality:
-    ahead = int(layout.ahead)
-    images = length - ahead - text
+def _modality(rows: int, length: int, first: int, images: int, device: torch.device) -> Modality:
+    """Return whose tokens are those of rows in which images stand from a place on."""
     if not images:
         return "text"
     if images == length:
         return "image"
-    first = ahead if layout.parts[0] == "image" else ahead + text
     places = torch.arange(length, device=device)
     return Mixed.of(image=((places >= first) & (places < first + images)).expand(rows, length))
 
