@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlm_edit.edits import Ablate, Blend, Clamp, Keep, Move, Project, Rule, Scale, Splice, Steer
 from vlm_edit.ground.errors import CannotKnow, VlmEditError
+from vlm_edit.ground.modality import SENSED, is_among
 from vlm_edit.host import Host, Site, Tap, find_module
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.card import further
@@ -267,9 +268,8 @@ def _expect_every_token(binding: Binding, site: Site, host: Host) -> None:
     )
     whole = {"all", "text+special"} | ({"text"} if is_joint else set())
     if any(tap.stream != "text" for tap in site.taps):
-        seen = all(tap.stream == "image" for tap in site.taps)
-        heard = all(tap.stream == "audio" for tap in site.taps)
-        whole = {"all"} | ({"image", "visual"} if seen else {"audio"} if heard else set())
+        names = (*SENSED, "visual")
+        whole = {"all"} | {n for n in names if all(is_among(tap.stream, n) for tap in site.taps)}
     if narrowed or selection.tokens not in whole:
         raise VlmEditError(f"it is made to some tokens only ({selection})")
     extras = [item.name for item in further(binding, _KNOWN)]
