@@ -14,6 +14,7 @@ from vlm_edit.ground.modality import SENSED, Mixed, Modality
 from vlm_edit.hooks import Selection, Special, Tokens
 
 STREAMS = ("image", "video", "audio", "text", "special", "unknown")
+_WITHOUT_WORDS = (*SENSED, None)
 PHASES = ("prompt", "decode", "unknown")
 
 
@@ -138,7 +139,7 @@ class Tally:
         if phase is None or on_device:
             self._on(tokens.device).add(phase, tokens, chosen, self.special)
             return
-        special = None if modality in (*SENSED, None) else tokens.special_rows(self.special)
+        special = None if modality in _WITHOUT_WORDS else tokens.special_rows(self.special)
         if isinstance(chosen, bool) and not isinstance(modality, Mixed) and special is None:
             self._counts[modality or "unknown", phase] += tokens.shape[:-1].numel()
         else:
@@ -209,7 +210,7 @@ class _Held:
         self, phase: str | None, tokens: Tokens, chosen: Tensor | bool, ids: Special | None
     ) -> None:
         mask = _as_mask(chosen, tokens)
-        special = None if tokens.modality in (*SENSED, None) else tokens.special_rows(ids)
+        special = None if tokens.modality in _WITHOUT_WORDS else tokens.special_rows(ids)
         if phase is not None:
             self.put(phase, tokens, mask, special)
             return
