@@ -214,7 +214,7 @@ class Tokens:
             BadArgument: There are others, or nobody can tell which of them a token is of.
         """
         call = self.call
-        if call.flat is None or self.stream == "image":
+        if call.flat is None or self.is_sensed:
             return None
         if call.segments is None:
             raise BadArgument(f"{name} has {count} values, but {unplaced(call)}. {mend(call)}")

@@ -206,7 +206,7 @@ class Active:
 
     def _sequences(self, rows: Tensor, tokens: Tokens) -> Tensor:
         """Fit a mask of a call whose rows hold several sequences to the output."""
-        fitted = tokens.fit(rows) if tokens.stream != "image" else None
+        fitted = None if tokens.is_sensed else tokens.fit(rows)
         if fitted is None:
             raise CannotKnow(
                 f"this site's output ({tokens.stream}) is {tuple(tokens.shape)}, in which nobody "
