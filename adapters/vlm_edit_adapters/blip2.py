@@ -10,6 +10,12 @@ vision = SiteRule(
     (TapRule(("vision_model.encoder.layers.{i}",), "image", ends=("+mlp.fc2",)),),
     width=("vision_config.hidden_size",),
 )
+# Of a Q-Former that reads words beside its queries.
+reading = SiteRule(
+    "qformer.{i}",
+    (TapRule(("qformer.encoder.layer.{i}",), "mixed"),),
+    width=("qformer_config.hidden_size",),
+)
 adapter = Adapter(
     sites=(
         vision,

@@ -14,11 +14,7 @@ adapter = Adapter(
             width=("image_text_hidden_size",),
         ),
         blip2.vision,
-        SiteRule(
-            "qformer.{i}",
-            (TapRule(("qformer.encoder.layer.{i}",), "mixed"),),
-            width=("qformer_config.hidden_size",),
-        ),
+        blip2.reading,
     ),
     layouts=(
         Layout(("qformer",), ("image", "text"), images="query_length", cut="num_query_tokens"),

@@ -5,18 +5,11 @@ Queries stand first; frames of a video have queries each.
 
 from dataclasses import replace
 
-from vlm_edit.host import Layout, SiteRule, TapRule
+from vlm_edit.host import Layout
 from vlm_edit_adapters import blip2
 
 _sites = tuple(
-    SiteRule(
-        rule.name,
-        (TapRule(("qformer.encoder.layer.{i}",), "mixed"),),
-        width=rule.width,
-    )
-    if rule.name == "qformer.{i}"
-    else rule
-    for rule in blip2.adapter.sites
+    blip2.reading if rule.name == blip2.reading.name else rule for rule in blip2.adapter.sites
 )
 adapter = replace(blip2.adapter, sites=_sites, layouts=(Layout(("qformer",), ("image", "text")),))
 video = replace(adapter, image_token=None, video_token="video_token_id")
