@@ -84,6 +84,11 @@ def some_inside(sites: Mapping[str, Site]) -> list[Site]:
     return found
 
 
+def may_rest(site: Site) -> bool:
+    """Return whether a forward may pass a site by: some calls bring nothing else to attend to."""
+    return site.name.endswith(".cross_attention")
+
+
 def _found(layer: Site, tap: Tap) -> Iterator[Site]:
     own, crossing = _part(tap.module, _ATTENTION, "Attention"), _part(tap.module, _CROSSING)
     attention = own or crossing

@@ -23,6 +23,7 @@ from vlm_edit.host import (
     answers,
     is_reached,
     layouts_in,
+    may_rest,
     registered_adapter,
     same_answers,
     some_inside,
@@ -185,8 +186,8 @@ def _edit(
     except (RuntimeError, VlmEditError) as error:
         return line(f"the edit fails: {error}"), False
     if not attached.report().edited_tokens:
-        crosses = site.name.endswith(".cross_attention")  # some calls bring nothing to attend to
-        return "no token passed: this forward does not run it", None if crosses else False
+        rests = None if may_rest(site) else False
+        return "no token passed: this forward does not run it", rests
     if same_answers(before, after):
         if INSIDE.fullmatch(site.name):  # whose weights may be zeros
             return "changes nothing that the host says", None
