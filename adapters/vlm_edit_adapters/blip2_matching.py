@@ -20,4 +20,3 @@ adapter = Adapter(
         Layout(("qformer",), ("image", "text"), images="query_length", cut="num_query_tokens"),
     ),
 )
-adapters = {"blip-2": blip2.adapter, "transformers.Blip2ForImageTextRetrieval": adapter}

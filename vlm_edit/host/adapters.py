@@ -92,8 +92,7 @@ def registered_adapter(model: Model) -> Adapter | None:
     for key in keys:
         if key in points:
             table = _load(key, points[key])
-            names = sorted(keys, key=lambda name: name == key)  # by class, and its own key last
-            return _fitting(key, next(table[name] for name in names if name in table), host)
+            return _fitting(key, next(table[name] for name in keys if name in table), host)
     return None
 
 
@@ -108,7 +107,7 @@ def _required(model: Model) -> Adapter:
 def _keys(host: nn.Module) -> list[str]:
     model_type = getattr(getattr(host, "config", None), "model_type", None)
     classes = [_key(kind) for kind in class_of(host).__mro__]
-    return [key for key in (model_type, *classes) if isinstance(key, str)]
+    return [key for key in (*classes, model_type) if isinstance(key, str)]
 
 
 def _unknown(host: nn.Module) -> UnknownName:
