@@ -24,6 +24,8 @@ _MLP = (
     *("mlp.DenseReluDense", "mlp", "feed_forward", "ffn", "layer.2.DenseReluDense"),
     *("layer.1.DenseReluDense", "mixer", "fc2", "output.dense", "output_query.dense"),
 )
+# What does a part of an MLP's work beside it, so that neither is all of it.
+_BESIDE_MLP = ("experts", "output_query.dense")
 _PROJECTIONS = (
     *("o_proj", "out_proj", "proj", "projection", "projection_layer", "output.dense", "output"),
     *("dense", "c_proj", "wo", "Wo", "o", "out_lin", "to_out.0", "attention.output"),
@@ -100,7 +102,8 @@ def _found(layer: Site, tap: Tap) -> Iterator[Site]:
         path = _projection(tap.module, crossing) or crossing
         yield _site(layer, "cross_attention", path, width)
     mlp = _part(tap.module, _MLP, "MLP|Mlp|MoE")
-    if mlp is not None and find_module(tap.module, "experts") is None:  # which add to it
+    beside = [find_module(tap.module, name) for name in _BESIDE_MLP if name != mlp]
+    if mlp is not None and all(part is None for part in beside):
         yield _site(layer, "mlp", mlp, width)
     if attention is not None and projection is not None:
         yield from _heads(layer, attention, projection)

@@ -41,6 +41,8 @@ MORE: dict[str, str] = {
     "Lfm3DecoderLayer": "a convolution in the place of attention",
     "MuseSparkTextDecoderLayer": "gates on the stream",
     "NemotronHBlock": "a state space",
+    "InstructBlipQFormerLayer": "an MLP for queries and one for words",
+    "InstructBlipVideoQFormerLayer": "an MLP for queries and one for words",
     "FastVitStage": "several blocks",
     "Sequential": "several blocks",
 }
