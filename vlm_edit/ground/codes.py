@@ -104,6 +104,26 @@ class SparseCodes:
         full[self.rows, self.features] = self.values
         return full
 
+    def pick(self, numbers: Tensor) -> SparseCodes:
+        """Return the codes of some examples.
+
+        Args:
+            numbers: [k] int64, rising, on the same device.
+
+        Example:
+            >>> import torch
+            >>> codes = SparseCodes.of(torch.tensor([[0.0, 2.0], [5.0, 0.0], [3.0, -1.0]]))
+            >>> codes.pick(torch.tensor([0, 2])).dense()
+            tensor([[ 0.,  2.],
+                    [ 3., -1.]])
+        """
+        place = self.rows.new_full((self.shape[0],), -1)
+        place[numbers] = torch.arange(len(numbers), device=place.device)
+        rows = place[self.rows]
+        kept = rows >= 0
+        shape = (len(numbers), self.shape[1])
+        return SparseCodes(rows[kept], self.features[kept], self.values[kept], shape)
+
     @cached_property
     def by_feature(self) -> tuple[Tensor, Tensor]:
         """Return the order that sorts entries by feature, and where each begins, [nnz], [m + 1].

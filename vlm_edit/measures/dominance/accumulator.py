@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 import numpy as np
@@ -12,11 +14,13 @@ from torch import Tensor
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 from vlm_edit.measures.dominance.flips import LEVELS
+from vlm_edit.measures.dominance.images import Shared, drawn, groups
 from vlm_edit.measures.dominance.result import ONE, Dominance, Zeros
 
 # Sums of ratios, each at most ONE = 2**41, stay exact in int64.
 _MOST_PAIRS = 1 << 21
 _EPSILON = 1e-6
+_DRAWN, _SHARED = "drawn.", "shared."
 
 # Numbers of the table in which a text's features are looked up among its image's: 2 MiB, which
 # caches hold.
@@ -32,9 +36,13 @@ class DominanceAccumulator:
     is that of the state, about 350 bytes per feature, and some 12 MiB of scratch, for any number
     of pairs.
 
+    Where an image has several captions, tests are of one of them, drawn with a seed, and sums are
+    kept of what captions of an image have in common: the state is then twice as large.
+
     Args:
         n_features: Size m of the dictionary.
         zeros: As in ``modality_dominance``.
+        seed: Of the draw of one caption for each image.
 
     Example:
         >>> import torch
@@ -47,26 +55,38 @@ class DominanceAccumulator:
         True
     """
 
-    def __init__(self, n_features: int, zeros: Zeros = "skip") -> None:
+    def __init__(self, n_features: int, zeros: Zeros = "skip", seed: int = 0) -> None:
         if zeros not in get_args(Zeros):
             raise UnknownName(f"unknown convention zeros={zeros!r}: use {get_args(Zeros)}")
         self.zeros: Zeros = zeros
+        self.seed = seed
         self.n_pairs = 0
+        # Of one caption for each image, once an image has several: until then this itself.
+        self._drawn: DominanceAccumulator | None = None
+        self._shared = Shared.none(n_features)
         self._ratios = torch.zeros(3 if zeros == "epsilon" else 2, n_features, dtype=torch.int64)
         self._counts = torch.zeros(3, n_features, dtype=torch.int64)
         # Of pairs active in both streams; all others are at the ends, and counted.
         self._levels = torch.zeros(n_features, 2 * LEVELS + 1, dtype=torch.int64)
         self._masses = torch.zeros(5, n_features, dtype=torch.float64)
 
-    def update(self, image_codes: Tensor | SparseCodes, text_codes: Tensor | SparseCodes) -> None:
+    def update(
+        self,
+        image_codes: Tensor | SparseCodes,
+        text_codes: Tensor | SparseCodes,
+        images: Tensor | Sequence[int] | None = None,
+    ) -> None:
         """Add pairs, given by the codes of both streams.
 
         Args:
             image_codes: [n, m], any float dtype; signs are dropped.
             text_codes: [n, m], row by row of the same pairs.
+            images: [n], which image each pair shows, any whole numbers; all pairs of one image
+                must come in one call. None where each shows its own.
 
         Raises:
-            VlmEditError: Shapes that differ, numbers that are not finite, or too many pairs.
+            VlmEditError: Shapes that differ, numbers that are not finite, or too many pairs, also
+                of one image.
         """
         shape = (len(image_codes), self._counts.shape[1])
         if tuple(image_codes.shape) != shape or tuple(text_codes.shape) != shape:
@@ -80,9 +100,33 @@ class DominanceAccumulator:
             raise BadArgument(
                 "codes hold NaN or infinity: a host in float16 may overflow; use float32"
             )
+        self._add_images(image, text, images)
         for block in _blocks(image, text):
             self._add(*block)
         self.n_pairs += len(image)
+
+    def _add_images(
+        self, image: SparseCodes, text: SparseCodes, images: Tensor | Sequence[int] | None
+    ) -> None:
+        """Add one caption of each image, and what all of them have in common."""
+        group = None
+        if images is not None:
+            group, captions = groups(images, len(image))
+            group = group if len(captions) < len(group) else None
+        if group is None or images is None:
+            if self._drawn is not None:
+                self._drawn.update(image, text)
+            return
+        self._shared.add(image, text, group)
+        rows = drawn(images, self.seed)
+        self._begin_drawn().update(image.pick(rows), text.pick(rows))
+
+    def _begin_drawn(self) -> DominanceAccumulator:
+        """Return what gathers one caption of each image; before any had several, a copy of this."""
+        if self._drawn is None:
+            self._drawn = copy.deepcopy(self)
+            self._drawn._shared = Shared.none(self._counts.shape[1])
+        return self._drawn
 
     def _add(
         self,
@@ -120,7 +164,7 @@ class DominanceAccumulator:
             total.index_add_(0, feature, -_fixed(a / (a + _EPSILON)))
 
     def merge(self, other: DominanceAccumulator) -> None:
-        """Add the pairs of another accumulator.
+        """Add the pairs of another accumulator, of none of the images here.
 
         Raises:
             VlmEditError: Another number of features or another convention, or too many pairs.
@@ -128,6 +172,9 @@ class DominanceAccumulator:
         if other._counts.shape != self._counts.shape or other.zeros != self.zeros:
             raise BadArgument("accumulators differ in their features or in zeros=")
         self._expect_room(other.n_pairs)
+        if self._drawn is not None or other._drawn is not None:
+            self._begin_drawn().merge(other if other._drawn is None else other._drawn)
+        self._shared.merge(other._shared)
         for mine, theirs in zip(self._state().values(), other._state().values(), strict=True):
             mine += theirs
         self.n_pairs += other.n_pairs
@@ -135,7 +182,11 @@ class DominanceAccumulator:
     def state_dict(self) -> dict[str, Tensor]:
         """Return all there is to go on later, to the bit: counts and sums over the pairs so far."""
         state = {name: tensor.clone() for name, tensor in self._state().items()}
-        return {"n_pairs": torch.tensor(self.n_pairs), **state}
+        state["n_pairs"] = torch.tensor(self.n_pairs)
+        if self._drawn is not None:
+            state |= {f"{_DRAWN}{k}": v for k, v in self._drawn.state_dict().items()}
+            state |= {f"{_SHARED}{k}": v for k, v in self._shared.state_dict().items()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on where ``state_dict`` was taken; what was here before is forgotten.
@@ -151,9 +202,17 @@ class DominanceAccumulator:
                 f"not the state of dominance of {self._counts.shape[1]} features with "
                 f"zeros={self.zeros!r}: {sorted(missing) + wrong} missing or of another shape"
             )
+        drawn, shared = (
+            {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+            for start in (_DRAWN, _SHARED)
+        )
         for name, tensor in here.items():
             tensor.copy_(state[name])
         self.n_pairs = int(state["n_pairs"])
+        self._drawn, self._shared = None, Shared.none(self._counts.shape[1])
+        if drawn:
+            self._begin_drawn().load_state_dict(drawn)
+            self._shared.load_state_dict(shared)
 
     def _state(self) -> dict[str, Tensor]:
         return {
@@ -179,7 +238,7 @@ class DominanceAccumulator:
         levels = self._levels.clone()
         levels[:, -1] += image - both
         levels[:, 0] += text - both
-        return Dominance(
+        whole = Dominance(
             self.n_pairs,
             self.zeros,
             self._counts.clone(),
@@ -187,10 +246,27 @@ class DominanceAccumulator:
             levels,
             self._masses.clone(),
         )
+        if self._drawn is None:
+            return whole
+        some = self._drawn.compute()
+        return dataclasses.replace(
+            whole,
+            levels=some.levels,
+            n_images=some.n_pairs,
+            drawn=some.counts,
+            products=self._shared.products.clone(),
+            idle=self._shared.idle.clone(),
+            captions=self._shared.captions,
+        )
 
 
 def modality_dominance(
-    image_codes: Tensor | SparseCodes, text_codes: Tensor | SparseCodes, zeros: Zeros = "skip"
+    image_codes: Tensor | SparseCodes,
+    text_codes: Tensor | SparseCodes,
+    zeros: Zeros = "skip",
+    *,
+    images: Tensor | Sequence[int] | None = None,
+    seed: int = 0,
 ) -> Dominance:
     """Compute the Modality Dominance Score of every feature: the mean over pairs of its ratio.
 
@@ -203,6 +279,10 @@ def modality_dominance(
         zeros: What a pair counts in which the feature is active in neither stream: ``skip``, not
             at all (the default); ``half``, 0.5; ``epsilon``, 0, with 1e-6 in every denominator.
             They give very different scores for sparse features.
+        images: [n], which image each pair shows, any whole numbers, where some images have
+            several captions: intervals then count images, and tests take one caption of each.
+            None where each pair shows an image of its own.
+        seed: Of the draw of those captions.
 
     Returns:
         The scores with their counts.
@@ -217,8 +297,8 @@ def modality_dominance(
         >>> modality_dominance(image, text).scores
         tensor([0.6250, 0.0000,    nan], dtype=torch.float64)
     """
-    accumulator = DominanceAccumulator(image_codes.shape[-1], zeros)
-    accumulator.update(image_codes, text_codes)
+    accumulator = DominanceAccumulator(image_codes.shape[-1], zeros, seed)
+    accumulator.update(image_codes, text_codes, images)
     return accumulator.compute()
 
 

@@ -25,14 +25,9 @@ def null_histogram(dominance: Dominance, bins: int) -> list[float]:
         >>> round(middle, 3)
         3.0
     """
-    pairs = (
-        dominance.active
-        if dominance.zeros == "skip"
-        else torch.full_like(dominance.active, dominance.n_pairs)
-    )
-    centre = 0.5 * (
-        dominance.active / pairs if dominance.zeros == "epsilon" else torch.ones(len(pairs))
-    )
+    active = dominance.drawn_active
+    pairs = active if dominance.zeros == "skip" else torch.full_like(active, dominance.images)
+    centre = 0.5 * (active / pairs if dominance.zeros == "epsilon" else torch.ones(len(pairs)))
     sums = flipped_sums(dominance.levels, _DRAWS, 0).double() / (2 * LEVELS)
-    scores = (centre + sums / pairs)[:, ~dominance.dead].clamp(0, 1)
+    scores = (centre + sums / pairs)[:, active > 0].clamp(0, 1)
     return [float(c) / _DRAWS for c in torch.histc(scores.float(), bins, 0.0, 1.0)]

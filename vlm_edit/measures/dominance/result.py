@@ -8,7 +8,6 @@ After the definition in "The Multi-Faceted Monosemanticity in Multimodal Represe
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -19,7 +18,17 @@ from torch import Tensor
 from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.ground.statistics import Estimate, benjamini_hochberg
-from vlm_edit.measures.dominance.flips import flip_p, flipped_sums, level_sums
+from vlm_edit.measures.dominance.classes import (
+    CLASSES,
+    Cut,
+    cuts_of,
+    expected,
+    members,
+    scores_of,
+    sd_of,
+)
+from vlm_edit.measures.dominance.flips import flip_p, level_sums
+from vlm_edit.measures.dominance.images import FINE
 from vlm_edit.measures.dominance.pairing import fisher_p
 from vlm_edit.measures.dominance.scores import (
     activity_information,
@@ -29,16 +38,12 @@ from vlm_edit.measures.dominance.scores import (
 )
 
 Zeros = Literal["skip", "half", "epsilon"]
-Cut = Literal["sd", "fixed", "significant"]
-
-CLASSES = ("vision", "language", "cross", "undecided", "dead")
-
 # Ratios lie in [0, 1]; as whole multiples of 2**-41 their sums are exact in int64 whatever the
 # order, and each is off by at most 2**-42.
 ONE = 1 << 41
 
 # With fewer, not even one stream in every pair reaches p < .05 in the swap test.
-_FEW = 6
+FEW = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +56,15 @@ class Dominance:
         counts: [3, m] int64, pairs in which a feature is active in the image, the text, both.
         ratios: [2 or 3, m] int64, sums over active pairs of the ratio, its square and, measured
             with ``zeros="epsilon"``, the ratio with epsilon, in units of 2^-41.
-        levels: [m, 33] int64, active pairs by 2 * ratio - 1 in sixteenths, from -16 to 16.
+        levels: [m, 33] int64, active pairs by 2 * ratio - 1 in sixteenths, from -16 to 16; where
+            images have several captions, of one of each.
         masses: [5, m] float64, sums of |zI|, |zT|, zI^2, zT^2 and |zI| |zT|.
+        n_images: Images measured, where some have several captions; None where none has.
+        drawn: [3, m] int64, ``counts`` of one caption of each image; then.
+        products: [5, m] int64, what captions of one image have in common
+            (``vlm_edit.measures.dominance.images``); then.
+        idle: [m] int64, active pairs less images with one; then.
+        captions: The sum over images of c (c - 1) for c captions.
     """
 
     n_pairs: int
@@ -61,6 +73,16 @@ class Dominance:
     ratios: Tensor
     levels: Tensor
     masses: Tensor
+    n_images: int | None = None
+    drawn: Tensor | None = None
+    products: Tensor | None = None
+    idle: Tensor | None = None
+    captions: int = 0
+
+    @property
+    def images(self) -> int:
+        """Return the number of images, which are the sample that intervals and tests speak of."""
+        return self.n_pairs if self.n_images is None else self.n_images
 
     @property
     def image_active(self) -> Tensor:
@@ -82,6 +104,17 @@ class Dominance:
         """Return the number of pairs in which a feature is active in either stream, [m] int64."""
         return self.counts[0] + self.counts[1] - self.counts[2]
 
+    @cached_property
+    def drawn_active(self) -> Tensor:
+        """Return the images of which the caption that is tested activates a feature, [m] int64."""
+        image, text, both = self._tested
+        return image + text - both
+
+    @property
+    def _tested(self) -> Tensor:
+        """Return the counts of one caption of each image, [3, m] int64."""
+        return self.counts if self.drawn is None else self.drawn
+
     @property
     def dead(self) -> Tensor:
         """Return a mask of the features that no pair activates, [m] bool."""
@@ -90,15 +123,8 @@ class Dominance:
     @cached_property
     def scores(self) -> Tensor:
         """Return the score under ``zeros``, [m] float64; NaN for dead features."""
-        return self._scores_of(self.ratios[2 if self.zeros == "epsilon" else 0].double() / ONE)
-
-    def _scores_of(self, sums: Tensor) -> Tensor:
-        counts = self.active.double()
-        if self.zeros == "half":
-            sums = sums + 0.5 * (self.n_pairs - counts)
-        if self.zeros != "skip":
-            counts = torch.full_like(counts, self.n_pairs)
-        return torch.where(self.dead, torch.nan, sums / counts)
+        sums = self.ratios[2 if self.zeros == "epsilon" else 0].double() / ONE
+        return scores_of(sums, self.active, self.n_pairs, self.zeros)
 
     def under(self, zeros: Zeros) -> Dominance:
         """Return the same pairs under another convention, without measuring again.
@@ -127,16 +153,18 @@ class Dominance:
     @property
     def sd(self) -> float:
         """Return the standard deviation of scores over live features, NaN for fewer than two."""
-        return _sd(self.scores[~self.dead])
+        return sd_of(self.scores[~self.dead])
 
     def intervals(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Compute the interval of each feature's score, under the convention it was measured with.
 
-        Pairs are taken as a sample: the active ones under ``skip``, all of them otherwise. Wilson's
-        score interval for the effective number of pairs ``n p (1 - p) / s^2``, with Student's t: a
-        feature whose ratios are all 1 has an interval of positive width, and one with continuous
-        ratios a narrower one than a share. For 5 to 1,000 active pairs and ratios from constant to
-        all-or-nothing it covered 93 to 100 %
+        Images are taken as a sample: the active ones under ``skip``, all of them otherwise.
+        Wilson's score interval for the effective number of pairs ``n p (1 - p) / s^2``, with
+        Student's t: a feature whose ratios are all 1 has an interval of positive width, and one
+        with continuous ratios a narrower one than a share. The variance is that of a ratio of sums
+        over images, so captions of one image count for as much as they differ. For 5 to 1,000
+        active pairs and ratios from constant to all-or-nothing it covered 93 to 100 %, with 1, 2
+        and 5 captions an image 93 % and more
         (tests/measures/dominance/test_calibration.py); with few pairs it is wider than it needs be.
 
         Args:
@@ -156,15 +184,35 @@ class Dominance:
         if not 0 < level < 1:
             raise BadArgument(f"the level of an interval lies between 0 and 1, got {level}")
         sums, squares = self.ratios[:2].double() / ONE
-        n = self.active.double()
+        n, images, total = self.active.double(), self._images_active.double(), self.n_pairs
+        ss, sn, nn, sc, nc = self._products
+        cc = float(self.captions)
         if self.zeros == "half":
-            idle = self.n_pairs - n
+            idle = total - n
             sums, squares = sums + 0.5 * idle, squares + 0.25 * idle
+            ss, sc = ss - sn + 0.25 * nn + sc - 0.5 * nc + 0.25 * cc, sc - 0.5 * nc + 0.5 * cc
         if self.zeros == "epsilon":
             sums = self.ratios[2].double() / ONE  # its squares are at most those without epsilon
         if self.zeros != "skip":
-            n = torch.full_like(n, self.n_pairs).masked_fill(self.dead, 0)
-        return mean_ratio_interval(sums, squares, n, level)
+            n = torch.full_like(n, total).masked_fill(self.dead, 0)
+            images = torch.full_like(n, self.images).masked_fill(self.dead, 0)
+            sn, nn = sc, torch.full_like(n, cc)
+        mean = sums / n
+        spread = (squares - sums * mean).clamp(min=0) + ss - 2 * mean * sn + mean * mean * nn
+        return mean_ratio_interval(sums, spread, n, images, 1 + nn / n, level)
+
+    @property
+    def _images_active(self) -> Tensor:
+        """Return the images of which any caption activates a feature, [m] int64."""
+        return self.active if self.idle is None else self.active - self.idle
+
+    @property
+    def _products(self) -> Tensor:
+        """Return what captions of one image have in common, [5, m] float64, in whole units."""
+        if self.products is None:
+            return torch.zeros(5, len(self.active), dtype=torch.float64)
+        unit = torch.tensor([FINE, FINE, 1, FINE, 1])
+        return self.products.double() / unit[:, None]
 
     def modality_score(self, energy: bool = False) -> Tensor:
         """Compute the ratio of means, ``E|zI| / (E|zI| + E|zT|)``, [m] float64; NaN if dead.
@@ -224,10 +272,10 @@ class Dominance:
         Two-sided test of "image and text are exchangeable in each pair" by the sum of
         ``2 ratio - 1`` over active pairs, each in sixteenths: with these the test is exact, and
         for many active pairs conservative (``vlm_edit.measures.dominance.flips``). It is the same
-        under every convention for zeros.
+        under every convention for zeros. Of images with several captions one is taken.
 
         Returns:
-            p values, float64, at least 1e-12; NaN for dead features.
+            p values, float64, at least 1e-12; NaN where no pair of those activates a feature.
 
         Example:
             >>> import torch
@@ -243,20 +291,24 @@ class Dominance:
 
         The score does not see the pairing: a feature can be called cross-modal and fire on
         unrelated images and texts. Matched far above shuffled says that it does not. Shuffled is
-        the share among all n * (n - 1) ways to put an image beside another pair's text.
+        the share among all n * (n - 1) ways to put an image beside another image's text. Of images
+        with several captions one is taken.
 
         Returns:
-            Two [m] float64, NaN for dead features; shuffled also where there is one pair only.
+            Two [m] float64, NaN for features that none of these pairs activates; shuffled also
+            where there is one image only.
         """
-        image, text, both = self.counts.double()
-        chance = (image * text - both) / (self.n_pairs - 1)
+        image, text, both = self._tested.double()
+        chance = (image * text - both) / (self.images - 1)
         return both / (image + text - both), chance / (image + text - chance)
 
     def cofiring_test(self) -> Tensor:
         """Return the chance that shuffled pairs fire in both as often, [m]: Fisher's exact.
 
+        Of images with several captions one is taken.
+
         Returns:
-            p values, float64, one-sided; NaN for dead features.
+            p values, float64, one-sided; NaN where none of these pairs activates a feature.
 
         Example:
             >>> import torch
@@ -265,8 +317,9 @@ class Dominance:
             >>> round(float(modality_dominance(codes, codes).cofiring_test()), 6)
             0.166667
         """
-        image, text, both = self.counts
-        return torch.where(self.dead, torch.nan, fisher_p(both, image, text, self.n_pairs))
+        image, text, both = self._tested
+        p = fisher_p(both, image, text, self.images)
+        return torch.where(self.drawn_active == 0, torch.nan, p)
 
     def paired(self, alpha: float = 0.05) -> Tensor:
         """Mark features that fire in both streams of pairs more often than of shuffled ones, [m].
@@ -279,34 +332,44 @@ class Dominance:
         return benjamini_hochberg(self.cofiring_test(), alpha)
 
     def cuts(
-        self, rule: Cut = "significant", low: float = 0.4, high: float = 0.6
+        self, rule: Cut = "interval", low: float = 0.4, high: float = 0.6
     ) -> tuple[float, float]:
         """Return two cuts: below the first is language-dominant, above the second vision-dominant.
 
         Args:
             rule: ``sd``, mean minus and plus one standard deviation of the scores, as the paper
-                has it; ``fixed`` and ``significant``, the numbers given.
-            low: For ``fixed`` and ``significant``.
-            high: For ``fixed`` and ``significant``.
+                has it; by any other, the numbers given.
+            low: For all rules but ``sd``.
+            high: For all rules but ``sd``.
         """
-        return _cuts(self.scores[~self.dead], rule, low, high)
+        return cuts_of(self.scores[~self.dead], rule, low, high)
 
     def classes(
-        self, rule: Cut = "significant", low: float = 0.4, high: float = 0.6, alpha: float = 0.05
+        self, rule: Cut = "interval", low: float = 0.4, high: float = 0.6, alpha: float = 0.05
     ) -> dict[str, list[int]]:
         """List features by class: ``vision``, ``language``, ``cross``, ``undecided``, ``dead``.
 
-        The rule ``sd`` always finds about the same shares, also in data without any effect of
-        modality, and finds no language-dominant feature once mean - sd is below 0: compare it
-        with ``expected_classes``. ``significant`` takes the fixed cuts, and calls ``undecided``
-        what lies outside of them but does not pass the swap test after Benjamini and Hochberg;
-        only there anything is undecided.
+        Four rules:
+
+        - ``interval``: a label is earned. Vision or language where the interval of the score lies
+          wholly beyond the cut, cross where it lies wholly between the cuts (two one-sided tests,
+          an equivalence test), else undecided. Each label is wrong in at most ``alpha`` of
+          samples, for one feature; their number is not corrected for.
+        - ``significant``: the score beyond the cut, and the swap test, which asks whether it
+          differs from .5, after Benjamini and Hochberg; else undecided. Between the cuts all is
+          cross, and needs no evidence.
+        - ``sd``, the paper's: mean minus and plus one standard deviation. It finds about the same
+          shares in any data, also without an effect of modality (``expected_classes``), and no
+          language-dominant feature once mean - sd is below 0.
+        - ``fixed``: the cuts alone.
+
+        To choose features for an edit, ``vlm_edit.selection.by_class`` ranks instead.
 
         Args:
-            rule: As in ``cuts``.
-            low: For ``fixed`` and ``significant``.
-            high: For ``fixed`` and ``significant``.
-            alpha: False discovery rate of ``significant``.
+            rule: One of these.
+            low: Lower cut, of all rules but ``sd``.
+            high: Upper cut, likewise.
+            alpha: Error of a label by ``interval``, false discovery rate by ``significant``.
 
         Returns:
             Feature numbers by class, rising.
@@ -319,17 +382,15 @@ class Dominance:
             ... )
             >>> dominance.classes("fixed")
             {'vision': [0], 'language': [1], 'cross': [2], 'undecided': [], 'dead': [3]}
-            >>> dominance.classes("significant")["undecided"]
-            [0, 1]
+            >>> dominance.classes()["undecided"]  # one pair proves nothing
+            [0, 1, 2]
         """
-        cuts = self.cuts(rule, low, high)
-        passed = benjamini_hochberg(self._swap_p, alpha) if rule == "significant" else None
-        member = _members(self.scores, cuts, level_sums(self.levels), passed)
-        return {name: member[name].nonzero().flatten().tolist() for name in CLASSES}
+        marked = members(self, rule, low, high, alpha)
+        return {name: marked[name].nonzero().flatten().tolist() for name in CLASSES}
 
     def expected_classes(
         self,
-        rule: Cut = "significant",
+        rule: Cut = "interval",
         low: float = 0.4,
         high: float = 0.6,
         alpha: float = 0.05,
@@ -339,34 +400,21 @@ class Dominance:
         """Estimate class sizes without an effect of modality: image and text swapped at random.
 
         Every active pair of every feature is exchanged or not by a coin of its own, in the
-        quantised ratios, and each draw classified by the same rule.
+        quantised ratios, and each draw classified by the same rule. Of images with several
+        captions one is taken.
 
         Args:
             rule: As in ``classes``, like the next three.
             low: Lower cut.
             high: Upper cut.
-            alpha: False discovery rate.
+            alpha: Error of a label, or false discovery rate.
             draws: Random exchanges.
             seed: Of the draws.
 
         Returns:
             By class, the mean size and the range that holds 95 % of the draws.
         """
-        if draws < 1:
-            raise BadArgument(f"draws={draws}: chance needs at least one draw")
-        sums, live = flipped_sums(self.levels, draws, seed), ~self.dead
-        p = flip_p(self.levels, sums) if rule == "significant" else None
-        most = len(self.levels[0]) - 1
-        sizes = torch.zeros(draws, len(CLASSES), dtype=torch.float64)
-        for i, row in enumerate(sums):
-            scores = self._scores_of(0.5 * self.active + row.double() / most)
-            cuts = _cuts(scores[live], rule, low, high)
-            passed = None if p is None else benjamini_hochberg(p[i], alpha)
-            member = _members(scores, cuts, row, passed)
-            sizes[i] = torch.stack([member[name].sum() for name in CLASSES])
-        ends = sizes.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0)
-        figures = zip(CLASSES, sizes.mean(0).tolist(), *ends.tolist(), strict=True)
-        return {name: Estimate(mean, low, high, draws) for name, mean, low, high in figures}
+        return expected(self, rule, low, high, alpha, draws, seed)
 
     def __repr__(self) -> str:
         """Say on a line of how many features and pairs."""
@@ -390,41 +438,17 @@ class Dominance:
             if crossed:
                 sentences.append(
                     f"{side}: by this rule no feature can be {name}-dominant; use the rule "
-                    "'significant' or 'fixed'."
+                    "'interval' or 'fixed'."
                 )
-        few, live = int(((self.active < _FEW) & ~self.dead).sum()), int((~self.dead).sum())
+        few, live = int(((self.drawn_active < FEW) & ~self.dead).sum()), int((~self.dead).sum())
         if few:
             sentences.append(
-                f"{few} of {live} live features are active in fewer than {_FEW} pairs: too few "
+                f"{few} of {live} live features are active in fewer than {FEW} pairs: too few "
                 "for the swap test to call any of them dominant."
             )
+        if self.images < self.n_pairs:
+            sentences.append(
+                f"{self.n_pairs:,} pairs show {self.images:,} images: intervals count images, and "
+                "tests take one caption of each."
+            )
         return sentences
-
-
-def _sd(live: Tensor) -> float:
-    return float(live.std()) if len(live) > 1 else math.nan
-
-
-def _cuts(live: Tensor, rule: Cut, low: float, high: float) -> tuple[float, float]:
-    if rule not in get_args(Cut):
-        raise UnknownName(f"unknown rule {rule!r} for classes: use {get_args(Cut)}")
-    if rule == "sd":
-        mean, sd = float(live.mean()), _sd(live)
-        return mean - sd, mean + sd
-    if not 0 <= low <= high <= 1:
-        raise BadArgument(f"cuts must rise within [0, 1], got low={low}, high={high}")
-    return low, high
-
-
-def _members(
-    scores: Tensor, cuts: tuple[float, float], sums: Tensor, passed: Tensor | None
-) -> dict[str, Tensor]:
-    """Mark the members of the classes, [m]; ``passed`` are the features that differ from chance."""
-    outside = {"vision": scores > cuts[1], "language": scores < cuts[0]}
-    either = outside["vision"] | outside["language"]
-    if passed is not None:
-        # With epsilon a score can lie on the other side than the activity.
-        outside["vision"] &= passed & (sums > 0)
-        outside["language"] &= passed & (sums < 0)
-    decided, dead = outside["vision"] | outside["language"], scores.isnan()
-    return {**outside, "cross": ~either & ~dead, "undecided": either & ~decided, "dead": dead}

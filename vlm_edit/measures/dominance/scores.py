@@ -15,38 +15,41 @@ _ROUNDING = 1e-13
 
 
 def mean_ratio_interval(
-    sums: Tensor, squares: Tensor, n: Tensor, level: float
+    sums: Tensor, spread: Tensor, n: Tensor, images: Tensor, size: Tensor, level: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute the score interval of a mean of numbers in [0, 1], from their sum and sum of squares.
+    """Compute the score interval of a mean of numbers in [0, 1] that come in groups.
 
     Numbers in [0, 1] of mean p vary at most as a share does, by p (1 - p). Wilson's interval
-    with n divided by how much less they vary; that factor is drawn a little towards 1, by the
-    weight of one number, so that numbers that happen to be equal promise no certainty.
+    with n divided by how much less the mean varies, or more where the numbers of a group are
+    alike; that factor is drawn a little towards 1, by the weight of one group, so that numbers
+    that happen to be equal promise no certainty.
 
     Args:
         sums: [m] float64.
-        squares: [m] float64.
+        spread: [m] float64, the sum over groups of ``(sum of its numbers - mean * how many)^2``.
         n: [m] float64, how many numbers.
+        images: [m] float64, in how many groups.
+        size: [m] float64, the mean size of the group that a number is in.
         level: Between 0 and 1.
 
     Returns:
-        Low and high, [m]; [0, 1] for one number, NaN for none.
+        Low and high, [m]; [0, 1] for one group, NaN for none.
     """
-    t = t_quantile(level, (n - 1).clamp(min=1))
+    t = t_quantile(level, (images - 1).clamp(min=1))
     mean = sums / n
     widest = mean * (1 - mean)
     z = t_quantile(level, torch.tensor([torch.inf], dtype=n.dtype))
     share = (sums + z**2 / 2) / (n + z**2)
     weight = share * (1 - share)
-    variance = (squares - sums * mean).clamp(min=0) * n / (n - 1).clamp(min=1)
+    variance = spread.clamp(min=0) * images / (images - 1).clamp(min=1)
     most = widest * n * n / (n - 1).clamp(min=1)
-    factor = (variance + weight) / (most + weight)
+    factor = (variance + weight * size) / (most + weight)
     h = t**2 * factor / n
     centre, half = (mean + h / 2) / (1 + h), (h * widest + h**2 / 4).sqrt() / (1 + h)
     low, high = (centre - half).clamp(min=0), (centre + half).clamp(max=1)
     # All zero or all one: the end is exact, and rounding must not move it.
-    low = torch.where((sums == 0) | (n == 1), 0.0, low)
-    high = torch.where((sums == n) | (n == 1), 1.0, high)
+    low = torch.where((sums == 0) | (images == 1), 0.0, low)
+    high = torch.where((sums == n) | (images == 1), 1.0, high)
     dead = n == 0
     return torch.where(dead, torch.nan, low), torch.where(dead, torch.nan, high)
 
