@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -103,6 +104,29 @@ class SparseCodes:
         full = self.values.new_zeros(self.shape)
         full[self.rows, self.features] = self.values
         return full
+
+    @classmethod
+    def cat(cls, parts: Sequence[Tensor | SparseCodes]) -> SparseCodes:
+        """Put codes of the same features one below the other.
+
+        Args:
+            parts: [n_i, m] each, one at least.
+
+        Example:
+            >>> import torch
+            >>> len(SparseCodes.cat([torch.eye(2), torch.eye(2)]))
+            4
+        """
+        some = [cls.of(part) for part in parts]
+        if len(some) == 1:
+            return some[0]
+        starts = np.cumsum([0, *map(len, some)]).tolist()
+        rows = torch.cat([c.rows + start for c, start in zip(some, starts[:-1], strict=True)])
+        features, values = (
+            torch.cat([c.features for c in some]),
+            torch.cat([c.values for c in some]),
+        )
+        return cls(rows, features, values, (starts[-1], some[0].n_features))
 
     def pick(self, numbers: Tensor) -> SparseCodes:
         """Return the codes of some examples.

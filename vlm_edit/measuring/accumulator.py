@@ -15,7 +15,7 @@ from vlm_edit.measures.dominance import DominanceAccumulator, GapAccumulator, Ze
 from vlm_edit.measures.interpretability import SimilarityAccumulator, TopExamples
 from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.judge import Judge
-from vlm_edit.measuring.judging import likeness_scores, monosemanticity_scores
+from vlm_edit.measuring.judging import SEED, likeness_scores, monosemanticity_scores
 from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.provenance import PairsDigest
 from vlm_edit.measuring.reader import STREAMS, Batch
@@ -59,7 +59,7 @@ class MeasurementAccumulator:
         self, n_features: int, zeros: Zeros = "skip", keep: int = 50, judge: Judge | None = None
     ) -> None:
         self.judge = judge
-        self.dominance = DominanceAccumulator(n_features, zeros)
+        self.dominance = DominanceAccumulator(n_features, zeros, SEED)
         self.gap = GapAccumulator()
         self.examples = {stream: TopExamples(n_features, keep) for stream in STREAMS}
         self.sizes: dict[str, ActivationSizes] | None
@@ -68,9 +68,17 @@ class MeasurementAccumulator:
         self.digest = PairsDigest()
         self._normed: dict[str, Tensor] = {}
 
-    def update(self, batch: Batch) -> None:
-        """Add a batch of a site with both streams."""
-        self.dominance.update(batch.codes["image"], batch.codes["text"])
+    def update(self, *batches: Batch) -> None:
+        """Add batches of a site with both streams; all captions of an image in one call."""
+        if not batches:
+            return
+        codes = {s: SparseCodes.cat([b.codes[s] for b in batches]) for s in STREAMS}
+        shown = [image for batch in batches for image in batch.shown or ()]
+        self.dominance.update(codes["image"], codes["text"], shown or None)
+        for batch in batches:
+            self._add(batch)
+
+    def _add(self, batch: Batch) -> None:
         self.gap.update(batch.hidden["image"], batch.hidden["text"])
         if batch.images:
             self.digest.update(batch.numbers, batch.images, batch.texts)

@@ -17,6 +17,7 @@ from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEdit
 from vlm_edit.hooks import Capture, Recording, Special, Tokens, chosen_in, meant, record
 from vlm_edit.host import Host, Site, Tap, other_family
 from vlm_edit.measures.sizes import ActivationSizes
+from vlm_edit.measuring.order import Order
 from vlm_edit.measuring.pairs import Pairs
 
 STREAMS = ("image", "text")
@@ -35,6 +36,7 @@ class Batch:
         normed: [n, d] float32 per stream, after the dictionary's norm; over tokens, their mean.
         images: The pairs' images, RGB.
         texts: The pairs' texts.
+        shown: Which image each pair shows, as whole numbers; None where each shows its own.
         tokens: Per stream the activations of single tokens, where they were asked for: the codes
             where a pair is one token, else counted by size.
     """
@@ -45,6 +47,7 @@ class Batch:
     normed: Mapping[str, Tensor] = field(default_factory=dict)
     images: Sequence[Image.Image] = ()
     texts: Sequence[str] = ()
+    shown: Sequence[int] | None = None
     tokens: Mapping[str, SparseCodes | ActivationSizes] = field(default_factory=dict)
 
 
@@ -92,27 +95,38 @@ class Reader:
         """
         self.truncated = 0
         self.skipped.clear()
-        for _, batch in self.read_numbered(pairs):
-            if batch is not None:
-                yield batch
+        for _, read in self.read_numbered(pairs):
+            yield from read
 
     def read_numbered(
-        self, pairs: Pairs, batches: range | None = None
-    ) -> Iterator[tuple[int, Batch | None]]:
-        """Read some batches with their numbers; None for one without an image that can be read.
+        self, pairs: Pairs, batches: range | None = None, order: Order | None = None
+    ) -> Iterator[tuple[int, list[Batch]]]:
+        """Read some batches with their numbers.
 
         Args:
             pairs: To be read.
             batches: Numbers of the batches wanted; by default all. ``skipped`` and ``truncated``
                 go on from what they are.
+            order: Which pairs are in which batch; by default their own order, without asking
+                whether images come again.
+
+        Returns:
+            A number, and what was read: nothing where no image of it can be read, and several
+            batches of ``batch_size`` where an image has more captions than that.
 
         Raises:
             VlmEditError: As in ``read``.
         """
         site = self.host.site(self.site)
-        for number, images, readable in self._batches(site, pairs, batches):
-            texts = [pairs.texts[n] for n in readable]
-            yield number, self._run(site, images, readable, texts) if readable else None
+        shown = order.images.tolist() if order is not None and order.repeated else None
+        for number, images, readable in self._batches(site, pairs, batches, order):
+            yield (
+                number,
+                [
+                    self._run(site, images[part], readable[part], pairs.texts, shown)
+                    for part in _parts(len(readable), self.batch_size)
+                ],
+            )
 
     def tokens(self, pairs: Pairs) -> Iterator[dict[str, Tensor]]:
         """Read activations of every token by stream, [t, d] float32 on the CPU, batch by batch.
@@ -128,7 +142,7 @@ class Reader:
         self.truncated = 0
         self.skipped.clear()
         site = self.host.site(self.site)
-        for _, images, readable in self._batches(site, pairs, None):
+        for _, images, readable in self._batches(site, pairs):
             if not readable:
                 continue
             inputs = self._inputs(images, [pairs.texts[n] for n in readable])
@@ -137,7 +151,11 @@ class Reader:
                 yield {s: self._flat(recording, site, s).cpu() for s in site.streams}
 
     def _batches(
-        self, site: Site, pairs: Pairs, batches: range | None
+        self,
+        site: Site,
+        pairs: Pairs,
+        batches: range | None = None,
+        order: Order | None = None,
     ) -> Iterator[tuple[int, list[Image.Image], list[int]]]:
         """Yield number, images and pairs' numbers of each batch, after everything is checked."""
         self.host.expect_width(site, self.dictionary.width)
@@ -147,7 +165,7 @@ class Reader:
         self.host.expect_eval("what is measured random")
         if not len(pairs):
             raise BadArgument(f"{pairs.name}: no pairs, there is nothing to measure")
-        ranges = list(pairs.batches(self.batch_size))
+        ranges = list(pairs.batches(self.batch_size)) if order is None else order.batches
         batches = range(len(ranges)) if batches is None else batches
         total = sum(len(ranges[i]) for i in batches)
         count = 0
@@ -165,7 +183,7 @@ class Reader:
                 f"{self.skipped[0][1]}"
             )
 
-    def _open(self, pairs: Pairs, numbers: range) -> tuple[list[Image.Image], list[int]]:
+    def _open(self, pairs: Pairs, numbers: Sequence[int]) -> tuple[list[Image.Image], list[int]]:
         images, readable = [], []
         for i in numbers:
             try:
@@ -176,8 +194,14 @@ class Reader:
         return images, readable
 
     def _run(
-        self, site: Site, images: list[Image.Image], numbers: list[int], texts: list[str]
+        self,
+        site: Site,
+        images: list[Image.Image],
+        numbers: list[int],
+        all_texts: Sequence[str],
+        shown: Sequence[int] | None,
     ) -> Batch:
+        texts = [all_texts[n] for n in numbers]
         inputs = self._inputs(images, texts)
         with (
             torch.no_grad(),  # not inference_mode: what it yields must serve training too
@@ -199,6 +223,7 @@ class Reader:
             {stream: normed for stream, (_, _, normed) in outputs.items()},
             images,
             texts,
+            None if shown is None else [shown[n] for n in numbers],
             tokens,
         )
 
@@ -315,6 +340,10 @@ class Reader:
         if device not in self._placed:
             self._placed[device] = self.dictionary.to(device)
         return self._placed[device]
+
+
+def _parts(n: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, n, size)]
 
 
 def _expect_finite(hidden: Tensor, site: Site) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-# Other pairs with the same image that a pair has on average: above this, tests are told wrong.
+# Other pairs with the same text that a pair has on average: above this, tests are told wrong.
 _MANY = 0.05
-_OTHER = {"image": "caption", "text": "image"}
 
 
 class RepeatedPairs(UserWarning):
@@ -45,18 +44,29 @@ class Repeats:
         others = float(counts.square().sum() / counts.sum()) - 1
         return cls(len(counts), int(counts.max()), others)
 
-    def warning(self, n_pairs: int, stream: str) -> str | None:
-        """Say what to know and to do where many pairs are of one image, or of one text."""
-        if self.others <= _MANY:
+    def warning(self, n_pairs: int, stream: str, known: int) -> str | None:
+        """Say what to know and to do where many pairs are of one text, or of one image unknown.
+
+        Args:
+            n_pairs: Pairs measured.
+            stream: ``image`` or ``text``.
+            known: How many images (texts) tests count.
+        """
+        if self.others <= _MANY or known - self.distinct <= _MANY / 2 * self.distinct:
             return None
-        other = _OTHER[stream]
-        what = "show" if stream == "image" else "have"
+        if stream == "image":
+            return (
+                f"{known:,} image files show {self.distinct:,} images, pixel by pixel: tests and "
+                "intervals take files that differ as images of their own, so P-values are too "
+                "small, intervals too narrow, and too many features are called dominant or paired. "
+                "Give all captions of an image the same file"
+            )
         return (
-            f"{n_pairs} pairs {what} {self.distinct} {stream}s, one of them {self.most} times: "
-            "tests and intervals treat pairs as independent, which pairs of one "
-            f"{stream} are not, so P-values are too small, intervals too narrow, and too many "
-            f"features are called dominant or paired. Keep one {other} of each {stream}: one row "
-            f"for each in the CSV file, or pairs.select(...) in Python"
+            f"{n_pairs:,} pairs have {self.distinct:,} texts, one of them {self.most} times: tests "
+            "and intervals treat images as independent, which images of one text are not, so "
+            "P-values are too small, intervals too narrow, and too many features are called "
+            "dominant or paired. Keep one image of each text: one row for each in the CSV file, or "
+            "pairs.select(...) in Python"
         )
 
 

@@ -21,7 +21,15 @@ from vlm_edit.ground.files import (
 )
 from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.ground.plugs import plugged
-from vlm_edit.measures.dominance import CLASSES, Cut, Dominance, class_rows, sureness
+from vlm_edit.measures.dominance import (
+    CLASSES,
+    FEW,
+    Cut,
+    Dominance,
+    candidates,
+    class_rows,
+    sureness,
+)
 from vlm_edit.measures.interpretability import TopExamples
 from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.pairs import Pairs
@@ -88,10 +96,16 @@ class Measurement:
 
     def warnings(self) -> list[str]:
         """Say what a reader of scores must know: of zeros and cuts, and of repeated pairs."""
+        return [*self.dominance.warnings(), *self.doubts()]
+
+    def doubts(self) -> list[str]:
+        """Say where images are alike in a way that intervals and tests do not know of."""
+        known = {"image": self.dominance.images, "text": self.n_pairs}
         sentences = [
-            repeats.warning(self.n_pairs, stream) for stream, repeats in self.repeats.items()
+            repeats.warning(self.n_pairs, stream, known[stream])
+            for stream, repeats in self.repeats.items()
         ]
-        return [*self.dominance.warnings(), *filter(None, sentences)]
+        return list(filter(None, sentences))
 
     def __repr__(self) -> str:
         """Say on a line what was measured where."""
@@ -124,18 +138,21 @@ class Measurement:
         kind: str,
         most: int | None = 10,
         *,
-        rule: Cut = "significant",
+        rule: Cut = "interval",
         by: Literal["sureness", "strength"] = "sureness",
     ) -> Features:
         """Return the first features of a class, as a list of numbers that prints as a table.
 
+        With ``most`` they are ranked, proven or not, as ``vlm_edit.selection.by_class`` ranks
+        them; the title says how many are proven. Without, they are those that have the label.
+
         Args:
             kind: ``vision``, ``language``, ``cross``, ``undecided`` or ``dead``.
-            most: How many; None for all.
+            most: How many; None for all with the label.
             rule: Of the classes, as in ``Dominance.classes``.
-            by: ``sureness``, how sure the class is, by the ends of the score's interval, as
-                ``by_class`` ranks: a feature that is 1 in three pairs stands behind one that is
-                .98 in three hundred; or ``strength``, as the page ranks, by ``strength()``.
+            by: ``sureness``, how sure the class is, by the ends of the score's interval: a
+                feature that is 1 in three pairs stands behind one that is .98 in three hundred; or
+                ``strength``, as the page ranks, by ``strength()``.
 
         Raises:
             VlmEditError: An unknown class, rule or order, or fewer than 1.
@@ -155,9 +172,18 @@ class Measurement:
             raise UnknownName(f"no order {by!r} of features: use one of {tuple(orders)}")
         if most is not None and most < 1:
             raise BadArgument(f"most is {most}: ask for at least 1 feature, or None for all")
-        members = torch.tensor(self.dominance.classes(rule)[kind], dtype=torch.int64)
-        order = orders[by]()[members].argsort(descending=True, stable=True)[:most]
-        return Features.of(self, f"{kind}, by {by}", members[order].tolist())
+        labelled = self.dominance.classes(rule)[kind]
+        numbers = torch.tensor(labelled, dtype=torch.int64)
+        if most is not None:
+            least = 0 if kind == "dead" else FEW
+            numbers = candidates(self.dominance, kind, rule, least=least).nonzero().flatten()
+        order = orders[by]()[numbers].argsort(descending=True, stable=True)[:most]
+        chosen = numbers[order].tolist()
+        title = f"{kind}, by {by}"
+        if rule == "interval" and kind in ("vision", "language", "cross"):
+            proven = len(set(self.dominance.classes()[kind]).intersection(chosen))
+            title += f", {proven} of {len(chosen)} proven"
+        return Features.of(self, title, chosen)
 
     def quantile(
         self,
@@ -196,7 +222,7 @@ class Measurement:
         """
         return quantile(self.sizes, features, level, stream)
 
-    def plot(self, *, rule: Cut = "significant", bins: int = 40, axes: Axes | None = None) -> Axes:
+    def plot(self, *, rule: Cut = "interval", bins: int = 40, axes: Axes | None = None) -> Axes:
         """Draw how many features have which score, by class, beside what chance would give.
 
         Args:
@@ -238,7 +264,7 @@ class Measurement:
     def table(self) -> dict[str, list[Any]]:
         """Return columns by name, a value per feature: scores, intervals, tests, classes, examples.
 
-        ``class`` is by the rule ``significant``, ``class_sd`` and ``class_fixed`` by the others;
+        ``class`` is by the rule ``interval``, ``class_significant`` and so on by the others;
         ``paired`` says whether the feature fires together on matched pairs more than on shuffled
         ones. ``mean_image`` and ``mean_text`` are of the activations of single tokens, over those
         of the stream that activate the feature, ``max_image`` and ``max_text`` the largest: in

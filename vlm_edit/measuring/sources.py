@@ -50,7 +50,7 @@ def stamp(image: Source) -> int:
 
 def expect_images(
     pairs: Pairs,
-    first: int,
+    numbers: Iterable[int],
     stamps: Iterable[int],
     keys: Iterable[int],
     skipped: Collection[int],
@@ -63,8 +63,8 @@ def expect_images(
 
     Args:
         pairs: The pairs as they are now.
-        first: Number of the first pair that was read; the others follow.
-        stamps: Of each, read or skipped.
+        numbers: Of the pairs that were read or skipped, in that order; there may be more.
+        stamps: Of each.
         keys: ``key_of`` of each that was read.
         skipped: Numbers of those that could not be read.
         what: Who had read them, for the message.
@@ -73,7 +73,7 @@ def expect_images(
         VlmEditError: Names the first that differs.
     """
     queue = iter(keys)
-    for number, before in enumerate(stamps, first):
+    for number, before in zip(numbers, stamps, strict=False):
         key = None if number in skipped else next(queue, None)
         if before != _IN_MEMORY and before == stamp(pairs.images[number]):
             continue

@@ -25,6 +25,7 @@ from vlm_edit.measuring.reader import STREAMS
 if TYPE_CHECKING:
     from vlm_edit.measuring.result import Measurement
 
+RULE: Cut = "interval"  # of the column "class"
 LISTED = 9  # examples per feature
 _BETWEEN = " | "  # files, whose names may hold blanks
 _SHOWN = ("mds", "mds_low", "mds_high", "active_pairs", "mean_image", "mean_text", "top_images")
@@ -36,10 +37,9 @@ def table(measurement: Measurement) -> dict[str, list[Any]]:
     names = {rule: class_labels(dominance, rule) for rule in get_args(Cut)}
     columns: dict[str, list[Any]] = {
         "feature": list(range(len(dominance.scores))),
-        "class": names["significant"],
+        "class": names[RULE],
         "paired": dominance.paired().tolist(),
-        "class_sd": names["sd"],
-        "class_fixed": names["fixed"],
+        **{f"class_{rule}": labels for rule, labels in names.items() if rule != RULE},
     }
     columns |= {name: values.tolist() for name, values in _numbers(measurement).items()}
     for stream in STREAMS:

@@ -20,6 +20,8 @@ from vlm_edit.selection.contrast import by_answers, by_difference, by_direction
 from vlm_edit.selection.contrast import mean_codes as mean_codes
 from vlm_edit.selection.contrast import rank_test as rank_test
 from vlm_edit.selection.contrast import standardised_difference as standardised_difference
+from vlm_edit.selection.scores import Chosen as Chosen
+from vlm_edit.selection.scores import FewFeatures as FewFeatures
 from vlm_edit.selection.scores import by_class, by_firing, by_score
 from vlm_edit.selection.sets import difference, intersection, random_like, union
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.measures.dominance import Cut, Dominance, sureness
+from vlm_edit.ground.notebook import several
+from vlm_edit.measures.dominance import (
+    FEW,
+    Cut,
+    Dominance,
+    HasDominance,
+    candidates,
+    sureness,
+)
 
 Kind = Literal["vision", "language", "cross", "undecided", "dead"]
 Fires = Literal["image", "text", "both", "either"]
@@ -16,34 +26,74 @@ Fires = Literal["image", "text", "both", "either"]
 _MIDDLE = 0.5
 
 
+class Chosen(list[int]):
+    """Features chosen for an edit: a list of their numbers, which knows how many are proven.
+
+    Attributes:
+        kind: The class they were chosen for.
+        proven: How many of them have that label by their intervals.
+
+    Example:
+        >>> import torch
+        >>> from vlm_edit.measures.dominance import modality_dominance
+        >>> chosen = by_class(modality_dominance(torch.ones(9, 2), torch.ones(9, 2)), "cross", n=1)
+        >>> list(chosen), str(chosen)
+        ([0], '1 feature for cross, 1 of them proven')
+    """
+
+    def __init__(self, numbers: Iterable[int], kind: str, proven: int) -> None:
+        super().__init__(numbers)
+        self.kind, self.proven = kind, proven
+
+    def __str__(self) -> str:
+        """Say how many there are, and how many of them are proven."""
+        return f"{several(len(self), 'feature')} for {self.kind}, {self.proven:,} of them proven"
+
+
+class FewFeatures(UserWarning):
+    """Warn of fewer features than were asked for."""
+
+
 def by_class(
-    dominance: Dominance,
+    measured: Dominance | HasDominance,
     kind: Kind,
-    rule: Cut = "significant",
+    rule: Cut = "interval",
     *,
+    n: int | None = None,
     low: float = 0.4,
     high: float = 0.6,
     alpha: float = 0.05,
     paired: bool = False,
-) -> list[int]:
-    """Select the features of one class of dominance, surest first.
+    least: int = FEW,
+) -> Chosen:
+    """Select features of a class for an edit, surest first.
 
-    Vision-dominant features by the low end of their score's interval, language-dominant ones by
-    the high end, cross-modal ones by how near .5 both ends lie: a feature that is 1 in three pairs
-    stands behind one that is .98 in three hundred. Undecided and dead ones by number.
+    A label states, and must be earned; a selection ranks. Without ``n`` these are the features
+    with the label. With ``n`` they are so many of those on the class's side of the cuts, proven or
+    not: vision-dominant ones by the low end of their score's interval, language-dominant ones by
+    the high end, cross-modal ones by how near .5 both ends lie, so that a feature that is 1 in
+    three pairs stands behind one that is .98 in three hundred. Undecided and dead ones by number.
 
     Args:
-        dominance: Of any kind of dictionary, such as ``measure(...).dominance``.
+        measured: A measurement, or its dominance, of any kind of dictionary.
         kind: ``vision``, ``language``, ``cross``, ``undecided`` or ``dead``.
-        rule: ``significant``, ``sd`` or ``fixed``, as in ``Dominance.classes``.
-        low: Lower cut of ``significant`` and ``fixed``.
+        rule: As in ``Dominance.classes``; by another than ``interval``, its members alone.
+        n: How many; None for all that have the label.
+        low: Lower cut of all rules but ``sd``.
         high: Upper cut of those.
-        alpha: False discovery rate of ``significant``, and of ``paired``.
+        alpha: Error of a label by ``interval``, false discovery rate of ``significant`` and of
+            ``paired``.
         paired: Only features that fire in both streams of a pair more often than in shuffled
             pairs (``Dominance.paired``); the score itself does not see the pairing.
+        least: With ``n``, images in which a feature must be active.
+
+    Returns:
+        A list that says how many are proven. It warns (``FewFeatures``) where none is, and where
+        there are fewer than ``n``.
 
     Raises:
-        VlmEditError: An unknown class or rule, cuts that do not rise, a rate outside of 0 to 1.
+        VlmEditError: An unknown class or rule, cuts that do not rise, a rate outside of 0 to 1,
+            fewer than one feature asked for.
 
     Example:
         >>> import torch
@@ -51,16 +101,44 @@ def by_class(
         >>> image, text = torch.ones(40, 3), torch.tensor([0.1, 0.0, 1.0]).repeat(40, 1)
         >>> by_class(modality_dominance(image, text), "vision")
         [1, 0]
-        >>> by_class(modality_dominance(image, text), "cross", "fixed")
+        >>> by_class(modality_dominance(image, text), "cross", n=1)
         [2]
     """
     if kind not in get_args(Kind):
         raise BadArgument(f"no class {kind!r} of features: use one of {get_args(Kind)}")
-    mask = torch.zeros(len(dominance.scores), dtype=torch.bool)
-    mask[dominance.classes(rule, low, high, alpha)[kind]] = True
+    dominance = measured if isinstance(measured, Dominance) else measured.dominance
+    if n is None:
+        mask = torch.zeros(len(dominance.scores), dtype=torch.bool)
+        mask[dominance.classes(rule, low, high, alpha)[kind]] = True
+    else:
+        mask = candidates(dominance, kind, rule, low, high, alpha, 0 if kind == "dead" else least)
     if paired:
         mask &= dominance.paired(alpha)
-    return ordered(sureness(dominance, kind), mask)
+    numbers = ordered(sureness(dominance, kind), mask, n)
+    labelled = set(dominance.classes("interval", low, high, alpha)[kind])
+    chosen = Chosen(numbers, kind, len(labelled.intersection(numbers)))
+    _expect_some(chosen, n, dominance, rule)
+    return chosen
+
+
+def _expect_some(chosen: Chosen, n: int | None, dominance: Dominance, rule: Cut) -> None:
+    """Warn of a selection that is empty or short."""
+    if n is not None and len(chosen) < n:
+        warnings.warn(
+            f"{len(chosen)} features can be chosen for {chosen.kind} where {n} were asked for: "
+            "widen the cuts, or measure more pairs",
+            FewFeatures,
+            stacklevel=3,
+        )
+    elif not chosen and n is None and chosen.kind in ("vision", "language", "cross"):
+        near = int(candidates(dominance, chosen.kind).sum())
+        text = f"no feature is {chosen.kind} by the rule {rule!r}"
+        if rule == "interval" and near:
+            text += (
+                f"; {near} have such a score, unproven: n= takes the surest of them, and "
+                "how_many_pairs(...) says what a proof needs"
+            )
+        warnings.warn(text, FewFeatures, stacklevel=3)
 
 
 def by_score(

@@ -8,8 +8,11 @@ from vlm_edit.measures.dominance.flips import flipped_sums as flipped_sums
 from vlm_edit.measures.dominance.gap import GapAccumulator as GapAccumulator
 from vlm_edit.measures.dominance.gap import modality_gap
 from vlm_edit.measures.dominance.null import null_histogram as null_histogram
+from vlm_edit.measures.dominance.order import candidates as candidates
 from vlm_edit.measures.dominance.order import sureness as sureness
 from vlm_edit.measures.dominance.pairing import fisher_p as fisher_p
+from vlm_edit.measures.dominance.power import HasDominance as HasDominance
+from vlm_edit.measures.dominance.power import how_many_pairs
 from vlm_edit.measures.dominance.result import FEW as FEW
 from vlm_edit.measures.dominance.result import Dominance
 from vlm_edit.measures.dominance.result import Zeros as Zeros
@@ -19,6 +22,7 @@ __all__ = [
     "CLASSES",
     "Dominance",
     "DominanceAccumulator",
+    "how_many_pairs",
     "modality_dominance",
     "modality_gap",
 ]

@@ -88,8 +88,8 @@ def expected(
             passed = None if p is None else benjamini_hochberg(p[i], alpha)
             member = _by_score(scores, cuts, row, passed)
         sizes[i] = torch.stack([member[name].sum() for name in CLASSES])
-    ends = sizes.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0)
-    figures = zip(CLASSES, sizes.mean(0).tolist(), *ends.tolist(), strict=True)
+    middle = sizes.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0)
+    figures = zip(CLASSES, sizes.mean(0).tolist(), *middle.tolist(), strict=True)
     return {name: Estimate(mean, first, last, draws) for name, mean, first, last in figures}
 
 

@@ -107,7 +107,7 @@ class Dominance:
     @cached_property
     def drawn_active(self) -> Tensor:
         """Return the images of which the caption that is tested activates a feature, [m] int64."""
-        image, text, both = self._tested
+        image, text, both = self._tested.unbind()
         return image + text - both
 
     @property
@@ -184,7 +184,7 @@ class Dominance:
         if not 0 < level < 1:
             raise BadArgument(f"the level of an interval lies between 0 and 1, got {level}")
         sums, squares = self.ratios[:2].double() / ONE
-        n, images, total = self.active.double(), self._images_active.double(), self.n_pairs
+        n, images, total = self.active.double(), self.active_images.double(), self.n_pairs
         ss, sn, nn, sc, nc = self._products
         cc = float(self.captions)
         if self.zeros == "half":
@@ -202,7 +202,7 @@ class Dominance:
         return mean_ratio_interval(sums, spread, n, images, 1 + nn / n, level)
 
     @property
-    def _images_active(self) -> Tensor:
+    def active_images(self) -> Tensor:
         """Return the images of which any caption activates a feature, [m] int64."""
         return self.active if self.idle is None else self.active - self.idle
 
