@@ -17,7 +17,7 @@ from vlm_edit.cli.shared import Columns, Count, LeftOpen, Number, Tells, Text, W
 
 RADII = [1.0, 2.0, 4.0, 8.0]
 Class = Literal["vision", "language", "cross"]
-Cut = Literal["sd", "fixed", "significant"]
+Cut = Literal["interval", "significant", "sd", "fixed"]
 Tokens = Literal["all", "image", "video", "visual", "audio", "text", "text+special"]
 
 
@@ -215,7 +215,8 @@ class Edit(Onto, Subjected, Writes):
     patch: Annotated[Text, option("apply this saved patch")] = None
     name: Annotated[Class | None, option("make it of this class of features", "--class")] = None
     features: Annotated[Text, option("or of these numbers, such as 3,17,40")] = None
-    cuts: Annotated[Cut | None, option("rule for --class (significant)")] = None
+    cuts: Annotated[Cut | None, option("rule for --class (interval)")] = None
+    most: Annotated[Count, option("so many of --class, the surest, proven or not")] = None
     rule: Annotated[Literal["ablate", "scale", "clamp", "steer"] | None, option("(ablate)")] = None
     factor: Annotated[Number, option("for scale")] = None
     value: Annotated[Number, option("for clamp")] = None
@@ -382,7 +383,8 @@ class Draw(Loading, Writes, Tells, LeftOpen):
         Text, option("of measure: for the classes; its page shows the picture", metavar="RUN")
     ] = None
     pairs: Annotated[str, option("measure on these without --run")] = "zoo:pairs"
-    cuts: Annotated[Cut, option("rule for the classes")] = "significant"
+    cuts: Annotated[Cut, option("rule for the classes")] = "interval"
+    most: Annotated[Count, option("so many of each class, the surest, proven or not")] = None
     steps: Annotated[Count, option("of the scheduler (the pipeline's)")] = None
     seed: Annotated[int, option("of the noise")] = 0
     out: Annotated[str, option("the picture")] = "draw.png"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Draw, Taken
+from vlm_edit.cli.choosing import choose
 from vlm_edit.cli.kept import save_picture
 from vlm_edit.cli.patching import expect_folder_of
 from vlm_edit.cli.pipeline import embed, load_pipeline, read
@@ -27,7 +28,6 @@ from vlm_edit.host import Host, quiet_when_piped
 from vlm_edit.measuring import Measurement, measure
 from vlm_edit.patches import Patch
 from vlm_edit.report import Picture
-from vlm_edit.selection import by_class
 from vlm_edit.tasks import generation as gen
 
 WHOLE = Taken.WHOLE
@@ -199,16 +199,7 @@ def _features(
         )
     else:
         return {}
-    chosen: dict[str, list[int]] = {
-        name: by_class(run.dominance, cast("Any", name), options.cuts) for name in classes
-    }
-    for name, features in chosen.items():
-        if not features:
-            raise BadArgument(
-                f"no feature is of class {name} by the cuts {options.cuts}: leave it out, or try "
-                "other --cuts"
-            )
-    return chosen
+    return {name: choose(run.dominance, name, options.cuts, options.most) for name in classes}
 
 
 def _strengths(text: str) -> list[float]:

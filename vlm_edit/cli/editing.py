@@ -12,18 +12,19 @@ from vlm_edit.cli import telling
 from vlm_edit.cli.answers import expect_speaks, speaks
 from vlm_edit.cli.arguments import Cut, Edit
 from vlm_edit.cli.beside import print_table
+from vlm_edit.cli.choosing import choose, said
 from vlm_edit.cli.effects import Effect, answers, retrieval
 from vlm_edit.cli.kept import save_edit
 from vlm_edit.cli.patching import expect_folder_of, open_patch
 from vlm_edit.cli.subject import Subject
 from vlm_edit.cli.writing import expect_free
 from vlm_edit.edits import Rule, rule_from_dict
-from vlm_edit.ground.errors import BadArgument, VlmEditError
+from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host import Host
 from vlm_edit.measuring import Measurement
 from vlm_edit.patches import Patch
 
-CUTS: Cut = "significant"  # unless --cuts says another
+CUTS: Cut = "interval"  # unless --cuts says another
 _MUTE = "has no joint embedding and does not speak"
 
 
@@ -95,14 +96,9 @@ def _make_patches(options: Edit, subject: Subject, run: Measurement | None) -> d
     else:
         assert options.name is not None
         dominance = (run or subject.measure()).dominance
-        features = dominance.classes(cuts)[options.name]
+        features = choose(dominance, options.name, cuts, options.most)
         live = (~dominance.dead).nonzero().flatten().tolist()
-        title = f"{rule} {options.name} ({len(features)})"
-        if not features:
-            raise VlmEditError(
-                f"no feature is {options.name}-dominant by the cuts {dominance.cuts(cuts)}: try "
-                f"--cuts {'sd' if cuts == 'fixed' else 'fixed'}"
-            )
+        title = f"{rule} {options.name} ({said(features)})"
     order = torch.randperm(len(live), generator=torch.Generator().manual_seed(0))
     control = [live[i] for i in order[: len(features)].tolist()]
     return {
@@ -120,7 +116,10 @@ def _expect_one_way(options: Edit) -> None:
         raise BadArgument(f"edit takes one of --patch, --class and --features, got {several}")
     if options.patch is None:
         return
-    making = ("dictionary", "cuts", "rule", "factor", "value", "amount", "strength", "tokens")
+    making = (
+        *("dictionary", "cuts", "most", "rule", "factor", "value"),
+        *("amount", "strength", "tokens"),
+    )
     given = [name for name in making if getattr(options, name) is not None]
     if given:
         raise BadArgument(f"--patch applies a patch as it was saved: leave --{given[0]} out")

@@ -22,6 +22,7 @@ BINS = 40
 _TOP = 10
 _LONGEST = 240
 _NOTES: dict[Cut, str] = {
+    "interval": "The 90 % interval of the score lies wholly beyond a cut, or between both.",
     "significant": "Fixed cuts, and outside of them only what a swap test finds beyond chance.",
     "fixed": "Fixed cuts, whatever chance would give.",
     "sd": "Mean minus and plus one sd: finds about a third dominant in any data.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlm_edit.measures.dominance import Cut
+from vlm_edit.measures.dominance import Cut, how_many_pairs
 from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.table import Table
 
@@ -14,6 +14,7 @@ CLASS_NAMES = {
     "dead": "dead",
 }
 RULE_NAMES: dict[Cut, str] = {
+    "interval": "interval",
     "significant": "significant",
     "fixed": "fixed",
     "sd": "mean -+ sd",
@@ -38,10 +39,11 @@ def class_table(measurement: Measurement) -> Table:
         f"MDS over live features: mean {measurement.dominance.mean:.3f}, "
         f"sd {measurement.dominance.sd:.3f}. Modality gap {measurement.gap:.3f}.\n"
         "In brackets: expected where modality has no effect, by swapping image and text at random "
-        "inside pairs.\nmean -+ sd calls about a third of the features dominant on any data; "
-        "significant asks for a test\nbesides the fixed cuts. "
-        f"Firing together on matched pairs more than by chance: "
-        f"{int(measurement.dominance.paired().sum())} features."
+        "inside pairs.\ninterval: the 90 % interval of the score lies wholly beyond a cut, or "
+        "between both; else undecided.\nsignificant: the score lies beyond, and differs from .5; "
+        "what lies between is cross-modal unasked.\nmean -+ sd, the paper's: calls about a third "
+        "dominant on any data.\nFiring together on matched pairs more than by chance: "
+        f"{int(measurement.dominance.paired().sum())} features.\n{_needed(measurement)}"
     )
     for warning in measurement.warnings():
         note += f"\nWARNING: {warning}"
@@ -50,8 +52,13 @@ def class_table(measurement: Measurement) -> Table:
     )
 
 
+def _needed(measurement: Measurement) -> str:
+    needed = str(how_many_pairs(measurement))
+    return f"By interval, {needed}." if needed[0].isdigit() else f"{needed[0].upper()}{needed[1:]}."
+
+
 def feature_table(
-    measurement: Measurement, pairs: Pairs, shown: int = 4, rule: Cut = "significant"
+    measurement: Measurement, pairs: Pairs, shown: int = 4, rule: Cut = "interval"
 ) -> Table:
     """Show the strongest features of each class with their best captions."""
     strength, rows = measurement.strength(), []

@@ -5,7 +5,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
 const column = Object.fromEntries(data.columns.map((c) => [c.name, c]));
-const state = { rule: data.rules.find((r) => r.name === "significant") ?? data.rules[0] };
+const state = { rule: data.rules.find((r) => r.name === "interval") ?? data.rules[0] };
 const classOf = (feature) => data.classes[Number(state.rule.member[feature])];
 const valueOf = (name, feature) => column[name]?.values[feature] ?? null;
 

@@ -76,7 +76,7 @@ def deletions(
     Args:
         bench: Host, images and questions.
         dictionary: Of the site.
-        classes: Features by name, such as ``dominance.classes("significant")``; empty ones are
+        classes: Features by name, such as ``dominance.classes()``; empty ones are
             left out.
         live: Features that controls choose from.
         codes: [n, m] of what is edited, such as ``evidence.codes()``, for the norms of controls.
@@ -165,7 +165,7 @@ class Leaning:
 def leanings(
     evidence: Evidence,
     found: Dominance,
-    rule: Cut = "significant",
+    rule: Cut = "interval",
     *,
     alpha: float = 0.05,
     draws: int = 100,
