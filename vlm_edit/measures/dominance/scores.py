@@ -39,12 +39,13 @@ def mean_ratio_interval(
     mean = sums / n
     widest = mean * (1 - mean)
     z = t_quantile(level, torch.tensor([torch.inf], dtype=n.dtype))
-    share = (sums + z**2 / 2) / (n + z**2)
+    many = n / size  # as many alone would tell as much, were the numbers of a group all the same
+    share = (mean * many + z**2 / 2) / (many + z**2)
     weight = share * (1 - share)
-    variance = spread.clamp(min=0) * images / (images - 1).clamp(min=1)
-    most = widest * n * n / (n - 1).clamp(min=1)
-    factor = (variance + weight * size) / (most + weight)
-    h = t**2 * factor / n
+    small = images / (images - 1).clamp(min=1)
+    variance = spread.clamp(min=0) / size.square() * small
+    factor = (variance + weight) / (widest * many * small + weight)
+    h = t**2 * factor / many
     centre, half = (mean + h / 2) / (1 + h), (h * widest + h**2 / 4).sqrt() / (1 + h)
     low, high = (centre - half).clamp(min=0), (centre + half).clamp(max=1)
     # All zero or all one: the end is exact, and rounding must not move it.
