@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +17,11 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from vlm_edit import Host, Measurement, Pairs, VlmEditError, measure, zoo
-from vlm_edit.cli import main
 from vlm_edit.measuring import (
-    RepeatedPairs,
-    Repeats,
-    load_measurement,
     measure_part,
     merge_parts,
 )
 from vlm_edit.measuring.details import details
-from vlm_edit.report import class_table
-from vlm_edit.report.overview import Overview
 
 Loaded = tuple[nn.Module, Any]
 
@@ -233,80 +226,3 @@ def test_images_in_memory_and_those_of_finished_parts_are_looked_at_too(plain, h
     measure_part(Host.of(*plain), pairs, dictionary, checkpoint=tmp_path / "whole", **options)
     with pytest.raises(VlmEditError, match=r"another image than when part 1 read it"):
         merge_parts([tmp_path / "whole"], other)
-
-
-# Pairs that repeat
-
-TEMPLATES = ("{}", "a picture of {}", "look: {}", "{}!", "this is {}")
-
-
-def captioned(images: int) -> Pairs:
-    """Images of the zoo with five captions each."""
-    zoo_pairs = zoo.load_pairs()
-    rows = [(i, form.format(zoo_pairs.texts[i])) for i in range(images) for form in TEMPLATES]
-    return Pairs([zoo_pairs.images[i] for i, _ in rows], tuple(t for _, t in rows), name="captions")
-
-
-def test_several_captions_of_an_image_are_noticed_and_said(plain):
-    with pytest.warns(RepeatedPairs, match="300 pairs show 60 images, one of them 5 times") as told:
-        found = go(plain, captioned(60), batch_size=64)
-    assert len([w for w in told if w.category is RepeatedPairs]) == 1
-    assert found.repeats["image"] == Repeats(60, 5, 4.0)
-    (said,) = [w for w in found.warnings() if "60 images" in w]
-    assert "P-values are too small" in said and "Keep one caption of each image" in said
-    assert said in found.summary()["warnings"]
-    assert found.summary()["distinct"]["images"] == 60
-
-
-def test_one_caption_of_each_image_is_no_reason_to_warn(plain):
-    pairs = zoo.load_pairs()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RepeatedPairs)
-        found = go(plain, pairs.select(range(64)), batch_size=64)
-    assert found.repeats["image"] == Repeats(64, 1, 0.0)
-    assert not [w for w in found.warnings() if "independent" in w]
-
-
-def test_one_caption_of_many_images_is_said_too(plain):
-    pairs = zoo.load_pairs().select(range(16))
-    alike = Pairs(pairs.images, tuple(f"a {i % 2}" for i in range(16)), name="alike")
-    with pytest.warns(RepeatedPairs, match="16 pairs have 2 texts, one of them 8 times.*one image"):
-        found = go(plain, alike)
-    assert found.repeats["text"] == Repeats(2, 8, 7.0)
-
-
-def test_repeats_are_counted_across_parts_and_stops(plain, tmp_path, monkeypatch):
-    pairs = captioned(5)
-    file = stopped(plain, pairs, tmp_path / "state", monkeypatch)
-    with pytest.warns(RepeatedPairs, match="25 pairs show 5 images"):
-        assert go(plain, pairs, checkpoint=file).repeats["image"] == Repeats(5, 5, 4.0)
-    dictionary = zoo.load_dictionary("joint")
-    for part in range(3):
-        options = {"part": (part, 3), "checkpoint": tmp_path / str(part), "batch_size": 8}
-        measure_part(Host.of(*plain), pairs, dictionary, progress=False, **options)
-    with pytest.warns(RepeatedPairs, match="25 pairs show 5 images"):
-        found = merge_parts([tmp_path / str(part) for part in range(3)], pairs)
-    found.save(tmp_path / "run")
-    assert load_measurement(tmp_path / "run").repeats == found.repeats
-
-
-def test_the_command_says_so_in_one_line_in_the_run_and_on_the_page(tmp_path, capsys):
-    pairs = captioned(4)
-    for i in range(0, 20, 5):
-        pairs.images[i].save(tmp_path / f"{i}.png")
-    rows = [f'{i // 5 * 5}.png,"{text}"' for i, text in enumerate(pairs.texts)]
-    (tmp_path / "pairs.csv").write_text("image,text\n" + "\n".join(rows))
-    measured = ["measure", "zoo:emoji-clip", str(tmp_path / "pairs.csv"), "--out"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RepeatedPairs)
-        assert main([*measured, str(tmp_path / "run"), "--dictionary", "zoo:joint"]) == 0
-    told = capsys.readouterr()
-    said = "20 pairs show 4 images, one of them 5 times"
-    (line,) = [line for line in told.err.splitlines() if said in line]
-    assert line.startswith(f"vlm-edit: warning: {said}")
-    assert said not in told.out
-    found = load_measurement(tmp_path / "run")
-    assert f"WARNING: {said}" in class_table(found).note
-    assert [text for text in Overview.of(found, pairs, 0).warnings if text.startswith(said)]
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert [text for text in summary["warnings"] if text.startswith(said)]

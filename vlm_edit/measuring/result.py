@@ -321,6 +321,7 @@ class Measurement:
                 for rule in get_args(Cut)
             },
             "random_similarity": {name: list(values) for name, values in self.random.items()},
+            "sample": dominance.sample(),
             "distinct": {f"{s}s": repeats.distinct for s, repeats in self.repeats.items()},
             "warnings": self.warnings(),
             "provenance": dict(self.provenance),

@@ -55,6 +55,7 @@ def _figures(measurement: Measurement) -> list[tuple[str, str, str]]:
     return [
         ("Features", f"{len(dominance.scores):,}", f"{live:,} of them active"),
         ("Pairs", f"{measurement.n_pairs:,}", f"{len(measurement.skipped):,} left out"),
+        ("Images", f"{dominance.images:,}", "what intervals and tests count"),
         ("Mean MDS", _decimal(dominance.mean), f"sd {_decimal(dominance.sd)}"),
         ("Modality gap", _decimal(measurement.gap), "distance of the centroids"),
         ("Texts cut short", f"{measurement.truncated:,}", "at the host's limit"),

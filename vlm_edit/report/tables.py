@@ -43,7 +43,8 @@ def class_table(measurement: Measurement) -> Table:
         "between both; else undecided.\nsignificant: the score lies beyond, and differs from .5; "
         "what lies between is cross-modal unasked.\nmean -+ sd, the paper's: calls about a third "
         "dominant on any data.\nFiring together on matched pairs more than by chance: "
-        f"{int(measurement.dominance.paired().sum())} features.\n{_needed(measurement)}"
+        f"{int(measurement.dominance.paired().sum())} features.\n{_needed(measurement)}\n"
+        f"{measurement.dominance.sample()}"
     )
     for warning in measurement.warnings():
         note += f"\nWARNING: {warning}"

@@ -426,6 +426,15 @@ class Dominance:
         facts = {"pairs": f"{self.n_pairs:,}", "mean": f"{self.mean:.3f}", "sd": f"{self.sd:.3f}"}
         return card("Dominance", facts, *class_rows(self.classes()), "\n".join(self.warnings()))
 
+    def sample(self) -> str:
+        """Say of what intervals and tests are, in a sentence."""
+        if self.images == self.n_pairs:
+            return f"{self.n_pairs:,} pairs, each with an image of its own."
+        return (
+            f"{self.n_pairs:,} pairs show {self.images:,} images: intervals count images, and "
+            "tests take one caption of each."
+        )
+
     def warnings(self) -> list[str]:
         """Say what a reader of these scores must know; nothing where nothing stands out."""
         if bool(self.dead.all()):
@@ -445,10 +454,5 @@ class Dominance:
             sentences.append(
                 f"{few} of {live} live features are active in fewer than {FEW} pairs: too few "
                 "for the swap test to call any of them dominant."
-            )
-        if self.images < self.n_pairs:
-            sentences.append(
-                f"{self.n_pairs:,} pairs show {self.images:,} images: intervals count images, and "
-                "tests take one caption of each."
             )
         return sentences
