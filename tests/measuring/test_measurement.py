@@ -605,6 +605,7 @@ def test_saved_rows_say_what_was_measured_of_each_feature(saved, files) -> None:
         rows = list(csv.DictReader(file))
     dominance, classes = found.dominance, found.dominance.classes("sd")
     fixed, significant = dominance.classes("fixed"), dominance.classes("significant")
+    earned = dominance.classes()
     matched, shuffled = dominance.cofiring()
     assert [int(row["feature"]) for row in rows] == list(range(40))
     for k, row in enumerate(rows):
@@ -615,7 +616,8 @@ def test_saved_rows_say_what_was_measured_of_each_feature(saved, files) -> None:
         ):
             assert float(row[name]) == pytest.approx(float(value), nan_ok=True)
         assert k in classes[row["class_sd"]]
-        assert k in significant[row["class"]]
+        assert k in earned[row["class"]]
+        assert k in significant[row["class_significant"]]
         assert k in fixed[row["class_fixed"]]
         assert int(row["active_pairs"]) == dominance.active[k]
         assert int(row["image_active"]) == dominance.image_active[k]

@@ -10,6 +10,7 @@ from vlm_edit.cli.arguments import Edit
 from vlm_edit.cli.beside import NO_WORDS
 from vlm_edit.cli.subject import Subject
 from vlm_edit.ground.errors import VlmEditError, line
+from vlm_edit.ground.notebook import several
 from vlm_edit.measuring import as_seen
 from vlm_edit.patches import Patch
 from vlm_edit.report import Examples, Table
@@ -38,12 +39,17 @@ def retrieval(subject: Subject, named: Mapping[str, Patch], options: Edit) -> Ef
     before = subject.retrieval(None)
     check_host = not options.no_check_host
     after = {name: subject.retrieval(patch, check_host) for name, patch in named.items()}
+    of = f"{subject.images} images, {subject.read} pairs;"
+    if subject.images == subject.read:
+        of = f"{subject.read} pairs;"
     table = Table(
         "Retrieval of a text by its image, before and after",
-        ("edited", "R@1", "R@5", "embeddings moved by"),
+        ("edited", "R@1", "R@5", "R@1 lost and won", "embeddings moved by"),
         [(name, *shown.row(before)) for name, shown in {NOTHING: before, **after}.items()],
-        f"{subject.read} pairs, 95 % Wilson intervals; a text equal to the image's own "
-        "counts.\nMoved: mean of |after - before| / |before|. Random: one draw of live features.",
+        f"{of} 95 % Wilson intervals; a text equal to one of the image's own counts.\nLost and "
+        "won: images that find theirs only before, and only after, and p by McNemar's exact test, "
+        f"{several(len(after), 'comparison')}.\nMoved: mean of |after - before| / |before|. "
+        "Random: one draw of live features.",
     )
     name, first = next(iter(after.items()))
     return Effect(table, first.changed(before, f"What images find, before and after: {name}"))

@@ -20,7 +20,7 @@ from vlm_edit.cli.shared import LeftOpen
 from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, WrongHost
-from vlm_edit.ground.statistics import proportion
+from vlm_edit.ground.statistics import mcnemar, proportion
 from vlm_edit.host import Host
 from vlm_edit.measures.probing import hits
 from vlm_edit.patches import Patch
@@ -92,20 +92,29 @@ class Retrieval:
         text: [n, d].
         numbers: The pairs' numbers.
         texts: Theirs.
+        images: [n], the number of the first pair that shows a pair's image.
     """
 
     image: Tensor
     text: Tensor
     numbers: Sequence[int]
     texts: Sequence[str]
+    images: Sequence[int]
 
-    def row(self, before: Retrieval) -> tuple[str, str, str]:
-        """Tell recall at 1 and at 5, and how far embeddings are from what they were before."""
+    def row(self, before: Retrieval) -> tuple[str, str, str, str]:
+        """Tell recall at 1 and at 5, what changed, and how far embeddings moved."""
         now, then = (torch.cat([r.image, r.text]) for r in (self, before))
         moved = (now - then).norm(dim=1) / then.norm(dim=1)
-        recalls = [hits(self.image, self.text, self.texts, self.texts, k) for k in (1, 5)]
-        at_1, at_5 = (proportion(int(r.sum()), len(r)).text(3) for r in recalls)
-        return at_1, at_5, f"{float(moved.mean()):.1%}"
+        at_1, at_5 = (proportion(int(r.sum()), len(r)).text(3) for r in map(self.found, (1, 5)))
+        change = "" if self is before else str(mcnemar(before.found(1), self.found(1)))
+        return at_1, at_5, change, f"{float(moved.mean()):.1%}"
+
+    def found(self, k: int) -> Tensor:
+        """Tell for each image, once, whether one of its texts is among the k nearest, bool."""
+        own = _alike(self.images, self.texts)
+        first = {image: i for i, image in reversed(list(enumerate(self.images)))}
+        rows = sorted(first.values())
+        return hits(self.image[rows], self.text, [own[i] for i in rows], own, k)
 
     def changed(self, before: Retrieval, title: str, shown: int = 12, seed: int = 0) -> Examples:
         """Draw random images that find another text first than before."""
@@ -130,6 +139,22 @@ class Retrieval:
         return [self.texts[i] for i in first.tolist()]
 
 
+def _alike(images: Sequence[int], texts: Sequence[str]) -> list[str]:
+    """Name alike what is of one image, or of one text."""
+    names: dict[int, int] = {}
+
+    def of(image: int) -> int:
+        while names.setdefault(image, image) != image:
+            image = names[image]
+        return image
+
+    first: dict[str, int] = {}
+    for image, text in zip(images, texts, strict=True):
+        one, other = of(image), of(first.setdefault(text, image))
+        names[max(one, other)] = min(one, other)
+    return [str(of(image)) for image in images]
+
+
 @dataclass(eq=False)
 class Subject:
     """A model with pairs and, if one is given, a dictionary."""
@@ -140,6 +165,7 @@ class Subject:
     site: str
     batch_size: int
     read: int = 0
+    images: int = 0
     skipped: tuple[tuple[int, str], ...] = ()
     truncated: int = 0
 
@@ -205,7 +231,9 @@ class Subject:
         with patch.attach(self.host, check_host=check_host) if patch else nullcontext():
             image, text, numbers = self._embeddings()
         self.read = len(numbers)
-        return Retrieval(image, text, numbers, [self.pairs.texts[i] for i in numbers])
+        images = measuring.shown(self.pairs)[numbers].tolist()
+        self.images = len(set(images))
+        return Retrieval(image, text, numbers, [self.pairs.texts[i] for i in numbers], images)
 
     def _embeddings(self) -> tuple[Tensor, Tensor, list[int]]:
         joint = self.host.site("joint")

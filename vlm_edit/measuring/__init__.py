@@ -7,6 +7,7 @@ from vlm_edit.measuring.collecting import collect
 from vlm_edit.measuring.encoders import image_encoder, text_encoder
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.judging import EXAMPLES as EXAMPLES
+from vlm_edit.measuring.order import shown as shown
 from vlm_edit.measuring.pairs import IMAGE_ENDINGS as IMAGE_ENDINGS
 from vlm_edit.measuring.pairs import IMAGE_FORMATS as IMAGE_FORMATS
 from vlm_edit.measuring.pairs import Pairs, read_pairs

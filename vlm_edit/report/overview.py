@@ -9,7 +9,7 @@ from typing import Any
 
 from vlm_edit.ground.notebook import several
 from vlm_edit.ground.statistics import Estimate
-from vlm_edit.measures.dominance import CLASSES
+from vlm_edit.measures.dominance import CLASSES, how_many_pairs
 from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.sprites import Sprites
 from vlm_edit.report.tables import CLASS_NAMES, RULE_NAMES
@@ -81,7 +81,10 @@ def _range(expected: Estimate) -> str:
 
 def notes(measurement: Measurement, sprites: Sprites) -> list[str]:
     """Say what a measurement and its page leave out."""
-    sentences = []
+    sentences = [
+        "By the rule interval a label is earned: the interval of a score counts images. "
+        f"{str(how_many_pairs(measurement))[:1].upper()}{str(how_many_pairs(measurement))[1:]}."
+    ]
     if measurement.skipped:
         number, reason = measurement.skipped[0]
         sentences.append(
