@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlm_edit.measures.dominance import Cut
+from vlm_edit.measures.nulls import Census
 from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.table import Table
 
@@ -47,6 +48,16 @@ def class_table(measurement: Measurement) -> Table:
         note += f"\nWARNING: {warning}"
     return Table(
         "Modality Dominance Score: classes of features", ("rule", "cuts", *names), rows, note
+    )
+
+
+def census_table(census: Census) -> Table:
+    """Show how many features of each class the data have, and how many their nulls."""
+    return Table(
+        "Census: features by class, of the data and of nulls",
+        census.columns,
+        census.cells(),
+        census.note(),
     )
 
 
