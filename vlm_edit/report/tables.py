@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_edit.measures.dominance import Cut
 from vlm_edit.measures.nulls import Census
+from vlm_edit.measures.stability import HalvesStability, SeedsStability
 from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.table import Table
 
@@ -58,6 +59,17 @@ def census_table(census: Census) -> Table:
         census.columns,
         census.cells(),
         census.note(),
+    )
+
+
+def stability_table(stability: HalvesStability | SeedsStability) -> Table:
+    """Show how well scores and classes come again."""
+    halves = isinstance(stability, HalvesStability)
+    return Table(
+        f"Stability: {'halves of the pairs' if halves else 'dictionaries trained anew'}",
+        stability.columns,
+        stability.cells(),
+        stability.note(),
     )
 
 

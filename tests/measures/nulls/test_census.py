@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, Encoder, PairedDictionary
 from vlm_edit.ground.errors import DamagedFile, VlmEditError
-from vlm_edit.measures.dominance import CLASSES, modality_dominance
-from vlm_edit.measures.nulls import QUICK, ROWS, Census, census_of, default_rule
+from vlm_edit.measures.dominance import CLASSES, default_rule, modality_dominance
+from vlm_edit.measures.nulls import QUICK, ROWS, Census, census_of
 from vlm_edit.report import census_table
 
 N, M = 600, 24

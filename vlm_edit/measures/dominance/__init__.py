@@ -11,6 +11,7 @@ from vlm_edit.measures.dominance.pairing import fisher_p as fisher_p
 from vlm_edit.measures.dominance.result import CLASSES, Dominance
 from vlm_edit.measures.dominance.result import Cut as Cut
 from vlm_edit.measures.dominance.result import Zeros as Zeros
+from vlm_edit.measures.dominance.rules import default_rule as default_rule
 from vlm_edit.measures.dominance.scores import class_rows as class_rows
 
 __all__ = [

@@ -15,7 +15,6 @@ from vlm_edit.measures.nulls.census import LITTLE as LITTLE
 from vlm_edit.measures.nulls.census import QUICK as QUICK
 from vlm_edit.measures.nulls.census import ROWS as ROWS
 from vlm_edit.measures.nulls.census import Census, CensusRow, Read, census_of
-from vlm_edit.measures.nulls.census import default_rule as default_rule
 from vlm_edit.measures.nulls.dictionaries import config_like as config_like
 from vlm_edit.measures.nulls.dictionaries import frozen_dictionary, random_dictionary
 from vlm_edit.measures.nulls.gaussians import joint_gaussian, unpaired_gaussians

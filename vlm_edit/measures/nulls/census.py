@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from vlm_edit.measures.dominance import (
     LEVELS,
     Cut,
     Dominance,
+    default_rule,
     flipped_sums,
     modality_dominance,
     sureness,
@@ -249,12 +249,6 @@ def census_of(
     return Census(made, rule, dictionary.n_features, n, factor[0] if factor else None)
 
 
-def default_rule() -> Cut:
-    """Return the rule that ``Dominance.classes`` takes where none is named."""
-    rule: Cut = inspect.signature(Dominance.classes).parameters["rule"].default
-    return rule
-
-
 @dataclass(frozen=True, eq=False)
 class _Maker:
     """Make rows, as ``census_of`` is asked for them."""
@@ -310,8 +304,8 @@ class _Maker:
         )
 
     def _swapped(self) -> CensusRow:
-        codes = [self.dictionary.encode_sparse(self.streams[s], s) for s in STREAMS]
-        dominance = modality_dominance(*codes)
+        image, text = (self.dictionary.encode_sparse(self.streams[s], s) for s in STREAMS)
+        dominance = modality_dominance(image, text)
         expected = dominance.expected_classes(self.rule, draws=_SWAPS, seed=self.seed)
         sizes = {kind: expected[kind].value for kind in CLASSES}
         return CensusRow("swapped", sizes, None, _swapped_sd(dominance, self.seed))
