@@ -46,8 +46,8 @@ ROWS = {
 }
 QUICK = ("data", "swapped", "unpaired", "joint", "random-dictionary")
 LITTLE = (
-    "Class sizes say little: they follow largely from the covariances of the two streams, and the "
-    "rows of Gaussians\nshow how many features of each class those alone give."
+    "Class sizes say little: they follow largely from the covariances of the two streams, as "
+    "Gaussians of the same covariances show."
 )
 _SWAPS = 100
 _DRAWS = 5
