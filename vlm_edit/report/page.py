@@ -47,6 +47,7 @@ def write_page(
     examples: Sequence[Examples] = (),
     pictures: Sequence[Picture] = (),
     census: Census | None = None,
+    recurring: Sequence[int] | None = None,
     shown: int = 6,
     seed: int = 0,
     budget: int = 24_000_000,
@@ -68,6 +69,8 @@ def write_page(
         examples: Pairs shown on their own, such as before and after an edit.
         pictures: Shown whole, such as grids of drawings.
         census: Shown below the sizes of the classes: those of nulls.
+        recurring: Features that came again, as ``vlm_edit.measures.stability`` finds them; a box
+            then shows those alone.
         shown: Features per class, and drawn at random.
         seed: Of the random features.
         budget: Bytes of the file. What does not fit are thumbnails: the most active features have
@@ -89,7 +92,7 @@ def write_page(
         ...     page.stat().st_size < 24_000_000
         True
     """
-    payload = Payload(measurement, pairs, examples, shown, seed)
+    payload = Payload(measurement, pairs, examples, shown, seed, recurring)
     scripts = _scripts()
     about = Overview.of(measurement, pairs, seed)
     render = partial(
@@ -102,6 +105,7 @@ def write_page(
         examples=examples,
         pictures=[(p, p.address) for p in pictures],
         census=None if census is None else census_table(census),
+        recurring=recurring,
         seed=seed,
         csp=_policy(scripts.values()),
         style=Markup((files(_PACKAGE) / _WEB / "page.css").read_text("utf-8")),
