@@ -141,7 +141,7 @@ def test_a_table_shows_every_row_and_what_to_make_of_it(census: Census) -> None:
     table = census_table(census)
     assert [row[0] for row in table.rows] == list(ROWS.values())
     assert len(table.columns) == len(table.rows[0]) == 11
-    assert table.columns[-2:] == ("without 8 vision", "without 8 random")
+    assert table.columns[-2:] == ("less 8 vision", "less 8 random")
     assert "Class sizes say little" in str(table)
     assert "unpaired Gaussians" in census._repr_html_()
     assert repr(census).startswith("Census(data, swapped")

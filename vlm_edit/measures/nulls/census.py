@@ -36,13 +36,13 @@ from vlm_edit.measures.probing import probe
 # Names of the rows, and what tables call them. The last three train a dictionary.
 ROWS = {
     "data": "the data",
-    "swapped": "images and texts swapped inside pairs",
+    "swapped": "swapped inside pairs",
     "unpaired": "unpaired Gaussians",
     "joint": "joint Gaussian",
-    "random-dictionary": "random directions as dictionary",
-    "frozen-dictionary": "dictionary trained here, decoder frozen",
-    "retrained": "dictionary trained here",
-    "random-host": "random host, dictionary trained on it",
+    "random-dictionary": "random directions",
+    "frozen-dictionary": "trained here, decoder frozen",
+    "retrained": "trained here",
+    "random-host": "random host, trained on it",
 }
 QUICK = ("data", "swapped", "unpaired", "joint", "random-dictionary")
 LITTLE = (
@@ -131,15 +131,15 @@ class Census:
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the headings of ``cells``."""
-        heads = ("source", *CLASSES, "paired", "sd of MDS")
+        heads = ("source", *CLASSES, "paired", "sd")
         if self.factor is None:
             return heads
         deleted = max((row.read.deleted for row in self.rows if row.read), default=0)
         return (
             *heads,
-            f"{self.factor} read",
-            f"without {deleted} vision",
-            f"without {deleted} random",
+            self.factor,
+            f"less {deleted} vision",
+            f"less {deleted} random",
         )
 
     def cells(self) -> list[tuple[str, ...]]:
@@ -161,13 +161,14 @@ class Census:
         told = f"{LITTLE}\nClasses by the rule {self.rule}; {several(self.n_pairs, 'pair')}."
         if any(row.paired is not None for row in self.rows):
             told += (
-                "\npaired: features that fire together on matched pairs more than on shuffled ones."
+                "\npaired: features that fire together on matched pairs more than on shuffled "
+                "ones. sd: of the scores."
             )
         if self.factor is not None:
             told += (
-                f"\nread: share of images whose {self.factor} a linear probe tells from their "
-                f"activations: whole, without the surest\nvision-dominant features, and without as "
-                f"many random ones (mean of {_DRAWS} draws). Gaussians have none."
+                f"\n{self.factor}: share of images whose {self.factor} a linear probe tells "
+                f"from their activations: whole, without the surest\nvision-dominant features, and "
+                f"without as many random ones (mean of {_DRAWS} draws). Gaussians have none."
             )
         return told
 
