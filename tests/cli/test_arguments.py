@@ -17,7 +17,7 @@ from vlm_edit.cli import arguments, bias, drawing, editing, main, pipeline
 from vlm_edit.cli.command import VERBS
 from vlm_edit.cli.examples import EXAMPLES
 from vlm_edit.edits import RULES
-from vlm_edit.measures import dominance
+from vlm_edit.measures import dominance, nulls
 from vlm_edit.selection import by_class
 from vlm_edit.selection.scores import Kind
 from vlm_edit.tasks.bias import Way
@@ -96,6 +96,8 @@ def test_choices_are_those_of_the_library() -> None:
     assert choices(arguments.Draw, "rule") == set(drawing.STRENGTHS) == set(drawing.IDLE)
     assert set(get_args(arguments.Class)) < set(get_args(Kind))
     assert {*get_args(arguments.Class), "whole"} == set(arguments.Taken)
+    skip = get_type_hints(arguments.Census, include_extras=True)["skip"].__metadata__[0].help
+    assert all(f" {name}" in skip for name in nulls.ROWS if name != "data")
 
 
 def defaults(callable_: Any) -> dict[str, Any]:
@@ -111,6 +113,9 @@ def test_defaults_are_those_of_the_library() -> None:
     for field in ("site", "batch_size", "zeros", "keep", "every"):
         assert typed[field] == known[field]
     assert typed["keep"] == max(measuring.EXAMPLES)
+    typed, known = defaults(arguments.Census), defaults(measuring.census)
+    for field in ("site", "batch_size", "factor", "deleted", "steps", "seed"):
+        assert typed[field] == known[field]
     assert defaults(arguments.Draw)["pipeline"] == pipeline.SHIPPED
 
 
@@ -118,7 +123,7 @@ def test_one_rule_for_classes_is_the_default_of_every_verb_and_of_the_library() 
     rule = defaults(dominance.Dominance.classes)["rule"]
     assert rule == defaults(by_class)["rule"] == defaults(measuring.Measurement.top)["rule"]
     typed = {kind.__name__: defaults(kind)["cuts"] for kind in VERBS if "cuts" in defaults(kind)}
-    assert typed == {"Edit": None, "Draw": rule}
+    assert typed == {"Edit": None, "Draw": rule, "Census": None}
     cuts = get_type_hints(arguments.Edit, include_extras=True)["cuts"]
     assert rule == editing.CUTS and f"({rule})" in cuts.__metadata__[0].help
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.dictionaries import Dictionary, TrainConfig, train_dictionary
+from vlm_edit.dictionaries.training.checkpoint import Checkpoint
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.objective import Objective
 from vlm_edit.dictionaries.training.trainer import Trainer
@@ -192,3 +194,37 @@ def test_gradients_of_thresholds_are_those_of_the_rectangle() -> None:
 def test_configs_that_cannot_be_trained_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(VlmEditError, match=message):
         train_dictionary({"image": torch.randn(9, 4)}, TrainConfig(**options), progress=False)
+
+
+@pytest.mark.parametrize("kind", ["relu", "topk", "batchtopk", "jumprelu", "matryoshka"])
+def test_a_frozen_decoder_keeps_the_random_rows_it_began_with(kind: Any) -> None:
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(1))
+    config = TrainConfig(n_features=16, k=2, steps=40, batch_size=64, kind=kind, frozen="decoder")
+    frozen = train_dictionary({"image": x}, config, progress=False)
+    generator = torch.Generator().manual_seed(config.seed)
+    rows = torch.nn.functional.normalize(torch.randn(16, 8, generator=generator), dim=1)
+    assert torch.equal(frozen.decoder, rows)
+    assert not torch.allclose(frozen.encoder.weight, rows.T, atol=1e-2)
+    free = train_dictionary({"image": x}, replace(config, frozen=None), progress=False)
+    assert not torch.allclose(free.decoder, rows, atol=1e-2)
+
+
+def test_a_frozen_run_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(1))
+    config = TrainConfig(n_features=16, k=2, steps=40, batch_size=64, frozen="decoder")
+    whole = train_dictionary({"image": x}, config, progress=False)
+    data, device = Data.of({"image": x}, config), torch.device("cpu")
+    trainer = Trainer(data, config, device)
+    for _ in range(15):
+        trainer.step()
+    Checkpoint(tmp_path / "state", 0.0, trainer, data).keep(last=True)
+    resumed = train_dictionary({"image": x}, config, checkpoint=tmp_path / "state", progress=False)
+    assert resumed.digest() == whole.digest()
+
+
+def test_what_is_frozen_is_a_decoder_that_is_trained_at_all() -> None:
+    x = {"image": torch.randn(9, 4), "text": torch.randn(9, 4)}
+    with pytest.raises(VlmEditError, match="frozen is 'all'"):
+        train_dictionary(x, TrainConfig(frozen="all"), progress=False)  # type: ignore[arg-type]
+    with pytest.raises(VlmEditError, match="kind 'ncl' has no frozen"):
+        train_dictionary(x, TrainConfig(kind="ncl", frozen="decoder"), progress=False)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_edit import Pairs, VlmEditError
+from vlm_edit import Dictionary, Pairs, VlmEditError
 from vlm_edit.measures.dominance import CLASSES, DominanceAccumulator, null_histogram
 from vlm_edit.measures.interpretability import TopExamples
+from vlm_edit.measures.nulls import QUICK, ROWS, census_of
 from vlm_edit.measuring import Measurement
 from vlm_edit.report import (
     Examples,
@@ -293,3 +294,31 @@ def test_both_bounds_are_warned_of_where_no_feature_can_lie_beyond() -> None:
                                                (torch.zeros(20, 10), codes))]  # fmt: skip
     note = class_table(measured(*split)).note
     assert "be language-dominant; use" in note and "be vision-dominant; use" in note
+
+
+def test_a_census_stands_below_the_classes_and_a_page_without_says_what_sizes_are_worth(
+    tmp_path: Path, found: Measurement, pairs: Pairs
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    streams = {name: torch.randn(50, 4, generator=generator) for name in ("image", "text")}
+    census = census_of(streams, Dictionary.identity(4), QUICK)
+    write_page(tmp_path / "with.html", found, pairs, "A page", census=census)
+    write_page(tmp_path / "without.html", found, pairs, "A page")
+    shown, bare = ((tmp_path / f"{n}.html").read_text("utf-8") for n in ("with", "without"))
+    overview = shown.split('id="plane"')[0]
+    assert all(ROWS[name] in overview for name in QUICK)
+    assert not any(ROWS[name] in bare for name in QUICK if name != "data")
+    assert "Class sizes say little" in bare
+
+
+def test_a_page_can_show_only_what_recurs(
+    tmp_path: Path, found: Measurement, pairs: Pairs, reading: Reading
+) -> None:
+    write_page(tmp_path / "page.html", found, pairs, "A page", recurring=[5, 3, 12])
+    page = Reading((tmp_path / "page.html").read_text(encoding="utf-8"))
+    boxes = [told for tag, told in page.tags if tag == "input" and told.get("id") == "recurs"]
+    assert len(boxes) == 1 and page.data["recurring"] == [3, 5, 12]
+    assert reading.data["recurring"] is None
+    assert not any(told.get("id") == "recurs" for _, told in reading.tags)
+    with pytest.raises(VlmEditError, match="feature 30 is not there"):
+        write_page(tmp_path / "page.html", found, pairs, "A page", recurring=[30])

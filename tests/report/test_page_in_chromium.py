@@ -69,7 +69,8 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, found: Measurement) -> P
     grid = Picture(
         f"A grid {HOSTILE}", Image.new("RGB", (900, 60), "red"), f"red {HOSTILE}", "note"
     )
-    write_page(path, found, pairs_of(200), f"A title {HOSTILE}", tables, shown, [grid])
+    write_page(path, found, pairs_of(200), f"A title {HOSTILE}", tables, shown, [grid],
+               recurring=range(0, 130, 3))  # fmt: skip
     return path
 
 
@@ -182,6 +183,17 @@ def test_filters_by_class_and_by_active_pairs(
     page.select_option("#rule", "sd")
     members = found.dominance.classes("sd")["vision"]
     assert numbers(page) == [k for k in members if active[k] >= 100][:50]
+
+
+def test_a_box_leaves_only_what_recurs(visit: Callable[..., Any], found: Measurement) -> None:
+    page = visit()
+    page.check("#recurs")
+    assert numbers(page) == list(range(0, 130, 3))
+    page.select_option("#class", "vision")
+    members = found.dominance.classes("significant")["vision"]
+    assert numbers(page) == [k for k in members if k % 3 == 0]
+    page.uncheck("#recurs")
+    assert numbers(page) == members[:50]
 
 
 def test_every_column_sorts_both_ways_with_the_undefined_last(

@@ -180,6 +180,30 @@ class Measure(Subjected, Writes):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Census(Subjected, Writes):
+    """Count features by class, beside nulls that have none to find."""
+
+    dictionary: Annotated[str, DICTIONARY] = field()
+    skip: Annotated[
+        list[str],
+        several(
+            "a row to leave out: swapped, unpaired, joint, random-dictionary; or one that trains a "
+            "dictionary: frozen-dictionary, retrained, random-host",
+            metavar="ROW",
+        ),
+    ]
+    factor: Annotated[
+        Text,
+        option("column with what images show, read without the vision class", metavar="COLUMN"),
+    ] = None
+    cuts: Annotated[Cut | None, option("rule for the classes (that of measure)")] = None
+    deleted: Annotated[int, option("features, at most, to read --factor without")] = 16
+    steps: Annotated[int, option("of each training")] = 600
+    seed: Seed = 0
+    run: Annotated[Text, option("show it on this run's page", metavar="RUN")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report(Writes, Columns, Tells):
     """Write a run's page with pictures."""
 

@@ -28,6 +28,7 @@ VERBS: dict[type, str] = {
     of.Check: "training.check",
     of.Measure: "measuring.measure",
     of.Report: "measuring.report",
+    of.Census: "census.census",
     of.Edit: "editing.edit",
     Ask: "asking.ask",
     of.Bias: "bias.bias",

@@ -23,6 +23,10 @@ EXAMPLES: dict[type, tuple[str, str]] = {
         "measure MODEL pairs.csv --text-column words --dictionary sae --json",
     ),
     of.Report: ("report run", "report run --title 'Features of mine' --page mine.html"),
+    of.Census: (
+        "census zoo:emoji-clip zoo:pairs --dictionary zoo:joint",
+        "census MODEL pairs.csv --dictionary sae --skip joint --run run",
+    ),
     of.Edit: (
         "edit zoo:emoji-clip zoo:pairs --dictionary zoo:joint --class vision",
         "edit MODEL PAIRS --site language.2 --dictionary SAE --features 3",

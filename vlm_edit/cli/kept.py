@@ -1,4 +1,4 @@
-"""What commands leave with a run for its page: edits, and grids of drawings."""
+"""What commands leave with a run for its page: edits, grids of drawings, and a census."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 from PIL import PngImagePlugin
 
 from vlm_edit.ground.errors import DamagedFile, VlmEditError
-from vlm_edit.ground.files import locked, make_folder, packed, write_new
+from vlm_edit.ground.files import locked, make_folder, packed, write_new, write_text
+from vlm_edit.measures.nulls import Census
 from vlm_edit.measuring import open_image, size_of
 from vlm_edit.report import Examples, Picture, Table
 
-EDITS, DRAWINGS = "edits", "drawings"
+EDITS, DRAWINGS, CENSUS = "edits", "drawings", "census.json"
 _ENDINGS = {EDITS: ".json", DRAWINGS: ".png"}
 _RUN = "run"
 # Keywords of the PNG standard.
@@ -30,6 +31,7 @@ def clear(run: Path) -> None:
     """Delete what is kept, such as that of a run that was here before."""
     for folder in (EDITS, DRAWINGS):
         shutil.rmtree(run / folder, ignore_errors=True)
+    (run / CENSUS).unlink(missing_ok=True)
 
 
 def save_edit(run: Path, table: Table, examples: Examples, of: str) -> None:
@@ -58,6 +60,39 @@ def save_picture(run: Path, picture: Picture, of: str) -> None:
     _keep(run, DRAWINGS, data, _picture)
 
 
+def save_census(run: Path, census: Census, of: str) -> Path:
+    """Keep a census, likewise, in place of a former one; return its file."""
+    with locked(run):
+        document = {_RUN: of, "census": census.as_json()}
+        text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+        write_text(run / CENSUS, text, "census")
+    return run / CENSUS
+
+
+def census(run: Path, of: str) -> Census | None:
+    """Read the census of the run with this checksum, if one was kept.
+
+    Raises:
+        VlmEditError: Its file is damaged.
+    """
+    there = _census(run / CENSUS)
+    return there[1] if there is not None and there[0] == of else None
+
+
+def _census(file: Path) -> tuple[str, Census] | None:
+    if not file.exists():
+        return None
+    try:
+        if size_of(file) is None:
+            raise ValueError("not a regular file")
+        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return str(document[_RUN]), Census.of_json(document["census"])
+    except (ValueError, KeyError, TypeError, DamagedFile, RecursionError) as error:
+        raise DamagedFile(
+            f"{file} is damaged: delete it, or count again with --run {file.parent} --overwrite"
+        ) from error
+
+
 def edits(run: Path, of: str | None = None) -> tuple[list[Table], list[Examples]]:
     """Read what was kept of edits, in their order: of the run with this checksum, or all.
 
@@ -80,7 +115,9 @@ def pictures(run: Path, of: str | None = None) -> list[Picture]:
 def others(run: Path, of: str) -> list[Path]:
     """Find files of another run than the one with this checksum, left by a killed process."""
     there = (*_all(run, EDITS, _edit), *_all(run, DRAWINGS, _picture))
-    return [file for file, whose, _ in there if whose not in (None, of)]
+    former = [file for file, whose, _ in there if whose not in (None, of)]
+    counted = _census(run / CENSUS)
+    return [*former, *([run / CENSUS] if counted is not None and counted[0] != of else [])]
 
 
 def _kept(

@@ -166,7 +166,8 @@ def report(options: Report) -> int:
     tables, examples = kept.edits(folder, checksum)
     pictures = kept.pictures(folder, checksum)
     title = options.title or f"Features at {run.site}"
-    write_page(page, run, pairs, title, tables, examples, pictures, seed=options.seed)
+    census = kept.census(folder, checksum)
+    write_page(page, run, pairs, title, tables, examples, pictures, census, seed=options.seed)
     for file in kept.others(folder, checksum):
         telling.warn(f"left out, since it is of a run that was here before: {file}")
     telling.wrote("page", page)

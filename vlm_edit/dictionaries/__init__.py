@@ -12,7 +12,7 @@ from vlm_edit.dictionaries.encodes import identity
 from vlm_edit.dictionaries.formats import Format, Layout, load_dictionary, register_format
 from vlm_edit.dictionaries.formats.saving import save_saelens
 from vlm_edit.dictionaries.matching import Similarity as Similarity
-from vlm_edit.dictionaries.matching import match_dictionaries
+from vlm_edit.dictionaries.matching import match_dictionaries, match_features
 from vlm_edit.dictionaries.norms import Norm, register_norm
 from vlm_edit.dictionaries.origin import expect_model as expect_model
 from vlm_edit.dictionaries.origin import expect_origin as expect_origin
@@ -37,6 +37,7 @@ __all__ = [
     "identity",
     "load_dictionary",
     "match_dictionaries",
+    "match_features",
     "register_format",
     "register_activation",
     "register_norm",

@@ -1,8 +1,8 @@
-"""Match two dictionaries, one of each stream, feature by feature."""
+"""Match two dictionaries feature by feature: one of each stream, or two of the same streams."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit.dictionaries.dictionary import Dictionary
-from vlm_edit.dictionaries.paired import PairedDictionary
+from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.ground.errors import BadArgument
 
 Similarity = Literal["correlation", "decoder"]
@@ -52,21 +52,89 @@ def match_dictionaries(
         >>> both.text.decoder.argmax(1)
         tensor([0, 1, 2])
     """
+    _expect_similarity(by)
+    PairedDictionary(image, text)  # refuses two that do not fit
+    if by == "decoder":
+        similarity = decoder_cosines(image, text)
+    else:
+        x, y = _expect_pairs(streams)
+        similarity = _correlation(
+            (image.encode(some, "image"), text.encode(other, "text"))
+            for some, other in zip(x.split(_ROWS), y.split(_ROWS), strict=True)
+        )
+    return PairedDictionary(image, text.reordered(best_order(similarity).tolist()))
+
+
+def match_features(
+    one: Dictionary,
+    other: Dictionary,
+    streams: Mapping[str, Tensor] | None = None,
+    by: Similarity = "decoder",
+) -> tuple[Tensor, Tensor]:
+    """Find for each feature of a dictionary its counterpart in another of the same streams.
+
+    One to one, with the largest sum of similarities, as ``match_dictionaries`` has it.
+
+    Args:
+        one: Such as trained with one seed.
+        other: Such as trained with another, with as many features.
+        streams: [n, d] activations by stream, for ``correlation``: both dictionaries encode all of
+            them.
+        by: ``decoder``, the cosine of decoder rows; or ``correlation`` of codes.
+
+    Returns:
+        [m] numbers of features of the other, and [m] how similar they are to the first's.
+
+    Raises:
+        VlmEditError: As ``match_dictionaries``.
+
+    Example:
+        >>> from vlm_edit import Dictionary
+        >>> one, other = Dictionary.identity(3), Dictionary.identity(3).reordered([2, 0, 1])
+        >>> match_features(one, other)
+        (tensor([1, 2, 0]), tensor([1., 1., 1.]))
+    """
+    _expect_similarity(by)
+    PairedDictionary(one, other)
+    if by == "decoder":
+        similarity = decoder_cosines(one, other)
+    else:
+        if not set(streams or {}) & set(STREAMS):
+            raise BadArgument("to match by correlation takes activations: 'image', 'text' or both")
+        assert streams is not None
+        similarity = _correlation(
+            (one.encode(some, name), other.encode(some, name))
+            for name in STREAMS
+            for some in (streams[name].split(_ROWS) if name in streams else ())
+        ).float()
+    order = best_order(similarity)
+    return order, similarity.gather(1, order[:, None])[:, 0]
+
+
+def decoder_cosines(one: Dictionary, other: Dictionary) -> Tensor:
+    """Return the cosines [m, m] of two dictionaries' decoder rows."""
+    return F.normalize(one.decoder, dim=1) @ F.normalize(other.decoder, dim=1).mT
+
+
+def best_order(similarity: Tensor) -> Tensor:
+    """Return for each row its own column, one to one, with the largest sum of similarities.
+
+    Raises:
+        VlmEditError: No scipy.
+    """
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
         raise BadArgument(
             "matching needs scipy's linear_sum_assignment: pip install 'vlm-edit[match]'"
         ) from error
+    _, order = linear_sum_assignment(similarity.numpy(), maximize=True)
+    return torch.from_numpy(order)
+
+
+def _expect_similarity(by: str) -> None:
     if by not in get_args(Similarity):
         raise BadArgument(f"by is {by!r}; match by 'correlation' or 'decoder'")
-    PairedDictionary(image, text)  # refuses two that do not fit
-    if by == "decoder":
-        similarity = F.normalize(image.decoder, dim=1) @ F.normalize(text.decoder, dim=1).mT
-    else:
-        similarity = _correlation(image, text, _expect_pairs(streams))
-    _, order = linear_sum_assignment(similarity.numpy(), maximize=True)
-    return PairedDictionary(image, text.reordered(order.tolist()))
 
 
 def _expect_pairs(streams: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -81,17 +149,17 @@ def _expect_pairs(streams: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]
     return streams["image"], streams["text"]
 
 
-def _correlation(image: Dictionary, text: Dictionary, x: tuple[Tensor, Tensor]) -> Tensor:
-    """Return Pearson's correlations [m, m] of codes over pairs; 0 where a feature never changes."""
-    m, n = image.n_features, len(x[0])
-    both = torch.zeros(m, m, dtype=torch.float64)
-    sums, squares = (torch.zeros(2, m, dtype=torch.float64) for _ in range(2))
-    for some in zip(x[0].split(_ROWS), x[1].split(_ROWS), strict=True):
-        codes = [image.encode(some[0], "image").double(), text.encode(some[1], "text").double()]
-        both += codes[0].mT @ codes[1]
-        sums += torch.stack([c.sum(0) for c in codes])
-        squares += torch.stack([c.square().sum(0) for c in codes])
-    spread = (squares / n - (sums / n).square()).clamp_min(0).sqrt()
-    covariance = both / n - torch.outer(sums[0] / n, sums[1] / n)
-    correlation = covariance / torch.outer(spread[0], spread[1])
+def _correlation(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return Pearson's correlations [m, m] of codes over rows; 0 where a feature never changes."""
+    n, moments = 0, None
+    for codes in parts:
+        one, other = (c.double() for c in codes)
+        part = [one.mT @ other, one.sum(0), other.sum(0)]
+        part += [one.square().sum(0), other.square().sum(0)]
+        moments = part if moments is None else [a + b for a, b in zip(moments, part, strict=True)]
+        n += len(one)
+    assert moments is not None
+    both, *sums = (moment / n for moment in moments)
+    spread = [(sums[i + 2] - sums[i].square()).clamp_min(0).sqrt() for i in range(2)]
+    correlation = (both - torch.outer(sums[0], sums[1])) / torch.outer(*spread)
     return torch.where(correlation.isfinite(), correlation, 0.0)

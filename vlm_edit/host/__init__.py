@@ -42,6 +42,7 @@ from vlm_edit.host.pipelines import Pipeline as Pipeline
 from vlm_edit.host.pipelines import PipelineHost as PipelineHost
 from vlm_edit.host.pipelines import class_of as class_of
 from vlm_edit.host.prompts import caption_in as caption_in
+from vlm_edit.host.random import random_host
 from vlm_edit.host.resolve import Site, Tap
 from vlm_edit.host.resolve import find_module as find_module
 from vlm_edit.host.resolve import layouts_in as layouts_in
@@ -68,5 +69,6 @@ __all__ = [
     "Tower",
     "find_sites",
     "join_adapters",
+    "random_host",
     "two_towers",
 ]

@@ -1,6 +1,7 @@
 """Measure: a host, a dictionary and pairs, to scores and examples of every feature."""
 
 from vlm_edit.measuring.accumulator import MeasurementAccumulator as MeasurementAccumulator
+from vlm_edit.measuring.census import census
 from vlm_edit.measuring.centring import centred
 from vlm_edit.measuring.centring import expect_centrable as expect_centrable
 from vlm_edit.measuring.collecting import collect
@@ -40,6 +41,7 @@ __all__ = [
     "text_encoder",
     "Judge",
     "Measurement",
+    "census",
     "centred",
     "collect",
     "load_measurement",

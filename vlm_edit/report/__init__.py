@@ -11,8 +11,10 @@ from vlm_edit.report.sprites import SIDE as SIDE
 from vlm_edit.report.sprites import Sprites as Sprites
 from vlm_edit.report.sprites import pack as pack
 from vlm_edit.report.table import Table
+from vlm_edit.report.tables import census_table as census_table
 from vlm_edit.report.tables import class_table as class_table
 from vlm_edit.report.tables import feature_table as feature_table
+from vlm_edit.report.tables import stability_table as stability_table
 from vlm_edit.report.templates import write_plain as write_plain
 
 __all__ = [

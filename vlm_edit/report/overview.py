@@ -10,6 +10,7 @@ from typing import Any
 from vlm_edit.ground.notebook import several
 from vlm_edit.ground.statistics import Estimate
 from vlm_edit.measures.dominance import CLASSES, how_many_pairs
+from vlm_edit.measures.nulls import LITTLE
 from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.sprites import Sprites
 from vlm_edit.report.tables import CLASS_NAMES, RULE_NAMES
@@ -36,6 +37,7 @@ class Overview:
     rules: Sequence[ClassRow]
     warnings: Sequence[str]
     provenance: Sequence[tuple[str, str]]
+    little: str
 
     @classmethod
     def of(cls, measurement: Measurement, pairs: Pairs, seed: int) -> Overview:
@@ -46,6 +48,7 @@ class Overview:
             _rules(measurement),
             measurement.warnings(),
             [*_flat(_provenance(measurement, pairs)), ("seed of the random features", str(seed))],
+            LITTLE,
         )
 
 

@@ -15,12 +15,14 @@ from markupsafe import Markup
 
 from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.ground.files import write_bytes
+from vlm_edit.measures.nulls import Census
 from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.overview import Overview, notes
 from vlm_edit.report.payload import Examples, Payload, to_json
 from vlm_edit.report.picture import Picture
 from vlm_edit.report.sprites import Sprites, pack
 from vlm_edit.report.table import Table
+from vlm_edit.report.tables import census_table
 from vlm_edit.report.templates import template
 
 _SCRIPTS = ("core.js", "charts.js", "browser.js", "detail.js", "main.js")
@@ -44,6 +46,8 @@ def write_page(
     tables: Sequence[Table] = (),
     examples: Sequence[Examples] = (),
     pictures: Sequence[Picture] = (),
+    census: Census | None = None,
+    recurring: Sequence[int] | None = None,
     shown: int = 6,
     seed: int = 0,
     budget: int = 24_000_000,
@@ -64,6 +68,9 @@ def write_page(
         tables: Shown as they are.
         examples: Pairs shown on their own, such as before and after an edit.
         pictures: Shown whole, such as grids of drawings.
+        census: Shown below the sizes of the classes: those of nulls.
+        recurring: Features that came again, as ``vlm_edit.measures.stability`` finds them; a box
+            then shows those alone.
         shown: Features per class, and drawn at random.
         seed: Of the random features.
         budget: Bytes of the file. What does not fit are thumbnails: the most active features have
@@ -85,7 +92,7 @@ def write_page(
         ...     page.stat().st_size < 24_000_000
         True
     """
-    payload = Payload(measurement, pairs, examples, shown, seed)
+    payload = Payload(measurement, pairs, examples, shown, seed, recurring)
     scripts = _scripts()
     about = Overview.of(measurement, pairs, seed)
     render = partial(
@@ -97,6 +104,8 @@ def write_page(
         tables=tables,
         examples=examples,
         pictures=[(p, p.address) for p in pictures],
+        census=None if census is None else census_table(census),
+        recurring=recurring,
         seed=seed,
         csp=_policy(scripts.values()),
         style=Markup((files(_PACKAGE) / _WEB / "page.css").read_text("utf-8")),

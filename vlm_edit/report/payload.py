@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument
+from vlm_edit.measures.controls import expect_known
 from vlm_edit.measures.dominance import CLASSES, Cut, null_histogram
 from vlm_edit.measuring import STREAMS, Measurement, Pairs
 from vlm_edit.report.columns import Column, columns
@@ -54,6 +55,7 @@ class Payload:
         examples: Pairs to show on their own.
         shown: Features per class, and drawn at random.
         seed: Of the random features.
+        recurring: Features that came again; None where nobody looked.
     """
 
     measurement: Measurement
@@ -61,12 +63,14 @@ class Payload:
     examples: Sequence[Examples]
     shown: int
     seed: int
+    recurring: Sequence[int] | None = None
     rules: dict[Cut, dict[str, list[int]]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Expect the right pairs, classify once, rank once."""
         self._expect_pairs()
         dominance = self.measurement.dominance
+        expect_known(self.recurring or (), len(dominance.scores))
         self.rules = {rule: dominance.classes(rule) for rule in RULE_NAMES}
         self._strength = torch.nan_to_num(self.measurement.strength()).tolist()
         self._top = {
@@ -133,6 +137,7 @@ class Payload:
             "null": [_number(c) for c in null_histogram(self.measurement.dominance, BINS)],
             "ratios": self.measurement.dominance.levels.tolist(),
             "random": self.random(),
+            "recurring": None if self.recurring is None else sorted(self.recurring),
             "examples": [
                 {"title": e.title, "note": e.note, "items": [[index[n], *ls] for n, ls in e.items]}
                 for e in examples

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from vlm_edit.measures.dominance import Cut, how_many_pairs
+from vlm_edit.measures.nulls import Census
+from vlm_edit.measures.stability import HalvesStability, SeedsStability
 from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.table import Table
 
@@ -56,6 +58,27 @@ def class_table(measurement: Measurement) -> Table:
 def _needed(measurement: Measurement) -> str:
     needed = str(how_many_pairs(measurement))
     return f"By interval, {needed}." if needed[0].isdigit() else f"{needed[0].upper()}{needed[1:]}."
+
+
+def census_table(census: Census) -> Table:
+    """Show how many features of each class the data have, and how many their nulls."""
+    return Table(
+        "Census: features by class, of the data and of nulls",
+        census.columns,
+        census.cells(),
+        census.note(),
+    )
+
+
+def stability_table(stability: HalvesStability | SeedsStability) -> Table:
+    """Show how well scores and classes come again."""
+    halves = isinstance(stability, HalvesStability)
+    return Table(
+        f"Stability: {'halves of the pairs' if halves else 'dictionaries trained anew'}",
+        stability.columns,
+        stability.cells(),
+        stability.note(),
+    )
 
 
 def feature_table(

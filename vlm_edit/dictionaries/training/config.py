@@ -10,11 +10,15 @@ from typing import Literal, get_args
 from vlm_edit.ground.errors import BadArgument, UnknownName
 
 Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"]
+Frozen = Literal["decoder"]
 
 _OF_NCL = ("temperature", "ridge")
 _WHOLE = ("n_features", "k", "steps", "batch_size", "dead_after", "seed")
 _NUMBERS = ("lr", "sparsity", "group", "auxiliary", "mask", "bandwidth", "temperature", "ridge")
-_NOT_OF_NCL = ("k", "auxiliary", "sparsity", "target_l0", "bandwidth", "prefixes", "group", "mask")
+_NOT_OF_NCL = (
+    *("k", "auxiliary", "sparsity", "target_l0", "bandwidth", "prefixes", "group", "mask"),
+    "frozen",
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class TrainConfig:
             codes ``relu(x W + b)`` of the two sides of a pair, brought to length 1, are matched by
             the symmetric InfoNCE loss among the batch; the decoder is fitted afterwards, by least
             squares. It keeps what the two sides share, and learns few pairs by heart. It has no
-            k, auxiliary, sparsity, target_l0, bandwidth, prefixes, group or mask.
+            k, auxiliary, sparsity, target_l0, bandwidth, prefixes, group, mask or frozen.
         sparsity: Coefficient of the penalty of ``relu`` and ``jumprelu``, which are the kinds that
             have one; where ``target_l0`` is given, the one to begin with.
         target_l0: Features active per activation that ``relu`` and ``jumprelu`` should reach: the
@@ -60,6 +64,9 @@ class TrainConfig:
         ridge: Of ``ncl``: penalty on its decoder, in units of the features' mean variance.
         clip: Norm that the gradient of a step is cut to where it is longer, so that few activations
             much longer than the others do not throw the weights about. None to leave it.
+        frozen: ``decoder`` leaves its rows as they were drawn, random directions, and trains the
+            rest: a baseline (arXiv 2602.14111) that a dictionary which has learnt directions must
+            beat. None to train all.
     """
 
     n_features: int = 512
@@ -82,6 +89,7 @@ class TrainConfig:
     temperature: float = 0.1
     ridge: float = 1e-2
     clip: float | None = 0.05
+    frozen: Frozen | None = None
 
     @property
     def paired(self) -> bool:
@@ -108,6 +116,8 @@ class TrainConfig:
         """
         if self.kind not in get_args(Kind):
             raise UnknownName(f"unknown kind {self.kind!r}: use one of {', '.join(get_args(Kind))}")
+        if self.frozen not in (None, *get_args(Frozen)):
+            raise UnknownName(f"frozen is {self.frozen!r}: use 'decoder', or None to train all")
         self._expect_numbers()
         self._expect_kind()
         if self.kind != "ncl" and not 1 <= self.k <= self.n_features:

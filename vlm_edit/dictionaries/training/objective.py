@@ -46,7 +46,11 @@ class Objective(nn.Module):
         """Begin with decoder rows [m, d] and a decoder bias [d]."""
         super().__init__()
         self.config = config
-        self.decoder = nn.Parameter(rows.clone())
+        self.decoder: Tensor
+        if config.frozen is None:
+            self.decoder = nn.Parameter(rows.clone())
+        else:  # a buffer has no gradient, and of a resumed run the seed draws it again
+            self.register_buffer("decoder", rows.clone())
         self.weight = nn.Parameter(rows.T.contiguous())
         self.bias = nn.Parameter(torch.zeros(len(rows), device=rows.device))
         self.decoder_bias = nn.Parameter(bias.clone())
@@ -96,13 +100,15 @@ class Objective(nn.Module):
     def before_step(self) -> None:
         """Take the part of the decoder's gradient along its rows out."""
         rows, gradient = self.decoder, self.decoder.grad
-        assert gradient is not None
+        if gradient is None:  # frozen
+            return
         gradient -= (gradient * rows).sum(1, keepdim=True) * rows
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Bring the decoder's rows back to norm 1."""
-        self.decoder.copy_(F.normalize(self.decoder, dim=1))
+        """Bring the decoder's rows back to norm 1; frozen ones never left it."""
+        if self.config.frozen is None:
+            self.decoder.copy_(F.normalize(self.decoder, dim=1))
 
     @property
     def thresholds(self) -> Tensor:

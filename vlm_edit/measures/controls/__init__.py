@@ -28,6 +28,7 @@ from vlm_edit.measures.controls.features import (
     turned,
 )
 from vlm_edit.measures.controls.features import deletion_norms as deletion_norms
+from vlm_edit.measures.controls.features import expect_known as expect_known
 
 __all__ = [
     "activity",

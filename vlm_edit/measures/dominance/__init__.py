@@ -16,6 +16,7 @@ from vlm_edit.measures.dominance.power import how_many_pairs
 from vlm_edit.measures.dominance.result import FEW as FEW
 from vlm_edit.measures.dominance.result import Dominance
 from vlm_edit.measures.dominance.result import Zeros as Zeros
+from vlm_edit.measures.dominance.rules import default_rule as default_rule
 from vlm_edit.measures.dominance.scores import class_rows as class_rows
 
 __all__ = [

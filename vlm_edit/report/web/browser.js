@@ -19,9 +19,10 @@ function select() {
   const kind = $("class").value;
   const least = Number($("least").value) || 0;
   const active = column.active.values;
+  const recurring = $("recurs")?.checked ? new Set(data.recurring) : null;
   view.order = [];
   for (let k = 0; k < data.features; k += 1) {
-    if (active[k] >= least && (!kind || classOf(k).name === kind) && matches(k)) view.order.push(k);
+    if (active[k] >= least && (!recurring || recurring.has(k)) && (!kind || classOf(k).name === kind) && matches(k)) view.order.push(k);
   }
   sort();
   view.page = 0;
@@ -117,6 +118,7 @@ function setUpBrowser() {
   for (const { name, title } of data.classes) $("class").append(el("option", { value: name }, title));
   for (const id of ["query", "least"]) $(id).addEventListener("input", again);
   $("class").addEventListener("change", again);
+  $("recurs")?.addEventListener("change", again);
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("first").addEventListener("click", () => turn(0));
   $("previous").addEventListener("click", () => turn(view.page - 1));

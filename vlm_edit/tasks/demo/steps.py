@@ -16,9 +16,10 @@ from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
 from vlm_edit.ground.files import make_folder
 from vlm_edit.host import Host
+from vlm_edit.measures.nulls import QUICK, census_of
 from vlm_edit.measuring import Measurement, MeasurementAccumulator, Pairs, Reader
 from vlm_edit.patches import Patch
-from vlm_edit.report import Table, class_table, feature_table
+from vlm_edit.report import Table, census_table, class_table, feature_table
 from vlm_edit.tasks.demo.edits import SITE, Edits
 from vlm_edit.tasks.demo.factors import (
     Check,
@@ -79,7 +80,9 @@ def _run(out: Path, say: Callable[[str], None]) -> Run:
     measurement, hidden = _measure(host, pairs, dictionary)
     codes = {stream: dictionary.encode(h, stream) for stream, h in hidden.items()}
     classes = measurement.dominance.classes()
-    tables = [class_table(measurement), feature_table(measurement, pairs)]
+    background = ("background", pairs.columns["background"])
+    census = census_of(hidden, dictionary, QUICK, factor=background)
+    tables = [class_table(measurement), census_table(census), feature_table(measurement, pairs)]
     for table in tables:
         say(f"{table}\n")
     reading = Reading(pairs)
@@ -97,7 +100,8 @@ def _run(out: Path, say: Callable[[str], None]) -> Run:
     measurement.save(out)
     title = "Vision, language or both: the features of emoji-clip"
     page = out / "index.html"
-    where = write_if_possible(page, measurement, pairs, title, results, [edits.changed(patch)])
+    where = write_if_possible(page, measurement, pairs, title, results, [edits.changed(patch)],
+                              census)  # fmt: skip
     seconds = time.perf_counter() - start
     say(f"patch:  {patch}\ntable:  {out / 'features.csv'}\npage:   {where}\ntook {seconds:.0f} s")
     return Run(measurement, (*tables, *results), tuple(verdicts), patch, page, seconds)
