@@ -100,7 +100,7 @@ def _scores(
 def _mean(scores: Tensor, members: Sequence[int]) -> list[float] | None:
     values = scores[list(members)]
     values = values[~values.isnan()]
-    return common.told(mean_estimate(values, draws=1000)) if len(values) > 1 else None
+    return common.told(mean_estimate(values)) if len(values) > 1 else None
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
