@@ -129,7 +129,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
                 ("dictionary", "judge", "class (features)", *(f"m = {m}" for m in SIZES)),
                 rows,
                 f"{note}; 200 random draws, seed 0. Means over the features of a class that "
-                "at least m examples activate (their number for m = 10), bootstrap intervals.",
+                "at least m examples activate (their number for m = 10), 95 % intervals.",
             )
         )
     rows = []
@@ -144,7 +144,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             "Monosemanticity Score, and Multimodal Monosemanticity Score of images with texts",
             ("dictionary", "judge", "class (features)", "score", "mean"),
             rows,
-            "Means over the features of a class, bootstrap intervals.",
+            "Means over the features of a class, 95 % intervals.",
         )
     )
     return shown
