@@ -257,4 +257,4 @@ def _cell(values: Tensor | None) -> str:
         return ""
     if values.dtype == torch.bool:
         return str(proportion(int(values.sum()), len(values)))
-    return str(mean_estimate(values, draws=500))
+    return str(mean_estimate(values))

@@ -176,9 +176,9 @@ def movements(one: Subject) -> list[dict[str, Any]]:
                 rows.append({
                     "eps": eps, "kind": kind, "class": name,
                     "features": 0 if chosen is None else len(chosen),
-                    "share": common.told(moved.share(name, 500)),
+                    "share": common.told(moved.share(name)),
                     "alone": share(logits.argmax(1) != one.labels),
-                    "length": common.told(ratio_estimate(moved.whole, moved.before, 500)),
+                    "length": common.told(ratio_estimate(moved.whole, moved.before)),
                 })  # fmt: skip
     return rows
 

@@ -139,4 +139,4 @@ def detectors(one: Any, radii: Sequence[int]) -> list[dict[str, Any]]:
 def _auc(attacked: Tensor, true: Tensor) -> list[float]:
     both = torch.cat([attacked, true]).cpu()
     positive = torch.arange(len(both)) < len(attacked)
-    return common.told(auc_estimate(both, positive, draws=200))
+    return common.told(auc_estimate(both, positive))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from results.common import cell
-from vlm_edit.ground.statistics import mcnemar
+from vlm_edit.ground.statistics import holm, mcnemar
 from vlm_edit.report import Table
 
 
@@ -140,10 +141,12 @@ def _paired(part: dict[str, Any], result: dict[str, Any]) -> list[Table]:
         for name, rows in part["stood"].items()
     }
     base = stood.pop("none")
-    lines = [
-        (name, *(str(mcnemar(rows[eps], base[eps])) for eps in base))
-        for name, rows in stood.items()
-    ]
+    tests = {
+        (name, eps): mcnemar(rows[eps], base[eps]) for name, rows in stood.items() for eps in base
+    }
+    chances = holm(torch.tensor([test.p for test in tests.values()], dtype=torch.float64)).tolist()
+    held = {key: replace(test, p=p) for (key, test), p in zip(tests.items(), chances, strict=True)}
+    lines = [(name, *(str(held[name, eps]) for eps in base)) for name in stood]
     ran = _ran(result | {key: part[key] for key in ("images", "steps")})
     return [
         Table(
@@ -151,7 +154,8 @@ def _paired(part: dict[str, Any], result: dict[str, Any]) -> list[Table]:
             ("defence", *(f"{eps}/255" for eps in base)),
             lines,
             f"{ran.split(';')[0]}: the same images under the same attacks as in the table of "
-            "defences; p: McNemar's exact test of the two counts, one comparison at a time.",
+            f"defences; p: McNemar's exact test of the two counts, by Holm's method over all "
+            f"{len(held)}.",
         )
     ]
 

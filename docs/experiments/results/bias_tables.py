@@ -51,9 +51,9 @@ def prompt_table(found: dict[str, Any]) -> Table:
         "Gender by prompts, nothing edited",
         ("prompts", *VALUES, "both alike"),
         rows,
-        "Share of images nearer to the prompt of their own gender [95 % Wilson; both alike: "
-        "bootstrap]. The last row compares the labels of the image's concept, such as man biking "
-        "and woman biking.",
+        "Share of images nearer to the prompt of their own gender [95 % Wilson, both alike "
+        "put together of it]. The last row compares the labels of the image's concept, such as man "
+        "biking and woman biking.",
     )
 
 
@@ -88,8 +88,8 @@ NOTES = {
     "cost": "People's concept: nearest of 699 labels is one of the image's concept, 206 people. "
     "All concepts: likewise, 1,024 images. R@1, R@5: an image finds a caption of its concept among "
     "its half's.",
-    "ahead": "Means of paired differences [95 % bootstrap over cases]. Below 0 is better in the "
-    "first three columns, above 0 in the others.",
+    "ahead": "Means of paired differences [95 % interval over cases]. Below 0 is better in the "
+    "first three columns, above 0 in the others. *: apart from 0 by Holm's method over the table.",
 }
 
 
@@ -110,7 +110,13 @@ def way_table(
         (f"{DEALT}: {name}", *(common.cell(line.get(c)) for c in columns))
         for name, line in (chance_of or {}).items()
     ]
-    rows += [(name, *(_cell(line_of(name)[c], c, kind) for c in columns)) for name in shown]
+    keys = [(name, column) for name in shown for column in columns] if kind == "ahead" else []
+    told = common.apart([line_of(name)[column] for name, column in keys])
+    held = {key for key, one in zip(keys, told, strict=True) if one}
+    rows += [
+        (name, *(_cell(line_of(name)[c], c, kind) + "*" * ((name, c) in held) for c in columns))
+        for name in shown
+    ]
     for chance, names in drawn.items():
         cells = []
         for column in columns:
@@ -171,7 +177,7 @@ def deleted_table(found: list[dict[str, Any]]) -> Table:
         rows,
         "Share told right [95 % Wilson], all features of a class (rule significant) deleted in "
         "images and texts. Beyond: how much more is lost than by deleting random live features "
-        f"[95 % bootstrap over images and {DRAWS} draws].",
+        f"[95 % interval over images and {DRAWS} draws].",
     )
 
 
@@ -192,7 +198,7 @@ def leaning_table(found: list[dict[str, Any]]) -> Table:
         ("compared by", "fire more for", "features", "of class", "MDS", "random", "woman less man"),
         rows,
         "Features that fire more for one gender (rank test, false discovery rate .05). MDS: mean "
-        "[95 % bootstrap over features], 1 is vision. Random: mean [lowest, highest] of 100 draws "
+        "[95 % interval over features], 1 is vision. Random: mean [lowest, highest] of 100 draws "
         "of other features as active.",
     )
 
@@ -216,6 +222,6 @@ def said_table(found: dict[str, Any]) -> Table:
         rows,
         "Edits at image tokens of `language.0` and at text tokens of `language.3`, the last layer. "
         "Shares of answers [95 % Wilson] with a word of men, of women, of neither. Other words: F1 "
-        "with the right name, words of gender left out [95 % bootstrap], of all 206. Random: as "
+        "with the right name, words of gender left out [95 % interval], of all 206. Random: as "
         "many live features, three draws, each with its interval.",
     )

@@ -112,7 +112,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         ("dictionary", "live", "gap", *names, "paired", "cross: matched", "cross: shuffled"),
         rows,
         "Paired counts features of any class. Matched and shuffled: mean co-firing of the "
-        "cross-modal features (rule significant), bootstrap intervals over features.",
+        "cross-modal features (rule significant), 95 % intervals over features.",
     )
     return [counts, conventions]
 

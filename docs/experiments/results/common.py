@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit import Dictionary, Host, zoo
-from vlm_edit.ground.statistics import Estimate
+from vlm_edit.ground.statistics import Estimate, holm
 from vlm_edit.host import Inputs
 from vlm_edit.measures.dominance import Dominance, modality_dominance
 from vlm_edit.measuring import Measurement, MeasurementAccumulator, Reader, centred
@@ -126,6 +128,19 @@ def cell(stored: list[float] | None, digits: int = 3) -> str:
     if stored is None or stored[0] is None:
         return ""
     return Estimate(*stored[:3], int(stored[3])).text(digits)
+
+
+def apart(stored: Sequence[list[float] | None], alpha: float = 0.05) -> list[bool]:
+    """Which of some stored differences are apart from 0, by Holm's method over all of them.
+
+    The p of one is that of the normal whose 95 % interval reaches from it toward 0 as far.
+    """
+    chances = []
+    for one in stored:
+        value, low, high = one[:3] if one is not None and one[1] is not None else (0.0, 0.0, 0.0)
+        reach = value - low if value > 0 else high - value
+        chances.append(math.erfc(1.96 * abs(value) / reach / math.sqrt(2)) if reach > 0 else 1.0)
+    return (holm(torch.tensor(chances, dtype=torch.float64)) <= alpha).tolist()
 
 
 def rounded(value: float) -> float | None:

@@ -23,7 +23,7 @@ from results.training import PROMPT
 from vlm_edit import Ablate, Clamp, Dictionary, Keep, Project, Scale, Steer, zoo
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.edits import Blend, Cap, Detect, Rule, Splice
-from vlm_edit.ground.statistics import PairedTest, mcnemar, proportion
+from vlm_edit.ground.statistics import PairedTest, holm, mcnemar, proportion
 from vlm_edit.measures.probing import hits, probe, variance_explained
 from vlm_edit.report import Table
 
@@ -279,10 +279,13 @@ def tables(result: dict[str, Any]) -> list[Table]:
     shown = []
     for task, (title, effect, note) in titles.items():
         lines = dict(result[task])
-        draws = [lines.pop(name) for name in list(lines) if name.startswith("random")]
-        rows = [_cells(name, line) for name, line in lines.items()]
-        middle = sorted(draws, key=lambda line: line["zero_shot"][0])[len(draws) // 2]
-        rows.append(_cells(f"random features (median of {len(draws)} draws)", middle))
+        lost = _lost(lines)
+        draws = [name for name in lines if name.startswith("random")]
+        random = {name: lines.pop(name) for name in draws}
+        rows = [_cells(name, line, lost[name]) for name, line in lines.items()]
+        middle = sorted(draws, key=lambda name: random[name]["zero_shot"][0])[len(draws) // 2]
+        title_of = f"random features (median of {len(draws)} draws)"
+        rows.append(_cells(title_of, random[middle], lost[middle]))
         shown.append(
             Table(
                 title,
@@ -300,7 +303,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
                 f"{note} Strength: of the whole change, 1 is the rule as its name says; *: the "
                 "effect was not reached at any tried, and the strongest stands here. Lost and "
                 "gained: images recognised without the edit alone and with it alone, p by "
-                "McNemar's exact test, one comparison at a time. Moved: mean "
+                "McNemar's exact test and Holm's method over the table's edits. Moved: mean "
                 "of |change| / |embedding|. Distance: mean squared Mahalanobis distance from plain "
                 "embeddings over that of the plain ones: 1 is where they lie. 512 odd pairs, "
                 "95 % Wilson intervals.",
@@ -331,7 +334,9 @@ def examples(result: dict[str, Any]) -> str:
         ("`Blend` to blue images' mean code", turn, "Blend (to blue images' mean code)", ""),
         (f"`Steer` {blue} random features", turn, "random 0", ""),
     )
-    rows = ["| edit | strength | effect | recognised |", "| --- | --- | --- | --- |"]
+    lost = {id(lines): _lost(lines) for lines in (remove, turn)}
+    heads = ("edit", "strength", "effect", "recognised", "lost and gained")
+    rows = [f"| {' | '.join(heads)} |", "| --- | --- | --- | --- | --- |"]
     for name, lines, key, what in told:
         line = lines[key]
         star = "" if line.get("reached", True) else "*"
@@ -340,24 +345,38 @@ def examples(result: dict[str, Any]) -> str:
             f"{line['strength']:.2f}{star}",
             common.cell(line["effect"]),
             common.cell(line["zero_shot"]),
+            "" if key == "nothing" else str(lost[id(lines)][key]),
         )
         rows.append(f"| {' | '.join(cells)} |")
     note = "Strength: of the whole change; \\*: the effect was not reached, this is the strongest"
-    return "\n".join([*rows, "", f"{note} that was tried. 95 % intervals.", ""])
+    paired = (
+        "Lost and gained: images recognised without the edit alone, and with it alone, p by "
+        "McNemar's exact\ntest and Holm's method over all edits of a task."
+    )
+    return "\n".join([*rows, "", f"{note} that was tried. 95 % intervals.\n{paired}", ""])
 
 
-def _cells(name: str, line: dict[str, Any]) -> list[str]:
+def _lost(lines: dict[str, Any]) -> dict[str, PairedTest]:
+    """What each edit loses and gains, p by Holm's method over all edits of a task."""
+    names = [name for name in lines if name != "nothing"]
+    chances = holm(torch.tensor([lines[name]["lost"][3] for name in names]))
+    told = {"nothing": PairedTest(*lines["nothing"]["lost"])}
+    for name, p in zip(names, chances.tolist(), strict=True):
+        told[name] = PairedTest(*lines[name]["lost"][:3], p)
+    return told
+
+
+def _cells(name: str, line: dict[str, Any], lost: PairedTest) -> list[str]:
     star = "" if line.get("reached", True) else "*"
     effect, zero_shot, retrieval = (
         common.cell(line[key]) for key in ("effect", "zero_shot", "retrieval")
     )
-    *counts, p = line["lost"]
     return [
         name,
         f"{line['strength']:.2f}{star}",
         effect,
         zero_shot,
-        str(PairedTest(*counts, p)),
+        str(lost),
         retrieval,
         f"{line['moved']:.2f}",
         f"{line['away']:.2f}",

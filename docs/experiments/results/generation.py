@@ -31,7 +31,7 @@ from results import common
 from results.generation_tables import KINDS, RANDOM, READ, STRENGTHS, examples, tables
 from vlm_edit import Keep, Scale, zoo
 from vlm_edit.edits import Blend, Rule, Splice
-from vlm_edit.ground.statistics import Estimate, mean_estimate, proportion
+from vlm_edit.ground.statistics import Estimate, mean_estimate
 from vlm_edit.measures.controls import norm_matched, random_features
 from vlm_edit.tasks.generation import Trend
 
@@ -296,10 +296,8 @@ def _line(values: Tensor) -> dict[str, Any]:
 
 
 def _estimate(values: Tensor) -> Estimate:
-    """Mean with its interval; a bootstrap of nothing but misses, or hits, would have none."""
-    if bool((values == values[0]).all()) and float(values[0]) in (0.0, 1.0):
-        return proportion(int(values.sum()), len(values))
-    return mean_estimate(values, draws=DRAWS)
+    """Mean with its interval."""
+    return mean_estimate(values)
 
 
 def _random_line(values: Tensor) -> dict[str, Any]:

@@ -150,6 +150,13 @@ def tables(result: dict[str, Any]) -> list[Table]:
             )
             for subject, part in result.items()
         }
+        differences = {
+            (name, subject): part[question]["scores"][name][1]
+            for name in names
+            for subject, part in result.items()
+            if part[question]["scores"][name][1] is not None
+        }
+        held = dict(zip(differences, common.apart(list(differences.values())), strict=True))
         rows = []
         for name in names:
             row = [name]
@@ -158,7 +165,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
                 text = common.cell(area)
                 if area is not None and area[0] == best[subject]:
                     text = f"**{text}**"
-                if ahead is not None and not ahead[1] <= 0 <= ahead[2]:
+                if held.get((name, subject)):
                     text += " +" if ahead[0] > 0 else " -"
                 row.append(text)
             rows.append(row)
@@ -169,8 +176,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
                 f"AUC for: is this feature about a {question} factor?",
                 ("score", *(name.removeprefix("emoji-") for name in result)),
                 rows,
-                "[95 % bootstrap interval over features]; bold: the highest; + or -: apart from "
-                "MDS by a paired bootstrap (95 %, one comparison at a time). Empty: "
+                "[95 % interval over features]; bold: the highest; + or -: apart from MDS on the "
+                f"same features, by Holm's method over the table's {len(held)} comparisons. Empty: "
                 f"fewer than {FEWEST} features are.",
             )
         )

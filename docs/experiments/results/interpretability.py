@@ -100,7 +100,7 @@ def _scores(
 def _mean(scores: Tensor, members: Sequence[int]) -> list[float] | None:
     values = scores[list(members)]
     values = values[~values.isnan()]
-    return common.told(mean_estimate(values, draws=1000)) if len(values) > 1 else None
+    return common.told(mean_estimate(values)) if len(values) > 1 else None
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -129,7 +129,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
                 ("dictionary", "judge", "class (features)", *(f"m = {m}" for m in SIZES)),
                 rows,
                 f"{note}; 200 random draws, seed 0. Means over the features of a class that "
-                "at least m examples activate (their number for m = 10), bootstrap intervals.",
+                "at least m examples activate (their number for m = 10), 95 % intervals.",
             )
         )
     rows = []
@@ -144,7 +144,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             "Monosemanticity Score, and Multimodal Monosemanticity Score of images with texts",
             ("dictionary", "judge", "class (features)", "score", "mean"),
             rows,
-            "Means over the features of a class, bootstrap intervals.",
+            "Means over the features of a class, 95 % intervals.",
         )
     )
     return shown

@@ -78,7 +78,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             "significant. Activity of cross: their share of all activity in images / texts. "
             "Paired: features of any class that fire together on matched pairs more than on "
             "shuffled ones. Retrieval: of the text an image stood before, by centred codes; "
-            "chance is .001. Intervals: bootstrap over features; Wilson for retrieval. Layer 0 of "
+            "chance is .001. Intervals: over features; Wilson for retrieval. Layer 0 of "
             "this host attends to nothing, so there nothing can have met: a built-in null.",
         )
     ]  # fmt: skip

@@ -162,6 +162,14 @@ SECTIONS = (
         "`--only defences --images 48 --radii 1 2 4 --steps 8 --queries 40`, and compared image by "
         "image by `--only paired` and the same.",
     ),
+    (
+        "coverage",
+        "How often an interval of few cases holds the truth",
+        "Means are told by Student's t, widened where values are skewed (Hall 1992), hits by "
+        "Wilson's interval, areas by Hanley and McNeil's error, enlarged to DeLong's, paired "
+        "shares by Tango's score. Of few values as skewed as a lognormal's the interval of the "
+        "mean holds less often than it says.",
+    ),
 )
 
 

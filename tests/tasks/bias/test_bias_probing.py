@@ -71,7 +71,7 @@ def test_features_planted_in_one_stream_lean_to_it() -> None:
     assert man.score is not None and man.score.value == 1 and man.classes["vision"] == 3
     assert woman.score is not None and woman.score.value == 0 and woman.classes["language"] == 4
     apart = leaning_difference(man, woman, found)
-    assert apart is not None and (apart.value, apart.low, apart.high) == (1, 1, 1)
+    assert apart is not None and (apart.value, apart.high) == (1, 1) and 0 < apart.low < 0.5
     # Random ones are of the others, of which all lie in the middle but the other group's.
     assert man.random is not None and 0.3 < man.random.value < 0.6
 

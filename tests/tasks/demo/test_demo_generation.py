@@ -75,5 +75,5 @@ def test_the_command_prints_every_table_and_every_check_holds_and_writes_a_page(
     assert load_measurement(tmp_path).site == "language.0"
     for part in ("Ablate features at image tokens", "Steer the background", "before and after"):
         assert part in printed
-    assert printed.count("\nholds: ") == 3 and "DOES NOT HOLD" not in printed
+    assert printed.count("\nholds: ") == 3 and "NOT SHOWN" not in printed
     assert all(len(line) <= 140 for line in printed.splitlines())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, UnknownName
-from vlm_edit.ground.statistics import Estimate, mean_estimate
+from vlm_edit.ground.statistics import Estimate, drawn_difference, mean_estimate
 from vlm_edit.measures.controls.features import (
     activity,
     expect_choice,
@@ -42,17 +42,15 @@ class DeletionCurve:
     controls: Mapping[str, Tensor]
     control_counts: Mapping[str, Tensor]
 
-    def area(self, control: str, draws: int = 2000, seed: int = 0) -> Estimate:
+    def area(self, control: str) -> Estimate:
         """Measure the area between a control's curve and the class's: the mean loss beyond it.
 
         Positive where deleting the class costs more. By the trapezoid rule over the fractions, a
-        share of the whole width. The interval is the percentile bootstrap over cases and over
-        the control's draws at once; with five draws that part of it is rough.
+        share of the whole width. Cases and the control's draws vary apart, as in
+        ``drawn_difference``: few draws widen the interval.
 
         Args:
             control: A key of ``controls``.
-            draws: Bootstrap samples.
-            seed: Of those.
 
         Raises:
             VlmEditError: An unknown control.
@@ -62,24 +60,12 @@ class DeletionCurve:
         x = torch.tensor(self.fractions, dtype=torch.float64)
         leads = self.controls[control] - self.values
         areas = torch.trapezoid(leads, x, dim=1) / (x[-1] - x[0])
-        n_draws, cases = areas.shape
-        generator = torch.Generator().manual_seed(seed)
-
-        def resampled() -> float:
-            by_case = torch.randint(cases, (cases,), generator=generator).bincount(minlength=cases)
-            by_draw = torch.randint(n_draws, (n_draws,), generator=generator).bincount(
-                minlength=n_draws
-            )
-            return float(by_draw.double() @ areas @ by_case.double()) / (cases * n_draws)
-
-        sample = torch.tensor([resampled() for _ in range(draws)], dtype=torch.float64)
-        low, high = sample.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return Estimate(float(areas.mean()), low, high, cases)
+        return drawn_difference(areas, torch.zeros_like(areas[:1]))
 
     def rows(self) -> list[dict[str, float | int | Estimate]]:
         """Return one row per fraction: the metric of the class and of each control.
 
-        The class's interval is the bootstrap over cases; a control's ends are its lowest and
+        The class's interval is over cases; a control's ends are its lowest and
         highest draw, and its ``n`` the number of draws.
         """
         rows: list[dict[str, float | int | Estimate]] = []

@@ -57,7 +57,7 @@ class Fusion:
     Attributes:
         words: By category and word.
         categories: Per category and quantity (``fusion``, ``dominance``, ``cofiring``) the mean
-            over words, with its bootstrap interval; ``n`` counts the words.
+            over words, with its interval; ``n`` counts the words.
         chance: The same means where captions are dealt to the words at random: over the draws,
             and the range that holds 95 % of them.
     """

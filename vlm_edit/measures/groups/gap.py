@@ -27,7 +27,7 @@ class GapUnder:
     Attributes:
         gap: Distance of the centroids of the normalised embeddings (Liang et al. 2022).
         dominance: Of the dictionary on the treated embeddings.
-        metric: Mean of the metric, with its bootstrap interval over cases; None without one.
+        metric: Mean of the metric, with its interval over cases; None without one.
     """
 
     gap: float
@@ -171,7 +171,7 @@ def deleted(encode: Encode, decoder: Tensor, features: Sequence[int]) -> Treatme
 def one_sided_change(before: Dominance, after: Dominance) -> Estimate:
     """Measure how much more one-sided features became: the mean change of ``|2 MDS - 1|``.
 
-    Over features that are alive before and after, with the bootstrap interval over them; NaN
+    Over features that are alive before and after, with the interval over them; NaN
     where there is none. A score that sees the gap shrink has it below 0.
 
     Example:

@@ -125,7 +125,7 @@ def example_spread(
 
 
 def class_means(values: Tensor, groups: Mapping[str, Sequence[int]]) -> dict[str, Estimate]:
-    """Average a score over the features of each group, with bootstrap intervals over features.
+    """Average a score over the features of each group, with intervals over features.
 
     Args:
         values: [m], one per feature, such as ``Dominance.mutual_information()``; features where

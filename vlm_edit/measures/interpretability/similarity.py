@@ -82,15 +82,11 @@ class SimilarityOfTop:
         """Return the number of features that at least m examples activate."""
         return int((~self.similarity.isnan()).sum())
 
-    def summary(
-        self, features: Tensor | Sequence[int] | None = None, draws: int = 2000, seed: int = 0
-    ) -> SimilaritySummary:
+    def summary(self, features: Tensor | Sequence[int] | None = None) -> SimilaritySummary:
         """Average over features that have enough examples.
 
         Args:
             features: Numbers, or an [F] bool mask; all by default.
-            draws: Bootstrap samples.
-            seed: Of the bootstrap.
         """
         selection = slice(None) if features is None else torch.as_tensor(features)
         if isinstance(selection, Tensor) and selection.dtype != torch.bool:
@@ -101,7 +97,7 @@ class SimilarityOfTop:
             scores = scores[~scores.isnan()]
             if not len(scores):
                 return Estimate(math.nan, math.nan, math.nan, 0)
-            return mean_estimate(scores, draws, seed)
+            return mean_estimate(scores)
 
         return SimilaritySummary(*map(estimate, (self.similarity, self.lift, self.win_rate)))
 
@@ -126,10 +122,10 @@ class ExampleSimilarity:
         return self.at[m]
 
     def summary(
-        self, features: Tensor | Sequence[int] | None = None, draws: int = 2000, seed: int = 0
+        self, features: Tensor | Sequence[int] | None = None
     ) -> dict[int, SimilaritySummary]:
         """Return ``SimilarityOfTop.summary`` for each number of examples."""
-        return {m: scores.summary(features, draws, seed) for m, scores in self.at.items()}
+        return {m: scores.summary(features) for m, scores in self.at.items()}
 
 
 def example_similarity(

@@ -73,9 +73,9 @@ class Movement:
     before: Tensor
     features: Tensor
 
-    def share(self, name: str, draws: int = 2000) -> Estimate:
+    def share(self, name: str) -> Estimate:
         """Return a class's squared length over the whole's, both summed over images."""
-        return ratio_estimate(self.parts[name], self.whole, draws)
+        return ratio_estimate(self.parts[name], self.whole)
 
 
 @torch.no_grad()

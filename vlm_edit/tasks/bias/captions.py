@@ -184,8 +184,8 @@ class Captions:
         )
 
     def quality(self) -> Estimate:
-        """Return its mean, by the bootstrap."""
-        return mean_estimate(self.overlap())
+        """Return its mean."""
+        return mean_estimate(self.overlap(), bounds=(0.0, 1.0))
 
 
 def caption_table(found: Mapping[str, Captions], title: str, note: str = "") -> Table:
@@ -202,7 +202,7 @@ def caption_table(found: Mapping[str, Captions], title: str, note: str = "") -> 
                     name,
                     f"{group} ({len(own)})",
                     *(str(shares[kind]) for kind in kinds),
-                    str(mean_estimate(captions.overlap()[own])),
+                    str(mean_estimate(captions.overlap()[own], bounds=(0.0, 1.0))),
                 )
             )
     columns = ("edit", "images of", *(f"says {kind}" for kind in kinds), "other words (F1)")

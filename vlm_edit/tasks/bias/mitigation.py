@@ -274,7 +274,7 @@ def off_probe(study: Study) -> float:
     """Return how far above chance a linear probe tells the attribute from edited embeddings."""
     right = probe(study.image[study.told_apart], study.asked_groups)
     chance = 1 / len(study.questions.values)
-    return max(0.0, balanced_accuracy(right, study.asked_groups, draws=1).value - chance)
+    return max(0.0, balanced_accuracy(right, study.asked_groups).value - chance)
 
 
 def recognition(study: Study) -> float:

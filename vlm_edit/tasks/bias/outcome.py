@@ -100,8 +100,8 @@ class Outcome:
     def estimate(self, name: str) -> Estimate:
         """Return a figure with its interval.
 
-        ``read`` and ``probe`` are balanced over groups (bootstrap within groups), the skews means
-        over queries (bootstrap), the others shares (Wilson).
+        ``read`` and ``probe`` are balanced over groups, the skews means over queries, the others
+        shares (Wilson).
 
         Raises:
             VlmEditError: A figure that was not asked for.
@@ -146,7 +146,7 @@ class Outcome:
         return worst_group(self._case(name), self.groups)
 
     def ahead(self, other: Outcome, name: str) -> Estimate:
-        """Estimate how far this mean lies above another's on the same cases, by the bootstrap.
+        """Estimate how far this mean lies above another's on the same cases.
 
         Raises:
             VlmEditError: Other cases, or a figure that was not asked for.

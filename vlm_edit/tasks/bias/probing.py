@@ -12,7 +12,7 @@ from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import UnknownName
-from vlm_edit.ground.statistics import Estimate, mean_estimate, middle, proportion
+from vlm_edit.ground.statistics import Estimate, mean_difference, mean_estimate, proportion
 from vlm_edit.hooks import TokenChoice
 from vlm_edit.measures.controls import DeletionCurve, activity, activity_matched, deletion_curve
 from vlm_edit.measures.dominance import Cut, Dominance
@@ -43,7 +43,7 @@ class Deletion:
         after: With the class deleted (Wilson).
         controls: With as many random features (``size``) and with as many as move the embeddings as
             far (``norm``): mean, lowest and highest draw.
-        beyond: By control how much more the class costs, by a bootstrap over cases and draws.
+        beyond: By control how much more the class costs, over cases and draws.
         control_features: Mean number of random features.
     """
 
@@ -150,7 +150,7 @@ class Leaning:
         stream: Whose codes were compared.
         features: Their numbers, strongest first.
         classes: How many are of each class.
-        score: Their mean MDS, by the bootstrap over features; 1 is vision.
+        score: Their mean MDS, with its interval over features; 1 is vision.
         random: Mean MDS of random features as active: mean, lowest and highest draw.
     """
 
@@ -191,7 +191,7 @@ def leanings(
         rest = torch.cat([s.codes.dense() for v, s in evidence.seen.items() if v != value])
         features = [k for k in by_difference(own.codes, rest, alpha=alpha) if k in set(live)]
         counts = {kind: len(members[kind] & set(features)) for kind in KINDS}
-        score = mean_estimate(found.scores[features]) if features else None
+        score = mean_estimate(found.scores[features], bounds=(0.0, 1.0)) if features else None
         baseline = None
         if features:
             both = activity(torch.cat([own.codes.dense(), rest]))
@@ -205,31 +205,20 @@ def leanings(
     return results
 
 
-def leaning_difference(
-    one: Leaning, other: Leaning, found: Dominance, draws: int = 2000, seed: int = 0
-) -> Estimate | None:
-    """Estimate how much nearer to vision one group's features are than another's, by the bootstrap.
+def leaning_difference(one: Leaning, other: Leaning, found: Dominance) -> Estimate | None:
+    """Estimate how much nearer to vision one group's features are than another's.
 
     Args:
         one: Of a group.
         other: Of another.
         found: The dominance that both were told by.
-        draws: Bootstrap samples.
-        seed: Of the draws.
 
     Returns:
         Difference of mean MDS; None where a group has no feature.
     """
     if not one.features or not other.features:
         return None
-    generator = torch.Generator().manual_seed(seed)
-    scores = [found.scores[list(side.features)] for side in (one, other)]
-    differences = []
-    for _ in range(draws):
-        means = [s[torch.randint(len(s), (len(s),), generator=generator)].mean() for s in scores]
-        differences.append(float(means[0] - means[1]))
-    value = float(scores[0].mean() - scores[1].mean())
-    return Estimate(value, *middle(torch.tensor(differences)), len(scores[0]) + len(scores[1]))
+    return mean_difference(*(found.scores[list(side.features)] for side in (one, other)))
 
 
 def _probed(study: Study) -> Tensor:

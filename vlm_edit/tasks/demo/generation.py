@@ -94,7 +94,7 @@ def _run(out: Path | None, say: Callable[[str], None], sizes: Sizes) -> Generati
     answers = examples(ablation, steering)
     tables.append(_side_by_side(answers))
     say(f"{tables[-1]}\n")
-    say("\n".join(f"{'holds' if c.holds else 'DOES NOT HOLD'}: {c.claim}\n    {c.evidence}"
+    say("\n".join(f"{'holds' if c.holds else 'NOT SHOWN'}: {c.claim}\n    {c.evidence}"
                   for c in checks) + "\n")  # fmt: skip
     if out is not None:
         measurement.save(out)

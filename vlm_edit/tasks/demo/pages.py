@@ -29,5 +29,5 @@ def write_if_possible(
 
 def check_table(verdicts: Sequence[Check]) -> Table:
     """Make a table of claims with their evidence."""
-    rows = [("holds" if c.holds else "does not hold", c.claim, c.evidence) for c in verdicts]
+    rows = [("holds" if c.holds else "not shown", c.claim, c.evidence) for c in verdicts]
     return Table("Checked against the known factors", ("", "claim", "evidence"), rows)

@@ -92,7 +92,7 @@ def _run(out: Path, say: Callable[[str], None]) -> Run:
     patch = _save_patch(out / "no-vision-dominant.safetensors", host, dictionary, classes)
     edits = Edits(host, pairs, dictionary, hidden, reading)
     verdicts.append(edits.attached_equals_spliced(patch))
-    say("\n".join(f"{'holds' if c.holds else 'DOES NOT HOLD'}: {c.claim}\n    {c.evidence}"
+    say("\n".join(f"{'holds' if c.holds else 'NOT SHOWN'}: {c.claim}\n    {c.evidence}"
                   for c in verdicts) + "\n")  # fmt: skip
     ablations = edits.table(classes)
     say(f"{ablations}\n")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.ground.statistics import Estimate, mean_estimate, middle, proportion
+from vlm_edit.ground.statistics import Estimate, mean_estimate, middle
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +43,9 @@ class Trend:
                 "[strengths, drawings]"
             )
 
-    def estimates(self, draws: int = 2000, seed: int = 0) -> list[Estimate]:
-        """Estimate the mean at each strength, with a 95 % interval.
-
-        Hits have Wilson's interval, similarities one of a bootstrap.
-        """
-        if self.values.dtype == torch.bool:
-            return [proportion(int(row.sum()), len(row)) for row in self.values]
-        return [mean_estimate(row.double(), draws=draws, seed=seed) for row in self.values]
+    def estimates(self) -> list[Estimate]:
+        """Estimate the mean at each strength, with a 95 % interval: of hits Wilson's."""
+        return [mean_estimate(row) for row in self.values]
 
     def monotony(self, draws: int = 2000, seed: int = 0) -> Estimate:
         """Correlate the mean with the strength by Spearman's rank, bootstrapped over drawings.
