@@ -128,6 +128,11 @@ def cell(stored: list[float] | None, digits: int = 3) -> str:
     return Estimate(*stored[:3], int(stored[3])).text(digits)
 
 
+def figure(value: float, digits: int = 2) -> str:
+    """A number as a table shows it."""
+    return Estimate(value, value, value, 0).text(digits).partition(" ")[0]
+
+
 def rounded(value: float) -> float | None:
     """Six digits, so that another machine's last ones make no difference; None for NaN."""
     return None if value != value else float(f"{value:.6g}")
