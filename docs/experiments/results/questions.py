@@ -88,8 +88,7 @@ def _scores() -> list[Answer]:
         Answer(
             "And shared ones?",
             "likewise, beside scores that look at the pairing",
-            f"No: MDS {shared['MDS']}, Fisher's test of co-firing "
-            f"{shared[TEST]}, BridgeScore "
+            f"No: MDS {shared['MDS']}, Fisher's test of co-firing {shared[TEST]}, BridgeScore "
             f"{shared['BridgeScore, own']}, correlation {shared['correlation']}.",
             "ground_truth",
         ),
@@ -114,8 +113,8 @@ def _examples() -> list[Answer]:
             "What does the Monosemanticity Score say of the classes?",
             "MS by names of images, of each class and of raw neurons",
             f"Vision {common.cell(vision['MS'])}, cross {common.cell(cross['MS'])}, raw neurons "
-            f"{common.cell(neurons['MS'])}: features are above neurons; that the classes differ is "
-            "not shown.",
+            f"{common.cell(neurons['MS'])}: features are above neurons; that the classes differ "
+            "is not shown.",
             "interpretability",
         ),
     ]
@@ -244,8 +243,8 @@ def _others() -> list[Answer]:
         Answer(
             "Does it say anything of generative hosts?",
             "emoji-llava, layer by layer, each image before its own caption or a wrong one",
-            f"{first} features fire together in layer 0, {last} in layer 3, and {wrong} there with "
-            "a wrong caption: that it is the same meaning is not shown.",
+            f"{first} features fire together in layer 0, {last} in layer 3, and {wrong} there "
+            "with a wrong caption: that it is the same meaning is not shown.",
             "layers",
         ),
         Answer(

@@ -42,11 +42,12 @@ def _census(result: dict[str, Any]) -> Table:
         ("embeddings", "rule", *CLASSES, "paired"),
         rows,
         "Mean [lowest, highest] of 5 dictionaries trained on the embeddings that they are scored "
-        "on, TopK 256/8; Gaussians are drawn anew for each. Gaussians, unpaired: each stream's own "
-        "mean and covariance, image and text drawn apart. Joint Gaussian: the covariance of image "
-        "and text together. Images beside other images: one half of the images called texts. "
-        "Random directions: encoder and decoder of directions that no data chose, with the trained "
-        "dictionary's centre and k. Paired: fires in both of a pair more than of shuffled ones.",
+        "on, TopK 256/8; Gaussians are drawn anew for each. Gaussians, unpaired: each stream's "
+        "own mean and covariance, image and text drawn apart. Joint Gaussian: the covariance of "
+        "image and text together. Images beside other images: one half of the images called "
+        "texts. Random directions: encoder and decoder of directions that no data chose, with "
+        "the trained dictionary's centre and k. Paired: fires in both of a pair more than of "
+        "shuffled ones.",
     )
 
 
@@ -76,10 +77,10 @@ def _deletion(rule: str, lines: dict[str, Any]) -> Table:
         f"What retrieval loses on unseen pairs as features are deleted (rule {rule})",
         ("deleted", "features (random as far)", "R@1 lost", "beyond random", "more than cross"),
         rows,
-        f"Dictionary and scores of 400 pairs, features chosen there, R@1 of the other 100, both "
-        "directions. Beyond random: than random live features whose deletion moves the embeddings "
-        f"as far. More than cross: beyond random, fold by fold. {FOLDS} Only rows that begin with "
-        "cross or as many delete equal numbers.",
+        "Dictionary and scores of 400 pairs, features chosen there, R@1 of the other 100, both "
+        "directions. Beyond random: than random live features whose deletion moves the "
+        f"embeddings as far. More than cross: beyond random, fold by fold. {FOLDS} Only rows that "
+        "begin with cross or as many delete equal numbers.",
     )
 
 
@@ -102,8 +103,8 @@ def _gap(result: dict[str, Any]) -> Table:
         "The gap and retrieval of unseen pairs, without unimodal features and without the means",
         ("dictionary", "taken away", "features", "gap", "unimodal less", "R@1", "unimodal less"),
         rows,
-        "Unimodal: vision- and language-dominant by the rule in brackets, on 400 pairs. Means: of "
-        "the same 400, which take no dictionary. Unimodal less: the figure without unimodal "
+        "Unimodal: vision- and language-dominant by the rule in brackets, on 400 pairs. Means: "
+        "of the same 400, which take no dictionary. Unimodal less: the figure without unimodal "
         f"features less the one without these, fold by fold. {FOLDS}",
     )
 
@@ -138,20 +139,19 @@ def notes(result: dict[str, Any]) -> str:
     kept = result["held out"]["a centre per stream"]["correlation"]
     seeds = result["seeds"]
     points = (
-        f"The test by swapping does its work: of images beside other images it calls "
+        "The test by swapping does its work: of images beside other images it calls "
         f"{few['vision'][0]:.0f} features vision-dominant and {few['language'][0]:.0f} "
         "language-dominant. But Gaussians have modalities too, and so many features of each.",
         f"Directions that no data chose find less: {random['vision'][0]:.0f}, "
         f"{random['language'][0]:.0f}, and {paired[DRAWN]} that fire together.",
         f"Pairs show in co-firing: {paired['CLIP']} features fire together on matched pairs more "
-        f"than on shuffled ones, of unpaired Gaussians {paired['Gaussians, unpaired']}, of a joint "
-        f"Gaussian, which has the pairs' covariance, {paired['joint Gaussian']}.",
-        f"That Fisher's test chooses better than MDS is not shown: fold by fold its features cost "
+        f"than on shuffled ones, of unpaired Gaussians {paired['Gaussians, unpaired']}, of a "
+        f"joint Gaussian, which has the pairs' covariance, {paired['joint Gaussian']}.",
+        "That Fisher's test chooses better than MDS is not shown: fold by fold its features cost "
         f"{common.cell(fisher)} more.",
         f"Scores hold on unseen pairs (correlation {common.cell(kept)}). Features do not come "
         f"again: with another seed a share of {common.figure(seeds['share close'][0])} has a "
-        "partner of a "
-        f"cosine above .7, and the classes agree by a kappa of "
+        "partner of a cosine above .7, and the classes agree by a kappa of "
         f"{common.figure(seeds['kappa (significant), all'][0])}.",
         f"The embeddings are {SOURCE}. They are not in this repository; the file's SHA-256 is "
         f"`{result['sha256']}`.",
