@@ -153,6 +153,8 @@ def test_what_is_said_of_a_real_clip_is_stored(scripts) -> None:
             "the means of both streams", "nothing",
         )
     )  # fmt: skip
+    for far in ("as many", "as far"):
+        assert gap[f"random ones, {far} (significant)"]["gap of unimodal, less this"][2] < 0
     assert unimodal["gap"][2] < random["gap"][1] and unimodal["R@1"][2] < before["R@1"][1] / 2
     assert means["gap"][0] < 1.2 * unimodal["gap"][0] and means["R@1"][0] > before["R@1"][0] - 0.02
 
