@@ -1,4 +1,4 @@
-"""docs/results.md is what its scripts print, and the scripts reproduce what they stored."""
+"""The pages of results are what their scripts print, and the scripts reproduce what they stored."""
 
 import importlib
 import math
@@ -103,20 +103,67 @@ def test_examples_on_other_pages_are_what_the_stored_results_say(scripts) -> Non
         assert text == page.filled(file, name), "run: python docs/experiments results.page"
 
 
-def test_the_page_of_results_is_what_the_stored_results_say(scripts) -> None:
-    page = scripts("page")
-    assert page.PAGE.read_text("utf-8") == page.page(), "run: python docs/experiments results.page"
+def test_the_pages_of_results_are_what_the_stored_results_say(scripts) -> None:
+    for file, text in scripts("page").pages().items():
+        told = (DOCS / file).read_text("utf-8")
+        assert told == text, f"{file}: run: python docs/experiments results.page"
 
 
-def test_every_stored_result_is_on_the_page_with_its_command(scripts) -> None:
+def test_every_stored_result_is_on_a_page_with_its_command(scripts) -> None:
     page = scripts("page")
     named = {name for name, _, _ in page.SECTIONS}
     stored = {file.stem for file in RESULTS.glob("*.json")} - {"groups_tags"}
     assert stored == named
-    text = page.page()
+    pages = page.pages()
     for name in named:
         options = getattr(scripts(name), "OPTIONS", "")
-        assert f"python docs/experiments results.{name}{options}\n" in text
+        told = pages[page.file_of(name)]
+        assert f"python docs/experiments results.{name}{options}\n" in told
+        assert f"]({page.file_of(name)})" in pages["results.md"]
+
+
+def test_a_page_opens_with_three_sentences_and_says_what_came_of_it(scripts) -> None:
+    page, common, openings = scripts("page"), scripts("common"), scripts("openings")
+    assert list(openings.OPENINGS) == [name for name, _, _ in page.SECTIONS]
+    verdicts = ("Holds", "Does not hold", "Not shown", "Cannot be tried here")
+    for name, opening_of in openings.OPENINGS.items():
+        opening = opening_of(common.load(name))
+        assert len(re.split(r"\.\s+(?=[A-Z`])", opening.sentences)) == 3, name
+        assert opening.verdict.startswith(verdicts) and opening.claim and opening.done
+
+
+def test_what_is_said_of_a_real_clip_is_stored(scripts) -> None:
+    stored = scripts("common").load("real_clip")
+    sizes = {name: line["classes"]["significant"] for name, line in stored["census"].items()}
+    for kind in ("vision", "language"):  # no fewer where there is nothing but covariance
+        assert sizes["Gaussians, unpaired"][kind][0] >= sizes["CLIP"][kind][0]
+        assert sizes["images beside other images"][kind][2] == 0
+    paired = {name: line["paired"] for name, line in stored["census"].items()}
+    assert paired["Gaussians, unpaired"][2] == 0 < paired["joint Gaussian"][1]
+    lines = stored["deletion"]["significant"]
+    low, high = lines["cross"]["beyond"][1:3]
+    assert low < 0 < high and lines["as many by Fisher's p"]["beyond"][1] > 0
+    low, high = lines["as many by Fisher's p"]["more than cross"][1:3]
+    assert low < 0 < high
+    gap = stored["gap"]["no centre"]
+    unimodal, random, means, before = (
+        gap[name]
+        for name in (
+            "unimodal features (significant)", "random ones, as many (significant)",
+            "the means of both streams", "nothing",
+        )
+    )  # fmt: skip
+    for far in ("as many", "as far"):
+        assert gap[f"random ones, {far} (significant)"]["gap of unimodal, less this"][2] < 0
+    assert unimodal["gap"][2] < random["gap"][1] and unimodal["R@1"][2] < before["R@1"][1] / 2
+    assert means["gap"][0] < 1.2 * unimodal["gap"][0] and means["R@1"][0] > before["R@1"][0] - 0.02
+
+
+def test_what_is_cut_from_pages_is_a_table_that_its_command_prints(scripts) -> None:
+    page, common = scripts("page"), scripts("common")
+    printed = {t.title for n, _, _ in page.SECTIONS for t in scripts(n).tables(common.load(n))}
+    assert set(page.CUT) <= printed
+    assert not [cut for cut in page.CUT for told in page.pages().values() if f"**{cut}**" in told]
 
 
 def test_classes_of_the_joint_dictionary_come_out_as_stored(scripts) -> None:

@@ -6,8 +6,10 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Exit, Option, Typer, TyperException
@@ -126,10 +128,13 @@ def _run(taken: object) -> int:
             telling.hush()
         function = getattr(import_module(f"vlm_edit.cli.{module}"), verb)
         file = flags.file_of(taken)
+        into: AbstractContextManager[None] = nullcontext()
+        if folder := getattr(taken, "tables", None):
+            into = telling.tables_into(Path(folder), getattr(taken, "overwrite", False))
         if not getattr(taken, "json", False):
-            with flags.in_words_of_the_command(file):
+            with flags.in_words_of_the_command(file), into:
                 return int(function(taken))
-        with telling.as_json() as result, flags.in_words_of_the_command(file):
+        with telling.as_json() as result, flags.in_words_of_the_command(file), into:
             result.status = int(function(taken))
         return result.status
 

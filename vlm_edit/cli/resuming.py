@@ -15,7 +15,7 @@ from vlm_edit.ground.files import make_folder, write_text
 _PREFIX = "training."
 _COMMAND, _STATE = f"{_PREFIX}json", f"{_PREFIX}checkpoint"
 # What another run of the same training may say otherwise.
-_FREE = ("out", "overwrite", "every", "json", "quiet")
+_FREE = ("out", "overwrite", "every", "json", "quiet", "tables")
 
 
 class Begun:

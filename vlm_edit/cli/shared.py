@@ -21,6 +21,9 @@ class Tells:
 
     json: Annotated[bool, option("print one JSON object, and nothing else", "--json")] = False
     quiet: Annotated[bool, option("no progress, nor what was loaded", "--quiet")] = False
+    tables: Annotated[
+        Text, option("write each printed table here, as CSV and as LaTeX", metavar="FOLDER")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,18 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from vlm_edit.cli import flags
-from vlm_edit.ground.errors import line, printable
+from vlm_edit.ground.errors import BadArgument, line, printable
+from vlm_edit.ground.files import make_folder, write_together
 from vlm_edit.report import Table
 
 _WARNING = "WARNING: "  # begins a line of a table's note
@@ -47,6 +50,7 @@ class Result:
 
 
 _result: ContextVar[Result | None] = ContextVar("result", default=None)
+_kept: ContextVar[list[Table] | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
@@ -61,6 +65,48 @@ def as_json() -> Iterator[Result]:
         _result.reset(token)
     result.lines += [text for text in printed.getvalue().splitlines() if text.strip()]
     print(json.dumps(_known(vars(result)), allow_nan=False, default=str))
+
+
+@contextmanager
+def tables_into(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Write the tables told within the block as CSV and LaTeX, all of them, where none fails.
+
+    Args:
+        folder: Where; made if need be.
+        overwrite: Whether it may hold something already.
+
+    Raises:
+        BadArgument: It does, or is a file; nothing has been done.
+        VlmEditError: They cannot be written.
+    """
+    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
+        raise BadArgument(
+            f"{folder} is there already, and nothing has changed: name another folder with --tables"
+        )
+    tables: list[Table] = []
+    token = _kept.set(tables)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+    if not tables:
+        warn(f"nothing was written to {folder}, since this prints no table")
+        return
+    files = {}
+    for number, one in enumerate(tables, 1):
+        name = f"{number:02}-{_slug(one.title)}"
+        files[folder / f"{name}.csv"] = one.to_csv().encode("utf-8", "replace")
+        files[folder / f"{name}.tex"] = one.to_latex().encode("utf-8", "replace")
+    make_folder(folder)
+    write_together(files, "tables")
+    wrote("tables", folder)
+
+
+def keep(*tables: Table) -> None:
+    """Keep tables that were told already, for the folder of ``--tables``."""
+    kept = _kept.get()
+    if kept is not None:
+        kept += tables
 
 
 def hush() -> None:
@@ -82,6 +128,7 @@ def table(*tables: Table, show: Callable[[Table], None] = print) -> None:
                 warn(text.removeprefix(_WARNING))
         told = "\n".join(text for text in notes if not text.startswith(_WARNING))
         shown.append(replace(one, note=told))
+    keep(*shown)
     if result is None:
         for number, one in enumerate(shown):
             if number:
@@ -137,6 +184,10 @@ def left_out(skipped: Sequence[tuple[int, str]], truncated: int) -> None:
         warn("1 text is longer than the model takes and was cut")
     elif truncated:
         warn(f"{truncated} texts are longer than the model takes and were cut")
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower())[:60].strip("-") or "table"
 
 
 def _known(value: Any) -> Any:

@@ -23,6 +23,7 @@ def demo(options: Demo) -> int:
         expect_free(there, options.overwrite, "name another folder with --out")
     quiet_when_piped()
     done = run_generation(out) if options.llava else run(str(out))
+    telling.keep(*done.tables)
     return 0 if as_known(done.checks) else 1
 
 

@@ -143,6 +143,11 @@ def apart(stored: Sequence[list[float] | None], alpha: float = 0.05) -> list[boo
     return (holm(torch.tensor(chances, dtype=torch.float64)) <= alpha).tolist()
 
 
+def figure(value: float, digits: int = 2) -> str:
+    """A number as a table shows it."""
+    return Estimate(value, value, value, 0).text(digits).partition(" ")[0]
+
+
 def rounded(value: float) -> float | None:
     """Six digits, so that another machine's last ones make no difference; None for NaN."""
     return None if value != value else float(f"{value:.6g}")

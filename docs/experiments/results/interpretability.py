@@ -104,8 +104,8 @@ def _mean(scores: Tensor, members: Sequence[int]) -> list[float] | None:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """EmbSim and WinRate by m; MS and MMS."""
-    shown = []
+    """EmbSim and WinRate by m, in short and whole; MS and MMS."""
+    shown = [_short(result)]
     for score, title in (("lift", "EmbSim"), ("win", "WinRate")):
         rows = []
         for name, part in result.items():
@@ -148,6 +148,27 @@ def tables(result: dict[str, Any]) -> list[Table]:
         )
     )
     return shown
+
+
+def _short(result: dict[str, Any]) -> Table:
+    """EmbSim and WinRate of the features that have most, and of raw neurons."""
+    joint, neurons = result["emoji-clip joint, dictionary"], result["emoji-clip joint, neurons"]
+    rows = []
+    for score, title in (("lift", "EmbSim"), ("win", "WinRate")):
+        for whose, told in (
+            ("vision features", joint["names of images"]["vision"]),
+            ("raw neurons", neurons["names of images"]["cross"]),
+        ):
+            rows.append((title, whose, *(common.cell(told[str(m)][score], 2) for m in SIZES)))
+    return Table(
+        "How alike the m images are that activate a feature most, by their names",
+        ("score", "of", *(f"m = {m}" for m in SIZES)),
+        rows,
+        "EmbSim: mean cosine above that of m random images (0: chance). WinRate: how often two of "
+        "them are more alike than two random ones (.5: chance). Emoji-clip's joint embedding, 200 "
+        "random draws, bootstrap intervals over features. The command prints every class, judge "
+        "and host.",
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,319 @@
+"""How the page of each question opens: three sentences, the claim, what was done, the verdict.
+
+Figures are read from the stored results, so that a page cannot say another. "Holds" asks for as
+many features in the classes compared, a null, images as the unit, a paired test, and no choice made
+on what is tested; where the stored result has not all of these, it says "not shown".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from results import common
+
+ZOO = "emoji-clip joint, dictionary"
+Stored = dict[str, Any]
+
+
+class Opening(NamedTuple):
+    """What a page says first.
+
+    Attributes:
+        sentences: Three that a person can repeat.
+        claim: Of the paper, of its reviews or of others.
+        done: What was tried here.
+        verdict: Holds, holds in part, does not hold, not shown or cannot be tried here; and why.
+    """
+
+    sentences: str
+    claim: str
+    done: str
+    verdict: str
+
+
+def classes(stored: Stored) -> Opening:
+    """Of the census."""
+    rules = stored[ZOO]["rules"]
+    sure, sd = rules["significant"], rules["sd"]
+    chance = {rule: rules[rule]["expected"] for rule in rules}
+    by_sd, by_chance = sd["counts"]["vision"], chance["sd"]["vision"][0]
+    return Opening(
+        "Some features fire for images or for texts alone: a test calls "
+        f"{sure['counts']['vision']} of 512 vision-dominant and {sure['counts']['language']} "
+        f"language-dominant, and {common.figure(chance['significant']['vision'][0])} and "
+        f"{common.figure(chance['significant']['language'][0])} where modality has no effect. The "
+        f"paper's rule, mean -+ sd, finds {by_sd} and would find {by_chance:.0f} without any "
+        "effect. Such a census comes out alike for Gaussians of the same covariance ([real "
+        "CLIP](real-clip.md)), so it is no evidence of meaning.",
+        "Features fall into vision-dominant, language-dominant and cross-modal ones, by mean -+ "
+        "sd.",
+        "Every rule on every dictionary of the zoo, beside image and text swapped inside pairs.",
+        "Not shown by mean -+ sd. That there are features of one modality holds here, against "
+        "swapping; the factors are planted.",
+    )
+
+
+def ground_truth(stored: Stored) -> Opening:
+    """Of scores against planted factors."""
+    truth = stored[ZOO]
+    one = {name: common.cell(s[0]) for name, s in truth["vision-only"]["scores"].items()}
+    both = {name: common.cell(s[0]) for name, s in truth["shared"]["scores"].items()}
+    return Opening(
+        f"MDS tells features of one modality almost perfectly (AUC {one['MDS']}), and firing "
+        f"rates alone do as well ({one['firing rates alone']}). It hardly tells shared features "
+        f"({both['MDS']}). Scores that look at the pairing do: Fisher's test of co-firing reaches "
+        f"{both[TEST]}.",
+        "MDS says which modality a feature belongs to, and which features are shared.",
+        "AUC of each score against factors that were planted in the pairs, which no score was "
+        "chosen by.",
+        "Holds for features of one modality, but no better than firing rates; does not hold for "
+        "shared ones.",
+    )
+
+
+def training(stored: Stored) -> Opening:
+    """Of ways of training."""
+    mean = {
+        name: {k: sum(line[k] for line in lines) / len(lines) for k in ("zero_shot", "explained")}
+        for name, lines in stored.items()
+    }
+    zero = {name: f"{common.figure(each['zero_shot'], 3)}" for name, each in mean.items()}
+    ncl = zero["NCL head, t = .05"]
+    return Opening(
+        f"A contrastive head (NCL) recognises nearly as well as the embeddings, {ncl} of "
+        f"{zero['raw neurons']}, and keeps only what both sides share. A group-sparse penalty "
+        f"with a mask gains a little over TopK, {zero['TopK + group + mask (MGSAE)']} against "
+        f"{zero['TopK']}. Separate dictionaries, matched afterwards, do not find the same "
+        f"features ({zero['separate + matched']}).",
+        "A shared SAE and multimodal NCL give more interpretable features than raw ones.",
+        "Eleven ways, five seeds each, on the same embeddings; rates and penalties chosen on "
+        "other drawings.",
+        "Holds in part: features are about single factors where raw neurons are not; how they "
+        "compare with the paper's cannot be tried here, since its models are not public.",
+    )
+
+
+def edits(stored: Stored) -> Opening:
+    """Of rules at equal effect."""
+    left = {
+        name: common.cell(line["retrieval"])
+        for task in ("remove", "turn")
+        for name, line in stored[task].items()
+    }
+    out, added = "baseline: class means projected out", "baseline: difference in means added"
+    return Opening(
+        f"Taking a background out by `Ablate` leaves retrieval at {left['Ablate']}, and "
+        f"projecting the class means out, which takes no dictionary, at {left[out]}. Turning it "
+        f"blue by `Blend` leaves {left[BLEND]}, adding a difference of means {left[added]}. "
+        f"`Steer` leaves {left['Steer (3 features)']} and `Clamp` {left['Clamp']}, at the same "
+        "effect.",
+        "Editing features by class changes a model without training (no rule is named).",
+        "Every rule, at the least strength that reaches the same effect, beside baselines "
+        "without a dictionary and random features, with McNemar's test image by image.",
+        "Holds that features edit without training; that they do it better than a difference of "
+        "means does not hold.",
+    )
+
+
+def interpretability(stored: Stored) -> Opening:
+    """Of likeness of examples."""
+    names = stored[ZOO]["names of images"]["vision"]
+    raw = stored["emoji-clip joint, neurons"]["names of images"]["cross"]
+    lift = {m: common.cell(names[m]["lift"], 2) for m in ("10", "50")}
+    return Opening(
+        f"The ten strongest images of a vision feature are {lift['10']} more alike than random "
+        f"ones, by an independent encoder. Of fifty it is {lift['50']}, so the number depends on "
+        f"m. Raw neurons reach {common.cell(raw['10']['lift'], 2)}.",
+        "SAE and NCL features are more interpretable than CLIP's own by EmbSim and WinRate.",
+        "m = 10, 20, 30 and 50, four judges, two hosts, beside random examples and raw neurons.",
+        "Holds against random examples and raw neurons on emoji-clip, by little. That the "
+        "classes differ is not shown: they are not of equal size.",
+    )
+
+
+def layers(stored: Stored) -> Opening:
+    """Of a generative host."""
+    own, wrong = (stored[f"language.3, {whose}"]["paired"] for whose in ("its own", "a wrong one"))
+    return Opening(
+        "The features that fire on image and caption together become more with depth, from "
+        f"{stored['language.0, its own']['paired']} in the first layer to {own} in the last. With "
+        f"a wrong caption they are {wrong}. Text tokens read the image before them, which is not "
+        "yet the same meaning in both.",
+        "Reviews asked for generative hosts.",
+        "emoji-llava, layer by layer, with its own and with wrong captions as the null.",
+        "Not shown that layers fuse meaning: the null is nearly as high.",
+    )
+
+
+def groups(stored: Stored) -> Opening:
+    """Of classes as groups, and the gap."""
+    one = stored["gap"]["dictionary, one centre"]["rows"]
+    raw = stored["gap"]["raw neurons"]["rows"]["centred"]
+    return Opening(
+        "MDS sees the gap shrink a little: centring takes it from "
+        f"{common.figure(one['raw']['gap'])} to {common.figure(one['centred']['gap'])} and "
+        f"one-sidedness changes by {common.cell(one['centred']['change'])}. Raw neurons do not "
+        f"see it ({common.cell(raw['change'])}). Features of a class are no more alike than "
+        "random ones.",
+        "Reviews asked whether MDS sees gap closers, what groups share, and about word categories.",
+        "Embeddings centred, standardised and with the gap doubled; classes beside as many "
+        "random features; words beside captions dealt at random.",
+        "Holds in part for the gap. Not shown for groups and words, whose tables the command "
+        "prints: they equal chance, and there are 6 to 31 words of each category.",
+    )
+
+
+def unimodal(stored: Stored) -> Opening:
+    """Of the gap without unimodal features."""
+    line = {
+        kind: next(one for one in lines if (one["score"], one["cut"]) == ("MDS", 0.2))
+        for kind, lines in stored["deleted"].items()
+    }
+    free, centred = line["no centre"], line["a centre per stream"]
+    before = stored["nothing"]
+    return Opening(
+        "Without a centre, deleting unimodal features takes the gap from "
+        f"{common.figure(before['gap'][0])} to {common.figure(free['gap'][0])}, as many random "
+        f"ones to {common.figure(free['size']['gap'][0])}. It costs retrieval: "
+        f"{common.figure(before['R@1'][0])} becomes {common.figure(free['R@1'][0])}. With a "
+        "centre per stream the gap lies in the centres and grows to "
+        f"{common.figure(centred['gap'][0])}.",
+        "Iso-Energy (ICLR 2026): without unimodal features the gap collapses and retrieval stays.",
+        "Features chosen on even pairs, judged on odd ones; random features as many, and as far; "
+        "bootstrap over pairs.",
+        "Holds in part: the gap narrows beyond random ones where there is no centre; that "
+        "retrieval stays does not hold.",
+    )
+
+
+def deletion(stored: Stored) -> Opening:
+    """Of deletion curves."""
+    area = {k: line["retrieval R@1"]["areas"] for k, line in stored["emoji-clip joint"].items()}
+    return Opening(
+        f"Deleting cross-modal features costs retrieval {common.cell(area['cross']['norm'])} more "
+        "than random features that move embeddings as far. Vision- and language-dominant ones "
+        f"cost less than random ones ({common.cell(area['vision']['norm'])} and "
+        f"{common.cell(area['language']['norm'])}). The strongest tenth of the vision class "
+        "carries the background alone.",
+        "What pairs share lies in the cross-modal class.",
+        "Deleted strongest first, beside random features as many and as far; bootstrap over "
+        "images.",
+        "Not shown: scores and edits are of the same pairs. On unseen pairs of a real CLIP see "
+        "[real CLIP](real-clip.md).",
+    )
+
+
+def bias(stored: Stored) -> Opening:
+    """Of gender."""
+    plain, means, features = (
+        common.cell(stored["ways"][name]["read"])
+        for name in ("nothing", "difference in means", "ablate 8 features")
+    )
+    probe = common.cell(stored["ways"]["ablate 8 features"]["ahead"]["recognised"])
+    return Opening(
+        f"Gender is read by prompts in {plain} of 206 people, and in {means} once the difference "
+        f"in means is taken out. Deleting eight features reaches {features}, and people's "
+        f"concepts are recognised {probe} more often than with the difference in means. A probe "
+        "of more people still reads gender after either: nothing here erases it.",
+        "Editing features by class mitigates gender bias, or shows how genders are perceived.",
+        "Ways learned on one half of the concepts and tested on the other; random features, "
+        "erasure by LEACE and others; paired differences by image.",
+        "Does not hold that features do it better than a difference of means. MDS's classes are "
+        "not what chooses the features.",
+    )
+
+
+def generation(stored: Stored) -> Opening:
+    """Of drawings."""
+    image = stored["image"]
+
+    def read(name: str, what: str) -> str:
+        return common.cell(image[name][what])
+
+    sd, sure = "cross (314)", "cross, significant (117)"
+    return Opening(
+        "Taking vision-dominant features from a reference turns the background into its own: "
+        f"{read('vision (96)', 'reference background')}, as many random ones "
+        f"{read('random, as many as vision (96)', 'reference background')}. By mean -+ sd, "
+        f"cross-modal features bring the reference's label in {read(sd, 'reference label')}; by "
+        f"the rule significant in {read(sure, 'reference label')}. Whoever wants another label is "
+        "better served by other words.",
+        "Editing by class controls what is drawn modality by modality.",
+        "96 pairs of drawings, three noises, features taken from another image or caption, "
+        "beside random features as many and as far.",
+        "Holds for the background, against as many random features. Not shown for the label: it "
+        "hangs on the rule, and the classes are not of equal size.",
+    )
+
+
+def adversarial(stored: Stored) -> Opening:
+    """Of attacks and defences."""
+    lines = {one["name"]: one["robust"]["2"] for one in stored["defences"]}
+    told = {name: common.cell(value, 2) for name, value in lines.items()}
+    return Opening(
+        f"At 2/255, an attacker who knows the defence leaves {told['none']} of images read "
+        f"rightly without one and {told['joint: Ablate vision']} without vision features. A "
+        f"low-pass of pixels keeps {told['baseline: low-pass, 24 pixels']}. No class is the weak "
+        "one: random features mislead as well.",
+        "Editing by class defends against adversarial examples, and shows which class they move.",
+        "White-box attacks through the edit, black-box and transferred ones, beside random "
+        "features and filters of pixels, image by image.",
+        "Does not hold.",
+    )
+
+
+def real_clip(stored: Stored) -> Opening:
+    """Of embeddings of a CLIP trained on the web."""
+    sizes = {
+        name: f"{line['classes']['significant']['vision'][0]:.0f} features vision-dominant and "
+        f"{line['classes']['significant']['language'][0]:.0f} language-dominant"
+        for name, line in stored["census"].items()
+    }
+    beyond = {
+        name: common.cell(line["beyond"])
+        for name, line in stored["deletion"]["significant"].items()
+    }
+    gap = {
+        name: f"{common.figure(line['gap'][0])}, R@1 {common.figure(line['R@1'][0])}"
+        for name, line in stored["gap"]["no centre"].items()
+    }
+    less = common.cell(
+        stored["gap"]["no centre"]["random ones, as far (significant)"][
+            "gap of unimodal, less this"
+        ]
+    )
+    without, random, far = (
+        gap[f"{what} (significant)"]
+        for what in ("unimodal features", "random ones, as many", "random ones, as far")
+    )
+    return Opening(
+        f"In a CLIP trained on the web a test of MDS calls {sizes['CLIP']}; in Gaussians with the "
+        f"same means and covariances, {sizes['Gaussians, unpaired']}. Deleting its cross-modal "
+        "features is not shown to cost unseen pairs more retrieval than random features that "
+        f"move them as far ({beyond['cross']}), while as many that fire together by Fisher's test "
+        f"do ({beyond[FISHER]}). Deleting unimodal features closes the gap and takes retrieval "
+        f"with it (gap {gap['nothing']}, then {without}), and subtracting the two means closes as "
+        f"much without that price ({gap['the means of both streams']}).",
+        "Classes by MDS say what features are for: cross-modal ones carry what pairs share, and "
+        "unimodal ones the gap.",
+        "Embeddings of CLIP ViT-B/16 on 500 pairs of COCO, one caption each; dictionaries of 256 "
+        "features, 8 active. Features are chosen on 400 pairs and edits judged on 100 others, "
+        "ten times; nulls are Gaussians, images beside images, and random directions.",
+        "Not shown for cross-modal features. Holds in part for the gap: without unimodal features "
+        f"it is {without}, without as many random ones {random}, and without random ones that move "
+        f"embeddings as far {far} (fold by fold the gap differs by {less}); that retrieval stays "
+        "does not hold.",
+    )
+
+
+BLEND = "Blend (to blue images' mean code)"
+FISHER = "as many by Fisher's p"
+TEST = "co-firing, Fisher's p"
+OPENINGS: dict[str, Callable[[Stored], Opening]] = {
+    make.__name__: make
+    for make in (
+        classes, ground_truth, training, edits, interpretability, layers, groups, unimodal,
+        deletion, real_clip, bias, generation, adversarial,
+    )
+}  # fmt: skip
