@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import Any
 
 import torch
 from captions import KINDS, Kind, captioned
@@ -112,23 +113,22 @@ def simulate(simulations: int) -> dict[str, dict[str, float]]:
     }
 
 
-def table(stored: dict[str, object]) -> Table:
+def tables(stored: dict[str, Any]) -> list[Table]:
     """Show the figures, a row for each number of captions."""
-    by_captions: dict[str, dict[str, float]] = stored["captions"]  # type: ignore[assignment]
+    by_captions: dict[str, dict[str, float]] = stored["captions"]
     names = [name for name in by_captions["1"] if name != "its error"]
     rows = [
         (captions, *(f"{figures[name]:.3f}" for name in names))
         for captions, figures in by_captions.items()
     ]
-    simulations = int(stored["simulations"])  # type: ignore[call-overload]
-    error = math.sqrt(0.05 * 0.95 / simulations)
-    return Table(
-        "What intervals, tests and labels hold, by simulation",
-        ("captions", *names),
-        rows,
-        f"{simulations:,} simulations of {PAIRS:,} pairs; Monte Carlo error of a share of .05 "
-        f"{error:.3f}, of the worst kind's coverage {by_captions['5']['its error']:.3f}.",
+    error = math.sqrt(0.05 * 0.95 / stored["simulations"])
+    note = (
+        f"{stored['simulations']:,} simulations of {PAIRS:,} pairs; Monte Carlo error of a share of "
+        f".05 {error:.3f}, of the worst kind's coverage {by_captions['5']['its error']:.3f}. Any "
+        "dominant, any paired: samples without an effect in which a feature passes."
     )
+    title = "What intervals, tests and labels hold, by captions of an image"
+    return [Table(title, ("captions", *names), rows, note)]
 
 
 def main() -> None:
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=1000)
     simulations = parser.parse_args().simulations
     stored = {"simulations": simulations, "captions": simulate(simulations)}
-    print(table(stored))
+    print(*tables(stored), sep="\n\n")
     if simulations >= 1000:
         common.save("calibration", stored)
 
