@@ -10,9 +10,10 @@ from torch import Tensor
 from vlm_edit.dictionaries import AnyDictionary
 from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.host import Host, Model, random_host
-from vlm_edit.measures.dominance import Cut
+from vlm_edit.measures.dominance import RULE, Cut, drawn
 from vlm_edit.measures.nulls import ROWS, Census, census_of
 from vlm_edit.measuring.collecting import collect
+from vlm_edit.measuring.order import shown
 from vlm_edit.measuring.pairs import Pairs
 
 
@@ -23,7 +24,7 @@ def census(
     site: str = "joint",
     *,
     rows: Sequence[str] = tuple(ROWS),
-    rule: Cut | None = None,
+    rule: Cut = RULE,
     factor: str | None = None,
     deleted: int = 16,
     steps: int = 600,
@@ -36,7 +37,8 @@ def census(
 
     Nulls lack what a count is to show, and are alike otherwise: ``vlm_edit.measures.nulls`` says
     what each keeps and destroys. The rows ``frozen-dictionary``, ``retrained`` and ``random-host``
-    each train a dictionary as large and as sparse as the given one, on these very pairs.
+    each train a dictionary as large and as sparse as the given one, on these very pairs. Of images
+    with several captions one is taken, drawn with the seed: nulls have an image for each pair.
 
     Args:
         host: In eval mode, with its processor.
@@ -44,7 +46,7 @@ def census(
         dictionary: Of the site's width.
         site: Where a pair is one activation of each stream, such as ``joint``.
         rows: Keys of ``vlm_edit.measures.nulls.ROWS``; ``QUICK`` has those that train nothing.
-        rule: Of the classes, as in ``Dominance.classes``; None for its default.
+        rule: Of the classes, as in ``Dominance.classes``.
         factor: Column of the pairs with what images show, read before and after features are
             deleted; None for nothing.
         deleted: Features, at most, that are.
@@ -74,6 +76,8 @@ def census(
             f"{pairs.name} has no column {factor!r}: it has {', '.join(pairs.columns) or 'none'}"
         )
     host.expect_width(host.site(site), dictionary.width)
+    taken = drawn(shown(pairs).tolist(), seed).tolist()
+    pairs = pairs.select(taken)
     skipped: list[tuple[int, str]] = []
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     streams = collect(host, pairs, site, left_out=skipped, **options)
@@ -85,7 +89,7 @@ def census(
     if "random-host" in rows:
         random = collect(random_host(host, seed), pairs, site, left_out=[], **options)
     if left_out is not None:
-        left_out += skipped
+        left_out += [(taken[number], why) for number, why in skipped]
     return census_of(
         streams,
         dictionary,

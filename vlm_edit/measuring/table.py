@@ -14,7 +14,7 @@ from torch import Tensor
 from vlm_edit.dictionaries import expect_features
 from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName
 from vlm_edit.ground.notebook import card, one_line, several
-from vlm_edit.measures.dominance import CLASSES, Cut, Dominance
+from vlm_edit.measures.dominance import CLASSES, RULE, Cut, Dominance
 from vlm_edit.measures.interpretability import TopExamples
 from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.gathering import Encoded
@@ -25,7 +25,6 @@ from vlm_edit.measuring.reader import STREAMS
 if TYPE_CHECKING:
     from vlm_edit.measuring.result import Measurement
 
-RULE: Cut = "interval"  # of the column "class"
 LISTED = 9  # examples per feature
 _BETWEEN = " | "  # files, whose names may hold blanks
 _SHOWN = ("mds", "mds_low", "mds_high", "active_pairs", "mean_image", "mean_text", "top_images")

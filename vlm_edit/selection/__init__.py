@@ -22,6 +22,7 @@ from vlm_edit.selection.contrast import rank_test as rank_test
 from vlm_edit.selection.contrast import standardised_difference as standardised_difference
 from vlm_edit.selection.scores import Chosen as Chosen
 from vlm_edit.selection.scores import FewFeatures as FewFeatures
+from vlm_edit.selection.scores import Kind as Kind
 from vlm_edit.selection.scores import by_class, by_firing, by_score
 from vlm_edit.selection.sets import difference, intersection, random_like, union
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import Dictionary, Encoder, PairedDictionary
 from vlm_edit.ground.errors import DamagedFile, VlmEditError
-from vlm_edit.measures.dominance import CLASSES, default_rule, modality_dominance
+from vlm_edit.measures.dominance import CLASSES, RULE, modality_dominance
 from vlm_edit.measures.nulls import QUICK, ROWS, Census, census_of
 from vlm_edit.report import census_table
 
@@ -111,7 +111,7 @@ def test_rows_are_those_asked_for_and_a_random_host_needs_activations() -> None:
 
 def test_the_rule_is_the_librarys_unless_another_is_named() -> None:
     streams, dictionary, _ = planted()
-    assert census_of(streams, dictionary, ["data"]).rule == default_rule()
+    assert census_of(streams, dictionary, ["data"]).rule == RULE
     fixed = census_of(streams, dictionary, ["data"], rule="fixed")
     assert fixed.rule == "fixed"
     assert fixed.row("data").sizes["undecided"] == 0

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import VlmEditError
-from vlm_edit.measures.dominance import default_rule, modality_dominance
+from vlm_edit.measures.dominance import RULE, modality_dominance
 from vlm_edit.measures.stability import agreement, class_numbers, stability_of_halves
 from vlm_edit.report import stability_table
 
@@ -65,7 +65,7 @@ def test_what_recurs_recurs_in_every_draw() -> None:
     assert set(many.recurring) < set(few.recurring)
     assert 0 in many.recurring
     assert all(float(many.same[k]) == 1 for k in many.recurring)
-    assert stability_of_halves(image, text, draws=1).rule == default_rule()
+    assert stability_of_halves(image, text, draws=1).rule == RULE
 
 
 def test_a_table_has_the_means() -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Cut = Literal["interval", "significant", "sd", "fixed"]
 
+RULE: Cut = "interval"  # where none is named
+
 CLASSES = ("vision", "language", "cross", "undecided", "dead")
 
 

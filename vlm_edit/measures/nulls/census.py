@@ -17,9 +17,9 @@ from vlm_edit.measures.controls import random_features
 from vlm_edit.measures.dominance import (
     CLASSES,
     LEVELS,
+    RULE,
     Cut,
     Dominance,
-    default_rule,
     flipped_sums,
     modality_dominance,
     sureness,
@@ -210,7 +210,7 @@ def census_of(
     rows: Sequence[str] = tuple(ROWS),
     *,
     random: Mapping[str, Tensor] | None = None,
-    rule: Cut | None = None,
+    rule: Cut = RULE,
     factor: tuple[str, Sequence[str]] | None = None,
     deleted: int = 16,
     steps: int = 600,
@@ -229,7 +229,7 @@ def census_of(
         rows: Keys of ``ROWS``, in the order wanted.
         random: Activations of the same pairs in a host of random weights; without them there is
             no such row.
-        rule: As in ``Dominance.classes``; None for its default.
+        rule: As in ``Dominance.classes``.
         factor: Name and label per pair of something that images show, to be read before and after
             features are deleted; None for nothing.
         deleted: Features, at most, that are.
@@ -242,7 +242,6 @@ def census_of(
             that ask for one dictionary in memory and were given another kind.
     """
     _expect(streams, rows, factor)
-    rule = default_rule() if rule is None else rule
     wanted = [name for name in rows if name != "random-host" or random is not None]
     maker = _Maker(streams, dictionary, random, rule, factor, deleted, steps, seed, progress)
     made = tuple(maker.row(name) for name in wanted)

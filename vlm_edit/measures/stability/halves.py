@@ -11,7 +11,7 @@ from torch import Tensor
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.notebook import several
-from vlm_edit.measures.dominance import CLASSES, Cut, default_rule, modality_dominance
+from vlm_edit.measures.dominance import CLASSES, RULE, Cut, modality_dominance
 from vlm_edit.measures.stability.agreement import (
     Agreement,
     agreement,
@@ -78,7 +78,7 @@ def stability_of_halves(
     text_codes: Tensor | SparseCodes,
     images: Sequence[Hashable] | Tensor | None = None,
     *,
-    rule: Cut | None = None,
+    rule: Cut = RULE,
     draws: int = 20,
     seed: int = 0,
 ) -> HalvesStability:
@@ -110,7 +110,6 @@ def stability_of_halves(
             f"{draws} draws of {len(codes[0])} images' and {len(codes[1])} texts' codes: give the "
             "codes of both sides of the same pairs, and at least one draw"
         )
-    rule = default_rule() if rule is None else rule
     generator, count = torch.Generator().manual_seed(seed), int(groups.max()) + 1
     agreements, correlations, gaps, classes = [], [], [], []
     for _ in range(draws):

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm_edit.dictionaries import STREAMS, Dictionary, Similarity, match_features
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.notebook import several
-from vlm_edit.measures.dominance import CLASSES, Cut, Dominance, default_rule, modality_dominance
+from vlm_edit.measures.dominance import CLASSES, RULE, Cut, Dominance, modality_dominance
 from vlm_edit.measures.stability.agreement import (
     Agreement,
     agreement,
@@ -116,7 +116,7 @@ def stability_of_seeds(
     dictionaries: Sequence[Dictionary],
     streams: Mapping[str, Tensor],
     *,
-    rule: Cut | None = None,
+    rule: Cut = RULE,
     by: Similarity = "decoder",
     least: float = 0.7,
 ) -> SeedsStability:
@@ -151,7 +151,6 @@ def stability_of_seeds(
         raise BadArgument(
             f"streams of pairs are 'image' and 'text' with as many rows, got {shapes}"
         )
-    rule = default_rule() if rule is None else rule
     known = []
     for dictionary in dictionaries:
         image, text = (dictionary.encode_sparse(streams[s], s) for s in STREAMS)

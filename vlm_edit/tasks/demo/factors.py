@@ -20,6 +20,7 @@ from vlm_edit.measures.dominance import Dominance, modality_dominance
 from vlm_edit.measures.probing import hits, probe_each, variance_explained
 from vlm_edit.measuring import Pairs
 from vlm_edit.report import Table
+from vlm_edit.selection import Kind
 
 VISION_ONLY = ("background", "vendor")
 TEXT_ONLY = ("language", "phrasing")
@@ -30,7 +31,7 @@ PROBED = (
     ("group", "image"),
 )
 QUANTITIES = (*(factor for factor, _ in PROBED), "retrieval R@1")
-SHOWN = ("vision", "language", "cross")
+SHOWN: tuple[Kind, ...] = ("vision", "language", "cross")
 CARRIES = 0.1
 DRAWS = 5
 

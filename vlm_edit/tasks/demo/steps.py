@@ -20,14 +20,18 @@ from vlm_edit.measures.nulls import QUICK, census_of
 from vlm_edit.measuring import Measurement, MeasurementAccumulator, Pairs, Reader
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table, census_table, class_table, feature_table
+from vlm_edit.selection import by_class
 from vlm_edit.tasks.demo.edits import SITE, Edits
 from vlm_edit.tasks.demo.factors import (
+    SHOWN,
     Check,
     Reading,
     checks,
     factor_table,
 )
 from vlm_edit.tasks.demo.pages import check_table, write_if_possible
+
+CHOSEN = 96  # features of each class to compare
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +90,16 @@ def _run(out: Path, say: Callable[[str], None]) -> Run:
     for table in tables:
         say(f"{table}\n")
     reading = Reading(pairs)
-    factors, right = factor_table(reading, codes, dictionary.decoder, classes)
-    say(f"{factors}\n")
-    verdicts = checks(measurement.dominance, classes, codes, pairs, right)
+    chosen, of_them = chosen_in(measurement)
+    factors, right = factor_table(reading, codes, dictionary.decoder, chosen)
+    say(f"{factors}\n{of_them}\n")
+    verdicts = checks(measurement.dominance, chosen, codes, pairs, right)
     patch = _save_patch(out / "no-vision-dominant.safetensors", host, dictionary, classes)
     edits = Edits(host, pairs, dictionary, hidden, reading)
     verdicts.append(edits.attached_equals_spliced(patch))
     say("\n".join(f"{'holds' if c.holds else 'NOT SHOWN'}: {c.claim}\n    {c.evidence}"
                   for c in verdicts) + "\n")  # fmt: skip
-    ablations = edits.table(classes)
+    ablations = edits.table(chosen)
     say(f"{ablations}\n")
     results = [factors, ablations, check_table(verdicts)]
     measurement.save(out)
@@ -119,6 +124,29 @@ def _measure(
             parts.append(batch.hidden[stream])
     measurement = accumulator.compute(SITE, reader.skipped, reader.truncated)
     return measurement, {name: torch.cat(parts) for name, parts in hidden.items()}
+
+
+def chosen_in(measurement: Measurement) -> tuple[dict[str, list[int]], str]:
+    """Choose as many features for each class, the surest, and say how many of them are proven.
+
+    Returns:
+        The features by class, other live ones as ``undecided``; and a sentence.
+    """
+    chosen: dict[str, list[int]] = {}
+    said = []
+    for name in SHOWN:
+        features = by_class(measurement, name, n=CHOSEN)
+        chosen[name] = list(features)
+        said.append(f"{features.proven} of {len(features)} {name}")
+    taken = {k for features in chosen.values() for k in features}
+    dead = measurement.dominance.dead
+    live = (~dead).nonzero().flatten().tolist()
+    chosen["undecided"] = [k for k in live if k not in taken]
+    chosen["dead"] = dead.nonzero().flatten().tolist()
+    return (
+        chosen,
+        f"Chosen by rank, the surest first; proven by their intervals: {', '.join(said)}.",
+    )
 
 
 def _save_patch(
