@@ -174,7 +174,7 @@ def test_filters_by_class_and_by_active_pairs(
     visit: Callable[..., Any], found: Measurement
 ) -> None:
     page = visit()
-    classes = found.dominance.classes("significant")
+    classes = found.dominance.classes()
     page.select_option("#class", "vision")
     assert numbers(page) == classes["vision"][:50] and classes["vision"]
     page.fill("#least", "100")
@@ -190,7 +190,7 @@ def test_a_box_leaves_only_what_recurs(visit: Callable[..., Any], found: Measure
     page.check("#recurs")
     assert numbers(page) == list(range(0, 130, 3))
     page.select_option("#class", "vision")
-    members = found.dominance.classes("significant")["vision"]
+    members = found.dominance.classes()["vision"]
     assert numbers(page) == [k for k in members if k % 3 == 0]
     page.uncheck("#recurs")
     assert numbers(page) == members[:50]

@@ -4,10 +4,18 @@ import torch
 from planted import planted_pairs
 from vlm_edit import VlmEditError, by_class
 from vlm_edit.measures.dominance import Dominance, modality_dominance
-from vlm_edit.selection import by_firing, by_score, difference, intersection, random_like, union
+from vlm_edit.selection import (
+    FewFeatures,
+    by_firing,
+    by_score,
+    difference,
+    intersection,
+    random_like,
+    union,
+)
 
 TRUTH = torch.linspace(0, 1, 41)
-RULES = ("significant", "sd", "fixed")
+RULES = ("interval", "significant", "sd", "fixed")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,7 @@ def test_a_feature_of_many_pairs_stands_before_a_lucky_one_of_few() -> None:
     image[:, 1], text[:, 1] = 1, 0.02
     found = modality_dominance(image, text)
     assert found.scores[0] > found.scores[1]
-    assert by_class(found, "vision") == [1, 0]
+    assert by_class(found, "vision", n=2) == [1, 0]
 
 
 def test_only_paired_features_are_those_that_fire_together_in_matched_pairs(found) -> None:
@@ -181,3 +189,51 @@ def test_what_a_match_needs_is_asked_for() -> None:
         random_like([0], [1, 2], "length")
     with pytest.raises(VlmEditError, match="3 features are to be matched"):
         random_like([0, 1, 2], [1, 2])
+
+
+def planted(scores: list[float], active: int = 200) -> Dominance:
+    """Features that are all image in a share of their pairs, and all text in the others."""
+    image = (torch.arange(active)[:, None] < (active * torch.tensor(scores)).round()).float()
+    return modality_dominance(image, 1 - image)
+
+
+def test_a_selection_ranks_and_says_how_many_are_proven() -> None:
+    found = planted([0.5, 0.56, 0.44, 0.9, 0.1, 0.62])
+    assert found.classes()["cross"] == [0]
+    chosen = by_class(found, "cross", n=3)
+    assert chosen[0] == 0 and sorted(chosen) == [0, 1, 2] and chosen.proven == 1
+    assert str(chosen) == "3 features for cross, 1 of them proven"
+    vision = by_class(found, "vision", n=2)
+    assert vision == [3, 5] and vision.proven == 1 and by_class(found, "vision") == [3]
+
+
+def test_a_measurement_will_do(found) -> None:
+    class Measured:
+        dominance = found
+
+    assert by_class(Measured(), "vision", n=5) == by_class(found, "vision", n=5)
+
+
+def test_nothing_proven_and_too_few_to_choose_from_are_said() -> None:
+    found = planted([0.52, 0.48, 0.9], active=40)
+    with pytest.warns(
+        FewFeatures, match=r"no feature is cross by the rule 'interval'; 2 have such"
+    ):
+        assert by_class(found, "cross") == []
+    with pytest.warns(FewFeatures, match="2 features can be chosen for cross where 5 were asked"):
+        assert sorted(by_class(found, "cross", n=5)) == [0, 1]
+    with pytest.raises(VlmEditError, match="most is 0"):
+        by_class(found, "cross", n=0)
+
+
+def test_features_of_few_images_are_not_chosen() -> None:
+    image, text = torch.zeros(300, 2), torch.zeros(300, 2)
+    image[:5, 0], image[:, 1] = 1, 1
+    found = modality_dominance(image, text)
+    with pytest.warns(FewFeatures):
+        assert by_class(found, "vision", n=2) == [1]
+    assert sorted(by_class(found, "vision", n=2, least=5)) == [0, 1]
+    # Five captions of one image are one image.
+    again = modality_dominance(image, text, images=[0] * 5 + list(range(1, 296)))
+    with pytest.warns(FewFeatures):
+        assert by_class(again, "vision", n=2, least=5) == [1]

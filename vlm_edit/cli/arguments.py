@@ -196,7 +196,7 @@ class Census(Subjected, Writes):
         Text,
         option("column with what images show, read without the vision class", metavar="COLUMN"),
     ] = None
-    cuts: Annotated[Cut | None, option("rule for the classes (that of measure)")] = None
+    cuts: Annotated[Cut, option("rule for the classes")] = "interval"
     deleted: Annotated[int, option("features, at most, to read --factor without")] = 16
     steps: Annotated[int, option("of each training")] = 600
     seed: Seed = 0
