@@ -285,3 +285,12 @@ def test_the_command_says_what_the_sample_is_in_the_run_and_on_the_page(tmp_path
     found = load_measurement(out)
     assert said in class_table(found).note
     assert ("Images", "4", "what intervals and tests count") in Overview.of(found, pairs, 0).figures
+
+
+def test_a_dataset_s_images_are_told_by_their_bytes_one_by_one() -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    pairs = captioned(4, mixed=True)
+    made = datasets.Dataset.from_dict({"image": list(pairs.images), "text": list(pairs.texts)})
+    stored = Pairs.of(made.cast_column("image", datasets.Image()))
+    assert not isinstance(stored.images, list)
+    assert shown(stored).tolist() == shown(pairs).tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.measuring.gathering import Encoded, Source
+from vlm_edit.measuring.gathering import Encoded
 from vlm_edit.measuring.pairs import Pairs, size_of
 from vlm_edit.measuring.sources import image_digest
 
@@ -82,35 +82,37 @@ def shown(pairs: Pairs) -> Whole:
         [0, 1, 0]
     """
     first: dict[Hashable, int] = {}
-    sources = list(pairs.images)
-    known = {id(source): source for source in sources if not isinstance(source, Path)}
-    keys = {number: _in_memory(source) for number, source in known.items()}
-    numbers = np.empty(len(sources), np.int64)
-    for i, source in enumerate(sources):
-        key = os.fspath(source) if isinstance(source, Path) else keys[id(source)]
+    files: dict[int, Path] = {}
+    digests: dict[int, bytes] = {}
+    numbers = np.empty(len(pairs.images), np.int64)
+    for i, source in enumerate(pairs.images):  # a dataset's are read one by one, and let go
+        key: Hashable
+        if isinstance(source, Path):
+            key = os.fspath(source)
+            if key not in first:
+                files[i] = source
+        elif isinstance(source, Encoded):
+            key = hashlib.blake2b(source.data, digest_size=_SIZE).digest()
+        elif isinstance(pairs.images, list):  # which keeps its images, and so their ids
+            if id(source) not in digests:
+                digests[id(source)] = image_digest(source)
+            key = digests[id(source)]
+        else:
+            key = image_digest(source)
         numbers[i] = first.setdefault(key, i)
-    return _of_equal_files(sources, numbers)
+    return _of_equal_files(files, numbers)
 
 
-def _in_memory(source: Source) -> Hashable:
-    if isinstance(source, Encoded):
-        return hashlib.blake2b(source.data, digest_size=_SIZE).digest()
-    assert not isinstance(source, Path)
-    return image_digest(source)
-
-
-def _of_equal_files(sources: Sequence[Source], numbers: Whole) -> Whole:
+def _of_equal_files(files: Mapping[int, Path], numbers: Whole) -> Whole:
     """Number alike what differs by path alone: of files of equal size, the ends, then all bytes."""
-    first = np.unique(numbers)
-    files = [i for i in first.tolist() if isinstance(sources[i], Path)]
     same: dict[int, int] = {}
-    alike = [files]
+    alike = [list(files)]
     with ThreadPoolExecutor(_THREADS) as pool:
         for key in (size_of, _end, _bytes):
             alike = [
                 some
                 for group in alike
-                for some in _split(group, list(pool.map(key, (sources[i] for i in group))))
+                for some in _split(group, list(pool.map(key, (files[i] for i in group))))
             ]
     for group in alike:
         same |= dict.fromkeys(group[1:], group[0])
