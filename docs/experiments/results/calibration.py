@@ -122,11 +122,10 @@ def tables(stored: dict[str, Any]) -> list[Table]:
         for captions, figures in by_captions.items()
     ]
     error = math.sqrt(0.05 * 0.95 / stored["simulations"])
-    worst = by_captions["5"]["its error"]
     note = (
         f"{stored['simulations']:,} simulations of {PAIRS:,} pairs; Monte Carlo error of a share "
-        f"of .05 {error:.3f}, of the worst kind's coverage {worst:.3f}. Any dominant, any paired: "
-        "samples without an effect in which a feature passes."
+        f"of .05 {error:.3f}, of the worst kind's coverage {by_captions['5']['its error']:.3f}. "
+        "Any dominant, any paired: samples without an effect in which a feature passes."
     )
     title = "What intervals, tests and labels hold, by captions of an image"
     return [Table(title, ("captions", *names), rows, note)]

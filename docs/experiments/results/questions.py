@@ -64,7 +64,7 @@ def page(place: Callable[[str], str]) -> str:
 
 
 def _scores() -> list[Answer]:
-    line = common.load("classes")[ZOO]["rules"]["significant"]
+    line = common.load("classes")[ZOO]["rules"]["interval"]
     sizes, chance = line["counts"], line["expected"]
     truth = common.load("ground_truth")[ZOO]
     shared = {name: common.cell(one[0]) for name, one in truth["shared"]["scores"].items()}
@@ -73,16 +73,16 @@ def _scores() -> list[Answer]:
         Answer(
             "Which figures have intervals, and what would chance give?",
             "an interval and a test for every feature; image and text swapped inside pairs",
-            f"By the rule significant {sizes['vision']} of 512 features are called vision and "
-            f"{sizes['language']} language; swapped, {common.figure(chance['vision'][0])} and "
-            f"{common.figure(chance['language'][0])}.",
+            f"Labels that an interval earns: {sizes['vision']} of 512 features vision, "
+            f"{sizes['language']} language, {sizes['cross']} cross-modal; swapped, "
+            f"{chance['vision'][0]:.1f}, {chance['language'][0]:.1f} and {chance['cross'][0]:.1f}.",
             "classes",
         ),
         Answer(
             "Is MDS better than existing scores at telling features of one modality?",
             "AUC against planted factors",
-            f"No: MDS {vision['MDS']}, firing rates alone {vision['firing rates alone']}, a probe "
-            f"{vision['probe for the modality']}.",
+            f"Not shown: MDS {vision['MDS']}, firing rates alone {vision['firing rates alone']}, a "
+            f"probe {vision['probe for the modality']}.",
             "ground_truth",
         ),
         Answer(
@@ -113,8 +113,8 @@ def _examples() -> list[Answer]:
             "What does the Monosemanticity Score say of the classes?",
             "MS by names of images, of each class and of raw neurons",
             f"Vision {common.cell(vision['MS'])}, cross {common.cell(cross['MS'])}, raw neurons "
-            f"{common.cell(neurons['MS'])}: features are above neurons; that the classes differ "
-            "is not shown.",
+            f"{common.cell(neurons['MS'])}: features are above neurons, which are not as many; "
+            "that the classes differ is not shown.",
             "interpretability",
         ),
     ]
@@ -134,7 +134,8 @@ def _groups() -> list[Answer]:
         Answer(
             "Does MDS see what closes the gap?",
             "embeddings centred by modality; one-sidedness is twice the distance of MDS from .5",
-            f"A little: centring takes the gap from {common.figure(one['raw']['gap'], 3)} to "
+            "Not shown, though scores move: centring takes the gap from "
+            f"{common.figure(one['raw']['gap'], 3)} to "
             f"{common.figure(one['centred']['gap'], 3)} and changes one-sidedness by "
             f"{common.cell(one['centred']['change'])} with one centre; for raw neurons not "
             f"({common.cell(raw['centred']['change'])}).",
@@ -176,7 +177,8 @@ def _edits() -> list[Answer]:
         Answer(
             "What does deleting a class cost beyond random features?",
             "random features that move embeddings as far, emoji-clip, R@1 over the share deleted",
-            f"Cross {common.cell(areas['cross'])}; vision {common.cell(areas['vision'])} and "
+            "Not shown, since scores and edits are of the same pairs: cross "
+            f"{common.cell(areas['cross'])}; vision {common.cell(areas['vision'])} and "
             f"language {common.cell(areas['language'])}: less than random ones.",
             "deletion",
         ),
