@@ -294,45 +294,43 @@ def adversarial(stored: Stored) -> Opening:
 
 def real_clip(stored: Stored) -> Opening:
     """Of embeddings of a CLIP trained on the web."""
+    rule, bare = stored["rule"], stored["gap"]["no centre"]
     sizes = {
-        name: f"{line['classes']['significant']['vision'][0]:.0f} features vision-dominant and "
-        f"{line['classes']['significant']['language'][0]:.0f} language-dominant"
+        name: f"{line['classes'][rule]['vision'][0]:.0f} features vision-dominant, "
+        f"{line['classes'][rule]['language'][0]:.0f} language-dominant and "
+        f"{line['classes'][rule]['cross'][0]:.0f} cross-modal"
         for name, line in stored["census"].items()
     }
-    beyond = {
-        name: common.cell(line["beyond"])
-        for name, line in stored["deletion"]["significant"].items()
-    }
+    cost = stored["deletion"][rule]
+    beyond = {name: common.cell(line["beyond"]) for name, line in cost.items()}
     gap = {
         name: f"{common.figure(line['gap'][0])}, R@1 {common.figure(line['R@1'][0])}"
-        for name, line in stored["gap"]["no centre"].items()
+        for name, line in bare.items()
     }
-    less = common.cell(
-        stored["gap"]["no centre"]["random ones, as far (significant)"][
-            "gap of unimodal, less this"
-        ]
-    )
     without, random, far = (
-        gap[f"{what} (significant)"]
+        f"{what} ({rule})"
         for what in ("unimodal features", "random ones, as many", "random ones, as far")
     )
+    many, less = (common.cell(bare[name]["gap of unimodal, less this"]) for name in (random, far))
     return Opening(
-        f"In a CLIP trained on the web a test of MDS calls {sizes['CLIP']}; in Gaussians with the "
-        f"same means and covariances, {sizes['Gaussians, unpaired']}. Deleting its cross-modal "
-        "features is not shown to cost unseen pairs more retrieval than random features that "
-        f"move them as far ({beyond['cross']}), while as many that fire together by Fisher's test "
-        f"do ({beyond[FISHER]}). Deleting unimodal features closes the gap and takes retrieval "
-        f"with it (gap {gap['nothing']}, then {without}), and subtracting the two means closes as "
+        f"In a CLIP trained on the web earned labels call {sizes['CLIP']}; in Gaussians with the "
+        f"same means and covariances, {sizes['Gaussians, unpaired']}. Deleting the "
+        f"{cost['cross']['features'][0]:.0f} features nearest to cross-modal is not shown to cost "
+        "unseen pairs more retrieval than random features that move them as far "
+        f"({beyond['cross']}), nor is deleting as many that fire together by Fisher's test "
+        f"({beyond[FISHER]}). Deleting unimodal features closes the gap and takes retrieval with "
+        f"it (gap {gap['nothing']}, then {gap[without]}), and subtracting the two means closes as "
         f"much without that price ({gap['the means of both streams']}).",
         "Classes by MDS say what features are for: cross-modal ones carry what pairs share, and "
         "unimodal ones the gap.",
         "Embeddings of CLIP ViT-B/16 on 500 pairs of COCO, one caption each; dictionaries of 256 "
         "features, 8 active. Features are chosen on 400 pairs and edits judged on 100 others, "
-        "ten times; nulls are Gaussians, images beside images, and random directions.",
-        "Not shown for cross-modal features. Holds in part for the gap: without unimodal features "
-        f"it is {without}, without as many random ones {random}, and without random ones that move "
-        f"embeddings as far {far} (fold by fold the gap differs by {less}); that retrieval stays "
-        "does not hold.",
+        "ten times; nulls are Gaussians, images beside images, random and frozen directions.",
+        "Not shown for cross-modal features, of which no label is earned; and CLIP has no more "
+        "features of one modality than Gaussians. Holds in part for the gap, where there is no "
+        f"centre: fold by fold it differs by {many} from that without as many random features, and "
+        f"by {less} from that without random ones that move embeddings as far; that retrieval "
+        "stays does not hold.",
     )
 
 

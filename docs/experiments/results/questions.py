@@ -125,8 +125,7 @@ def _groups() -> list[Answer]:
     spread = found["spread"]["vision"]["directions"]
     across = {name: common.cell(found["means"][name]["correlation"]) for name in found["means"]}
     bits = {k: common.cell(found["means"][k]["mutual information"]) for k in found["means"]}
-    gap = {name: line["rows"] for name, line in found["gap"].items()}
-    one, raw = gap["dictionary, one centre"], gap["raw neurons"]
+    one, raw = (found["gap"][k]["rows"] for k in ("dictionary, one centre", "raw neurons"))
     noun = found["fusion"]["categories"]["noun"]["fusion"]
     words = {name: len(some) for name, some in found["fusion"]["words"].items()}
     few = min(words[name] for name in ("noun", "verb", "adjective", "preposition"))
@@ -195,27 +194,28 @@ def _edits() -> list[Answer]:
 
 def _real() -> list[Answer]:
     real = common.load("real_clip")
-    lines = real["deletion"]["significant"]
+    rule = real["rule"]
+    lines, unimodal = real["deletion"][rule], f"unimodal features ({rule})"
     beyond = {name: common.cell(one["beyond"]) for name, one in lines.items()}
     gap = real["gap"]["no centre"]
     sizes = {
-        name: common.cell(one["classes"]["significant"]["vision"], 0)
-        for name, one in real["census"].items()
+        name: common.cell(one["classes"][rule]["vision"], 0) for name, one in real["census"].items()
     }
-    apart = lines["as many by Fisher's p"]["more than cross"]
+    apart = lines[FISHER]["more than cross"]
     return [
         Answer(
             "And in a real CLIP, on unseen pairs?",
             "ten folds of 400 and 100 pairs of COCO, as many features each",
-            f"MDS cross {beyond['cross']}, Fisher's p {beyond[FISHER]}, which is "
-            f"{common.cell(apart)} more than cross; as many of vision "
+            f"Not shown beyond random features of any of them: {lines['cross']['features'][0]:.0f} "
+            f"nearest to cross-modal {beyond['cross']}, by Fisher's p {beyond[FISHER]}, which is "
+            f"{common.cell(apart)} more; the surest of vision "
             f"{beyond['as many of vision, the surest']}.",
             "real_clip",
         ),
         Answer(
             "Is the census more than two covariance matrices?",
             "the same on Gaussians with each stream's mean and covariance",
-            f"Not shown: {sizes['CLIP']} features of CLIP are called vision, of Gaussians "
+            f"Not shown: {sizes['CLIP']} features of CLIP earn the label vision, of Gaussians "
             f"{sizes['Gaussians, unpaired']} (mean [lowest, highest] of 5 seeds).",
             "real_clip",
         ),
@@ -223,8 +223,8 @@ def _real() -> list[Answer]:
             "And in a real CLIP?",
             "vision- and language-dominant features deleted, no centre, beside means subtracted",
             f"At the price of retrieval: from {common.cell(gap['nothing']['gap'])} to "
-            f"{common.cell(gap[UNIMODAL]['gap'])}, R@1 {common.cell(gap['nothing']['R@1'])} to "
-            f"{common.cell(gap[UNIMODAL]['R@1'])}; subtracting the means "
+            f"{common.cell(gap[unimodal]['gap'])}, R@1 {common.cell(gap['nothing']['R@1'])} to "
+            f"{common.cell(gap[unimodal]['R@1'])}; subtracting the means "
             f"{common.cell(gap[MEANS]['gap'])} at {common.cell(gap[MEANS]['R@1'])}.",
             "real_clip",
         ),
@@ -273,6 +273,5 @@ def _mean(lines: list[dict[str, float]], name: str) -> float:
 
 TEST = "co-firing, Fisher's p"
 FISHER = "as many by Fisher's p"
-UNIMODAL = "unimodal features (significant)"
 MEANS = "the means of both streams"
 ANSWERS = (_scores, _examples, _groups, _edits, _real, _others)
