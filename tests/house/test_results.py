@@ -134,29 +134,33 @@ def test_a_page_opens_with_three_sentences_and_says_what_came_of_it(scripts) -> 
 
 def test_what_is_said_of_a_real_clip_is_stored(scripts) -> None:
     stored = scripts("common").load("real_clip")
-    sizes = {name: line["classes"]["significant"] for name, line in stored["census"].items()}
-    for kind in ("vision", "language"):  # no fewer where there is nothing but covariance
-        assert sizes["Gaussians, unpaired"][kind][0] >= sizes["CLIP"][kind][0]
-        assert sizes["images beside other images"][kind][2] == 0
+    for rule in ("interval", "significant"):
+        sizes = {name: line["classes"][rule] for name, line in stored["census"].items()}
+        for kind in ("vision", "language"):  # no fewer where there is nothing but covariance
+            assert sizes["Gaussians, unpaired"][kind][0] >= sizes["CLIP"][kind][0]
+            assert sizes["images beside other images"][kind][0] < 1
+        assert sizes["CLIP"]["cross"][0] == 0 or rule == "significant"
     paired = {name: line["paired"] for name, line in stored["census"].items()}
     assert paired["Gaussians, unpaired"][2] == 0 < paired["joint Gaussian"][1]
-    lines = stored["deletion"]["significant"]
-    low, high = lines["cross"]["beyond"][1:3]
-    assert low < 0 < high and lines["as many by Fisher's p"]["beyond"][1] > 0
+    lines = stored["deletion"][stored["rule"]]
+    for name in ("cross", "as many by Fisher's p"):
+        low, high = lines[name]["beyond"][1:3]
+        assert low < 0 < high
+    assert len({tuple(line["features"]) for name, line in lines.items() if "all" not in name}) == 1
     low, high = lines["as many by Fisher's p"]["more than cross"][1:3]
     assert low < 0 < high
     gap = stored["gap"]["no centre"]
-    unimodal, random, means, before = (
-        gap[name]
-        for name in (
-            "unimodal features (significant)", "random ones, as many (significant)",
-            "the means of both streams", "nothing",
+    for rule in ("interval", "significant"):
+        unimodal, random = (
+            gap[f"{what} ({rule})"] for what in ("unimodal features", "random ones, as many")
         )
-    )  # fmt: skip
-    for far in ("as many", "as far"):
-        assert gap[f"random ones, {far} (significant)"]["gap of unimodal, less this"][2] < 0
-    assert unimodal["gap"][2] < random["gap"][1] and unimodal["R@1"][2] < before["R@1"][1] / 2
-    assert means["gap"][0] < 1.2 * unimodal["gap"][0] and means["R@1"][0] > before["R@1"][0] - 0.02
+        means, before = gap["the means of both streams"], gap["nothing"]
+        for far in ("as many", "as far"):
+            less = gap[f"random ones, {far} ({rule})"]["gap of unimodal, less this"]
+            assert less[2] < 0
+        assert unimodal["gap"][2] < random["gap"][1] and unimodal["R@1"][2] < before["R@1"][1] / 2
+        assert means["gap"][0] < 1.2 * unimodal["gap"][0]
+        assert means["R@1"][0] > before["R@1"][0] - 0.02
 
 
 def test_what_is_cut_from_pages_is_a_table_that_its_command_prints(scripts) -> None:

@@ -56,7 +56,7 @@ def class_table(measurement: Measurement) -> Table:
 
 
 def _needed(measurement: Measurement) -> str:
-    needed = str(how_many_pairs(measurement))
+    needed = str(how_many_pairs(measurement)).replace("; ", ";\n")
     return f"By interval, {needed}." if needed[0].isdigit() else f"{needed[0].upper()}{needed[1:]}."
 
 

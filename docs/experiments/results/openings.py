@@ -35,22 +35,26 @@ class Opening(NamedTuple):
 def classes(stored: Stored) -> Opening:
     """Of the census."""
     rules = stored[ZOO]["rules"]
-    sure, sd = rules["significant"], rules["sd"]
-    chance = {rule: rules[rule]["expected"] for rule in rules}
-    by_sd, by_chance = sd["counts"]["vision"], chance["sd"]["vision"][0]
+    earned, sd = rules["interval"]["counts"], rules["sd"]["counts"]
+    swapped = {
+        kind: f"{rules['interval']['expected'][kind][0]:.1f}"
+        for kind in ("vision", "language", "cross")
+    }
     return Opening(
-        "Some features fire for images or for texts alone: a test calls "
-        f"{sure['counts']['vision']} of 512 vision-dominant and {sure['counts']['language']} "
-        f"language-dominant, and {common.figure(chance['significant']['vision'][0])} and "
-        f"{common.figure(chance['significant']['language'][0])} where modality has no effect. The "
-        f"paper's rule, mean -+ sd, finds {by_sd} and would find {by_chance:.0f} without any "
-        "effect. Such a census comes out alike for Gaussians of the same covariance ([real "
-        "CLIP](real-clip.md)), so it is no evidence of meaning.",
+        f"A label is earned where a 90 % interval lies wholly beyond a cut or between the cuts: "
+        f"of 512 features {earned['vision']} are vision-dominant, {earned['language']} "
+        f"language-dominant, {earned['cross']} cross-modal and {earned['undecided']} undecided, "
+        f"and with image and text swapped {swapped['vision']}, {swapped['language']} and "
+        f"{swapped['cross']} are. The paper's rule, mean -+ sd, labels all of them: it calls "
+        f"{sd['vision']} vision-dominant and would call {rules['sd']['expected']['vision'][0]:.0f} "
+        "so without any effect of modality. How many features each class has is no evidence of "
+        "meaning, since Gaussians of the same covariance have as many ([real CLIP](real-clip.md)).",
         "Features fall into vision-dominant, language-dominant and cross-modal ones, by mean -+ "
         "sd.",
         "Every rule on every dictionary of the zoo, beside image and text swapped inside pairs.",
-        "Not shown by mean -+ sd. That there are features of one modality holds here, against "
-        "swapping; the factors are planted.",
+        "Not shown by mean -+ sd. Holds against swapping, by labels that are earned feature by "
+        "feature: there are features of one modality, on a host in which the factors are planted. "
+        "The census itself shows nothing.",
     )
 
 
@@ -60,15 +64,17 @@ def ground_truth(stored: Stored) -> Opening:
     one = {name: common.cell(s[0]) for name, s in truth["vision-only"]["scores"].items()}
     both = {name: common.cell(s[0]) for name, s in truth["shared"]["scores"].items()}
     return Opening(
-        f"MDS tells features of one modality almost perfectly (AUC {one['MDS']}), and firing "
-        f"rates alone do as well ({one['firing rates alone']}). It hardly tells shared features "
+        f"MDS tells the {truth['vision-only']['positive']} features of what only images show from "
+        f"others (AUC {one['MDS']}), and firing rates alone do as well "
+        f"({one['firing rates alone']}). It hardly tells shared features "
         f"({both['MDS']}). Scores that look at the pairing do: Fisher's test of co-firing reaches "
         f"{both[TEST]}.",
         "MDS says which modality a feature belongs to, and which features are shared.",
         "AUC of each score against factors that were planted in the pairs, which no score was "
         "chosen by.",
-        "Holds for features of one modality, but no better than firing rates; does not hold for "
-        "shared ones.",
+        "Holds for features of one modality, where factors are planted; that it does better than "
+        "firing rates is not shown. Does not hold for shared ones: Fisher's test tells "
+        "them better, by Holm's method too.",
     )
 
 
@@ -89,8 +95,10 @@ def training(stored: Stored) -> Opening:
         "A shared SAE and multimodal NCL give more interpretable features than raw ones.",
         "Eleven ways, five seeds each, on the same embeddings; rates and penalties chosen on "
         "other drawings.",
-        "Holds in part: features are about single factors where raw neurons are not; how they "
-        "compare with the paper's cannot be tried here, since its models are not public.",
+        "Not shown: that single features follow single factors where raw neurons do not is a "
+        "largest share of 512 features against one of 192 neurons, with no dictionary of random "
+        "directions beside. How they compare with the paper's cannot be tried here, since its "
+        "models are not public.",
     )
 
 
@@ -111,8 +119,9 @@ def edits(stored: Stored) -> Opening:
         "Editing features by class changes a model without training (no rule is named).",
         "Every rule, at the least strength that reaches the same effect, beside baselines "
         "without a dictionary and random features, with McNemar's test image by image.",
-        "Holds that features edit without training; that they do it better than a difference of "
-        "means does not hold.",
+        "Not shown that features edit better than a difference of means: at equal effect neither's "
+        "cost is told from that of no edit. That a few features have the effect is what their "
+        "strength was searched for; as many random ones reach it at none.",
     )
 
 
@@ -127,8 +136,9 @@ def interpretability(stored: Stored) -> Opening:
         f"m. Raw neurons reach {common.cell(raw['10']['lift'], 2)}.",
         "SAE and NCL features are more interpretable than CLIP's own by EmbSim and WinRate.",
         "m = 10, 20, 30 and 50, four judges, two hosts, beside random examples and raw neurons.",
-        "Holds against random examples and raw neurons on emoji-clip, by little. That the "
-        "classes differ is not shown: they are not of equal size.",
+        "Holds against random examples on emoji-clip, by little. Not shown against raw neurons, "
+        "which are not as many and have no dictionary of random directions beside them, nor "
+        "between classes, which are not of equal size.",
     )
 
 
@@ -154,13 +164,15 @@ def groups(stored: Stored) -> Opening:
         "MDS sees the gap shrink a little: centring takes it from "
         f"{common.figure(one['raw']['gap'])} to {common.figure(one['centred']['gap'])} and "
         f"one-sidedness changes by {common.cell(one['centred']['change'])}. Raw neurons do not "
-        f"see it ({common.cell(raw['change'])}). Features of a class are no more alike than "
-        "random ones.",
+        f"see it ({common.cell(raw['change'])}). Features of a class are not shown to be more "
+        "alike than random ones.",
         "Reviews asked whether MDS sees gap closers, what groups share, and about word categories.",
         "Embeddings centred, standardised and with the gap doubled; classes beside as many "
         "random features; words beside captions dealt at random.",
-        "Holds in part for the gap. Not shown for groups and words, whose tables the command "
-        "prints: they equal chance, and there are 6 to 31 words of each category.",
+        "Not shown for the gap: MDS moves with it in both dictionaries, by intervals over features "
+        "and not images, and no other shift of embeddings stands beside. Not shown for groups and "
+        "words, whose tables the command prints: they are as chance has them, and there are 6 to "
+        "31 words of each category.",
     )
 
 
@@ -172,6 +184,8 @@ def unimodal(stored: Stored) -> Opening:
     }
     free, centred = line["no centre"], line["a centre per stream"]
     before = stored["nothing"]
+    own = next(one for one in stored["deleted"]["no centre"] if one["cut"] == 0.05)
+    theirs = f"{common.figure(own['gap'][0])} at R@1 {common.figure(own['R@1'][0])}"
     return Opening(
         "Without a centre, deleting unimodal features takes the gap from "
         f"{common.figure(before['gap'][0])} to {common.figure(free['gap'][0])}, as many random "
@@ -182,20 +196,28 @@ def unimodal(stored: Stored) -> Opening:
         "Iso-Energy (ICLR 2026): without unimodal features the gap collapses and retrieval stays.",
         "Features chosen on even pairs, judged on odd ones; random features as many, and as far; "
         "bootstrap over pairs.",
-        "Holds in part: the gap narrows beyond random ones where there is no centre; that "
-        "retrieval stays does not hold.",
+        "Holds in part: the gap narrows beyond random ones where there is no centre. That it "
+        f"collapses and retrieval stays does not hold: by Iso-Energy's own cut it is {theirs}, by "
+        "wider ones retrieval goes.",
     )
 
 
 def deletion(stored: Stored) -> Opening:
     """Of deletion curves."""
+    tenth = next(
+        row
+        for row in stored["emoji-clip joint"]["vision"]["background of images"]["rows"]
+        if row["fraction"] == 0.1
+    )
     area = {k: line["retrieval R@1"]["areas"] for k, line in stored["emoji-clip joint"].items()}
     return Opening(
         f"Deleting cross-modal features costs retrieval {common.cell(area['cross']['norm'])} more "
         "than random features that move embeddings as far. Vision- and language-dominant ones "
         f"cost less than random ones ({common.cell(area['vision']['norm'])} and "
-        f"{common.cell(area['language']['norm'])}). The strongest tenth of the vision class "
-        "carries the background alone.",
+        f"{common.cell(area['language']['norm'])}). Without the strongest "
+        f"{tenth['features']} of the vision class the background is read in "
+        f"{common.figure(tenth['class'][0])} of the images, without as many random ones in "
+        f"{common.figure(tenth['size'][0])}.",
         "What pairs share lies in the cross-modal class.",
         "Deleted strongest first, beside random features as many and as far; bootstrap over "
         "images.",
@@ -242,68 +264,102 @@ def generation(stored: Stored) -> Opening:
         "Editing by class controls what is drawn modality by modality.",
         "96 pairs of drawings, three noises, features taken from another image or caption, "
         "beside random features as many and as far.",
-        "Holds for the background, against as many random features. Not shown for the label: it "
-        "hangs on the rule, and the classes are not of equal size.",
+        "Not shown. As many random features bring the background far less often, but no paired "
+        "test of the two is stored; of the label it hangs on the rule, and the classes are not of "
+        "equal size.",
     )
 
 
 def adversarial(stored: Stored) -> Opening:
     """Of attacks and defences."""
     lines = {one["name"]: one["robust"]["2"] for one in stored["defences"]}
+    alone = {one["name"]: one["robust"] for one in stored["defences"]}
+    least, most = (
+        " to ".join(common.figure(alone[name][radius][0]) for radius in ("1", "4"))
+        for name in ("joint: Ablate vision", "none")
+    )
     told = {name: common.cell(value, 2) for name, value in lines.items()}
     return Opening(
         f"At 2/255, an attacker who knows the defence leaves {told['none']} of images read "
         f"rightly without one and {told['joint: Ablate vision']} without vision features. A "
-        f"low-pass of pixels keeps {told['baseline: low-pass, 24 pixels']}. No class is the weak "
-        "one: random features mislead as well.",
+        f"low-pass of pixels keeps {told['baseline: low-pass, 24 pixels']}. That a class is the "
+        "weak one is not shown: random features mislead as well.",
         "Editing by class defends against adversarial examples, and shows which class they move.",
         "White-box attacks through the edit, black-box and transferred ones, beside random "
         "features and filters of pixels, image by image.",
-        "Does not hold.",
+        "Does not hold for a defence: without vision features no more images stand at any radius "
+        f"({least} from 1/255 to 4/255, undefended {most}). Not shown which class is moved.",
     )
 
 
 def real_clip(stored: Stored) -> Opening:
     """Of embeddings of a CLIP trained on the web."""
+    rule, bare = stored["rule"], stored["gap"]["no centre"]
     sizes = {
-        name: f"{line['classes']['significant']['vision'][0]:.0f} features vision-dominant and "
-        f"{line['classes']['significant']['language'][0]:.0f} language-dominant"
+        name: f"{line['classes'][rule]['vision'][0]:.0f} features vision-dominant, "
+        f"{line['classes'][rule]['language'][0]:.0f} language-dominant and "
+        f"{line['classes'][rule]['cross'][0]:.0f} cross-modal"
         for name, line in stored["census"].items()
     }
-    beyond = {
-        name: common.cell(line["beyond"])
-        for name, line in stored["deletion"]["significant"].items()
-    }
+    cost = stored["deletion"][rule]
+    beyond = {name: common.cell(line["beyond"]) for name, line in cost.items()}
     gap = {
         name: f"{common.figure(line['gap'][0])}, R@1 {common.figure(line['R@1'][0])}"
-        for name, line in stored["gap"]["no centre"].items()
+        for name, line in bare.items()
     }
-    less = common.cell(
-        stored["gap"]["no centre"]["random ones, as far (significant)"][
-            "gap of unimodal, less this"
-        ]
-    )
     without, random, far = (
-        gap[f"{what} (significant)"]
+        f"{what} ({rule})"
         for what in ("unimodal features", "random ones, as many", "random ones, as far")
     )
+    many, less = (common.cell(bare[name]["gap of unimodal, less this"]) for name in (random, far))
     return Opening(
-        f"In a CLIP trained on the web a test of MDS calls {sizes['CLIP']}; in Gaussians with the "
-        f"same means and covariances, {sizes['Gaussians, unpaired']}. Deleting its cross-modal "
-        "features is not shown to cost unseen pairs more retrieval than random features that "
-        f"move them as far ({beyond['cross']}), while as many that fire together by Fisher's test "
-        f"do ({beyond[FISHER]}). Deleting unimodal features closes the gap and takes retrieval "
-        f"with it (gap {gap['nothing']}, then {without}), and subtracting the two means closes as "
+        f"In a CLIP trained on the web earned labels call {sizes['CLIP']}; in Gaussians with the "
+        f"same means and covariances, {sizes['Gaussians, unpaired']}. Deleting the "
+        f"{cost['cross']['features'][0]:.0f} features nearest to cross-modal is not shown to cost "
+        "unseen pairs more retrieval than random features that move them as far "
+        f"({beyond['cross']}), nor is deleting as many that fire together by Fisher's test "
+        f"({beyond[FISHER]}). Deleting unimodal features closes the gap and takes retrieval with "
+        f"it (gap {gap['nothing']}, then {gap[without]}), and subtracting the two means closes as "
         f"much without that price ({gap['the means of both streams']}).",
         "Classes by MDS say what features are for: cross-modal ones carry what pairs share, and "
         "unimodal ones the gap.",
         "Embeddings of CLIP ViT-B/16 on 500 pairs of COCO, one caption each; dictionaries of 256 "
         "features, 8 active. Features are chosen on 400 pairs and edits judged on 100 others, "
-        "ten times; nulls are Gaussians, images beside images, and random directions.",
-        "Not shown for cross-modal features. Holds in part for the gap: without unimodal features "
-        f"it is {without}, without as many random ones {random}, and without random ones that move "
-        f"embeddings as far {far} (fold by fold the gap differs by {less}); that retrieval stays "
-        "does not hold.",
+        "ten times; nulls are Gaussians, images beside images, random and frozen directions.",
+        "Not shown for cross-modal features, of which no label is earned; and CLIP has no more "
+        "features of one modality than Gaussians. Holds in part for the gap, where there is no "
+        f"centre: fold by fold it differs by {many} from that without as many random features, and "
+        f"by {less} from that without random ones that move embeddings as far; that retrieval "
+        "stays does not hold.",
+    )
+
+
+def coverage(stored: Stored) -> Opening:
+    """Of the intervals of few cases."""
+    count = stored["simulations"]
+    held = {(row["of"], row["cases"]): row["held"] / count for row in stored["rows"]}
+    odd = ("not told", "exponential", "lognormal")
+    least = min(share for (of, _), share in held.items() if not any(kind in of for kind in odd))
+
+    def share(of: str, cases: str) -> str:
+        return common.figure(held[of, cases])
+
+    images, heavy = "10 x 5 = 50", "mean, lognormal, sigma 1.5"
+    lost = f"{share(heavy, '5')} with five values and {share(heavy, '30')} with 30"
+    apart = share("mean, images not told", images)
+    return Opening(
+        "An interval that asks for 95 % holds the truth in at least "
+        f"{common.figure(least)} of the samples for means, hits, areas, ratios and paired "
+        "differences of four cases and more, where values are not skewed. Of ten images with five "
+        f"captions each it holds in {share('mean, by image', images)} if it is told which are of "
+        f"one image, and in {apart} if captions are taken for cases. The mean of values as skewed "
+        f"as a lognormal of sigma 1.5 is missed: its interval holds in {lost}.",
+        "An interval marked 95 % holds the truth in 95 of 100 samples, also of few cases.",
+        f"{count:,} samples of each kind, drawn from what is known; captions of one image told and "
+        "not told.",
+        "Holds in part: within a few hundredths for values without skew, with images as the unit, "
+        "where intervals of areas are wider than they need to be. Does not hold for means of few "
+        f"skewed values, nor where images are not told ({apart}).",
     )
 
 
@@ -314,6 +370,6 @@ OPENINGS: dict[str, Callable[[Stored], Opening]] = {
     make.__name__: make
     for make in (
         classes, ground_truth, training, edits, interpretability, layers, groups, unimodal,
-        deletion, real_clip, bias, generation, adversarial,
+        deletion, real_clip, bias, generation, adversarial, coverage,
     )
 }  # fmt: skip

@@ -106,7 +106,7 @@ SECTIONS = (
     ),
     (
         "coverage",
-        "How often an interval of few cases holds the truth",
+        "How often does an interval of few cases hold the truth?",
         "Means are told by Student's t, widened where values are skewed (Hall 1992), hits by "
         "Wilson's interval, areas by Hanley and McNeil's error, enlarged to DeLong's, paired "
         "shares by Tango's score. Of few values as skewed as a lognormal's the interval of the "

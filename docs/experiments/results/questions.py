@@ -64,7 +64,7 @@ def page(place: Callable[[str], str]) -> str:
 
 
 def _scores() -> list[Answer]:
-    line = common.load("classes")[ZOO]["rules"]["significant"]
+    line = common.load("classes")[ZOO]["rules"]["interval"]
     sizes, chance = line["counts"], line["expected"]
     truth = common.load("ground_truth")[ZOO]
     shared = {name: common.cell(one[0]) for name, one in truth["shared"]["scores"].items()}
@@ -73,16 +73,16 @@ def _scores() -> list[Answer]:
         Answer(
             "Which figures have intervals, and what would chance give?",
             "an interval and a test for every feature; image and text swapped inside pairs",
-            f"By the rule significant {sizes['vision']} of 512 features are called vision and "
-            f"{sizes['language']} language; swapped, {common.figure(chance['vision'][0])} and "
-            f"{common.figure(chance['language'][0])}.",
+            f"Labels that an interval earns: {sizes['vision']} of 512 features vision, "
+            f"{sizes['language']} language, {sizes['cross']} cross-modal; swapped, "
+            f"{chance['vision'][0]:.1f}, {chance['language'][0]:.1f} and {chance['cross'][0]:.1f}.",
             "classes",
         ),
         Answer(
             "Is MDS better than existing scores at telling features of one modality?",
             "AUC against planted factors",
-            f"No: MDS {vision['MDS']}, firing rates alone {vision['firing rates alone']}, a probe "
-            f"{vision['probe for the modality']}.",
+            f"Not shown: MDS {vision['MDS']}, firing rates alone {vision['firing rates alone']}, a "
+            f"probe {vision['probe for the modality']}.",
             "ground_truth",
         ),
         Answer(
@@ -113,8 +113,8 @@ def _examples() -> list[Answer]:
             "What does the Monosemanticity Score say of the classes?",
             "MS by names of images, of each class and of raw neurons",
             f"Vision {common.cell(vision['MS'])}, cross {common.cell(cross['MS'])}, raw neurons "
-            f"{common.cell(neurons['MS'])}: features are above neurons; that the classes differ "
-            "is not shown.",
+            f"{common.cell(neurons['MS'])}: features are above neurons, which are not as many; "
+            "that the classes differ is not shown.",
             "interpretability",
         ),
     ]
@@ -125,8 +125,7 @@ def _groups() -> list[Answer]:
     spread = found["spread"]["vision"]["directions"]
     across = {name: common.cell(found["means"][name]["correlation"]) for name in found["means"]}
     bits = {k: common.cell(found["means"][k]["mutual information"]) for k in found["means"]}
-    gap = {name: line["rows"] for name, line in found["gap"].items()}
-    one, raw = gap["dictionary, one centre"], gap["raw neurons"]
+    one, raw = (found["gap"][k]["rows"] for k in ("dictionary, one centre", "raw neurons"))
     noun = found["fusion"]["categories"]["noun"]["fusion"]
     words = {name: len(some) for name, some in found["fusion"]["words"].items()}
     few = min(words[name] for name in ("noun", "verb", "adjective", "preposition"))
@@ -134,7 +133,8 @@ def _groups() -> list[Answer]:
         Answer(
             "Does MDS see what closes the gap?",
             "embeddings centred by modality; one-sidedness is twice the distance of MDS from .5",
-            f"A little: centring takes the gap from {common.figure(one['raw']['gap'], 3)} to "
+            "Not shown, though scores move: centring takes the gap from "
+            f"{common.figure(one['raw']['gap'], 3)} to "
             f"{common.figure(one['centred']['gap'], 3)} and changes one-sidedness by "
             f"{common.cell(one['centred']['change'])} with one centre; for raw neurons not "
             f"({common.cell(raw['centred']['change'])}).",
@@ -176,7 +176,8 @@ def _edits() -> list[Answer]:
         Answer(
             "What does deleting a class cost beyond random features?",
             "random features that move embeddings as far, emoji-clip, R@1 over the share deleted",
-            f"Cross {common.cell(areas['cross'])}; vision {common.cell(areas['vision'])} and "
+            "Not shown, since scores and edits are of the same pairs: cross "
+            f"{common.cell(areas['cross'])}; vision {common.cell(areas['vision'])} and "
             f"language {common.cell(areas['language'])}: less than random ones.",
             "deletion",
         ),
@@ -193,27 +194,28 @@ def _edits() -> list[Answer]:
 
 def _real() -> list[Answer]:
     real = common.load("real_clip")
-    lines = real["deletion"]["significant"]
+    rule = real["rule"]
+    lines, unimodal = real["deletion"][rule], f"unimodal features ({rule})"
     beyond = {name: common.cell(one["beyond"]) for name, one in lines.items()}
     gap = real["gap"]["no centre"]
     sizes = {
-        name: common.cell(one["classes"]["significant"]["vision"], 0)
-        for name, one in real["census"].items()
+        name: common.cell(one["classes"][rule]["vision"], 0) for name, one in real["census"].items()
     }
-    apart = lines["as many by Fisher's p"]["more than cross"]
+    apart = lines[FISHER]["more than cross"]
     return [
         Answer(
             "And in a real CLIP, on unseen pairs?",
             "ten folds of 400 and 100 pairs of COCO, as many features each",
-            f"MDS cross {beyond['cross']}, Fisher's p {beyond[FISHER]}, which is "
-            f"{common.cell(apart)} more than cross; as many of vision "
+            f"Not shown beyond random features of any of them: {lines['cross']['features'][0]:.0f} "
+            f"nearest to cross-modal {beyond['cross']}, by Fisher's p {beyond[FISHER]}, which is "
+            f"{common.cell(apart)} more; the surest of vision "
             f"{beyond['as many of vision, the surest']}.",
             "real_clip",
         ),
         Answer(
             "Is the census more than two covariance matrices?",
             "the same on Gaussians with each stream's mean and covariance",
-            f"Not shown: {sizes['CLIP']} features of CLIP are called vision, of Gaussians "
+            f"Not shown: {sizes['CLIP']} features of CLIP earn the label vision, of Gaussians "
             f"{sizes['Gaussians, unpaired']} (mean [lowest, highest] of 5 seeds).",
             "real_clip",
         ),
@@ -221,8 +223,8 @@ def _real() -> list[Answer]:
             "And in a real CLIP?",
             "vision- and language-dominant features deleted, no centre, beside means subtracted",
             f"At the price of retrieval: from {common.cell(gap['nothing']['gap'])} to "
-            f"{common.cell(gap[UNIMODAL]['gap'])}, R@1 {common.cell(gap['nothing']['R@1'])} to "
-            f"{common.cell(gap[UNIMODAL]['R@1'])}; subtracting the means "
+            f"{common.cell(gap[unimodal]['gap'])}, R@1 {common.cell(gap['nothing']['R@1'])} to "
+            f"{common.cell(gap[unimodal]['R@1'])}; subtracting the means "
             f"{common.cell(gap[MEANS]['gap'])} at {common.cell(gap[MEANS]['R@1'])}.",
             "real_clip",
         ),
@@ -271,6 +273,5 @@ def _mean(lines: list[dict[str, float]], name: str) -> float:
 
 TEST = "co-firing, Fisher's p"
 FISHER = "as many by Fisher's p"
-UNIMODAL = "unimodal features (significant)"
 MEANS = "the means of both streams"
 ANSWERS = (_scores, _examples, _groups, _edits, _real, _others)
