@@ -236,8 +236,11 @@ def figures(one: Outcome, baseline: Outcome) -> dict[str, Any]:
 
 
 def dealt(one: Outcome) -> dict[str, Any]:
-    """Its skews if genders were dealt to the images at random."""
-    return {skew: common.told(one.by_chance(skew)) for skew in one.chance}
+    """Its skews if genders were dealt to the images at random, and p: how often as high."""
+    return {
+        skew: [*common.told(one.by_chance(skew)), common.rounded(one.p(skew))]
+        for skew in one.chance
+    }
 
 
 def by_prompt() -> dict[str, Any]:
