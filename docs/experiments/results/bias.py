@@ -287,7 +287,7 @@ def deleted() -> list[dict[str, Any]]:
     return [
         {
             **{key: getattr(one, key) for key in ("kind", "features", "metric", "group")},
-            **{key: common.told(getattr(one, key)) for key in ("before", "after")},
+            **{key: common.told(getattr(one, key)) for key in ("before", "after", "loss")},
             "controls": {c: common.told(one.controls[c]) for c in CONTROLS},
             "beyond": {c: common.told(one.beyond[c]) for c in CONTROLS},
             "control_features": {c: common.rounded(one.control_features[c]) for c in CONTROLS},

@@ -173,19 +173,20 @@ def deleted_table(found: list[dict[str, Any]]) -> Table:
             f"{one['kind']} ({one['features']})",
             {"read": "prompts", "probe": "probe"}[one["metric"]],
             f"{one['group']} ({one['after'][3]})",
-            *(common.cell(one[key]) for key in ("before", "after")),
+            *(common.cell(one[key]) for key in ("before", "after", "loss")),
             *(common.cell(one["beyond"][c]) for c in CONTROLS),
             f"{one['control_features']['norm']:.0f}",
         )
         for one in found
     ]
-    columns = ("deleted", "read by", "images", "before", "after", "beyond as many random")
+    columns = ("deleted", "read by", "images", "before", "after", "loss", "beyond as many random")
     return Table(
         "Which class of features carries gender: deletion, by gender",
         (*columns, "beyond random that move as far", "of these"),
         rows,
         "Share told right [95 % Wilson], all features of a class (rule significant) deleted in "
-        "images and texts. Beyond: how much more is lost than by deleting random live features "
+        "images and texts. Loss: image by image [95 %, Tango's score]. Beyond: how much more is "
+        "lost than by deleting random live features "
         f"[95 % interval over images and {DRAWS} draws].",
     )
 
