@@ -220,7 +220,8 @@ def leaning_difference(one: Leaning, other: Leaning, found: Dominance) -> Estima
     """
     if not one.features or not other.features:
         return None
-    return mean_difference(*(found.scores[list(side.features)] for side in (one, other)))
+    sides = (found.scores[list(side.features)] for side in (one, other))
+    return mean_difference(*sides, bounds=(0.0, 1.0))
 
 
 def _probed(study: Study) -> Tensor:
