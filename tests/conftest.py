@@ -269,7 +269,7 @@ def planted() -> Study:
         variants={"a cook": {"man": "a male cook", "woman": "a female cook"}},
     )
     pairs = Pairs(
-        [Image.new("RGB", (8, 8))] * n,
+        [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(n)],
         tuple(f"caption {i}" for i in range(n)),
         {"gender": tuple(group), "job": tuple(label)},
     )

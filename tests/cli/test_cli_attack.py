@@ -77,17 +77,21 @@ def test_a_class_is_attacked_beside_as_many_random_features(tmp_path: Path) -> N
         "Attacks through one class of features: images misread",
     ]
     names = [row[0] for row in told[3]["rows"]]
-    assert names[0] == "vision" and names[2].endswith(" random")
-    moved = [row[:2] for row in told[2]["rows"]]
-    assert [name for name, _ in moved[::2]] == [
-        "vision",
-        "language",
-        "cross",
-        "undecided",
-        "residual",
-    ]
-    assert all(name == f"{size} random" for name, size in moved[1::2])
-    assert [size for _, size in moved[:-1:2]] == [size for _, size in moved[1::2]]
+    assert names[::2] == ["vision", "50 random", "vision less random"]
+    # A share less another is what the difference says, of the same images.
+    for i in range(2):
+        own, random, less = (told[3]["rows"][k + i][3] for k in (0, 2, 4))
+        value, counts = (less.split()[0], less.split("; ")[1])
+        gap = float(own.split()[0]) - float(random.split()[0])
+        assert float(value) == pytest.approx(gap, abs=0.011) and " of 8, p " in counts
+    assert "50 features for vision, 50 of them proven" in told[3]["note"]
+    moved = {row[0]: row[1:] for row in told[2]["rows"]}
+    assert list(moved) == ["vision", "language", "cross", "random", "residual"]
+    assert [moved[kind][0] for kind in ("vision", "language")] == ["50 (50)", "50 (50)"]
+    assert moved["cross"][0] == "50 (5)" and moved["random"][0] == "50"
+    for kind in ("vision", "language", "cross"):
+        shares = [float(moved[name][1].split()[0]) for name in (kind, "random")]
+        assert float(moved[kind][2].split()[0]) == pytest.approx(shares[0] - shares[1], abs=0.011)
     assert "features that moved most" in (tmp_path / "index.html").read_text("utf-8")
 
 
@@ -109,16 +113,16 @@ def test_a_patch_is_attacked_through(tmp_path: Path) -> None:
         assert shares[2 + i] - shares[i] == pytest.approx((int(gained) - int(lost)) / 8, abs=0.011)
 
 
-def test_features_that_nothing_activated_have_no_random_ones_beside_them(tmp_path: Path) -> None:
+def test_classes_that_few_pairs_show_are_compared_in_the_smallest_number(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    given = ["attack", "zoo:emoji-clip", str(folder_of(data, 4)), *SMALL, "--most", "4"]
+    given = ["attack", "zoo:emoji-clip", str(folder_of(data, 40)), *SMALL]
     assert main([*given, "--dictionary", "zoo:joint", "--out", str(tmp_path / "out")]) == 0
     moved = json.loads((tmp_path / "out" / "attack.json").read_text("utf-8"))["tables"][1]["rows"]
-    names = [name for name, _, _ in moved]
-    sizes = {name: int(size) for name, size, _ in moved if size}
-    assert sizes["dead"] > 256  # more than there are live ones
-    assert f"{sizes['dead']} random" not in names and names[-2:] == ["dead", "residual"]
+    *classes, random, residual = moved
+    assert random[0] == "random" and residual[0] == "residual"
+    sizes = {int(row[1].split()[0]) for row in [*classes, random]}
+    assert len(sizes) == 1 and 0 < sizes.pop() < 50 and 1 <= len(classes) <= 3
 
 
 def test_a_model_that_speaks_is_asked(tmp_path: Path) -> None:

@@ -44,9 +44,10 @@ def test_one_command_writes_figures_a_page_and_a_patch(out: Path) -> None:
     assert report["edits"]["nothing"]["read by group"].keys() == {"man", "woman"}
     people = figures["nothing"]["read"]["n"], figures["nothing"]["kept"]["n"]
     chance = report["edits"]["nothing"]["by chance"]["MaxSkew"]
-    assert 0 < chance["low"] < chance["value"] < chance["high"] and chance["n"] == 400
+    assert 0 < chance["low"] < chance["value"] < chance["high"] and chance["n"] == 1000
+    assert 0 < chance["p"] <= 1
     effect, cost = report["tables"]
-    assert "(groups dealt at random)" in effect
+    assert "(groups permuted)" in effect
     assert f"{people[0]} images of man or woman that nothing was fitted on" in effect
     assert f"Of all {people[1]} images" in cost
     assert f"worst group of the {people[0]} images of man or woman." in cost

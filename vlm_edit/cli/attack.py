@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,17 +22,21 @@ from vlm_edit.cli.writing import expect_free
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.ground.files import make_folder, packed, replacing, write_bytes, write_text
-from vlm_edit.ground.statistics import Estimate, mcnemar, proportion
+from vlm_edit.ground.statistics import Estimate, mcnemar, proportion, share_difference
 from vlm_edit.host import Host
 from vlm_edit.measures.controls import random_features
+from vlm_edit.measures.dominance import Dominance
 from vlm_edit.measuring import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table
+from vlm_edit.selection import Chosen, FewFeatures, by_class
 from vlm_edit.tasks import adversarial as adv
 
 _FILES = ("attack.json", "images", "index.html")
 _HUGE = 64 / 255
-_DRAWS = 5  # of as many random features beside each class
+_DRAWS = 5  # of as many random features beside the classes
+_MOST = 50  # features of a class
+_KINDS = ("vision", "language", "cross")
 
 
 def attack(options: Attack) -> int:
@@ -246,13 +251,25 @@ def _features(
     dictionary = loaded if isinstance(loaded, Dictionary) else loaded.of("image")
     features = adv.Features(one.plain.host, dictionary, options.site)
     dominance = subject.measure(progress=False).dominance
-    cut: Any = "significant"
-    classes = {k: v for k, v in dominance.classes(cut).items() if v}
+    classes = _equal(dominance)
     live = (~dominance.dead).nonzero().flatten().tolist()
     tables = [_movements(options, one, features, attacked, classes, live)]
     if options.name:
         tables.append(_through(options, options.name, one, features, classes, live))
-    return tables, adv.most_moved(features, one.images, attacked, classes)
+    return tables, adv.most_moved(features, one.images, attacked, dominance.classes())
+
+
+def _equal(dominance: Dominance) -> dict[str, Chosen]:
+    """Choose as many features of each class, the surest first: more move more of anything."""
+    candidates = {kind: _surest(dominance, kind, _MOST) for kind in _KINDS}
+    count = min((len(some) for some in candidates.values() if some), default=0)
+    return {kind: _surest(dominance, kind, count) for kind, some in candidates.items() if some}
+
+
+def _surest(dominance: Dominance, kind: Any, count: int) -> Chosen:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewFeatures)  # the table says how many there are
+        return by_class(dominance, kind, n=count)
 
 
 def _movements(
@@ -260,40 +277,40 @@ def _movements(
     one: _Choice,
     features: adv.Features,
     attacked: Tensor,
-    classes: Mapping[str, list[int]],
+    classes: Mapping[str, Chosen],
     live: Sequence[int],
 ) -> Table:
     """Tell what moves of each class, and of as many random live features."""
-    drawn = {
-        f"{name} {i}": chosen
-        for name, members in classes.items()
-        if name != "dead"  # no live features are like these
-        for i, chosen in enumerate(random_features(members, live, _DRAWS, options.seed))
-    }
-    sets = {**classes, **drawn}
+    count = min(map(len, classes.values()), default=0)
+    drawn = random_features(range(count), live, _DRAWS, options.seed) if count else []
+    random = {f"random {i}": chosen for i, chosen in enumerate(drawn)}
+    sets: dict[str, Sequence[int]] = {**classes, **random}
     moved = adv.movement(features, one.images, attacked, sets, options.batch_size)
-    rows = []
-    for name, members in classes.items():
-        rows.append((name, str(len(members)), moved.share(name).text(2)))
-        if name == "dead":
-            continue
-        shares = [moved.share(f"{name} {i}").value for i in range(_DRAWS)]
+    rows = [
+        (name, f"{len(members)} ({members.proven})", moved.share(name).text(2),
+         moved.beyond(name, list(random)).text(2))
+        for name, members in classes.items()
+    ]  # fmt: skip
+    if random:
+        shares = [moved.share(name).value for name in random]
         spread = Estimate(sum(shares) / _DRAWS, min(shares), max(shares), _DRAWS)
-        rows.append((f"{len(members)} random", str(len(members)), spread.text(2)))
-    rows.append((adv.RESIDUAL, "", moved.share(adv.RESIDUAL).text(2)))
+        rows.append(("random", str(count), spread.text(2), ""))
+    rows.append((adv.RESIDUAL, "", moved.share(adv.RESIDUAL).text(2), ""))
     return Table(
         f"What moves at {options.site} under PGD at {options.eps[-1]:g}/255",
-        ("class", "features", "share of the squared length"),
+        ("class", "features (proven)", "share of the squared length", "beyond random"),
         rows,
-        "Of what each class's change decodes to. Classes that work against each other sum to "
-        "more than 1; residual is what no feature explains. Bootstrap intervals; random: as many "
-        f"live features, mean of {_DRAWS} draws [lowest, highest].",
+        "Of what each class's change decodes to: as many features of each, the surest first; "
+        "proven: how many of them\nhave the label by their intervals. Classes that work against "
+        "each other sum to more than 1; residual is what no\nfeature explains. Random: as many "
+        f"live features, mean of {_DRAWS} draws [lowest, highest]; beyond random: image by image,\n"
+        "95 % interval over images and draws.",
     )
 
 
 def _through(
     options: Attack, name: str, one: _Choice, features: adv.Features,
-    classes: Mapping[str, list[int]], live: Sequence[int]
+    classes: Mapping[str, Chosen], live: Sequence[int]
 ) -> Table:  # fmt: skip
     """Attack through a class alone, and through as many random features."""
     chosen = classes.get(name)
@@ -304,20 +321,26 @@ def _through(
         parts = [features(some) for some in one.images.split(options.batch_size)]
     codes, normed = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     choose = adv.nearest_text(one.plain.texts, one.plain.scale)
-    rows = []
+    rows, misread = [], {}
     for title, some in ((name, chosen), (f"{len(chosen)} random", random)):
         for eps in options.eps:
             aim = adv.Through(features, some, codes, normed, choose, one.labels)
             attacked = _apgd(options, aim, one.images, eps)
             wrong = adv.predict(one.plain, attacked.images, options.batch_size) != one.labels
-            shares = (proportion(int(x.sum()), len(x)).text(2) for x in (attacked.reached, wrong))
+            misread[title, eps] = attacked.reached.cpu(), wrong.cpu()
+            shares = (proportion(int(x.sum()), len(x)).text(2) for x in misread[title, eps])
             rows.append((title, f"{eps:g}/255", *shares))
+    for eps in options.eps:
+        sides = zip(misread[name, eps], misread[f"{len(chosen)} random", eps], strict=True)
+        told = (f"{share_difference(*x).text(2)}; {mcnemar(*x)}" for x in sides)
+        rows.append((f"{name} less random", f"{eps:g}/255", *told))
     return Table(
         "Attacks through one class of features: images misread",
         ("features", "radius", "by what they do alone", "by the model"),
         rows,
         "APGD on the loss of the true embedding with these features' codes as the attacked image "
-        "has them.",
+        f"has them.\n{chosen}. Less random: of the same images, 95 % interval, and how many only\n"
+        "the one and only the other misleads, with p by McNemar's exact test.",
     )
 
 

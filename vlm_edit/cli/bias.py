@@ -218,8 +218,9 @@ def _tables(outcomes: Mapping[str, task.Outcome], study: task.Study) -> list[Tab
         f"{images} that nothing was fitted on. read: told by prompts, groups alike, chance "
         f"{1 / len(asked.values):.2f}; probe: told by a linear probe trained on the edited "
         "embeddings.\nSkews: of the groups among the first of these images that queries find; 0 is "
-        "as many as there are.\nDealt at random: the same groups dealt to the same images "
-        f"{_dealings(outcomes)} times, mean [middle 95 %]: no list is even by chance.",
+        "as many as there are; intervals over images\nand queries, both drawn anew. Permuted: the "
+        f"same groups dealt to the same images {_dealings(outcomes)} times, mean [middle 95 %]: no "
+        "list\nis even by chance; p: how often such a dealing makes a skew as high as the edit's.",
     )
     of_people = f"; recognised, gap and worst group of the {images}" if asked.labels else ""
     cost = task.cost_table(
@@ -245,7 +246,10 @@ def _write(
         edits[name] = {
             "figures": {figure: _numbers(outcome.estimate(figure)) for figure in outcome.cases},
             "read by group": {g: _numbers(e) for g, e in outcome.by_group("read").items()},
-            "by chance": {skew: _numbers(outcome.by_chance(skew)) for skew in outcome.chance},
+            "by chance": {
+                skew: _numbers(outcome.by_chance(skew)) | {"p": outcome.p(skew)}
+                for skew in outcome.chance
+            },
             "below chance": below,
         }
     report = {

@@ -236,8 +236,11 @@ def figures(one: Outcome, baseline: Outcome) -> dict[str, Any]:
 
 
 def dealt(one: Outcome) -> dict[str, Any]:
-    """Its skews if genders were dealt to the images at random."""
-    return {skew: common.told(one.by_chance(skew)) for skew in one.chance}
+    """Its skews if genders were dealt to the images at random, and p: how often as high."""
+    return {
+        skew: [*common.told(one.by_chance(skew)), common.rounded(one.p(skew))]
+        for skew in one.chance
+    }
 
 
 def by_prompt() -> dict[str, Any]:
@@ -284,7 +287,7 @@ def deleted() -> list[dict[str, Any]]:
     return [
         {
             **{key: getattr(one, key) for key in ("kind", "features", "metric", "group")},
-            **{key: common.told(getattr(one, key)) for key in ("before", "after")},
+            **{key: common.told(getattr(one, key)) for key in ("before", "after", "loss")},
             "controls": {c: common.told(one.controls[c]) for c in CONTROLS},
             "beyond": {c: common.told(one.beyond[c]) for c in CONTROLS},
             "control_features": {c: common.rounded(one.control_features[c]) for c in CONTROLS},

@@ -10,6 +10,7 @@ from typing import Any
 from results import common
 from results.bias_tables import BASELINE, QUESTION, SAID, VALUES
 from vlm_edit import Host, Patch, zoo
+from vlm_edit.hooks import TokenChoice
 from vlm_edit.selection import difference, random_like
 from vlm_edit.tasks.bias import Bench, Evidence, edit, select
 from vlm_edit.tasks.bias.baselines import project_out
@@ -26,24 +27,25 @@ SETS = (
 def captions(halves: tuple[Bench, Bench]) -> dict[str, Any]:
     """Answers about people of the half that was not learned from, both ways round."""
     model, processor = zoo.load_llava()
+    # Features are chosen on the tokens that are edited: all text that is no image.
+    host = Host.of(model, processor, prompt=common.with_special)
     made: dict[str, list[Captions]] = {}
     for learn, test in (halves, halves[::-1]):
         patches: dict[str, Patch | None] = {"nothing": None}
         for site, stream, count, ways in SETS:
-            patches |= edits(model, processor, learn, site, stream, count, ways)
+            patches |= edits(host, learn, site, stream, count, ways)
         pairs, numbers = test.plain.pairs, test.plain.told_apart
         images = [pairs.open(i) for i in numbers]
         wanted = [pairs.columns["label"][i] for i in numbers]
         for name, patch in patches.items():
-            with patch.attach(model) if patch else nullcontext():
-                said = describe(Host.of(model, processor), images, QUESTION)
+            with patch.attach(host) if patch else nullcontext():
+                said = describe(host, images, QUESTION)
             made.setdefault(name, []).append(Captions(said, test.plain.asked_groups, wanted))
     return {name: told(joined(parts)) for name, parts in made.items()}
 
 
 def edits(
-    model: Any,
-    processor: Any,
+    host: Host,
     learn: Bench,
     site: str,
     stream: str,
@@ -53,9 +55,8 @@ def edits(
     """Patches at a site, of features and without, and of random features."""
     pairs = learn.plain.pairs
     pairs = replace(pairs, texts=(QUESTION,) * len(pairs))  # no caption may tell the gender
-    evidence = Evidence.of(
-        Host.of(model, processor), zoo.load_dictionary(site), pairs, "gender", VALUES, site, stream
-    )
+    evidence = Evidence.of(host, zoo.load_dictionary(site), pairs, "gender", VALUES, site, stream)
+    tokens: TokenChoice = "text+special" if stream == "text" else "image"
     chosen = select(evidence, count)
     live = evidence.codes().abs().amax(0).nonzero().flatten().tolist()
     found = {
@@ -63,19 +64,16 @@ def edits(
             evidence,
             chosen,
             way,  # type: ignore[arg-type]
-            tokens="text+special" if stream == "text" else stream,  # type: ignore[arg-type]
+            tokens=tokens,
         )
         for way in ways
     }
     means = [seen.normed.mean(0) for seen in evidence.seen.values()]
-    found[f"{site}, {BASELINE}"] = project_out((means[1] - means[0])[None], stream, site)  # type: ignore[arg-type]
+    found[f"{site}, {BASELINE}"] = project_out((means[1] - means[0])[None], tokens, site)
     for seed in range(DRAWS):
         drawn = random_like(chosen, difference(live, chosen), seed=seed)
         found[f"{site}, project {count} random, draw {seed + 1}"] = edit(
-            evidence,
-            drawn,
-            "project",
-            tokens="text+special" if stream == "text" else stream,  # type: ignore[arg-type]
+            evidence, drawn, "project", tokens=tokens
         )
     return found
 

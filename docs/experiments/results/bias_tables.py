@@ -15,7 +15,7 @@ NUMBERS = (8, 16, 32)
 BASELINE = "difference in means"
 CHANCE = (f"ablate {NUMBERS[0]} random", f"difference of {NUMBERS[0]} random")
 COMPARED = ("read", "probe", "MaxSkew", "recognised", "kept", "R@1")
-DEALT = "genders at random"
+DEALT = "genders permuted"
 BY_CHANCE = ("nothing", f"ablate {NUMBERS[0]} features", BASELINE, "BEND-VLM (queries only)")
 K = 20
 DRAWS = 10
@@ -80,15 +80,17 @@ NOTES = {
     "effect": "206 people of 48 concepts. Read by prompts: the mean of man's and woman's share "
     "that three prompts tell right; chance is .5. Read by a probe: trained on the edited "
     "embeddings of the half tested on (five folds). Skews: of men and women among the first "
-    f"{K} images that a role's name without gender finds, means over the roles of each half. "
-    "Genders at random: the same genders dealt to the same images 400 times, mean [middle 95 %]; "
-    "below chance: by the whole interval, so that the genders are told by taking each for the "
-    "other. "
+    f"{K} images that a role's name without gender finds, means over the roles of each half "
+    "[95 % interval over images and roles, both drawn anew]. Genders permuted: the same genders "
+    "dealt to the same images 1,000 times, mean [middle 95 %], and how often that makes a skew "
+    "as high as the edit's. Below chance: by the whole interval, so that the genders are told by "
+    "taking each for the other. "
     f"Random: mean [lowest, highest] of {DRAWS} draws.",
     "cost": "People's concept: nearest of 699 labels is one of the image's concept, 206 people. "
     "All concepts: likewise, 1,024 images. R@1, R@5: an image finds a caption of its concept among "
     "its half's.",
-    "ahead": "Means of paired differences [95 % interval over cases]. Below 0 is better in the "
+    "ahead": "Paired differences on the same cases [95 % interval: of shares Tango's score, of "
+    "skews over images and roles]. Below 0 is better in the "
     "first three columns, above 0 in the others. *: apart from 0 by Holm's method over the table.",
 }
 
@@ -107,7 +109,7 @@ def way_table(
     if kind == "ahead":
         shown = [name for name in shown if name != BASELINE]
     rows = [
-        (f"{DEALT}: {name}", *(common.cell(line.get(c)) for c in columns))
+        (f"{DEALT}: {name}", *(_dealt(line.get(c)) for c in columns))
         for name, line in (chance_of or {}).items()
     ]
     keys = [(name, column) for name in shown for column in columns] if kind == "ahead" else []
@@ -125,6 +127,13 @@ def way_table(
             cells.append(spread.text(3))
         rows.append((f"{chance} features", *cells))
     return Table(TITLES[kind], ("edit", *columns.values()), rows, NOTES[kind])
+
+
+def _dealt(stored: list[float] | None) -> str:
+    """What chance gives of a skew, and how often it gives as much as there is."""
+    if stored is None:
+        return ""
+    return f"{common.cell(stored[:4])}, p {common.figure(stored[4], 3)}"
 
 
 def _cell(stored: list[float], column: str, kind: str) -> str:
@@ -164,19 +173,20 @@ def deleted_table(found: list[dict[str, Any]]) -> Table:
             f"{one['kind']} ({one['features']})",
             {"read": "prompts", "probe": "probe"}[one["metric"]],
             f"{one['group']} ({one['after'][3]})",
-            *(common.cell(one[key]) for key in ("before", "after")),
+            *(common.cell(one[key]) for key in ("before", "after", "loss")),
             *(common.cell(one["beyond"][c]) for c in CONTROLS),
             f"{one['control_features']['norm']:.0f}",
         )
         for one in found
     ]
-    columns = ("deleted", "read by", "images", "before", "after", "beyond as many random")
+    columns = ("deleted", "read by", "images", "before", "after", "loss", "beyond as many random")
     return Table(
         "Which class of features carries gender: deletion, by gender",
         (*columns, "beyond random that move as far", "of these"),
         rows,
         "Share told right [95 % Wilson], all features of a class (rule significant) deleted in "
-        "images and texts. Beyond: how much more is lost than by deleting random live features "
+        "images and texts. Loss: image by image [95 %, Tango's score]. Beyond: how much more is "
+        "lost than by deleting random live features "
         f"[95 % interval over images and {DRAWS} draws].",
     )
 

@@ -11,6 +11,7 @@ from vlm_edit import Host, VlmEditError, zoo
 from vlm_edit.tasks.adversarial import (
     Features,
     ImageHost,
+    Movement,
     Others,
     Penalised,
     Through,
@@ -167,3 +168,26 @@ def test_what_cannot_be_told_is_refused(
         through(layer, images, attacked, [1], nearest_text(plain.texts))
     with pytest.raises(VlmEditError):
         Features(ImageHost(plain.host.host, plain.host.pixels), joint.dictionary, "vision.1")
+
+
+def test_a_class_is_ahead_of_random_features_by_the_difference_of_shares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = 1 + torch.rand(40, generator=generator)
+    share = {"own": 0.6, "same": 0.6} | {f"random {i}": 0.3 + 0.02 * i for i in range(5)}
+    parts = {
+        name: value * whole * (1 + 0.2 * torch.randn(40, generator=generator))
+        for name, value in share.items()
+    }
+    found = Movement(parts, whole, whole, whole)
+    draws = [name for name in share if name.startswith("random")]
+    ahead = found.beyond("own", draws)
+    means = sum(found.share(name).value for name in draws) / 5
+    assert ahead.value == pytest.approx(found.share("own").value - means)
+    assert ahead.low > 0 and ahead.n == 40
+    level = found.beyond("own", ["same"])
+    assert level.low < 0 < level.high
+    # The spread over images is that of the bootstrap of the ratio.
+    rows = torch.randint(40, (4000, 40), generator=generator)
+    sums = {name: part[rows].sum(1) for name, part in [*parts.items(), ("whole", whole)]}
+    drawn = (sums["own"] - sums["same"]) / sums["whole"]
+    assert (level.high - level.low) / 4.05 == pytest.approx(float(drawn.std()), rel=0.1)

@@ -7,6 +7,7 @@ import torch
 
 from vlm_edit import Ablate, Dictionary, Patch, VlmEditError, zoo
 from vlm_edit.ground.codes import SparseCodes
+from vlm_edit.ground.statistics import share_difference
 from vlm_edit.measures.dominance import modality_dominance
 from vlm_edit.selection import Seen
 from vlm_edit.tasks.bias import Bench, Evidence
@@ -37,6 +38,8 @@ def test_a_class_costs_each_group_what_ablating_it_costs(bench: Bench) -> None:
         cases = torch.tensor([g == one.group for g in study.asked_groups])
         assert one.after.value == pytest.approx(float(right[cases].double().mean()))
         assert one.after.n == int(cases.sum())
+        before = bench.plain.named_right()[cases]
+        assert one.loss == share_difference(before, right[cases])
         # Beyond: mean of the control's draws less the class.
         for control in ("size", "norm"):
             gap = one.controls[control].value - one.after.value

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 
 from vlm_edit import Ablate, Host, Patch, VlmEditError, zoo
+from vlm_edit.ground.statistics import share_difference
 from vlm_edit.tasks.bias.captions import (
     Captions,
     caption_table,
@@ -73,6 +75,28 @@ def test_shares_and_quality_are_those_of_the_counts() -> None:
     assert found.overlap().tolist() == pytest.approx([1, 2 / 3, 1, 0])
     table = caption_table({"nothing": found}, "Words")
     assert [row[:2] for row in table.rows] == [("nothing", "man (2)"), ("nothing", "woman (2)")]
+
+
+def test_an_edit_is_compared_with_the_first_image_by_image() -> None:
+    groups, wanted = ("man",) * 20 + ("woman",) * 20, ("man biking",) * 20 + ("woman biking",) * 20
+    before = Captions(wanted, groups, wanted)
+    after = Captions(("person biking",) * 8 + wanted[8:], groups, wanted)
+    less = after.more_often(before, "man", "man")
+    told = (torch.arange(20) >= 8, torch.ones(20, dtype=torch.bool))
+    assert less == share_difference(*told) and less.value == -0.4 and less.high < 0
+    assert after.more_often(before, "woman", "woman").value == 0
+    worse = after.better(before)
+    assert worse.value == pytest.approx(float((after.overlap() - before.overlap()).mean()))
+    assert worse.low <= worse.value < 0
+    table = caption_table({"nothing": before, "edit": after}, "Words")
+    assert table.columns[-2:] == (
+        "names the group, less nothing",
+        "other words of all, less nothing",
+    )
+    assert [row[-2] for row in table.rows] == ["", "", str(less), str(
+        after.more_often(before, "woman", "woman"))]  # fmt: skip
+    with pytest.raises(VlmEditError, match="these are of other images"):
+        before.better(Captions(wanted[1:], groups[1:], wanted[1:]))
 
 
 def test_captions_of_other_images_and_hosts_that_do_not_speak_are_refused() -> None:

@@ -12,13 +12,15 @@ from vlm_edit.tasks.bias.metrics import (
     accuracy_by_group,
     accuracy_gap,
     balanced_accuracy,
+    worst_group,
+)
+from vlm_edit.tasks.bias.skews import (
     chance_skew,
     kl_at,
     max_skew,
     ndkl,
     retrieval_skew,
     shares,
-    worst_group,
 )
 
 WANTED = {"a": 0.5, "b": 0.3, "c": 0.2}

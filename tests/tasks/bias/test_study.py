@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vlm_edit import Ablate, Adapter, Host, Pairs, Patch, Project, VlmEditError, zoo
 from vlm_edit.tasks.bias import Bench, Outcome, Questions, Study, split
-from vlm_edit.tasks.bias.outcome import DEALT, cost_table, effect_table
+from vlm_edit.tasks.bias.outcome import PERMUTED, cost_table, effect_table
 
 
 def test_the_read_out_is_the_nearest_mean_prompt_of_every_image(bench: Bench) -> None:
@@ -123,9 +123,13 @@ def test_tables_have_a_row_for_each_edit_and_no_column_for_what_was_not_asked(
     effect = effect_table(found, "Effect")
     assert effect.columns == ("edit", "read", "man", "woman", "probe", *(
         f"{name}@5" for name in ("MaxSkew", "KL", "NDKL")))  # fmt: skip
-    assert [row[0] for row in effect.rows] == [DEALT, "nothing", "again"]
+    assert [row[0] for row in effect.rows] == [PERMUTED, "nothing", "again"]
     assert effect.rows[0][1:5] == ("", "", "", "")
-    assert effect.rows[0][5] == str(found["nothing"].by_chance("MaxSkew"))
+    nothing = found["nothing"]
+    assert effect.rows[0][5] == str(nothing.by_chance("MaxSkew"))
+    told, p = effect.rows[1][5].split(", p ")
+    assert told == str(nothing.estimate("MaxSkew"))
+    assert float(p) == pytest.approx(nothing.p("MaxSkew"), abs=5e-4)
     cost = cost_table(found, "Cost")
     assert cost is not None and cost.columns[:2] == ("edit", "recognised")
     bare = replace(

@@ -44,6 +44,26 @@ def test_where_nothing_hits_the_interval_still_has_a_width():
     assert everything.low < 0.9
 
 
+def test_changes_are_of_the_same_drawings_and_drawings_of_one_reference_are_one():
+    generator = torch.Generator().manual_seed(3)
+    hits = torch.rand(3, 30, generator=generator) < torch.tensor([[0.2], [0.3], [0.9]])
+    small, large = Trend([0.0, 0.5, 1.0], hits).changes()
+    assert small.value == pytest.approx(float(hits[1].double().mean() - hits[0].double().mean()))
+    assert small.low < 0 < small.high and large.low > 0
+    shifted = torch.rand(1, 30, generator=generator) + torch.tensor([[0.0], [0.1]])
+    (change,) = Trend([0.0, 1.0], shifted + 1e-4 * torch.rand(2, 30, generator=generator)).changes()
+    assert change.low > 0.09 and change.high < 0.11  # drawings differ by far more
+    rows = torch.arange(30).repeat_interleave(5)
+    again = Trend([0.0, 0.5, 1.0], hits[:, rows], rows)
+    grouped, blind = again.changes()[1], Trend(again.strengths, again.values).changes()[1]
+    assert blind.high - blind.low < 0.6 * (large.high - large.low)
+    assert 0.95 < (grouped.high - grouped.low) / (large.high - large.low) < 1.1
+    wide = again.estimates()[1]
+    assert wide.high - wide.low >= 0.95 * (lambda e: e.high - e.low)(
+        Trend([0.0, 0.5, 1.0], hits).estimates()[1]
+    )
+
+
 def test_a_weak_trend_has_a_wide_interval():
     values = torch.rand(4, 6, generator=torch.Generator().manual_seed(2)) < 0.5
     found = Trend([0.0, 1.0, 2.0, 3.0], values).monotony()

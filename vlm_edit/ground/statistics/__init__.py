@@ -1,6 +1,7 @@
 """Intervals and scores that tables need, right for few cases and for cases in groups."""
 
 from vlm_edit.ground.statistics.estimate import Estimate, proportion
+from vlm_edit.ground.statistics.estimate import short as short
 from vlm_edit.ground.statistics.many import adjusted_p, benjamini_hochberg, holm
 from vlm_edit.ground.statistics.means import (
     drawn_difference,

@@ -80,7 +80,9 @@ def _share(
     return wilson(mean, effective(parts, numbers), max(Z, t95(units)))
 
 
-def mean_difference(one: Tensor, other: Tensor) -> Estimate:
+def mean_difference(
+    one: Tensor, other: Tensor, bounds: tuple[float, float] | None = None
+) -> Estimate:
     """Estimate how far the mean of some values lies above that of others, of other cases.
 
     From the interval of each mean (Zou and Donner 2008), so that few values widen it.
@@ -88,6 +90,7 @@ def mean_difference(one: Tensor, other: Tensor) -> Estimate:
     Args:
         one: [k], at least one.
         other: [l], likewise.
+        bounds: Of a value, as in ``mean_estimate``.
 
     Returns:
         The estimate; ``n`` counts all values; NaN for the ends if one side is a single value.
@@ -100,7 +103,7 @@ def mean_difference(one: Tensor, other: Tensor) -> Estimate:
         >>> print(mean_difference(torch.tensor([0.7, 0.9, 0.8]), torch.tensor([0.1, 0.3, 0.5])))
         .500 [-.055, 1.055]
     """
-    first, second = mean_estimate(one), mean_estimate(other)
+    first, second = (mean_estimate(values, bounds=bounds) for values in (one, other))
     down = math.hypot(first.value - first.low, second.high - second.value)
     up = math.hypot(first.high - first.value, second.value - second.low)
     value = first.value - second.value

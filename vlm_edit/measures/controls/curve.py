@@ -42,7 +42,7 @@ class DeletionCurve:
     controls: Mapping[str, Tensor]
     control_counts: Mapping[str, Tensor]
 
-    def area(self, control: str) -> Estimate:
+    def area(self, control: str, groups: Tensor | None = None) -> Estimate:
         """Measure the area between a control's curve and the class's: the mean loss beyond it.
 
         Positive where deleting the class costs more. By the trapezoid rule over the fractions, a
@@ -51,16 +51,17 @@ class DeletionCurve:
 
         Args:
             control: A key of ``controls``.
+            groups: [n] int, which image each case is of.
 
         Raises:
-            VlmEditError: An unknown control.
+            VlmEditError: An unknown control, or groups of other cases.
         """
         if control not in self.controls:
             raise UnknownName(f"no control {control!r}: there are {sorted(self.controls)}")
         x = torch.tensor(self.fractions, dtype=torch.float64)
         leads = self.controls[control] - self.values
         areas = torch.trapezoid(leads, x, dim=1) / (x[-1] - x[0])
-        return drawn_difference(areas, torch.zeros_like(areas[:1]))
+        return drawn_difference(areas, torch.zeros_like(areas[:1]), groups)
 
     def rows(self) -> list[dict[str, float | int | Estimate]]:
         """Return one row per fraction: the metric of the class and of each control.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.ground.statistics import Estimate, ratio_estimate
+from vlm_edit.ground.statistics import Estimate, drawn_difference, ratio_estimate
 from vlm_edit.hooks import record
 from vlm_edit.tasks.adversarial.host import ImageHost
 
@@ -76,6 +76,31 @@ class Movement:
     def share(self, name: str) -> Estimate:
         """Return a class's squared length over the whole's, both summed over images."""
         return ratio_estimate(self.parts[name], self.whole)
+
+    def beyond(self, name: str, others: Sequence[str]) -> Estimate:
+        """Estimate how far a class's share lies above that of others, image by image.
+
+        Args:
+            name: The class.
+            others: Draws of what it is compared with: images and draws vary apart.
+
+        Returns:
+            The difference of shares; ``n`` counts the images.
+
+        Example:
+            >>> whole, part = torch.ones(3), torch.tensor([0.5, 0.6, 0.7])
+            >>> moved = Movement({"own": part, "other": part - 0.2}, whole, whole, whole)
+            >>> round(moved.beyond("own", ["other"]).value, 3)
+            0.2
+        """
+        own = self._errors(name)[None]
+        return drawn_difference(own, torch.stack([self._errors(other) for other in others]))
+
+    def _errors(self, name: str) -> Tensor:
+        """Return a figure of each image: its mean is the share, its spread that to first order."""
+        part, whole = self.parts[name].double(), self.whole.double()
+        ratio = part.mean() / whole.mean()
+        return ratio + (part - ratio * whole) / whole.mean()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, UnknownName
-from vlm_edit.ground.statistics import Estimate, mean_estimate, proportion
+from vlm_edit.ground.statistics import Estimate, mean_estimate, proportion, share_difference
 from vlm_edit.host import Host, Model
 from vlm_edit.report import Table
 
@@ -187,10 +187,51 @@ class Captions:
         """Return its mean."""
         return mean_estimate(self.overlap(), bounds=(0.0, 1.0))
 
+    def more_often(self, other: Captions, group: str, kind: str) -> Estimate:
+        """Estimate how much more often these name a group than others of the same images.
+
+        Args:
+            other: What was said of them otherwise, such as without an edit.
+            group: Of the images.
+            kind: A group of words, ``neither`` or ``both``.
+
+        Raises:
+            VlmEditError: Captions of other images, or no image of the group.
+
+        Example:
+            >>> groups, wanted = ("woman",) * 4, ("woman biking",) * 4
+            >>> before = Captions(("woman biking",) * 4, groups, wanted)
+            >>> after = Captions(("person biking",) * 4, groups, wanted)
+            >>> after.more_often(before, "woman", "woman").value
+            -1.0
+        """
+        self._expect_same(other)
+        own = torch.tensor([g == group for g in self.groups])
+        if not own.any():
+            raise UnknownName(f"no image is of group {group!r}: there is {set(self.groups)}")
+        sides = (torch.tensor([n == kind for n in one.named()])[own] for one in (self, other))
+        return share_difference(*sides)
+
+    def better(self, other: Captions) -> Estimate:
+        """Estimate how much better the other words are than others' of the same images.
+
+        Raises:
+            VlmEditError: Captions of other images.
+        """
+        self._expect_same(other)
+        return mean_estimate(self.overlap() - other.overlap(), bounds=(-1.0, 1.0))
+
+    def _expect_same(self, other: Captions) -> None:
+        if list(self.groups) != list(other.groups) or list(self.wanted) != list(other.wanted):
+            raise BadArgument("captions are compared image by image: these are of other images")
+
 
 def caption_table(found: Mapping[str, Captions], title: str, note: str = "") -> Table:
-    """Make a table with a row for each edit and group of images."""
-    first = next(iter(found.values()))
+    """Make a table with a row for each edit and group of images.
+
+    The last two columns compare an edit with the first, image by image.
+    """
+    base, first = next(iter(found.items()))
     kinds = (*first.words, NEITHER)
     rows = []
     for name, captions in found.items():
@@ -203,10 +244,13 @@ def caption_table(found: Mapping[str, Captions], title: str, note: str = "") -> 
                     f"{group} ({len(own)})",
                     *(str(shares[kind]) for kind in kinds),
                     str(mean_estimate(captions.overlap()[own], bounds=(0.0, 1.0))),
+                    "" if captions is first else str(captions.more_often(first, group, group)),
+                    "" if captions is first else str(captions.better(first)),
                 )
             )
-    columns = ("edit", "images of", *(f"says {kind}" for kind in kinds), "other words (F1)")
-    return Table(title, columns, rows, note)
+    said = (*(f"says {kind}" for kind in kinds), "other words (F1)")
+    apart = (f"names the group, less {base}", f"other words of all, less {base}")
+    return Table(title, ("edit", "images of", *said, *apart), rows, note)
 
 
 def _tokens(text: str) -> list[str]:

@@ -1,42 +1,28 @@
-"""How unequally groups fare: accuracies by group, and who is among the first that a query finds."""
+"""How unequally groups fare: accuracies by group, and how far apart they lie."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.ground.statistics import Estimate, middle, proportion
+from vlm_edit.ground.statistics import Estimate, mean_estimate, middle, share_difference
 
 DRAWS = 2000
-SKEWS = ("MaxSkew", "KL", "NDKL")
 
 
-def shares(groups: Sequence[str]) -> dict[str, float]:
-    """Return the share of each group.
-
-    Args:
-        groups: The group of each case, at least one.
-
-    Example:
-        >>> shares(["man", "woman", "man", "man"])
-        {'man': 0.75, 'woman': 0.25}
-    """
-    if not len(groups):
-        raise BadArgument("shares of no cases: there is no group to count")
-    return {name: groups.count(name) / len(groups) for name in sorted(set(groups))}
-
-
-def accuracy_by_group(right: Tensor, groups: Sequence[str]) -> dict[str, Estimate]:
+def accuracy_by_group(
+    right: Tensor, groups: Sequence[str], images: Tensor | None = None
+) -> dict[str, Estimate]:
     """Return the accuracy of each group, with its Wilson interval and its number of cases.
 
     Args:
         right: [n] bool.
         groups: n of them.
+        images: [n] int, which image each case is of, where one comes several times.
 
     Raises:
         VlmEditError: Not a group for each case, or no case.
@@ -48,12 +34,14 @@ def accuracy_by_group(right: Tensor, groups: Sequence[str]) -> dict[str, Estimat
         {'a': 0.5, 'b': 1.0}
     """
     return {
-        name: proportion(int(right[members].sum()), len(members))
+        name: mean_estimate(right[members], None if images is None else images[members])
         for name, members in _members(right, groups).items()
     }
 
 
-def balanced_accuracy(right: Tensor, groups: Sequence[str]) -> Estimate:
+def balanced_accuracy(
+    right: Tensor, groups: Sequence[str], images: Tensor | None = None
+) -> Estimate:
     """Average the groups' accuracies, each counting alike.
 
     The interval is put together from each group's own, Wilson's (Zou and Donner 2008), so that it
@@ -62,6 +50,7 @@ def balanced_accuracy(right: Tensor, groups: Sequence[str]) -> Estimate:
     Args:
         right: [n] bool.
         groups: n of them.
+        images: As in ``accuracy_by_group``.
 
     Raises:
         VlmEditError: As ``accuracy_by_group``.
@@ -72,11 +61,46 @@ def balanced_accuracy(right: Tensor, groups: Sequence[str]) -> Estimate:
         >>> balanced_accuracy(right, ["a", "a", "b", "b", "b", "b"]).value
         0.75
     """
-    each = accuracy_by_group(right, groups).values()
+    return _averaged(list(accuracy_by_group(right, groups, images).values()))
+
+
+def balanced_difference(
+    first: Tensor, second: Tensor, groups: Sequence[str], images: Tensor | None = None
+) -> Estimate:
+    """Estimate how far one balanced accuracy lies above another's on the same cases.
+
+    Of each group Tango's interval of the paired difference, put together as that of
+    ``balanced_accuracy``.
+
+    Args:
+        first: [n] bool.
+        second: [n] bool, of the same cases.
+        groups: n of them.
+        images: As in ``accuracy_by_group``.
+
+    Raises:
+        VlmEditError: As ``accuracy_by_group``, or other cases.
+
+    Example:
+        >>> import torch
+        >>> first, groups = torch.tensor([True, True, True, True, True, True]), ["a", "a", *"bbbb"]
+        >>> second = torch.tensor([True, False, True, True, True, True])
+        >>> balanced_difference(first, second, groups).value
+        0.25
+    """
+    differences = [
+        share_difference(first[m], second[m], None if images is None else images[m])
+        for m in _members(first, groups).values()
+    ]
+    return _averaged(differences)
+
+
+def _averaged(each: Sequence[Estimate]) -> Estimate:
+    """Average figures of other cases, each counting alike (Zou and Donner 2008)."""
     value = sum(e.value for e in each) / len(each)
     down = math.hypot(*(e.value - e.low for e in each)) / len(each)
     up = math.hypot(*(e.high - e.value for e in each)) / len(each)
-    return Estimate(value, value - down, value + up, len(groups))
+    return Estimate(value, value - down, value + up, sum(e.n for e in each))
 
 
 def accuracy_gap(
@@ -114,7 +138,9 @@ def accuracy_gap(
     return Estimate(float(rates.max() - rates.min()), *middle(gaps), len(groups))
 
 
-def worst_group(right: Tensor, groups: Sequence[str]) -> tuple[str, Estimate]:
+def worst_group(
+    right: Tensor, groups: Sequence[str], images: Tensor | None = None
+) -> tuple[str, Estimate]:
     """Return the group of the lowest accuracy, and that accuracy with its Wilson interval.
 
     Which group is the worst is taken from the same cases, so that the figure is a little low.
@@ -122,6 +148,7 @@ def worst_group(right: Tensor, groups: Sequence[str]) -> tuple[str, Estimate]:
     Args:
         right: [n] bool.
         groups: n of them.
+        images: As in ``accuracy_by_group``.
 
     Raises:
         VlmEditError: As ``accuracy_by_group``.
@@ -133,185 +160,9 @@ def worst_group(right: Tensor, groups: Sequence[str]) -> tuple[str, Estimate]:
         >>> name, accuracy.value
         ('a', 0.5)
     """
-    accuracies = accuracy_by_group(right, groups)
+    accuracies = accuracy_by_group(right, groups, images)
     name = min(accuracies, key=lambda group: (accuracies[group].value, group))
     return name, accuracies[name]
-
-
-def max_skew(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> float:
-    """Return MaxSkew@K: how much too often the most favoured group is among the first K.
-
-    ``max over groups of ln(share among the first K / wanted share)`` (Geyik et al. 2019, section
-    4.1.1); 0 is even.
-
-    Args:
-        ranked: Group of each case, the best hit first.
-        k: How many count.
-        wanted: Share that each group should have, such as ``shares`` of all cases.
-
-    Raises:
-        VlmEditError: Fewer than K cases, a group without a wanted share, or shares that do not sum
-            to 1.
-
-    Example:
-        >>> round(max_skew(["man", "man", "man", "woman"], 4, {"man": 0.5, "woman": 0.5}), 4)
-        0.4055
-    """
-    first = _first(ranked, k, wanted)
-    return max(math.log(first.count(g) / k / p) for g, p in wanted.items() if g in first)
-
-
-def kl_at(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> float:
-    """Return KL@K: divergence of the shares among the first K from the wanted ones, in nats.
-
-    ``sum over groups of p ln(p / wanted)``, with 0 ln 0 = 0.
-
-    Args:
-        ranked: As in ``max_skew``.
-        k: How many count.
-        wanted: As in ``max_skew``.
-
-    Raises:
-        VlmEditError: As ``max_skew``.
-
-    Example:
-        >>> round(kl_at(["man", "man", "man", "woman"], 4, {"man": 0.5, "woman": 0.5}), 4)
-        0.1308
-    """
-    first = _first(ranked, k, wanted)
-    parts = {g: first.count(g) / k for g in set(first)}
-    return max(0.0, sum(p * math.log(p / wanted[g]) for g, p in parts.items()))
-
-
-def ndkl(ranked: Sequence[str], wanted: Mapping[str, float]) -> float:
-    """Return NDKL: KL@i at every depth i, early ones counting more.
-
-    ``sum over i of KL@i / log2(i + 1)``, divided by ``sum over i of 1 / log2(i + 1)`` (Geyik et
-    al. 2019, definition 5). Short lists are uneven by necessity: compare lists of one length.
-
-    Args:
-        ranked: As in ``max_skew``.
-        wanted: As in ``max_skew``.
-
-    Raises:
-        VlmEditError: As ``max_skew``.
-
-    Example:
-        >>> round(ndkl(["man", "woman"], {"man": 0.5, "woman": 0.5}), 4)
-        0.425
-    """
-    _first(ranked, len(ranked), wanted)
-    names = list(wanted)
-    hot = torch.tensor([[g == name for name in names] for g in ranked], dtype=torch.float64)
-    depth = torch.arange(1, len(ranked) + 1, dtype=torch.float64)
-    parts = hot.cumsum(0) / depth[:, None]
-    target = torch.tensor([wanted[name] for name in names], dtype=torch.float64)
-    divergence = torch.where(parts > 0, parts * (parts / target).log(), 0.0).sum(1)
-    weight = 1 / (depth + 1).log2()
-    return max(0.0, float((weight * divergence).sum() / weight.sum()))
-
-
-def retrieval_skew(
-    similarity: Tensor, groups: Sequence[str], k: int, wanted: Mapping[str, float] | None = None
-) -> dict[str, Tensor]:
-    """Return MaxSkew@K, KL@K and NDKL of what each query finds; NDKL is of the first K, too.
-
-    Args:
-        similarity: [q, n] of queries to images.
-        groups: Of the images, n of them.
-        k: How many hits count; at most n.
-        wanted: Share that each group should have; by default its share of the images.
-
-    Returns:
-        ``MaxSkew``, ``KL`` and ``NDKL``, [q] float64 each.
-
-    Raises:
-        VlmEditError: As ``max_skew``.
-
-    Example:
-        >>> import torch
-        >>> skews = retrieval_skew(torch.tensor([[0.9, 0.8, 0.1, 0.2]]), ["a", "a", "b", "b"], k=2)
-        >>> skews["MaxSkew"]
-        tensor([0.6931], dtype=torch.float64)
-    """
-    numbers, order, share = _ranked(similarity, groups, k, wanted)
-    figures = _skews(F.one_hot(numbers[order], len(share)), share)
-    return dict(zip(SKEWS, figures, strict=True))
-
-
-def chance_skew(
-    similarity: Tensor,
-    groups: Sequence[str],
-    k: int,
-    wanted: Mapping[str, float] | None = None,
-    draws: int = 400,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Return what ``retrieval_skew`` would be if groups were dealt to the images at random.
-
-    No list of K images is even, so no skew is 0 by chance. Queries, images and what each query
-    finds stay as they are; within a draw all queries meet the same dealing, since they find much
-    the same images.
-
-    Args:
-        similarity: As in ``retrieval_skew``.
-        groups: As in ``retrieval_skew``.
-        k: As in ``retrieval_skew``.
-        wanted: As in ``retrieval_skew``.
-        draws: How often groups are dealt.
-        seed: Of the dealings.
-
-    Returns:
-        ``MaxSkew``, ``KL`` and ``NDKL``, [draws, q] float64 each.
-
-    Raises:
-        VlmEditError: As ``retrieval_skew``, or no draw.
-
-    Example:
-        >>> import torch
-        >>> skews = chance_skew(torch.tensor([[0.9, 0.8, 0.1, 0.2]]), ["a", "a", "b", "b"], k=2)
-        >>> 0 < float(skews["MaxSkew"].mean()) < 0.6931
-        True
-    """
-    if draws < 1:
-        raise BadArgument(f"draws is {draws}; chance takes at least one")
-    numbers, order, share = _ranked(similarity, groups, k, wanted)
-    generator = torch.Generator().manual_seed(seed)
-    skews = []
-    for _ in range(draws):
-        labels = numbers[torch.randperm(len(numbers), generator=generator)]
-        skews.append(_skews(F.one_hot(labels[order], len(share)), share))
-    return dict(zip(SKEWS, torch.stack(skews).unbind(1), strict=True))
-
-
-def _skews(first: Tensor, share: Tensor) -> Tensor:
-    """Return MaxSkew, KL and NDKL, [3, q], of one-hot groups [q, k, g] and wanted shares [g]."""
-    depth = torch.arange(1, first.shape[1] + 1, dtype=torch.float64)
-    parts = first.double().cumsum(1) / depth[:, None]
-    log = (parts / share).log()
-    divergence = torch.where(parts > 0, parts * log, 0.0).sum(2).clamp_min(0)
-    weight = 1 / (depth + 1).log2()
-    ndkl_of = divergence @ weight / weight.sum()
-    return torch.stack([log[:, -1].amax(1), divergence[:, -1], ndkl_of])
-
-
-def _ranked(
-    similarity: Tensor, groups: Sequence[str], k: int, wanted: Mapping[str, float] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return groups as numbers [n], what queries find first [q, k], and each group's share."""
-    if similarity.ndim != 2 or similarity.shape[1] != len(groups):
-        raise BadArgument(
-            f"similarity of queries to {len(groups)} images with a group must be [q, "
-            f"{len(groups)}], got {tuple(similarity.shape)}"
-        )
-    target = shares(groups) if wanted is None else dict(wanted)
-    if not 1 <= k <= len(groups):
-        raise BadArgument(f"k is {k}: {len(groups)} images can be ranked")
-    _first(groups, k, target)
-    names = list(target)
-    order = similarity.argsort(dim=1, descending=True, stable=True)[:, :k].cpu()
-    share = torch.tensor([target[name] for name in names], dtype=torch.float64)
-    return torch.tensor([names.index(group) for group in groups]), order, share
 
 
 def _members(right: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
@@ -324,14 +175,3 @@ def _members(right: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
         name: torch.tensor([i for i, group in enumerate(groups) if group == name])
         for name in sorted(set(groups))
     }
-
-
-def _first(ranked: Sequence[str], k: int, wanted: Mapping[str, float]) -> list[str]:
-    if not 1 <= k <= len(ranked):
-        raise BadArgument(f"k is {k}: {len(ranked)} cases are ranked")
-    strange = set(ranked) - set(wanted)
-    if strange:
-        raise BadArgument(f"no share is wanted of group {min(strange)!r}: there is {dict(wanted)}")
-    if min(wanted.values()) <= 0 or abs(sum(wanted.values()) - 1) > 1e-6:
-        raise BadArgument(f"wanted shares are above 0 and sum to 1, got {dict(wanted)}")
-    return list(ranked[:k])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,22 +10,25 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, UnknownName
-from vlm_edit.ground.statistics import Estimate, mean_estimate, middle, proportion
+from vlm_edit.ground.statistics import Estimate, mean_estimate, middle, share_difference, short
 from vlm_edit.measures.probing import probe
 from vlm_edit.report import Table
 from vlm_edit.tasks.bias.metrics import (
-    SKEWS,
     accuracy_by_group,
     accuracy_gap,
     balanced_accuracy,
-    chance_skew,
-    retrieval_skew,
+    balanced_difference,
     worst_group,
 )
+from vlm_edit.tasks.bias.skews import SKEWS, chance_skew, resampled_skew, retrieval_skew
 from vlm_edit.tasks.bias.study import Study
 
-DEALT = "(groups dealt at random)"
+PERMUTED = "(groups permuted)"
 BELOW = ", below chance"
+_BALANCED = ("read", "probe")
+_TOLD_APART = (*_BALANCED, "recognised")
+_Z = 1.96
+_TIE = 1e-9  # means of the same lists may differ by rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,8 @@ class Outcome:
         k: Hits that the skews count.
         chance: By skew, what it would be if groups were dealt to the images at random, [draws, q]
             of the queries.
+        resampled: By skew, what it is of images and queries drawn anew, likewise.
+        images: By figure which image each case shows, where one comes several times.
 
     Example:
         >>> import torch
@@ -51,6 +57,8 @@ class Outcome:
     cases: Mapping[str, Tensor] = field(default_factory=dict)
     k: int = 20
     chance: Mapping[str, Tensor] = field(default_factory=dict)
+    resampled: Mapping[str, Tensor] = field(default_factory=dict)
+    images: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, study: Study, k: int = 20, folds: int = 5) -> Outcome:
@@ -72,11 +80,19 @@ class Outcome:
         if len(set(study.pairs.texts)) > 1:
             cases |= {f"R@{at}": study.finds(at) for at in (1, 5)}
         chance: dict[str, Tensor] = {}
+        resampled: dict[str, Tensor] = {}
         if questions.queries:
-            similarity = study.query_similarity()
-            cases |= retrieval_skew(similarity, groups, k)
-            chance = chance_skew(similarity, groups, k)
-        return cls(tuple(groups), cases, k, chance)
+            once = study.once()  # a list of hits shows an image once, whatever its captions
+            similarity = study.query_similarity()[:, once]
+            found = similarity, [groups[i] for i in once], min(k, len(once))
+            cases |= retrieval_skew(*found)
+            chance, resampled = chance_skew(*found), resampled_skew(*found)
+        images: dict[str, Tensor] = {}
+        if study.images is not None:
+            some = study.images[study.told_apart]
+            of_images = [name for name in cases if name not in SKEWS]
+            images = {name: some if name in _TOLD_APART else study.images for name in of_images}
+        return cls(tuple(groups), cases, k, chance, resampled, images)
 
     def __add__(self, other: Outcome) -> Outcome:
         """Join both outcomes' cases: of several splits, each tuned on the others' images.
@@ -90,28 +106,38 @@ class Outcome:
                 f"{other.k} cannot be joined"
             )
         cases = {name: torch.cat([own, other.cases[name]]) for name, own in self.cases.items()}
-        chance = {
-            name: torch.cat([own, other.chance[name]], dim=1)
-            for name, own in self.chance.items()
-            if name in other.chance
+        chance, resampled = (
+            {name: torch.cat([own, more[name]], 1) for name, own in draws.items() if name in more}
+            for draws, more in ((self.chance, other.chance), (self.resampled, other.resampled))
+        )
+        images = {
+            name: torch.cat([self._numbers(name), other._numbers(name) + len(self.cases[name])])
+            for name in {**self.images, **other.images}
         }
-        return Outcome(self.groups + other.groups, cases, self.k, chance)
+        return Outcome(self.groups + other.groups, cases, self.k, chance, resampled, images)
+
+    def _numbers(self, name: str) -> Tensor:
+        """Return which image each case shows, below the number of cases."""
+        if name not in self.images:
+            return torch.arange(len(self.cases[name]))
+        numbers: Tensor = self.images[name].unique(return_inverse=True)[1]
+        return numbers
 
     def estimate(self, name: str) -> Estimate:
         """Return a figure with its interval.
 
         ``read`` and ``probe`` are balanced over groups, the skews means over queries, the others
-        shares (Wilson).
+        shares (Wilson). Of a skew both images and queries vary, where they were drawn anew.
 
         Raises:
             VlmEditError: A figure that was not asked for.
         """
-        values = self._case(name)
-        if name in ("read", "probe"):
-            return balanced_accuracy(values, self.groups)
-        if name in SKEWS:
-            return mean_estimate(values)
-        return proportion(int(values.sum()), len(values))
+        values, images = self._case(name), self.images.get(name)
+        if name in _BALANCED:
+            return balanced_accuracy(values, self.groups, images)
+        if name in self.resampled:
+            return _around(values, self.resampled[name].mean(1), least=0.0)
+        return mean_estimate(values, images)
 
     def by_chance(self, name: str) -> Estimate:
         """Return a skew if groups meant nothing: the mean, and the middle 95 % of draws.
@@ -119,12 +145,25 @@ class Outcome:
         Raises:
             VlmEditError: A figure of which chance was not drawn.
         """
+        means = self._drawn(name)
+        return Estimate(float(means.mean()), *middle(means), len(means))
+
+    def p(self, name: str) -> float:
+        """Return how often chance alone makes a skew as high, of the draws and the skew itself.
+
+        Raises:
+            VlmEditError: As ``by_chance``.
+        """
+        means = self._drawn(name)
+        as_high = means >= self._case(name).mean() - _TIE
+        return (1 + int(as_high.sum())) / (1 + len(means))
+
+    def _drawn(self, name: str) -> Tensor:
         if name not in self.chance:
             raise UnknownName(
                 f"of {name!r} no chance was drawn: there is {', '.join(self.chance) or 'none'}"
             )
-        means = self.chance[name].mean(1)
-        return Estimate(float(means.mean()), *middle(means), len(means))
+        return self.chance[name].mean(1)
 
     def below_chance(self, name: str) -> bool:
         """Say whether ``read`` or ``probe`` is right less often than a guess, by all its interval.
@@ -135,7 +174,7 @@ class Outcome:
 
     def by_group(self, name: str) -> dict[str, Estimate]:
         """Return ``read``, ``probe`` or ``recognised`` of each group."""
-        return accuracy_by_group(self._case(name), self.groups)
+        return accuracy_by_group(self._case(name), self.groups, self.images.get(name))
 
     def gap(self, name: str) -> Estimate:
         """Return the highest less the lowest of those."""
@@ -143,18 +182,25 @@ class Outcome:
 
     def worst(self, name: str) -> tuple[str, Estimate]:
         """Return the group of the lowest of those."""
-        return worst_group(self._case(name), self.groups)
+        return worst_group(self._case(name), self.groups, self.images.get(name))
 
     def ahead(self, other: Outcome, name: str) -> Estimate:
-        """Estimate how far this mean lies above another's on the same cases.
+        """Estimate how far this figure lies above another's on the same cases, case by case.
 
         Raises:
             VlmEditError: Other cases, or a figure that was not asked for.
         """
-        one, two = self._case(name), other._case(name)
+        one, two, images = self._case(name), other._case(name), self.images.get(name)
         if len(one) != len(two):
             raise BadArgument(f"{len(one)} and {len(two)} cases of {name!r} are not the same ones")
-        return mean_estimate(one.double() - two.double())
+        if name in _BALANCED:
+            return balanced_difference(one, two, self.groups, images)
+        if name not in SKEWS:
+            return share_difference(one, two, images)
+        apart = one - two
+        if name in self.resampled and name in other.resampled:
+            return _around(apart, (self.resampled[name] - other.resampled[name]).mean(1))
+        return mean_estimate(apart)
 
     def _case(self, name: str) -> Tensor:
         if name not in self.cases:
@@ -166,8 +212,8 @@ def effect_table(outcomes: Mapping[str, Outcome], title: str, note: str = "") ->
     """Show what is still read of the attribute, and how unequal retrieval is, a row a way.
 
     The first row is what the skews of the first way would be if groups were dealt to the images
-    at random: the mean, and the middle 95 % of the draws. What is read less often than a guess
-    would be says so.
+    at random: the mean, and the middle 95 % of the draws. Behind a skew stands how often such a
+    dealing makes it as high. What is read less often than a guess would be says so.
     """
     first = next(iter(outcomes.values()))
     groups = sorted(set(first.groups))
@@ -178,12 +224,12 @@ def effect_table(outcomes: Mapping[str, Outcome], title: str, note: str = "") ->
         columns["probe"] = _read("probe")
     for name in SKEWS:
         if name in first.cases:
-            columns[f"{name}@{first.k}"] = _of(name)
+            columns[f"{name}@{first.k}"] = _skew(name)
     table = _table(outcomes, columns, title, note)
     if not first.chance:
         return table
     chance = {f"{name}@{first.k}": str(first.by_chance(name)) for name in first.chance}
-    row = (DEALT, *(chance.get(column, "") for column in columns))
+    row = (PERMUTED, *(chance.get(column, "") for column in columns))
     return replace(table, rows=[row, *table.rows])
 
 
@@ -220,6 +266,20 @@ def _read(name: str) -> Callable[[Outcome], str]:
 
 def _of(name: str) -> Callable[[Outcome], str]:
     return lambda outcome: str(outcome.estimate(name))
+
+
+def _skew(name: str) -> Callable[[Outcome], str]:
+    def cell(outcome: Outcome) -> str:
+        p = f", p {short(outcome.p(name), 3)}" if name in outcome.chance else ""
+        return f"{outcome.estimate(name)}{p}"
+
+    return cell
+
+
+def _around(values: Tensor, draws: Tensor, least: float = -math.inf) -> Estimate:
+    """Estimate a mean with an interval as wide as draws of it spread."""
+    mean, half = float(values.mean()), _Z * float(draws.std())
+    return Estimate(mean, max(least, mean - half), mean + half, len(values))
 
 
 def _of_group(name: str, group: str) -> Callable[[Outcome], str]:

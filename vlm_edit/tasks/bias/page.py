@@ -10,7 +10,8 @@ import torch
 
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.report import PER_ROW, PER_SHEET, SIDE, Sprites, Table, pack, write_plain
-from vlm_edit.tasks.bias.metrics import accuracy_by_group, max_skew, shares
+from vlm_edit.tasks.bias.metrics import accuracy_by_group
+from vlm_edit.tasks.bias.skews import max_skew, shares
 from vlm_edit.tasks.bias.study import Study
 
 _COLOURS = ("#1f6feb", "#d29922", "#8250df", "#1a7f37", "#cf222e", "#57606a")

@@ -12,7 +12,7 @@ from vlm_edit.dictionaries import Dictionary
 from vlm_edit.edits import Ablate
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import UnknownName
-from vlm_edit.ground.statistics import Estimate, mean_difference, mean_estimate, proportion
+from vlm_edit.ground.statistics import Estimate, mean_difference, mean_estimate, share_difference
 from vlm_edit.hooks import TokenChoice
 from vlm_edit.measures.controls import DeletionCurve, activity, activity_matched, deletion_curve
 from vlm_edit.measures.dominance import Cut, Dominance
@@ -41,6 +41,7 @@ class Deletion:
         group: A value of the attribute, or ``all``.
         before: Share right without an edit (Wilson).
         after: With the class deleted (Wilson).
+        loss: Before less after, image by image (Tango).
         controls: With as many random features (``size``) and with as many as move the embeddings as
             far (``norm``): mean, lowest and highest draw.
         beyond: By control how much more the class costs, over cases and draws.
@@ -53,6 +54,7 @@ class Deletion:
     group: str
     before: Estimate
     after: Estimate
+    loss: Estimate
     controls: Mapping[str, Estimate]
     beyond: Mapping[str, Estimate]
     control_features: Mapping[str, float]
@@ -130,13 +132,13 @@ def deletion_table(found: Sequence[Deletion], title: str, note: str = "") -> Tab
             f"{one.kind} ({one.features})",
             one.metric,
             f"{one.group} ({one.after.n})",
-            *map(str, (one.before, one.after)),
+            *map(str, (one.before, one.after, one.loss)),
             *(f"{one.controls[c]} ({one.control_features[c]:.0f})" for c in CONTROLS),
             *(str(one.beyond[c]) for c in CONTROLS),
         )
         for one in found
     ]
-    columns = ("deleted", "metric", "group", "before", "after", "as many random (features)")
+    columns = ("deleted", "metric", "group", "before", "after", "loss", "as many random (features)")
     more = ("random that move as far", "beyond as many", "beyond as far")
     return Table(title, (*columns, *more), rows, note)
 
@@ -218,7 +220,8 @@ def leaning_difference(one: Leaning, other: Leaning, found: Dominance) -> Estima
     """
     if not one.features or not other.features:
         return None
-    return mean_difference(*(found.scores[list(side.features)] for side in (one, other)))
+    sides = (found.scores[list(side.features)] for side in (one, other))
+    return mean_difference(*sides, bounds=(0.0, 1.0))
 
 
 def _probed(study: Study) -> Tensor:
@@ -232,20 +235,25 @@ def _told(kind: str, count: int, metric: str, curve: DeletionCurve, plain: Study
     results = []
     for group in (*plain.questions.values, EVERYBODY):
         cases = torch.tensor([group in (g, EVERYBODY) for g in plain.asked_groups])
+        images = None if plain.images is None else plain.images[plain.told_apart][cases]
         part = replace(
             curve,
             values=curve.values[:, cases],
             controls={name: values[:, :, cases] for name, values in curve.controls.items()},
         )
-        before, after = (proportion(int(row.sum()), len(row)) for row in part.values)
+        right = part.values > 0
+        before, after = (mean_estimate(row, images) for row in right)
+        loss = share_difference(*right, images)
         controls, beyond, sizes = {}, {}, {}
         for name, values in part.controls.items():
             means = values[:, 1].mean(1)
             ends = float(means.min()), float(means.max())
             controls[name] = Estimate(float(means.mean()), *ends, len(means))
             # Of two fractions the area is half of the difference at the second.
-            area = part.area(name)
+            area = part.area(name, images)
             beyond[name] = Estimate(2 * area.value, 2 * area.low, 2 * area.high, area.n)
             sizes[name] = float(part.control_counts[name][:, 1].double().mean())
-        results.append(Deletion(kind, count, metric, group, before, after, controls, beyond, sizes))
+        results.append(
+            Deletion(kind, count, metric, group, before, after, loss, controls, beyond, sizes)
+        )
     return results

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.ground.statistics import Estimate
 from vlm_edit.measures.probing import hits
-from vlm_edit.measuring import Pairs
+from vlm_edit.measuring import Pairs, shown
 from vlm_edit.tasks.bias.metrics import balanced_accuracy
 
 
@@ -186,6 +186,21 @@ class Study:
     def query_similarity(self) -> Tensor:
         """Return the cosine of the queries and the images that are told apart, [q, m]."""
         return self.similarity(self.questions.queries)[self.told_apart].mT
+
+    @cached_property
+    def images(self) -> Tensor | None:
+        """Return which image each pair shows, [n] int64; None where each shows its own."""
+        numbers = torch.as_tensor(shown(self.pairs))
+        return None if len(numbers.unique()) == len(numbers) else numbers
+
+    def once(self) -> list[int]:
+        """Return the places of different images among those that are told apart."""
+        if self.images is None:
+            return list(range(len(self.told_apart)))
+        first: dict[int, int] = {}
+        for i, key in enumerate(self.images[self.told_apart].tolist()):
+            first.setdefault(key, i)
+        return list(first.values())
 
     def part(self, numbers: Sequence[int]) -> Study:
         """Return the same of some of the images."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.edits import Ablate
-from vlm_edit.ground.statistics import Estimate, drawn_difference, mean_estimate
+from vlm_edit.ground.statistics import Estimate, drawn_difference, share_difference
 from vlm_edit.measures.controls import activity_matched, random_features, turned
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table
@@ -140,7 +140,7 @@ class Ablation:
         few = self.numbers[: self.sizes.control]
         verdicts = []
         for column, name in enumerate(COLUMNS[:2]):
-            loss = mean_estimate(before[column].double() - after[column].double())
+            loss = share_difference(before[column], after[column])
             comparisons, holds = [], loss.low > 0
             for control, draws in drawn.items():
                 answers = torch.stack([d[column].double() for d in draws])

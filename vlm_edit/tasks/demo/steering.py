@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.edits import Clamp, Rule
-from vlm_edit.ground.statistics import mean_estimate
+from vlm_edit.ground.statistics import share_difference
 from vlm_edit.measures.controls import turned
 from vlm_edit.measures.probing import variance_explained
 from vlm_edit.patches import Patch
@@ -81,8 +81,11 @@ class Steering:
             f"their mean + {GAIN:g} x (mean on the target - mean).\nRandom others: as many live "
             "features, likewise. Turned: the same change of each token in a random direction.",
         )
-        gain = mean_estimate(outcomes["carriers"][0].double() - outcomes["random"][0].double())
-        change = mean_estimate(outcomes["carriers"][2].double() - outcomes["nothing"][2].double())
+        # An image is asked about for several colours.
+        images = torch.tensor([i for k, c in enumerate(self.colours) for i in self._cases(c, k)])
+        own, random, plain = (outcomes[name] for name in ("carriers", "random", "nothing"))
+        gain = share_difference(own[0], random[0], images)
+        change = share_difference(own[2], plain[2], images)
         return table, [
             Check(
                 "features that carry the background steer the answer to another colour",
@@ -98,10 +101,7 @@ class Steering:
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     def _one(self, kind: str, colour: str, seed: int) -> list[Tensor]:
-        ask = self.interview
-        other = [i for i in self.asked if self.truth[i] != colour]
-        first = seed * self.sizes.target % max(1, len(other) - self.sizes.target)
-        numbers = other[first : first + self.sizes.target]
+        ask, numbers = self.interview, self._cases(colour, seed)
         people = [i for i in ask.people if i in set(numbers)]
         patch = self._patch(kind, colour, seed)
         return [
@@ -109,6 +109,12 @@ class Steering:
             ask.right("what", numbers, patch),
             ask.right("who", people, patch) if people else torch.zeros(0, dtype=torch.bool),
         ]
+
+    def _cases(self, colour: str, seed: int) -> list[int]:
+        """Take so many pairs of another background."""
+        other = [i for i in self.asked if self.truth[i] != colour]
+        first = seed * self.sizes.target % max(1, len(other) - self.sizes.target)
+        return other[first : first + self.sizes.target]
 
     def _patch(self, kind: str, colour: str, seed: int) -> Patch | None:
         if kind == "nothing":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.ground.statistics import Estimate, mean_estimate, middle
+from vlm_edit.ground.statistics import Estimate, mean_estimate, middle, share_difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +19,7 @@ class Trend:
     Attributes:
         strengths: s of them, rising.
         values: [s, n], of each drawing: hit or miss (bool), or a similarity.
+        groups: [n] int, which reference each drawing is from, where one gives several.
 
     Example:
         >>> import torch
@@ -31,6 +32,7 @@ class Trend:
 
     strengths: Sequence[float]
     values: Tensor
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check shapes and order."""
@@ -45,7 +47,14 @@ class Trend:
 
     def estimates(self) -> list[Estimate]:
         """Estimate the mean at each strength, with a 95 % interval: of hits Wilson's."""
-        return [mean_estimate(row) for row in self.values]
+        return [mean_estimate(row, self.groups) for row in self.values]
+
+    def changes(self) -> list[Estimate]:
+        """Estimate how far the mean at each strength lies above that at the first, paired."""
+        first, *others = self.values
+        if self.values.dtype == torch.bool:
+            return [share_difference(row, first, self.groups) for row in others]
+        return [mean_estimate(row.double() - first.double(), self.groups) for row in others]
 
     def monotony(self, draws: int = 2000, seed: int = 0) -> Estimate:
         """Correlate the mean with the strength by Spearman's rank, bootstrapped over drawings.
