@@ -108,9 +108,11 @@ def test_the_same_checks_hold_on_the_zoo_by_either_rule(
     codes: dict[str, torch.Tensor], rule: Cut
 ) -> None:
     # By mean -+ sd 314 features are cross-modal and 96 visual: all of the former tell the group
-    # better than all of the latter, as many of them do not.
+    # better than all of the latter, as many of them do not. So many fire together in more pairs
+    # than as many random ones, which 117 and 96 do not.
     found = verdicts(codes, rule)
-    assert {claim for claim, holds in found.items() if not holds} == NOT_SHOWN
+    shown = {claim for claim in NOT_SHOWN if rule == "sd" and "fire together" in claim}
+    assert {claim for claim, holds in found.items() if not holds} == NOT_SHOWN - shown
     assert len(found) == 8
 
 
