@@ -220,8 +220,8 @@ def leaning_difference(one: Leaning, other: Leaning, found: Dominance) -> Estima
     """
     if not one.features or not other.features:
         return None
-    sides = (found.scores[list(side.features)] for side in (one, other))
-    return mean_difference(*sides, bounds=(0.0, 1.0))
+    first, second = (found.scores[list(side.features)] for side in (one, other))
+    return mean_difference(first, second, (0.0, 1.0))
 
 
 def _probed(study: Study) -> Tensor:
@@ -241,9 +241,9 @@ def _told(kind: str, count: int, metric: str, curve: DeletionCurve, plain: Study
             values=curve.values[:, cases],
             controls={name: values[:, :, cases] for name, values in curve.controls.items()},
         )
-        right = part.values > 0
-        before, after = (mean_estimate(row, images) for row in right)
-        loss = share_difference(*right, images)
+        first, last = part.values > 0
+        before, after = (mean_estimate(right, images) for right in (first, last))
+        loss = share_difference(first, last, images)
         controls, beyond, sizes = {}, {}, {}
         for name, values in part.controls.items():
             means = values[:, 1].mean(1)
