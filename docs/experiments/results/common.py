@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,22 @@ class Subject:
     def dominance(self) -> Dominance:
         """Scores of the features."""
         return self.found.dominance
+
+
+class Opening(NamedTuple):
+    """What a page says first.
+
+    Attributes:
+        sentences: Three that a person can repeat.
+        claim: Of the paper, of its reviews or of others.
+        done: What was tried here.
+        verdict: Holds, holds in part, does not hold, not shown or cannot be tried here; and why.
+    """
+
+    sentences: str
+    claim: str
+    done: str
+    verdict: str
 
 
 def with_special(processor: Any, images: list[Any], texts: list[str]) -> Inputs:

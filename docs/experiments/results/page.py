@@ -112,6 +112,11 @@ SECTIONS = (
         "shares by Tango's score. Of few values as skewed as a lognormal's the interval of the "
         "mean holds less often than it says.",
     ),
+    (
+        "calibration",
+        "Do intervals, tests and labels hold with several captions of an image?",
+        "",
+    ),
 )
 
 
