@@ -109,3 +109,34 @@ def test_a_run_with_another_dictionary_and_a_strange_column_are_refused(
     assert count(pairs, "--skip", "gaussian") == 2
     assert "no row 'gaussian' of a census to skip" in capsys.readouterr().err
     assert not (run / "census.json").exists()
+
+
+def test_what_comes_again_in_halves_is_kept_and_can_be_shown_alone(
+    pairs: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("plotly")
+    assert count(pairs, "--run", str(run), "--halves", "3", "--cuts", "fixed") == 0
+    assert "Stability: halves of the pairs" in capsys.readouterr().out
+    census = kept.census(run, load_measurement(run).checksum())
+    assert census is not None and census.halves is not None
+    classes = load_measurement(run).dominance.classes("fixed")
+    labelled = {k for name in ("vision", "language", "cross") for k in classes[name]}
+    assert 0 < len(census.halves.recurring) < 512 and set(census.halves.recurring) <= labelled
+    assert main(["report", str(run)]) == 0
+    page = (run / "index.html").read_text("utf-8")
+    assert f"Only what recurs ({len(census.halves.recurring)})" in page
+    assert count(pairs, "--run", str(run), "--halves", "0", "--overwrite") == 0
+    assert "Stability" not in capsys.readouterr().out
+    assert main(["report", str(run)]) == 0
+    assert "Only what recurs" not in (run / "index.html").read_text("utf-8")
+
+
+def test_several_captions_of_an_image_are_one_pair_of_a_census(tmp_path, capsys) -> None:
+    shown = zoo.load_pairs().select(range(30))
+    rows = ["image,text"]
+    for i, text in enumerate(shown.texts):
+        shown.open(i).save(tmp_path / f"{i}.png")
+        rows += [f'{i}.png,"{text}"', f'{i}.png,"a picture of {text}"']
+    (tmp_path / "pairs.csv").write_text("\n".join(rows), "utf-8")
+    assert count(tmp_path / "pairs.csv", "--skip", "swapped") == 0
+    assert "Classes by the rule interval; 30 pairs." in capsys.readouterr().out

@@ -199,6 +199,7 @@ class Census(Subjected, Writes):
     cuts: Annotated[Cut, option("rule for the classes")] = "interval"
     deleted: Annotated[int, option("features, at most, to read --factor without")] = 16
     steps: Annotated[int, option("of each training")] = 600
+    halves: Annotated[int, option("of the pairs, drawn so often, whose classes to compare")] = 20
     seed: Seed = 0
     run: Annotated[Text, option("show it on this run's page", metavar="RUN")] = None
 

@@ -11,7 +11,7 @@ from vlm_edit.cli.writing import expect_free
 from vlm_edit.ground.errors import UnknownName
 from vlm_edit.measures.nulls import ROWS
 from vlm_edit.measuring import census as count
-from vlm_edit.report import census_table
+from vlm_edit.report import census_table, halves_table
 
 
 def census(options: Census) -> int:
@@ -33,11 +33,13 @@ def census(options: Census) -> int:
         factor=options.factor,
         deleted=options.deleted,
         steps=options.steps,
+        draws=options.halves,
         seed=options.seed,
         batch_size=subject.batch_size,
         left_out=skipped,
     )
-    telling.table(census_table(rows))
+    again = [] if rows.halves is None else [halves_table(rows.halves)]
+    telling.table(census_table(rows), *again)
     telling.left_out(skipped, 0)
     telling.figures("census", rows.as_json())
     if options.run is not None and checksum is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,8 @@ from vlm_edit.dictionaries import AnyDictionary
 from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.host import Host, Model, random_host
 from vlm_edit.measures.dominance import RULE, Cut, drawn
-from vlm_edit.measures.nulls import ROWS, Census, census_of
+from vlm_edit.measures.nulls import ROWS, Census, Halves, census_of
+from vlm_edit.measures.stability import stability_of_halves
 from vlm_edit.measuring.collecting import collect
 from vlm_edit.measuring.order import shown
 from vlm_edit.measuring.pairs import Pairs
@@ -28,6 +30,7 @@ def census(
     factor: str | None = None,
     deleted: int = 16,
     steps: int = 600,
+    draws: int = 0,
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = True,
@@ -51,6 +54,8 @@ def census(
             deleted; None for nothing.
         deleted: Features, at most, that are.
         steps: Of each training.
+        draws: Of halves of the pairs, to see whose classes come again
+            (``vlm_edit.measures.stability``); 0 for none.
         seed: Of every draw, training and random weight.
         batch_size: Pairs per forward.
         progress: Whether to show bars.
@@ -90,7 +95,7 @@ def census(
         random = collect(random_host(host, seed), pairs, site, left_out=[], **options)
     if left_out is not None:
         left_out += [(taken[number], why) for number, why in skipped]
-    return census_of(
+    counted = census_of(
         streams,
         dictionary,
         rows,
@@ -102,6 +107,12 @@ def census(
         seed=seed,
         progress=progress,
     )
+    if not draws:
+        return counted
+    image, text = (dictionary.encode_sparse(streams[s], s) for s in ("image", "text"))
+    again = stability_of_halves(image, text, rule=rule, draws=draws, seed=seed)
+    halves = Halves(again.columns, tuple(again.cells()), again.note(), tuple(again.recurring))
+    return replace(counted, halves=halves)
 
 
 def _expect_single(streams: dict[str, Tensor], count: int, site: str) -> None:

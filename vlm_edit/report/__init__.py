@@ -14,6 +14,7 @@ from vlm_edit.report.table import Table
 from vlm_edit.report.tables import census_table as census_table
 from vlm_edit.report.tables import class_table as class_table
 from vlm_edit.report.tables import feature_table as feature_table
+from vlm_edit.report.tables import halves_table as halves_table
 from vlm_edit.report.tables import stability_table as stability_table
 from vlm_edit.report.templates import write_plain as write_plain
 

@@ -22,7 +22,7 @@ from vlm_edit.report.payload import Examples, Payload, to_json
 from vlm_edit.report.picture import Picture
 from vlm_edit.report.sprites import Sprites, pack
 from vlm_edit.report.table import Table
-from vlm_edit.report.tables import census_table
+from vlm_edit.report.tables import census_table, halves_table
 from vlm_edit.report.templates import template
 
 _SCRIPTS = ("core.js", "charts.js", "browser.js", "detail.js", "main.js")
@@ -70,7 +70,7 @@ def write_page(
         pictures: Shown whole, such as grids of drawings.
         census: Shown below the sizes of the classes: those of nulls.
         recurring: Features that came again, as ``vlm_edit.measures.stability`` finds them; a box
-            then shows those alone.
+            then shows those alone. None for those of the census, where it has any.
         shown: Features per class, and drawn at random.
         seed: Of the random features.
         budget: Bytes of the file. What does not fit are thumbnails: the most active features have
@@ -92,6 +92,8 @@ def write_page(
         ...     page.stat().st_size < 24_000_000
         True
     """
+    if recurring is None and census is not None and census.halves is not None:
+        recurring = census.halves.recurring
     payload = Payload(measurement, pairs, examples, shown, seed, recurring)
     scripts = _scripts()
     about = Overview.of(measurement, pairs, seed)
@@ -105,6 +107,7 @@ def write_page(
         examples=examples,
         pictures=[(p, p.address) for p in pictures],
         census=None if census is None else census_table(census),
+        halves=None if census is None or census.halves is None else halves_table(census.halves),
         recurring=recurring,
         seed=seed,
         csp=_policy(scripts.values()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlm_edit.measures.dominance import Cut, how_many_pairs
-from vlm_edit.measures.nulls import Census
+from vlm_edit.measures.nulls import Census, Halves
 from vlm_edit.measures.stability import HalvesStability, SeedsStability
 from vlm_edit.measuring import Measurement, Pairs
 from vlm_edit.report.table import Table
@@ -68,6 +68,11 @@ def census_table(census: Census) -> Table:
         census.cells(),
         census.note(),
     )
+
+
+def halves_table(halves: Halves) -> Table:
+    """Show how well scores and classes come again in halves of the pairs, as a census keeps it."""
+    return Table("Stability: halves of the pairs", halves.columns, halves.cells, halves.told)
 
 
 def stability_table(stability: HalvesStability | SeedsStability) -> Table:

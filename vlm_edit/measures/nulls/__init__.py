@@ -14,7 +14,7 @@ finding about what it destroys: ``census`` counts the classes of each.
 from vlm_edit.measures.nulls.census import LITTLE as LITTLE
 from vlm_edit.measures.nulls.census import QUICK as QUICK
 from vlm_edit.measures.nulls.census import ROWS as ROWS
-from vlm_edit.measures.nulls.census import Census, CensusRow, Read, census_of
+from vlm_edit.measures.nulls.census import Census, CensusRow, Halves, Read, census_of
 from vlm_edit.measures.nulls.dictionaries import config_like as config_like
 from vlm_edit.measures.nulls.dictionaries import frozen_dictionary, random_dictionary
 from vlm_edit.measures.nulls.gaussians import joint_gaussian, unpaired_gaussians
@@ -22,6 +22,7 @@ from vlm_edit.measures.nulls.gaussians import joint_gaussian, unpaired_gaussians
 __all__ = [
     "Census",
     "CensusRow",
+    "Halves",
     "Read",
     "census_of",
     "frozen_dictionary",

@@ -90,6 +90,23 @@ class CensusRow:
     read: Read | None = None
 
 
+@dataclass(frozen=True)
+class Halves:
+    """What halves of the pairs say of the same features, as it is shown.
+
+    Attributes:
+        columns: Headings.
+        cells: One row, as text.
+        told: How to read it.
+        recurring: Features of one class in all halves.
+    """
+
+    columns: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    told: str
+    recurring: tuple[int, ...]
+
+
 @dataclass(frozen=True, repr=False)
 class Census:
     """Features by class of the data and of its nulls.
@@ -100,6 +117,7 @@ class Census:
         n_features: Of each dictionary.
         n_pairs: Of each source.
         factor: What was read; None for nothing.
+        halves: How well scores and classes come again; None where nobody looked.
 
     Example:
         >>> import torch
@@ -116,6 +134,7 @@ class Census:
     n_features: int
     n_pairs: int
     factor: str | None = None
+    halves: Halves | None = None
 
     def row(self, name: str) -> CensusRow:
         """Return the row of a source.
@@ -191,7 +210,15 @@ class Census:
                 if told["name"] not in ROWS:
                     raise ValueError(f"unknown row {told['name']!r}")
                 rows.append(CensusRow(**{**told, "sizes": sizes, "read": read}))
-            return cls(**{**value, "rows": tuple(rows)})
+            halves = value.get("halves")
+            if halves is not None:
+                halves = Halves(
+                    tuple(halves["columns"]),
+                    tuple(map(tuple, halves["cells"])),
+                    str(halves["told"]),
+                    tuple(map(int, halves["recurring"])),
+                )
+            return cls(**{**value, "rows": tuple(rows), "halves": halves})
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFile(f"not a census: {error}; make it again") from error
 

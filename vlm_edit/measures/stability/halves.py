@@ -33,8 +33,8 @@ class HalvesStability:
         differences: [m] float64, how far a feature's two scores lie apart, on average over draws;
             NaN where it never had both.
         same: [m] float64, share of draws in which a feature has the same class in both halves.
-        recurring: Features that are alive and of one and the same class in every half of every
-            draw.
+        recurring: Features that are vision, language or cross, and the same, in every half of
+            every draw.
     """
 
     rule: Cut
@@ -68,8 +68,8 @@ class HalvesStability:
             f"Means over {several(len(self.draws), 'draw')} of two halves of the pairs. kappa: "
             "agreement beyond chance; correlation: of the scores;\nJaccard: features in a class "
             "in both halves, of those in either; conflicts: of features decided in both halves, "
-            f"those with two classes.\n{len(self.recurring)} of {len(self.same)} features have "
-            "the same class in all halves."
+            f"those with two classes.\n{len(self.recurring)} of {len(self.same)} features are "
+            "vision, language or cross, and the same, in all halves."
         )
 
 
@@ -89,7 +89,7 @@ def stability_of_halves(
         text_codes: [n, m], row by row of the same pairs.
         images: What names each pair's image, n of them: pairs of one image go into one half. None
             where each pair has an image of its own.
-        rule: Of the classes, as in ``Dominance.classes``; None for its default.
+        rule: Of the classes, as in ``Dominance.classes``.
         draws: Of halves.
         seed: Of the draws.
 
@@ -117,7 +117,9 @@ def stability_of_halves(
         half = torch.zeros(count, dtype=torch.bool)
         half[first] = True
         two = [
-            modality_dominance(_some(codes[0], chosen), _some(codes[1], chosen))
+            modality_dominance(
+                _some(codes[0], chosen), _some(codes[1], chosen), images=groups[chosen]
+            )
             for chosen in (half[groups], ~half[groups])
         ]
         numbers = [class_numbers(dominance, rule) for dominance in two]
@@ -126,7 +128,7 @@ def stability_of_halves(
         gaps.append((two[0].scores - two[1].scores).abs())
         classes.append(torch.stack(numbers))
     known = torch.stack(classes)
-    steady = (known == known[0, 0]).all(0).all(0) & (known[0, 0] != CLASSES.index("dead"))
+    steady = (known == known[0, 0]).all(0).all(0) & (known[0, 0] < CLASSES.index("undecided"))
     return HalvesStability(
         rule,
         tuple(agreements),
