@@ -123,7 +123,7 @@ def test_one_rule_for_classes_is_the_default_of_every_verb_and_of_the_library() 
     rule = defaults(dominance.Dominance.classes)["rule"]
     assert rule == defaults(by_class)["rule"] == defaults(measuring.Measurement.top)["rule"]
     typed = {kind.__name__: defaults(kind)["cuts"] for kind in VERBS if "cuts" in defaults(kind)}
-    assert typed == {"Edit": None, "Draw": rule, "Census": None}
+    assert typed == {"Edit": None, "Draw": rule, "Census": rule}
     cuts = get_type_hints(arguments.Edit, include_extras=True)["cuts"]
     assert rule == editing.CUTS and f"({rule})" in cuts.__metadata__[0].help
 

@@ -220,9 +220,9 @@ def bias(stored: Stored) -> Opening:
     probe = common.cell(stored["ways"]["ablate 8 features"]["ahead"]["recognised"])
     return Opening(
         f"Gender is read by prompts in {plain} of 206 people, and in {means} once the difference "
-        f"in means is taken out. Deleting eight features reaches {features}, and people's "
-        f"concepts are recognised {probe} more often than with the difference in means. A probe "
-        "of more people still reads gender after either: nothing here erases it.",
+        f"in means is taken out. Deleting eight features reaches {features}, and the share of "
+        f"people's concepts that are recognised differs by {probe} from that with the difference. "
+        "A probe of more people still reads gender after either: nothing here erases it.",
         "Editing features by class mitigates gender bias, or shows how genders are perceived.",
         "Ways learned on one half of the concepts and tested on the other; random features, "
         "erasure by LEACE and others; paired differences by image.",
