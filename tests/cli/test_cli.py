@@ -92,7 +92,7 @@ def test_the_zoo_is_measured_by_its_names(run_of_zoo: Path) -> None:
     assert summary["pairs"] == 1024
     assert summary["provenance"]["pairs"]["name"] == "zoo:pairs"
     found = load_measurement(run_of_zoo).dominance
-    assert summary["classes"]["significant"] == {k: len(v) for k, v in found.classes().items()}
+    assert summary["classes"]["interval"] == {k: len(v) for k, v in found.classes().items()}
 
 
 @pytest.mark.slow
