@@ -227,8 +227,9 @@ class Patch:
                 several threads or tasks, patches of one host do not mix. ``docs/loops.md``
                 compares them.
             **choices: Which rows of the host's calls are meant, by words that plug-ins of the
-                tracker declare (``hooks.Choice``). ``docs/text-to-image.md`` has the one that
-                tells a pipeline's prompt from its negative prompt.
+                tracker declare (``hooks.Choice``): ``docs/text-to-image.md`` has the one that
+                tells a pipeline's prompt from its negative prompt, and ``requests=`` names the
+                requests of continuous batching that ``docs/loops.md`` tells of.
 
         Returns:
             A handle with ``remove`` and ``report``, and a context manager that removes the patch
