@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Draw, Taken
-from vlm_edit.cli.choosing import choose
+from vlm_edit.cli.choosing import choose, said
 from vlm_edit.cli.kept import save_picture
 from vlm_edit.cli.patching import expect_folder_of
 from vlm_edit.cli.pipeline import embed, load_pipeline, read
@@ -28,6 +28,7 @@ from vlm_edit.host import Host, quiet_when_piped
 from vlm_edit.measuring import Measurement, measure
 from vlm_edit.patches import Patch
 from vlm_edit.report import Picture
+from vlm_edit.selection import Chosen
 from vlm_edit.tasks import generation as gen
 
 WHOLE = Taken.WHOLE
@@ -187,7 +188,7 @@ def _features(
     dictionary: Dictionary,
     run: Measurement | None,
     classes: Sequence[Taken],
-) -> dict[str, list[int]]:
+) -> Mapping[str, Chosen]:
     """Find each class's features, by a run or measured now."""
     if run is not None:
         if run.site != options.site:
@@ -218,8 +219,8 @@ def _strengths(text: str) -> list[float]:
     return sorted(strengths)
 
 
-def _title(name: str, features: dict[str, list[int]]) -> str:
-    return "whole embedding" if name == WHOLE else f"{name} ({len(features[name])})"
+def _title(name: str, features: Mapping[str, Chosen]) -> str:
+    return "whole embedding" if name == WHOLE else f"{name} ({said(features[name])})"
 
 
 def _short(text: str, most: int = 60) -> str:
