@@ -85,7 +85,7 @@ def test_a_class_of_any_layer_is_edited_and_shown_on_the_page_of_its_run(
     status, told, apart = run(capsys, *there, *words)
     assert status == 0
     count = len(load_measurement(out).dominance.classes("fixed")["vision"])
-    assert f"ablate vision ({count})" in told
+    assert f"ablate vision ({count}, " in told and " proven)" in told
     assert [row[0] for row in cells(told)] == ["0", "2", "3", "4"]
     assert "1 pair left out" in apart and "01.png" in apart
     kept = json.loads((out / "edits" / "001.json").read_text(encoding="utf-8"))
