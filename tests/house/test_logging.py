@@ -22,7 +22,7 @@ def test_a_measurement_tells_where_it_is(caplog, tmp_path) -> None:
                 every=0,
                 progress=False,
             )
-    lines = [r.getMessage() for r in caplog.records if r.name == "vlm_edit.measuring.run"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "vlm_edit.measuring.state"]
     assert lines[0] == f"joint: 3 of 3 batches of {pairs.name} to read"
     assert [line for line in lines if line.startswith("wrote")][:3] == [
         f"wrote {place} at batch {n}" for n in (1, 2, 3)

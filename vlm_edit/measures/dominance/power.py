@@ -114,7 +114,8 @@ def how_many_pairs(
 
     Example:
         >>> import torch
-        >>> image = (torch.arange(10) < 8).float()[:, None]
+        >>> from vlm_edit.measures.dominance import modality_dominance
+        >>> image = (torch.arange(1000) < 800).float()[:, None]
         >>> needed = how_many_pairs(modality_dominance(image, 1 - image))
         >>> round(float(needed.active))
         33
