@@ -33,7 +33,8 @@ PLACED = [
 
 
 def patch(site="language.1", **choice):
-    return Patch(site, Dictionary.identity(32), Clamp([0, 1, 2, 3], 4.0), **choice)
+    width = TEXT["hidden_size"] // TEXT["num_attention_heads"] if ".head." in site else 32
+    return Patch(site, Dictionary.identity(width), Clamp([0, 1, 2, 3], 4.0), **choice)
 
 
 # A row that a collator packs, against each sequence alone.
@@ -52,7 +53,10 @@ HOSTS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**TEXT)),
     "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**TEXT | EXPERTS)),
 }
-SITES = [("llama", "language.1"), ("mixtral", "language.1"), ("mixtral", "experts.1")]
+SITES = [
+    *(("llama", "language.1"), ("mixtral", "language.1"), ("mixtral", "experts.1")),
+    *(("llama", f"language.1.{part}") for part in ("attention", "mlp", "head.1")),
+]
 
 
 @pytest.fixture(scope="module")
