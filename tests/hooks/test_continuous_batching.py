@@ -148,6 +148,17 @@ def test_a_request_is_edited_as_it_is_alone(host, engine, edited, resets):
     assert not {"generate_batch", "init_continuous_batching"} & {*host.model.__dict__}
 
 
+@pytest.mark.parametrize("part", ["attention", "mlp", "head.1"])
+def test_parts_of_a_layer_know_the_requests_too(host, part):
+    plain, site = alone(host), f"language.1.{part}"
+    inner = Dictionary.identity(host.site(site).width)
+    for choice in CHOICES[:3]:
+        own = Patch(site, inner, Clamp([0, 1, 2, 3], 30.0), **choice)
+        with own.attach(host):
+            expected = alone(host)
+            assert batched(host, max_batch_tokens=8) == expected != plain
+
+
 def test_blocks_of_experts_know_the_requests_too():
     made = filled(MixtralForCausalLM(MixtralConfig(**TEXT | EXPERTS)))
     own = Adapter.of({"language.{i}": ("model.layers.{i}.mlp.experts", "text", "hidden_size")})
