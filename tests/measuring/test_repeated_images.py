@@ -239,6 +239,31 @@ def test_files_that_differ_and_show_the_same_pixels_are_warned_of(host, tmp_path
     assert found.doubts()[0] in found.summary()["warnings"]
 
 
+@pytest.mark.parametrize("size", [3, 64])
+def test_an_image_is_an_example_once_and_each_caption_one_of_its_own(host, size) -> None:
+    pairs = captioned(20, mixed=True)
+    first, found = shown(pairs), go(host, pairs, batch_size=size)
+    repeated = 0
+    for k in found.dominance.classes("fixed")["vision"]:
+        images = [int(first[n]) for n, _ in found.examples["image"].of(k)]
+        texts = [int(first[n]) for n, _ in found.examples["text"].of(k)]
+        assert len(images) == len(set(images))
+        repeated += len(texts) - len(set(texts))
+    assert repeated > 0
+    # An image that is the strongest of a feature in all its pairs still stands first.
+    codes = {s: zoo.load_dictionary("joint").encode(x, s) for s, x in hidden(host, pairs).items()}
+    for k in found.dominance.classes("fixed")["vision"][:20]:
+        best = found.examples["image"].of(k)
+        if best:
+            assert int(first[int(codes["image"][:, k].argmax())]) == int(first[best[0][0]])
+
+
+def hidden(host: Host, pairs: Pairs) -> dict[str, torch.Tensor]:
+    from vlm_edit.measuring import collect
+
+    return collect(host, pairs, progress=False)
+
+
 def test_one_caption_of_each_image_is_no_reason_to_warn(host: Host) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RepeatedPairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import DamagedFile
-from vlm_edit.measures.dominance import DominanceAccumulator, GapAccumulator, Zeros
+from vlm_edit.measures.dominance import DominanceAccumulator, GapAccumulator, Zeros, drawn
 from vlm_edit.measures.interpretability import SimilarityAccumulator, TopExamples
 from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.judge import Judge
@@ -75,19 +75,26 @@ class MeasurementAccumulator:
         codes = {s: SparseCodes.cat([b.codes[s] for b in batches]) for s in STREAMS}
         shown = [image for batch in batches for image in batch.shown or ()]
         self.dominance.update(codes["image"], codes["text"], shown or None)
+        numbers = [number for batch in batches for number in batch.numbers]
+        once = {numbers[i] for i in drawn(shown, SEED).tolist()} if shown else None
         for batch in batches:
-            self._add(batch)
+            self._add(batch, once)
 
-    def _add(self, batch: Batch) -> None:
+    def _add(self, batch: Batch, once: Collection[int] | None) -> None:
+        """Add a batch; ``once`` are the pairs whose image is looked at, None for all."""
         self.gap.update(batch.hidden["image"], batch.hidden["text"])
         if batch.images:
             self.digest.update(batch.numbers, batch.images, batch.texts)
         self._add_sizes(batch.tokens)
         for stream in STREAMS:
-            codes = batch.codes[stream].to("cpu")
-            self.examples[stream].update(codes, batch.numbers)
-            if self.judge is not None and stream in self.judge.streams:
-                embeddings = self.judge.embed(stream, batch.images, batch.texts)
+            codes, rows = batch.codes[stream].to("cpu"), list(range(len(batch.numbers)))
+            if stream == "image" and once is not None:  # an image is an example once
+                rows = [i for i in rows if batch.numbers[i] in once]
+                codes = codes.pick(torch.tensor(rows, dtype=torch.int64))
+            self.examples[stream].update(codes, [batch.numbers[i] for i in rows])
+            if self.judge is not None and stream in self.judge.streams and rows:
+                images = [batch.images[i] for i in rows]
+                embeddings = self.judge.embed(stream, images, [batch.texts[i] for i in rows])
                 self._similarity(stream, codes.n_features, embeddings.shape[1]).update(
                     codes, embeddings
                 )

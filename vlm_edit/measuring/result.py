@@ -60,7 +60,8 @@ class Measurement:
     Attributes:
         dominance: Scores, counts, tests and classes.
         gap: Distance of the streams' centroids at the site (``modality_gap``).
-        examples: Most activating pairs per feature, for ``image`` and ``text``.
+        examples: Most activating pairs per feature, for ``image`` and ``text``; an image once,
+            whatever the number of its captions.
         site: Where.
         n_pairs: Pairs measured.
         skipped: Pairs left out because their image could not be read: number and reason.
