@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Attack
+from vlm_edit.cli.choosing import surest
 from vlm_edit.cli.host import load_host
 from vlm_edit.cli.patching import open_patch
 from vlm_edit.cli.subject import Subject, load_pairs
@@ -29,7 +29,7 @@ from vlm_edit.measures.dominance import Dominance
 from vlm_edit.measuring import Pairs
 from vlm_edit.patches import Patch
 from vlm_edit.report import Table
-from vlm_edit.selection import Chosen, FewFeatures, by_class
+from vlm_edit.selection import Chosen
 from vlm_edit.tasks import adversarial as adv
 
 _FILES = ("attack.json", "images", "index.html")
@@ -261,15 +261,9 @@ def _features(
 
 def _equal(dominance: Dominance) -> dict[str, Chosen]:
     """Choose as many features of each class, the surest first: more move more of anything."""
-    candidates = {kind: _surest(dominance, kind, _MOST) for kind in _KINDS}
+    candidates = {kind: surest(dominance, kind, _MOST) for kind in _KINDS}
     count = min((len(some) for some in candidates.values() if some), default=0)
-    return {kind: _surest(dominance, kind, count) for kind, some in candidates.items() if some}
-
-
-def _surest(dominance: Dominance, kind: Any, count: int) -> Chosen:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FewFeatures)  # the table says how many there are
-        return by_class(dominance, kind, n=count)
+    return {kind: surest(dominance, kind, count) for kind, some in candidates.items() if some}
 
 
 def _movements(

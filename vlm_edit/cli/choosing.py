@@ -23,9 +23,7 @@ def choose(dominance: Dominance, name: str, cuts: Cut, most: int | None) -> Chos
     Raises:
         VlmEditError: There is none.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FewFeatures)  # said here in other words
-        chosen = by_class(dominance, cast("Any", name), cuts, n=most)
+    chosen = surest(dominance, name, most, cuts)
     if chosen:
         return chosen
     near = len(dominance.classes("fixed").get(name, ()))
@@ -35,6 +33,13 @@ def choose(dominance: Dominance, name: str, cuts: Cut, most: int | None) -> Chos
         else "try other --cuts, or measure more pairs"
     )
     raise VlmEditError(f"no feature is {name} by --cuts {cuts}: {mend}")
+
+
+def surest(dominance: Dominance, name: str, most: int | None, cuts: Cut = "interval") -> Chosen:
+    """Select features of a class without a warning where they are few: commands say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewFeatures)
+        return by_class(dominance, cast("Any", name), cuts, n=most)
 
 
 def said(chosen: Chosen) -> str:

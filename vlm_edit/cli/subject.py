@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -231,9 +232,14 @@ class Subject:
         with patch.attach(self.host, check_host=check_host) if patch else nullcontext():
             image, text, numbers = self._embeddings()
         self.read = len(numbers)
-        images = measuring.shown(self.pairs)[numbers].tolist()
+        images = self._shown[numbers].tolist()
         self.images = len(set(images))
         return Retrieval(image, text, numbers, [self.pairs.texts[i] for i in numbers], images)
+
+    @cached_property
+    def _shown(self) -> Any:
+        """Return which image each pair shows, found once for all patches."""
+        return measuring.shown(self.pairs)
 
     def _embeddings(self) -> tuple[Tensor, Tensor, list[int]]:
         joint = self.host.site("joint")

@@ -84,9 +84,10 @@ def _range(expected: Estimate) -> str:
 
 def notes(measurement: Measurement, sprites: Sprites) -> list[str]:
     """Say what a measurement and its page leave out."""
+    needed = str(how_many_pairs(measurement))
     sentences = [
         "By the rule interval a label is earned: the interval of a score counts images. "
-        f"{str(how_many_pairs(measurement))[:1].upper()}{str(how_many_pairs(measurement))[1:]}."
+        f"{needed[0].upper()}{needed[1:]}."
     ]
     if measurement.skipped:
         number, reason = measurement.skipped[0]
