@@ -17,6 +17,7 @@ from vlm_edit.measures.dominance import (
     Dominance,
     HasDominance,
     candidates,
+    dominance_of,
     sureness,
 )
 
@@ -106,7 +107,7 @@ def by_class(
     """
     if kind not in get_args(Kind):
         raise BadArgument(f"no class {kind!r} of features: use one of {get_args(Kind)}")
-    dominance = measured if isinstance(measured, Dominance) else measured.dominance
+    dominance = dominance_of(measured)
     if n is None:
         mask = torch.zeros(len(dominance.scores), dtype=torch.bool)
         mask[dominance.classes(rule, low, high, alpha)[kind]] = True

@@ -14,6 +14,7 @@ from vlm_edit.measures.dominance.order import candidates as candidates
 from vlm_edit.measures.dominance.order import sureness as sureness
 from vlm_edit.measures.dominance.pairing import fisher_p as fisher_p
 from vlm_edit.measures.dominance.power import HasDominance as HasDominance
+from vlm_edit.measures.dominance.power import dominance_of as dominance_of
 from vlm_edit.measures.dominance.power import how_many_pairs
 from vlm_edit.measures.dominance.result import FEW as FEW
 from vlm_edit.measures.dominance.result import Dominance

@@ -16,7 +16,6 @@ from vlm_edit.measures.dominance.classes import level_of, members
 from vlm_edit.measures.dominance.flips import LEVELS
 from vlm_edit.measures.dominance.result import FEW, Dominance
 
-_MIDDLE = 0.5
 # Images of which a feature is active; who needs more is said to need infinitely many.
 _MOST = 1e9
 _STEPS = 80
@@ -29,6 +28,11 @@ class HasDominance(Protocol):
     def dominance(self) -> Dominance:
         """Return what was measured of the features."""
         ...
+
+
+def dominance_of(measured: Dominance | HasDominance) -> Dominance:
+    """Return a measurement's dominance; dominance comes back as it is."""
+    return measured if isinstance(measured, Dominance) else measured.dominance
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +126,7 @@ def how_many_pairs(
     """
     if not 0.5 <= power < 1:
         raise BadArgument(f"a power lies between .5 and 1, got power={power}")
-    dominance = measured if isinstance(measured, Dominance) else measured.dominance
+    dominance = dominance_of(measured)
     if rule == "interval":
         alpha = 0.05 if alpha is None else alpha
         active = _for_interval(dominance, power, dominance.cuts(rule, low, high), alpha)

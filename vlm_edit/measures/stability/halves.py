@@ -117,10 +117,8 @@ def stability_of_halves(
         half = torch.zeros(count, dtype=torch.bool)
         half[first] = True
         two = [
-            modality_dominance(
-                _some(codes[0], chosen), _some(codes[1], chosen), images=groups[chosen]
-            )
-            for chosen in (half[groups], ~half[groups])
+            modality_dominance(codes[0].pick(rows), codes[1].pick(rows), images=groups[rows])
+            for rows in (chosen.nonzero().flatten() for chosen in (half[groups], ~half[groups]))
         ]
         numbers = [class_numbers(dominance, rule) for dominance in two]
         agreements.append(agreement(*numbers))
@@ -150,11 +148,3 @@ def _groups(images: Sequence[Hashable] | Tensor | None, n: int) -> Tensor:
             "of two images at least"
         )
     return torch.tensor([numbers[name] for name in names])
-
-
-def _some(codes: SparseCodes, chosen: Tensor) -> SparseCodes:
-    """Return the codes of some rows."""
-    kept = chosen[codes.rows]
-    rows = (chosen.cumsum(0) - 1)[codes.rows[kept]]
-    shape = (int(chosen.sum()), codes.n_features)
-    return SparseCodes(rows, codes.features[kept], codes.values[kept], shape)

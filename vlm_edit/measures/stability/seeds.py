@@ -126,7 +126,7 @@ def stability_of_seeds(
         dictionaries: Two or more, of as many features.
         streams: [n, d] activations, ``image`` and ``text``, row i of both a pair; best of pairs
             that no dictionary was trained on.
-        rule: Of the classes, as in ``Dominance.classes``; None for its default.
+        rule: Of the classes, as in ``Dominance.classes``.
         by: As in ``match_features``.
         least: How similar matched features must be to count as the same.
 
