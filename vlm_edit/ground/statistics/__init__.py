@@ -8,6 +8,7 @@ from vlm_edit.ground.statistics.means import (
     mean_difference,
     mean_estimate,
     ratio_estimate,
+    ratio_figures,
 )
 from vlm_edit.ground.statistics.paired import PairedTest, mcnemar, share_difference
 from vlm_edit.ground.statistics.roc import auc, auc_difference, auc_estimate
@@ -29,6 +30,7 @@ __all__ = [
     "middle",
     "proportion",
     "ratio_estimate",
+    "ratio_figures",
     "share_difference",
     "t_quantile",
 ]

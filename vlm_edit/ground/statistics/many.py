@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -47,13 +48,7 @@ def adjusted_p(p: Tensor) -> Tensor:
         >>> adjusted_p(torch.tensor([0.01, 0.04, 0.03, 0.9], dtype=torch.float64))
         tensor([0.0400, 0.0533, 0.0533, 0.9000], dtype=torch.float64)
     """
-    rates = torch.full(p.shape, math.nan, dtype=torch.float64)
-    tests = (~p.isnan()).nonzero().flatten()
-    values, order = p[tests].double().sort(descending=True)
-    rank = torch.arange(len(tests), 0, -1, dtype=torch.float64)
-    if len(tests):
-        rates[tests[order]] = (values * len(tests) / rank).cummin(0).values.clamp(max=1)
-    return rates
+    return _stepped(p, True, lambda values, left: (values * len(left) / left).cummin(0).values)
 
 
 def holm(p: Tensor) -> Tensor:
@@ -72,10 +67,15 @@ def holm(p: Tensor) -> Tensor:
         >>> holm(torch.tensor([0.01, 0.04, 0.03, 0.9], dtype=torch.float64))
         tensor([0.0400, 0.0900, 0.0900, 0.9000], dtype=torch.float64)
     """
-    chances = torch.full(p.shape, math.nan, dtype=torch.float64)
+    return _stepped(p, False, lambda values, left: (values * left).cummax(0).values)
+
+
+def _stepped(p: Tensor, descending: bool, step: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Adjust the p values in their order, of each and how many are left from it on."""
+    adjusted = torch.full(p.shape, math.nan, dtype=torch.float64)
     tests = (~p.isnan()).nonzero().flatten()
-    values, order = p[tests].double().sort()
+    values, order = p[tests].double().sort(descending=descending)
     left = torch.arange(len(tests), 0, -1, dtype=torch.float64)
     if len(tests):
-        chances[tests[order]] = (values * left).cummax(0).values.clamp(max=1)
-    return chances
+        adjusted[tests[order]] = step(values, left).clamp(max=1)
+    return adjusted

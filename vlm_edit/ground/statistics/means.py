@@ -144,6 +144,23 @@ def ratio_estimate(above: Tensor, below: Tensor, groups: Tensor | None = None) -
     return Estimate(ratio, *around(ratio, whole), len(up))
 
 
+def ratio_figures(above: Tensor, below: Tensor) -> Tensor:
+    """Return a figure of each case: its mean is the ratio of means, its spread that to first order.
+
+    Args:
+        above: [n].
+        below: [n], of the same cases.
+
+    Example:
+        >>> import torch
+        >>> ratio_figures(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 6.0]))
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    up, down = above.double(), below.double()
+    ratio = up.mean() / down.mean()
+    return ratio + (up - ratio * down) / down.mean()
+
+
 def drawn_difference(own: Tensor, other: Tensor, groups: Tensor | None = None) -> Estimate:
     """Estimate how far one mean lies above another of the same cases, both of random draws.
 

@@ -11,7 +11,12 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.ground.statistics import Estimate, drawn_difference, ratio_estimate
+from vlm_edit.ground.statistics import (
+    Estimate,
+    drawn_difference,
+    ratio_estimate,
+    ratio_figures,
+)
 from vlm_edit.hooks import record
 from vlm_edit.tasks.adversarial.host import ImageHost
 
@@ -93,14 +98,8 @@ class Movement:
             >>> round(moved.beyond("own", ["other"]).value, 3)
             0.2
         """
-        own = self._errors(name)[None]
-        return drawn_difference(own, torch.stack([self._errors(other) for other in others]))
-
-    def _errors(self, name: str) -> Tensor:
-        """Return a figure of each image: its mean is the share, its spread that to first order."""
-        part, whole = self.parts[name].double(), self.whole.double()
-        ratio = part.mean() / whole.mean()
-        return ratio + (part - ratio * whole) / whole.mean()
+        own, *drawn = (ratio_figures(self.parts[one], self.whole) for one in (name, *others))
+        return drawn_difference(own[None], torch.stack(drawn))
 
 
 @torch.no_grad()

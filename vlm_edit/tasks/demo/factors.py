@@ -14,6 +14,7 @@ from vlm_edit.ground.statistics import (
     drawn_difference,
     proportion,
     ratio_estimate,
+    ratio_figures,
 )
 from vlm_edit.measures.controls import random_features
 from vlm_edit.measures.dominance import Dominance, modality_dominance
@@ -291,8 +292,8 @@ def _fires_together(
     matched, shuffled = _together(codes, chosen)
     times = ratio_estimate(matched, shuffled, concepts)
     draws = [_together(codes, f) for f in random_features(chosen, alive(classes), DRAWS, 0)]
-    own = _errors(matched, shuffled)[None]
-    ahead = drawn_difference(own, torch.stack([_errors(*draw) for draw in draws]), concepts)
+    own = ratio_figures(matched, shuffled)[None]
+    ahead = drawn_difference(own, torch.stack([ratio_figures(*draw) for draw in draws]), concepts)
     return Check(
         claim,
         times.low > 1 and ahead.low > 0,
@@ -306,12 +307,6 @@ def _together(codes: Codes, features: Sequence[int]) -> tuple[Tensor, Tensor]:
     index = torch.as_tensor(features)
     seen, said = ((codes[stream][:, index] != 0).double() for stream in ("image", "text"))
     return (seen * said).sum(1), (seen * (said.sum(0) - said)).sum(1) / (len(said) - 1)
-
-
-def _errors(above: Tensor, below: Tensor) -> Tensor:
-    """Return a figure of each case: its mean is the ratio, its spread that to first order."""
-    ratio = above.mean() / below.mean()
-    return ratio + (above - ratio * below) / below.mean()
 
 
 def estimates(right: Sequence[Tensor]) -> list[Estimate]:
