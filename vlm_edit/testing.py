@@ -26,7 +26,7 @@ from vlm_edit.dictionaries import (
     StoredDictionary,
     load_dictionary,
 )
-from vlm_edit.edits import Rule, Scale, Splice, expect_savable
+from vlm_edit.edits import Rule, Splice, expect_savable
 from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.host import (
     Host,
@@ -38,7 +38,7 @@ from vlm_edit.host import (
     same_answers,
     some_inside,
 )
-from vlm_edit.patches import Patch
+from vlm_edit.patches import try_edit
 
 _WIDTH = 12
 _CLOSE = 1e-4
@@ -177,25 +177,15 @@ def _check_site(
     host: Host, site: Site, inputs: Mapping[str, Any], before: Sequence[Tensor]
 ) -> None:
     name = site.name
-    patch = Patch(name, Dictionary.identity(site.width), Scale(range(site.width), -2.0))
     try:
-        attached = patch.attach(host)
-    except VlmEditError as error:
-        _hold(site.dead is not None, f"a patch of {name!r} is refused: {error}")
+        edited, acts = try_edit(host, site, inputs, before)
+    except (RuntimeError, VlmEditError) as error:
+        _hold(site.dead is not None, f"an edit at {name!r} fails: {error}")
         return
-    with attached:
-        try:
-            during = answers(host, inputs)
-        except (RuntimeError, VlmEditError) as error:
-            raise AssertionError(f"an edit at {name!r} fails: {error}") from error
-        edited = attached.report().edited_tokens
     if not edited and may_rest(site):
         return
     _hold(edited > 0, f"nothing was edited at {name!r}: the forward does not run its modules")
-    _hold(
-        not same_answers(before, during),
-        f"an edit at {name!r} changes nothing the host gives: dead?",
-    )
+    _hold(acts, f"an edit at {name!r} changes nothing the host gives: dead?")
     after = answers(host, inputs)
     _hold(same_answers(before, after), f"the host is not what it was after a patch of {name!r}")
 

@@ -204,3 +204,20 @@ def test_a_module_that_the_forward_does_not_run_is_told() -> None:
 
     with pytest.raises(AssertionError, match="nothing was edited at 'second'"):
         check_adapter(Host.of(Beside().eval(), adapter=ADAPTER), {"x": torch.ones(2, 3)})
+
+
+class Compared(nn.Module):
+    """A host that gives the cosine of two streams' embeddings only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cosine_similarity(self.image(x), self.text(y))
+
+
+def test_a_site_that_only_a_cosine_reads_is_not_called_dead() -> None:
+    adapter = Adapter.of({"joint": [("image", "image", 4), ("text", "text", 4)]})
+    host = Host.of(Compared().eval(), adapter=adapter)
+    check_adapter(host, {"x": torch.eye(3), "y": torch.eye(3).flip(0)})

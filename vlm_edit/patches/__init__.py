@@ -14,6 +14,7 @@ from vlm_edit.patches.report import Report as Report
 from vlm_edit.patches.report import SiteReport as SiteReport
 from vlm_edit.patches.rows import attach_rows
 from vlm_edit.patches.storage import is_patch as is_patch
+from vlm_edit.patches.trial import try_edit as try_edit
 
 __all__ = [
     "Attachment",

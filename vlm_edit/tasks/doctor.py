@@ -12,8 +12,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vlm_edit.dictionaries import Dictionary
-from vlm_edit.edits import Scale
 from vlm_edit.ground.errors import VlmEditError, line
 from vlm_edit.hooks import entering, record
 from vlm_edit.host import (
@@ -28,7 +26,7 @@ from vlm_edit.host import (
     same_answers,
     some_inside,
 )
-from vlm_edit.patches import Patch
+from vlm_edit.patches import try_edit
 
 TEXT = "What is this?"
 _WITNESSES = {
@@ -179,16 +177,14 @@ def _edit(
 ) -> tuple[str, bool | None]:
     if site.dead:
         return f"never read: {site.dead}", True
-    patch = Patch(site.name, Dictionary.identity(site.width), Scale(range(site.width), -2.0))
     try:
-        with patch.attach(host) as attached:
-            after = answers(host, inputs)
+        edited, acts = try_edit(host, site, inputs, before)
     except (RuntimeError, VlmEditError) as error:
         return line(f"the edit fails: {error}"), False
-    if not attached.report().edited_tokens:
+    if not edited:
         rests = None if may_rest(site) else False
         return "no token passed: this forward does not run it", rests
-    if same_answers(before, after):
+    if not acts:
         if INSIDE.fullmatch(site.name):  # whose weights may be zeros
             return "changes nothing that the host says", None
         return "changes nothing that the host says", False
