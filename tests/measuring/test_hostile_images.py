@@ -332,6 +332,6 @@ def test_every_image_of_a_file_is_opened_by_its_format():
                 words = {word.arg for word in node.keywords}
                 found[path.relative_to(ROOT).as_posix()] = words
     assert found == {
-        "vlm_edit/measuring/pairs.py": {"formats"},
+        "vlm_edit/measuring/pictures.py": {"formats"},
         "docs/experiments/recipes/pairs.py": {"formats"},
     }

@@ -273,7 +273,7 @@ def test_the_dictionary_goes_once_to_the_device_of_the_host(
     reader = Reader(Host.of(clip, clip_processor), dictionary(12), batch_size=2, progress=False)
     read_all(reader, pairs)
     assert places == [clip.device]
-    assert reader._on(torch.device("meta")).decoder.device.type == "meta"
+    assert reader._readings[0]._on(torch.device("meta")).decoder.device.type == "meta"
 
 
 # The bundled host
@@ -716,16 +716,16 @@ def test_neurons_of_a_joint_embedding_do_not_depend_on_its_length(
 
 
 def test_pooling_in_parts_changes_nothing(monkeypatch, llava, dictionary) -> None:
-    from vlm_edit.measuring import reader as room
+    from vlm_edit.measuring import reading as room
 
     hidden = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(0))
     capture = Capture("language.1", hidden, Tokens.of("image", Call(), hidden))
     recording = Recording([capture])
     reader = Reader(Host.of(llava), dictionary(32), "language.1", progress=False)
     site = Site("language.1", (Tap("", llava, "image"),), 32)
-    whole = reader._pool(recording, site, "image", {})
+    whole = reader._readings[0]._pool(recording, site, "image", {})
     monkeypatch.setattr(room, "_MOST_CODES", 40 * 4)
-    parts = reader._pool(recording, site, "image", {})
+    parts = reader._readings[0]._pool(recording, site, "image", {})
     assert torch.allclose(whole[1].dense(), parts[1].dense(), atol=1e-6)
     assert torch.equal(whole[0], parts[0]) and torch.equal(whole[2], parts[2])
     expected = dictionary(32).encode(hidden).abs().mean(1)

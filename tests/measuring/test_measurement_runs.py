@@ -29,6 +29,7 @@ from vlm_edit.measuring import (
     merge_parts,
 )
 from vlm_edit.measuring import run as room
+from vlm_edit.measuring.plan import PairsPlan
 
 pytestmark = pytest.mark.kernels
 
@@ -106,11 +107,11 @@ def stop_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Break the run off when so many batches are added."""
     update, left = room.MeasurementAccumulator.update, [batches]
 
-    def counted(self: Any, batch: Any) -> None:
+    def counted(self: Any, *batch: Any) -> None:
         if not left[0]:
             raise _Stop
         left[0] -= 1
-        update(self, batch)
+        update(self, *batch)
 
     monkeypatch.setattr(room.MeasurementAccumulator, "update", counted)
 
@@ -382,7 +383,8 @@ def test_a_part_without_an_image_that_can_be_read_is_a_part_all_the_same(
         run_part(host, broken, (i, 7), file, judge=None)
     assert merge_parts(files, broken).n_pairs == 83
     reader = Reader(Host.of(*host), zoo.load_dictionary("joint"), batch_size=16, progress=False)
-    assert [batch for _, batch in reader.read_numbered(broken, range(0, 1))] == [[]]
+    cuts = PairsPlan.as_they_come(broken, 16).cuts(range(1))
+    assert [batches for _, batches in reader.run(cuts)] == [[[]]]
     assert len(reader.skipped) == 16
 
 

@@ -305,17 +305,17 @@ def test_sizes_do_not_depend_on_batches_parts_or_stops(speaker, tmp_path, monkey
     class Stop(Exception):
         pass
 
-    read = Reader.read_numbered
+    read = Reader.run
 
     def stopping(self: Reader, *args: Any) -> Any:
-        for number, batch in read(self, *args):
-            if number == 1:
+        for cut, batches in read(self, *args):
+            if cut.place[0] == 1:
                 raise Stop
-            yield number, batch
+            yield cut, batches
 
     file = tmp_path / "stopped.safetensors"
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(Reader, "read_numbered", stopping)
+        patch.setattr(Reader, "run", stopping)
         spoken(speaker, checkpoint=file, every=0.0)
     again = spoken(speaker, checkpoint=file)
     assert again.checksum() == whole.checksum()  # the same batches: to the bit

@@ -31,6 +31,7 @@ from vlm_edit.host.fingerprint import loaded_as as loaded_as
 from vlm_edit.host.fingerprint import same_weights as same_weights
 from vlm_edit.host.fingerprint import unguarded as unguarded
 from vlm_edit.host.host import Host, find_sites
+from vlm_edit.host.inputs import InputMaker as InputMaker
 from vlm_edit.host.inputs import Inputs as Inputs
 from vlm_edit.host.inputs import Prompt as Prompt
 from vlm_edit.host.inside import INSIDE as INSIDE

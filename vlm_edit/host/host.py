@@ -377,7 +377,7 @@ class Host:
         Raises:
             VlmEditError: It has no processor, or a prompt that it does not understand.
         """
-        return self._input_maker().template(False)
+        return self.maker.template(False)
 
     def asks(self, answer: bool = False) -> str:
         """Return what each pair is put into: the template, or the name of the function.
@@ -388,7 +388,7 @@ class Host:
         Raises:
             VlmEditError: As ``template``.
         """
-        return self._input_maker().words(answer)
+        return self.maker.words(answer)
 
     def special_ids(self, site: str) -> tuple[int, ...] | None:
         """Return ids of tokens that are no words, as the tokenizer says; None where there is none.
@@ -403,7 +403,13 @@ class Host:
                 own = special_ids(getattr(self.root.pipeline, encoder.tokenizer, None))
         return self._maker.special if own is None else own
 
-    def _input_maker(self) -> InputMaker:
+    @property
+    def maker(self) -> InputMaker:
+        """Return what makes its inputs, wherever it is; worker processes take it along.
+
+        Raises:
+            CannotKnow: It has no processor.
+        """
         if not self._only_encodes:
             self.expect_processor("reading pairs")
         return self._maker
@@ -487,7 +493,10 @@ class Host:
             >>> host.processor.tokenizer.decode(inputs.values["input_ids"][inputs.caption])
             'a cat'
         """
-        made = self._input_maker().inputs(images, texts, answer)
+        return self.receive(self.maker.inputs(images, texts, answer))
+
+    def receive(self, made: Inputs) -> Inputs:
+        """Put what ``maker`` made where the host is, and know the texts' tokens from then on."""
         values, caption = self.place(made.values), made.caption
         if caption is not None:
             caption = caption.to(values["input_ids"].device)

@@ -8,14 +8,15 @@ from vlm_edit.measuring.collecting import collect
 from vlm_edit.measuring.encoders import image_encoder, text_encoder
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.judging import EXAMPLES as EXAMPLES
+from vlm_edit.measuring.lookup import found_in as found_in
 from vlm_edit.measuring.order import shown as shown
-from vlm_edit.measuring.pairs import IMAGE_ENDINGS as IMAGE_ENDINGS
-from vlm_edit.measuring.pairs import IMAGE_FORMATS as IMAGE_FORMATS
 from vlm_edit.measuring.pairs import Pairs, read_pairs
-from vlm_edit.measuring.pairs import as_seen as as_seen
 from vlm_edit.measuring.pairs import one_sided as one_sided
-from vlm_edit.measuring.pairs import open_image as open_image
-from vlm_edit.measuring.pairs import size_of as size_of
+from vlm_edit.measuring.pictures import IMAGE_ENDINGS as IMAGE_ENDINGS
+from vlm_edit.measuring.pictures import IMAGE_FORMATS as IMAGE_FORMATS
+from vlm_edit.measuring.pictures import as_seen as as_seen
+from vlm_edit.measuring.pictures import open_image as open_image
+from vlm_edit.measuring.pictures import size_of as size_of
 from vlm_edit.measuring.provenance import pairs_listing as pairs_listing
 from vlm_edit.measuring.provenance import provenance as provenance
 from vlm_edit.measuring.provenance import texts_digest as texts_digest
@@ -28,9 +29,16 @@ from vlm_edit.measuring.result import Measurement, load_measurement
 from vlm_edit.measuring.run import is_finished as is_finished
 from vlm_edit.measuring.run import measure
 from vlm_edit.measuring.run import measure_part as measure_part
+from vlm_edit.measuring.run import measure_together as measure_together
 from vlm_edit.measuring.run import merge_parts as merge_parts
 from vlm_edit.measuring.run import was_measured as was_measured
 from vlm_edit.measuring.saving import save_runs as save_runs
+from vlm_edit.measuring.shards import Sample as Sample
+from vlm_edit.measuring.shards import Shards as Shards
+from vlm_edit.measuring.shards import is_sharded as is_sharded
+from vlm_edit.measuring.shards import listing_of as listing_of
+from vlm_edit.measuring.shards import read_all as read_all
+from vlm_edit.measuring.shards import shards_of as shards_of
 from vlm_edit.measuring.table import Features as Features
 from vlm_edit.measuring.table import class_labels as class_labels
 

@@ -21,7 +21,6 @@ from vlm_edit.measuring.provenance import PairsDigest
 from vlm_edit.measuring.reader import STREAMS, Batch
 from vlm_edit.measuring.repeats import Repeats
 from vlm_edit.measuring.result import Measurement
-from vlm_edit.measuring.sources import to_tensor
 from vlm_edit.measuring.table import files_of
 
 _Part = (
@@ -83,8 +82,8 @@ class MeasurementAccumulator:
     def _add(self, batch: Batch, once: Collection[int] | None) -> None:
         """Add a batch; ``once`` are the pairs whose image is looked at, None for all."""
         self.gap.update(batch.hidden["image"], batch.hidden["text"])
-        if batch.images:
-            self.digest.update(batch.numbers, batch.images, batch.texts)
+        if batch.digests:
+            self.digest.update(batch.numbers, batch.digests, batch.texts)
         self._add_sizes(batch.tokens)
         for stream in STREAMS:
             codes, rows = batch.codes[stream].to("cpu"), list(range(len(batch.numbers)))
@@ -162,8 +161,7 @@ class MeasurementAccumulator:
 
     def _repeats(self) -> dict[str, Repeats]:
         """Return repeats per stream; nothing where batches had no images."""
-        keys = {"image": self.digest.images, "text": self.digest.texts}
-        return {s: Repeats.of(to_tensor(some)) for s, some in keys.items() if some}
+        return {s: counter.compute() for s, counter in self.digest.repeats.items() if len(counter)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all there is, as tensors."""
@@ -179,16 +177,16 @@ class MeasurementAccumulator:
             VlmEditError: Another number of features, another ``keep``, or damaged.
         """
         rest = dict(state)
-        self._normed = _take(rest, "normed.")
+        self._normed = take(rest, "normed.")
         for stream in STREAMS:
-            some = _take(rest, f"similarity.{stream}.")
+            some = take(rest, f"similarity.{stream}.")
             if some:
                 self._similarity(stream, *some["weighted"].shape).load_state_dict(some)
         if not any(name.startswith("sizes.") for name in rest):  # of a former version
             self.sizes = None
         for name, part in self._parts().items():
             if not name.startswith("similarity."):
-                part.load_state_dict(_take(rest, f"{name}."))
+                part.load_state_dict(take(rest, f"{name}."))
         if rest:
             raise DamagedFile(f"a state of another version: it also holds {sorted(rest)[0]!r}")
 
@@ -219,6 +217,7 @@ class MeasurementAccumulator:
         self._normed[stream] = self._normed.get(stream, torch.zeros_like(total)) + total
 
 
-def _take(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def take(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take what has a prefix out of a state, and return it without that."""
     names = [name for name in state if name.startswith(prefix)]
     return {name.removeprefix(prefix): state.pop(name) for name in names}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeGuard, overload
 
 from PIL import Image
 
-from vlm_edit.ground.errors import BadArgument, UnknownName, line
+from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, line
 
 IMAGE_COLUMNS = ("image", "file_name", "filename", "filepath", "path")
 TEXT_COLUMNS = ("text", "caption", "title")
@@ -33,7 +33,42 @@ class Encoded:
     name: str
 
 
-Source = Image.Image | Path | Encoded
+@dataclass(frozen=True)
+class Stretch:
+    """An image as a stretch of a file, which an archive is; read when it is opened.
+
+    Attributes:
+        path: The archive.
+        start: Where the image begins, in bytes.
+        length: Its bytes.
+        name: What the archive calls it.
+    """
+
+    path: Path
+    start: int
+    length: int
+    name: str
+
+    @property
+    def data(self) -> bytes:
+        """Read the bytes.
+
+        Raises:
+            DamagedFile: The archive is gone, or ends before them.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                data = file.read(self.length)
+        except OSError as error:
+            raise DamagedFile(str(error)) from error
+        if len(data) != self.length:
+            raise DamagedFile("the archive ends within it")
+        return data
+
+
+Held = Encoded | Stretch
+Source = Image.Image | Path | Encoded | Stretch
 
 
 class Gathered(NamedTuple):
@@ -79,7 +114,7 @@ def source_of(image: Any, number: int, name: str) -> Source:
     Raises:
         BadArgument: No image and no path.
     """
-    if isinstance(image, Image.Image | Path | Encoded):
+    if isinstance(image, Image.Image | Path | Held):
         return image
     if isinstance(image, str | os.PathLike) and os.fspath(image):
         return Path(os.fspath(image))
@@ -224,6 +259,13 @@ def _facts(values: Sequence[Any]) -> tuple[str, ...] | None:
     if not all(value is None or isinstance(value, str | int | float) for value in values):
         return None
     return tuple("" if value is None or value != value else str(value) for value in values)
+
+
+def is_stream(source: Any) -> bool:
+    """Return whether something is a dataset that streams, or a pipeline of webdataset."""
+    if type(source).__module__.split(".")[0] == "webdataset":
+        return True
+    return _is_dataset(source) and not hasattr(source, "__len__")
 
 
 def _is_dataset(source: Any) -> bool:

@@ -73,5 +73,6 @@ class Judge:
 
     def embed_pairs(self, stream: str, pairs: Pairs, numbers: Sequence[int]) -> Tensor:
         """Embed one side of the pairs of these numbers, [n, d]."""
-        images = [pairs.open(i) for i in numbers] if stream == "image" else []
-        return self.embed(stream, images, [pairs.texts[i] for i in numbers])
+        some = pairs.select(numbers)
+        images = [some.open(i) for i in range(len(some))] if stream == "image" else []
+        return self.embed(stream, images, some.texts)

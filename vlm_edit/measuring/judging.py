@@ -57,7 +57,7 @@ def _alike(
 ) -> tuple[dict[str, Tensor], dict[str, tuple[float, float, float]]]:
     """Compute EmbSim and WinRate of one stream, by column, and the likeness of random examples."""
     left_out = set(skipped)
-    readable = torch.tensor([i for i in range(len(pairs)) if i not in left_out])
+    readable = torch.tensor([i for i in pairs.numbers() if i not in left_out])
     sizes = [m for m in EXAMPLES if m <= min(top.keep, len(readable))]
     if not sizes:
         return {}, {}

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.measuring.gathering import Encoded
-from vlm_edit.measuring.pairs import Pairs, size_of
+from vlm_edit.measuring.gathering import Held
+from vlm_edit.measuring.pairs import Pairs
+from vlm_edit.measuring.pictures import size_of
 from vlm_edit.measuring.sources import image_digest
 
 Whole = NDArray[np.int64]
@@ -91,7 +92,7 @@ def shown(pairs: Pairs) -> Whole:
             key = os.fspath(source)
             if key not in first:
                 files[i] = source
-        elif isinstance(source, Encoded):
+        elif isinstance(source, Held):
             key = hashlib.blake2b(source.data, digest_size=_SIZE).digest()
         elif isinstance(pairs.images, list):  # which keeps its images, and so their ids
             if id(source) not in digests:

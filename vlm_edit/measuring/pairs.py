@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.measuring.gathering import (
-    Encoded,
+    Held,
     Source,
     Stored,
     gather,
     source_of,
 )
 from vlm_edit.measuring.lists import NAMES, has_columns, read_list, text_of
+from vlm_edit.measuring.pictures import IMAGE_ENDINGS, opened, size_of
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Of the files themselves, whatever they are called. No PostScript: Pillow hands it to Ghostscript.
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _SHOWN = 5  # pairs in notebooks
 # What stands beside a text or an image that is alone.
 _GREY, _SIDE, _CAPTION = (128, 128, 128), 64, "a picture"
@@ -145,7 +139,7 @@ class Pairs:
     def describe(self, i: int) -> str:
         """Name an image for messages: by its path, or its number."""
         image = self.images[i]
-        if isinstance(image, Encoded):
+        if isinstance(image, Held):
             return image.name
         return str(image) if isinstance(image, Path) else f"image {i}"
 
@@ -155,14 +149,7 @@ class Pairs:
         Raises:
             VlmEditError: It is missing or cannot be read.
         """
-        image = self.images[i]
-        if isinstance(image, Path | Encoded):
-            with open_image(image) as file:
-                return as_seen(file)
-        try:
-            return as_seen(image)
-        except Exception as error:
-            raise DamagedFile(f"{self.describe(i)}: {_reason(error)}") from error
+        return opened(self.images[i], self.describe(i))
 
     def readable(self) -> tuple[Pairs, list[tuple[int, str]]]:
         """Select the pairs whose image opens; return the others' numbers too, with the reason."""
@@ -186,6 +173,14 @@ class Pairs:
             self.only,
         )
 
+    def has(self, i: int) -> bool:
+        """Return whether there is a pair of this number."""
+        return i < len(self) or not i
+
+    def numbers(self) -> Iterable[int]:
+        """Return the number of each pair."""
+        return range(len(self))
+
     def batches(self, size: int) -> Iterator[range]:
         """Iterate over the numbers of the pairs, ``size`` at a time."""
         if size < 1:
@@ -194,49 +189,11 @@ class Pairs:
             yield range(start, min(start + size, len(self)))
 
 
-@contextmanager
-def open_image(path: str | os.PathLike[str] | Encoded) -> Iterator[Image.Image]:
-    """Open an image file that nobody vouches for; it is decoded within the block.
-
-    Args:
-        path: The file, or what is in it.
-
-    Raises:
-        VlmEditError: No regular file, none of ``IMAGE_FORMATS``, more pixels than Pillow's own
-            limit (``PIL.Image.MAX_IMAGE_PIXELS``), damaged, or not within reach; or the block
-            failed.
-
-    Example:
-        >>> with open_image("/dev/zero") as image:
-        ...     image.load()
-        Traceback (most recent call last):
-        vlm_edit.ground.errors.DamagedFile: /dev/zero: not a regular file
-    """
-    file = BytesIO(path.data) if isinstance(path, Encoded) else path
-    try:
-        # Opening a pipe would wait for its other end.
-        if not isinstance(file, BytesIO) and not stat.S_ISREG(os.stat(file).st_mode):
-            raise DamagedFile("not a regular file")
-        Image.init()
-        formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
-        with Image.open(file, formats=formats) as image:
-            pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
-            if most is not None and pixels > most:
-                raise DamagedFile(
-                    f"{image.width} x {image.height} are {pixels:,} pixels, and at most {most:,} "
-                    "are decoded: make it smaller"
-                )
-            yield image
-    except Exception as error:  # decoders fail in many ways: a broken PNG is a SyntaxError
-        name = path.name if isinstance(path, Encoded) else os.fspath(path)
-        raise DamagedFile(f"{name}: {_reason(error)}") from error
-
-
 def _shown(image: Source) -> str:
     """Name an image, or say how large one in memory is."""
     if isinstance(image, Image.Image):
         return f"{image.width} x {image.height}"
-    return _abridged(image.name if isinstance(image, Encoded) else str(image), 48, True)
+    return _abridged(image.name if isinstance(image, Held) else str(image), 48, True)
 
 
 def _abridged(text: str, most: int, end: bool = False) -> str:
@@ -244,39 +201,6 @@ def _abridged(text: str, most: int, end: bool = False) -> str:
     if len(text) <= most:
         return text
     return f"...{text[3 - most :]}" if end else f"{text[: most - 3]}..."
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def size_of(path: str | os.PathLike[str]) -> int | None:
-    """Return the bytes of a regular file; None where there is none within reach."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # such as a name that is too long, or holds a zero
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
-def as_seen(image: Image.Image) -> Image.Image:
-    """Return an image as viewers show it, RGB: upright, on white where it is transparent.
-
-    ``convert("RGB")`` alone shows the colours that lie hidden below transparent pixels, leaves
-    photographs on their side, and cuts 16-bit greys off at 255.
-
-    Example:
-        >>> from PIL import Image
-        >>> as_seen(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0))
-        (255, 255, 255)
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def read_pairs(

@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from array import array
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vlm_edit.dictionaries import Encodes, identity
 from vlm_edit.host import Host, Site, fingerprint, loaded_as
-from vlm_edit.measuring.gathering import Encoded
-from vlm_edit.measuring.pairs import Pairs, size_of
-from vlm_edit.measuring.sources import image_digest, key_of, to_array, to_tensor
+from vlm_edit.measuring.gathering import Held
+from vlm_edit.measuring.pairs import Pairs
+from vlm_edit.measuring.pictures import size_of
+from vlm_edit.measuring.repeats import RepeatsCounter
+from vlm_edit.measuring.sources import key_of
 
 _SIZE = 16
 _UTF = ("utf-8", "surrogatepass")  # a caption may hold halves of characters
@@ -30,39 +30,36 @@ class PairsDigest:
     """A digest of pairs as they were read: of numbers, texts and pixels, in any order.
 
     Attributes:
-        images: 64 bits of each image, in the order of reading.
-        texts: Likewise of each text.
+        repeats: How often an image comes again, and a text.
 
     Example:
-        >>> from PIL import Image
-        >>> digest, image = PairsDigest(), Image.new("RGB", (2, 2))
-        >>> digest.update([0], [image], ["black"])
+        >>>         >>> digest = PairsDigest()
+        >>> digest.update([0], [image_digest(Image.new("RGB", (2, 2)))], ["black"])
         >>> len(str(digest))
         32
     """
 
     def __init__(self) -> None:
         self._sum = 0
-        self.images = array("q")
-        self.texts = array("q")
+        self.repeats = {stream: RepeatsCounter() for stream in ("image", "text")}
 
-    def update(
-        self, numbers: Sequence[int], images: Sequence[Image.Image], texts: Sequence[str]
-    ) -> None:
-        """Add pairs, as they were read."""
-        for number, image, text in zip(numbers, images, texts, strict=True):
-            digest = image_digest(image)
+    def update(self, numbers: Sequence[int], images: Sequence[bytes], texts: Sequence[str]) -> None:
+        """Add pairs as they were read, each image by its ``image_digest``."""
+        keys: dict[str, list[int]] = {"image": [], "text": []}
+        for number, digest, text in zip(numbers, images, texts, strict=True):
             one = hashlib.blake2b(json.dumps([number, text]).encode(), digest_size=_SIZE)
             one.update(digest)
             self._add(int.from_bytes(one.digest(), "big"))
-            self.images.append(key_of(digest))
-            self.texts.append(key_of(hashlib.blake2b(text.encode(*_UTF), digest_size=8).digest()))
+            keys["image"].append(key_of(digest))
+            keys["text"].append(key_of(hashlib.blake2b(text.encode(*_UTF), digest_size=8).digest()))
+        for stream, some in keys.items():
+            self.repeats[stream].update(torch.tensor(some, dtype=torch.int64))
 
     def merge(self, other: PairsDigest) -> None:
         """Add the pairs of another digest."""
         self._add(other._sum)
-        self.images.extend(other.images)
-        self.texts.extend(other.texts)
+        for stream, counter in self.repeats.items():
+            counter.merge(other.repeats[stream])
 
     def _add(self, value: int) -> None:
         self._sum = (self._sum + value) % (1 << 8 * _SIZE)
@@ -74,16 +71,20 @@ class PairsDigest:
     def state_dict(self) -> dict[str, Tensor]:
         """Return all there is, as tensors."""
         total = torch.tensor(list(self._sum.to_bytes(_SIZE, "big")), dtype=torch.uint8)
-        return {
-            "sum": total,
-            "images": to_tensor(self.images),
-            "texts": to_tensor(self.texts),
+        return {"sum": total} | {
+            f"{stream}.{name}": value
+            for stream, counter in self.repeats.items()
+            for name, value in counter.state_dict().items()
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what ``state_dict`` gave."""
         self._sum = int.from_bytes(bytes(state["sum"].tolist()), "big")
-        self.images, self.texts = (to_array(state[name]) for name in ("images", "texts"))
+        for stream, counter in self.repeats.items():
+            prefix = f"{stream}."
+            counter.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
 
 
 def pairs_listing(pairs: Pairs) -> str:
@@ -97,7 +98,7 @@ def pairs_listing(pairs: Pairs) -> str:
         facts: list[Any] = [text]
         if isinstance(image, Path):
             facts += [image.name, size_of(image)]
-        elif isinstance(image, Encoded):
+        elif isinstance(image, Held):
             facts += [len(image.data), hashlib.blake2b(image.data, digest_size=_SIZE).hexdigest()]
         else:
             facts += [image.mode, image.size]

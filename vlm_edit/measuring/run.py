@@ -9,18 +9,19 @@ from typing import Any
 
 from vlm_edit.dictionaries import Encodes
 from vlm_edit.ground.errors import BadArgument, VlmEditError
-from vlm_edit.host import Host, Model
+from vlm_edit.host import Host, Model, Site
 from vlm_edit.measures.dominance import Zeros
 from vlm_edit.measuring.accumulator import MeasurementAccumulator
 from vlm_edit.measuring.details import details, summed
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.judging import EXAMPLES, SEED
-from vlm_edit.measuring.order import Order
 from vlm_edit.measuring.pairs import Pairs
-from vlm_edit.measuring.provenance import pairs_listing, provenance, texts_digest
+from vlm_edit.measuring.plan import Plan, Verify, expect_plan, plan_of
+from vlm_edit.measuring.provenance import provenance
 from vlm_edit.measuring.reader import STREAMS, Reader
+from vlm_edit.measuring.reading import Reading
 from vlm_edit.measuring.result import Measurement
-from vlm_edit.measuring.state import State, expect_same
+from vlm_edit.measuring.state import Run, State, expect_same
 
 
 def measure(
@@ -35,6 +36,8 @@ def measure(
     judge: Judge | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     every: float = 60.0,
+    workers: int | None = None,
+    verify: Verify = "sample",
     progress: bool = True,
 ) -> Measurement:
     """Measure how much each feature of a dictionary belongs to image or text, and what it is of.
@@ -57,6 +60,10 @@ def measure(
         checkpoint: A file that keeps the state. If the process dies, the same call goes on from
             there, to the bit as if it had not died; a call that had finished returns at once.
         every: Seconds between two states.
+        workers: Processes that decode images and make the host's inputs ahead of it, which changes
+            no bit; 0 for none, None for as many as suit: none beside a host on the CPU.
+        verify: What a run that goes on looks at again of the images it has read: ``sample`` for
+            the files' sizes and times and 32 images, ``all`` for all images.
         progress: Whether to show a bar.
 
     Returns:
@@ -78,17 +85,60 @@ def measure(
         >>> measurement.n_pairs
         64
     """
-    pairs = Pairs.of(pairs)
-    state, reader, order = _begin(
-        *(host, pairs, dictionary, site, (0, 1)),
+    readings = [(site, dictionary)]
+    return measure_together(
+        *(host, pairs, readings),
         zeros=zeros,
         keep=keep,
         batch_size=batch_size,
         judge=judge,
+        checkpoint=checkpoint,
+        every=every,
+        workers=workers,
+        verify=verify,
         progress=progress,
-    )
-    state.run(reader, pairs, order, None if checkpoint is None else Path(checkpoint), every)
-    return state.finish(pairs)
+    )[0]
+
+
+def measure_together(
+    host: Host | Model,
+    pairs: Pairs | Iterable[Any],
+    readings: Sequence[tuple[str, Encodes]],
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = 60.0,
+    verify: Verify = "sample",
+    **options: Any,
+) -> list[Measurement]:
+    """Measure several dictionaries, at one site or at several, in one pass of the host.
+
+    Args:
+        host: As in ``measure``, like the next.
+        pairs: The pairs.
+        readings: A site's name and a dictionary of its width, for each.
+        checkpoint: As in ``measure``, like the rest; one file for all.
+        every: Seconds between two states.
+        verify: What a run that goes on looks at again.
+        options: As in ``measure``: zeros, keep, batch_size, judge, workers, progress.
+
+    Returns:
+        A measurement for each, as ``measure`` would give it.
+
+    Raises:
+        VlmEditError: As in ``measure``.
+
+    Example:
+        >>> from vlm_edit import Host, zoo
+        >>> from vlm_edit.measuring import measure_together
+        >>> host = Host.of(*zoo.load_host())
+        >>> pairs = zoo.load_pairs().select(range(32))
+        >>> named = [("joint", zoo.load_dictionary(name)) for name in ("joint", "joint-ncl")]
+        >>> [m.n_pairs for m in measure_together(host, pairs, named, progress=False)]
+        [32, 32]
+    """
+    state, reader, plan = _begin(host, pairs, readings, (0, 1), **options)
+    state.run(reader, plan, None if checkpoint is None else Path(checkpoint), every, verify)
+    return state.finish(plan)
 
 
 def measure_part(
@@ -100,6 +150,7 @@ def measure_part(
     part: tuple[int, int],
     checkpoint: str | os.PathLike[str],
     every: float = 60.0,
+    verify: Verify = "sample",
     **options: Any,
 ) -> None:
     """Measure one part of the pairs, as one of several processes; ``merge_parts`` does the rest.
@@ -112,14 +163,14 @@ def measure_part(
         part: (i, n): the i-th of n parts, counted from 0.
         checkpoint: The part's own file; a call that was killed goes on from it.
         every: Seconds between two states.
-        options: As in ``measure``: zeros, keep, batch_size, judge, progress.
+        verify: As in ``measure``.
+        options: As in ``measure``: zeros, keep, batch_size, judge, workers, progress.
 
     Raises:
         VlmEditError: As in ``measure``, or a part that is not one of n.
     """
-    pairs = Pairs.of(pairs)
-    state, reader, order = _begin(host, pairs, dictionary, site, part, **options)
-    state.run(reader, pairs, order, Path(checkpoint), every)
+    state, reader, plan = _begin(host, pairs, [(site, dictionary)], part, **options)
+    state.run(reader, plan, Path(checkpoint), every, verify)
 
 
 def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
@@ -150,7 +201,7 @@ def was_measured(
         site: Where.
         options: As in ``measure``: zeros, keep, batch_size, judge.
     """
-    state, _, _ = _begin(host, Pairs.of(pairs), dictionary, site, (0, 1), **options)
+    state, _, _ = _begin(host, pairs, [(site, dictionary)], (0, 1), **options)
     parts = state.origin["details"]  # of which a run keeps digests
     try:
         if measurement.provenance["digests"] != summed(parts):
@@ -166,54 +217,53 @@ def was_measured(
 
 def _begin(
     host: Host | Model,
-    pairs: Pairs,
-    dictionary: Encodes,
-    site: str,
+    pairs: Pairs | Iterable[Any],
+    readings: Sequence[tuple[str, Encodes]],
     part: tuple[int, int],
     *,
     zeros: Zeros = "skip",
     keep: int = max(EXAMPLES),
     batch_size: int = 64,
     judge: Judge | None = None,
+    workers: int | None = None,
     progress: bool = True,
-) -> tuple[State, Reader, Order]:
-    """Return a measurement that has read nothing yet, and what it reads with."""
-    host = Host.of(host)
-    place = host.site(site)
-    if place.streams != STREAMS:
-        raise BadArgument(
-            f"site {site!r} has the {place.streams[0]} stream only; dominance compares image and "
-            "text: choose a site that both pass, such as 'joint'"
-        )
-    if pairs.only is not None:
-        raise BadArgument(
-            f"{pairs.name} holds {pairs.only}s alone; dominance compares image and text: give pairs"
-        )
-    if batch_size < 1:
-        raise BadArgument(f"batch size is {batch_size}; it must be at least 1")
-    reader = Reader(host, dictionary, site, batch_size, progress, sizes=True)
+) -> tuple[State, Reader, Plan]:
+    """Return measurements that have read nothing yet, and what they read with."""
+    host, plan = Host.of(host), plan_of(pairs, batch_size)
+    if not readings:
+        raise BadArgument("nothing to measure: name a site and a dictionary")
+    for site, _ in readings:
+        _expect_both(host.site(site))
+    (site, dictionary), *others = readings
+    beside = [Reading(host, other, at, sizes=True) for at, other in others]
+    reader = Reader(
+        *(host, dictionary, site, batch_size, progress, True, beside, workers),
+        images=judge is not None,
+    )
     settings = {
-        "site": site,
         "zeros": zeros,
         "keep": keep,
         "batch_size": batch_size,
         "prompt": host.asks(),
         "judge": None if judge is None else [judge.name, *judge.streams, judge.shared],
         "seed": SEED,
+        "side": reader.least,
     }
-    origin = provenance(host, place, dictionary, settings)
-    origin["details"] = details(host)
-    order = Order.of(pairs, batch_size)
-    origin["pairs"] = {
-        "name": pairs.name,
-        "count": len(pairs),
-        "listing": pairs_listing(pairs),
-        "texts": texts_digest(pairs),
-    }
-    if order.repeated:
-        origin["pairs"]["images"] = order.digest
-    accumulator = MeasurementAccumulator(dictionary.n_features, zeros, keep, judge)
-    return State(accumulator, origin, len(order.batches), part), reader, order
+    facts, parts = plan.facts(), details(host)
+    runs = []
+    for at, one in readings:
+        origin = provenance(host, host.site(at), one, {"site": at, **settings})
+        origin |= {"details": parts, "pairs": dict(facts)}
+        runs.append(Run(MeasurementAccumulator(one.n_features, zeros, keep, judge), origin))
+    return State(runs, plan.total, part), reader, plan
+
+
+def _expect_both(place: Site) -> None:
+    if place.streams != STREAMS:
+        raise BadArgument(
+            f"site {place.name!r} has the {place.streams[0]} stream only; dominance compares image "
+            "and text: choose a site that both pass, such as 'joint'"
+        )
 
 
 def merge_parts(
@@ -234,7 +284,6 @@ def merge_parts(
     Raises:
         VlmEditError: A part is missing, twice there or unfinished, or they do not belong together.
     """
-    pairs = Pairs.of(pairs)
     states = sorted(
         (State.load(Path(path), judge) for path in checkpoints), key=lambda state: state.part
     )
@@ -245,11 +294,8 @@ def merge_parts(
     if [state.part for state in states] != parts:
         have = ", ".join(f"{i + 1} of {n}" for i, n in (state.part for state in states))
         raise BadArgument(f"the parts do not make a whole: they are {have}")
-    if first.origin["pairs"]["listing"] != pairs_listing(pairs):
-        raise BadArgument(f"{pairs.name}: these are not the pairs that the parts measured")
-    order = Order.of(pairs, int(first.origin["settings"]["batch_size"]))
-    if first.origin["pairs"].get("images") != order.digest:
-        raise BadArgument(f"{pairs.name}: the parts were measured when other images were the same")
+    plan = plan_of(pairs, int(first.origin["settings"]["batch_size"]))
+    expect_plan(first.origin["pairs"], plan)
     for state in states:
         expect_same(first.origin, state.origin, "another part")
         if not state.finished:
@@ -257,7 +303,7 @@ def merge_parts(
                 f"part {state.part[0] + 1} of {state.part[1]} is not finished: run it again, it "
                 "goes on where it stopped"
             )
-        state.expect_images(pairs, order, f"part {state.part[0] + 1}")
+        plan.expect(state, f"part {state.part[0] + 1}", "sample")
     for state in states[1:]:
         first.merge(state)
-    return first.finish(pairs)
+    return first.finish(plan)[0]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from vlm_edit.ground.errors import VlmEditError, WrongHost
 from vlm_edit.measuring.gathering import Source
 from vlm_edit.measuring.pairs import Pairs
+from vlm_edit.measuring.pictures import opened
 
 _IN_MEMORY = 0
 _GONE = -1
@@ -48,6 +49,15 @@ def stamp(image: Source) -> int:
     return key_of(hashlib.blake2b(data, digest_size=8).digest())
 
 
+_AGAIN = 32  # images that are looked at again whatever their files' stamps say
+
+
+def sampled(numbers: Sequence[int]) -> set[int]:
+    """Draw some numbers, the same each time."""
+    ranked = sorted(numbers, key=lambda n: hashlib.blake2b(b"%d" % n, digest_size=8).digest())
+    return set(ranked[:_AGAIN])
+
+
 def expect_images(
     pairs: Pairs,
     numbers: Iterable[int],
@@ -55,11 +65,13 @@ def expect_images(
     keys: Iterable[int],
     skipped: Collection[int],
     what: str,
+    again: Collection[int] = (),
+    least: int | None = None,
 ) -> None:
     """Refuse to go on where an image that was read is another by now.
 
-    Files with the stamp of then are trusted. Others, such as copies, are read again and compared
-    by what they show, as are images in memory.
+    Files with the stamp of then are trusted, but for those to look at again. Others, such as
+    copies, are read again and compared by what they show, as are images in memory.
 
     Args:
         pairs: The pairs as they are now.
@@ -68,6 +80,8 @@ def expect_images(
         keys: ``key_of`` of each that was read.
         skipped: Numbers of those that could not be read.
         what: Who had read them, for the message.
+        again: Numbers of those to look at again.
+        least: As in ``opened``.
 
     Raises:
         VlmEditError: Names the first that differs.
@@ -75,9 +89,10 @@ def expect_images(
     queue = iter(keys)
     for number, before in zip(numbers, stamps, strict=False):
         key = None if number in skipped else next(queue, None)
-        if before != _IN_MEMORY and before == stamp(pairs.images[number]):
+        same = before != _IN_MEMORY and before == stamp(pairs.images[number])
+        if same and number not in again:
             continue
-        if key != _key(pairs, number):
+        if key != _key(pairs, number, least):
             raise WrongHost(
                 f"pair {number} ({pairs.describe(number)}) has another image than when {what} read "
                 "it: put the former one back, or measure into another folder or file, or delete "
@@ -85,9 +100,9 @@ def expect_images(
             )
 
 
-def _key(pairs: Pairs, number: int) -> int | None:
+def _key(pairs: Pairs, number: int, least: int | None) -> int | None:
     try:
-        return key_of(image_digest(pairs.open(number)))
+        return key_of(image_digest(opened(pairs.images[number], "", least)))
     except VlmEditError:
         return None
 

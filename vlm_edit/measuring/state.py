@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 import warnings
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, DamagedFile, WrongHost
 from vlm_edit.ground.files import make_folder, read_tensors, write_tensors
-from vlm_edit.measuring.accumulator import MeasurementAccumulator
+from vlm_edit.measuring.accumulator import MeasurementAccumulator, take
 from vlm_edit.measuring.details import summed
 from vlm_edit.measuring.judge import Judge
-from vlm_edit.measuring.order import Order
 from vlm_edit.measuring.pairs import Pairs
-from vlm_edit.measuring.reader import Reader
+from vlm_edit.measuring.plan import Plan, Verify
+from vlm_edit.measuring.reader import Batch, Reader
 from vlm_edit.measuring.repeats import RepeatedPairs
 from vlm_edit.measuring.result import Measurement
-from vlm_edit.measuring.sources import expect_images, stamp, to_array, to_tensor
+from vlm_edit.measuring.sources import key_of, to_array, to_tensor
 
 logger = logging.getLogger(__name__)
 
 _WHAT = "checkpoint"
-_VERSION = 2
-_STAMPS = "stamps"
+_VERSION = 3
+_NOTES = "notes."
 _OF_DETAILS = ("weights", "config", "processor")
 # What must be the same, and what is said where it is not; the host first, whose dtype explains the
 # weights'.
@@ -43,128 +44,154 @@ _PASSED_OVER = {"name", "sites", "revision"}
 _ADDED = {"dtype", "quantization"}  # of the host; former versions kept neither
 
 
+class Run(NamedTuple):
+    """What is measured with one dictionary at one site.
+
+    Attributes:
+        accumulator: What was gathered so far.
+        origin: What it is of, as in a measurement's provenance.
+    """
+
+    accumulator: MeasurementAccumulator
+    origin: dict[str, Any]
+
+
 @dataclass(eq=False)
 class State:
     """Hold a measurement under way.
 
     Attributes:
-        accumulator: What was gathered so far.
-        origin: What it is of, as in a measurement's provenance.
-        total: Batches of all parts.
+        runs: What is measured of the same forwards.
+        total: Units of all parts.
         part: Which part this is, and of how many.
-        next_batch: The number of the batch that comes next.
+        unit: The number of the unit that comes next, or is under way.
+        after: How many cuts of it were read.
         skipped: Pairs left out, with the reason.
         truncated: Texts that were cut.
-        stamps: Of each image that was read or skipped.
+        notes: Whole numbers by name, which the plan keeps to know again what was read.
     """
 
-    accumulator: MeasurementAccumulator
-    origin: dict[str, Any]
+    runs: Sequence[Run]
     total: int
     part: tuple[int, int] = (0, 1)
-    next_batch: int = 0
+    unit: int = 0
+    after: int = 0
     skipped: list[tuple[int, str]] = field(default_factory=list)
     truncated: int = 0
-    stamps: array[int] = field(default_factory=lambda: array("q"))
+    notes: dict[str, array[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         i, n = self.part
         if not 0 <= i < n:
             raise BadArgument(f"part {self.part} is not (i, n) with 0 <= i < n")
-        self.next_batch = self.next_batch or self.batches.start
+        self.unit = self.unit or self.units.start
 
     @property
-    def batches(self) -> range:
-        """Return the numbers of the part's batches."""
+    def origin(self) -> dict[str, Any]:
+        """Return what the first of the runs is of: pairs, host and versions are those of all."""
+        return self.runs[0].origin
+
+    @property
+    def units(self) -> range:
+        """Return the numbers of the part's units."""
         i, n = self.part
         return range(self.total * i // n, self.total * (i + 1) // n)
 
     @property
     def finished(self) -> bool:
         """Return whether all of them were read."""
-        return self.next_batch >= self.batches.stop
+        return self.unit >= self.units.stop
+
+    def noted(self, name: str) -> array[int]:
+        """Return the numbers of a note, empty at first."""
+        return self.notes.setdefault(name, array("q"))
 
     def run(
-        self, reader: Reader, pairs: Pairs, order: Order, checkpoint: Path | None, every: float
+        self,
+        reader: Reader,
+        plan: Plan,
+        checkpoint: Path | None,
+        every: float,
+        verify: Verify = "sample",
     ) -> None:
         """Read the pairs that are still to be read."""
         if checkpoint is not None and checkpoint.is_file():
-            self._go_on(checkpoint, pairs, order)
+            self._go_on(checkpoint, plan, verify)
         reader.skipped[:], reader.truncated = self.skipped, self.truncated
         last = time.monotonic()
-        numbers = self.batches
-        # Of files as they were before reading.
-        before = self._stamps(pairs, order, self.next_batch)
+        rest = range(self.unit, self.units.stop)
         logger.info(
-            "%s: %d of %d batches of %s to read",
-            *(reader.site, numbers.stop - self.next_batch, len(numbers), pairs.name),
+            *("%s: %d of %d units of %s to read", reader.site),
+            *(len(rest), len(self.units), plan.name),
         )
-        rest = range(self.next_batch, numbers.stop)
-        for number, read in reader.read_numbered(pairs, rest, order):
-            self.accumulator.update(*read)
+        for cut, read in reader.run(plan.cuts(rest, self.after), plan.count(rest), plan.name):
+            for run, batches in zip(self.runs, read, strict=True):
+                run.accumulator.update(*batches)
             self._tell(reader)
-            self.stamps.extend(before)
-            before = self._stamps(pairs, order, number + 1)
-            self.next_batch = number + 1
+            plan.note(self, cut, _keys(read[0]))
+            self.unit, self.after = cut.place[0], cut.place[1] + 1
             self.skipped, self.truncated = list(reader.skipped), reader.truncated
             if checkpoint is not None and time.monotonic() - last >= every:
                 self.save(checkpoint)
                 last = time.monotonic()
+        self.unit, self.after = self.units.stop, 0
         if checkpoint is not None:
             self.save(checkpoint)
-        count = self.accumulator.dominance.n_pairs
+        count = self.runs[0].accumulator.dominance.n_pairs
         logger.info("%s: %d pairs read, %d left out", reader.site, count, len(self.skipped))
 
     def _tell(self, reader: Reader) -> None:
         """Keep, and log, what the host was asked first."""
-        if reader.first_prompt is not None and "first prompt" not in self.origin:
-            self.origin["first prompt"] = reader.first_prompt
-            logger.info("%s: the host is asked %r", reader.site, reader.first_prompt)
+        if reader.first_prompt is None or "first prompt" in self.origin:
+            return
+        for run in self.runs:
+            run.origin["first prompt"] = reader.first_prompt
+        logger.info("%s: the host is asked %r", reader.site, reader.first_prompt)
 
-    def _stamps(self, pairs: Pairs, order: Order, number: int) -> list[int]:
-        some = order.batches[number] if number < len(order.batches) else ()
-        return [stamp(pairs.images[i]) for i in some]
-
-    def expect_images(self, pairs: Pairs, order: Order, what: str) -> None:
-        """Refuse pairs whose images are not those that were read."""
-        numbers = itertools.chain.from_iterable(order.batches[i] for i in self.batches)
-        skipped = {number for number, _ in self.skipped}
-        expect_images(
-            *(pairs, numbers, self.stamps, self.accumulator.digest.images, skipped, what),
-        )
-
-    def _go_on(self, checkpoint: Path, pairs: Pairs, order: Order) -> None:
-        there = State.load(checkpoint, self.accumulator.judge)
-        expect_same(there.origin, self.origin, f"the checkpoint {str(checkpoint)!r}")
+    def _go_on(self, checkpoint: Path, plan: Plan, verify: Verify) -> None:
+        what = f"the checkpoint {str(checkpoint)!r}"
+        there = State.load(checkpoint, self.runs[0].accumulator.judge)
+        if len(there.runs) != len(self.runs):
+            raise BadArgument(
+                f"{what} is of {len(there.runs)} sites or dictionaries, not {len(self.runs)}: "
+                "measure into another folder or file, or delete it to begin anew"
+            )
+        for theirs, ours in zip(there.runs, self.runs, strict=True):
+            expect_same(theirs.origin, ours.origin, what)
         if there.part != self.part:
             raise BadArgument(
-                f"the checkpoint {str(checkpoint)!r} is of part {there.part}, not {self.part}: "
-                "give each part a file of its own"
+                f"{what} is of part {there.part}, not {self.part}: give each part a file of its own"
             )
-        self.accumulator, self.next_batch = there.accumulator, there.next_batch
+        plan.expect(there, what, verify)
+        for theirs, ours in zip(there.runs, self.runs, strict=True):
+            if "first prompt" in theirs.origin:
+                ours.origin["first prompt"] = theirs.origin["first prompt"]
+        self.runs = [
+            Run(a.accumulator, b.origin) for a, b in zip(there.runs, self.runs, strict=True)
+        ]
+        self.unit, self.after, self.notes = there.unit, there.after, there.notes
         self.skipped, self.truncated = there.skipped, there.truncated
-        self.stamps = there.stamps
-        if "first prompt" in there.origin:
-            self.origin["first prompt"] = there.origin["first prompt"]
-        self.expect_images(pairs, order, f"the checkpoint {str(checkpoint)!r}")
-        logger.info("going on from %s at batch %d", checkpoint, self.next_batch)
+        logger.info("going on from %s at unit %d", checkpoint, self.unit)
 
     def save(self, path: Path) -> None:
         """Write everything, whole or not at all."""
         header = {
             "version": _VERSION,
             "kind": _WHAT,
-            "told": self.origin,
+            "told": [run.origin for run in self.runs],
             "part": list(self.part),
-            "batches": self.total,
-            "next_batch": self.next_batch,
+            "units": self.total,
+            "unit": self.unit,
+            "after": self.after,
             "skipped": self.skipped,
             "truncated": self.truncated,
         }
         make_folder(path.parent)
-        tensors = {**self.accumulator.state_dict(), _STAMPS: to_tensor(self.stamps)}
+        tensors = {f"{_NOTES}{name}": to_tensor(values) for name, values in self.notes.items()}
+        for i, run in enumerate(self.runs):
+            tensors |= {f"{i}.{name}": t for name, t in run.accumulator.state_dict().items()}
         write_tensors(path, tensors, header, _WHAT)
-        logger.info("wrote %s at batch %d", path, self.next_batch)
+        logger.info("wrote %s at unit %d", path, self.unit)
 
     @classmethod
     def load(cls, path: Path, judge: Judge | None) -> State:
@@ -173,20 +200,16 @@ class State:
         if header.get("kind") != _WHAT or header.get("version") != _VERSION:
             raise DamagedFile(f"{path} is not a checkpoint of a measurement: name another file")
         try:
-            origin = header["told"]
-            settings = origin["settings"]
-            accumulator = MeasurementAccumulator(
-                origin["dictionary"]["features"], settings["zeros"], settings["keep"], judge
-            )
-            stamps = to_array(tensors.pop(_STAMPS))
-            accumulator.load_state_dict(tensors)
+            notes = {n: to_array(t) for n, t in take(tensors, _NOTES).items()}
+            runs = [
+                Run(_accumulated(origin, take(tensors, f"{i}."), judge), origin)
+                for i, origin in enumerate(header["told"])
+            ]
             skipped = [(int(n), str(why)) for n, why in header["skipped"]]
             i, n = header["part"]
-            # A former version cut pairs in their own order, and did not say how many batches.
-            cut = -(-int(origin["pairs"]["count"]) // int(settings["batch_size"]))
             return cls(
-                *(accumulator, origin, header.get("batches", cut), (i, n), header["next_batch"]),
-                *(skipped, header["truncated"], stamps),
+                *(runs, header["units"], (i, n), header["unit"], header["after"]),
+                *(skipped, header["truncated"], notes),
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DamagedFile(
@@ -195,20 +218,46 @@ class State:
 
     def merge(self, other: State) -> None:
         """Add what another part has gathered."""
-        self.accumulator.merge(other.accumulator)
+        for ours, theirs in zip(self.runs, other.runs, strict=True):
+            ours.accumulator.merge(theirs.accumulator)
         self.skipped += other.skipped
         self.truncated += other.truncated
+        for name, values in other.notes.items():
+            self.noted(name).extend(values)
 
-    def finish(self, pairs: Pairs) -> Measurement:
-        """Return the measurement, once everything is read."""
-        digest = str(self.accumulator.digest)
-        origin = {**self.origin, "pairs": {**self.origin["pairs"], "digest": digest}}
+    def finish(self, plan: Plan) -> list[Measurement]:
+        """Return the measurements, once everything is read."""
+        pairs = plan.found(self)
+        return [self._finished(run, pairs) for run in self.runs]
+
+    def _finished(self, run: Run, pairs: Pairs) -> Measurement:
+        known = {"count": len(pairs), "digest": str(run.accumulator.digest)}
+        origin = {**run.origin, "pairs": {**run.origin["pairs"], **known}}
         origin["digests"] = summed(origin.pop("details"))
         site = origin["settings"]["site"]
-        measurement = self.accumulator.compute(site, self.skipped, self.truncated, pairs, origin)
+        measurement = run.accumulator.compute(site, self.skipped, self.truncated, pairs, origin)
         for text in measurement.doubts():
-            warnings.warn(text, RepeatedPairs, stacklevel=3)  # the line of measure
+            warnings.warn(text, RepeatedPairs, stacklevel=5)  # the line of measure
         return measurement
+
+
+def _keys(batches: Sequence[Batch]) -> dict[int, int]:
+    return {
+        number: key_of(digest)
+        for batch in batches
+        for number, digest in zip(batch.numbers, batch.digests, strict=True)
+    }
+
+
+def _accumulated(
+    origin: Mapping[str, Any], tensors: Mapping[str, Tensor], judge: Judge | None
+) -> MeasurementAccumulator:
+    settings = origin["settings"]
+    accumulator = MeasurementAccumulator(
+        origin["dictionary"]["features"], settings["zeros"], settings["keep"], judge
+    )
+    accumulator.load_state_dict(tensors)
+    return accumulator
 
 
 def expect_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:

@@ -17,7 +17,7 @@ from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.measures.dominance import CLASSES, RULE, Cut, Dominance
 from vlm_edit.measures.interpretability import TopExamples
 from vlm_edit.measures.sizes import ActivationSizes
-from vlm_edit.measuring.gathering import Encoded
+from vlm_edit.measuring.gathering import Held
 from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.provenance import texts_digest
 from vlm_edit.measuring.reader import STREAMS
@@ -104,7 +104,7 @@ def files_of(examples: Mapping[str, TopExamples], pairs: Pairs) -> dict[int, str
     files = {}
     for number in examples["image"].numbers[:, :LISTED].unique().tolist():
         image = pairs.images[number] if number >= 0 else None
-        if isinstance(image, Encoded):
+        if isinstance(image, Held):
             files[number] = image.name
         elif isinstance(image, Path):
             below = pairs.name != "pairs" and image.is_relative_to(folder)

@@ -84,7 +84,7 @@ class Payload:
         for part in self.examples:
             sources.setdefault(part.title, []).extend(number for number, _ in part.items)
         for what, numbers in sources.items():
-            if max(numbers, default=-1) >= len(self.pairs):
+            if not self.pairs.has(max(numbers, default=0)):
                 raise BadArgument(
                     f"{what!r} names pair {max(numbers)}, and {self.pairs.name} has "
                     f"{len(self.pairs)} (0 to {len(self.pairs) - 1}): these are not the pairs it "
