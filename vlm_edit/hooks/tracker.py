@@ -108,6 +108,25 @@ class CallTracker:
         trackers = cls._trackers.get(root, [])
         return next((t for t in trackers if t._adapter == adapter), None)
 
+    @classmethod
+    def is_busy(cls) -> bool:
+        """Return whether a call of a host, or of ``generate``, is under way in this thread."""
+        return any(t._calls or t.generation is not None for t in cls._all())
+
+    @classmethod
+    def abandon(cls) -> None:
+        """End all calls under way in this thread, which an exception has left.
+
+        torch calls no hook behind a forward that ends with what is no ``Exception``.
+        """
+        for tracker in cls._all():
+            for path in sorted(tracker._calls, key=len, reverse=True):
+                tracker.leave(path, None)
+
+    @classmethod
+    def _all(cls) -> list[CallTracker]:
+        return [tracker for trackers in [*cls._trackers.values()] for tracker in trackers]
+
     def release(self, root: nn.Module) -> None:
         """Give the tracker back; the last one out removes its hooks."""
         self._users -= 1

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from vlm_edit.dictionaries import Encodes, expect_origin
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEditError
-from vlm_edit.hooks import Capture, Recording, Special, Tokens, chosen_in, meant, record
+from vlm_edit.hooks import Capture, EarlyStop, Recording, Special, Tokens, chosen_in, meant, record
 from vlm_edit.host import Host, Site, Tap, other_family
 from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.order import Order
@@ -80,6 +80,7 @@ class Reader:
     truncated: int = 0
     first_prompt: str | None = field(default=None, init=False)
     _special: Special | None = field(init=False, repr=False)
+    _early: EarlyStop | None = field(default=None, init=False, repr=False)
     _placed: dict[torch.device, Encodes] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -147,7 +148,7 @@ class Reader:
                 continue
             inputs = self._inputs(images, [pairs.texts[n] for n in readable])
             with torch.no_grad(), record(self.host, site.name) as recording:
-                self.host.run(inputs)
+                self._stop(site).run(inputs, len(readable))
                 yield {s: self._flat(recording, site, s).cpu() for s in site.streams}
 
     def _batches(
@@ -207,7 +208,7 @@ class Reader:
             torch.no_grad(),  # not inference_mode: what it yields must serve training too
             record(self.host, site.name) as recording,
         ):
-            self.host.run(inputs)
+            self._stop(site).run(inputs, len(numbers))
             tokens: dict[str, SparseCodes | ActivationSizes] = {}
             outputs = {s: self._pool(recording, site, s, tokens) for s in site.streams}
         for stream, (hidden, _, _) in outputs.items():
@@ -226,6 +227,11 @@ class Reader:
             None if shown is None else [shown[n] for n in numbers],
             tokens,
         )
+
+    def _stop(self, site: Site) -> EarlyStop:
+        if self._early is None:
+            self._early = EarlyStop(self.host, site.name)
+        return self._early
 
     def _inputs(self, images: list[Image.Image], texts: list[str]) -> Mapping[str, Any]:
         inputs = self.host.inputs(images, texts)
