@@ -36,6 +36,11 @@ from vlm_edit.hooks.standing import Standing
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.host import Adapter, Stream, find_module, layouts_in, placeholder_ids
 
+# Methods that run a part of a host alone.
+_PARTS = (
+    *(f"get_{kind}_features" for kind in ("image", "text", "video", "audio")),
+    *("encode_image", "encode_text"),
+)
 _PROCESSORS = "_get_logits_processor"  # how ``generate`` makes what changes scores
 
 
@@ -87,6 +92,9 @@ class CallTracker:
             )
         if callable(getattr(root, _PROCESSORS, None)):
             self._undo.append(StandIn(root, _PROCESSORS, self._guide).remove)
+        for name in _PARTS:
+            if callable(getattr(root, name, None)) and name not in vars(root):
+                self._undo.append(self._look_before(root, name).remove)
         for holder in places_itself(root):
             self._undo.append(TracedStandIn(holder, PLACES, self._place).remove)
         self._engines = Engines(root)
@@ -374,6 +382,19 @@ class CallTracker:
                 self._provenance.forget()
             if before is None and self.entry.contexts:
                 self.entry.exit()
+
+    def _look_before(self, root: nn.Module, name: str) -> StandIn:
+        """Look whether modules still stand where a method runs a part of the host alone."""
+        reader, state = weakref.ref(root), self._state
+
+        def look(
+            original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
+            if not torch.compiler.is_compiling() and not getattr(state, "calls", None):
+                self.standing.expect(cast("nn.Module", reader()))
+            return original(*args, **kwargs)
+
+        return TracedStandIn(root, name, look)
 
     def _guide(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
