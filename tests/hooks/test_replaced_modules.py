@@ -1,9 +1,12 @@
 """A module that is replaced while something is attached to it: the host says so, and the mend."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
+from conftest import make_clip
 from torch import nn
 
 from vlm_edit import Dictionary, Host, Patch, Scale, VlmEditError, record
@@ -80,3 +83,65 @@ def test_adapters_of_peft_that_take_the_modules_place_are_noticed(clip, clip_inp
         wrapped = peft.get_peft_model(clip, peft.LoraConfig(target_modules=["visual_projection"]))
         with pytest.raises(VlmEditError, match="'visual_projection' .* was replaced"):
             wrapped(**clip_inputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_a_part_of_the_host_that_is_called_alone_says_so_too(clip, clip_inputs, kind):
+    values = {
+        "image": {"pixel_values": clip_inputs["pixel_values"]},
+        "text": {name: clip_inputs[name] for name in ("input_ids", "attention_mask")},
+    }[kind]
+    run = getattr(clip, f"get_{kind}_features")
+    plain = run(**values).pooler_output
+    site, width = ("vision.1", 24) if kind == "image" else ("text.1", 16)
+    attached = patch(site, width).attach(clip)
+    edited = getattr(clip, f"get_{kind}_features")(**values).pooler_output
+    assert not torch.equal(edited, plain)
+    layers = getattr(clip, "vision_model" if kind == "image" else "text_model").encoder.layers
+    layers[1] = copy.deepcopy(layers[1])
+    with pytest.raises(WrongHost, match="was replaced .* attach it again"):
+        getattr(clip, f"get_{kind}_features")(**values)
+    attached.remove()
+    assert torch.equal(getattr(clip, f"get_{kind}_features")(**values).pooler_output, plain)
+    assert f"get_{kind}_features" not in vars(clip)
+
+
+@torch.no_grad()
+def test_a_copy_of_a_patched_host_runs_its_own_parts(clip, clip_inputs):
+    values = {"pixel_values": clip_inputs["pixel_values"]}
+    plain = clip.get_image_features(**values).pooler_output
+    with patch("vision.1", 24).attach(clip):
+        other = copy.deepcopy(clip)
+        assert torch.equal(other.get_image_features(**values).pooler_output, plain)
+        assert "get_image_features" not in vars(other)
+
+
+def test_a_host_that_is_dropped_while_something_looks_at_its_parts_is_gone_at_once():
+    host = make_clip()
+    gc.collect()
+    gc.disable()
+    try:
+        attached, gone = patch("vision.1", 24).attach(host), weakref.ref(host)
+        assert "get_image_features" in vars(host)
+        del host
+        assert gone() is None
+        attached.remove()
+    finally:
+        gc.enable()
+
+
+@torch.no_grad()
+def test_a_part_that_is_compiled_gives_the_same_with_a_patch_and_without(clip, clip_inputs):
+    values = {"pixel_values": clip_inputs["pixel_values"]}
+    Host.of(clip).prepare()
+    compiled = torch.compile(
+        lambda: clip.get_image_features(**values).pooler_output, backend="eager"
+    )
+    plain = clip.get_image_features(**values).pooler_output
+    for _ in range(2):
+        assert torch.equal(compiled(), plain)
+        with patch("vision.1", 24).attach(clip):
+            edited = clip.get_image_features(**values).pooler_output
+            assert not torch.equal(edited, plain)
+            assert torch.equal(compiled(), edited)

@@ -44,6 +44,7 @@ from vlm_edit.hooks.scopes import Bounds as Bounds
 from vlm_edit.hooks.scopes import Scope as Scope
 from vlm_edit.hooks.scopes import warn_of_loop as warn_of_loop
 from vlm_edit.hooks.special import Special as Special
+from vlm_edit.hooks.stopping import EarlyStop
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.hooks.tracker import CallTracker as CallTracker
 
@@ -51,6 +52,7 @@ __all__ = [
     "Call",
     "Capture",
     "Choice",
+    "EarlyStop",
     "Follower",
     "Handle",
     "Recording",

@@ -55,14 +55,15 @@ class Dispatcher(OnHost):
     def __init__(self, tap: Tap) -> None:
         # Replaced, never changed: another thread may be going through them.
         self.callbacks: dict[int, Callable[[Tensor], Tensor]] = {}
-        self._at, self._field = _at(tap), tap.field
+        self.heard: frozenset[int] = frozenset()  # those that are to see each pass
+        self._at, self._field = place_of(tap), tap.field
         self._handle = self.install(tap)
         self.installed.setdefault(tap.module, {})[self._at] = self
 
     @classmethod
     def of(cls, tap: Tap) -> Dispatcher:
         """Return the one that is there, or a new one."""
-        return cls.installed.get(tap.module, {}).get(_at(tap)) or cls(tap)
+        return cls.installed.get(tap.module, {}).get(place_of(tap)) or cls(tap)
 
     def install(self, tap: Tap) -> Any:
         """Have ``edit`` run on every output of the tap; what is returned has ``remove``."""
@@ -131,7 +132,7 @@ class _Before(OnHost):
         return self._dispatcher.before(module, args)
 
 
-def _at(tap: Tap) -> str | None:
+def place_of(tap: Tap) -> str | None:
     """Return where on its module a tap is: a method, what it is called with, or its output."""
     return "what it is called with" if tap.columns is not None else tap.method
 
@@ -145,6 +146,8 @@ def attach(
     callback: Callback,
     dispatcher: type[Dispatcher] = Dispatcher,
     scope: Scope | Bounds = "process",
+    *,
+    edits: bool = False,
 ) -> Handle:
     """Run a callback on the output of a site's modules at every forward.
 
@@ -156,6 +159,8 @@ def attach(
         dispatcher: The engine; by default forward hooks.
         scope: ``thread`` for forwards of the calling thread only, until it ends; ``context`` for
             those of the calling context of ``contextvars`` and its copies, until all have ended.
+        edits: Whether it serves only what the host goes on with: a forward that is ended before
+            it need not come to it.
 
     Returns:
         A handle; ``handle.remove()`` leaves the host as it was.
@@ -169,7 +174,7 @@ def attach(
     handle = Handle(undo)
     try:
         for tap in site.taps:
-            undo.append(_attach_tap(host, tap, callback, dispatcher, bounds))
+            undo.append(_attach_tap(host, tap, callback, dispatcher, bounds, edits))
     except BaseException:
         handle.remove()
         raise
@@ -360,12 +365,13 @@ def _attach_tap(
     callback: Callback,
     dispatcher_class: type[Dispatcher],
     bounds: Bounds,
+    edits: bool,
 ) -> Callable[[], None]:
     module, root, adapter = tap.module, host.root, host.adapter
     expect_there(module)
     done = False
     with _lock:
-        there = _at(tap) in dispatcher_class.installed.get(module, {})
+        there = place_of(tap) in dispatcher_class.installed.get(module, {})
         followed = CallTracker.of(root, adapter) is not None
         new = unprepared(host, tap, hooked=there, followed=followed)
         with renewing(host, [tap], new):
@@ -380,6 +386,7 @@ def _attach_tap(
         # The least that is free: compiled code guards on it, and serves who comes here again.
         key = next(key for key in itertools.count() if key not in dispatcher.callbacks)
         dispatcher.callbacks = {**dispatcher.callbacks, key: bounds.limit(run)}
+        dispatcher.heard |= set() if edits else {key}
     reference = weakref.ref(module)  # a thread's end must not keep a host that is dropped
 
     def undo() -> None:
@@ -389,6 +396,7 @@ def _attach_tap(
                 return
             done = True
             dispatcher.callbacks = {k: c for k, c in dispatcher.callbacks.items() if k != key}
+            dispatcher.heard -= {key}
             module = reference()
             if module is not None:
                 dispatcher.discard(module)

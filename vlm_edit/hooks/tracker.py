@@ -36,6 +36,11 @@ from vlm_edit.hooks.standing import Standing
 from vlm_edit.hooks.tokens import Tokens
 from vlm_edit.host import Adapter, Stream, find_module, layouts_in, placeholder_ids
 
+# Methods that run a part of a host alone.
+_PARTS = (
+    *(f"get_{kind}_features" for kind in ("image", "text", "video", "audio")),
+    *("encode_image", "encode_text"),
+)
 _PROCESSORS = "_get_logits_processor"  # how ``generate`` makes what changes scores
 
 
@@ -87,6 +92,9 @@ class CallTracker:
             )
         if callable(getattr(root, _PROCESSORS, None)):
             self._undo.append(StandIn(root, _PROCESSORS, self._guide).remove)
+        for name in _PARTS:
+            if callable(getattr(root, name, None)) and name not in vars(root):
+                self._undo.append(self._look_before(root, name).remove)
         for holder in places_itself(root):
             self._undo.append(TracedStandIn(holder, PLACES, self._place).remove)
         self._engines = Engines(root)
@@ -107,6 +115,25 @@ class CallTracker:
         """Return the tracker that a host has; None before any was acquired."""
         trackers = cls._trackers.get(root, [])
         return next((t for t in trackers if t._adapter == adapter), None)
+
+    @classmethod
+    def is_busy(cls) -> bool:
+        """Return whether a call of a host, or of ``generate``, is under way in this thread."""
+        return any(t._calls or t.generation is not None for t in cls._all())
+
+    @classmethod
+    def abandon(cls) -> None:
+        """End all calls under way in this thread, which an exception has left.
+
+        torch calls no hook behind a forward that ends with what is no ``Exception``.
+        """
+        for tracker in cls._all():
+            for path in sorted(tracker._calls, key=len, reverse=True):
+                tracker.leave(path, None)
+
+    @classmethod
+    def _all(cls) -> list[CallTracker]:
+        return [tracker for trackers in [*cls._trackers.values()] for tracker in trackers]
 
     def release(self, root: nn.Module) -> None:
         """Give the tracker back; the last one out removes its hooks."""
@@ -355,6 +382,19 @@ class CallTracker:
                 self._provenance.forget()
             if before is None and self.entry.contexts:
                 self.entry.exit()
+
+    def _look_before(self, root: nn.Module, name: str) -> StandIn:
+        """Look whether modules still stand where a method runs a part of the host alone."""
+        reader, state = weakref.ref(root), self._state
+
+        def look(
+            original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
+            if not torch.compiler.is_compiling() and not getattr(state, "calls", None):
+                self.standing.expect(cast("nn.Module", reader()))
+            return original(*args, **kwargs)
+
+        return TracedStandIn(root, name, look)
 
     def _guide(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

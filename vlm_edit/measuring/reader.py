@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 from vlm_edit.dictionaries import Encodes
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, DamagedFile
-from vlm_edit.hooks import Recording, record
+from vlm_edit.hooks import EarlyStop, Recording, record
 from vlm_edit.host import Host
 from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.ahead import Cut, Forward, Prepared, Preparing, prepared, workers_of
@@ -142,7 +143,8 @@ class Reader:
         """
         for ready in self._prepared(self._all(pairs), len(pairs), pairs.name):
             for forward in ready.forwards:
-                yield self._readings[0].flat(self._recorded(forward))
+                with self._recorded(forward) as recording:
+                    yield self._readings[0].flat(recording)
 
     def _all(self, pairs: Pairs) -> Iterator[Cut]:
         if not len(pairs):
@@ -183,25 +185,30 @@ class Reader:
         return max(side, _OF_A_JUDGE) if side is not None and self.images else side
 
     def _run(self, forward: Forward, several: bool) -> list[Batch]:
-        recording = self._recorded(forward)
         numbers = [item.number for item in forward.items]
         shown = [item.shown for item in forward.items] if several else None
         texts = [item.text for item in forward.items]
-        batches = []
-        for reading in self._readings:
-            pooled = reading.pooled(recording, len(numbers))
-            rest = (forward.images, forward.digests, texts, shown, pooled.tokens)
-            batches.append(Batch(numbers, pooled.hidden, pooled.codes, pooled.normed, *rest))
-        return batches
+        with self._recorded(forward) as recording:
+            pooled = [reading.pooled(recording, len(numbers)) for reading in self._readings]
+        rest = (forward.images, forward.digests, texts, shown)
+        return [Batch(numbers, p.hidden, p.codes, p.normed, *rest, p.tokens) for p in pooled]
 
-    def _recorded(self, forward: Forward) -> Recording:
-        """Run the host, and return what passed."""
+    @contextmanager
+    def _recorded(self, forward: Forward) -> Iterator[Recording]:
+        """Run the host as far as is read, and yield what passed."""
         inputs = self.host.receive(forward.inputs)
         self.truncated += inputs.cut
         if self.first_prompt is None:
             self.first_prompt = self.host.read_back(inputs.values)
-        sites = dict.fromkeys(reading.site for reading in self._readings)
         # Not inference_mode: what it yields must serve training too.
-        with torch.no_grad(), record(self.host, *sites) as recording:
-            self.host.run(inputs.values)
-        return recording
+        with torch.no_grad(), record(self.host, *self._sites) as recording:
+            self._early.run(inputs.values, len(forward.items))
+            yield recording
+
+    @cached_property
+    def _sites(self) -> list[str]:
+        return list(dict.fromkeys(reading.site for reading in self._readings))
+
+    @cached_property
+    def _early(self) -> EarlyStop:
+        return EarlyStop(self.host, *self._sites)

@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def put(
     """
     if via not in get_args(Engine):
         raise BadArgument(f"via is {via!r}; use 'hooks' or 'nnsight'")
-    engine = hooks.attach if via == "hooks" else tracing.attach
+    engine = partial(hooks.attach, edits=True) if via == "hooks" else tracing.attach
     prepared = [patch.prepare(host, check_host=check_host, run=run) for patch, run in parts]
     bounds = Bounds.of(scope)
     undo: list[Callable[[], None]] = [bounds.leave]
