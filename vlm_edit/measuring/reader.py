@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from PIL import Image
@@ -144,7 +145,8 @@ class Reader:
         for ready in self._prepared(self._all(pairs), len(pairs), pairs.name):
             for forward in ready.forwards:
                 with self._recorded(forward) as recording:
-                    yield self._readings[0].flat(recording)
+                    rows = self._readings[0].flat(recording)
+                yield rows
 
     def _all(self, pairs: Pairs) -> Iterator[Cut]:
         if not len(pairs):
