@@ -20,7 +20,7 @@ from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.provenance import pairs_listing, provenance, texts_digest
 from vlm_edit.measuring.reader import STREAMS, Reader
 from vlm_edit.measuring.result import Measurement
-from vlm_edit.measuring.state import State, expect_same
+from vlm_edit.measuring.state import Head, State, expect_same
 
 
 def measure(
@@ -129,7 +129,7 @@ def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
         checkpoint: Its file; it need not be there yet.
     """
     path = Path(checkpoint)
-    return path.is_file() and State.load(path, None).finished
+    return path.is_file() and Head.read(path).finished
 
 
 def was_measured(
@@ -151,6 +151,16 @@ def was_measured(
         options: As in ``measure``: zeros, keep, batch_size, judge.
     """
     state, _, _ = _begin(host, Pairs.of(pairs), dictionary, site, (0, 1), **options)
+    return is_of(measurement, state)
+
+
+def is_of(measurement: Measurement, state: State) -> bool:
+    """Return whether a measurement is what a state would give, once it is finished.
+
+    Args:
+        measurement: What was measured.
+        state: One that need not have read anything yet.
+    """
     parts = state.origin["details"]  # of which a run keeps digests
     try:
         if measurement.provenance["digests"] != summed(parts):
@@ -235,29 +245,42 @@ def merge_parts(
         VlmEditError: A part is missing, twice there or unfinished, or they do not belong together.
     """
     pairs = Pairs.of(pairs)
-    states = sorted(
-        (State.load(Path(path), judge) for path in checkpoints), key=lambda state: state.part
+    heads = sorted(
+        ((Head.read(path), path) for path in map(Path, checkpoints)), key=lambda each: each[0].part
     )
-    if not states:
+    order = _expect_whole([head for head, _ in heads], pairs)
+    first = heads[0][0]
+    for head, path in heads:
+        expect_same(first.origin, head.origin, f"another part, {str(path)!r},")
+        if not head.finished:
+            raise BadArgument(
+                f"part {head.part[0] + 1} of {head.part[1]} is not finished: run it again, it "
+                "goes on where it stopped"
+            )
+    merged = _load(heads[0][1], judge, pairs, order)
+    for _, path in heads[1:]:
+        merged.merge(_load(path, judge, pairs, order))  # none but these two are held
+    return merged.finish(pairs)
+
+
+def _expect_whole(heads: Sequence[Head], pairs: Pairs) -> Order:
+    """Refuse parts that do not make a whole, or are of other pairs; return the order of these."""
+    if not heads:
         raise BadArgument("no parts to merge: name the checkpoint of each")
-    first = states[0]
-    parts = [(i, first.part[1]) for i in range(first.part[1])]
-    if [state.part for state in states] != parts:
-        have = ", ".join(f"{i + 1} of {n}" for i, n in (state.part for state in states))
+    first = heads[0]
+    if [head.part for head in heads] != [(i, first.part[1]) for i in range(first.part[1])]:
+        have = ", ".join(f"{i + 1} of {n}" for i, n in (head.part for head in heads))
         raise BadArgument(f"the parts do not make a whole: they are {have}")
     if first.origin["pairs"]["listing"] != pairs_listing(pairs):
         raise BadArgument(f"{pairs.name}: these are not the pairs that the parts measured")
     order = Order.of(pairs, int(first.origin["settings"]["batch_size"]))
     if first.origin["pairs"].get("images") != order.digest:
         raise BadArgument(f"{pairs.name}: the parts were measured when other images were the same")
-    for state in states:
-        expect_same(first.origin, state.origin, "another part")
-        if not state.finished:
-            raise BadArgument(
-                f"part {state.part[0] + 1} of {state.part[1]} is not finished: run it again, it "
-                "goes on where it stopped"
-            )
-        state.expect_images(pairs, order, f"part {state.part[0] + 1}")
-    for state in states[1:]:
-        first.merge(state)
-    return first.finish(pairs)
+    return order
+
+
+def _load(path: Path, judge: Judge | None, pairs: Pairs, order: Order) -> State:
+    """Load a finished part, if its images are still those that it read."""
+    state = State.load(path, judge)
+    state.expect_images(pairs, order, f"part {state.part[0] + 1}")
+    return state

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edit.ground.errors import BadArgument, DamagedFile, WrongHost
-from vlm_edit.ground.files import make_folder, read_tensors, write_tensors
+from vlm_edit.ground.files import make_folder, read_header, read_tensors, write_tensors
 from vlm_edit.measuring.accumulator import MeasurementAccumulator
 from vlm_edit.measuring.details import summed
 from vlm_edit.measuring.judge import Judge
@@ -158,6 +158,7 @@ class State:
             "part": list(self.part),
             "batches": self.total,
             "next_batch": self.next_batch,
+            "finished": self.finished,
             "skipped": self.skipped,
             "truncated": self.truncated,
         }
@@ -170,8 +171,7 @@ class State:
     def load(cls, path: Path, judge: Judge | None) -> State:
         """Read what ``save`` wrote."""
         header, tensors = read_tensors(path, _WHAT)
-        if header.get("kind") != _WHAT or header.get("version") != _VERSION:
-            raise DamagedFile(f"{path} is not a checkpoint of a measurement: name another file")
+        _expect_checkpoint(path, header)
         try:
             origin = header["told"]
             settings = origin["settings"]
@@ -198,6 +198,8 @@ class State:
         self.accumulator.merge(other.accumulator)
         self.skipped += other.skipped
         self.truncated += other.truncated
+        if "first prompt" in other.origin:  # a part of no batches has asked nothing
+            self.origin.setdefault("first prompt", other.origin["first prompt"])
 
     def finish(self, pairs: Pairs) -> Measurement:
         """Return the measurement, once everything is read."""
@@ -209,6 +211,42 @@ class State:
         for text in measurement.doubts():
             warnings.warn(text, RepeatedPairs, stacklevel=3)  # the line of measure
         return measurement
+
+
+@dataclass(frozen=True)
+class Head:
+    """Hold what a checkpoint says of itself, of which there may be hundreds.
+
+    Attributes:
+        part: Which part it is, and of how many.
+        origin: What it is of, as in a measurement's provenance.
+        finished: Whether all batches of the part were read.
+    """
+
+    part: tuple[int, int]
+    origin: Mapping[str, Any]
+    finished: bool
+
+    @classmethod
+    def read(cls, path: Path) -> Head:
+        """Read it without the tensors, whose checksum only ``State.load`` looks at."""
+        header = read_header(path) or {}
+        _expect_checkpoint(path, header)
+        finished = header.get("finished")
+        if finished is None:  # a former version did not say so
+            finished = State.load(path, None).finished
+        try:
+            i, n = header["part"]
+            return cls((int(i), int(n)), dict(header["told"]), bool(finished))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedFile(
+                f"{path} is damaged ({type(error).__name__}: {error}): delete it to begin anew"
+            ) from error
+
+
+def _expect_checkpoint(path: Path, header: Mapping[str, Any]) -> None:
+    if header.get("kind") != _WHAT or header.get("version") != _VERSION:
+        raise DamagedFile(f"{path} is not a checkpoint of a measurement: name another file")
 
 
 def expect_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
