@@ -169,13 +169,13 @@ class Measure(Subjected, Writes):
         bool, option("measure again with each stream centred apart", "--centred")
     ] = False
     part: Annotated[
-        str,
+        Text,
         option(
             "measure one of N parts, as one of N processes with the same --out; the last to finish "
-            "makes the run",
+            "makes the run (what torchrun, srun or mpirun say, else all)",
             metavar="I/N",
         ),
-    ] = "1/1"
+    ] = None
     every: Every = 60.0
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm_edit.cli import kept, telling
 from vlm_edit.cli.arguments import Measure, Report
 from vlm_edit.cli.host import ZOO
+from vlm_edit.cli.sharing import Place, place_of
 from vlm_edit.cli.subject import Subject, load_pairs
 from vlm_edit.cli.writing import expect_free
 from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEditError
@@ -20,12 +21,12 @@ from vlm_edit.measuring import (
     Measurement,
     Pairs,
     RepeatedPairs,
+    Sharing,
     centred,
     expect_centrable,
+    expect_cut,
     image_encoder,
-    is_finished,
     load_measurement,
-    merge_parts,
     save_runs,
     size_of,
     text_encoder,
@@ -44,24 +45,29 @@ def measure(options: Measure) -> int:
 
 
 def _measure(options: Measure) -> int:
-    out = Path(options.out)
-    part, parts = _part(options.part)
-    if parts > 1 and options.centred:
-        raise BadArgument("--centred measures twice and cannot be cut into parts: leave one out")
+    place = place_of(options)
+    options, out = place.options, Path(options.out)
+    if place.part[1] > 1 and options.centred:
+        raise BadArgument(
+            f"--centred measures twice and cannot be cut into {place.part[1]} parts: leave one out"
+        )
     judge = _judge(options)
     subject = Subject.load(options)
     if options.centred:
         expect_centrable(subject.expect_dictionary())
     make_folder(out)
     wanted: dict[str, Any] = {"zeros": options.zeros, "keep": options.keep, "judge": judge}
-    files = [out / f"part-{i + 1}-of-{parts}.checkpoint" for i in range(parts)]
-    if _held(subject, options, files, wanted) and parts == 1:
+    if place.part[1] > 1:
+        return _measure_part(subject, place, wanted)
+    file = out / "part-1-of-1.checkpoint"
+    with locked(out):
+        held = _held(options, lambda: subject.was_measured(out, **wanted), [file])
+    if held:
         _tell(load_measurement(out), subject)
         _tell_held(out, options.centred)
         return 0
-    if parts > 1:
-        return _measure_part(subject, options, part, files, wanted)
-    runs = {out: subject.measure(**wanted, checkpoint=files[0], every=options.every)}
+    expect_cut(out, 1)
+    runs = {out: subject.measure(**wanted, checkpoint=file, every=options.every)}
     _tell(runs[out], subject)
     if options.centred:
         moved = centred(subject.expect_dictionary(), runs[out].means)
@@ -70,18 +76,16 @@ def _measure(options: Measure) -> int:
         telling.table(class_table(again))
         print()
     with locked(out):
-        _change(runs, files)
+        _change(runs, [file])
     return 0
 
 
-def _held(
-    subject: Subject, options: Measure, files: Sequence[Path], wanted: Mapping[str, Any]
-) -> bool:
+def _held(options: Measure, was_measured: Callable[[], bool], files: Sequence[Path]) -> bool:
     """Tell whether the folder holds what would be measured; refuse to replace another run."""
     out = Path(options.out)
     if options.overwrite or not (out / RUN).exists():
         return False
-    if subject.was_measured(out, **wanted):
+    if was_measured():
         return not options.centred or (out / CENTRED / RUN).is_file()
     try:
         load_measurement(out)
@@ -99,26 +103,46 @@ def _tell_held(out: Path, again: bool) -> None:
     _tell_where([out, *([out / CENTRED] if again else [])])
 
 
-def _measure_part(
-    subject: Subject, options: Measure, part: int, files: Sequence[Path], wanted: Mapping[str, Any]
-) -> int:
+def _measure_part(subject: Subject, place: Place, wanted: Mapping[str, Any]) -> int:
     """Measure a part; the process that finds all of them finished makes the run."""
-    out = Path(options.out)
-    if options.overwrite or not subject.was_measured(out, **wanted):
-        subject.measure_part((part, len(files)), files[part], every=options.every, **wanted)
-    with locked(out):
-        missing = sum(not is_finished(file) for file in files)
-        if missing and subject.was_measured(out, **wanted):
-            for file in files:
-                file.unlink(missing_ok=True)
-            _tell_held(out, False)
-        elif missing:
-            print(f"part {part + 1} of {len(files)} is done; {missing} to go, in {out}")
-        else:
-            run = merge_parts(files, subject.pairs, wanted["judge"])
-            _tell(run, subject)
-            _change({out: run}, files)
+    options, out = place.options, Path(place.options.out)
+    shared = subject.share(out, place.part, progress=place.speaks, **wanted)
+    held = False
+    try:
+        with locked(out):
+            held = _held(options, shared.is_measured, shared.files)
+            if not held:
+                shared.claim()
+        if not held:
+            shared.run(options.every)
+        with locked(out):
+            _finish_part(shared, subject, place, held)
+    except VlmEditError:
+        if shared.claimed or not shared.is_measured():
+            raise
+        _tell_merged(shared, place)  # another merged what this one was about to read
     return 0
+
+
+def _finish_part(shared: Sharing, subject: Subject, place: Place, held: bool) -> None:
+    i, n = place.part
+    if held or (not shared.claimed and shared.is_measured()):
+        _tell_merged(shared, place)
+    elif missing := shared.missing():
+        if place.speaks:
+            print(f"part {i + 1} of {n} is done; {len(missing)} to go, in {shared.folder}")
+    else:
+        run = shared.merge()
+        _tell(run, subject)
+        _change({shared.folder: run}, shared.leftovers())
+
+
+def _tell_merged(shared: Sharing, place: Place) -> None:
+    """Tell that the run is whole, and delete what a killed process has left of its parts."""
+    for file in shared.leftovers():
+        file.unlink(missing_ok=True)
+    if place.speaks:
+        _tell_held(shared.folder, False)
 
 
 def _change(runs: Mapping[Path, Measurement], files: Iterable[Path]) -> None:
@@ -216,14 +240,3 @@ def _judge(options: Measure) -> Judge | None:
         options.shared_space,
         " and ".join(Path(name).name for name in (image, text) if name is not None),
     )
-
-
-def _part(text: str) -> tuple[int, int]:
-    """Return the part counted from 0, and how many there are; typed from 1."""
-    try:
-        i, n = (int(number) for number in text.split("/"))
-    except ValueError as error:
-        raise BadArgument(f"--part takes I/N, such as 2/4, got {text!r}") from error
-    if not 1 <= i <= n:
-        raise BadArgument(f"--part {text}: I must lie between 1 and N")
-    return i - 1, n

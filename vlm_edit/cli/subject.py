@@ -197,10 +197,10 @@ class Subject:
         options = {"dictionary": dictionary, "batch_size": self.batch_size, **options}
         return measuring.measure(host, pairs, site=site, **options)
 
-    def measure_part(self, part: tuple[int, int], checkpoint: Path, **options: Any) -> None:
-        """Measure one of several parts; options likewise."""
+    def share(self, out: Path, part: tuple[int, int], **options: Any) -> measuring.Sharing:
+        """Take one of several parts of what ``measure`` with these options would give."""
         options = {"batch_size": self.batch_size, **options}
-        measuring.measure_part(*self._all(), part=part, checkpoint=checkpoint, **options)
+        return measuring.Sharing(out, *self._all(), part=part, **options)
 
     def was_measured(self, folder: Path, **options: Any) -> bool:
         """Tell whether a folder holds what ``measure`` with these options would give."""

@@ -31,6 +31,8 @@ from vlm_edit.measuring.run import measure_part as measure_part
 from vlm_edit.measuring.run import merge_parts as merge_parts
 from vlm_edit.measuring.run import was_measured as was_measured
 from vlm_edit.measuring.saving import save_runs as save_runs
+from vlm_edit.measuring.sharing import Sharing as Sharing
+from vlm_edit.measuring.sharing import expect_cut as expect_cut
 from vlm_edit.measuring.table import Features as Features
 from vlm_edit.measuring.table import class_labels as class_labels
 
