@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from vlm_edit import zoo
 from vlm_edit.cli import main
@@ -18,7 +20,7 @@ from vlm_edit.cli import measuring as verb
 from vlm_edit.cli.arguments import Measure
 from vlm_edit.cli.sharing import own_device
 from vlm_edit.ground.files import whole as files
-from vlm_edit.ground.launch import Share
+from vlm_edit.ground.launch import Share, share_of
 from vlm_edit.measuring import Measurement, Sharing, load_measurement
 from vlm_edit.measuring import sharing as room
 
@@ -382,3 +384,23 @@ def test_each_process_of_a_machine_has_a_device_of_its_own(
     options = Measure(model="m", pairs="p", dictionary="d", **typed)
     assert own_device(options, Share(3, 8, "", local)) == device
     assert current == ([int(device[-1])] if device != "cuda:2" and ":" in device else [])
+
+
+def test_what_the_page_of_clusters_says_to_type_is_understood(monkeypatch) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "clusters.md").read_text("utf-8")
+    (job,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    spec = yaml.safe_load(job)["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    variables = {one["name"]: one["value"] for one in container["env"]}
+    shares = [
+        share_of({**variables, "JOB_COMPLETION_INDEX": str(i)}) for i in range(spec["completions"])
+    ]
+    assert [(one.rank, one.of) for one in shares if one] == [(i, 8) for i in range(8)]
+    lines = re.findall(r"^(?:srun )?(vlm-edit measure .*)$", text, re.MULTILINE)
+    assert len(lines) == 2
+    taken: list[Measure] = []
+    monkeypatch.setattr(verb, "measure", lambda options: taken.append(options) or 0)
+    (common,) = re.findall(r'^ARGS="(.*)"$', text, re.MULTILINE)
+    typed = [line.split()[1:] for line in lines] + [container["command"][1:], common.split()]
+    assert [main(words) for words in typed] == [0] * 4
+    assert [options.part for options in taken] == [None] * 4

@@ -42,12 +42,13 @@ ARRAY = "SLURM_ARRAY_TASK_ID={i} SLURM_ARRAY_TASK_COUNT={n} SLURM_ARRAY_TASK_MIN
         ),
         # srun --mpi=pmi2 says it twice; so does a script that derives one from the other.
         (f"{STEP} PMI_RANK=5 PMI_SIZE=8", 5, 8, None),
+        (f"{STEP} PMI_RANK=5 PMI_SIZE=8 SLURM_LOCALID=1", 5, 8, 1),
         (f"{STEP} RANK=5 WORLD_SIZE=8", 5, 8, None),
         (f"{STEP} WORLD_SIZE=8", 5, 8, None),
         # Open MPI reaches other machines by a step of srun of its own.
         (
             "RANK=3 WORLD_SIZE=4 OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_SIZE=4 "
-            "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=3",
+            "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=3 SLURM_LOCALID=0",
             *(3, 4, None),
         ),
         ("JOB_COMPLETION_INDEX=3 WORLD_SIZE=8", 3, 8, None),
@@ -88,7 +89,7 @@ def test_every_task_of_an_array_of_steps_has_a_part_of_its_own() -> None:
         ("PMI_RANK=0 RANK=0 WORLD_SIZE=2", "^PMI_RANK is 0 and PMI_SIZE is not set: "),
         ("SLURM_STEP_NUM_TASKS=4", "^SLURM_STEP_NUM_TASKS is 4 and SLURM_PROCID is not set: "),
         ("SLURM_ARRAY_TASK_ID=4", "^SLURM_ARRAY_TASK_ID is 4 and SLURM_ARRAY_TASK_COUNT is not"),
-        ("JOB_COMPLETION_INDEX=3", "^JOB_COMPLETION_INDEX is 3 and WORLD_SIZE is not set: "),
+        ("JOB_COMPLETION_INDEX=3", "^JOB_COMPLETION_INDEX is 3 .* set WORLD_SIZE to the Job"),
         ("RANK=8 WORLD_SIZE=8", "^RANK=8 and WORLD_SIZE=8 contradict each other"),
         ("RANK=0 WORLD_SIZE=0", "^RANK=0 and WORLD_SIZE=0 contradict each other"),
         ("RANK=-1 WORLD_SIZE=8", "^RANK is '-1', and should be a whole number"),

@@ -64,9 +64,12 @@ def share_of(environment: Mapping[str, str]) -> Share | None:
     inner, around = ([*shares, *filter(None, [step])] + [None, None])[:2]
     if inner is not None and "RANK" in there:
         _expect_one_launch(there, inner, around)
+    if inner is not None and inner.local is None and around is not None:
+        same = (inner.rank, inner.of) == (around.rank, around.of)
+        inner = replace(inner, local=around.local) if same else inner
     outer = _array(there)
     if inner is None and outer is None and _POD in there:
-        return _pair(there, _POD, "WORLD_SIZE", "LOCAL_RANK")
+        return _pod(there)
     if "WORLD_SIZE" in there and "RANK" not in there:
         _expect_world(there, inner or outer)
     if outer is None or inner is None:
@@ -91,6 +94,17 @@ def _pair(there: Mapping[str, str], rank: str, of: str, local: str) -> Share | N
             "processes; set them right, or name the part with --part I/N"
         )
     return Share(i, n, said_by, _number(there, local) if local in there else None)
+
+
+def _pod(there: Mapping[str, str]) -> Share | None:
+    """Return which pod of an indexed job of Kubernetes this is."""
+    if "WORLD_SIZE" not in there:
+        raise BadArgument(
+            f"{_POD} is {there[_POD]} and WORLD_SIZE is not set: Kubernetes does not say how many "
+            "pods there are; set WORLD_SIZE to the Job's completions, or name the part with "
+            "--part I/N"
+        )
+    return _pair(there, _POD, "WORLD_SIZE", "LOCAL_RANK")
 
 
 def _array(there: Mapping[str, str]) -> Share | None:
