@@ -132,7 +132,7 @@ def around(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, before: Ca
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_of_two_last_parts_one_merges_and_both_end_well(
-    first, words, whole, tmp_path, monkeypatch
+    first, words, whole, tmp_path, monkeypatch, capsys
 ) -> None:
     both, merging = threading.Barrier(2, timeout=60), threading.Event()
     run = Sharing.run
@@ -151,6 +151,8 @@ def test_of_two_last_parts_one_merges_and_both_end_well(
     around(monkeypatch, verb, "save_runs", lambda: slow.wait(0.5))
     assert together(words) == [0, 0]
     assert merges == [first]
+    told = capsys.readouterr().out
+    assert "holds this measurement, whole" in told and "to go" not in told
     expect_run(tmp_path / "run", whole)
 
 
