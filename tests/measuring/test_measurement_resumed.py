@@ -175,7 +175,7 @@ def test_parts_of_two_hosts_are_not_merged(plain, tmp_path):
     for part, host in enumerate((plain, other)):
         options = {"part": (part, 2), "checkpoint": tmp_path / str(part), "batch_size": 8}
         measure_part(Host.of(*host), pairs, dictionary, progress=False, **options)
-    with pytest.raises(VlmEditError, match="another part was measured with other weights of the"):
+    with pytest.raises(VlmEditError, match="another part, .*1', was measured with other weights"):
         merge_parts([tmp_path / "0", tmp_path / "1"], pairs)
 
 

@@ -87,7 +87,9 @@ class Places(Asking, Columns, Tells):
     model: Model
     pairs: Annotated[
         str,
-        positional("PAIRS", "CSV, JSON lines or folder: docs/command-line.md; or zoo:pairs"),
+        positional(
+            "PAIRS", "CSV, JSON lines, folder or shards: docs/command-line.md; or zoo:pairs"
+        ),
     ]
     site: Annotated[str, option("where")] = "joint"
     batch_size: Batch = 64
@@ -169,14 +171,28 @@ class Measure(Subjected, Writes):
         bool, option("measure again with each stream centred apart", "--centred")
     ] = False
     part: Annotated[
-        str,
+        Text,
         option(
             "measure one of N parts, as one of N processes with the same --out; the last to finish "
-            "makes the run",
+            "makes the run (what torchrun, srun or mpirun say, else all)",
             metavar="I/N",
         ),
-    ] = "1/1"
+    ] = None
     every: Every = 60.0
+    also: Annotated[
+        list[str],
+        several(
+            "measure this in the same pass too, and write its run into a folder in --out",
+            metavar="SITE=DICTIONARY",
+        ),
+    ]
+    workers: Annotated[
+        Count, option("processes that decode images ahead of the model; none beside one on the CPU")
+    ] = None
+    verify: Annotated[
+        Literal["sample", "all"],
+        option("images to look at again when a run goes on, besides the files' sizes and times"),
+    ] = "sample"
 
 
 @dataclass(frozen=True, kw_only=True)

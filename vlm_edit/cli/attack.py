@@ -250,7 +250,7 @@ def _features(
     loaded = subject.expect_dictionary()
     dictionary = loaded if isinstance(loaded, Dictionary) else loaded.of("image")
     features = adv.Features(one.plain.host, dictionary, options.site)
-    dominance = subject.measure(progress=False).dominance
+    dominance = subject.measure(progress=False)[0].dominance
     classes = _equal(dominance)
     live = (~dominance.dead).nonzero().flatten().tolist()
     tables = [_movements(options, one, features, attacked, classes, live)]

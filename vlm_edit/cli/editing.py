@@ -95,7 +95,7 @@ def _make_patches(options: Edit, subject: Subject, run: Measurement | None) -> d
         title = f"{rule} {len(features)} features"
     else:
         assert options.name is not None
-        dominance = (run or subject.measure()).dominance
+        dominance = (run or subject.measure()[0]).dominance
         features = choose(dominance, options.name, cuts, options.most)
         live = (~dominance.dead).nonzero().flatten().tolist()
         title = f"{rule} {options.name} ({said(features)})"

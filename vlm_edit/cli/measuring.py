@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm_edit.cli import kept, telling
 from vlm_edit.cli.arguments import Measure, Report
 from vlm_edit.cli.host import ZOO
-from vlm_edit.cli.subject import Subject, load_pairs
+from vlm_edit.cli.sharing import Place, place_of
+from vlm_edit.cli.subject import Subject, load_pairs, load_shards
 from vlm_edit.cli.writing import expect_free
 from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEditError
 from vlm_edit.ground.files import locked, make_folder
@@ -20,12 +21,14 @@ from vlm_edit.measuring import (
     Measurement,
     Pairs,
     RepeatedPairs,
+    Sharing,
     centred,
     expect_centrable,
+    expect_cut,
+    found_in,
     image_encoder,
-    is_finished,
+    is_sharded,
     load_measurement,
-    merge_parts,
     save_runs,
     size_of,
     text_encoder,
@@ -44,44 +47,51 @@ def measure(options: Measure) -> int:
 
 
 def _measure(options: Measure) -> int:
-    out = Path(options.out)
-    part, parts = _part(options.part)
-    if parts > 1 and options.centred:
-        raise BadArgument("--centred measures twice and cannot be cut into parts: leave one out")
+    place = place_of(options)
+    options, out = place.options, Path(options.out)
+    if place.part[1] > 1 and options.centred:
+        raise BadArgument(
+            f"--centred measures twice and cannot be cut into {place.part[1]} parts: leave one out"
+        )
     judge = _judge(options)
-    subject = Subject.load(options)
+    subject = Subject.load(options, also=options.also, sharded=True)
     if options.centred:
         expect_centrable(subject.expect_dictionary())
     make_folder(out)
+    folders = _folders(options)
     wanted: dict[str, Any] = {"zeros": options.zeros, "keep": options.keep, "judge": judge}
-    files = [out / f"part-{i + 1}-of-{parts}.checkpoint" for i in range(parts)]
-    if _held(subject, options, files, wanted) and parts == 1:
+    reading: dict[str, Any] = {"workers": options.workers}
+    if place.part[1] > 1:
+        return _measure_part(subject, place, {**wanted, **reading})
+    file = out / "part-1-of-1.checkpoint"
+    with locked(out):
+        held = _held(options, lambda: subject.was_measured(folders, **wanted), [file])
+    if held:
         _tell(load_measurement(out), subject)
-        _tell_held(out, options.centred)
+        _tell_held([*folders, *([out / CENTRED] if options.centred else [])])
         return 0
-    if parts > 1:
-        return _measure_part(subject, options, part, files, wanted)
-    runs = {out: subject.measure(**wanted, checkpoint=files[0], every=options.every)}
-    _tell(runs[out], subject)
+    expect_cut(out, 1)
+    kept_at = {"checkpoint": file, "every": options.every, "verify": options.verify}
+    measured = subject.measure(**wanted, **reading, **kept_at)
+    runs = dict(zip(folders, measured, strict=True))
+    _tell_all(runs, subject)
     if options.centred:
         moved = centred(subject.expect_dictionary(), runs[out].means)
-        runs[out / CENTRED] = again = subject.measure(**wanted, dictionary=moved)
+        runs[out / CENTRED] = again = subject.measure(**wanted, **reading, dictionary=moved)[0]
         print("\nCodes with each stream centred apart (the gap is that of the activations):\n")
         telling.table(class_table(again))
         print()
     with locked(out):
-        _change(runs, files)
+        _change(runs, [file])
     return 0
 
 
-def _held(
-    subject: Subject, options: Measure, files: Sequence[Path], wanted: Mapping[str, Any]
-) -> bool:
+def _held(options: Measure, was_measured: Callable[[], bool], files: Sequence[Path]) -> bool:
     """Tell whether the folder holds what would be measured; refuse to replace another run."""
     out = Path(options.out)
     if options.overwrite or not (out / RUN).exists():
         return False
-    if subject.was_measured(out, **wanted):
+    if was_measured():
         return not options.centred or (out / CENTRED / RUN).is_file()
     try:
         load_measurement(out)
@@ -94,31 +104,65 @@ def _held(
     )
 
 
-def _tell_held(out: Path, again: bool) -> None:
-    print(f"{out} holds this measurement, whole; to measure anew add --overwrite\n")
-    _tell_where([out, *([out / CENTRED] if again else [])])
-
-
-def _measure_part(
-    subject: Subject, options: Measure, part: int, files: Sequence[Path], wanted: Mapping[str, Any]
-) -> int:
-    """Measure a part; the process that finds all of them finished makes the run."""
+def _folders(options: Measure) -> list[Path]:
+    """Return the folder of each run: that of the first, and of what else is measured one in it."""
     out = Path(options.out)
-    if options.overwrite or not subject.was_measured(out, **wanted):
-        subject.measure_part((part, len(files)), files[part], every=options.every, **wanted)
-    with locked(out):
-        missing = sum(not is_finished(file) for file in files)
-        if missing and subject.was_measured(out, **wanted):
-            for file in files:
-                file.unlink(missing_ok=True)
-            _tell_held(out, False)
-        elif missing:
-            print(f"part {part + 1} of {len(files)} is done; {missing} to go, in {out}")
-        else:
-            run = merge_parts(files, subject.pairs, wanted["judge"])
-            _tell(run, subject)
-            _change({out: run}, files)
+    folders = [out]
+    for text in options.also:
+        site, _, name = text.partition("=")
+        folder = out / f"{site}-{Path(name.removeprefix(ZOO)).name}"
+        if folder in folders:
+            raise BadArgument(f"--also {text}: two dictionaries of one name at one site")
+        folders.append(folder)
+    return folders
+
+
+def _tell_held(folders: Sequence[Path]) -> None:
+    out = folders[0]
+    print(f"{out} holds this measurement, whole; to measure anew add --overwrite\n")
+    _tell_where(folders)
+
+
+def _measure_part(subject: Subject, place: Place, wanted: Mapping[str, Any]) -> int:
+    """Measure a part; the process that finds all of them finished makes the run."""
+    options, out = place.options, Path(place.options.out)
+    shared = subject.share(out, place.part, progress=place.speaks, **wanted)
+    held = False
+    try:
+        with locked(out):
+            held = _held(options, shared.is_measured, shared.files)
+            if not held:
+                shared.claim()
+        if not held:
+            shared.run(options.every, options.verify)
+        with locked(out):
+            _finish_part(shared, subject, place, held)
+    except VlmEditError:
+        if shared.claimed or not shared.is_measured():
+            raise
+        _tell_merged(shared, place)  # another merged what this one was about to read
     return 0
+
+
+def _finish_part(shared: Sharing, subject: Subject, place: Place, held: bool) -> None:
+    i, n = place.part
+    if held or (not shared.claimed and shared.is_measured()):
+        _tell_merged(shared, place)
+    elif missing := shared.missing():
+        if place.speaks:
+            print(f"part {i + 1} of {n} is done; {len(missing)} to go, in {shared.folder}")
+    else:
+        runs = dict(zip(_folders(place.options), shared.merge(), strict=True))
+        _tell_all(runs, subject)
+        _change(runs, shared.leftovers())
+
+
+def _tell_merged(shared: Sharing, place: Place) -> None:
+    """Tell that the run is whole, and delete what a killed process has left of its parts."""
+    for file in shared.leftovers():
+        file.unlink(missing_ok=True)
+    if place.speaks:
+        _tell_held(_folders(place.options))
 
 
 def _change(runs: Mapping[Path, Measurement], files: Iterable[Path]) -> None:
@@ -157,7 +201,8 @@ def report(options: Report) -> int:
     run = load_measurement(folder)
     pairs = _pairs_of(run, options)
     checksum = run.checksum()
-    gone = sum(isinstance(image, Path) and size_of(image) is None for image in pairs.images)
+    images = [] if is_sharded(pairs.name) else pairs.images
+    gone = sum(isinstance(image, Path) and size_of(image) is None for image in images)
     if gone:
         telling.warn(
             f"{gone} of {len(pairs)} images are gone or out of reach: the page shows their texts "
@@ -179,11 +224,13 @@ def _pairs_of(run: Measurement, options: Report) -> Pairs:
     listed = run.provenance.get("pairs", {})
     listed = listed if isinstance(listed, dict) else {}
     # Without their digest a stranger's run may name any file of the reader's.
-    own = "texts" in listed or listed.get("name") == f"{ZOO}pairs"
+    own = "texts" in listed or "shards" in listed or listed.get("name") == f"{ZOO}pairs"
     source = options.pairs or (listed.get("name") if own else None)
     if not isinstance(source, str):
         raise CannotKnow("the run does not say which pairs it measured: name them with --pairs")
     try:
+        if is_sharded(source):
+            return found_in(load_shards(source, options.columns()), run)
         pairs = load_pairs(source, options.columns())
     except VlmEditError as error:
         raise VlmEditError(f"{error}; name the pairs of the run with --pairs") from error
@@ -196,8 +243,15 @@ def _pairs_of(run: Measurement, options: Report) -> Pairs:
     return pairs
 
 
+def _tell_all(runs: Mapping[Path, Measurement], subject: Subject) -> None:
+    for folder, run in runs.items():
+        if len(runs) > 1:
+            print(f"{folder}: {run.site}\n")
+        _tell(run, subject)
+
+
 def _tell(run: Measurement, subject: Subject) -> None:
-    for table in (class_table(run), feature_table(run, subject.pairs)):
+    for table in (class_table(run), feature_table(run, found_in(subject.source, run))):
         telling.table(table)
         print()
     telling.left_out(run.skipped, run.truncated)
@@ -216,14 +270,3 @@ def _judge(options: Measure) -> Judge | None:
         options.shared_space,
         " and ".join(Path(name).name for name in (image, text) if name is not None),
     )
-
-
-def _part(text: str) -> tuple[int, int]:
-    """Return the part counted from 0, and how many there are; typed from 1."""
-    try:
-        i, n = (int(number) for number in text.split("/"))
-    except ValueError as error:
-        raise BadArgument(f"--part takes I/N, such as 2/4, got {text!r}") from error
-    if not 1 <= i <= n:
-        raise BadArgument(f"--part {text}: I must lie between 1 and N")
-    return i - 1, n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -48,10 +49,24 @@ def load_pairs(
 
         return replace(zoo.load_pairs(), name=name)
     with in_flags():
+        if measuring.is_sharded(name):
+            shards = load_shards(name, columns)
+            return replace(measuring.read_all(shards), name=shards.name)
         pairs = measuring.read_pairs(name, **(columns or {}))
     if pairs.only and not alone:
         raise BadArgument(f"{name} holds prompts alone, and this command needs an image with each")
     return replace(pairs, name=str(Path(name).absolute()))
+
+
+def load_shards(name: str, columns: Mapping[str, str | None] | None = None) -> measuring.Shards:
+    """Find shards; nothing of them is read.
+
+    Args:
+        name: A folder of them, a file or a pattern.
+        columns: As for ``load_pairs``.
+    """
+    with in_flags():
+        return measuring.shards_of(os.path.abspath(name), **(columns or {}))
 
 
 def load_dictionary(name: str, options: LeftOpen) -> Loaded:
@@ -158,60 +173,98 @@ def _alike(images: Sequence[int], texts: Sequence[str]) -> list[str]:
 
 @dataclass(eq=False)
 class Subject:
-    """A model with pairs and, if one is given, a dictionary."""
+    """A model with pairs and, if one is given, a dictionary.
+
+    Attributes:
+        source: What is measured: the pairs, or shards, which are not read before.
+        also: What else is measured in the same pass: a site and a dictionary for each.
+    """
 
     host: Host
-    pairs: measuring.Pairs
+    source: measuring.Pairs | measuring.Shards
     dictionary: Loaded | None
     site: str
     batch_size: int
+    also: Sequence[tuple[str, Loaded]] = ()
     read: int = 0
     images: int = 0
     skipped: tuple[tuple[int, str], ...] = ()
     truncated: int = 0
 
     @classmethod
-    def load(cls, options: Subjected, host: Host | None = None, alone: bool = False) -> Subject:
+    def load(
+        cls,
+        options: Subjected,
+        host: Host | None = None,
+        alone: bool = False,
+        also: Sequence[str] = (),
+        sharded: bool = False,
+    ) -> Subject:
         """Load everything that the arguments name; what is quick to refuse comes first.
 
         Args:
             options: The arguments.
             host: The one they name, where it is loaded already.
             alone: Whether prompts without images do.
+            also: What else is measured, ``SITE=DICTIONARY`` each.
+            sharded: Whether shards are left as they are.
         """
-        pairs = load_pairs(options.pairs, options.columns(), alone=alone)
+        source: measuring.Pairs | measuring.Shards
+        if sharded and measuring.is_sharded(options.pairs):
+            source, only = load_shards(options.pairs, options.columns()), None
+        else:
+            source = load_pairs(options.pairs, options.columns(), alone=alone)
+            only = source.only
         named = options.dictionary
         dictionary = None
         if named not in (None, "neurons"):
             dictionary = load_dictionary(named, options)
-        host = host or load_host(options.model, options, pairs.only == "text")
+        more = [_also(text, options) for text in also]
+        host = host or load_host(options.model, options, only == "text")
         site = host.site(options.site)
         if named == "neurons":
             norm = "constant_norm_rescale" if site.name == "joint" else "none"
             dictionary = Dictionary.identity(site.width, norm)
-        return cls(host, pairs, dictionary, site.name, options.batch_size)
+        return cls(host, source, dictionary, site.name, options.batch_size, more)
 
-    def measure(self, **options: Any) -> measuring.Measurement:
-        """Measure the dictionary's features; options as ``vlm_edit.measure`` takes them."""
-        host, pairs, dictionary, site = self._all()
-        options = {"dictionary": dictionary, "batch_size": self.batch_size, **options}
-        return measuring.measure(host, pairs, site=site, **options)
+    @property
+    def pairs(self) -> measuring.Pairs:
+        """Return the pairs."""
+        assert isinstance(self.source, measuring.Pairs)
+        return self.source
 
-    def measure_part(self, part: tuple[int, int], checkpoint: Path, **options: Any) -> None:
-        """Measure one of several parts; options likewise."""
+    def measure(self, **options: Any) -> list[measuring.Measurement]:
+        """Measure the dictionary's features, and what else is; options as of ``measure``."""
+        readings = self._readings()
+        if "dictionary" in options:
+            readings = [(self.site, options.pop("dictionary"))]
         options = {"batch_size": self.batch_size, **options}
-        measuring.measure_part(*self._all(), part=part, checkpoint=checkpoint, **options)
+        return measuring.measure_together(self.host, self.source, readings, **options)
 
-    def was_measured(self, folder: Path, **options: Any) -> bool:
-        """Tell whether a folder holds what ``measure`` with these options would give."""
+    def share(self, out: Path, part: tuple[int, int], **options: Any) -> measuring.Sharing:
+        """Take one of several parts of what ``measure`` with these options would give."""
+        options = {"batch_size": self.batch_size, **options}
+        return measuring.Sharing(
+            out, self.host, self.source, self._readings(), part=part, **options
+        )
+
+    def was_measured(self, folders: Sequence[Path], **options: Any) -> bool:
+        """Tell whether folders hold what ``measure`` with these options would give."""
+        options = {"batch_size": self.batch_size, **options}
+        return all(
+            self._holds(folder, site, dictionary, options)
+            for folder, (site, dictionary) in zip(folders, self._readings(), strict=True)
+        )
+
+    def _holds(self, folder: Path, site: str, dictionary: Loaded, options: dict[str, Any]) -> bool:
         try:
             run = measuring.load_measurement(folder)
         except VlmEditError:
             return False
-        return measuring.was_measured(run, *self._all(), batch_size=self.batch_size, **options)
+        return measuring.was_measured(run, self.host, self.source, dictionary, site, **options)
 
-    def _all(self) -> tuple[Host, measuring.Pairs, Loaded, str]:
-        return self.host, self.pairs, self.expect_dictionary(), self.site
+    def _readings(self) -> list[tuple[str, Loaded]]:
+        return [(self.site, self.expect_dictionary()), *self.also]
 
     def load_run(self, folder: str) -> measuring.Measurement:
         """Load a run of this model on these pairs and, if one is named, with this dictionary.
@@ -250,6 +303,13 @@ class Subject:
         self.skipped, self.truncated = tuple(reader.skipped), reader.truncated
         image, text = (torch.cat([b.hidden[s] for b in batches]) for s in ("image", "text"))
         return image, text, [number for batch in batches for number in batch.numbers]
+
+
+def _also(text: str, options: Subjected) -> tuple[str, Loaded]:
+    site, equals, name = text.partition("=")
+    if not (site and equals and name):
+        raise BadArgument(f"--also takes SITE=DICTIONARY, such as joint=zoo:joint, got {text!r}")
+    return site, load_dictionary(name, options)
 
 
 def run_of(

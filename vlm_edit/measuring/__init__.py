@@ -39,6 +39,8 @@ from vlm_edit.measuring.shards import is_sharded as is_sharded
 from vlm_edit.measuring.shards import listing_of as listing_of
 from vlm_edit.measuring.shards import read_all as read_all
 from vlm_edit.measuring.shards import shards_of as shards_of
+from vlm_edit.measuring.sharing import Sharing as Sharing
+from vlm_edit.measuring.sharing import expect_cut as expect_cut
 from vlm_edit.measuring.table import Features as Features
 from vlm_edit.measuring.table import class_labels as class_labels
 

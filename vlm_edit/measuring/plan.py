@@ -132,8 +132,6 @@ class PairsPlan:
 
     def expect(self, state: State, what: str, verify: Verify) -> None:
         """Refuse to go on from a state where images that it has read are others by now."""
-        if state.origin["pairs"].get("images") != self.facts().get("images"):
-            raise BadArgument(f"{self.name}: {what} was measured when other images were the same")
         stamps, keys = state.noted("stamps"), state.noted("keys")
         numbers = [n for i in state.units for n in self.order.batches[i]][: len(stamps)]
         skipped = {number for number, _ in state.skipped}
@@ -178,5 +176,8 @@ def expect_plan(facts: Mapping[str, Any], plan: Plan) -> None:
         facts: Of those.
         plan: Of these.
     """
-    if facts["listing"] != plan.facts()["listing"]:
+    here = plan.facts()
+    if facts["listing"] != here["listing"]:
         raise BadArgument(f"{plan.name}: these are not the pairs that the parts measured")
+    if facts.get("images") != here.get("images"):
+        raise BadArgument(f"{plan.name}: the parts were measured when other images were the same")

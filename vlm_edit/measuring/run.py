@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vlm_edit.measuring.provenance import provenance
 from vlm_edit.measuring.reader import STREAMS, Reader
 from vlm_edit.measuring.reading import Reading
 from vlm_edit.measuring.result import Measurement
-from vlm_edit.measuring.state import Run, State, expect_same
+from vlm_edit.measuring.state import Head, Run, State, expect_same
 
 
 def measure(
@@ -136,7 +136,7 @@ def measure_together(
         >>> [m.n_pairs for m in measure_together(host, pairs, named, progress=False)]
         [32, 32]
     """
-    state, reader, plan = _begin(host, pairs, readings, (0, 1), **options)
+    state, reader, plan = begin(host, pairs, readings, (0, 1), **options)
     state.run(reader, plan, None if checkpoint is None else Path(checkpoint), every, verify)
     return state.finish(plan)
 
@@ -169,7 +169,7 @@ def measure_part(
     Raises:
         VlmEditError: As in ``measure``, or a part that is not one of n.
     """
-    state, reader, plan = _begin(host, pairs, [(site, dictionary)], part, **options)
+    state, reader, plan = begin(host, pairs, [(site, dictionary)], part, **options)
     state.run(reader, plan, Path(checkpoint), every, verify)
 
 
@@ -180,7 +180,7 @@ def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
         checkpoint: Its file; it need not be there yet.
     """
     path = Path(checkpoint)
-    return path.is_file() and State.load(path, None).finished
+    return path.is_file() and Head.read(path).finished
 
 
 def was_measured(
@@ -201,21 +201,29 @@ def was_measured(
         site: Where.
         options: As in ``measure``: zeros, keep, batch_size, judge.
     """
-    state, _, _ = _begin(host, pairs, [(site, dictionary)], (0, 1), **options)
-    parts = state.origin["details"]  # of which a run keeps digests
+    state, _, _ = begin(host, pairs, [(site, dictionary)], (0, 1), **options)
+    return is_of(measurement, state.origin)
+
+
+def is_of(measurement: Measurement, origin: Mapping[str, Any]) -> bool:
+    """Return whether a measurement is what one of an origin would be, once it is finished.
+
+    Args:
+        measurement: What was measured.
+        origin: Of a state.
+    """
+    parts = origin["details"]  # of which a run keeps digests
     try:
         if measurement.provenance["digests"] != summed(parts):
             return False
         there = {k: v for k, v in measurement.provenance["pairs"].items() if k != "digest"}
-        expect_same(
-            {**measurement.provenance, "details": parts, "pairs": there}, state.origin, "it"
-        )
+        expect_same({**measurement.provenance, "details": parts, "pairs": there}, origin, "it")
     except (VlmEditError, KeyError, TypeError, AttributeError):
         return False
     return True
 
 
-def _begin(
+def begin(
     host: Host | Model,
     pairs: Pairs | Iterable[Any],
     readings: Sequence[tuple[str, Encodes]],
@@ -228,7 +236,20 @@ def _begin(
     workers: int | None = None,
     progress: bool = True,
 ) -> tuple[State, Reader, Plan]:
-    """Return measurements that have read nothing yet, and what they read with."""
+    """Return measurements that have read nothing yet, and what they read with.
+
+    Args:
+        host: As in ``measure_together``, like the next two.
+        pairs: The pairs.
+        readings: Sites and dictionaries.
+        part: (i, n): the i-th of n parts, counted from 0.
+        zeros: As in ``measure``, like the rest.
+        keep: Top examples per feature.
+        batch_size: Pairs per forward.
+        judge: Independent encoders.
+        workers: Processes that read ahead.
+        progress: Whether to show a bar.
+    """
     host, plan = Host.of(host), plan_of(pairs, batch_size)
     if not readings:
         raise BadArgument("nothing to measure: name a site and a dictionary")
@@ -284,26 +305,54 @@ def merge_parts(
     Raises:
         VlmEditError: A part is missing, twice there or unfinished, or they do not belong together.
     """
-    states = sorted(
-        (State.load(Path(path), judge) for path in checkpoints), key=lambda state: state.part
+    return merge_together(checkpoints, pairs, judge)[0]
+
+
+def merge_together(
+    checkpoints: Sequence[str | os.PathLike[str]],
+    pairs: Pairs | Iterable[Any],
+    judge: Judge | None = None,
+) -> list[Measurement]:
+    """Merge the checkpoints of parts that measured several dictionaries together.
+
+    Args:
+        checkpoints: As in ``merge_parts``, like the rest; two of them are held at a time.
+        pairs: The same pairs.
+        judge: The same judge.
+    """
+    heads = sorted(
+        ((Head.read(path), path) for path in map(Path, checkpoints)), key=lambda each: each[0].part
     )
-    if not states:
+    if not heads:
         raise BadArgument("no parts to merge: name the checkpoint of each")
-    first = states[0]
-    parts = [(i, first.part[1]) for i in range(first.part[1])]
-    if [state.part for state in states] != parts:
-        have = ", ".join(f"{i + 1} of {n}" for i, n in (state.part for state in states))
-        raise BadArgument(f"the parts do not make a whole: they are {have}")
+    first = heads[0][0]
     plan = plan_of(pairs, int(first.origin["settings"]["batch_size"]))
+    _expect_whole(heads, plan)
+    merged = _load(heads[0][1], judge, plan)
+    for _, path in heads[1:]:
+        merged.merge(_load(path, judge, plan))  # none but these two are held
+    return merged.finish(plan)
+
+
+def _expect_whole(heads: Sequence[tuple[Head, Path]], plan: Plan) -> None:
+    """Refuse parts that do not make a whole, or are of other pairs."""
+    first = heads[0][0]
+    if [head.part for head, _ in heads] != [(i, first.part[1]) for i in range(first.part[1])]:
+        have = ", ".join(f"{i + 1} of {n}" for i, n in (head.part for head, _ in heads))
+        raise BadArgument(f"the parts do not make a whole: they are {have}")
     expect_plan(first.origin["pairs"], plan)
-    for state in states:
-        expect_same(first.origin, state.origin, "another part")
-        if not state.finished:
+    for head, path in heads:
+        for one, other in zip(first.origins, head.origins, strict=True):
+            expect_same(one, other, f"another part, {str(path)!r},")
+        if not head.finished:
             raise BadArgument(
-                f"part {state.part[0] + 1} of {state.part[1]} is not finished: run it again, it "
+                f"part {head.part[0] + 1} of {head.part[1]} is not finished: run it again, it "
                 "goes on where it stopped"
             )
-        plan.expect(state, f"part {state.part[0] + 1}", "sample")
-    for state in states[1:]:
-        first.merge(state)
-    return first.finish(plan)[0]
+
+
+def _load(path: Path, judge: Judge | None, plan: Plan) -> State:
+    """Load a finished part, if what it read is still what it was."""
+    state = State.load(path, judge)
+    plan.expect(state, f"part {state.part[0] + 1}", "sample")
+    return state

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, DamagedFile, WrongHost
-from vlm_edit.ground.files import make_folder, read_tensors, write_tensors
+from vlm_edit.ground.files import make_folder, read_header, read_tensors, write_tensors
 from vlm_edit.measuring.accumulator import MeasurementAccumulator, take
 from vlm_edit.measuring.details import summed
 from vlm_edit.measuring.judge import Judge
@@ -183,6 +183,7 @@ class State:
             "units": self.total,
             "unit": self.unit,
             "after": self.after,
+            "finished": self.finished,
             "skipped": self.skipped,
             "truncated": self.truncated,
         }
@@ -197,8 +198,7 @@ class State:
     def load(cls, path: Path, judge: Judge | None) -> State:
         """Read what ``save`` wrote."""
         header, tensors = read_tensors(path, _WHAT)
-        if header.get("kind") != _WHAT or header.get("version") != _VERSION:
-            raise DamagedFile(f"{path} is not a checkpoint of a measurement: name another file")
+        _expect_checkpoint(path, header)
         try:
             notes = {n: to_array(t) for n, t in take(tensors, _NOTES).items()}
             runs = [
@@ -220,6 +220,8 @@ class State:
         """Add what another part has gathered."""
         for ours, theirs in zip(self.runs, other.runs, strict=True):
             ours.accumulator.merge(theirs.accumulator)
+            if "first prompt" in theirs.origin:  # a part of no batches has asked nothing
+                ours.origin.setdefault("first prompt", theirs.origin["first prompt"])
         self.skipped += other.skipped
         self.truncated += other.truncated
         for name, values in other.notes.items():
@@ -239,6 +241,49 @@ class State:
         for text in measurement.doubts():
             warnings.warn(text, RepeatedPairs, stacklevel=5)  # the line of measure
         return measurement
+
+
+@dataclass(frozen=True)
+class Head:
+    """Hold what a checkpoint says of itself, of which there may be hundreds.
+
+    Attributes:
+        part: Which part it is, and of how many.
+        origins: What it is of, as in a measurement's provenance, for each of its runs.
+        finished: Whether all of the part was read.
+    """
+
+    part: tuple[int, int]
+    origins: Sequence[Mapping[str, Any]]
+    finished: bool
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """Return what the first of its runs is of."""
+        return self.origins[0]
+
+    @classmethod
+    def read(cls, path: Path) -> Head:
+        """Read it without the tensors, whose checksum only ``State.load`` looks at."""
+        header = read_header(path) or {}
+        _expect_checkpoint(path, header)
+        try:
+            i, n = header["part"]
+            origins = [dict(origin) for origin in header["told"]]
+            return cls((int(i), int(n)), origins, bool(header["finished"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedFile(
+                f"{path} is damaged ({type(error).__name__}: {error}): delete it to begin anew"
+            ) from error
+
+
+def _expect_checkpoint(path: Path, header: Mapping[str, Any]) -> None:
+    if header.get("kind") != _WHAT:
+        raise DamagedFile(f"{path} is not a checkpoint of a measurement: name another file")
+    if header.get("version") != _VERSION:
+        raise DamagedFile(
+            f"{path} is a checkpoint of another version of vlm-edit: delete it to begin anew"
+        )
 
 
 def _keys(batches: Sequence[Batch]) -> dict[int, int]:
