@@ -87,9 +87,7 @@ class Places(Asking, Columns, Tells):
     model: Model
     pairs: Annotated[
         str,
-        positional(
-            "PAIRS", "CSV, JSON lines, folder or shards: docs/command-line.md; or zoo:pairs"
-        ),
+        positional("PAIRS", "CSV, JSON lines, folder, shards: docs/command-line.md; or zoo:pairs"),
     ]
     site: Annotated[str, option("where")] = "joint"
     batch_size: Batch = 64
@@ -185,7 +183,7 @@ class Measure(Subjected, Writes):
             "measure this in the same pass too, and write its run into a folder in --out",
             metavar="SITE=DICTIONARY",
         ),
-    ]
+    ] = field(default_factory=list)
     workers: Annotated[
         Count, option("processes that decode images ahead of the model; none beside one on the CPU")
     ] = None

@@ -105,18 +105,18 @@ class Reader:
             VlmEditError: An unknown site, another width than the dictionary's, no pairs, or not
                 one image that can be read.
         """
-        for _, batches in self.run(self._all(pairs), len(pairs), pairs.name):
+        for _, batches in self.run(self._all(pairs), len(pairs)):
             yield from batches[0]
+        self._expect_any(pairs)
 
     def run(
-        self, cuts: Iterable[Cut], total: int | None = None, name: str = "pairs"
+        self, cuts: Iterable[Cut], total: int | None = None
     ) -> Iterator[tuple[Cut, list[list[Batch]]]]:
         """Read cuts of pairs; ``skipped`` and ``truncated`` go on from what they are.
 
         Args:
             cuts: What is read together.
             total: Pairs in all of them, where it is known.
-            name: Where they come from.
 
         Returns:
             A cut and, of each reading, its batches: none where no image of it can be read, and
@@ -125,7 +125,7 @@ class Reader:
         Raises:
             VlmEditError: As in ``read``.
         """
-        for ready in self._prepared(cuts, total, name):
+        for ready in self._prepared(cuts, total):
             several = len({item.shown for item in ready.cut.items}) < len(ready.cut.items)
             read = [self._run(forward, several) for forward in ready.forwards]
             by_reading = [list(some) for some in zip(*read, strict=True)]
@@ -142,11 +142,12 @@ class Reader:
         Raises:
             VlmEditError: As in ``read``.
         """
-        for ready in self._prepared(self._all(pairs), len(pairs), pairs.name):
+        for ready in self._prepared(self._all(pairs), len(pairs)):
             for forward in ready.forwards:
                 with self._recorded(forward) as recording:
                     rows = self._readings[0].flat(recording)
                 yield rows
+        self._expect_any(pairs)
 
     def _all(self, pairs: Pairs) -> Iterator[Cut]:
         if not len(pairs):
@@ -156,27 +157,24 @@ class Reader:
         plan = PairsPlan.as_they_come(pairs, self.batch_size)
         return plan.cuts(range(plan.total))
 
-    def _prepared(self, cuts: Iterable[Cut], total: int | None, name: str) -> Iterator[Prepared]:
+    def _prepared(self, cuts: Iterable[Cut], total: int | None) -> Iterator[Prepared]:
         """Yield what is ready for the host, after everything is checked."""
         for reading in self._readings:
             reading.expect()
         self.host.expect_eval("what is measured random")
         preparing = Preparing(self.host.maker, self.batch_size, self.least, self.images)
         workers = workers_of(self.host.device) if self.workers is None else self.workers
-        count, seen = 0, 0
         with tqdm(
             total=total, desc=f"measure {self.site}", disable=None if self.progress else True
         ) as bar:
             for ready in prepared(cuts, preparing, workers):
                 self.skipped += ready.broken
                 bar.update(len(ready.cut))
-                seen += len(ready.cut)
-                count += sum(len(forward.items) for forward in ready.forwards)
                 yield ready
-        if not count and seen and seen == total:
-            raise DamagedFile(
-                f"{name}: not one of {seen} images can be read; the first: {self.skipped[0][1]}"
-            )
+
+    def _expect_any(self, pairs: Pairs) -> None:
+        if len(self.skipped) == len(pairs):
+            raise not_one(pairs.name, self.skipped)
 
     @property
     def least(self) -> int | None:
@@ -214,3 +212,15 @@ class Reader:
     @cached_property
     def _early(self) -> EarlyStop:
         return EarlyStop(self.host, *self._sites)
+
+
+def not_one(name: str, skipped: Sequence[tuple[int, str]]) -> DamagedFile:
+    """Return the error of pairs of which none can be read.
+
+    Args:
+        name: Where they come from.
+        skipped: All of them, with the reasons.
+    """
+    return DamagedFile(
+        f"{name}: not one of {len(skipped)} images can be read; the first: {skipped[0][1]}"
+    )

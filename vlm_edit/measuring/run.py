@@ -21,12 +21,13 @@ from vlm_edit.measuring.provenance import provenance
 from vlm_edit.measuring.reader import STREAMS, Reader
 from vlm_edit.measuring.reading import Reading
 from vlm_edit.measuring.result import Measurement
+from vlm_edit.measuring.shards import Shards
 from vlm_edit.measuring.state import Head, Run, State, expect_same
 
 
 def measure(
     host: Host | Model,
-    pairs: Pairs | Iterable[Any],
+    pairs: Pairs | Shards | Iterable[Any],
     dictionary: Encodes,
     site: str = "joint",
     *,
@@ -49,7 +50,8 @@ def measure(
 
     Args:
         host: In eval mode, wherever its weights are, with its processor.
-        pairs: Image-text pairs, or what ``Pairs.of`` takes: a list of (image, text), a table.
+        pairs: Image-text pairs, or what ``Pairs.of`` takes: a list of (image, text), a table; or
+            ``Shards``, which are read in turn and never held.
         dictionary: Of the site's width.
         site: A site with both streams, e.g. ``joint``, or a LLaVA's ``language.16``, where codes
             are averaged over a pair's image tokens and over its text tokens.
@@ -102,7 +104,7 @@ def measure(
 
 def measure_together(
     host: Host | Model,
-    pairs: Pairs | Iterable[Any],
+    pairs: Pairs | Shards | Iterable[Any],
     readings: Sequence[tuple[str, Encodes]],
     *,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -143,7 +145,7 @@ def measure_together(
 
 def measure_part(
     host: Host | Model,
-    pairs: Pairs | Iterable[Any],
+    pairs: Pairs | Shards | Iterable[Any],
     dictionary: Encodes,
     site: str = "joint",
     *,
@@ -186,7 +188,7 @@ def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
 def was_measured(
     measurement: Measurement,
     host: Host | Model,
-    pairs: Pairs | Iterable[Any],
+    pairs: Pairs | Shards | Iterable[Any],
     dictionary: Encodes,
     site: str = "joint",
     **options: Any,
@@ -225,7 +227,7 @@ def is_of(measurement: Measurement, origin: Mapping[str, Any]) -> bool:
 
 def begin(
     host: Host | Model,
-    pairs: Pairs | Iterable[Any],
+    pairs: Pairs | Shards | Iterable[Any],
     readings: Sequence[tuple[str, Encodes]],
     part: tuple[int, int],
     *,
@@ -289,7 +291,7 @@ def _expect_both(place: Site) -> None:
 
 def merge_parts(
     checkpoints: Sequence[str | os.PathLike[str]],
-    pairs: Pairs | Iterable[Any],
+    pairs: Pairs | Shards | Iterable[Any],
     judge: Judge | None = None,
 ) -> Measurement:
     """Merge the checkpoints that all parts of a measurement left into one measurement.
@@ -310,7 +312,7 @@ def merge_parts(
 
 def merge_together(
     checkpoints: Sequence[str | os.PathLike[str]],
-    pairs: Pairs | Iterable[Any],
+    pairs: Pairs | Shards | Iterable[Any],
     judge: Judge | None = None,
 ) -> list[Measurement]:
     """Merge the checkpoints of parts that measured several dictionaries together.

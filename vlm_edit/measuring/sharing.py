@@ -18,6 +18,7 @@ from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.plan import Verify
 from vlm_edit.measuring.result import Measurement, load_measurement
 from vlm_edit.measuring.run import begin, is_finished, is_of, merge_together
+from vlm_edit.measuring.shards import Shards
 from vlm_edit.measuring.state import Head, expect_same
 
 PARTS = "parts.json"
@@ -68,7 +69,7 @@ class Sharing:
         self,
         folder: str | os.PathLike[str],
         host: Host | Model,
-        pairs: Pairs | Iterable[Any],
+        pairs: Pairs | Shards | Iterable[Any],
         readings: Sequence[tuple[str, Encodes]],
         *,
         part: tuple[int, int],

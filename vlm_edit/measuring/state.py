@@ -20,7 +20,7 @@ from vlm_edit.measuring.details import summed
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.plan import Plan, Verify
-from vlm_edit.measuring.reader import Batch, Reader
+from vlm_edit.measuring.reader import Batch, Reader, not_one
 from vlm_edit.measuring.repeats import RepeatedPairs
 from vlm_edit.measuring.result import Measurement
 from vlm_edit.measuring.sources import key_of, to_array, to_tensor
@@ -124,7 +124,7 @@ class State:
             *("%s: %d of %d units of %s to read", reader.site),
             *(len(rest), len(self.units), plan.name),
         )
-        for cut, read in reader.run(plan.cuts(rest, self.after), plan.count(rest), plan.name):
+        for cut, read in reader.run(plan.cuts(rest, self.after), plan.count(rest)):
             for run, batches in zip(self.runs, read, strict=True):
                 run.accumulator.update(*batches)
             self._tell(reader)
@@ -229,6 +229,8 @@ class State:
 
     def finish(self, plan: Plan) -> list[Measurement]:
         """Return the measurements, once everything is read."""
+        if self.skipped and not self.runs[0].accumulator.dominance.n_pairs:
+            raise not_one(plan.name, self.skipped)
         pairs = plan.found(self)
         return [self._finished(run, pairs) for run in self.runs]
 
