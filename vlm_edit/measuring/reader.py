@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -49,6 +50,23 @@ class Batch:
     texts: Sequence[str] = ()
     shown: Sequence[int] | None = None
     tokens: Mapping[str, SparseCodes | ActivationSizes] = field(default_factory=dict)
+
+
+class TokenBatch(NamedTuple):
+    """Hold the activations of every token of some pairs.
+
+    Attributes:
+        number: Of the batch.
+        readable: The numbers of its pairs whose image could be read.
+        images: Theirs, RGB.
+        rows: By stream [t, d] float32, and [t], which of ``readable`` each is of: None where
+            nobody can tell. Empty where no image could be read.
+    """
+
+    number: int
+    readable: list[int]
+    images: Sequence[Image.Image]
+    rows: Mapping[str, tuple[Tensor, Tensor | None]]
 
 
 @dataclass(eq=False)
@@ -141,14 +159,31 @@ class Reader:
         """
         self.truncated = 0
         self.skipped.clear()
+        for batch in self.tokens_numbered(pairs):
+            if batch.readable:
+                yield {stream: rows for stream, (rows, _) in batch.rows.items()}
+
+    def tokens_numbered(self, pairs: Pairs, batches: range | None = None) -> Iterator[TokenBatch]:
+        """Read activations of every token of some batches, also of those that give nothing.
+
+        Args:
+            pairs: To be read.
+            batches: Numbers of the batches wanted; by default all. ``skipped`` and ``truncated``
+                go on from what they are.
+
+        Raises:
+            VlmEditError: As in ``read``.
+        """
         site = self.host.site(self.site)
-        for _, images, readable in self._batches(site, pairs):
+        for number, images, readable in self._batches(site, pairs, batches):
             if not readable:
+                yield TokenBatch(number, [], [], {})
                 continue
             inputs = self._inputs(images, [pairs.texts[n] for n in readable])
             with torch.no_grad(), record(self.host, site.name) as recording:
                 self.host.run(inputs)
-                yield {s: self._flat(recording, site, s).cpu() for s in site.streams}
+                rows = {s: self._flat(recording, site, s, len(readable)) for s in site.streams}
+            yield TokenBatch(number, readable, images, rows)
 
     def _batches(
         self,
@@ -264,18 +299,26 @@ class Reader:
             what = "nothing of the prompts passed in the call that the prompt function makes"
         raise CannotKnow(f"at site {site.name!r} {what}")
 
-    def _flat(self, recording: Recording, site: Site, stream: str) -> Tensor:
-        """Return the activations [t, d] of a stream, a row a token."""
+    def _flat(
+        self, recording: Recording, site: Site, stream: str, pairs: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the activations [t, d] of a stream, a row a token, and the pair of each, [t]."""
         tap, capture = self._passed(recording, site, stream)
         hidden = capture.hidden.float()
         hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden
         tokens = capture.tokens.at(hidden)
+        count, whose = len(hidden), torch.arange(len(hidden))
         if tokens.in_rows:
-            hidden = self._tokens(tokens, hidden, site, stream)[2]
+            count, whose, hidden = self._tokens(tokens, hidden, site, stream)
         elif tap.stream == "mixed":
             tokens.select(stream, self._special)  # refuses: nobody can tell its rows apart
+        else:
+            with suppress(CannotKnow):
+                images = tokens.requests
+                whose = whose if images is None else images
+                count = int(whose.max()) + 1
         _expect_finite(hidden, site)
-        return hidden
+        return hidden.cpu(), whose.cpu() if count == pairs else None
 
     def _pool(
         self,

@@ -55,6 +55,7 @@ def expect_images(
     keys: Iterable[int],
     skipped: Collection[int],
     what: str,
+    verb: str = "measure",
 ) -> None:
     """Refuse to go on where an image that was read is another by now.
 
@@ -68,6 +69,7 @@ def expect_images(
         keys: ``key_of`` of each that was read.
         skipped: Numbers of those that could not be read.
         what: Who had read them, for the message.
+        verb: What it does, for the message.
 
     Raises:
         VlmEditError: Names the first that differs.
@@ -80,7 +82,7 @@ def expect_images(
         if key != _key(pairs, number):
             raise WrongHost(
                 f"pair {number} ({pairs.describe(number)}) has another image than when {what} read "
-                "it: put the former one back, or measure into another folder or file, or delete "
+                f"it: put the former one back, or {verb} into another folder or file, or delete "
                 "it to begin anew"
             )
 
