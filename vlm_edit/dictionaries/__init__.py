@@ -5,6 +5,7 @@ from vlm_edit.dictionaries.activation_store import WHOLE as WHOLE
 from vlm_edit.dictionaries.activation_store import ActivationsWriter as ActivationsWriter
 from vlm_edit.dictionaries.activation_store import Index as Index
 from vlm_edit.dictionaries.activation_store import MappedRows as MappedRows
+from vlm_edit.dictionaries.activation_store import Split as Split
 from vlm_edit.dictionaries.activation_store import StoredActivations, load_activations
 from vlm_edit.dictionaries.activation_store import delete_parts as delete_parts
 from vlm_edit.dictionaries.activation_store import read_index as read_index
