@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -115,7 +116,7 @@ def hushed(taken: Any) -> Iterator[Any]:
     if not others or int(os.environ.get("RANK", 0)) == 0:
         yield taken
         return
-    with open(os.devnull, "r+") as nowhere, redirect_stdout(nowhere):
+    with redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield replace(taken, json=False, tables=None, quiet=True)
 
