@@ -18,6 +18,7 @@ from vlm_edit.cli.command import VERBS
 from vlm_edit.cli.examples import EXAMPLES
 from vlm_edit.edits import RULES
 from vlm_edit.measures import dominance, nulls
+from vlm_edit.measuring.collecting import Kept
 from vlm_edit.selection import by_class
 from vlm_edit.selection.scores import Kind
 from vlm_edit.tasks.bias import Way
@@ -113,6 +114,11 @@ def test_defaults_are_those_of_the_library() -> None:
     for field in ("site", "batch_size", "zeros", "keep", "every"):
         assert typed[field] == known[field]
     assert typed["keep"] == max(measuring.EXAMPLES)
+    typed, known = defaults(arguments.Collect), defaults(measuring.collect)
+    for field in ("site", "batch_size", "most", "seed"):
+        assert typed[field] == known[field]
+    assert (typed["stored_as"], typed["part_size"] << 20) == (known["dtype"], known["part_size"])
+    assert choices(arguments.Collect, "stored_as") == set(get_args(Kept))
     typed, known = defaults(arguments.Census), defaults(measuring.census)
     for field in ("site", "batch_size", "factor", "deleted", "steps", "seed"):
         assert typed[field] == known[field]
@@ -221,7 +227,7 @@ def test_every_verb_can_tell_its_results_as_one_object(
         (["train", "m", "p", "--out", "o", "--clip", "x"], "to float: 'x'", "train"),
         (["attack", "m", "p", "--eps", "wide"], "'--eps'", "attack"),
         (["attack", "m", "p", "--eps", "1", "wide"], "extra argument(s) (wide)", "attack"),
-        (["train", "m"], "Missing argument 'PAIRS'", "train"),
+        (["collect", "m"], "Missing argument 'PAIRS'", "collect"),
         (["train", "m", "p"], "Missing option '--out'", "train"),
         (["measure", "m", "p"], "Missing option '--dictionary'", "measure"),
         (["patch", "merge", "--out", "o"], "Missing argument 'PATCHES'", "patch merge"),

@@ -49,7 +49,8 @@ def test_a_trained_dictionary_is_the_same_again_with_its_seed(tmp_path):
 def test_the_rate_and_the_clip_of_training_are_passed_on(tmp_path, capsys):
     training = ["--features", "32", "--k", "4", "--steps", "20", "--rows", "256", "--out"]
     pairs = zoo.load_pairs()
-    streams = collect(Host.of(*zoo.load_host()), pairs.select(range(round(0.9 * len(pairs)))))
+    some = pairs.select(range(round(0.9 * len(pairs))))
+    streams = collect(Host.of(*zoo.load_host()), some, out=tmp_path / "streams")
     config = TrainConfig(32, 4, 20, 256, norm="constant_norm_rescale")
     for name, flags, change in (
         ("a", [], {}),

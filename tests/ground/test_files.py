@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vlm_edit import VlmEditError
 from vlm_edit.cli import main
@@ -24,6 +25,7 @@ from vlm_edit.ground.files import (
     read_header,
     read_tensors,
     write_bytes,
+    write_joined,
     write_new,
     write_tensors,
     write_text,
@@ -373,6 +375,26 @@ def test_every_flipped_bit_of_a_tensor_and_a_changed_number_of_the_header_are_no
             with pytest.raises(VlmEditError, match=f"^{file} is damaged: .*the sums has changed"):
                 read_tensors(file, "sums")
     assert read_tensors(file, "sums", verify=False)[0]["n"] == 1
+
+
+def test_tensors_in_pieces_are_the_file_of_the_joined_ones(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    pieces = {
+        "b": [torch.randn(n, 3, generator=g).bfloat16() for n in (2, 0, 5)],
+        "a": [torch.randn(4, 3, generator=g)],
+        "n": [torch.arange(3), torch.arange(2)],
+        "none": [torch.empty(0, 3)],
+        "one": [torch.tensor(2.5)],
+    }
+    joined = {name: some[0] if len(some) == 1 else torch.cat(some) for name, some in pieces.items()}
+    told = write_joined(tmp_path / "pieces", pieces, {"version": 1})
+    write_tensors(tmp_path / "joined", joined, {"version": 1})
+    (header, ours), (other, theirs) = (read_tensors(tmp_path / f) for f in ("pieces", "joined"))
+    assert header == other and header["checksum"] == told
+    for found in (ours, load_file(tmp_path / "pieces")):  # the library's own reader
+        assert set(found) == set(theirs)
+        for name, x in theirs.items():
+            assert found[name].dtype == x.dtype and torch.equal(found[name], x)
 
 
 def test_a_file_without_a_checksum_is_read_as_before(tmp_path) -> None:

@@ -21,9 +21,9 @@ Cut = Literal["interval", "significant", "sd", "fixed"]
 Tokens = Literal["all", "image", "video", "visual", "audio", "text", "text+special"]
 
 
-def positional(name: str, help: str) -> Any:
+def positional(name: str, help: str, **more: Any) -> Any:
     """Return an argument without a dash, as help names it."""
-    return Argument(metavar=name, help=help)
+    return Argument(metavar=name, help=help, **more)
 
 
 def several(help: str, *names: str, **more: Any) -> Any:
@@ -110,10 +110,37 @@ def _norm(text: str) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Collect(Places, Writes):
+    """Write a model's activations to the disk, to train on."""
+
+    pairs: Annotated[str, PROMPTS] = field()
+    out: Annotated[str, option("folder to write them to; killed, it goes on from there")]
+    most: Kept = None
+    seed: Seed = 0
+    stored_as: Annotated[
+        Literal["float32", "bfloat16"],
+        option("bfloat16 takes half as much, and rounds what a model in float32 gives"),
+    ] = "float32"
+    part_size: Annotated[int, option("MiB of a file, at most", metavar="MIB")] = 256
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train(Places, Writes):
     """Train a dictionary on a model's activations."""
 
-    pairs: Annotated[str, PROMPTS] = field()
+    model: Annotated[
+        str, positional("MODEL", "as elsewhere; not needed with --activations", show_default=False)
+    ] = ""
+    pairs: Annotated[
+        str, positional("PAIRS", "likewise; prompts alone do, .txt", show_default=False)
+    ] = ""
+    activations: Annotated[
+        Text,
+        option(
+            "folder that collect wrote; with MODEL and PAIRS they are collected there, and stay",
+            metavar="FOLDER",
+        ),
+    ] = None
 
     out: Annotated[
         str, option("folder for the dictionary (SAELens v6; of two streams, one in it for each)")

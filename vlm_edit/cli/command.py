@@ -26,6 +26,7 @@ VERBS: dict[type, str] = {
     of.Demo: "verbs.demo",
     of.Sites: "verbs.sites",
     of.Doctor: "verbs.doctor",
+    of.Collect: "collecting.collect",
     of.Train: "training.train",
     of.Check: "training.check",
     of.Measure: "measuring.measure",
@@ -120,9 +121,9 @@ def _every_verb(
 def _run(taken: object) -> int:
     """Import what runs a verb only now, since it brings torch."""
     module, verb = VERBS[type(taken)].split(".")
-    from vlm_edit.cli import flags, telling
+    from vlm_edit.cli import flags, telling, together
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), together.hushed(taken) as taken:
         warnings.showwarning = partial(_warn, warnings.showwarning)
         if getattr(taken, "quiet", False):
             telling.hush()

@@ -10,9 +10,13 @@ EXAMPLES: dict[type, tuple[str, str]] = {
         "doctor Qwen/Qwen3.5-9B --image cat.jpg --dtype bfloat16",
     ),
     of.Sites: ("sites zoo:emoji-clip", "sites llava-hf/llava-1.5-7b-hf --dtype bfloat16"),
+    of.Collect: (
+        "collect zoo:emoji-clip zoo:pairs --out activations",
+        "collect MODEL pairs.csv --site vision.9 --most 16 --out activations",
+    ),
     of.Train: (
         "train zoo:emoji-clip zoo:pairs --features 256 --steps 300 --out sae",
-        "train MODEL pairs.csv --site vision.9 --kind topk --k 32 --out sae",
+        "train --activations activations --kind topk --k 32 --out sae",
     ),
     of.Check: (
         "check zoo:emoji-clip zoo:pairs --dictionary zoo:joint",

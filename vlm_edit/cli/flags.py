@@ -28,6 +28,10 @@ _ADVICE = {
     "embed the texts yourself and pass them to ZeroShot": (
         "attack what it answers, with --question, or take a model of images and texts"
     ),
+    "overwrite=True replaces it": "--overwrite replaces it",
+    "collect anew with overwrite=True": "collect anew with --overwrite",
+    "held_out ": "--held-out ",
+    "collect(..., out=folder) or vlm-edit collect writes them": "vlm-edit collect writes them",
     "give back what it began with, or another file": (
         "give the same command on the same pairs and model, or another folder with --out, or "
         "delete it to begin anew"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vlm_edit.cli.arguments import Measure, Train
+from vlm_edit.cli.arguments import Collect, Measure, Train
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.files import make_folder, write_text
 
 _PREFIX = "training."
 _COMMAND, _STATE = f"{_PREFIX}json", f"{_PREFIX}checkpoint"
+_ACTIVATIONS = f"{_PREFIX}activations"
 # What another run of the same training may say otherwise.
 _FREE = ("out", "overwrite", "every", "json", "quiet", "tables")
 
@@ -30,7 +32,7 @@ class Begun:
 
     def __init__(self, options: Train) -> None:
         self.out, self.options = Path(options.out), options
-        self.state = self.out / _STATE
+        self.state, self.activations = self.out / _STATE, self.out / _ACTIVATIONS
         self.told = {
             each.name: getattr(options, each.name)
             for each in fields(options)
@@ -57,12 +59,15 @@ class Begun:
             told = {**self.told, "overwrite": self.options.overwrite}
             text = json.dumps(told, indent=1) + "\n"
             write_text(self.out / _COMMAND, text, "command")
+            self.anew = False
         return self.state
 
     def finish(self) -> None:
         """Delete what is kept of a training, the command last."""
-        for file in (*_states(self.out), self.out / _COMMAND):
+        for file in _states(self.out):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.activations, ignore_errors=True)
+        (self.out / _COMMAND).unlink(missing_ok=True)
 
     def _there(self) -> dict[str, Any]:
         try:
@@ -74,14 +79,17 @@ class Begun:
 
 def on_interrupt(options: object) -> str:
     """Tell how a verb that was interrupted is gone on with."""
-    if not isinstance(options, Train | Measure):
+    if not isinstance(options, Collect | Train | Measure):
         return "interrupted"
     out = Path(options.out)
+    if isinstance(options, Collect):
+        return f"interrupted: the same command goes on from the last whole part in {out}"
     if any(_states(out)) or any(out.glob("part-*.checkpoint")):
         return f"interrupted: the same command goes on from the checkpoint in {out}"
+    there = f"takes the activations in {out} and " if any(out.glob(f"{_ACTIVATIONS}/*")) else ""
     return (
-        "interrupted before the first checkpoint: the same command begins anew; one is written "
-        f"every {options.every:g} s (--every)"
+        f"interrupted before the first checkpoint: the same command {there}begins anew; one is "
+        f"written every {options.every:g} s (--every)"
     )
 
 

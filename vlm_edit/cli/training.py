@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlm_edit import dictionaries
@@ -14,19 +15,47 @@ from vlm_edit.cli.arguments import Check, Places, Train
 from vlm_edit.cli.host import load_host
 from vlm_edit.cli.resuming import Begun
 from vlm_edit.cli.subject import Loaded, Subject, load_pairs
+from vlm_edit.cli.together import processes_of
 from vlm_edit.cli.writing import expect_free
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.notebook import several
 from vlm_edit.host import Host, other_family
-from vlm_edit.measuring import Pairs, collect
+from vlm_edit.measuring import collect
 from vlm_edit.report import Table
 
 # A dictionary of one folder, or of one for each stream.
 FILES = ("cfg.json", "sae_weights.safetensors", "image", "text")
+# What is said of collecting, and nothing of activations that are there.
+_COLLECTED = ("pairs", "site", "most", "batch_size", "prompt", "image_column", "text_column")
+_CHECKED = 1 << 27  # numbers that a trained dictionary is checked on, at most: half a GiB
 
 
 def train(options: Train) -> int:
-    """Train a dictionary, save it, and print how well it fits pairs it has not seen."""
+    """Train a dictionary, save it, and print how well it fits pairs it has not seen.
+
+    Of several processes the first collects, writes and tells.
+    """
+    with processes_of(options) as processes:
+        begun = processes.lead(lambda: _prepare(options))
+        store = dictionaries.load_activations(begun["activations"])
+        split = store.split(options.held_out)
+        info = {"model_name": begun["model_name"], "site": store.index.site}
+        config = _config(options, store.index.site)
+        kept_at: dict[str, Any] = {"checkpoint": begun["state"], "every": options.every}
+        kept_at["device"] = processes.device
+        dictionary: Loaded
+        if options.separate:
+            # Elsewhere than at a joint embedding tokens are no pairs, but share a space.
+            by: dictionaries.Similarity = "correlation" if info["site"] == "joint" else "decoder"
+            dictionary = dictionaries.train_paired(split.training, config, info, by=by, **kept_at)
+        else:
+            dictionary = dictionaries.train_dictionary(split.training, config, info, **kept_at)
+        processes.lead(lambda: _save(options, dictionary, store, split))
+    return 0
+
+
+def _prepare(options: Train) -> dict[str, str]:
+    """Refuse what cannot be done, collect what is not there, and tell what to train on."""
     out = Path(options.out)
     begun = Begun(options)
     expect_free(
@@ -34,68 +63,101 @@ def train(options: Train) -> int:
         options.overwrite,
         "name another folder with --out",
     )
+    given = options.activations is not None and not options.model
+    name = _collected(options, begun) if not given else _there(options)
+    return {
+        "activations": str(options.activations or begun.activations),
+        "model_name": name,
+        "state": str(begun.begin()),
+    }
+
+
+def _there(options: Train) -> str:
+    """Look at activations that were collected before, and return what they call their model."""
+    assert options.activations is not None
+    index = dictionaries.load_activations(options.activations).index
+    for name in _COLLECTED:
+        typed, default = getattr(options, name), Train.__dataclass_fields__[name].default
+        if typed != default and not (name == "site" and typed == index.site):
+            raise BadArgument(
+                f"--{name.replace('_', '-')} {typed} says how activations are collected, and those "
+                f"in {options.activations} are, at site {index.site!r}: leave it out"
+            )
+    _expect_paired(_config(options, index.site), index.site)
+    return str(index.origin.get("model_name", ""))
+
+
+def _collected(options: Train, begun: Begun) -> str:
+    """Collect activations, or go on with it, and return what their model is called."""
+    if not options.model or not options.pairs:
+        raise BadArgument(
+            "train takes MODEL and PAIRS, or --activations FOLDER with what vlm-edit collect wrote"
+        )
     pairs = load_pairs(options.pairs, options.columns(), alone=True)
-    kept = _expect_both(len(pairs), options.held_out)
-    config = _config(options)
-    config.expect()
+    _expect_both(len(pairs), options.held_out)
+    _config(options, options.site).expect()
     host = load_host(options.model, options, pairs.only == "text")
     site = host.site(options.site)
-    if config.paired and site.name != "joint":
-        raise BadArgument(
-            f"--kind {config.kind} learns from pairs of one activation each, and at site "
-            f"{site.name!r} a pair has several or one stream alone: take --site joint"
-        )
-    skipped: list[tuple[int, str]] = []
-    streams, held_out = (
-        _read(options, host, pairs, numbers, skipped)
-        for numbers in (range(kept), range(kept, len(pairs)))
-    )
-    info = {"model_name": _named(host, options), "site": site.name}
-    kept_at: dict[str, Any] = {"checkpoint": begun.begin(), "every": options.every}
-    dictionary: Loaded
-    if options.separate:
-        # Elsewhere than at a joint embedding tokens are no pairs, but share a space.
-        by: dictionaries.Similarity = "correlation" if site.name == "joint" else "decoder"
-        dictionary = dictionaries.train_paired(streams, config, info, by=by, **kept_at)
-    else:
-        dictionary = dictionaries.train_dictionary(streams, config, info, **kept_at)
-    dictionaries.save_saelens(dictionary, out)
-    begun.finish()
-    unseen = several(len(pairs) - kept, pairs.only or "pair")
-    _tell(dictionary, held_out, True, f"{unseen} that it was not trained on")
-    telling.left_out(skipped, 0)
-    print()
-    telling.wrote("dictionary", out)
-    return 0
-
-
-def _read(
-    options: Train, host: Host, pairs: Pairs, numbers: range, skipped: list[tuple[int, str]]
-) -> dict[str, Tensor]:
-    """Return the activations of some of the pairs; those left out are added to ``skipped``."""
-    unread: list[tuple[int, str]] = []
-    streams = collect(
-        *(host, pairs.select(numbers), options.site),
+    _expect_paired(_config(options, site.name), site.name)
+    begun.begin()
+    collect(
+        *(host, pairs, site.name),
         most=options.most,
         batch_size=options.batch_size,
-        left_out=unread,
+        out=options.activations or begun.activations,
+        overwrite=options.overwrite and options.activations is None,
+        left_out=[],
     )
-    skipped.extend((numbers[i], why) for i, why in unread)
-    return streams
+    return _named(host, options)
 
 
-def _expect_both(pairs: int, held_out: float) -> int:
-    """Return how many pairs are left to train on, which must not be all or none."""
+def _save(
+    options: Train,
+    dictionary: Loaded,
+    store: dictionaries.StoredActivations,
+    split: dictionaries.Split,
+) -> None:
+    """Save a dictionary, and print how well it fits."""
+    out, origin = Path(options.out), store.index.origin
+    dictionaries.save_saelens(dictionary, out)
+    Begun(options).finish()
+    held_out = {stream: _some(rows) for stream, rows in split.held_out.items()}
+    unseen = several(split.pairs, origin["pairs"].get("only") or "pair")
+    _tell(dictionary, held_out, True, f"{unseen} that it was not trained on")
+    telling.left_out(store.index.left_out, store.index.truncated)
+    print()
+    telling.wrote("dictionary", out)
+
+
+def _some(rows: dictionaries.MappedRows) -> Tensor:
+    """Read rows, or where they are very many as many as memory is sure to hold, evenly spread."""
+    most = max(1, _CHECKED // rows.width)
+    if len(rows) <= most:
+        return rows[:]
+    return rows[torch.arange(most) * len(rows) // most]
+
+
+def _expect_both(pairs: int, held_out: float) -> None:
+    """Refuse to train on all pairs, or none."""
     kept = round(pairs * (1 - held_out))
     if not 0 < kept < pairs:
         raise BadArgument(
             f"--held-out {held_out} of {pairs} pairs leaves {kept} to train on: both parts need at "
             "least one"
         )
-    return kept
 
 
-def _config(options: Train) -> dictionaries.TrainConfig:
+def _expect_paired(config: dictionaries.TrainConfig, site: str) -> None:
+    """Refuse a site without pairs of one activation each, where a kind learns from these."""
+    config.expect()
+    if config.paired and site != "joint":
+        raise BadArgument(
+            f"--kind {config.kind} learns from pairs of one activation each, and at site "
+            f"{site!r} a pair has several or one stream alone: take --site joint"
+        )
+
+
+def _config(options: Train, site: str) -> dictionaries.TrainConfig:
     return dictionaries.TrainConfig(
         kind=options.kind,
         n_features=options.features,
@@ -106,7 +168,7 @@ def _config(options: Train) -> dictionaries.TrainConfig:
         lr=options.lr,
         clip=options.clip,
         target_l0=options.k if options.kind in ("relu", "jumprelu") else None,
-        norm="constant_norm_rescale" if options.site == "joint" else "none",
+        norm="constant_norm_rescale" if site == "joint" else "none",
     )
 
 

@@ -1,5 +1,15 @@
 """Dictionaries: sparse autoencoders and raw neurons, and their formats on disk."""
 
+from vlm_edit.dictionaries.activation_store import BEGUN as BEGUN
+from vlm_edit.dictionaries.activation_store import WHOLE as WHOLE
+from vlm_edit.dictionaries.activation_store import ActivationsWriter as ActivationsWriter
+from vlm_edit.dictionaries.activation_store import Index as Index
+from vlm_edit.dictionaries.activation_store import MappedRows as MappedRows
+from vlm_edit.dictionaries.activation_store import Split as Split
+from vlm_edit.dictionaries.activation_store import StoredActivations, load_activations
+from vlm_edit.dictionaries.activation_store import delete_parts as delete_parts
+from vlm_edit.dictionaries.activation_store import read_index as read_index
+from vlm_edit.dictionaries.activation_store import write_part as write_part
 from vlm_edit.dictionaries.activations import Activation, register_activation
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.dictionary import Slice as Slice
@@ -32,9 +42,11 @@ __all__ = [
     "Norm",
     "PairedDictionary",
     "Rows",
+    "StoredActivations",
     "StoredDictionary",
     "TrainConfig",
     "identity",
+    "load_activations",
     "load_dictionary",
     "match_dictionaries",
     "match_features",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlm_edit.dictionaries.activation_store import MappedRows
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.ground.errors import BadArgument
@@ -20,7 +21,7 @@ _ROWS = 4096
 def match_dictionaries(
     image: Dictionary,
     text: Dictionary,
-    streams: Mapping[str, Tensor] | None = None,
+    streams: Mapping[str, Tensor | MappedRows] | None = None,
     by: Similarity = "correlation",
 ) -> PairedDictionary[Dictionary]:
     """Put the text dictionary's features in the order in which they fit the image's best.
@@ -68,7 +69,7 @@ def match_dictionaries(
 def match_features(
     one: Dictionary,
     other: Dictionary,
-    streams: Mapping[str, Tensor] | None = None,
+    streams: Mapping[str, Tensor | MappedRows] | None = None,
     by: Similarity = "decoder",
 ) -> tuple[Tensor, Tensor]:
     """Find for each feature of a dictionary its counterpart in another of the same streams.
@@ -137,7 +138,9 @@ def _expect_similarity(by: str) -> None:
         raise BadArgument(f"by is {by!r}; match by 'correlation' or 'decoder'")
 
 
-def _expect_pairs(streams: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:
+def _expect_pairs(
+    streams: Mapping[str, Tensor | MappedRows] | None,
+) -> tuple[Tensor | MappedRows, Tensor | MappedRows]:
     shapes = {name: tuple(x.shape) for name, x in (streams or {}).items()}
     if streams is None or set(shapes) != {"image", "text"} or len(set(shapes.values())) != 1:
         raise BadArgument(

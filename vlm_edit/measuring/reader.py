@@ -57,6 +57,23 @@ class Batch:
     tokens: Mapping[str, SparseCodes | ActivationSizes] = field(default_factory=dict)
 
 
+class TokenBatch(NamedTuple):
+    """Hold the activations of every token of some pairs.
+
+    Attributes:
+        number: Of the batch.
+        readable: The numbers of its pairs whose image could be read.
+        digests: What each of their images shows, in 16 bytes.
+        rows: By stream [t, d] float32, and [t], which of ``readable`` each is of: None where
+            nobody can tell. Empty where no image could be read.
+    """
+
+    number: int
+    readable: list[int]
+    digests: Sequence[bytes]
+    rows: Mapping[str, tuple[Tensor, Tensor | None]]
+
+
 @dataclass(eq=False)
 class Reader:
     """Run a host over pairs, batch by batch, and tell what they look like at a site.
@@ -142,18 +159,43 @@ class Reader:
         Raises:
             VlmEditError: As in ``read``.
         """
-        for ready in self._prepared(self._all(pairs), len(pairs)):
-            for forward in ready.forwards:
-                with self._recorded(forward) as recording:
-                    rows = self._readings[0].flat(recording)
-                yield rows
+        self._begin(pairs)
+        for batch in self.tokens_numbered(pairs):
+            if batch.readable:
+                yield {stream: rows for stream, (rows, _) in batch.rows.items()}
         self._expect_any(pairs)
 
-    def _all(self, pairs: Pairs) -> Iterator[Cut]:
+    def tokens_numbered(self, pairs: Pairs, batches: range | None = None) -> Iterator[TokenBatch]:
+        """Read activations of every token of some batches, also of those that give nothing.
+
+        Args:
+            pairs: To be read.
+            batches: Numbers of the batches wanted; by default all. ``skipped`` and ``truncated``
+                go on from what they are.
+
+        Raises:
+            VlmEditError: As in ``read``.
+        """
+        plan = PairsPlan.as_they_come(pairs, self.batch_size)
+        units = range(plan.total) if batches is None else batches
+        for ready in self._prepared(plan.cuts(units), plan.count(units)):
+            number = ready.cut.place[0]
+            if not ready.forwards:
+                yield TokenBatch(number, [], [], {})
+            for forward in ready.forwards:
+                with self._recorded(forward) as recording:
+                    rows = self._readings[0].flat(recording, len(forward.items))
+                readable = [item.number for item in forward.items]
+                yield TokenBatch(number, readable, forward.digests, rows)
+
+    def _begin(self, pairs: Pairs) -> None:
         if not len(pairs):
             raise BadArgument(f"{pairs.name}: no pairs, there is nothing to measure")
         self.truncated = 0
         self.skipped.clear()
+
+    def _all(self, pairs: Pairs) -> Iterator[Cut]:
+        self._begin(pairs)
         plan = PairsPlan.as_they_come(pairs, self.batch_size)
         return plan.cuts(range(plan.total))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -95,10 +96,18 @@ class Reading:
             tokens,
         )
 
-    def flat(self, recording: Recording) -> dict[str, Tensor]:
-        """Return the activations [t, d] of each stream, a row a token, on the CPU."""
+    def flat(self, recording: Recording, count: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Return the activations [t, d] of each stream, a row a token, on the CPU.
+
+        Args:
+            recording: Of a forward.
+            count: How many pairs it had.
+
+        Returns:
+            By stream also [t], the place of each row's pair; None where nobody can tell.
+        """
         site = self.host.site(self.site)
-        return {stream: self._flat(recording, site, stream).cpu() for stream in site.streams}
+        return {stream: self._flat(recording, site, stream, count) for stream in site.streams}
 
     def _passed(self, recording: Recording, site: Site, stream: str) -> tuple[Tap, Capture]:
         """Return what of a stream passed last, and where: in a pipeline, of the prompts."""
@@ -130,18 +139,26 @@ class Reading:
             what = "nothing of the prompts passed in the call that the prompt function makes"
         raise CannotKnow(f"at site {site.name!r} {what}")
 
-    def _flat(self, recording: Recording, site: Site, stream: str) -> Tensor:
-        """Return the activations [t, d] of a stream, a row a token."""
+    def _flat(
+        self, recording: Recording, site: Site, stream: str, pairs: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the activations [t, d] of a stream, a row a token, and the pair of each, [t]."""
         tap, capture = self._passed(recording, site, stream)
         hidden = capture.hidden.float()
         hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden
         tokens = capture.tokens.at(hidden)
+        count, whose = len(hidden), torch.arange(len(hidden))
         if tokens.in_rows:
-            hidden = self._tokens(tokens, hidden, site, stream)[2]
+            count, whose, hidden = self._tokens(tokens, hidden, site, stream)
         elif tap.stream == "mixed":
             tokens.select(stream, self._special)  # refuses: nobody can tell its rows apart
+        else:
+            with suppress(CannotKnow):
+                images = tokens.requests
+                whose = whose if images is None else images
+                count = int(whose.max()) + 1
         _expect_finite(hidden, site)
-        return hidden
+        return hidden.cpu(), whose.cpu() if count == pairs else None
 
     def _pool(
         self,

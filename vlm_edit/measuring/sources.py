@@ -67,6 +67,7 @@ def expect_images(
     what: str,
     again: Collection[int] = (),
     least: int | None = None,
+    verb: str = "measure",
 ) -> None:
     """Refuse to go on where an image that was read is another by now.
 
@@ -82,6 +83,7 @@ def expect_images(
         what: Who had read them, for the message.
         again: Numbers of those to look at again.
         least: As in ``opened``.
+        verb: What it does, for the message.
 
     Raises:
         VlmEditError: Names the first that differs.
@@ -95,7 +97,7 @@ def expect_images(
         if key != _key(pairs, number, least):
             raise WrongHost(
                 f"pair {number} ({pairs.describe(number)}) has another image than when {what} read "
-                "it: put the former one back, or measure into another folder or file, or delete "
+                f"it: put the former one back, or {verb} into another folder or file, or delete "
                 "it to begin anew"
             )
 

@@ -307,8 +307,11 @@ def _accumulated(
     return accumulator
 
 
-def expect_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
-    """Refuse to go on with, or to merge, what was measured otherwise."""
+def expect_same(
+    there: Mapping[str, Any], here: Mapping[str, Any], what: str, verb: str = "measure"
+) -> None:
+    """Refuse to go on with, or to merge, what was measured otherwise; or collected, as the verb."""
+    done = f"{verb.removesuffix('e')}ed"
     sides = [{**x["details"], **x} for x in (there, here)]
     for key, name in _COMPARED.items():
         a, b = (x[key] for x in sides)
@@ -319,7 +322,7 @@ def expect_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str) ->
         if changes:
             first, more = changes[0], len(changes) - 1
             raise WrongHost(
-                f"{what} was measured with {name} ({first}: {str(a.get(first))[:60]}, here "
-                f"{str(b.get(first))[:60]}{f'; and {more} more' if more else ''}): measure into "
-                "another folder or file, or delete it to begin anew"
+                f"{what} was {done} with {name} ({first}: {str(a.get(first))[:60]}, here "
+                f"{str(b.get(first))[:60]}{f'; and {more} more' if more else ''}): {verb} "
+                "into another folder or file, or delete it to begin anew"
             )

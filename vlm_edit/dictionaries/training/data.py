@@ -12,9 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vlm_edit.dictionaries.activation_store import MappedRows, load_activations
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.training.config import TrainConfig
+from vlm_edit.ground.checksums import checksum
 from vlm_edit.ground.errors import BadArgument
+
+Activations = Tensor | MappedRows
+Given = Mapping[str, Activations] | str | os.PathLike[str]
 
 # Rows of statistics at a time, and the numbers up to which a normed copy is kept in memory.
 _CHUNK = 8192
@@ -34,7 +39,7 @@ class Data:
         blank: Knows the norm.
     """
 
-    streams: Mapping[str, Tensor]
+    streams: Mapping[str, Activations]
     ready: bool
     centers: Mapping[str, Tensor]
     mean: Tensor
@@ -42,16 +47,21 @@ class Data:
     blank: Encoder
 
     @classmethod
-    def of(cls, given: Mapping[str, Tensor] | str | os.PathLike[str], config: TrainConfig) -> Data:
+    def of(cls, given: Given, config: TrainConfig) -> Data:
         """Check activations and take their statistics."""
-        mapped = not isinstance(given, Mapping)
-        streams = dict(given) if isinstance(given, Mapping) else opened(given)
+        streams = opened(given)
         width = _expect(streams, config)
         blank = Encoder(torch.zeros(width, 1), torch.zeros(1), norm=config.norm)
         small = sum(data.numel() for data in streams.values()) <= _KEPT
-        cpu = all(data.device.type == "cpu" for data in streams.values())
-        make = _whole if small and cpu and not mapped else _streamed
-        result = make(streams, blank, config.center)
+        held = {
+            name: data
+            for name, data in streams.items()
+            if isinstance(data, Tensor) and data.device.type == "cpu"
+        }
+        if small and len(held) == len(streams):
+            result = _whole(held, blank, config.center)
+        else:
+            result = _streamed(streams, blank, config.center)
         if not math.isfinite(result.scale) or not result.scale > 0:
             raise BadArgument(
                 f"the activations' root mean square norm is {result.scale}: they are all alike, or "
@@ -95,27 +105,42 @@ class Data:
         return x - self.centers[name].to(x.device) if self.centers else x
 
 
-def opened(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Open the tensors of a safetensors file as views."""
-    if not isinstance(path, str | os.PathLike):
+def opened(given: Given) -> dict[str, Activations]:
+    """Return activations by stream; those of a file or a store stay there."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    if not isinstance(given, str | os.PathLike):
         raise BadArgument(
-            f"streams is a {type(path).__name__}: give activations by stream, as {{'image': x}}, "
-            "or the path of a safetensors file of them"
+            f"streams is a {type(given).__name__}: give activations by stream, as {{'image': x}}, "
+            "or the path of a safetensors file of them, or of a folder that collect wrote"
         )
+    if os.path.isdir(given):
+        return dict(load_activations(given))
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with safe_open(given, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise BadArgument(
-            f"cannot read activations from {os.fspath(path)!r}: {error}; it must be a safetensors "
-            "file with tensors 'image', 'text' or both"
+            f"cannot read activations from {os.fspath(given)!r}: {error}; it must be a safetensors "
+            "file with tensors 'image', 'text' or both, or a folder that collect wrote"
         ) from error
+    return {name: _mapped(x) if x.ndim == 2 else x for name, x in tensors.items()}
 
 
-def _expect(streams: Mapping[str, Tensor], config: TrainConfig) -> int:
+def mark(rows: Activations) -> str:
+    """Return what tells activations from others, 16 hexadecimal digits."""
+    return checksum(rows) if isinstance(rows, Tensor) else rows.mark[:16]
+
+
+def _mapped(x: Tensor) -> MappedRows:
+    """Return the rows of a tensor that lies in a file."""
+    return MappedRows([lambda: x], [len(x)], x.shape[1], x.dtype, lambda: checksum(x))
+
+
+def _expect(streams: Mapping[str, Activations], config: TrainConfig) -> int:
     """Refuse activations that do not fit; return their width."""
     for name, data in streams.items():
-        if not isinstance(data, Tensor):
+        if not isinstance(data, Tensor | MappedRows):
             raise BadArgument(
                 f"the activations of {name!r} are a {type(data).__name__}: give a tensor, such as "
                 "torch.from_numpy(array)"
@@ -154,7 +179,7 @@ def _whole(streams: Mapping[str, Tensor], blank: Encoder, center: bool) -> Data:
     return Data(ready, True, centers, pooled.mean(0), scale, blank)
 
 
-def _streamed(streams: Mapping[str, Tensor], blank: Encoder, center: bool) -> Data:
+def _streamed(streams: Mapping[str, Activations], blank: Encoder, center: bool) -> Data:
     """Leave all where they are; take statistics in chunks."""
     sums = {}
     for name, data in streams.items():

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlm_edit.ground.checksums import checksums
+from vlm_edit.dictionaries.training.data import Activations, mark
 from vlm_edit.ground.errors import BadArgument
 
 _STREAMS = ("image", "text")
@@ -43,7 +43,7 @@ def gathered(value: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def expect_alike(streams: Mapping[str, Tensor], config: str, device: torch.device) -> None:
+def expect_alike(streams: Mapping[str, Activations], config: str, device: torch.device) -> None:
     """Refuse to train where a process has other activations, or another config, than the first.
 
     Every process draws the same batches by their numbers, and takes its part of each.
@@ -59,11 +59,10 @@ def expect_alike(streams: Mapping[str, Tensor], config: str, device: torch.devic
     if world()[1] == 1:
         return
     tensors = {name: streams[name] for name in _STREAMS if name in streams}
-    sums = checksums(tensors.items())
     marks = [int.from_bytes(hashlib.sha256(config.encode()).digest()[:7], "big")]
     for name in _STREAMS:
         marks.append((*tensors[name].shape, 0)[0] if name in tensors else 0)
-        marks.append(int(sums.get(name, "0")[:14], 16))
+        marks.append(int(mark(tensors[name])[:14], 16) if name in tensors else 0)
     rows = gathered(torch.tensor([marks], device=device)).cpu().tolist()
     kinds = ("config", *(f"{what} of {name}" for name in _STREAMS for what in ("rows", "values")))
     differing = {

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.training.checkpoint import Checkpoint, Log
 from vlm_edit.dictionaries.training.config import TrainConfig
-from vlm_edit.dictionaries.training.data import Data, opened
+from vlm_edit.dictionaries.training.data import Data, Given, opened
 from vlm_edit.dictionaries.training.distributed import expect_alike, world
 from vlm_edit.dictionaries.training.trainer import Trainer
 from vlm_edit.ground.errors import BadArgument
@@ -24,7 +23,7 @@ _TELL = 100
 
 
 def train_dictionary(
-    streams: Mapping[str, Tensor] | str | os.PathLike[str],
+    streams: Given,
     config: TrainConfig = TrainConfig(),  # noqa: B008
     info: Mapping[str, str] | None = None,
     *,
@@ -49,8 +48,8 @@ def train_dictionary(
 
     Args:
         streams: [n, d] activations by stream, ``image``, ``text`` or both, of any floating dtype;
-            n may differ. Or a safetensors file with tensors of these names, which is mapped: only
-            batches are read into memory.
+            n may differ. Or a safetensors file with tensors of these names, or what ``collect``
+            wrote (``load_activations``, or its folder): only batches are read into memory.
         config: Kind, sizes and steps.
         info: What it is trained on, kept in the dictionary; of an NCL head its ``kind``, too.
         checkpoint: File for the state of the run. If it exists, the run goes on from there, to
@@ -86,8 +85,7 @@ def train_dictionary(
         _expect_place(name, path)
     rank, processes = world()
     if processes > 1:
-        tensors = streams if isinstance(streams, Mapping) else opened(streams)
-        expect_alike(tensors, repr(config), torch.device(device))
+        expect_alike(opened(streams), repr(config), torch.device(device))
     data = Data.of(streams, config)
     if config.batch_size // len(data.streams) % processes:
         raise BadArgument(

@@ -8,19 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.matching import Similarity, match_dictionaries
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.training.config import TrainConfig
-from vlm_edit.dictionaries.training.data import opened
+from vlm_edit.dictionaries.training.data import Given, opened
 from vlm_edit.dictionaries.training.run import train_dictionary
 from vlm_edit.ground.errors import BadArgument
 
 
 def train_paired(
-    streams: Mapping[str, Tensor] | str | os.PathLike[str],
+    streams: Given,
     config: TrainConfig = TrainConfig(),  # noqa: B008
     info: Mapping[str, str] | None = None,
     *,
@@ -69,7 +68,7 @@ def train_paired(
             f"kind={config.kind!r}, group={config.group} and mask={config.mask} couple the streams "
             "of pairs, which are trained apart here: use train_dictionary"
         )
-    tensors = dict(streams) if isinstance(streams, Mapping) else opened(streams)
+    tensors = opened(streams)
     if set(tensors) != set(STREAMS):
         raise BadArgument(f"train_paired takes 'image' and 'text', got {sorted(tensors)}")
     if by == "correlation" and len(tensors["image"]) != len(tensors["text"]):

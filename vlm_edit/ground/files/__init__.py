@@ -8,6 +8,7 @@ from vlm_edit.ground.files.tensors import has_checksum as has_checksum
 from vlm_edit.ground.files.tensors import pack_tensors as pack_tensors
 from vlm_edit.ground.files.tensors import read_header as read_header
 from vlm_edit.ground.files.tensors import read_tensors as read_tensors
+from vlm_edit.ground.files.tensors import write_joined as write_joined
 from vlm_edit.ground.files.tensors import write_tensors as write_tensors
 from vlm_edit.ground.files.whole import append_text as append_text
 from vlm_edit.ground.files.whole import beside as beside

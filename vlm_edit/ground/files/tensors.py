@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,19 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
-from vlm_edit.ground.files.whole import write_bytes
+from vlm_edit.ground.files.whole import write_bytes, write_pieces
 
 HEADER = "vlm_edit"
 CHECKSUM = "checksum"
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}
 
 
 def write_tensors(
@@ -62,6 +71,54 @@ def pack_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> by
     fields = {key: value for key, value in header.items() if key != CHECKSUM}
     fields[CHECKSUM] = checksum(fields, copies)
     return save(copies, metadata={HEADER: json.dumps(fields)})
+
+
+def write_joined(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Sequence[Tensor]],
+    header: Mapping[str, Any],
+    what: str = "tensors",
+) -> str:
+    """Write tensors that are there in pieces, as ``write_tensors`` does, without a copy of them.
+
+    Args:
+        path: The file; its folder must exist.
+        tensors: One piece or more of each, on the CPU, that joined along their first axis are it.
+        header: JSON-able values.
+        what: Name of what the file holds, for messages.
+
+    Returns:
+        The checksum in the file.
+
+    Raises:
+        VlmEditError: It cannot be written; what was there before is still there.
+
+    Example:
+        >>> import pathlib, tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "x.safetensors")
+        ...     _ = write_joined(file, {"x": [torch.ones(1), torch.zeros(2)]}, {})
+        ...     read_tensors(file)[1]["x"]
+        tensor([1., 0., 0.])
+    """
+    fields = {key: value for key, value in header.items() if key != CHECKSUM}
+    fields[CHECKSUM] = _checksum(fields, tensors)
+    # The widest numbers first, so that every tensor begins where a mapped one may.
+    order = sorted(tensors, key=lambda name: (-tensors[name][0].element_size(), name))
+    listed: dict[str, Any] = {"__metadata__": {HEADER: json.dumps(fields)}}
+    end = 0
+    for name in order:
+        begin, end = end, end + sum(piece.nbytes for piece in tensors[name])
+        listed[name] = {
+            "dtype": _NAMES[tensors[name][0].dtype],
+            "shape": _shape(tensors[name]),
+            "data_offsets": [begin, end],
+        }
+    head = json.dumps(listed).encode()
+    head += b" " * (-len(head) % 8)
+    pieces = (_bytes(piece) for name in order for piece in tensors[name])
+    write_pieces(path, (struct.pack("<Q", len(head)), head, *pieces), what)
+    return str(fields[CHECKSUM])
 
 
 def read_tensors(
@@ -139,13 +196,28 @@ def has_checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bo
 
 def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Return 32 hexadecimal digits of all that a file holds."""
+    return _checksum(header, {name: (tensor,) for name, tensor in tensors.items()})
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Sequence[Tensor]]) -> str:
     fields = json.loads(json.dumps(header))  # keys as they will be read, for their order
     hasher = hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        hasher.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        pieces = tensors[name]
+        hasher.update(f"\n{name} {pieces[0].dtype} {_shape(pieces)}\n".encode())
+        for piece in pieces:
+            hasher.update(_bytes(piece))
     return hasher.hexdigest()
+
+
+def _shape(pieces: Sequence[Tensor]) -> list[int]:
+    first = list(pieces[0].shape)
+    return first if len(pieces) == 1 else [sum(map(len, pieces)), *first[1:]]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data
 
 
 def _refuse(constant: str) -> None:

@@ -15,7 +15,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -99,11 +99,26 @@ def write_together(files: Mapping[Path, bytes], what: str = "files") -> None:
                     continue
                 target = path.resolve() if path.is_symlink() else path
                 partial = stack.enter_context(beside(target))
-                _fill(partial, data, target)
+                _fill(partial, (data,), target)
                 moves.append((partial, target))
         for number, (partial, target) in enumerate(moves):
             with _refusing(target, what, number):
                 partial.replace(target)
+
+
+def write_pieces(
+    path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview], what: str = "file"
+) -> None:
+    """Write a file as ``write_bytes`` does, piece after piece, so that they are never joined.
+
+    Raises:
+        VlmEditError: It cannot be written; what was there before is still there.
+    """
+    target = Path(path)
+    target = target.resolve() if target.is_symlink() else target
+    with _refusing(path, what), beside(target) as partial:
+        _fill(partial, pieces, target)
+        partial.replace(target)
 
 
 def write_new(path: str | os.PathLike[str], data: bytes, what: str = "file") -> bool:
@@ -116,7 +131,7 @@ def write_new(path: str | os.PathLike[str], data: bytes, what: str = "file") -> 
     """
     target = Path(path)
     with _refusing(target, what), beside(target) as partial:
-        _fill(partial, data)
+        _fill(partial, (data,))
         try:
             os.link(partial, target)
         except FileExistsError:
@@ -222,10 +237,11 @@ def _refusing(path: str | os.PathLike[str], what: str, moved: int = 0) -> Iterat
         ) from error
 
 
-def _fill(partial: Path, data: bytes, target: Path | None = None) -> None:
+def _fill(partial: Path, pieces: Iterable[bytes | memoryview], target: Path | None = None) -> None:
     """Write a new file to the disk itself, as readable as the target that it will replace."""
     with partial.open("xb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         try:
             os.fsync(file.fileno())
