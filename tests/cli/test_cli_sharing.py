@@ -137,8 +137,8 @@ def test_of_two_last_parts_one_merges_and_both_end_well(
     both, merging = threading.Barrier(2, timeout=60), threading.Event()
     run = Sharing.run
 
-    def run_and_wait(self, every):
-        run(self, every)
+    def run_and_wait(self, *given):
+        run(self, *given)
         both.wait()  # both have saved all they read, before either looks
         if me() != first:
             assert merging.wait(60)

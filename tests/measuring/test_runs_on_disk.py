@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 
 from vlm_edit import Host, Measurement, VlmEditError, measure, zoo
-from vlm_edit.cli import kept, main, measuring
+from vlm_edit.cli import kept, main
 from vlm_edit.ground.files import read_tensors
 from vlm_edit.measuring import load_measurement, save_runs
 from vlm_edit.report import Examples, Picture, Table
@@ -299,36 +298,6 @@ def test_a_process_killed_while_it_keeps_an_edit_leaves_none_or_all(tmp_path) ->
 # Parts
 
 
-def test_the_last_two_parts_may_end_at_once(command, tmp_path, monkeypatch, capsys) -> None:
-    part = [*command, str(tmp_path), "--part"]
-    assert main([*part, "2/2"]) == 0
-    merge, merging, codes = measuring.merge_parts, threading.Event(), {}
-
-    def slow(*given: Any) -> Measurement:
-        first = not merging.is_set()
-        merging.set()
-        if first:
-            deadline = time.monotonic() + 3
-            while time.monotonic() < deadline and not (tmp_path / "summary.json").exists():
-                time.sleep(0.05)
-        return merge(*given)
-
-    monkeypatch.setattr(measuring, "merge_parts", slow)
-    one, two = (
-        threading.Thread(target=lambda i=i: codes.update({i: main([*part, f"{i}/2"])}))
-        for i in (1, 2)
-    )
-    one.start()
-    assert merging.wait(120)
-    two.start()
-    one.join()
-    two.join()
-    assert codes == {1: 0, 2: 0}, capsys.readouterr().err
-    assert load_measurement(tmp_path).n_pairs == 16
-    assert not list(tmp_path.glob("*.checkpoint"))
-    assert "holds this measurement, whole" in capsys.readouterr().out
-
-
 def test_a_part_started_again_beside_its_run_says_that_it_is_there(
     command, tmp_path, capsys
 ) -> None:
@@ -344,7 +313,7 @@ def test_a_part_started_again_beside_its_run_says_that_it_is_there(
     assert main(another) == 2 and "holds another measurement" in capsys.readouterr().err
     assert main([*another, "--overwrite"]) == 0
     assert "part 2 of 2 is done; 1 to go" in capsys.readouterr().out
-    assert read_tensors(tmp_path / "part-2-of-2.checkpoint")[0]["told"]["settings"]["keep"] == 10
+    assert read_tensors(tmp_path / "part-2-of-2.checkpoint")[0]["told"][0]["settings"]["keep"] == 10
 
 
 def test_a_run_whose_parts_a_killed_process_did_not_delete_is_whole(command, tmp_path) -> None:
