@@ -383,7 +383,7 @@ def test_each_process_of_a_machine_has_a_device_of_its_own(
     )
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
     monkeypatch.setattr(torch.accelerator, "set_device_index", current.append)
-    options = Measure(model="m", pairs="p", dictionary="d", **typed)
+    options = Measure(model="m", pairs="p", dictionary="d", also=[], **typed)
     assert own_device(options, Share(3, 8, "", local)) == device
     assert current == ([int(device[-1])] if device != "cuda:2" and ":" in device else [])
 

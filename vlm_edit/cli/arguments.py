@@ -210,7 +210,7 @@ class Measure(Subjected, Writes):
             "measure this in the same pass too, and write its run into a folder in --out",
             metavar="SITE=DICTIONARY",
         ),
-    ] = field(default_factory=list)
+    ]
     workers: Annotated[
         Count, option("processes that decode images ahead of the model; none beside one on the CPU")
     ] = None

@@ -82,3 +82,13 @@ def test_what_has_no_gaussian_is_refused() -> None:
         joint_gaussian({"image": x / 0})
     with pytest.raises(VlmEditError, match="one pair"):
         joint_gaussian({"image": x, "text": x[:3]})
+
+
+def test_draws_do_not_turn_with_the_last_digits_of_rows_that_span_less_than_the_space() -> None:
+    generator = torch.Generator().manual_seed(1)
+    flat = torch.randn(60, 5, generator=generator) @ torch.randn(5, 12, generator=generator)
+    streams = {"image": flat[:, :8], "text": flat[:, 4:]}
+    noisy = {s: x + 1e-6 * torch.randn(x.shape, generator=generator) for s, x in streams.items()}
+    one, other = (joint_gaussian(some, seed=2) for some in (streams, noisy))
+    for stream, x in one.items():
+        assert float((x - other[stream]).abs().max()) < 1e-2 * float(x.abs().max())

@@ -101,8 +101,11 @@ def _draw(x: Tensor, n: int | None, generator: torch.Generator) -> Tensor:
     if count < 1:
         raise BadArgument(f"n is {n}: draw at least one row")
     mean = x.double().mean(0)
-    # centred = Q R, so that R' R is the rows' scatter, whether or not it is of full rank.
-    root = torch.linalg.qr(x.double() - mean, mode="r").R
+    centred = x.double() - mean
+    # The symmetric root, which there is one of: any other turns with the last digits of x where
+    # its rank is not full, and draws something else on another machine.
+    values, vectors = torch.linalg.eigh(centred.mT @ centred)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
     noise = torch.randn(count, len(root), generator=generator, dtype=torch.float64)
     drawn: Tensor = mean + noise @ root / (len(x) - 1) ** 0.5
     return drawn
