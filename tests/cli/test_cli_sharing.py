@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from vlm_edit import zoo
-from vlm_edit.cli import main
+from vlm_edit.cli import main, subject
 from vlm_edit.cli import measuring as verb
 from vlm_edit.cli.arguments import Measure
 from vlm_edit.cli.sharing import own_device
@@ -93,6 +93,21 @@ def expect_run(out: Path, whole: Measurement) -> None:
     assert run.provenance == whole.provenance
     there = sorted(file.name for file in out.iterdir())
     assert there == ["features.csv", "measurement.safetensors", "summary.json"]
+
+
+LOADING = threading.Lock()
+
+
+@pytest.fixture(autouse=True)
+def loaded_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers loads one model at a time in a process: it patches torch meanwhile."""
+    load = subject.load_host
+
+    def in_turn(*given, **more):
+        with LOADING:
+            return load(*given, **more)
+
+    monkeypatch.setattr(subject, "load_host", in_turn)
 
 
 def together(words: list[str], count: int = 2) -> list[int | str]:

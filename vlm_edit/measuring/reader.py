@@ -164,7 +164,6 @@ class Reader:
         for batch in self.tokens_numbered(pairs):
             if batch.readable:
                 yield {stream: rows for stream, (rows, _) in batch.rows.items()}
-        self._expect_any(pairs)
 
     def tokens_numbered(self, pairs: Pairs, batches: range | None = None) -> Iterator[TokenBatch]:
         """Read activations of every token of some batches, also of those that give nothing.
@@ -177,6 +176,7 @@ class Reader:
         Raises:
             VlmEditError: As in ``read``.
         """
+        _expect_pairs(pairs)
         plan = PairsPlan.as_they_come(pairs, self.batch_size)
         units = range(plan.total) if batches is None else batches
         for ready in self._prepared(plan.cuts(units), plan.count(units)):
@@ -188,10 +188,10 @@ class Reader:
                     rows = self._readings[0].flat(recording, len(forward.items))
                 readable = [item.number for item in forward.items]
                 yield TokenBatch(number, readable, forward.digests, rows)
+        self._expect_any(pairs)
 
     def _begin(self, pairs: Pairs) -> None:
-        if not len(pairs):
-            raise BadArgument(f"{pairs.name}: no pairs, there is nothing to measure")
+        _expect_pairs(pairs)
         self.truncated = 0
         self.skipped.clear()
 
@@ -255,6 +255,11 @@ class Reader:
     @cached_property
     def _early(self) -> EarlyStop:
         return EarlyStop(self.host, *self._sites)
+
+
+def _expect_pairs(pairs: Pairs) -> None:
+    if not len(pairs):
+        raise BadArgument(f"{pairs.name}: no pairs, there is nothing to measure")
 
 
 def not_one(name: str, skipped: Sequence[tuple[int, str]]) -> DamagedFile:
