@@ -18,10 +18,12 @@ from PIL import Image
 from test_measurement_runs import _Stop, stop_after
 
 from vlm_edit import Host, Measurement, Pairs, VlmEditError, measure, zoo
+from vlm_edit.dictionaries import Dictionary
 from vlm_edit.measuring import (
     Sample,
     Shards,
     measure_part,
+    measure_together,
     merge_parts,
     shards_of,
 )
@@ -412,3 +414,40 @@ def test_a_million_pairs_that_are_made_when_asked_for_add_little_memory() -> Non
         [sys.executable, "-c", LAZY], capture_output=True, text=True, check=True, timeout=300
     ).stdout.split()
     assert int(out[1]) < 20_000  # KiB; a list of as many takes several hundred thousand
+
+
+def test_several_sites_and_dictionaries_in_one_pass_are_as_one_by_one(pairs: Pairs) -> None:
+
+    speaker = Host.load("zoo:emoji-llava", device="cpu")
+    width = speaker.site("language.1").width
+    readings = [
+        ("language.1", Dictionary.identity(width)),
+        ("language.0", Dictionary.identity(width)),
+        ("language.1", Dictionary.identity(width, "constant_norm_rescale")),
+    ]
+    some, options = pairs.select(range(24)), {"batch_size": 8, "progress": False}
+    together = measure_together(speaker, some, readings, **options)
+    for (site, dictionary), found in zip(readings, together, strict=True):
+        assert found.checksum() == measure(speaker, some, dictionary, site, **options).checksum()
+
+
+def test_a_state_of_several_goes_on_to_the_bit_and_not_with_others(
+    host: Host, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Dictionary.identity(192, "constant_norm_rescale")
+    readings = [("joint", zoo.load_dictionary("joint")), ("joint", other)]
+    options: dict[str, Any] = {"batch_size": 8, "progress": False, "every": 0}
+    file = tmp_path / "state"
+    with monkeypatch.context() as patch:
+        stop_after(6, patch)
+        with pytest.raises(_Stop):
+            measure_together(host, pairs, readings, checkpoint=file, **options)
+    for others, says in (
+        (readings[:1], "is of 2 sites or dictionaries, not 1"),
+        (readings[::-1], "another dictionary"),
+    ):
+        with pytest.raises(VlmEditError, match=says):
+            measure_together(host, pairs, others, checkpoint=file, **options)
+    again = measure_together(host, pairs, readings, checkpoint=file, **options)
+    whole = measure_together(host, pairs, readings, **options)
+    assert [run.checksum() for run in again] == [run.checksum() for run in whole]

@@ -42,23 +42,35 @@ def opened(image: Source, name: str, least: int | None = None) -> Image.Image:
     """
     if isinstance(image, Path | Held):
         with open_image(image) as file:
-            factor = _factor(file, least)
+            whole = file.size
+            factor = _factor(whole, least)
             if factor > 1:
-                file.draft(None, (-(-file.width // factor), -(-file.height // factor)))
-            return _reduced(as_seen(file), least)
+                file.draft(None, (-(-whole[0] // factor), -(-whole[1] // factor)))
+            return _shrunk(as_seen(file), whole, file.size, factor)
     try:
-        return _reduced(as_seen(image), least)
+        factor = _factor(image.size, least)
+        return _shrunk(as_seen(image), image.size, image.size, factor)
     except Exception as error:
         raise DamagedFile(f"{name}: {_reason(error)}") from error
 
 
-def _factor(image: Image.Image, least: int | None) -> int:
-    return 1 if least is None else max(1, min(image.size) // (_SPARE * least))
+def _factor(size: tuple[int, int], least: int | None) -> int:
+    return 1 if least is None else max(1, min(size) // (_SPARE * least))
 
 
-def _reduced(image: Image.Image, least: int | None) -> Image.Image:
-    factor = _factor(image, least)
-    return image.reduce(factor) if factor > 1 else image
+def _shrunk(
+    image: Image.Image, whole: tuple[int, int], decoded: tuple[int, int], factor: int
+) -> Image.Image:
+    """Shrink an image to a whole number's share of what it was before it was decoded."""
+    if factor == 1:
+        return image
+    # A JPEG is decoded in whole blocks, of which the last may be only partly of the image.
+    scale = max(1, round(whole[0] / decoded[0]))
+    width, height = (side / scale for side in whole)
+    if image.size != decoded:  # it was on its side
+        whole, width, height = whole[::-1], image.width, image.height
+    target = (round(whole[0] / factor), round(whole[1] / factor))
+    return image.resize(target, Image.Resampling.BOX, box=(0, 0, width, height))
 
 
 def side_needed(processor: Any) -> int | None:
@@ -74,9 +86,12 @@ def side_needed(processor: Any) -> int | None:
     maker = getattr(processor, "image_processor", processor)
     size: Any = getattr(maker, "size", None)
     in_pieces = any(getattr(maker, name, None) for name in _IN_PIECES)
-    if in_pieces or not getattr(maker, "do_resize", False) or not hasattr(size, "items"):
+    if in_pieces or not getattr(maker, "do_resize", False) or not size:
         return None
-    sides = {name: side for name, side in size.items() if side is not None}
+    try:
+        sides = {name: int(side) for name, side in dict(size).items() if side is not None}
+    except (TypeError, ValueError):
+        return None
     return max(sides.values()) if set(sides) in _OF_ONE_SIZE else None
 
 

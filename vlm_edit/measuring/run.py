@@ -130,12 +130,12 @@ def measure_together(
         VlmEditError: As in ``measure``.
 
     Example:
-        >>> from vlm_edit import Host, zoo
+        >>> from vlm_edit import Dictionary, Host, zoo
         >>> from vlm_edit.measuring import measure_together
         >>> host = Host.of(*zoo.load_host())
         >>> pairs = zoo.load_pairs().select(range(32))
-        >>> named = [("joint", zoo.load_dictionary(name)) for name in ("joint", "joint-ncl")]
-        >>> [m.n_pairs for m in measure_together(host, pairs, named, progress=False)]
+        >>> both = [("joint", zoo.load_dictionary("joint")), ("joint", Dictionary.identity(192))]
+        >>> [m.n_pairs for m in measure_together(host, pairs, both, progress=False)]
         [32, 32]
     """
     state, reader, plan = begin(host, pairs, readings, (0, 1), **options)
@@ -218,7 +218,8 @@ def is_of(measurement: Measurement, origin: Mapping[str, Any]) -> bool:
     try:
         if measurement.provenance["digests"] != summed(parts):
             return False
-        there = {k: v for k, v in measurement.provenance["pairs"].items() if k != "digest"}
+        found = {"digest", "count"} - set(origin["pairs"])  # only known once they were read
+        there = {k: v for k, v in measurement.provenance["pairs"].items() if k not in found}
         expect_same({**measurement.provenance, "details": parts, "pairs": there}, origin, "it")
     except (VlmEditError, KeyError, TypeError, AttributeError):
         return False
