@@ -73,7 +73,8 @@ def test_other_commands_read_shards_whole(tars: Path, capsys: pytest.CaptureFixt
 def other(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Another dictionary of the joint site."""
     folder = tmp_path_factory.mktemp("other") / "mine"
-    some = {"image": torch.randn(200, 192, generator=torch.Generator().manual_seed(0))}
+    noise = torch.randn(2, 200, 192, generator=torch.Generator().manual_seed(0))
+    some = dict(zip(("image", "text"), noise, strict=True))
     config = TrainConfig(n_features=32, k=4, steps=20, batch_size=64)
     save_saelens(train_dictionary(some, config, progress=False), folder)
     return str(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -23,7 +23,13 @@ Verify = Literal["sample", "all"]
 
 
 class Plan(Protocol):
-    """What a measurement reads."""
+    """What a measurement reads.
+
+    Attributes:
+        kind: What a unit is, in a word.
+    """
+
+    kind: ClassVar[str]
 
     @property
     def name(self) -> str:
@@ -74,6 +80,7 @@ class PairsPlan:
         stamped: Whether to note what each image's file is like.
     """
 
+    kind: ClassVar[str] = "batch"
     pairs: Pairs
     order: Order
     stamped: bool = True

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _WHAT = "checkpoint"
 _VERSION = 3
 _NOTES = "notes."
+_MANY = {"batch": "batches", "shard": "shards"}
 _OF_DETAILS = ("weights", "config", "processor")
 # What must be the same, and what is said where it is not; the host first, whose dtype explains the
 # weights'.
@@ -121,8 +122,8 @@ class State:
         last = time.monotonic()
         rest = range(self.unit, self.units.stop)
         logger.info(
-            *("%s: %d of %d units of %s to read", reader.site),
-            *(len(rest), len(self.units), plan.name),
+            *("%s: %d of %s of %s to read", reader.site),
+            *(len(rest), f"{len(self.units)} {_MANY[plan.kind]}", plan.name),
         )
         for cut, read in reader.run(plan.cuts(rest, self.after), plan.count(rest)):
             for run, batches in zip(self.runs, read, strict=True):
@@ -132,11 +133,11 @@ class State:
             self.unit, self.after = cut.place[0], cut.place[1] + 1
             self.skipped, self.truncated = list(reader.skipped), reader.truncated
             if checkpoint is not None and time.monotonic() - last >= every:
-                self.save(checkpoint)
+                self._keep(checkpoint, plan.kind)
                 last = time.monotonic()
         self.unit, self.after = self.units.stop, 0
         if checkpoint is not None:
-            self.save(checkpoint)
+            self._keep(checkpoint, plan.kind)
         count = self.runs[0].accumulator.dominance.n_pairs
         logger.info("%s: %d pairs read, %d left out", reader.site, count, len(self.skipped))
 
@@ -171,7 +172,16 @@ class State:
         ]
         self.unit, self.after, self.notes = there.unit, there.after, there.notes
         self.skipped, self.truncated = there.skipped, there.truncated
-        logger.info("going on from %s at unit %d", checkpoint, self.unit)
+        logger.info("going on from %s at %s", checkpoint, self._place(plan.kind))
+
+    def _keep(self, checkpoint: Path, kind: str) -> None:
+        self.save(checkpoint)
+        logger.info("wrote %s at %s", checkpoint, self._place(kind))
+
+    def _place(self, kind: str) -> str:
+        if kind == "batch":
+            return f"batch {self.unit + self.after}"
+        return f"{kind} {self.unit}, batch {self.after}"
 
     def save(self, path: Path) -> None:
         """Write everything, whole or not at all."""
@@ -192,7 +202,6 @@ class State:
         for i, run in enumerate(self.runs):
             tensors |= {f"{i}.{name}": t for name, t in run.accumulator.state_dict().items()}
         write_tensors(path, tensors, header, _WHAT)
-        logger.info("wrote %s at unit %d", path, self.unit)
 
     @classmethod
     def load(cls, path: Path, judge: Judge | None) -> State:

@@ -1,6 +1,7 @@
 """What is written: whole or not at all, with a checksum where it holds tensors."""
 
 from vlm_edit.ground.files.folders import replacing as replacing
+from vlm_edit.ground.files.spool import Spool as Spool
 from vlm_edit.ground.files.tensors import CHECKSUM as CHECKSUM
 from vlm_edit.ground.files.tensors import HEADER as HEADER
 from vlm_edit.ground.files.tensors import checksum as checksum

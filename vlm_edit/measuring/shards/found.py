@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast, overload
 
+from vlm_edit.ground.files import Spool
 from vlm_edit.measuring.gathering import Encoded, Source, Stretch
 from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.shards.source import Shards
@@ -86,7 +85,7 @@ class _Lookup:
     def __init__(self, source: Shards, wanted: set[int]) -> None:
         self._source, self._wanted = source, wanted
         self._known: dict[int, _One] = {}
-        self._spool: Any = None
+        self._spool = Spool()
 
     def want(self, numbers: Iterable[int]) -> None:
         self._wanted |= set(numbers)
@@ -120,12 +119,7 @@ class _Lookup:
         """Return an image so that many of them can be held: bytes go into a file."""
         if not isinstance(image, Encoded):
             return image
-        if self._spool is None:
-            self._spool = tempfile.NamedTemporaryFile(prefix="vlm-edit-")  # noqa: SIM115
-        start = self._spool.seek(0, 2)
-        self._spool.write(image.data)
-        self._spool.flush()
-        return Stretch(Path(self._spool.name), start, len(image.data), image.name)
+        return Stretch(*self._spool.add(image.data), image.name)
 
 
 class _Column(Sequence[Any]):

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from vlm_edit.ground.errors import BadArgument, DamagedFile, WrongHost
 from vlm_edit.measuring.ahead import Cut, Item
@@ -39,6 +39,7 @@ class ShardsPlan:
         batch_size: Pairs that are read together.
     """
 
+    kind: ClassVar[str] = "shard"
     source: Shards
     batch_size: int
 
