@@ -275,6 +275,13 @@ def test_what_cannot_be_waited_for_is_refused(host, some, options, told) -> None
         run(host, some, **options)
 
 
+def test_near_an_end_of_the_scale_intervals_at_the_stop_hold_it_less_often(monkeypatch) -> None:
+    """What docs/before-you-believe.md owns up to."""
+    monkeypatch.setattr(until, "FIRST", 512)
+    stopped, held = coverage(lambda u: torch.where(u[0] < 0.02, u[1], 1.0), 0.99, 0.011)
+    assert stopped > 0.9 and 0.78 <= held <= 0.88
+
+
 def test_parts_are_refused_by_name(host, some, tmp_path) -> None:
     with pytest.raises(VlmEditError, match="part 2 of 3 sees its own .*: measure in one process"):
         run_part(host, some, (1, 3), tmp_path / "part", until_width=0.1)
