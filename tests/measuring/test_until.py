@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlm_edit import Dictionary, Host, Measurement, Pairs, VlmEditError, measure, zoo
 from vlm_edit.measures.dominance import DominanceAccumulator, modality_dominance
 from vlm_edit.measuring import (
+    is_finished,
     load_measurement,
     measure_together,
     shards_of,
@@ -20,7 +21,7 @@ from vlm_edit.measuring import (
     was_measured,
 )
 from vlm_edit.measuring.until import Look, Until
-from vlm_edit.report import class_table, write_page
+from vlm_edit.report import class_table
 
 FEATURES = 512
 STOP = 47  # pairs measured at the second look: 3 batches of 16, of which one pair is none
@@ -134,6 +135,7 @@ def test_a_run_that_died_looks_and_stops_where_it_would_have(
             run(host, some, checkpoint=file, every=0, **asked)
     again = run(host, some, checkpoint=file, **asked)
     expect_same(again, stopped)
+    assert is_finished(file)
     stop_after(0, monkeypatch)
     expect_same(run(host, some, checkpoint=file, **asked), stopped)
 
@@ -206,7 +208,7 @@ def test_what_is_not_settled_is_told_in_a_sentence(host, some, stopped, asked, w
 
 
 def test_the_page_says_where_it_stopped(stopped, some, tmp_path) -> None:
-    write_page(tmp_path / "page.html", stopped, some, "A page")
+    stopped.page(tmp_path / "page.html", some)
     assert "Stopped after 48 of 100 pairs: " in (tmp_path / "page.html").read_text("utf-8")
 
 
