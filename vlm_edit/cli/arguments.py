@@ -218,6 +218,20 @@ class Measure(Subjected, Writes):
         Literal["sample", "all"],
         option("images to look at again when a run goes on, besides the files' sizes and times"),
     ] = "sample"
+    until_width: Annotated[
+        Number,
+        option(
+            "stop once the 90 % intervals of the scores are so narrow, as seen after 512 pairs, "
+            "1,024, 2,048...; pairs must be in random order",
+            metavar="W",
+        ),
+    ] = None
+    until_features: Annotated[
+        Text, option("whose intervals, such as 3,17 (those of --until-share)", metavar="K,K")
+    ] = None
+    until_share: Annotated[
+        Number, option("of pairs in which such a feature fires at least (.01)", metavar="S")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,9 @@ _ADVICE = {
     "leave image= and text= out": "leave --image-column and --text-column out",
     "dataclasses.replace(dictionary, info={}) lets it through": "--any-origin lets it through",
     "check_host=False": "--no-check-host",
+    "until_width": "--until-width",
+    "until_features": "--until-features",
+    "until_share": "--until-share",
     "with verify=False": "with --no-verify",
     "embed the texts yourself and pass them to ZeroShot": (
         "attack what it answers, with --question, or take a model of images and texts"

@@ -53,6 +53,12 @@ def _measure(options: Measure) -> int:
         raise BadArgument(
             f"--centred measures twice and cannot be cut into {place.part[1]} parts: leave one out"
         )
+    until = _until(options)
+    if until and options.centred:
+        raise BadArgument(
+            "--centred measures twice, and --until-width would stop each at pairs of its own: "
+            "leave one out"
+        )
     judge = _judge(options)
     subject = Subject.load(options, also=options.also, sharded=True)
     if options.centred:
@@ -60,6 +66,7 @@ def _measure(options: Measure) -> int:
     make_folder(out)
     folders = _folders(options)
     wanted: dict[str, Any] = {"zeros": options.zeros, "keep": options.keep, "judge": judge}
+    wanted |= until
     reading: dict[str, Any] = {"workers": options.workers}
     if place.part[1] > 1:
         return _measure_part(subject, place, {**wanted, **reading})
@@ -256,6 +263,27 @@ def _tell(run: Measurement, subject: Subject) -> None:
         print()
     telling.left_out(run.skipped, run.truncated)
     telling.figures("summary", run.summary())
+
+
+def _until(options: Measure) -> dict[str, Any]:
+    """Return what was said of when to stop, as ``measure`` takes it."""
+    asked: dict[str, Any] = {
+        "until_width": options.until_width,
+        "until_features": None,
+        "until_share": options.until_share,
+    }
+    if options.until_features is not None:
+        asked["until_features"] = _numbers(options.until_features)
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise BadArgument(
+            f"--until-features takes numbers of features, such as 3,17, got {text!r}"
+        ) from error
 
 
 def _judge(options: Measure) -> Judge | None:

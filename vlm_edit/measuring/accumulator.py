@@ -124,6 +124,7 @@ class MeasurementAccumulator:
         truncated: int = 0,
         pairs: Pairs | None = None,
         provenance: Mapping[str, Any] | None = None,
+        unread: Sequence[int] = (),
     ) -> Measurement:
         """Return the measurement of all batches so far.
 
@@ -133,13 +134,14 @@ class MeasurementAccumulator:
             truncated: Texts that were cut.
             pairs: Where the judge looks the top examples up; without them it does not.
             provenance: Goes into the result.
+            unread: Numbers of pairs that were not read, which the judge does not look at.
         """
         scores: dict[str, Tensor] = {}
         random: dict[str, tuple[float, float, float]] = {}
         if self.judge is not None:
             scores |= monosemanticity_scores(self.similarity, self.judge)
         if self.judge is not None and pairs is not None:
-            left_out = [number for number, _ in skipped]
+            left_out = [*(number for number, _ in skipped), *unread]
             likeness, random = likeness_scores(self.examples, self.judge, pairs, left_out)
             scores |= likeness
         return Measurement(

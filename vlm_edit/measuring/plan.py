@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -68,6 +68,9 @@ class Plan(Protocol):
 
     def found(self, state: State, /) -> Pairs:
         """Return pairs in which those that were read can be looked up by number."""
+
+    def unread(self, state: State, /) -> Sequence[int]:
+        """Return the numbers of those pairs that were not read, where it stopped before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +152,11 @@ class PairsPlan:
     def found(self, _: State, /) -> Pairs:
         """Return the pairs."""
         return self.pairs
+
+    def unread(self, state: State, /) -> list[int]:
+        """Return the numbers of all pairs behind those that were read."""
+        first = state.unit + (state.after > 0)
+        return [number for batch in self.order.batches[first:] for number in batch]
 
 
 def plan_of(pairs: Any, batch_size: int) -> Plan:

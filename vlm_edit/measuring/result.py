@@ -45,6 +45,7 @@ from vlm_edit.measuring.saving import (
     save_runs,
 )
 from vlm_edit.measuring.table import Features, expect_measured, host_words, quantile, table
+from vlm_edit.measuring.until import open_features, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,6 +108,18 @@ class Measurement:
             for stream, repeats in self.repeats.items()
         ]
         return list(filter(None, sentences))
+
+    def stopping(self) -> str:
+        """Say where ``until_width`` ended the reading, in a sentence; empty where it was not asked.
+
+        Example:
+            >>> from vlm_edit import Host, measure, zoo
+            >>> host, dictionary = Host.of(*zoo.load_host()), zoo.load_dictionary("joint")
+            >>> pairs, asked = zoo.load_pairs().select(range(32)), {"until_width": 0.5}
+            >>> measure(host, pairs, dictionary, **asked, progress=False).stopping()[:18]
+            'Read all 32 pairs:'
+        """
+        return told(self.provenance, self.dominance)
 
     def __repr__(self) -> str:
         """Say on a line what was measured where."""
@@ -307,7 +320,10 @@ class Measurement:
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of the whole, as JSON-able values."""
-        dominance = self.dominance
+        dominance, until = self.dominance, {}
+        if sentence := self.stopping():
+            open_ones = open_features(self.provenance, dominance)
+            until = {"until": {"told": sentence, "not_settled": open_ones}}
         return {
             "site": self.site,
             "pairs": self.n_pairs,
@@ -323,6 +339,7 @@ class Measurement:
             },
             "random_similarity": {name: list(values) for name, values in self.random.items()},
             "sample": dominance.sample(),
+            **until,
             "distinct": {f"{s}s": repeats.distinct for s, repeats in self.repeats.items()},
             "warnings": self.warnings(),
             "provenance": dict(self.provenance),

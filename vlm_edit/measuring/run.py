@@ -23,6 +23,7 @@ from vlm_edit.measuring.reading import Reading
 from vlm_edit.measuring.result import Measurement
 from vlm_edit.measuring.shards import Shards
 from vlm_edit.measuring.state import Head, Run, State, expect_same
+from vlm_edit.measuring.until import Until
 
 
 def measure(
@@ -40,6 +41,9 @@ def measure(
     workers: int | None = None,
     verify: Verify = "sample",
     progress: bool = True,
+    until_width: float | None = None,
+    until_features: Iterable[int] | None = None,
+    until_share: float | None = None,
 ) -> Measurement:
     """Measure how much each feature of a dictionary belongs to image or text, and what it is of.
 
@@ -67,6 +71,12 @@ def measure(
         verify: What a run that goes on looks at again of the images it has read: ``sample`` for
             the files' sizes and times and 32 images, ``all`` for all images.
         progress: Whether to show a bar.
+        until_width: Stop once the 90 % intervals of the scores are at most so wide, looking when
+            512 pairs are read, 1,024, 2,048 and so on; the pairs must be in random order, for what
+            is read to be a sample. ``Measurement.stopping`` says how it went.
+        until_features: Whose intervals; by default those of ``until_share``.
+        until_share: Of pairs in which a feature fires at least for its interval to count, by
+            default .01; rarer ones may never settle, and are counted.
 
     Returns:
         The measurement; pairs whose image could not be read are listed in ``skipped``. Where
@@ -76,7 +86,8 @@ def measure(
     Raises:
         VlmEditError: A site with one stream only, another width than the dictionary's, not
             one image that can be read, or a checkpoint of another measurement: of a host or a
-            processor that has changed since, or of images that were others when they were read.
+            processor that has changed since, or of images that were others when they were read;
+            a width that is none, or features that are not there.
 
     Example:
         >>> from vlm_edit import Host, measure, zoo
@@ -99,6 +110,9 @@ def measure(
         workers=workers,
         verify=verify,
         progress=progress,
+        until_width=until_width,
+        until_features=until_features,
+        until_share=until_share,
     )[0]
 
 
@@ -121,7 +135,8 @@ def measure_together(
         checkpoint: As in ``measure``, like the rest; one file for all.
         every: Seconds between two states.
         verify: What a run that goes on looks at again.
-        options: As in ``measure``: zeros, keep, batch_size, judge, workers, progress.
+        options: As in ``measure``: zeros, keep, batch_size, judge, workers, progress; and
+            until_width and until_share, which wait for all of them.
 
     Returns:
         A measurement for each, as ``measure`` would give it.
@@ -201,7 +216,7 @@ def was_measured(
         pairs: The pairs.
         dictionary: Of the site's width.
         site: Where.
-        options: As in ``measure``: zeros, keep, batch_size, judge.
+        options: As in ``measure``: zeros, keep, batch_size, judge, and those of until.
     """
     state, _, _ = begin(host, pairs, [(site, dictionary)], (0, 1), **options)
     return is_of(measurement, state.origin)
@@ -218,8 +233,10 @@ def is_of(measurement: Measurement, origin: Mapping[str, Any]) -> bool:
     try:
         if measurement.provenance["digests"] != summed(parts):
             return False
-        found = {"digest", "count"} - set(origin["pairs"])  # only known once they were read
-        there = {k: v for k, v in measurement.provenance["pairs"].items() if k not in found}
+        there = {k: v for k, v in measurement.provenance["pairs"].items() if k != "digest"}
+        there["count"] = there.pop("of", there["count"])
+        if "count" not in origin["pairs"]:  # of shards, which are counted as they are read
+            del there["count"]
         expect_same({**measurement.provenance, "details": parts, "pairs": there}, origin, "it")
     except (VlmEditError, KeyError, TypeError, AttributeError):
         return False
@@ -238,6 +255,9 @@ def begin(
     judge: Judge | None = None,
     workers: int | None = None,
     progress: bool = True,
+    until_width: float | None = None,
+    until_features: Iterable[int] | None = None,
+    until_share: float | None = None,
 ) -> tuple[State, Reader, Plan]:
     """Return measurements that have read nothing yet, and what they read with.
 
@@ -252,7 +272,12 @@ def begin(
         judge: Independent encoders.
         workers: Processes that read ahead.
         progress: Whether to show a bar.
+        until_width: Of intervals at which it stops.
+        until_features: Whose intervals.
+        until_share: Of pairs in which those fire, otherwise.
     """
+    sizes = [dictionary.n_features for _, dictionary in readings]
+    until = Until.of(until_width, until_features, until_share, sizes, part)
     host, plan = Host.of(host), plan_of(pairs, batch_size)
     if not readings:
         raise BadArgument("nothing to measure: name a site and a dictionary")
@@ -272,6 +297,7 @@ def begin(
         "judge": None if judge is None else [judge.name, *judge.streams, judge.shared],
         "seed": SEED,
         "side": reader.least,
+        **({} if until is None else {"until": until.as_json()}),
     }
     facts, parts = plan.facts(), details(host)
     runs = []

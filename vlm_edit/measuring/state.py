@@ -24,6 +24,7 @@ from vlm_edit.measuring.reader import Batch, Reader, not_one
 from vlm_edit.measuring.repeats import RepeatedPairs
 from vlm_edit.measuring.result import Measurement
 from vlm_edit.measuring.sources import key_of, to_array, to_tensor
+from vlm_edit.measuring.until import Look, Until
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class State:
         skipped: Pairs left out, with the reason.
         truncated: Texts that were cut.
         notes: Whole numbers by name, which the plan keeps to know again what was read.
+        looks: At the intervals so far, a look of each of the runs, where that was asked.
     """
 
     runs: Sequence[Run]
@@ -80,6 +82,7 @@ class State:
     skipped: list[tuple[int, str]] = field(default_factory=list)
     truncated: int = 0
     notes: dict[str, array[int]] = field(default_factory=dict)
+    looks: list[tuple[Look, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         i, n = self.part
@@ -100,8 +103,18 @@ class State:
 
     @property
     def finished(self) -> bool:
-        """Return whether all of them were read."""
-        return self.unit >= self.units.stop
+        """Return whether all of them were read, or as many as were asked for."""
+        return self.stopped or self.unit >= self.units.stop
+
+    @property
+    def until(self) -> Until | None:
+        """Return at which width of intervals it stops, where that was asked."""
+        return Until.of_settings(self.origin["settings"])
+
+    @property
+    def stopped(self) -> bool:
+        """Return whether intervals were narrow enough at the last look."""
+        return bool(self.looks) and all(look.settled for look in self.looks[-1])
 
     def noted(self, name: str) -> array[int]:
         """Return the numbers of a note, empty at first."""
@@ -120,7 +133,7 @@ class State:
             self._go_on(checkpoint, plan, verify)
         reader.skipped[:], reader.truncated = self.skipped, self.truncated
         last = time.monotonic()
-        rest = range(self.unit, self.units.stop)
+        rest = range(self.unit, self.unit if self.stopped else self.units.stop)
         logger.info(
             *("%s: %d of %s of %s to read", reader.site),
             *(len(rest), f"{len(self.units)} {_MANY[plan.kind]}", plan.name),
@@ -132,14 +145,30 @@ class State:
             plan.note(self, cut, _keys(read[0]))
             self.unit, self.after = cut.place[0], cut.place[1] + 1
             self.skipped, self.truncated = list(reader.skipped), reader.truncated
+            self._look()
+            if self.stopped:
+                break
             if checkpoint is not None and time.monotonic() - last >= every:
                 self._keep(checkpoint, plan.kind)
                 last = time.monotonic()
-        self.unit, self.after = self.units.stop, 0
+        if not self.stopped:
+            self.unit, self.after = self.units.stop, 0
         if checkpoint is not None:
             self._keep(checkpoint, plan.kind)
         count = self.runs[0].accumulator.dominance.n_pairs
         logger.info("%s: %d pairs read, %d left out", reader.site, count, len(self.skipped))
+
+    def _look(self) -> None:
+        """Look at the intervals, where it is time."""
+        until, accumulators = self.until, [run.accumulator.dominance for run in self.runs]
+        if until is None or not until.due(accumulators[0].n_pairs, self.looks):
+            return
+        self.looks.append(tuple(until.look(one.compute()) for one in accumulators))
+        for look in self.looks[-1]:
+            logger.info(
+                "%d pairs: of %d features asked about %d are wider than %g, the widest %.3f",
+                *(look.pairs, look.asked, look.wide, until.width, look.widest),
+            )
 
     def _tell(self, reader: Reader) -> None:
         """Keep, and log, what the host was asked first."""
@@ -172,6 +201,7 @@ class State:
         ]
         self.unit, self.after, self.notes = there.unit, there.after, there.notes
         self.skipped, self.truncated = there.skipped, there.truncated
+        self.looks = there.looks
         logger.info("going on from %s at %s", checkpoint, self._place(plan.kind))
 
     def _keep(self, checkpoint: Path, kind: str) -> None:
@@ -196,6 +226,7 @@ class State:
             "finished": self.finished,
             "skipped": self.skipped,
             "truncated": self.truncated,
+            "looks": [[list(look) for look in looks] for looks in self.looks],
         }
         make_folder(path.parent)
         tensors = {f"{_NOTES}{name}": to_tensor(values) for name, values in self.notes.items()}
@@ -219,6 +250,7 @@ class State:
             return cls(
                 *(runs, header["units"], (i, n), header["unit"], header["after"]),
                 *(skipped, header["truncated"], notes),
+                [tuple(Look(*look) for look in looks) for looks in header.get("looks", [])],
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DamagedFile(
@@ -240,15 +272,26 @@ class State:
         """Return the measurements, once everything is read."""
         if self.skipped and not self.runs[0].accumulator.dominance.n_pairs:
             raise not_one(plan.name, self.skipped)
-        pairs = plan.found(self)
-        return [self._finished(run, pairs) for run in self.runs]
+        pairs, unread = plan.found(self), plan.unread(self)
+        return [self._finished(i, pairs, unread) for i in range(len(self.runs))]
 
-    def _finished(self, run: Run, pairs: Pairs) -> Measurement:
-        known = {"count": len(pairs), "digest": str(run.accumulator.digest)}
-        origin = {**run.origin, "pairs": {**run.origin["pairs"], **known}}
+    def _finished(self, i: int, pairs: Pairs, unread: Sequence[int]) -> Measurement:
+        accumulator, origin = self.runs[i].accumulator, dict(self.runs[i].origin)
+        read = len(pairs) - len(unread)
+        known = {"count": read, "digest": str(accumulator.digest)}
+        total = origin["pairs"].get("count")
+        if unread:
+            known["of"] = total
+        origin["pairs"] = {**origin["pairs"], **known}
         origin["digests"] = summed(origin.pop("details"))
+        if self.until is not None:
+            looks, dominance = [some[i] for some in self.looks], accumulator.dominance.compute()
+            rest = (looks, self.stopped, dominance, read, total)
+            origin["until"] = self.until.outcome(*rest)
         site = origin["settings"]["site"]
-        measurement = run.accumulator.compute(site, self.skipped, self.truncated, pairs, origin)
+        measurement = accumulator.compute(
+            site, self.skipped, self.truncated, pairs, origin, unread=unread
+        )
         for text in measurement.doubts():
             warnings.warn(text, RepeatedPairs, stacklevel=5)  # the line of measure
         return measurement

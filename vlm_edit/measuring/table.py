@@ -257,9 +257,10 @@ def expect_measured(provenance: Mapping[str, Any], pairs: Pairs) -> None:
         BadArgument: Other texts, or another number of them.
     """
     there = provenance.get("pairs", {})
-    if there.get("count", len(pairs)) != len(pairs):
+    count = there.get("of", there.get("count", len(pairs)))
+    if count != len(pairs):
         raise BadArgument(
-            f"{there['count']:,} pairs were measured, and {pairs.name} has {len(pairs):,}: pass "
+            f"{count:,} pairs were measured, and {pairs.name} has {len(pairs):,}: pass "
             "those that were measured, all of them"
         )
     if there.get("texts", texts_digest(pairs)) != texts_digest(pairs):

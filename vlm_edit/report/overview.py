@@ -86,8 +86,9 @@ def notes(measurement: Measurement, sprites: Sprites) -> list[str]:
     """Say what a measurement and its page leave out."""
     needed = str(how_many_pairs(measurement))
     sentences = [
+        *filter(None, [measurement.stopping()]),
         "By the rule interval a label is earned: the interval of a score counts images. "
-        f"{needed[0].upper()}{needed[1:]}."
+        f"{needed[0].upper()}{needed[1:]}.",
     ]
     if measurement.skipped:
         number, reason = measurement.skipped[0]

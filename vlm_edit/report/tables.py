@@ -48,6 +48,8 @@ def class_table(measurement: Measurement) -> Table:
         f"{int(measurement.dominance.paired().sum())} features.\n{_needed(measurement)}\n"
         f"{measurement.dominance.sample()}"
     )
+    if stopping := measurement.stopping():
+        note += f"\n{stopping}"
     for warning in measurement.warnings():
         note += f"\nWARNING: {warning}"
     return Table(

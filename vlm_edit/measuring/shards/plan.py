@@ -182,6 +182,10 @@ class ShardsPlan:
         counts = {record.unit: record.pairs for record in _records(state)}
         return Found(self.source, wanted - {-1}, counts)
 
+    def unread(self, _: State, /) -> tuple[int, ...]:
+        """Return nothing, since what was not read is not among those that ``found`` returns."""
+        return ()
+
 
 class _Record(NamedTuple):
     """What is kept of a shard, in whole numbers.
