@@ -272,7 +272,8 @@ class State:
         """Return the measurements, once everything is read."""
         if self.skipped and not self.runs[0].accumulator.dominance.n_pairs:
             raise not_one(plan.name, self.skipped)
-        pairs, unread = plan.found(self), plan.unread(self)
+        pairs = plan.found(self)
+        unread = plan.unread(self) if self.stopped else ()  # merged parts stand elsewhere
         return [self._finished(i, pairs, unread) for i in range(len(self.runs))]
 
     def _finished(self, i: int, pairs: Pairs, unread: Sequence[int]) -> Measurement:
