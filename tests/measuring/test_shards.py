@@ -451,3 +451,23 @@ def test_a_state_of_several_goes_on_to_the_bit_and_not_with_others(
     again = measure_together(host, pairs, readings, checkpoint=file, **options)
     whole = measure_together(host, pairs, readings, **options)
     assert [run.checksum() for run in again] == [run.checksum() for run in whole]
+
+
+def test_a_prompt_that_cannot_be_sent_to_workers_is_refused_where_they_are_not_forked(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vlm_edit.measuring import ahead
+
+    model, processor = zoo.load_host()
+    made = Host.of(
+        model,
+        processor,
+        prompt=lambda p, images, texts: p(
+            images=list(images), text=list(texts), return_tensors="pt", padding=True
+        ),
+    )
+    some = pairs.select(range(8))
+    assert go(made, some, workers=1).checksum() == go(made, some).checksum()
+    monkeypatch.setattr(ahead, "get_start_method", lambda: "spawn")
+    with pytest.raises(VlmEditError, match="cannot be sent to worker processes .* workers=0"):
+        go(made, some, workers=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_start_method
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import torch
@@ -143,6 +145,7 @@ def prepared(cuts: Iterable[Cut], preparing: Preparing, workers: int) -> Iterato
         raise BadArgument(f"workers is {workers}; give 0 for none, or how many processes read")
     if not workers:
         return map(preparing.__getitem__, cuts)
+    _expect_to_travel(preparing)
     loader = DataLoader(
         preparing,
         sampler=cuts,
@@ -154,6 +157,19 @@ def prepared(cuts: Iterable[Cut], preparing: Preparing, workers: int) -> Iterato
         generator=torch.Generator(),  # else it draws from everybody's
     )
     return iter(loader)
+
+
+def _expect_to_travel(preparing: Preparing) -> None:
+    """Refuse what processes that are not forked could not be sent."""
+    if get_start_method() == "fork":
+        return
+    try:
+        ForkingPickler.dumps(preparing)
+    except Exception as error:
+        raise BadArgument(
+            f"processor and prompt cannot be sent to worker processes ({error}): define the prompt "
+            "function at the top of a module, or read with workers=0"
+        ) from error
 
 
 def _begin(_: int) -> None:

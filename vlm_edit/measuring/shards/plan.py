@@ -89,7 +89,7 @@ class ShardsPlan:
         """Yield the pairs of a shard, each with the reason where it is none."""
         shard = self.source.shards()[unit]
         number, shown, before = unit * PER_SHARD, -1, None
-        samples = self.source.read(shard)
+        samples = iter(self.source.read(shard))
         while True:
             try:
                 sample = next(samples, None)
