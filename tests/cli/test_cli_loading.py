@@ -51,7 +51,7 @@ def test_what_is_typed_of_loading_is_what_a_host_is_loaded_with(
     needed = {"sites": 1, "doctor": 1, "draw": 1, "ask": 3}.get(verb, 2)
     words += ["m", "p", "q"][:needed]
     words += ["--dictionary", "d"] if verb in ("check", "measure", "census") else []
-    words += ["--out", "o"] if verb == "train" else []
+    words += ["--out", "o"] if verb in ("train", "collect") else []
     words += ["--revision", "v1", "--device", "cuda:1", "--dtype", "float16", "--quantize", "4bit"]
     words += ["--device-map", "balanced", "--adapter", "a:b", "--trust-remote-code"]
     assert main(words) == 0
