@@ -4,6 +4,7 @@ import csv
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -414,10 +415,10 @@ def test_what_the_page_of_clusters_says_to_type_is_understood(monkeypatch) -> No
     ]
     assert [(one.rank, one.of) for one in shares if one] == [(i, 8) for i in range(8)]
     lines = re.findall(r"^(?:srun )?(vlm-edit measure .*)$", text, re.MULTILINE)
-    assert len(lines) == 2
+    assert len(lines) == 3
     taken: list[Measure] = []
     monkeypatch.setattr(verb, "measure", lambda options: taken.append(options) or 0)
     (common,) = re.findall(r'^ARGS="(.*)"$', text, re.MULTILINE)
-    typed = [line.split()[1:] for line in lines] + [container["command"][1:], common.split()]
-    assert [main(words) for words in typed] == [0] * 4
-    assert [options.part for options in taken] == [None] * 4
+    typed = [shlex.split(line)[1:] for line in lines] + [container["command"][1:], common.split()]
+    assert [main(words) for words in typed] == [0] * 5
+    assert [options.part for options in taken] == [None] * 5

@@ -276,11 +276,11 @@ def begin(
         until_features: Whose intervals.
         until_share: Of pairs in which those fire, otherwise.
     """
-    sizes = [dictionary.n_features for _, dictionary in readings]
-    until = Until.of(until_width, until_features, until_share, sizes, part)
     host, plan = Host.of(host), plan_of(pairs, batch_size)
     if not readings:
         raise BadArgument("nothing to measure: name a site and a dictionary")
+    sizes = [dictionary.n_features for _, dictionary in readings]
+    until = Until.of(until_width, until_features, until_share, sizes, part)
     for site, _ in readings:
         _expect_both(host.site(site))
     (site, dictionary), *others = readings
