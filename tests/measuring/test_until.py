@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from test_measurement_runs import JUDGE, _Stop, expect_same, run, run_part, stop_after
-from test_shards import as_tars
+from test_sharded_pairs import as_tars
 from torch import Tensor, nn
 
 from vlm_edit import Dictionary, Host, Measurement, Pairs, VlmEditError, measure, zoo
