@@ -33,8 +33,8 @@ class PairsDigest:
         repeats: How often an image comes again, and a text.
 
     Example:
-        >>>         >>> digest = PairsDigest()
-        >>> digest.update([0], [image_digest(Image.new("RGB", (2, 2)))], ["black"])
+        >>> digest = PairsDigest()
+        >>> digest.update([0], [b"what it shows..."], ["black"])
         >>> len(str(digest))
         32
     """
