@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import webdataset
 from PIL import Image
 from test_measurement_runs import _Stop, stop_after
 
@@ -128,6 +127,8 @@ def as_stream(pairs: Pairs, folder: Path) -> Any:
 
 
 def as_webdataset(pairs: Pairs, folder: Path) -> Any:
+    import webdataset
+
     as_tars(pairs, folder)
     urls = sorted(map(str, folder.glob("*.tar")))
     return {url: webdataset.WebDataset(url, shardshuffle=False) for url in urls}
