@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -48,10 +49,14 @@ class ShardsPlan:
         """Return where the pairs come from."""
         return self.source.name
 
+    @cached_property
+    def _names(self) -> Sequence[str]:
+        return self.source.shards()  # asked once: it may be a list of many files
+
     @property
     def total(self) -> int:
         """Return the number of shards."""
-        return len(self.source.shards())
+        return len(self._names)
 
     def facts(self) -> dict[str, Any]:
         """Return what must be the same for a run to go on, JSON-able."""
@@ -87,7 +92,7 @@ class ShardsPlan:
 
     def _numbered(self, unit: int) -> Iterator[tuple[Item, str]]:
         """Yield the pairs of a shard, each with the reason where it is none."""
-        shard = self.source.shards()[unit]
+        shard = self._names[unit]
         number, shown, before = unit * PER_SHARD, -1, None
         samples = iter(self.source.read(shard))
         while True:
@@ -127,7 +132,7 @@ class ShardsPlan:
 
     def _stamp(self, unit: int) -> int:
         own = getattr(self.source, "stamp", None)
-        return int(own(self.source.shards()[unit])) if callable(own) else 0
+        return int(own(self._names[unit])) if callable(own) else 0
 
     def expect(self, state: State, what: str, verify: Literal["sample", "all"]) -> None:
         """Refuse to go on from a state where what it has read is something else by now.
@@ -155,7 +160,7 @@ class ShardsPlan:
                 keys = {i.number: _key(i, least) for i in cut.items if i.number not in skipped}
                 shown = (shown + _shown(keys)) & _MASK
         if said != record.said or (again and shown != record.shown):
-            shard = self.source.shards()[record.unit]
+            shard = self._names[record.unit]
             raise WrongHost(f"{shard} holds other pairs than when {what} read it: {_MEND}")
 
     def _expect_sample(self, state: State, what: str) -> None:
@@ -166,7 +171,7 @@ class ShardsPlan:
             try:
                 one = found.images[number]
             except KeyError as error:
-                shard = self.source.shards()[number // PER_SHARD]
+                shard = self._names[number // PER_SHARD]
                 raise WrongHost(f"{shard} is shorter than when {what} read it: {_MEND}") from error
             if _key(Item(number, one, "", "", number), least) != key:
                 raise WrongHost(
