@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,48 @@ def test_the_share_of_pairs_is_passed_on(words: list[str], tmp_path: Path) -> No
     assert run.provenance["until"]["asked"] == int(asked) and run.n_pairs == COUNT
 
 
+# A part, which looks from 16 pairs on; it may be killed where its n-th batch is added.
+PART = """
+import os, sys
+from vlm_edit.cli import main
+from vlm_edit.measuring import MeasurementAccumulator, until
+until.FIRST, left, update = 16, [{left}], MeasurementAccumulator.update
+def killed(*given):
+    left[0] -= 1
+    return os.kill(os.getpid(), 9) if not left[0] else update(*given)
+MeasurementAccumulator.update = killed
+sys.exit(main({words!r}))
+"""
+
+
+def start(words: list[str], part: str, left: int = 0) -> subprocess.Popen[str]:
+    code = PART.format(left=left, words=[*words, "--part", part, "--every", "0"])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], **pipes)
+
+
+def test_processes_side_by_side_stop_where_one_after_another_do(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = [*words, "--until-width", ".9", "--until-features", "71,387", "--batch-size", "4"]
+    killed = start(typed, "2/2", left=2)
+    assert killed.communicate() and killed.returncode == -9
+    side = [start(typed, "1/2"), start(typed, "2/2")]
+    printed = [one.communicate(timeout=300) for one in side]
+    assert [one.returncode for one in side] == [0, 0], printed
+    run = load_measurement(tmp_path / "run")
+    assert run.stopping().startswith("Stopped after ") and run.n_pairs < COUNT
+    assert sum(run.stopping() in out for out, _ in printed) >= 1
+    there = {file.name for file in (tmp_path / "run").iterdir()}
+    assert there == {"features.csv", "measurement.safetensors", "summary.json"}
+    again = [*typed[: typed.index("--out")], *typed[typed.index("--out") + 2 :]]
+    for part in ("1/2", "2/2"):
+        assert main([*again, "--out", str(tmp_path / "again"), "--part", part]) == 0
+    assert load_measurement(tmp_path / "again").checksum() == run.checksum()
+    assert main([*typed, "--part", "2/2"]) == 0
+    assert "holds this measurement, whole" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -79,7 +123,6 @@ def test_the_share_of_pairs_is_passed_on(words: list[str], tmp_path: Path) -> No
         (["--until-width", ".1", "--until-features", "3,x"], "such as 3,17, got '3,x'"),
         (["--until-width", ".1", "--until-features", "512"], "--until-features names feature 512"),
         (["--until-width", ".1", "--centred"], "--centred measures twice"),
-        (["--until-width", ".1", "--part", "1/2"], "part 1 of 2 sees its own alone: measure in"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words_of_the_command(

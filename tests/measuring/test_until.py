@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_measurement_runs import JUDGE, _Stop, expect_same, run, run_part, stop_after
+from test_measurement_runs import JUDGE, _Stop, expect_same, run, stop_after
 from test_sharded_pairs import as_tars
 from torch import Tensor, nn
 
@@ -282,11 +282,6 @@ def test_near_an_end_of_the_scale_intervals_at_the_stop_hold_it_less_often(monke
     monkeypatch.setattr(until, "FIRST", 512)
     stopped, held = coverage(lambda u: torch.where(u[0] < 0.02, u[1], 1.0), 0.99, 0.011)
     assert stopped > 0.9 and 0.78 <= held <= 0.88
-
-
-def test_parts_are_refused_by_name(host, some, tmp_path) -> None:
-    with pytest.raises(VlmEditError, match="part 2 of 3 sees its own .*: measure in one process"):
-        run_part(host, some, (1, 3), tmp_path / "part", until_width=0.1)
 
 
 def coverage(draw: Any, truth: float, width: float, experiments: int = 1000) -> tuple[float, float]:

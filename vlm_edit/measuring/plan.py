@@ -154,9 +154,9 @@ class PairsPlan:
         return self.pairs
 
     def unread(self, state: State, /) -> list[int]:
-        """Return the numbers of all pairs behind those that were read."""
-        first = state.unit + (state.after > 0)
-        return [number for batch in self.order.batches[first:] for number in batch]
+        """Return the numbers of all pairs in batches that were not read."""
+        batches = (self.order.batches[i] for units in state.unread for i in units)
+        return [number for batch in batches for number in batch]
 
 
 def plan_of(pairs: Any, batch_size: int) -> Plan:

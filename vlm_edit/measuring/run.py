@@ -23,7 +23,7 @@ from vlm_edit.measuring.reading import Reading
 from vlm_edit.measuring.result import Measurement
 from vlm_edit.measuring.shards import Shards
 from vlm_edit.measuring.state import Head, Run, State, expect_same
-from vlm_edit.measuring.until import Until
+from vlm_edit.measuring.until import Look, Until
 
 
 def measure(
@@ -184,8 +184,14 @@ def measure_part(
         options: As in ``measure``: zeros, keep, batch_size, judge, workers, progress.
 
     Raises:
-        VlmEditError: As in ``measure``, or a part that is not one of n.
+        VlmEditError: As in ``measure``, a part that is not one of n, or until_width: who looks at
+            all parts needs the folder of all (``Sharing``).
     """
+    if part[1] > 1 and options.get("until_width") is not None:
+        raise BadArgument(
+            f"until_width looks at all parts, and part {part[0] + 1} of {part[1]} sees its own "
+            "alone: measure parts in one folder (Sharing, or vlm-edit measure --part)"
+        )
     state, reader, plan = begin(host, pairs, [(site, dictionary)], part, **options)
     state.run(reader, plan, Path(checkpoint), every, verify)
 
@@ -280,7 +286,7 @@ def begin(
     if not readings:
         raise BadArgument("nothing to measure: name a site and a dictionary")
     sizes = [dictionary.n_features for _, dictionary in readings]
-    until = Until.of(until_width, until_features, until_share, sizes, part)
+    until = Until.of(until_width, until_features, until_share, sizes)
     for site, _ in readings:
         _expect_both(host.site(site))
     (site, dictionary), *others = readings
@@ -341,13 +347,15 @@ def merge_together(
     checkpoints: Sequence[str | os.PathLike[str]],
     pairs: Pairs | Shards | Iterable[Any],
     judge: Judge | None = None,
+    looks: Sequence[tuple[Look, ...]] = (),
 ) -> list[Measurement]:
     """Merge the checkpoints of parts that measured several dictionaries together.
 
     Args:
-        checkpoints: As in ``merge_parts``, like the rest; two of them are held at a time.
+        checkpoints: As in ``merge_parts``, like the next two; two of them are held at a time.
         pairs: The same pairs.
         judge: The same judge.
+        looks: At all parts; where the last has ended the reading, parts need not be finished.
     """
     heads = sorted(
         ((Head.read(path), path) for path in map(Path, checkpoints)), key=lambda each: each[0].part
@@ -356,14 +364,16 @@ def merge_together(
         raise BadArgument("no parts to merge: name the checkpoint of each")
     first = heads[0][0]
     plan = plan_of(pairs, int(first.origin["settings"]["batch_size"]))
-    _expect_whole(heads, plan)
+    ended = bool(looks) and all(look.settled for look in looks[-1])
+    _expect_whole(heads, plan, ended)
     merged = _load(heads[0][1], judge, plan)
+    merged.looks = list(looks) or merged.looks
     for _, path in heads[1:]:
         merged.merge(_load(path, judge, plan))  # none but these two are held
     return merged.finish(plan)
 
 
-def _expect_whole(heads: Sequence[tuple[Head, Path]], plan: Plan) -> None:
+def _expect_whole(heads: Sequence[tuple[Head, Path]], plan: Plan, ended: bool) -> None:
     """Refuse parts that do not make a whole, or are of other pairs."""
     first = heads[0][0]
     if [head.part for head, _ in heads] != [(i, first.part[1]) for i in range(first.part[1])]:
@@ -373,7 +383,7 @@ def _expect_whole(heads: Sequence[tuple[Head, Path]], plan: Plan) -> None:
     for head, path in heads:
         for one, other in zip(first.origins, head.origins, strict=True):
             expect_same(one, other, f"another part, {str(path)!r},")
-        if not head.finished:
+        if not (head.finished or ended):
             raise BadArgument(
                 f"part {head.part[0] + 1} of {head.part[1]} is not finished: run it again, it "
                 "goes on where it stopped"

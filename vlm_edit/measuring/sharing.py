@@ -14,6 +14,7 @@ from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 from vlm_edit.ground.files import make_folder, write_new
 from vlm_edit.host import Host, Model
 from vlm_edit.measuring.judge import Judge
+from vlm_edit.measuring.looking import Looking
 from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.plan import Verify
 from vlm_edit.measuring.result import Measurement, load_measurement
@@ -22,17 +23,17 @@ from vlm_edit.measuring.shards import Shards
 from vlm_edit.measuring.state import Head, expect_same
 
 PARTS = "parts.json"
-_NAME = re.compile(r"part-\d+-of-(\d+)\.checkpoint")
+_NAME = re.compile(r"part-\d+-of-(\d+)(?:\.look-\d+)?\.checkpoint")
 
 
 class Sharing:
     """Measure one of n parts, in a folder where other processes measure the others.
 
     A part is a checkpoint of its own there. While the parts are measured, ``parts.json`` says into
-    how many the pairs are cut and what is measured; it goes, and then the checkpoints, when the
-    run has been written. What changes the folder, ``claim`` and ``merge`` and ``clear``, is for who
-    holds its lock; where the file system has none, two processes that merge at once write the
-    same bytes.
+    how many the pairs are cut and what is measured, and what looks at all parts have shown where
+    intervals end the reading (``until_width``); it goes, and then the checkpoints, when the run has
+    been written. What changes the folder, ``claim`` and ``merge``, is for who holds its lock; where
+    the file system has none, two processes that merge at once write the same bytes.
 
     Args:
         folder: Where all processes write, made if need be.
@@ -40,7 +41,8 @@ class Sharing:
         pairs: All of them, not only the part's.
         readings: A site's name and a dictionary of its width, for each.
         part: (i, n): the i-th of n parts, counted from 0.
-        options: As in ``measure``: zeros, keep, batch_size, judge, progress.
+        options: As in ``measure``: zeros, keep, batch_size, judge, workers, progress, and those
+            of until.
 
     Attributes:
         files: The checkpoints of all parts, whether they are there or not.
@@ -80,6 +82,14 @@ class Sharing:
         self._judge: Judge | None = options.get("judge")
         self._state, self._reader, self._plan = begin(host, pairs, readings, part, **options)
         self.files = [self.folder / f"part-{i + 1}-of-{part[1]}.checkpoint" for i in range(part[1])]
+        self._looking, self._has_claimed = self._looks_at(part), False
+
+    def _looks_at(self, part: tuple[int, int]) -> Looking | None:
+        until, settings = self._state.until, self._state.origin["settings"]
+        if until is None or part[1] == 1:
+            return None
+        register, batch_size = self.folder / PARTS, settings["batch_size"]
+        return Looking(register, self.files, part, until, batch_size, self._judge)
 
     @property
     def claimed(self) -> bool:
@@ -101,8 +111,9 @@ class Sharing:
         """
         make_folder(self.folder)
         expect_cut(self.folder, self.part[1])
+        self._has_claimed = True
         if not self.claimed:
-            for file in filter(Path.is_file, self.files):
+            for file in filter(Path.is_file, [*self.files, *self._kept()]):
                 self._expect_same(Head.read(file).origins, f"the checkpoint {str(file)!r}")
             origins = [run.origin for run in self._state.runs]
             data = json.dumps({"parts": self.part[1], "told": origins}) + "\n"
@@ -130,19 +141,40 @@ class Sharing:
             every: Seconds between two states.
             verify: As in ``measure``.
         """
-        self._state.run(self._reader, self._plan, self.files[self.part[0]], every, verify)
+        looking = self._looking
+        if looking is not None:
+            if not self._has_claimed:
+                self.claim()
+            looking.settle()
+            if looking.stopped:
+                return
+        file = self.files[self.part[0]]
+        self._state.run(self._reader, self._plan, file, every, verify, looking)
+        if looking is not None:
+            looking.settle()  # a part at its end may be the last that was waited for
 
     def missing(self) -> list[int]:
-        """Return the numbers of the parts that are not finished, from 0."""
+        """Return the numbers of the parts that are not finished, from 0; none if reading ended."""
+        if self._looking is not None and self._looking.stopped:
+            return []
         return [i for i, file in enumerate(self.files) if not is_finished(file)]
 
     def merge(self) -> list[Measurement]:
         """Merge all parts, one after the other; two states are held at once."""
-        return merge_together(self.files, self._pairs, self._judge)
+        looking = self._looking
+        if looking is None:
+            return merge_together(self.files, self._pairs, self._judge)
+        looking.settle()  # where two came to their ends at once
+        files = looking.chosen() if looking.stopped else self.files
+        return merge_together(files, self._pairs, self._judge, looking.looks)
 
     def leftovers(self) -> list[Path]:
         """Return what is to be deleted once the run is written, in this order."""
-        return [self.folder / PARTS, *self.files]
+        return [self.folder / PARTS, *self._kept(), *self.files]
+
+    def _kept(self) -> list[Path]:
+        """Return what parts have kept for looks."""
+        return sorted(self.folder.glob(f"part-*-of-{self.part[1]}.look-*.checkpoint"))
 
 
 def expect_cut(folder: Path, parts: int) -> None:

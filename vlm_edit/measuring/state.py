@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -25,6 +25,9 @@ from vlm_edit.measuring.repeats import RepeatedPairs
 from vlm_edit.measuring.result import Measurement
 from vlm_edit.measuring.sources import key_of, to_array, to_tensor
 from vlm_edit.measuring.until import Look, Until
+
+if TYPE_CHECKING:
+    from vlm_edit.measuring.looking import Looking
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ class State:
         truncated: Texts that were cut.
         notes: Whole numbers by name, which the plan keeps to know again what was read.
         looks: At the intervals so far, a look of each of the runs, where that was asked.
+        beyond: Units that merged parts have not read.
     """
 
     runs: Sequence[Run]
@@ -83,6 +87,7 @@ class State:
     truncated: int = 0
     notes: dict[str, array[int]] = field(default_factory=dict)
     looks: list[tuple[Look, ...]] = field(default_factory=list)
+    beyond: list[range] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         i, n = self.part
@@ -100,6 +105,11 @@ class State:
         """Return the numbers of the part's units."""
         i, n = self.part
         return range(self.total * i // n, self.total * (i + 1) // n)
+
+    @property
+    def unread(self) -> list[range]:
+        """Return the units that were not read, not even in part."""
+        return [range(self.unit + (self.after > 0), self.units.stop), *self.beyond]
 
     @property
     def finished(self) -> bool:
@@ -127,10 +137,13 @@ class State:
         checkpoint: Path | None,
         every: float,
         verify: Verify = "sample",
+        looking: Looking | None = None,
     ) -> None:
-        """Read the pairs that are still to be read."""
+        """Read the pairs that are still to be read, unless all parts together have enough."""
         if checkpoint is not None and checkpoint.is_file():
             self._go_on(checkpoint, plan, verify)
+        if looking is not None:
+            looking.begin(self)
         reader.skipped[:], reader.truncated = self.skipped, self.truncated
         last = time.monotonic()
         rest = range(self.unit, self.unit if self.stopped else self.units.stop)
@@ -146,6 +159,8 @@ class State:
             self.unit, self.after = cut.place[0], cut.place[1] + 1
             self.skipped, self.truncated = list(reader.skipped), reader.truncated
             self._look()
+            if looking is not None and looking.after(self):
+                return
             if self.stopped:
                 break
             if checkpoint is not None and time.monotonic() - last >= every:
@@ -161,14 +176,13 @@ class State:
     def _look(self) -> None:
         """Look at the intervals, where it is time."""
         until, accumulators = self.until, [run.accumulator.dominance for run in self.runs]
-        if until is None or not until.due(accumulators[0].n_pairs, self.looks):
+        if until is None or self.part[1] > 1:  # of parts, all are looked at together
+            return
+        if not until.due(accumulators[0].n_pairs, self.looks):
             return
         self.looks.append(tuple(until.look(one.compute()) for one in accumulators))
         for look in self.looks[-1]:
-            logger.info(
-                "%d pairs: of %d features asked about %d are wider than %g, the widest %.3f",
-                *(look.pairs, look.asked, look.wide, until.width, look.widest),
-            )
+            until.log(look)
 
     def _tell(self, reader: Reader) -> None:
         """Keep, and log, what the host was asked first."""
@@ -263,6 +277,7 @@ class State:
             ours.accumulator.merge(theirs.accumulator)
             if "first prompt" in theirs.origin:  # a part of no batches has asked nothing
                 ours.origin.setdefault("first prompt", theirs.origin["first prompt"])
+        self.beyond += other.unread
         self.skipped += other.skipped
         self.truncated += other.truncated
         for name, values in other.notes.items():
@@ -273,7 +288,7 @@ class State:
         if self.skipped and not self.runs[0].accumulator.dominance.n_pairs:
             raise not_one(plan.name, self.skipped)
         pairs = plan.found(self)
-        unread = plan.unread(self) if self.stopped else ()  # merged parts stand elsewhere
+        unread = plan.unread(self)
         return [self._finished(i, pairs, unread) for i in range(len(self.runs))]
 
     def _finished(self, i: int, pairs: Pairs, unread: Sequence[int]) -> Measurement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from torch import Tensor
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.notebook import several
 from vlm_edit.measures.dominance import Dominance
+
+logger = logging.getLogger(__name__)
 
 LEVEL = 0.9
 FIRST = 512  # pairs read at the first look; twice as many at each next one
@@ -69,7 +72,6 @@ class Until:
         features: Iterable[int] | None,
         share: float | None,
         sizes: Sequence[int],
-        part: tuple[int, int] = (0, 1),
     ) -> Until | None:
         """Check what was asked; None where nothing was.
 
@@ -78,10 +80,9 @@ class Until:
             features: Which are asked about.
             share: Of pairs.
             sizes: Features of each dictionary that is measured.
-            part: (i, n): the i-th of n parts.
 
         Raises:
-            BadArgument: Not a width, features that are not there, or parts.
+            BadArgument: Not a width, or features that are not there.
         """
         if width is None:
             if features is None and share is None:
@@ -94,11 +95,6 @@ class Until:
             raise BadArgument(
                 f"until_width is {width}; intervals of a score lie between 0 and 1: give a width "
                 "between them, such as .02"
-            )
-        if part[1] > 1:
-            raise BadArgument(
-                f"until_width looks at all pairs read so far, and part {part[0] + 1} of {part[1]} "
-                "sees its own alone: measure in one process, or leave until_width out"
             )
         if features is not None:
             if share is not None:
@@ -171,6 +167,17 @@ class Until:
         widths, wide = _widths(dominance)[asked], self.wide(dominance)[asked]
         widest = float(widths.max()) if len(widths) else 1.0
         return Look(dominance.n_pairs, len(widths), int(wide.sum()), widest)
+
+    def log(self, look: Look) -> None:
+        """Log what a look has shown.
+
+        Args:
+            look: Which.
+        """
+        logger.info(
+            "%d pairs: of %d features asked about %d are wider than %g, the widest %.3f",
+            *(look.pairs, look.asked, look.wide, self.width, look.widest),
+        )
 
     def outcome(
         self, looks: Sequence[Look], stopped: bool, dominance: Dominance, read: int, of: int | None
