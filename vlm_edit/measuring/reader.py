@@ -23,7 +23,7 @@ from vlm_edit.measuring.ahead import Cut, Forward, Prepared, Preparing, prepared
 from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.pictures import side_needed
 from vlm_edit.measuring.plan import PairsPlan
-from vlm_edit.measuring.reading import Reading
+from vlm_edit.measuring.reading import Coded, Reading
 
 STREAMS = ("image", "text")
 
@@ -188,6 +188,22 @@ class Reader:
                     rows = self._readings[0].flat(recording, len(forward.items))
                 readable = [item.number for item in forward.items]
                 yield TokenBatch(number, readable, forward.digests, rows)
+        self._expect_any(pairs)
+
+    def coded(self, pairs: Pairs) -> Iterator[tuple[Forward, dict[str, Coded]]]:
+        """Read the codes of every token by stream, forward by forward.
+
+        Args:
+            pairs: To be read; those that cannot be are in ``skipped``.
+
+        Raises:
+            VlmEditError: As in ``read``, or nobody can tell which tokens are of which pair.
+        """
+        for ready in self._prepared(self._all(pairs), len(pairs)):
+            for forward in ready.forwards:
+                with self._recorded(forward) as recording:
+                    coded = self._readings[0].coded(recording, len(forward.items))
+                yield forward, coded
         self._expect_any(pairs)
 
     def _begin(self, pairs: Pairs) -> None:
