@@ -8,7 +8,6 @@ from vlm_edit.ground.errors import BadArgument
 from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.result import Measurement
 from vlm_edit.measuring.shards import Found, listing_of, shards_in
-from vlm_edit.measuring.table import LISTED
 
 
 def found_in(source: Any, run: Measurement) -> Pairs:
@@ -28,10 +27,4 @@ def found_in(source: Any, run: Measurement) -> Pairs:
     there = run.provenance.get("pairs", {})
     if there.get("listing") != listing_of(shards):
         raise BadArgument(f"{shards.name}: these are not the shards that the run measured")
-    wanted = {
-        number
-        for top in run.examples.values()
-        for number in top.numbers[:, :LISTED].unique().tolist()
-        if number >= 0
-    }
-    return Found(shards, wanted, total=there.get("count", run.n_pairs))
+    return Found(shards, run.shown(), total=there.get("count", run.n_pairs))
