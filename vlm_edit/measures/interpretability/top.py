@@ -63,7 +63,7 @@ class TopExamples:
         self._settle()
         return self._numbers
 
-    def ranks(self, values: Tensor, numbers: Tensor) -> Tensor:
+    def ranks(self, values: Tensor, numbers: Tensor) -> Tensor:  # noqa: ARG002
         """Return by what examples are kept, the higher before the lower, [n] float32.
 
         Args:
