@@ -6,6 +6,8 @@ from vlm_edit.measuring.centring import centred
 from vlm_edit.measuring.centring import expect_centrable as expect_centrable
 from vlm_edit.measuring.collecting import collect
 from vlm_edit.measuring.encoders import image_encoder, text_encoder
+from vlm_edit.measuring.firing import Places as Places
+from vlm_edit.measuring.firing import PlacesFinder as PlacesFinder
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.judging import EXAMPLES as EXAMPLES
 from vlm_edit.measuring.lookup import found_in as found_in
