@@ -211,6 +211,13 @@ class Measure(Subjected, Writes):
             metavar="SITE=DICTIONARY",
         ),
     ]
+    maps: Annotated[
+        int,
+        option(
+            "keep where each feature fires, patch by patch and word by word, in so many of its "
+            "strongest examples, and in as many drawn; 0 for none"
+        ),
+    ] = 3
     workers: Annotated[
         Count, option("processes that decode images ahead of the model; none beside one on the CPU")
     ] = None

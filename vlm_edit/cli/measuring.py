@@ -11,6 +11,7 @@ from typing import Any
 from vlm_edit.cli import kept, telling
 from vlm_edit.cli.arguments import Measure, Report
 from vlm_edit.cli.host import ZOO
+from vlm_edit.cli.mapping import keep_maps
 from vlm_edit.cli.sharing import Place, place_of
 from vlm_edit.cli.subject import Subject, load_pairs, load_shards
 from vlm_edit.cli.writing import expect_free
@@ -76,6 +77,7 @@ def _measure(options: Measure) -> int:
     if held:
         _tell(load_measurement(out), subject)
         _tell_held([*folders, *([out / CENTRED] if options.centred else [])])
+        keep_maps(subject, folders, options)
         return 0
     expect_cut(out, 1)
     kept_at = {"checkpoint": file, "every": options.every, "verify": options.verify}
@@ -90,6 +92,7 @@ def _measure(options: Measure) -> int:
         print()
     with locked(out):
         _change(runs, [file])
+    keep_maps(subject, folders, options)
     return 0
 
 
@@ -143,7 +146,9 @@ def _measure_part(subject: Subject, place: Place, wanted: Mapping[str, Any]) -> 
         if not held:
             shared.run(options.every, options.verify)
         with locked(out):
-            _finish_part(shared, subject, place, held)
+            merged = _finish_part(shared, subject, place, held)
+        if merged or (held and place.speaks):
+            keep_maps(subject, _folders(options), options)
     except VlmEditError:
         if shared.claimed or not shared.is_measured():
             raise
@@ -151,7 +156,8 @@ def _measure_part(subject: Subject, place: Place, wanted: Mapping[str, Any]) -> 
     return 0
 
 
-def _finish_part(shared: Sharing, subject: Subject, place: Place, held: bool) -> None:
+def _finish_part(shared: Sharing, subject: Subject, place: Place, held: bool) -> bool:
+    """Merge the parts if all are there; return whether this process did."""
     i, n = place.part
     if held or (not shared.claimed and shared.is_measured()):
         _tell_merged(shared, place)
@@ -162,6 +168,8 @@ def _finish_part(shared: Sharing, subject: Subject, place: Place, held: bool) ->
         runs = dict(zip(_folders(place.options), shared.merge(), strict=True))
         _tell_all(runs, subject)
         _change(runs, shared.leftovers())
+        return True
+    return False
 
 
 def _tell_merged(shared: Sharing, place: Place) -> None:

@@ -90,6 +90,7 @@ class Reader:
         workers: Processes that decode images and make inputs, ahead of the host; 0 for this one,
             None for as many as suit: none beside a host on the CPU.
         images: Whether batches bring the images.
+        verb: What the bar says it does.
 
     Attributes:
         skipped: Pairs whose image could not be read so far, with the reason.
@@ -107,6 +108,7 @@ class Reader:
     beside: Sequence[Reading] = ()
     workers: int | None = 0
     images: bool = False
+    verb: str = "measure"
     skipped: list[tuple[int, str]] = field(default_factory=list)
     truncated: int = 0
     first_prompt: str | None = field(default=None, init=False)
@@ -224,7 +226,7 @@ class Reader:
         preparing = Preparing(self.host.maker, self.batch_size, self.least, self.images)
         workers = workers_of(self.host.device) if self.workers is None else self.workers
         with tqdm(
-            total=total, desc=f"measure {self.site}", disable=None if self.progress else True
+            total=total, desc=f"{self.verb} {self.site}", disable=None if self.progress else True
         ) as bar:
             for ready in prepared(cuts, preparing, workers):
                 self.skipped += ready.broken

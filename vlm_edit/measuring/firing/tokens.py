@@ -88,7 +88,7 @@ def token_codes(
         True
     """
     host = Host.of(host)
-    reader = Reader(host, dictionary, site, batch_size, progress)
+    reader = Reader(host, dictionary, site, batch_size, progress, verb="map")
     for forward, coded in reader.coded(Pairs.of(pairs)):
         for row, item in enumerate(forward.items):
             mine = {stream: _of_row(one, row) for stream, one in coded.items()}
