@@ -30,11 +30,14 @@ def keep_maps(subject: Subject, folders: Sequence[Path], options: Measure) -> No
         checksum = run.checksum()
         if _are_kept(folder, checksum):
             continue
-        asked = {"per": options.maps, "batch_size": subject.batch_size}
         try:
             maps = map_examples(
-                *(subject.host, subject.source, dictionary, run),
-                **asked,
+                subject.host,
+                subject.source,
+                dictionary,
+                run,
+                per=options.maps,
+                batch_size=subject.batch_size,
                 progress=not options.quiet,
             )
         except VlmEditError as error:

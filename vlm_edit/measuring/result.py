@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from vlm_edit.dictionaries import expect_features
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 from vlm_edit.ground.files import (
     CHECKSUM,
@@ -49,6 +50,8 @@ from vlm_edit.measuring.until import open_features, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from vlm_edit.measuring.firing.maps import Maps
 
 VERSION = 1
 _WHAT = "measurement"
@@ -283,6 +286,36 @@ class Measurement:
         expect_measured(self.provenance, pairs)
         name = host_words(self.provenance) or "a host"
         plugged("page")(path, self, pairs, title or f"Features at {self.site} of {name}", **options)
+
+    def show(
+        self, feature: int, pairs: Pairs | Iterable[Any], maps: Maps | None = None, **options: Any
+    ) -> Any:
+        """Return a feature with its examples, for a notebook's cell, by ``report.feature_sheet``.
+
+        Args:
+            feature: Its number.
+            pairs: Those that were measured, whose images it shows.
+            maps: Where features fire in them, by ``map_examples``.
+            options: ``side``, of a picture in pixels.
+
+        Raises:
+            VlmEditError: No such feature, or these are other pairs.
+
+        Example:
+            >>> from vlm_edit import Host, measure, zoo
+            >>> from vlm_edit.measuring import map_examples
+            >>> host, pairs = Host.of(*zoo.load_llava()), zoo.load_pairs().select(range(8))
+            >>> what = host, pairs, zoo.load_dictionary("language.2")
+            >>> measurement = measure(*what, "language.2", progress=False)
+            >>> maps = map_examples(*what, measurement, progress=False)
+            >>> sheet = measurement.show(measurement.top("vision", 1)[0], pairs, maps)
+            >>> "<svg" in sheet._repr_html_()
+            True
+        """
+        pairs = Pairs.of(pairs)
+        expect_measured(self.provenance, pairs)
+        expect_features([feature], len(self.dominance.scores))
+        return plugged("sheet")(self, feature, pairs, maps, **options)
 
     def table(self) -> dict[str, list[Any]]:
         """Return columns by name, a value per feature: scores, intervals, tests, classes, examples.
