@@ -1,6 +1,7 @@
 """``vlm-edit measure`` keeps where features fire, beside the run and of it alone."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,26 @@ def test_where_one_vector_stands_for_a_picture_nothing_is_said_of_maps(
     printed = capsys.readouterr()
     assert "maps" not in printed.out + printed.err
     assert not (tmp_path / "run" / "maps.safetensors").exists()
+
+
+def test_the_verb_writes_a_page_of_a_tower(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "maps"
+    of = ["--dictionary", "zoo:vision.2", "--site", "vision.2", "--out", str(out)]
+    typed = ["maps", "zoo:emoji-clip", str(pairs), *of, "--per", "2", "--quiet"]
+    assert main([*typed, "--shown", "5"]) == 0
+    maps = load_maps(out / "maps.safetensors")
+    assert maps is not None
+    page = (out / "index.html").read_text("utf-8")
+    shown = [int(n) for n in re.findall(r"<b>feature (\d+)</b>", page)]
+    assert shown == maps.strongest()[:5]
+    assert "<title>Where features of zoo:vision.2 fire at vision.2 of CLIPModel</title>" in page
+    assert f"5 features of {len(maps.strongest()):,}, the strongest first" in page
+    assert main(typed) == 2
+    assert "is there already, and nothing has changed" in capsys.readouterr().err
+    assert main([*typed, "--overwrite", "--features", "683,x"]) == 2
+    assert "--features takes numbers of features, such as 3,17" in capsys.readouterr().err
+    assert main([*typed, "--overwrite", "--features", "683"]) == 0
+    page = (out / "index.html").read_text("utf-8")
+    assert re.findall(r"<b>feature (\d+)</b>", page) == ["683"]

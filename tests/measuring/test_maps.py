@@ -16,6 +16,8 @@ from vlm_edit.measuring import (
     is_pooled,
     load_maps,
     map_examples,
+    map_site,
+    one_sided,
     shards_of,
     token_codes,
 )
@@ -213,3 +215,54 @@ def test_runs_of_former_versions_have_no_drawn_examples_and_are_mapped(
 def test_a_path_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VlmEditError):
         load_maps(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("site", "stream"), [("vision.2", "image"), ("text.1", "text")])
+def test_a_tower_is_mapped_alone_in_the_examples_that_brute_force_finds(
+    pairs, site, stream
+) -> None:
+    clip = Host.of(*zoo.load_host())
+    neurons = Dictionary.identity(clip.site(site).width)
+    maps = map_site(clip, pairs, neurons, site, features=[5, 9, 60], per=2, progress=False)
+    values = [pair.codes[stream].dense() for pair in token_codes(clip, pairs, neurons, site)]
+    means = torch.stack([tokens.abs().mean(0) for tokens in values])
+    assert maps.features.unique().tolist() == [5, 9, 60] and maps.left_out == 0
+    for feature in (5, 9, 60):
+        firings = {firing.number: firing for firing in maps.of(feature)}
+        strongest = means[:, feature].argsort(descending=True)[:2].tolist()
+        assert set(strongest) <= firings.keys() and 2 <= len(firings) <= 4
+        for number, firing in firings.items():
+            assert list(firing.values) == [stream]
+            torch.testing.assert_close(
+                firing.values[stream], values[number][:, feature], rtol=1e-3, atol=1e-4
+            )
+            assert (firing.boxes is None) == (stream == "text")
+            assert bool(firing.words) == (stream == "text")
+    peaks = {k: max(float(f.values[stream].abs().max()) for f in maps.of(k)) for k in (5, 9, 60)}
+    assert maps.strongest() == sorted(peaks, key=lambda k: -peaks[k])
+
+
+def test_a_tower_is_mapped_of_shards_and_of_pictures_alone(pairs, tmp_path) -> None:
+    clip, dictionary = Host.of(*zoo.load_host()), zoo.load_dictionary("vision.2")
+    whole = map_site(clip, pairs, dictionary, "vision.2", per=1, progress=False)
+    source = shards_of(str(tar(tmp_path / "pairs.tar", files_of(pairs, range(len(pairs))))))
+    found = map_site(clip, source, dictionary, "vision.2", per=1, progress=False)
+    assert torch.equal(found.features, whole.features)
+    for one, other in zip(found.of(683), whole.of(683), strict=True):
+        torch.testing.assert_close(one.values["image"], other.values["image"])
+    alone = one_sided([pairs.open(i) for i in range(6)], "pictures")
+    bare = map_site(clip, alone, dictionary, "vision.2", per=1, progress=False)
+    assert {firing.number for firing in bare.of(683)} <= set(range(6)) and len(bare) > 0
+
+
+def test_what_fires_nowhere_and_what_is_not_there_is_said(pairs) -> None:
+    clip, dictionary = Host.of(*zoo.load_host()), zoo.load_dictionary("vision.2")
+    with pytest.raises(VlmEditError, match="feature 1024 is not in this dictionary"):
+        map_site(clip, pairs, dictionary, "vision.2", features=[1024], progress=False)
+    with pytest.raises(VlmEditError, match="one vector stands for a picture"):
+        map_site(clip, pairs, zoo.load_dictionary("joint"), "joint", progress=False)
+    dead = map_site(clip, pairs, dictionary, "vision.2", per=1, progress=False)
+    silent = sorted(set(range(1024)) - set(dead.features.tolist()))
+    assert silent
+    with pytest.raises(VlmEditError, match="no feature that is asked about fires"):
+        map_site(clip, pairs, dictionary, "vision.2", features=silent[:2], progress=False)

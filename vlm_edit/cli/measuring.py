@@ -11,7 +11,8 @@ from typing import Any
 from vlm_edit.cli import kept, telling
 from vlm_edit.cli.arguments import Measure, Report
 from vlm_edit.cli.host import ZOO
-from vlm_edit.cli.mapping import keep_maps
+from vlm_edit.cli.mapped import keep_maps
+from vlm_edit.cli.numbers import numbers
 from vlm_edit.cli.sharing import Place, place_of
 from vlm_edit.cli.subject import Subject, load_pairs, load_shards
 from vlm_edit.cli.writing import expect_free
@@ -281,17 +282,8 @@ def _until(options: Measure) -> dict[str, Any]:
         "until_share": options.until_share,
     }
     if options.until_features is not None:
-        asked["until_features"] = _numbers(options.until_features)
+        asked["until_features"] = numbers(options.until_features, "--until-features")
     return {name: value for name, value in asked.items() if value is not None}
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise BadArgument(
-            f"--until-features takes numbers of features, such as 3,17, got {text!r}"
-        ) from error
 
 
 def _judge(options: Measure) -> Judge | None:

@@ -14,6 +14,7 @@ from vlm_edit.measuring.firing import TokenCodes as TokenCodes
 from vlm_edit.measuring.firing import is_pooled as is_pooled
 from vlm_edit.measuring.firing import load_maps as load_maps
 from vlm_edit.measuring.firing import map_examples as map_examples
+from vlm_edit.measuring.firing import map_site as map_site
 from vlm_edit.measuring.firing import token_codes as token_codes
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.judging import EXAMPLES as EXAMPLES

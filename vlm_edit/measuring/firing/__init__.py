@@ -2,6 +2,7 @@
 
 from vlm_edit.measuring.firing.mapping import is_pooled as is_pooled
 from vlm_edit.measuring.firing.mapping import map_examples as map_examples
+from vlm_edit.measuring.firing.mapping import map_site as map_site
 from vlm_edit.measuring.firing.maps import Firing as Firing
 from vlm_edit.measuring.firing.maps import Maps as Maps
 from vlm_edit.measuring.firing.maps import load_maps as load_maps

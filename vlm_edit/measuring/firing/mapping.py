@@ -9,16 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries import Encodes
+from vlm_edit.dictionaries import Encodes, expect_features
 from vlm_edit.ground.errors import BadArgument, CannotKnow, WrongHost
 from vlm_edit.host import Host, Model
+from vlm_edit.measures.interpretability import DrawnExamples, TopExamples
 from vlm_edit.measuring.firing.maps import Maps, Shown
 from vlm_edit.measuring.firing.places import PlacesFinder
 from vlm_edit.measuring.firing.tokens import TokenCodes, column, token_codes
 from vlm_edit.measuring.lookup import found_in
+from vlm_edit.measuring.order import Order
 from vlm_edit.measuring.pairs import Pairs
+from vlm_edit.measuring.plan import PairsPlan, Plan, plan_of
+from vlm_edit.measuring.reader import Reader
 from vlm_edit.measuring.result import Measurement
-from vlm_edit.measuring.shards import Shards
+from vlm_edit.measuring.shards import Shards, shards_in
 
 PER = 3
 MOST = 20_000
@@ -69,28 +73,108 @@ def map_examples(
         4
     """
     host = Host.of(host)
-    if per < 1 or most < 1:
-        raise BadArgument(f"per is {per} and most {most}: ask for at least 1 example and 1 pair")
+    _expect_asked(per, most)
     asked = measurement.provenance.get("settings", {}).get("prompt")
     if asked != host.asks():
         raise WrongHost(
             f"the run asked the host {asked!r}, and this one asks {host.asks()!r}: give Host.of "
             "the same prompt"
         )
-    if is_pooled(host, measurement.site):
-        raise CannotKnow(
-            f"at site {measurement.site!r} one vector stands for a picture, so nobody can tell "
-            "where in it a feature fires: map a layer, such as 'language.16'"
-        )
-    wanted, left_out = _wanted(measurement, per, most)
-    numbers = sorted(wanted)
-    some = found_in(pairs, measurement).select(numbers)
+    _expect_tokens(host, measurement.site)
+    examples = [*measurement.examples.values(), *measurement.drawn.values()]
+    wanted, left_out = _wanted(examples, measurement.strength(), per, most)
+    some = found_in(pairs, measurement).select(sorted(wanted))
     finder = PlacesFinder(host, measurement.site)
-    gathered = _Gathered(measurement, finder, wanted)
+    gathered = _Gathered(measurement.examples, finder, wanted)
     options: Mapping[str, Any] = {"batch_size": batch_size, "progress": progress}
-    for one in token_codes(host, some, dictionary, measurement.site, **options):
-        gathered.add(one, numbers[one.number], some.texts[one.number])
-    return gathered.maps(left_out)
+    return gathered.read(host, some, dictionary, options, left_out)
+
+
+def map_site(
+    host: Host | Model,
+    pairs: Pairs | Shards | Iterable[Any],
+    dictionary: Encodes,
+    site: str,
+    *,
+    features: Sequence[int] | None = None,
+    per: int = PER,
+    most: int = MOST,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> Maps:
+    """Find the examples of features at any site with tokens, and map where they fire in them.
+
+    It serves the towers of a CLIP, at which there is one stream and so no dominance to measure.
+
+    Args:
+        host: In eval mode, with its processor.
+        pairs: Image-text pairs, or what ``Pairs.of`` takes, or shards; read twice.
+        dictionary: Of the site's width.
+        site: Such as ``vision.3`` or ``text.2``.
+        features: Which are mapped; by default all that fire.
+        per: As in ``map_examples``, like the rest.
+        most: Pairs at most that are mapped.
+        batch_size: Pairs per forward.
+        progress: Whether to show bars.
+
+    Raises:
+        CannotKnow: At the site one vector stands for a picture, such as ``joint``.
+        VlmEditError: As ``token_codes``, or features that are not there.
+
+    Example:
+        >>> from vlm_edit import Host, zoo
+        >>> from vlm_edit.measuring import map_site
+        >>> host, pairs = Host.of(*zoo.load_host()), zoo.load_pairs().select(range(16))
+        >>> dictionary = zoo.load_dictionary("vision.2")
+        >>> maps = map_site(host, pairs, dictionary, "vision.2", progress=False)
+        >>> list(maps.of(int(maps.features[0]))[0].values)
+        ['image']
+    """
+    host = Host.of(host)
+    _expect_asked(per, most)
+    _expect_tokens(host, site)
+    if features is not None:
+        expect_features(features, dictionary.n_features)
+    reader = Reader(host, dictionary, site, batch_size, progress)
+    tops, drawn, source = _examples(reader, pairs, per)
+    strength = torch.stack([top.values.mean(1) for top in tops.values()]).amax(0)
+    if features is not None:
+        others = torch.ones(len(strength), dtype=torch.bool)
+        others[list(features)] = False
+        strength = strength.masked_fill(others, -1.0)
+    wanted, left_out = _wanted([*tops.values(), *drawn.values()], strength, per, most)
+    if not wanted:
+        raise CannotKnow(f"no feature that is asked about fires in {source.name} at site {site!r}")
+    finder = PlacesFinder(host, site)
+    gathered = _Gathered(tops, finder, wanted)
+    options: Mapping[str, Any] = {"batch_size": batch_size, "progress": progress}
+    return gathered.read(host, source.select(sorted(wanted)), dictionary, options, left_out)
+
+
+def _examples(
+    reader: Reader, pairs: Any, per: int
+) -> tuple[dict[str, TopExamples], dict[str, TopExamples], Pairs]:
+    """Read all pairs, and return the strongest and some drawn examples, and where they lie."""
+    shards, source = shards_in(pairs), found_in(pairs)
+    plan: Plan
+    if shards is None:
+        plan = PairsPlan(source, Order.of(source, reader.batch_size), stamped=False)
+    else:
+        plan = plan_of(shards, reader.batch_size)
+    m, streams = reader.dictionary.n_features, reader.host.site(reader.site).streams
+    tops = {stream: TopExamples(m, per) for stream in streams}
+    drawn: dict[str, TopExamples] = {stream: DrawnExamples(m, per) for stream in streams}
+    units = range(plan.total)
+    for _, read in reader.run(plan.cuts(units), plan.count(units)):
+        for batch in read[0]:
+            for stream, codes in batch.codes.items():
+                shown = batch.shown if stream == "image" and batch.shown else batch.numbers
+                # An image is an example once, whatever the number of its captions.
+                own = [i for i, n in enumerate(batch.numbers) if shown[i] == n]
+                mine = codes.to("cpu").pick(torch.tensor(own, dtype=torch.int64))
+                for gathered in (tops[stream], drawn[stream]):
+                    gathered.update(mine, [batch.numbers[i] for i in own])
+    return tops, drawn, source
 
 
 def is_pooled(host: Host, site: str) -> bool:
@@ -100,17 +184,33 @@ def is_pooled(host: Host, site: str) -> bool:
         host: Whose site it is.
         site: Its name.
     """
-    return all(tap.stream != "mixed" for tap in host.site(site).taps)
+    place = host.site(site)
+    return len(place.taps) > 1 and all(tap.stream != "mixed" for tap in place.taps)
 
 
-def _wanted(measurement: Measurement, per: int, most: int) -> tuple[dict[int, list[int]], int]:
+def _expect_asked(per: int, most: int) -> None:
+    if per < 1 or most < 1:
+        raise BadArgument(f"per is {per} and most {most}: ask for at least 1 example and 1 pair")
+
+
+def _expect_tokens(host: Host, site: str) -> None:
+    if is_pooled(host, site):
+        raise CannotKnow(
+            f"at site {site!r} one vector stands for a picture, so nobody can tell where in it a "
+            "feature fires: map a layer, such as 'language.16' or 'vision.3'"
+        )
+
+
+def _wanted(
+    some: Sequence[TopExamples], strength: Tensor, per: int, most: int
+) -> tuple[dict[int, list[int]], int]:
     """Return the features to be mapped in each pair, and how many live ones have none."""
-    some = [top.numbers[:, :per] for top in measurement.examples.values()]
-    some += [drawn.numbers[:, :per] for drawn in measurement.drawn.values()]
-    examples = torch.cat(some, 1)
+    examples = torch.cat([top.numbers[:, :per] for top in some], 1)
     wanted: dict[int, list[int]] = {}
     left_out = 0
-    for feature in measurement.strength().argsort(descending=True, stable=True).tolist():
+    for feature in strength.argsort(descending=True, stable=True).tolist():
+        if strength[feature] < 0:  # not asked about
+            break
         mine = {number for number in examples[feature].tolist() if number >= 0}
         if len(wanted.keys() | mine) > most:
             left_out += 1
@@ -124,7 +224,7 @@ def _wanted(measurement: Measurement, per: int, most: int) -> tuple[dict[int, li
 class _Gathered:
     """Maps as they are gathered, pair by pair."""
 
-    measurement: Measurement
+    tops: Mapping[str, TopExamples]
     finder: PlacesFinder
     wanted: Mapping[int, Sequence[int]]
     pairs: list[Shown] = field(default_factory=list)
@@ -135,12 +235,26 @@ class _Gathered:
     known: dict[tuple[int, int], int] = field(default_factory=dict)
     why: str = ""
 
+    def read(
+        self,
+        host: Host,
+        some: Pairs,
+        dictionary: Encodes,
+        options: Mapping[str, Any],
+        left_out: int,
+    ) -> Maps:
+        """Read the pairs that are wanted, in the order of their numbers."""
+        numbers = sorted(self.wanted)
+        for one in token_codes(host, some, dictionary, self.finder.site, **options):
+            self.add(one, numbers[one.number], some.texts[one.number])
+        return self.maps(left_out)
+
     def add(self, one: TokenCodes, number: int, text: str) -> None:
         """Take what is wanted of a pair."""
         features = torch.tensor(sorted(self.wanted[number]), dtype=torch.int64)
         self._expect(one, number, features)
         counts = {stream: len(codes) for stream, codes in one.codes.items()}
-        place = self._place(one, text, counts["image"])
+        place = self._place(one, text, counts["image"]) if "image" in counts else -1
         self.pairs.append(Shown(number, counts, place, list(one.words)))
         part = {}
         for stream, codes in one.codes.items():
@@ -167,7 +281,7 @@ class _Gathered:
     def _expect(self, one: TokenCodes, number: int, features: Tensor) -> None:
         """Refuse a pair that is not what was measured."""
         near = total = 0
-        for stream, top in self.measurement.examples.items():
+        for stream, top in self.tops.items():
             rows, places = (top.numbers[features] == number).nonzero(as_tuple=True)
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 feature = int(features[row])
@@ -201,7 +315,7 @@ class _Gathered:
             at = torch.arange(len(rows)) + moved.repeat_interleave(sizes[order])
             tokens[stream], values[stream] = rows[at], numbers[at]
         return Maps(
-            self.measurement.site,
+            self.finder.site,
             self.pairs,
             features[order],
             pairs[order],

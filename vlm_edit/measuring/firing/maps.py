@@ -91,6 +91,14 @@ class Maps:
         features = several(len(self.features.unique()), "feature")
         return one_line(f"Maps({self.site}: {features} in {several(len(self.pairs), 'pair')})")
 
+    def strongest(self) -> list[int]:
+        """Return the features that have maps, by their largest activation, falling."""
+        most = torch.zeros(int(self.features.max()) + 1 if len(self) else 0)
+        for stream, starts in self.starts.items():
+            of = self.features.repeat_interleave(starts.diff())
+            most.scatter_reduce_(0, of, self.values[stream].abs(), "amax")
+        return [k for k in most.argsort(descending=True, stable=True).tolist() if most[k] > 0]
+
     def of(self, feature: int) -> list[Firing]:
         """Return the maps of a feature, in the order of the pairs.
 
@@ -218,7 +226,7 @@ def _expect_whole(maps: Maps) -> None:
     for pair in maps.pairs:
         if pair.place >= len(maps.boxes):
             raise BadArgument("a pair is of a size that is not there")
-        if pair.place >= 0 and maps.boxes[pair.place].shape != (pair.counts["image"], 4):
+        if pair.place >= 0 and maps.boxes[pair.place].shape != (pair.counts.get("image"), 4):
             raise BadArgument("boxes are of other tokens")
 
 
