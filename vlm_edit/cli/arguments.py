@@ -243,7 +243,7 @@ class Measure(Subjected, Writes):
 
 @dataclass(frozen=True, kw_only=True)
 class Maps(Subjected, Writes):
-    """Show where features fire in pictures and texts, at any site with tokens."""
+    """Show where features fire in pictures and texts, at any layer."""
 
     dictionary: Annotated[str, DICTIONARY] = field()
     site: Annotated[str, option("a layer, such as vision.3, text.3 or language.16")] = field()
