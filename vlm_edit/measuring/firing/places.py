@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.hooks import EarlyStop, Recording, bypassed, record
 from vlm_edit.host import INSIDE, Host, Inputs, Site
-from vlm_edit.measuring.firing.edges import find_edges, settle
+from vlm_edit.measuring.firing.edges import find_edges, meet, settle
 from vlm_edit.measuring.firing.shades import Canvas, Rows, Threshold
 
 _LAYER = re.compile(r"(.+?)((?:\.\d+)+)")
@@ -21,8 +22,9 @@ _MOST_ROWS = 32
 _MOST_TOKENS = 8192  # of one forward
 _ALIKE = 0.01  # of the way from black to white
 _RANDOM = 20  # times what two runs differ by
-_MOST_SHARED = 3  # tokens of one size that look at one place: tiles, their overlap, a thumbnail
-_WHOLE = 0.8  # of what the host sees
+_MOST_REACHED = 4  # tokens by one number of the input: patches that overlap along both axes
+_MOST_OF_ALL = 0.8
+_PROBES = 16
 POOLED = "one vector stands for the whole picture"
 
 
@@ -108,6 +110,11 @@ class PlacesFinder:
                 return _placed(_Experiment.of(canvas, self._read), canvas)
         except CannotKnow as error:
             return Places(None, str(error))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # what lies behind may ask for what layers have left aside
+            kind = type(error).__name__
+            return Places(None, f"the host fails while its layers are bypassed: {kind}: {error}")
 
 
 @dataclass(eq=False)
@@ -141,9 +148,9 @@ class _Experiment:
         return alone
 
     def __post_init__(self) -> None:
-        """See all black and all white, and what two runs of one picture differ by."""
-        once, again = (self._states([Threshold("x", 2.0)]) for _ in range(2))
-        self._white = self._states([Threshold("x", -1.0)])
+        """See all dark and all light, and what two runs of one picture differ by."""
+        once, again = (self._states(self.rows.shaded(0.0)) for _ in range(2))
+        self._white = self._states(self.rows.shaded(1.0))
         self._black = once
         self._noise = (torch.stack([once, again]) - once[:1]).norm(dim=-1).amax((0, 1))
 
@@ -152,7 +159,7 @@ class _Experiment:
         """Return by how much each token changes from black to white, [t]."""
         return (self._white - self._black).norm(dim=-1)[0]
 
-    @property
+    @cached_property
     def changing(self) -> Tensor:
         """Return which tokens see anything of the picture, [t] bool.
 
@@ -169,7 +176,29 @@ class _Experiment:
                 if random
                 else "no token shows anything of the picture before tokens look at one another"
             )
+        nearly = [self._states(self.rows.shaded(share))[0] for share in (0.5, 0.5 + 1 / 64)]
+        if bool((nearly[0] == nearly[1]).all(-1)[changing].any()):
+            raise CannotKnow("its tokens are chosen from a codebook, and show nothing by halves")
         return changing
+
+    @property
+    def reached(self) -> int:
+        """Return how many tokens one number of the input reaches at most.
+
+        A token that all reach, a mean of others, is none of them.
+
+        Raises:
+            CannotKnow: None of those that were tried reaches any.
+        """
+        starts = range(0, _PROBES, self.rows.count)
+        states = [self._states(self.rows.touched(start)) for start in starts]
+        moved = (torch.cat(states) - self._black[:1]).norm(dim=-1) > _RANDOM * self._noise
+        everywhere = moved.all(0)
+        if int(everywhere.sum()) == 1 and int(self.changing.sum()) > 1:
+            moved = moved[:, ~everywhere]
+        if not bool(moved.any()):
+            raise CannotKnow("what single pixels show is lost in the host's rounding")
+        return int(moved.sum(1).max())
 
     def look(self, thresholds: Sequence[Threshold]) -> tuple[Tensor, Tensor]:
         """Return which tokens see white alone, and which black alone, [n, t] bool."""
@@ -181,19 +210,19 @@ class _Experiment:
         return torch.cat(whites), torch.cat(blacks)
 
     def _compared(self, thresholds: Sequence[Threshold]) -> tuple[Tensor, Tensor]:
-        states = self._states(thresholds)
+        states = self._states(self.rows.painted(thresholds))
         near = _ALIKE * self.spans + 2 * self._noise
         alike = ((states - one).norm(dim=-1) <= near for one in (self._white, self._black))
         white, black = (some[: len(thresholds)] for some in alike)
         return white, black
 
-    def _states(self, thresholds: Sequence[Threshold]) -> Tensor:
+    def _states(self, made: Inputs) -> Tensor:
         """Return the image tokens [n, t, d] of pictures, float32 on the CPU."""
         host = self.rows.canvas.host
-        inputs: Inputs = host.receive(self.rows.painted(thresholds))
+        inputs = host.receive(made)
         with record(host, self.site.name) as recording:
             self.early.run(inputs.values, self.rows.count)
-        tokens = _image_tokens(recording, self.site)
+        tokens = _image_tokens(recording, self.site, self.rows.count)
         if len(tokens) % self.rows.count:
             raise CannotKnow("pictures of one size have different numbers of tokens")
         if not bool(tokens.isfinite().all()):
@@ -201,13 +230,17 @@ class _Experiment:
         return tokens.unflatten(0, (self.rows.count, -1)).cpu()
 
 
-def _image_tokens(recording: Recording, site: Site) -> Tensor:
-    """Return a site's image tokens as measuring picks them, [t, d] float32."""
+def _image_tokens(recording: Recording, site: Site, count: int) -> Tensor:
+    """Return a site's image tokens as measuring picks them, [t, d] float32, of some pictures."""
     tap = next(tap for tap in site.taps if tap.stream in ("image", "mixed"))
     capture = recording.last(site.name, tap.stream)
     hidden = capture.hidden.float()
     hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden
     tokens = capture.tokens.at(hidden)
+    if len(hidden) != count and (tap.stream == "mixed" or not tokens.in_rows) and (
+        tokens.in_rows or tokens.requests is None
+    ):
+        raise CannotKnow(f"{len(hidden)} rows pass for {count} pictures, and nobody knows whose")
     if tokens.in_rows:
         mask = tokens.select("image")
         return hidden.flatten(0, 1) if mask is None else hidden[mask]
@@ -219,31 +252,27 @@ def _image_tokens(recording: Recording, site: Site) -> Tensor:
 def _placed(experiment: _Experiment, canvas: Canvas) -> Places:
     """Return the places that an experiment finds."""
     changing = experiment.changing
+    reached = experiment.reached
+    why = _doubt(reached, int(changing.sum()))
+    if why:
+        return Places(None, why)
     boxes = torch.full((len(changing), 4), torch.nan)
-    whole = 1.0
     for start, axis in enumerate(("x", "y")):
         limits = canvas.limits(axis)
         first, last = find_edges(experiment.look, axis, len(changing))
         left, right = settle(first[changing], last[changing], limits, canvas.size[start])
         boxes[changing, start], boxes[changing, start + 2] = left.float(), right.float()
-        whole *= min(1.0, limits[1] - limits[0] + limits[2])
-    why = _doubt(boxes[changing], whole)
-    return Places(None, why) if why else Places(boxes)
+    if reached > 1:
+        boxes[changing] = meet(boxes[changing])
+    return Places(boxes)
 
 
-def _doubt(boxes: Tensor, whole: float) -> str:
-    """Return why boxes [t, 4] are none of single tokens, the end of a sentence; or nothing."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    wide = (sides.prod(1) > _WHOLE * whole).sum()
-    if len(boxes) > 1 and int(wide) * 2 > len(boxes):
+def _doubt(reached: int, count: int) -> str:
+    """Return why boxes of some tokens are none of theirs alone, the end of a sentence."""
+    if reached > 1 and reached > _MOST_OF_ALL * count:
         return "each of its tokens looks at the whole picture"
-    centres = (boxes[:, 2:] + boxes[:, :2]) / 2
-    shared = torch.tensor([
-        int((((centres - centre).abs() < 0.45 * side) & ((sides / side).log().abs() < 0.4)).all(1)
-            .sum()) for centre, side in zip(centres, sides, strict=True)
-    ])  # fmt: skip
-    if int(shared.median()) > _MOST_SHARED:
-        return "several tokens look at one place, each beyond its own"
+    if reached > _MOST_REACHED or (reached > 1 and 2 * reached > count):
+        return f"what one place of the picture shows reaches {reached} of its tokens"
     return ""
 
 
