@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vlm_edit.measuring.firing.shades import Axis, Threshold
+from vlm_edit.measuring.firing.shades import LEVELS, Axis, Threshold
 
 FIRST = 32  # thresholds along an axis, before intervals with edges in them are halved
 FINEST = 256  # a ramp has no more greys
@@ -26,7 +26,7 @@ def find_edges(look: Look, axis: Axis, count: int) -> tuple[Tensor, Tensor]:
         count: How many tokens there are.
 
     Returns:
-        Of each token the first and the last coordinate, [t] float64, to half a 256th.
+        Of each token the first and the last coordinate, [t] float64, to a grey of the ramp.
     """
     # An edge lies between the two: from 0 on all is white, and before 1 all is black.
     left, right = (torch.tensor([[0.0, 1.0]] * count, dtype=torch.float64) for _ in range(2))
@@ -39,7 +39,8 @@ def find_edges(look: Look, axis: Axis, count: int) -> tuple[Tensor, Tensor]:
         open_ones = {(low, high) for low, high in torch.cat([left, right]).tolist()
                      if high - low > 1 / FINEST}  # fmt: skip
         wanted = sorted((low + high) / 2 for low, high in open_ones)
-    return left.mean(1), right.mean(1)
+    # The one grey between two 256ths is a 255th.
+    return left[:, 0] * FINEST / LEVELS, right[:, 0] * FINEST / LEVELS
 
 
 def _narrow(edges: Tensor, at: float, behind: Tensor) -> None:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow
-from vlm_edit.hooks import EarlyStop, Recording, bypassed, record
-from vlm_edit.host import INSIDE, Host, Inputs, Site
+from vlm_edit.hooks import bypassed
+from vlm_edit.host import INSIDE, Host, Site
 from vlm_edit.measuring.firing.edges import find_edges, meet, settle
-from vlm_edit.measuring.firing.shades import Canvas, Rows, Threshold
+from vlm_edit.measuring.firing.experiment import Experiment
+from vlm_edit.measuring.firing.shades import AXES, Canvas
 
 _LAYER = re.compile(r"(.+?)((?:\.\d+)+)")
 _ADDING = "deepstack"  # numbered, and no layers of a stack
-_MOST_ROWS = 32
-_MOST_TOKENS = 8192  # of one forward
-_ALIKE = 0.01  # of the way from black to white
-_RANDOM = 20  # times what two runs differ by
 _MOST_REACHED = 4  # tokens by one number of the input: patches that overlap along both axes
 _MOST_OF_ALL = 0.8
-_PROBES = 16
-POOLED = "one vector stands for the whole picture"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +60,12 @@ class PlacesFinder:
         torch.Size([37, 4])
         >>> boxes[1]  # behind the class token, which stands for no part
         tensor([0.0000, 0.0000, 0.1667, 0.1667])
+
+    A class token, a newline or a register has no place, and neither has any token where each looks
+    at all of the picture, as a Q-Former's: then it is said so.
+
+        >>> PlacesFinder(finder.host, "joint").of((48, 48)).why
+        'one vector stands for the whole picture'
     """
 
     host: Host
@@ -89,7 +88,7 @@ class PlacesFinder:
 
         Raises:
             BadArgument: The host is in train mode, or no size of a picture.
-            VlmEditError: The host has no processor, or its forward fails.
+            CannotKnow: The host has no processor.
         """
         size = (int(size[0]), int(size[1]))
         if min(size) < 1:
@@ -103,11 +102,15 @@ class PlacesFinder:
             return Places(None, "a pipeline runs several models")
         if "image" not in self._read.streams:
             return Places(None, f"no image tokens pass at site {self.site!r}")
+        self.host.expect_processor("finding where tokens lie in a picture")
         self.host.expect_eval("what its tokens hold random")
         try:
             canvas = Canvas.of(self.host, size, text)
+        except CannotKnow as error:
+            return Places(None, str(error))
+        try:
             with torch.no_grad(), bypassed(self.host, *_layers(self.host)):
-                return _placed(_Experiment.of(canvas, self._read), canvas)
+                return _placed(Experiment.of(canvas, self._read), canvas)
         except CannotKnow as error:
             return Places(None, str(error))
         except (MemoryError, torch.OutOfMemoryError):
@@ -117,139 +120,7 @@ class PlacesFinder:
             return Places(None, f"the host fails while its layers are bypassed: {kind}: {error}")
 
 
-@dataclass(eq=False)
-class _Experiment:
-    """Pictures, and what the tokens at a site make of them.
-
-    Attributes:
-        rows: Of pictures that run together.
-        site: Where tokens are read.
-        early: Runs the host as far as that.
-    """
-
-    rows: Rows
-    site: Site
-    early: EarlyStop
-    _black: Tensor = field(init=False, repr=False)
-    _white: Tensor = field(init=False, repr=False)
-    _noise: Tensor = field(init=False, repr=False)
-
-    @classmethod
-    def of(cls, canvas: Canvas, site: Site) -> _Experiment:
-        """Return one of as many pictures in a forward as the host takes."""
-        early = EarlyStop(canvas.host, site.name)
-        alone = cls(canvas.rows(1), site, early)
-        count = min(_MOST_ROWS, _MOST_TOKENS // max(1, len(alone.spans)))
-        if count > 1:
-            try:
-                return cls(canvas.rows(count), site, early)
-            except CannotKnow:  # then one by one
-                pass
-        return alone
-
-    def __post_init__(self) -> None:
-        """See all dark and all light, and what two runs of one picture differ by."""
-        once, again = (self._states(self.rows.shaded(0.0)) for _ in range(2))
-        self._white = self._states(self.rows.shaded(1.0))
-        self._black = once
-        self._noise = (torch.stack([once, again]) - once[:1]).norm(dim=-1).amax((0, 1))
-
-    @property
-    def spans(self) -> Tensor:
-        """Return by how much each token changes from black to white, [t]."""
-        return (self._white - self._black).norm(dim=-1)[0]
-
-    @cached_property
-    def changing(self) -> Tensor:
-        """Return which tokens see anything of the picture, [t] bool.
-
-        Raises:
-            CannotKnow: None does.
-        """
-        spans = self.spans
-        least = 1e-5 * self._black[0].norm(dim=-1)
-        changing = (spans > least) & (spans > _RANDOM * self._noise)
-        if not bool(changing.any()):
-            random = bool((self._noise > least).any())
-            raise CannotKnow(
-                "the host's tokens differ from run to run"
-                if random
-                else "no token shows anything of the picture before tokens look at one another"
-            )
-        nearly = [self._states(self.rows.shaded(share))[0] for share in (0.5, 0.5 + 1 / 64)]
-        if bool((nearly[0] == nearly[1]).all(-1)[changing].any()):
-            raise CannotKnow("its tokens are chosen from a codebook, and show nothing by halves")
-        return changing
-
-    @property
-    def reached(self) -> int:
-        """Return how many tokens one number of the input reaches at most.
-
-        A token that all reach, a mean of others, is none of them.
-
-        Raises:
-            CannotKnow: None of those that were tried reaches any.
-        """
-        starts = range(0, _PROBES, self.rows.count)
-        states = [self._states(self.rows.touched(start)) for start in starts]
-        moved = (torch.cat(states) - self._black[:1]).norm(dim=-1) > _RANDOM * self._noise
-        everywhere = moved.all(0)
-        if int(everywhere.sum()) == 1 and int(self.changing.sum()) > 1:
-            moved = moved[:, ~everywhere]
-        if not bool(moved.any()):
-            raise CannotKnow("what single pixels show is lost in the host's rounding")
-        return int(moved.sum(1).max())
-
-    def look(self, thresholds: Sequence[Threshold]) -> tuple[Tensor, Tensor]:
-        """Return which tokens see white alone, and which black alone, [n, t] bool."""
-        parts = [
-            self._compared(thresholds[i : i + self.rows.count])
-            for i in range(0, len(thresholds), self.rows.count)
-        ]
-        whites, blacks = zip(*parts, strict=True)
-        return torch.cat(whites), torch.cat(blacks)
-
-    def _compared(self, thresholds: Sequence[Threshold]) -> tuple[Tensor, Tensor]:
-        states = self._states(self.rows.painted(thresholds))
-        near = _ALIKE * self.spans + 2 * self._noise
-        alike = ((states - one).norm(dim=-1) <= near for one in (self._white, self._black))
-        white, black = (some[: len(thresholds)] for some in alike)
-        return white, black
-
-    def _states(self, made: Inputs) -> Tensor:
-        """Return the image tokens [n, t, d] of pictures, float32 on the CPU."""
-        host = self.rows.canvas.host
-        inputs = host.receive(made)
-        with record(host, self.site.name) as recording:
-            self.early.run(inputs.values, self.rows.count)
-        tokens = _image_tokens(recording, self.site, self.rows.count)
-        if len(tokens) % self.rows.count:
-            raise CannotKnow("pictures of one size have different numbers of tokens")
-        if not bool(tokens.isfinite().all()):
-            raise CannotKnow("the tokens hold NaN or infinity")
-        return tokens.unflatten(0, (self.rows.count, -1)).cpu()
-
-
-def _image_tokens(recording: Recording, site: Site, count: int) -> Tensor:
-    """Return a site's image tokens as measuring picks them, [t, d] float32, of some pictures."""
-    tap = next(tap for tap in site.taps if tap.stream in ("image", "mixed"))
-    capture = recording.last(site.name, tap.stream)
-    hidden = capture.hidden.float()
-    hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden
-    tokens = capture.tokens.at(hidden)
-    if len(hidden) != count and (tap.stream == "mixed" or not tokens.in_rows) and (
-        tokens.in_rows or tokens.requests is None
-    ):
-        raise CannotKnow(f"{len(hidden)} rows pass for {count} pictures, and nobody knows whose")
-    if tokens.in_rows:
-        mask = tokens.select("image")
-        return hidden.flatten(0, 1) if mask is None else hidden[mask]
-    if tokens.requests is None:
-        raise CannotKnow(POOLED)
-    return hidden
-
-
-def _placed(experiment: _Experiment, canvas: Canvas) -> Places:
+def _placed(experiment: Experiment, canvas: Canvas) -> Places:
     """Return the places that an experiment finds."""
     changing = experiment.changing
     reached = experiment.reached
@@ -257,7 +128,7 @@ def _placed(experiment: _Experiment, canvas: Canvas) -> Places:
     if why:
         return Places(None, why)
     boxes = torch.full((len(changing), 4), torch.nan)
-    for start, axis in enumerate(("x", "y")):
+    for start, axis in enumerate(AXES):
         limits = canvas.limits(axis)
         first, last = find_edges(experiment.look, axis, len(changing))
         left, right = settle(first[changing], last[changing], limits, canvas.size[start])

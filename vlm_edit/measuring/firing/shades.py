@@ -15,6 +15,7 @@ from vlm_edit.ground.errors import CannotKnow
 from vlm_edit.host import Host, Inputs
 
 Axis = Literal["x", "y"]
+AXES: tuple[Axis, Axis] = ("x", "y")
 LEVELS = 255  # of a ramp's greys, so that no coordinate is known any better
 
 
@@ -101,6 +102,11 @@ class Canvas:
         low, high = float(steps[0]), float(steps[-1])
         return low, high, (high - low) / max(1, len(steps) - 1)
 
+    @property
+    def numbers(self) -> int:
+        """Return how many numbers one picture is."""
+        return sum(shades.black.numel() for shades in self.shades.values())
+
     def rows(self, count: int) -> Rows:
         """Return inputs of as many copies of the picture.
 
@@ -136,14 +142,22 @@ class Rows:
         """Return inputs of pictures a share of the way from the dark to the light one."""
         return self._with({n: [s.shaded(share)] * self.count for n, s in self._shades})
 
-    def touched(self, seed: int) -> Inputs:
-        """Return inputs of dark pictures, each with one number of its own that is light."""
-        generator = torch.Generator().manual_seed(seed)
-        name, shades = max(self._shades, key=lambda s: s[1].black.numel())
-        seen = shades.at["x"].flatten().isfinite().nonzero().flatten()
-        chosen = seen[torch.randint(len(seen), (self.count,), generator=generator)]
-        dark = {n: [s.shaded(0.0)] * self.count for n, s in self._shades}
-        return self._with(dark | {name: [shades.touched(int(one)) for one in chosen]})
+    def touched(self, start: int) -> Inputs:
+        """Return inputs of dark pictures, each with one number of its own that is light.
+
+        Args:
+            start: Number of the first; each number stands for another.
+        """
+        painted = {name: [shades.textures[0]] * self.count for name, shades in self._shades}
+        names = list(painted)
+        for row in range(self.count):
+            name = names[(start + row) % len(names)]
+            shades = self.canvas.shades[name]
+            seen = shades.at["x"].flatten().isfinite().nonzero().flatten()
+            generator = torch.Generator().manual_seed(start + row)
+            one = seen[torch.randint(len(seen), (), generator=generator)]
+            painted[name][row] = shades.touched(int(one))
+        return self._with(painted)
 
     @property
     def _shades(self) -> Iterable[tuple[str, _Shades]]:
