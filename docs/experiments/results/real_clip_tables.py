@@ -49,9 +49,7 @@ def _census(result: dict[str, Any]) -> Table:
         rows,
         "Mean [lowest, highest] of 5 dictionaries trained on the embeddings that they are scored "
         "on, TopK 256/8; Gaussians are drawn anew for each, and brought to length 1 as embeddings "
-        "are (by the triangular root of the covariance; since then by the symmetric one, which is "
-        "another draw of the same law and was not scored here). Gaussians, unpaired: each stream's "
-        "own mean and covariance, image and text drawn apart. Joint Gaussian: the covariance of "
+        "are. Gaussians, unpaired: each stream's own mean and covariance, image and text drawn apart. Joint Gaussian: the covariance of "
         "image and text together. Images beside other "
         "images: one half of the images called texts. Random directions: encoder and decoder of "
         "directions that no data chose, with the trained dictionary's centre and k. Encoder "
