@@ -133,6 +133,10 @@ def _placed(experiment: Experiment, canvas: Canvas) -> Places:
         first, last = find_edges(experiment.look, axis, len(changing))
         left, right = settle(first[changing], last[changing], limits, canvas.size[start])
         boxes[changing, start], boxes[changing, start + 2] = left.float(), right.float()
+        tokens, pixels = len(left.unique()), canvas.size[start]
+        if pixels < max(2, tokens / 2):  # what lies before the middle of the first looks alike
+            why = f"a picture of {pixels} pixels a side is too small for {tokens} tokens a side"
+            return Places(None, why)
     if reached > 1:
         boxes[changing] = meet(boxes[changing])
     return Places(boxes)
