@@ -352,6 +352,40 @@ def test_what_was_found_for_a_size_is_kept(clip: Host) -> None:
     assert isinstance(finder.of((40, 50)), Places)
 
 
+SIZES = [(64, 40), (40, 64), (300, 200), (64, 64), (61, 43), (9, 16)]
+
+
+@pytest.mark.parametrize(
+    ("name", "maker", "tokens"),
+    [
+        ("llava", CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16), 16),
+        ("paligemma", SiglipImageProcessorPil(size={"height": 16, "width": 16}), 16),
+    ],
+)
+def test_sizes_that_are_laid_out_alike_are_tried_once(name: str, maker: Any, tokens: int) -> None:
+    host = hosted(name, maker, tokens)
+    finder, calls = PlacesFinder(host, "language.1"), []
+    handle = host.root.register_forward_pre_hook(lambda *_: calls.append(1))
+    after = []
+    for size in SIZES:
+        boxes = finder.of(size).boxes
+        after.append(len(calls))
+        torch.testing.assert_close(boxes, found(host, "language.1", size), rtol=0, atol=0.01)
+        calls.clear()
+    handle.remove()
+    assert after[0] > 10
+    assert after[2:4] == [0, 0]
+
+
+def test_sizes_that_are_laid_out_otherwise_are_tried_anew() -> None:
+    host = qwen("qwen2_vl")
+    finder = PlacesFinder(host, "vision.1")
+    for width, height in ((40, 24), (24, 40), (42, 25)):
+        boxes = finder.of((width, height)).boxes
+        assert boxes is not None
+        expect_near(boxes, found(host, "vision.1", (width, height)).tolist())
+
+
 def test_inputs_that_are_no_batch_are_tried_one_by_one() -> None:
     host = tower(48, 8)
     maker = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size=48)
