@@ -104,6 +104,31 @@ def test_a_tower_of_usual_size_sees_no_more_than_the_crop(
     expect_near(found(tower(side, patch, dtype), "vision.1", size), [NONE, *cells])
 
 
+def test_neighbours_meet(clip: Host) -> None:
+    for size in ((48, 48), (101, 67)):
+        boxes = found(clip, "vision.0", size)[1:].view(6, 6, 4)
+        assert torch.equal(boxes[:, 1:, 0], boxes[:, :-1, 2])
+        assert torch.equal(boxes[1:, :, 1], boxes[:-1, :, 3])
+
+
+def test_pixels_that_no_patch_takes_are_of_no_token() -> None:
+    boxes = found(tower(50, 8), "vision.1", (50, 50))
+    expect_near(boxes, [NONE, *grid(6, 6, (0, 0, 0.96, 0.96))])
+
+
+def test_a_host_that_norms_its_patches_tells_them_apart() -> None:
+    host = of_any_type(build("gemma4_unified"))
+    expect_near(found(host, "language.0", (64, 48)), grid(2, 2))
+
+
+def test_a_picture_of_few_pixels_is_refused_where_it_has_fewer_than_tokens(clip: Host) -> None:
+    finder = PlacesFinder(clip, "vision.1")
+    why = finder.of((2, 200)).why
+    assert why.startswith("a picture of 2 pixels a side is too small for ")
+    assert finder.of((1, 1)).boxes is None
+    expect_near(found(clip, "vision.1", (12, 9)), [NONE, *grid(6, 6)])
+
+
 def test_llava_sees_the_crop_of_a_picture_that_is_no_square() -> None:
     maker = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16)
     boxes = found(hosted("llava", maker, 16), "language.2", (64, 40))
@@ -325,6 +350,40 @@ def test_what_was_found_for_a_size_is_kept(clip: Host) -> None:
     assert finder.of((50, 40), "another text") is first
     assert len(calls) == count
     assert isinstance(finder.of((40, 50)), Places)
+
+
+SIZES = [(64, 40), (40, 64), (300, 200), (64, 64), (61, 43), (9, 16)]
+
+
+@pytest.mark.parametrize(
+    ("name", "maker", "tokens"),
+    [
+        ("llava", CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16), 16),
+        ("paligemma", SiglipImageProcessorPil(size={"height": 16, "width": 16}), 16),
+    ],
+)
+def test_sizes_that_are_laid_out_alike_are_tried_once(name: str, maker: Any, tokens: int) -> None:
+    host = hosted(name, maker, tokens)
+    finder, calls = PlacesFinder(host, "language.1"), []
+    handle = host.root.register_forward_pre_hook(lambda *_: calls.append(1))
+    after = []
+    for size in SIZES:
+        boxes = finder.of(size).boxes
+        after.append(len(calls))
+        torch.testing.assert_close(boxes, found(host, "language.1", size), rtol=0, atol=0.01)
+        calls.clear()
+    handle.remove()
+    assert after[0] > 10
+    assert after[2:4] == [0, 0]
+
+
+def test_sizes_that_are_laid_out_otherwise_are_tried_anew() -> None:
+    host = qwen("qwen2_vl")
+    finder = PlacesFinder(host, "vision.1")
+    for width, height in ((40, 24), (24, 40), (42, 25)):
+        boxes = finder.of((width, height)).boxes
+        assert boxes is not None
+        expect_near(boxes, found(host, "vision.1", (width, height)).tolist())
 
 
 def test_inputs_that_are_no_batch_are_tried_one_by_one() -> None:

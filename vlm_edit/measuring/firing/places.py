@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,10 +14,11 @@ from vlm_edit.hooks import bypassed
 from vlm_edit.host import INSIDE, Host, Site
 from vlm_edit.measuring.firing.edges import find_edges, meet, settle
 from vlm_edit.measuring.firing.experiment import Experiment
-from vlm_edit.measuring.firing.shades import AXES, Canvas
+from vlm_edit.measuring.firing.shades import AXES, Axis, Canvas, Line
 
 _LAYER = re.compile(r"(.+?)((?:\.\d+)+)")
 _ADDING = "deepstack"  # numbered, and no layers of a stack
+_KEPT = 4  # sizes that others are compared with
 _MOST_REACHED = 4  # tokens by one number of the input: patches that overlap along both axes
 _MOST_OF_ALL = 0.8
 
@@ -42,7 +44,8 @@ class PlacesFinder:
     Nothing is known of the host's family. Its own processor is given pictures that are black up
     to a line and white behind it, and its layers hand on what they are called with: then a token
     sees what its own patches show and nothing else, and the lines between which it is neither as
-    in a black picture nor as in a white one are the edges of its box.
+    in a black picture nor as in a white one are the edges of its box. A picture of another size
+    that is laid out alike, as where all are cropped to one, is not tried again.
 
     Args:
         host: With its processor, in evaluation mode. It is as it was afterwards.
@@ -71,6 +74,7 @@ class PlacesFinder:
     host: Host
     site: str
     _known: dict[tuple[int, int], Places] = field(default_factory=dict, init=False, repr=False)
+    _tried: list[tuple[Canvas, Places]] = field(default_factory=list, init=False, repr=False)
     _read: Site = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -108,6 +112,15 @@ class PlacesFinder:
             canvas = Canvas.of(self.host, size, text)
         except CannotKnow as error:
             return Places(None, str(error))
+        for other, places in self._tried:
+            lines = other.onto(canvas)
+            if lines is not None:
+                return _checked(_moved(places, lines), canvas)
+        places = self._tried_on(canvas)
+        self._tried = [*self._tried, (canvas, places)][-_KEPT:]
+        return _checked(places, canvas)
+
+    def _tried_on(self, canvas: Canvas) -> Places:
         try:
             with torch.no_grad(), bypassed(self.host, *_layers(self.host)):
                 return _placed(Experiment.of(canvas, self._read), canvas)
@@ -136,6 +149,29 @@ def _placed(experiment: Experiment, canvas: Canvas) -> Places:
     if reached > 1:
         boxes[changing] = meet(boxes[changing])
     return Places(boxes)
+
+
+def _moved(places: Places, lines: Mapping[Axis, Line]) -> Places:
+    """Return places in another picture that the host's inputs hold as they hold the first."""
+    if places.boxes is None:
+        return places
+    sides = (lines[axis].map(places.boxes[:, i]) for i, axis in enumerate((*AXES, *AXES)))
+    return Places(torch.stack([*sides], 1))
+
+
+def _checked(places: Places, canvas: Canvas) -> Places:
+    """Return places, or that a picture is too small to tell them.
+
+    What lies before the middle of its first pixel is of one colour.
+    """
+    if places.boxes is not None:
+        for start, pixels in enumerate(canvas.size):
+            edges = places.boxes[:, start]
+            tokens = len(edges[~edges.isnan()].unique())
+            if pixels < max(2, tokens / 2):
+                why = f"a picture of {pixels} pixels a side is too small for {tokens} tokens a side"
+                return Places(None, why)
+    return places
 
 
 def _doubt(reached: int, count: int) -> str:

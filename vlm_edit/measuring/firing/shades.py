@@ -31,6 +31,17 @@ class Threshold(NamedTuple):
     at: float
 
 
+class Line(NamedTuple):
+    """How coordinates in one picture become those in another: slope * at + start."""
+
+    slope: float
+    start: float
+
+    def map(self, at: Tensor) -> Tensor:
+        """Return where coordinates lie in the other, no further than its edges."""
+        return (self.slope * at + self.start).clamp(0, 1)
+
+
 class _Shades(NamedTuple):
     """One argument of a host that shows the picture, and where each of its numbers lies."""
 
@@ -68,12 +79,14 @@ class Canvas:
         size: Width and height of the picture.
         text: What goes with it.
         shades: Of each argument that shows the picture, by name.
+        others: Arguments that do not, by name.
     """
 
     host: Host
     size: tuple[int, int]
     text: str
     shades: Mapping[str, _Shades]
+    others: Mapping[str, Any]
 
     @classmethod
     def of(cls, host: Host, size: tuple[int, int], text: str) -> Canvas:
@@ -83,14 +96,16 @@ class Canvas:
             CannotKnow: Where its numbers lie does not show.
         """
         made = [_made(host, [picture], text).values for picture in _pictures(size)]
-        shades = {}
-        for name in made[0]:
+        shades, others = {}, {}
+        for name, value in made[0].items():
             values = [values.get(name) for values in made]
-            if not _same(values):
+            if _same(values):
+                others[name] = value
+            else:
                 shades[name] = _shades(name, values)
         if not shades or all(not bool(s.at["x"].isfinite().any()) for s in shades.values()):
             raise CannotKnow("none of the host's inputs shows the picture as a tensor")
-        return cls(host, size, text, shades)
+        return cls(host, size, text, shades, others)
 
     def limits(self, axis: Axis) -> tuple[float, float, float]:
         """Return the first and the last coordinate that the host sees, and the step between two.
@@ -101,6 +116,23 @@ class Canvas:
         steps = (known * 2 * LEVELS).round().unique() / (2 * LEVELS)
         low, high = float(steps[0]), float(steps[-1])
         return low, high, (high - low) / max(1, len(steps) - 1)
+
+    def onto(self, other: Canvas) -> Mapping[Axis, Line] | None:
+        """Return how coordinates in this picture become those in another, along each axis.
+
+        Returns:
+            None where the host's inputs of the two are not laid out alike, so that a token may see
+            another part.
+        """
+        names = (self.shades.keys(), self.others.keys())
+        if names != (other.shades.keys(), other.others.keys()):
+            return None
+        if not all(_same([value, other.others[name]]) for name, value in self.others.items()):
+            return None
+        pairs = [(shades, other.shades[name]) for name, shades in self.shades.items()]
+        lines = {axis: _line([(a.at[axis], b.at[axis]) for a, b in pairs]) for axis in AXES}
+        found = {axis: line for axis, line in lines.items() if line is not None}
+        return found if len(found) == len(AXES) else None
 
     @property
     def numbers(self) -> int:
@@ -204,6 +236,22 @@ def _shades(name: str, values: Sequence[Any]) -> _Shades:
         torch.where(seen, (ramp.float() - black.float()) / span, torch.nan) for ramp in ramps
     )
     return _Shades(black, white, {"x": across, "y": down}, _textures(black, span))
+
+
+def _line(pairs: Sequence[tuple[Tensor, Tensor]]) -> Line | None:
+    """Return the line on which pairs of coordinates lie; None where they lie on none."""
+    if any(one.shape != other.shape for one, other in pairs):
+        return None
+    known = [(one.isfinite(), other.isfinite()) for one, other in pairs]
+    if not all(torch.equal(one, other) for one, other in known):
+        return None
+    seen = zip(pairs, known, strict=True)
+    one, other = torch.cat([torch.stack([a[k], b[k]]) for (a, b), (k, _) in seen], 1).double()
+    spread = one - one.mean()
+    slope = float((spread * other).sum() / spread.square().sum())
+    line = Line(slope, float(other.mean() - slope * one.mean()))
+    far = (line.slope * one + line.start - other).abs().max()
+    return line if bool(far < 1.5 / LEVELS) else None
 
 
 def _may_shine(value: Tensor) -> bool:
