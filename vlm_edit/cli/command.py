@@ -32,6 +32,7 @@ VERBS: dict[type, str] = {
     of.Measure: "measuring.measure",
     of.Report: "measuring.report",
     of.Census: "census.census",
+    of.Name: "naming.name",
     of.Edit: "editing.edit",
     Ask: "asking.ask",
     of.Bias: "bias.bias",

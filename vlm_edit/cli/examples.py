@@ -31,6 +31,10 @@ EXAMPLES: dict[type, tuple[str, str]] = {
         "census zoo:emoji-clip zoo:pairs --dictionary zoo:joint",
         "census MODEL pairs.csv --dictionary sae --skip joint --run run",
     ),
+    of.Name: (
+        "name run",
+        "name run --dictionary sae --vocabulary words.txt --features 3,17",
+    ),
     of.Edit: (
         "edit zoo:emoji-clip zoo:pairs --dictionary zoo:joint --class vision",
         "edit MODEL PAIRS --site language.2 --dictionary SAE --features 3",

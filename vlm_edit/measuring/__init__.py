@@ -9,6 +9,12 @@ from vlm_edit.measuring.encoders import image_encoder, text_encoder
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.judging import EXAMPLES as EXAMPLES
 from vlm_edit.measuring.lookup import found_in as found_in
+from vlm_edit.measuring.naming import NAME_COLUMNS as NAME_COLUMNS
+from vlm_edit.measuring.naming import Name as Name
+from vlm_edit.measuring.naming import Names as Names
+from vlm_edit.measuring.naming import Neighbours as Neighbours
+from vlm_edit.measuring.naming import Promoted as Promoted
+from vlm_edit.measuring.naming import name_features, neighbours, promotes
 from vlm_edit.measuring.order import shown as shown
 from vlm_edit.measuring.pairs import Pairs, read_pairs
 from vlm_edit.measuring.pairs import one_sided as one_sided
@@ -56,4 +62,7 @@ __all__ = [
     "collect",
     "load_measurement",
     "measure",
+    "name_features",
+    "neighbours",
+    "promotes",
 ]
