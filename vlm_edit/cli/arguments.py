@@ -287,7 +287,7 @@ class Name(Asking, Writes, Columns, Tells, LeftOpen):
         Text, option("words to name by, a line each (those of the captions)", metavar="FILE")
     ] = None
     template: Annotated[str, option("what a word is put into to be embedded")] = "{}"
-    tried: Annotated[int, option("words of a feature's direction to choose among")] = 10
+    tried: Annotated[int, option("words of a feature's direction to choose among")] = 3
     most: Annotated[int, option("pairs to read, drawn")] = 2048
     alpha: Annotated[float, option("rate of false discoveries among names that hold")] = 0.05
     near: Annotated[int, option("neighbours of each feature")] = 5

@@ -14,6 +14,7 @@ from vlm_edit.measuring.naming import Name as Name
 from vlm_edit.measuring.naming import Names as Names
 from vlm_edit.measuring.naming import Neighbours as Neighbours
 from vlm_edit.measuring.naming import Promoted as Promoted
+from vlm_edit.measuring.naming import caption_holds as caption_holds
 from vlm_edit.measuring.naming import name_features, neighbours, promotes
 from vlm_edit.measuring.order import shown as shown
 from vlm_edit.measuring.pairs import Pairs, read_pairs

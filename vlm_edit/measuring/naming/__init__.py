@@ -4,6 +4,7 @@ from vlm_edit.measuring.naming.names import NAME_COLUMNS, Name, Names
 from vlm_edit.measuring.naming.naming import name_features
 from vlm_edit.measuring.naming.neighbours import Neighbours, neighbours
 from vlm_edit.measuring.naming.promoting import Promoted, promotes
+from vlm_edit.measuring.naming.vocabulary import caption_holds
 
 __all__ = [
     "NAME_COLUMNS",
@@ -11,6 +12,7 @@ __all__ = [
     "Names",
     "Neighbours",
     "Promoted",
+    "caption_holds",
     "name_features",
     "neighbours",
     "promotes",

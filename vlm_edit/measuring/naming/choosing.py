@@ -19,7 +19,7 @@ from vlm_edit.measuring.naming.detecting import best_of, of_others
 from vlm_edit.measuring.naming.evidence import Evidence
 from vlm_edit.measuring.naming.head import OutputHead, reads_words
 from vlm_edit.measuring.naming.promoting import read_directions
-from vlm_edit.measuring.naming.vocabulary import Vocabulary, holds
+from vlm_edit.measuring.naming.vocabulary import Vocabulary, caption_holds
 from vlm_edit.measuring.naming.words import EmbeddedWords, Words, decoder_rows, strongest
 from vlm_edit.measuring.pairs import Pairs
 
@@ -27,6 +27,7 @@ NameJudge = Callable[[Sequence[Image.Image], Sequence[str], Sequence[str]], str]
 Scorer = Callable[[str, Sequence[Image.Image], Sequence[str]], Sequence[float]]
 
 _BLOCK = 256  # features handled at once
+_LISTED = 10  # words of a direction that are kept, however few are tried
 _OTHERS = 1000  # features whose names are shuffled, at most
 _SHOWN = 9  # examples that a judge sees of each kind
 _ASKED = 20  # pairs in which a feature fires that a scorer sees, and as many others
@@ -107,13 +108,13 @@ class Naming:
         """
         for places, stream in self._by_stream(range(len(self.evidence.features))):
             if self.reading is not None:
-                self._read_words(places, stream, tried)
+                self._read_words(places, stream, max(tried, _LISTED))
         places = self.evidence.enough.nonzero().flatten().tolist()
         if judge is not None:
             return {place: self._judged(place, judge) for place in places}
         names: dict[int, str] = {}
         for some, stream in self._by_stream(places):
-            names |= self._best(some, stream)
+            names |= self._best(some, stream, tried)
         return names
 
     def _by_stream(self, places: Sequence[int]) -> Iterator[tuple[list[int], str]]:
@@ -131,12 +132,13 @@ class Naming:
         for place, words in zip(places, strongest(values, texts, tried), strict=True):
             self.words[place] = words
 
-    def _best(self, places: list[int], stream: str) -> dict[int, str]:
-        """Return of each feature's words the one that tells best where it fires."""
+    def _best(self, places: list[int], stream: str, tried: int) -> dict[int, str]:
+        """Return of each feature's first words the one that tells best where it fires."""
         first = self.evidence.first
-        texts = list(dict.fromkeys(word for place in places for word, _ in self.words[place]))
+        words = [[word for word, _ in self.words[place][:tried]] for place in places]
+        texts = list(dict.fromkeys(word for some in words for word in some))
         number = {text: i for i, text in enumerate(texts)}
-        columns = torch.tensor([[number[word] for word, _ in self.words[p]] for p in places])
+        columns = torch.tensor([[number[word] for word in some] for some in words])
         scores = self._fit(self.reading, texts, stream)[first]
         best = best_of(self.evidence.fires[first][:, places], scores, columns).tolist()
         return {place: texts[i] for place, i in zip(places, best, strict=True)}
@@ -146,7 +148,7 @@ class Naming:
     ) -> Tensor:
         """Return how well names fit each pair, [n, w]: by cosine, or by its caption."""
         if not isinstance(reading, EmbeddedWords):
-            return holds(self.evidence.pairs.texts, names).float()
+            return caption_holds(self.evidence.pairs.texts, names).float()
         known = {text: i for i, text in enumerate(reading.vocabulary.texts)}
         rows = self.evidence.normed[stream]
         rows = rows - rows[self.evidence.first].mean(0)

@@ -38,7 +38,7 @@ def name_features(
     judge: NameJudge | None = None,
     scorer: Scorer | None = None,
     template: str = "{}",
-    tried: int = 10,
+    tried: int = 3,
     most: int = 2048,
     groups: Sequence[int] | None = None,
     alpha: float = 0.05,

@@ -95,7 +95,7 @@ class Vocabulary:
         return cls(tuple(texts), tuple(weights), source)
 
 
-def holds(captions: Sequence[str], names: Sequence[str]) -> Tensor:
+def caption_holds(captions: Sequence[str], names: Sequence[str]) -> Tensor:
     """Tell which captions hold which names, whole words in their order, whatever their case.
 
     Args:
@@ -106,7 +106,7 @@ def holds(captions: Sequence[str], names: Sequence[str]) -> Tensor:
         [n, w] bool.
 
     Example:
-        >>> holds(["Red apples", "a red, round apple"], ["Apple", "red"])
+        >>> caption_holds(["Red apples", "a red, round apple"], ["Apple", "red"])
         tensor([[False,  True],
                 [ True,  True]])
     """
