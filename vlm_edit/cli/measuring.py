@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edit.cli import kept, telling
-from vlm_edit.cli.arguments import Measure, Name, Report
+from vlm_edit.cli.arguments import Measure, Report
 from vlm_edit.cli.host import ZOO
+from vlm_edit.cli.named import Name
 from vlm_edit.cli.sharing import Place, place_of
 from vlm_edit.cli.subject import Subject, load_pairs, load_shards
 from vlm_edit.cli.writing import expect_free

@@ -2,7 +2,7 @@
 
 from vlm_edit.measuring.naming.names import NAME_COLUMNS, Name, Names
 from vlm_edit.measuring.naming.naming import name_features
-from vlm_edit.measuring.naming.neighbours import Neighbours, neighbours
+from vlm_edit.measuring.naming.near import Neighbours, neighbours
 from vlm_edit.measuring.naming.promoting import Promoted, promotes
 from vlm_edit.measuring.naming.vocabulary import caption_holds
 
