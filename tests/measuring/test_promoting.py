@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_dictionary
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlm_edit import Dictionary, Host, Patch, Steer, measure, zoo
 from vlm_edit.dictionaries import PairedDictionary, load_dictionary, save_saelens
 from vlm_edit.ground.errors import BadArgument, CannotKnow, WrongHost
 from vlm_edit.measuring import neighbours, promotes
+from vlm_edit.measuring.naming.head import OutputHead
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,19 @@ def test_a_steered_host_finds_what_is_promoted_likelier_and_what_is_not_less_so(
             gains = llava(**values).logits[0, -1].log_softmax(0) - before
         up, down = (float(gains[ids[words[0][0]]]) for words in (moved.up, moved.down))
         assert up > float(gains.median()) > down
+
+
+def test_what_norm_and_head_give_without_a_direction_promotes_nothing() -> None:
+    norm, head = nn.LayerNorm(4), nn.Linear(4, 6)
+    with torch.no_grad():
+        norm.bias.copy_(torch.tensor([5.0, -5.0, 3.0, 1.0]))
+        head.bias.copy_(torch.tensor([9.0, -9.0, 0.0, 0.0, 0.0, 0.0]))
+    reading = OutputHead(norm, head, torch.tensor([0, 1, 2, 3, 5]), ("a", "b", "c", "d", "f"))
+    row = torch.tensor([[1.0, 2.0, -1.0, 0.5]])
+    expected = F.layer_norm(row, (4,)) @ head.weight[[0, 1, 2, 3, 5]].mT
+    expected = (expected - expected.mean()) / expected.std()
+    assert torch.allclose(reading.values(row), expected, atol=1e-3)
+    assert torch.allclose(reading.values(row), reading.values(row * 7), atol=1e-3)
 
 
 def test_labels_are_moved_by_the_cosine_with_their_texts_less_the_mean() -> None:
