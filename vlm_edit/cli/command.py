@@ -19,6 +19,7 @@ from vlm_edit._version import __version__
 from vlm_edit.cli import arguments as of
 from vlm_edit.cli.asked import Ask
 from vlm_edit.cli.examples import EXAMPLES
+from vlm_edit.cli.named import Name
 from vlm_edit.ground.errors import VlmEditError, VlmEditWarning, printable
 
 # What a verb takes: the module here, and in it the function of the verb's name, that runs it.
@@ -33,6 +34,7 @@ VERBS: dict[type, str] = {
     of.Report: "measuring.report",
     of.Maps: "mapped.maps",
     of.Census: "census.census",
+    Name: "naming.name",
     of.Edit: "editing.edit",
     Ask: "asking.ask",
     of.Bias: "bias.bias",

@@ -2,6 +2,7 @@
 
 from vlm_edit.cli import arguments as of
 from vlm_edit.cli.asked import Ask
+from vlm_edit.cli.named import Name
 
 EXAMPLES: dict[type, tuple[str, str]] = {
     of.Demo: ("demo --out demo", "demo --llava"),
@@ -34,6 +35,10 @@ EXAMPLES: dict[type, tuple[str, str]] = {
     of.Census: (
         "census zoo:emoji-clip zoo:pairs --dictionary zoo:joint",
         "census MODEL pairs.csv --dictionary sae --skip joint --run run",
+    ),
+    Name: (
+        "name run",
+        "name run --dictionary sae --vocabulary words.txt --features 3,17",
     ),
     of.Edit: (
         "edit zoo:emoji-clip zoo:pairs --dictionary zoo:joint --class vision",

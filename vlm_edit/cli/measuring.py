@@ -12,6 +12,7 @@ from vlm_edit.cli import kept, telling
 from vlm_edit.cli.arguments import Measure, Report
 from vlm_edit.cli.host import ZOO
 from vlm_edit.cli.mapped import keep_maps
+from vlm_edit.cli.named import Name
 from vlm_edit.cli.numbers import numbers
 from vlm_edit.cli.sharing import Place, place_of
 from vlm_edit.cli.subject import Subject, load_pairs, load_shards
@@ -215,7 +216,7 @@ def report(options: Report) -> int:
     if options.page:  # the run's own is made of the run alone, and made anew as it grows
         expect_free([page], options.overwrite, "name another page with --page")
     run = load_measurement(folder)
-    pairs = _pairs_of(run, options)
+    pairs = pairs_of(run, options)
     checksum = run.checksum()
     images = [] if is_sharded(pairs.name) else pairs.images
     gone = sum(isinstance(image, Path) and size_of(image) is None for image in images)
@@ -235,8 +236,14 @@ def report(options: Report) -> int:
     return 0
 
 
-def _pairs_of(run: Measurement, options: Report) -> Pairs:
-    """Load the pairs that a run measured, from where they were or where they are now."""
+def pairs_of(run: Measurement, options: Report | Name, whole: bool = False) -> Pairs:
+    """Load the pairs that a run measured, from where they were or where they are now.
+
+    Args:
+        run: The run.
+        options: The arguments, which may say where they are.
+        whole: Whether all of them are read from shards, and not the run's examples alone.
+    """
     listed = run.provenance.get("pairs", {})
     listed = listed if isinstance(listed, dict) else {}
     # Without their digest a stranger's run may name any file of the reader's.
@@ -245,7 +252,7 @@ def _pairs_of(run: Measurement, options: Report) -> Pairs:
     if not isinstance(source, str):
         raise CannotKnow("the run does not say which pairs it measured: name them with --pairs")
     try:
-        if is_sharded(source):
+        if is_sharded(source) and not whole:
             return found_in(load_shards(source, options.columns()), run)
         pairs = load_pairs(source, options.columns())
     except VlmEditError as error:
