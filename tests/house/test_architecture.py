@@ -70,6 +70,7 @@ SAVED = {
     "saved",
     "state",
     "maps",
+    "found",
     "next(iter(named.values()))",
 }
 WRITING = {
