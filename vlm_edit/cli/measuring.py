@@ -33,6 +33,7 @@ from vlm_edit.measuring import (
     size_of,
     text_encoder,
     texts_digest,
+    title_of,
 )
 from vlm_edit.report import class_table, feature_table, write_page
 
@@ -217,9 +218,10 @@ def report(options: Report) -> int:
         )
     tables, examples = kept.edits(folder, checksum)
     pictures = kept.pictures(folder, checksum)
-    title = options.title or f"Features at {run.site}"
+    title = options.title or title_of(run.site, run.provenance)
     census = kept.census(folder, checksum)
-    write_page(page, run, pairs, title, tables, examples, pictures, census, seed=options.seed)
+    write_page(page, run, pairs, title, tables, examples, pictures, census, seed=options.seed,
+               progress=True)  # fmt: skip
     for file in kept.others(folder, checksum):
         telling.warn(f"left out, since it is of a run that was here before: {file}")
     telling.wrote("page", page)
