@@ -1,10 +1,12 @@
 """What people read: tables for the screen, and pages with pictures."""
 
+from vlm_edit.report.details import Details as Details
 from vlm_edit.report.page import has_plotly as has_plotly
 from vlm_edit.report.page import write_page
 from vlm_edit.report.payload import Examples
 from vlm_edit.report.picture import Picture
 from vlm_edit.report.picture import address_of as address_of
+from vlm_edit.report.runs import Run
 from vlm_edit.report.sprites import PER_ROW as PER_ROW
 from vlm_edit.report.sprites import PER_SHEET as PER_SHEET
 from vlm_edit.report.sprites import SIDE as SIDE
@@ -21,6 +23,7 @@ from vlm_edit.report.templates import write_plain as write_plain
 __all__ = [
     "Examples",
     "Picture",
+    "Run",
     "Table",
     "write_page",
 ]
