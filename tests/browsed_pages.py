@@ -71,15 +71,16 @@ def visit(chromium: Any, page_file: Path) -> Iterator[Callable[..., Any]]:
     """Opens the page; afterwards nothing may have gone wrong in it."""
     contexts, troubles = [], []
 
-    def go(address: str = "", file: Path = page_file, **options: Any) -> Any:
+    def go(address: str = "", file: Path = page_file, plain: bool = False, **options: Any) -> Any:
         contexts.append(chromium.new_context(**options))
         page = contexts[-1].new_page()
         page.on("console", lambda m: m.type == "error" and troubles.append(m.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda r: r.url.split(":")[0] not in ("file", "data", "blob")
                 and troubles.append(r.url))  # fmt: skip
-        page.goto(f"file://{file}{address}")
-        page.wait_for_selector("html[data-ready] #scatter .main-svg", state="attached")
+        page.goto(f"{file.as_uri()}{address}")
+        if not plain:
+            page.wait_for_selector("html[data-ready] #scatter .main-svg", state="attached")
         return page
 
     yield go

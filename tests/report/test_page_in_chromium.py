@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from browsed_pages import HOSTILE, NEEDED, measured, numbers, pairs_of
+from page_checks import CONTRAST
 from PIL import Image
 
 from vlm_edit.measuring import Measurement
@@ -201,29 +202,6 @@ def test_a_click_on_the_plane_opens_the_feature_pointed_at(visit: Callable[..., 
     )
     page.wait_for_selector("dialog[open]")
     assert page.url.endswith("#feature-9") and not page.locator("#hover").is_visible()
-
-
-CONTRAST = """() => {
-    const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-    const rgb = (c) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c;
-        canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
-    const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => { v /= 255;
-        return v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
-        return .2126 * r + .7152 * g + .0722 * b; };
-    const behind = (n) => { for (; n; n = n.parentElement) {
-        const c = rgb(getComputedStyle(n).backgroundColor); if (c[3] === 255) return c; }
-        return [255, 255, 255]; };
-    const low = [];
-    for (const n of document.querySelectorAll('body *')) {
-        const own = [...n.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim());
-        if (!own || n.closest('svg, script, [aria-disabled=true], .hidden') || !n.offsetParent)
-            continue;
-        const [a, b] = [light(rgb(getComputedStyle(n).color)), light(behind(n))];
-        const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-        if (ratio < 4.5) low.push([n.tagName, n.className, n.textContent.slice(0, 30), ratio]);
-    }
-    return low;
-}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

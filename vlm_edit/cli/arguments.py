@@ -43,6 +43,7 @@ Kept = Annotated[Count, option("tokens kept of a pair and stream (all)")]
 Every = Annotated[
     float, option("seconds between two checkpoints, from which the same command goes on")
 ]
+Back = Annotated[Text, option("page that this one leads back to, such as a run's", metavar="PAGE")]
 Seed = Annotated[int, option("of every draw")]
 SAVED = "a patch file, a folder with one, or owner/name on the hub"
 Saved = Annotated[str, positional("PATCH", SAVED)]
@@ -394,6 +395,7 @@ class Bias(Loading, Writes, Columns, Tells, LeftOpen):
     tolerance: Annotated[float, option("of utility, to lose")] = 0.01
     batch_size: Batch = 64
     dictionary: Annotated[Text, option("as for measure; without one, baselines alone")] = None
+    back: Back = None
     out: Annotated[str, option("folder to write")] = "vlm-edit-bias"
 
 
@@ -419,6 +421,7 @@ class Attack(Subjected, Writes):
         Class | None, option("also attack through it alone, and as many at random", "--class")
     ] = None
     patch: Annotated[Text, option("patch to attack through, or zoo:robust-emoji-clip")] = None
+    back: Back = None
     out: Annotated[str, option("folder to write")] = "vlm-edit-attack"
 
 

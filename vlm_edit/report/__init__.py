@@ -7,6 +7,7 @@ from vlm_edit.report.payload import Examples
 from vlm_edit.report.picture import Picture
 from vlm_edit.report.picture import address_of as address_of
 from vlm_edit.report.runs import Run
+from vlm_edit.report.runs import runs_table as runs_table
 from vlm_edit.report.sprites import PER_ROW as PER_ROW
 from vlm_edit.report.sprites import PER_SHEET as PER_SHEET
 from vlm_edit.report.sprites import SIDE as SIDE
