@@ -105,8 +105,7 @@ def test_runs_side_by_side_lead_to_each_other_with_the_same_search(
 
 
 @pytest.mark.skipif(ACCESSIBLE is None, reason="needs axe-core: pip install axe-core-python")
-@pytest.mark.parametrize("width", [400, 1920])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1920, "light")])
 def test_axe_finds_nothing_serious(
     width: int, scheme: str, visit: Callable[..., Any], beside: Path, found: Measurement
 ) -> None:

@@ -262,11 +262,18 @@ class Census(Subjected, Writes):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Writes, Columns, Tells):
-    """Write a run's page with pictures."""
+    """Write a run's page with pictures, or those of several runs side by side."""
 
-    run: Annotated[str, positional("RUN", "folder that measure wrote; edit --run adds to it")]
+    run: Annotated[
+        list[str],
+        positional(
+            "RUN...", "folder that measure wrote; edit --run adds to it; several are compared"
+        ),
+    ]
     pairs: Annotated[Text, option("the run's pairs, if they have moved")] = None
-    page: Annotated[Text, option("the page (RUN/index.html)", metavar="FILE")] = None
+    page: Annotated[
+        Text, option("the page (RUN/index.html; of several runs compare.html)", metavar="FILE")
+    ] = None
     title: Annotated[Text, option("of the page")] = None
     seed: Annotated[int, option("of the random features")] = 0
 

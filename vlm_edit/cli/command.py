@@ -30,7 +30,7 @@ VERBS: dict[type, str] = {
     of.Train: "training.train",
     of.Check: "training.check",
     of.Measure: "measuring.measure",
-    of.Report: "measuring.report",
+    of.Report: "reporting.report",
     of.Census: "census.census",
     of.Edit: "editing.edit",
     Ask: "asking.ask",

@@ -26,7 +26,11 @@ EXAMPLES: dict[type, tuple[str, str]] = {
         "measure zoo:emoji-clip zoo:pairs --dictionary zoo:joint --out run",
         "measure MODEL pairs.csv --text-column words --dictionary sae --json",
     ),
-    of.Report: ("report run", "report run --title 'Features of mine' --page mine.html"),
+    of.Report: (
+        "report run",
+        "report run --title 'Features of mine' --page mine.html",
+        "report layer-2 layer-9 layer-16 --page layers.html",
+    ),
     of.Census: (
         "census zoo:emoji-clip zoo:pairs --dictionary zoo:joint",
         "census MODEL pairs.csv --dictionary sae --skip joint --run run",

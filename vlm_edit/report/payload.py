@@ -80,6 +80,8 @@ class Payload:
             stream: self.measurement.examples[stream].numbers[:, :_TOP] for stream in STREAMS
         }
         self._columns = columns(self.measurement)
+        self._null = [_number(count) for count in null_histogram(dominance, BINS)]
+        self._checksum = self.measurement.checksum()
         self._index = {number: i for i, number in enumerate(self._shown_pairs())}
 
     def _expect_pairs(self) -> None:
@@ -143,7 +145,7 @@ class Payload:
         dominance = self.measurement.dominance
         told = {"at": details.at, "left": details.left_out}
         return {
-            "run": self.measurement.checksum(),
+            "run": self._checksum,
             "pairs": self.measurement.n_pairs,
             "features": len(dominance.scores),
             "seed": self.seed,
@@ -157,7 +159,7 @@ class Payload:
             "captions": [self._caption(number) for number in index],
             "ratio": [small.ratios.get(number, 0) for number in index],
             "sheets": {"small": small.listing(index), "large": large.listing(index)},
-            "null": [_number(c) for c in null_histogram(dominance, BINS)],
+            "null": self._null,
             "random": self.random(),
             "recurring": None if self.recurring is None else sorted(self.recurring),
             "names": details.names,
