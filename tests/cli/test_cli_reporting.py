@@ -55,3 +55,16 @@ def test_a_page_that_is_there_and_a_run_twice_are_refused(
     assert not (tmp_path / "both.html").exists()
     assert main(["report", runs[0], f"{runs[0]}/", "--page", str(tmp_path / "x.html")]) == 2
     assert "a run is named twice" in capsys.readouterr().err
+
+
+def test_a_run_is_written_for_neuronpedia_too(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--page", str(tmp_path / "p.html"), "--neuronpedia", str(tmp_path / "np")]
+    assert main(["report", runs[0], *words]) == 0
+    (source,) = (tmp_path / "np" / "emoji-clip").iterdir()
+    assert source.name.startswith("joint-") and str(source) in capsys.readouterr().out
+    assert (source / "features" / "batch-0.jsonl.gz").is_file()
+    assert main(["report", runs[0], "--page", str(tmp_path / "q.html"), *words[2:]]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert not (tmp_path / "q.html").exists()

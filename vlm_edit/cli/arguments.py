@@ -276,6 +276,9 @@ class Report(Writes, Columns, Tells):
     ] = None
     title: Annotated[Text, option("of the page")] = None
     seed: Annotated[int, option("of the random features")] = 0
+    neuronpedia: Annotated[
+        Text, option("write files for Neuronpedia into this folder too", metavar="FOLDER")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

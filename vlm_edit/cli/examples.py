@@ -28,7 +28,6 @@ EXAMPLES: dict[type, tuple[str, str]] = {
     ),
     of.Report: (
         "report run",
-        "report run --title 'Features of mine' --page mine.html",
         "report layer-2 layer-9 layer-16 --page layers.html",
     ),
     of.Census: (

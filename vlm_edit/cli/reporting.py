@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from vlm_edit.measuring import (
     Measurement,
     Pairs,
     found_in,
+    host_words,
     is_sharded,
     load_measurement,
     size_of,
     texts_digest,
     title_of,
 )
-from vlm_edit.report import Run, write_page
+from vlm_edit.report import Run, write_neuronpedia, write_page
 
 _COMPARED = "compare.html"
 
@@ -42,6 +44,9 @@ def report(options: Report) -> int:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise BadArgument("a run is named twice: name each once")
     pages = _pages(folders, options)
+    if options.neuronpedia:
+        mend = "name another folder with --neuronpedia"
+        expect_free([Path(options.neuronpedia)], options.overwrite, mend)
     if options.page or several:  # a run's own is made of the run alone, and anew as it grows
         expect_free(pages, options.overwrite, "name another page with --page")
     reported = []
@@ -54,7 +59,17 @@ def report(options: Report) -> int:
         title = options.title or title_of(one.run.site, one.run.provenance)
         title += f": {name}" if several else ""
         _write(one, title, runs if several else [], options.seed)
+        if options.neuronpedia:
+            telling.wrote("neuronpedia", _export(one, Path(options.neuronpedia)))
     return 0
+
+
+def _export(one: _Reported, folder: Path) -> Path:
+    model = host_words(one.run.provenance) or "host"
+    dictionary = one.run.provenance.get("dictionary", {}).get("checksum", one.run.checksum())
+    source = f"{one.run.site}-{str(dictionary)[:8]}"
+    model, source = (re.sub(r"[^A-Za-z0-9_.-]+", "-", name) for name in (model, source))
+    return write_neuronpedia(folder, one.run, one.pairs, model, source)
 
 
 def _pages(folders: list[Path], options: Report) -> list[Path]:

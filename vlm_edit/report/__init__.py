@@ -1,6 +1,7 @@
 """What people read: tables for the screen, and pages with pictures."""
 
 from vlm_edit.report.details import Details as Details
+from vlm_edit.report.neuronpedia import write_neuronpedia
 from vlm_edit.report.page import has_plotly as has_plotly
 from vlm_edit.report.page import write_page
 from vlm_edit.report.payload import Examples
@@ -26,5 +27,6 @@ __all__ = [
     "Picture",
     "Run",
     "Table",
+    "write_neuronpedia",
     "write_page",
 ]

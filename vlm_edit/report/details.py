@@ -62,10 +62,10 @@ def bundles(details: Details | None, order: Iterable[int], features: int, budget
     made = Bundles()
     if details is None:
         return made
-    ask = details if callable(details) else _asked(details)
+    ask = asked(details)
     held: dict[int, dict[str, Any]] = {}
     for feature in order:
-        facts = _checked(ask(feature), feature, features)
+        facts = checked(ask(feature), feature, features)
         if facts:
             held[feature] = facts
             if name := facts.get("name"):
@@ -78,7 +78,10 @@ def bundles(details: Details | None, order: Iterable[int], features: int, budget
     return made
 
 
-def _asked(details: Mapping[int, Facts]) -> Callable[[int], Facts]:
+def asked(details: Details) -> Callable[[int], Facts]:
+    """Return what gives the facts of a feature, ``{}`` where nothing is known of it."""
+    if callable(details):
+        return details
     return lambda feature: details.get(feature, {})
 
 
@@ -103,20 +106,24 @@ def _text(held: Mapping[int, Facts]) -> str:
     return squeezed(text.encode("utf-8", "replace"))
 
 
-def _checked(facts: Facts, feature: int, features: int) -> dict[str, Any]:
-    """Return facts as plain values, figures in few digits, each of the form that is drawn."""
+def checked(facts: Facts, feature: int, features: int) -> dict[str, Any]:
+    """Return facts as plain values, figures in few digits, each of the form that is drawn.
+
+    Raises:
+        BadArgument: One that is not known, or of another form.
+    """
     if unknown := sorted(set(facts) - set(KEYS)):
         raise BadArgument(
             f"details of feature {feature} have {unknown[0]!r}: the page draws {', '.join(KEYS)}"
         )
     try:
-        checked = {key: _FORMS[key](facts[key], features) for key in KEYS if facts.get(key)}
+        plain = {key: _FORMS[key](facts[key], features) for key in KEYS if facts.get(key)}
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise BadArgument(
             f"details of feature {feature} are not of the form that write_page documents: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return {key: value for key, value in checked.items() if value}
+    return {key: value for key, value in plain.items() if value}
 
 
 def _name(name: Mapping[str, Any], _: int) -> dict[str, Any]:
