@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from browsed_pages import HOSTILE, NEEDED, measured, numbers, pairs_of
 from page_checks import CONTRAST
 from PIL import Image
@@ -273,3 +274,27 @@ def test_sixteen_thousand_features_load_and_sort_in_time(
         page.evaluate(step)
         assert time.perf_counter() - start < SORT_SECONDS
     assert page.locator("#features tbody tr").count() == 50
+
+
+@pytest.mark.slow
+def test_a_hundred_and_thirty_thousand_features_open_too(
+    visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = measured(40, 131_072)
+    write_page(tmp_path / "huge.html", found, pairs_of(40), "Huge")
+    assert (tmp_path / "huge.html").stat().st_size < 24_000_000 + 300 * (131_072 - 32_768)
+    start = time.perf_counter()
+    page = visit(file=tmp_path / "huge.html")
+    assert time.perf_counter() - start < LOAD_SECONDS
+    start = time.perf_counter()
+    page.fill("#query", "caption 19")
+    assert time.perf_counter() - start < SORT_SECONDS
+    texts = pairs_of(40).texts
+    hits = torch.tensor([all(word in text for word in ("caption", "19")) for text in texts])
+    top = torch.cat([found.examples[s].numbers[:, :10] for s in ("image", "text")], 1)
+    expected = (hits[top.clamp(min=0)] & (top >= 0)).any(1).nonzero().flatten().tolist()
+    assert numbers(page) == expected[:50]
+    told = page.locator("#count").inner_text()
+    assert told.startswith(f"{len(expected):,} features")
+    page.evaluate("location.hash = '#feature-131071'")
+    page.wait_for_selector("#detail-title:text('Feature 131071')")

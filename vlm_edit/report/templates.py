@@ -41,10 +41,10 @@ def style() -> Markup:
     return Markup(web("page.css"))
 
 
-def policy(scripts: Iterable[str]) -> str:
+def policy(scripts: Iterable[str]) -> Markup:
     """Return the policy of a page: only these scripts run, and nothing is loaded from anywhere."""
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
-    return (
+    return Markup(
         f"default-src 'none'; script-src {hashes} 'unsafe-eval'; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
