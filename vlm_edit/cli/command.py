@@ -31,7 +31,7 @@ VERBS: dict[type, str] = {
     of.Train: "training.train",
     of.Check: "training.check",
     of.Measure: "measuring.measure",
-    of.Report: "measuring.report",
+    of.Report: "reporting.report",
     of.Maps: "mapped.maps",
     of.Census: "census.census",
     Name: "naming.name",

@@ -27,7 +27,10 @@ EXAMPLES: dict[type, tuple[str, str]] = {
         "measure zoo:emoji-clip zoo:pairs --dictionary zoo:joint --out run",
         "measure MODEL pairs.csv --text-column words --dictionary sae --json",
     ),
-    of.Report: ("report run", "report run --title 'Features of mine' --page mine.html"),
+    of.Report: (
+        "report run",
+        "report layer-2 layer-9 layer-16 --page layers.html",
+    ),
     of.Maps: (
         "maps zoo:emoji-clip zoo:pairs --dictionary neurons --site vision.2",
         "maps MODEL PAIRS --dictionary SAE --site vision.22 --shown 20",

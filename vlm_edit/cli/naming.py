@@ -10,8 +10,8 @@ from typing import Any, get_args
 from vlm_edit.cli import kept, telling
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.loading import Dtype
-from vlm_edit.cli.measuring import pairs_of
 from vlm_edit.cli.named import Name
+from vlm_edit.cli.reporting import pairs_of
 from vlm_edit.cli.subject import Loaded, load_dictionary
 from vlm_edit.cli.writing import expect_free
 from vlm_edit.dictionaries import Dictionary

@@ -60,6 +60,8 @@ from vlm_edit.measuring.sharing import Sharing as Sharing
 from vlm_edit.measuring.sharing import expect_cut as expect_cut
 from vlm_edit.measuring.table import Features as Features
 from vlm_edit.measuring.table import class_labels as class_labels
+from vlm_edit.measuring.table import host_words as host_words
+from vlm_edit.measuring.table import title_of as title_of
 
 __all__ = [
     "Pairs",
