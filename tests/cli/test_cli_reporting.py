@@ -42,6 +42,8 @@ def test_runs_are_written_side_by_side_and_alone_as_before(
         assert str(Path(runs[0]).parents[1]) not in page
     assert main(["report", *runs]) == 0
     assert (Path(runs[0]) / "compare-2.html").is_file()
+    assert main(["report", *runs]) == 2
+    assert "compare.html is there already" in capsys.readouterr().err
     assert main(["report", runs[0], "--page", str(tmp_path / "one.html")]) == 0
     assert '<nav class="runs"' not in (tmp_path / "one.html").read_text("utf-8")
 

@@ -44,6 +44,10 @@ def test_every_feature_is_written_once_with_what_was_measured(
         assert (line["modelId"], line["layer"]) == ("clip", "9-sae")
         assert line.get("maxActApprox", 0) == float(both[k])
         assert sum(line.get("freq_hist_data_bar_heights", [])) == int(active[k])
+        if float(both[k]):
+            edges = line["freq_hist_data_bar_values"]
+            assert edges == sorted(edges) and edges[-1] <= float(both[k])
+            assert line["freq_hist_data_bar_heights"][-1] > 0  # where the largest lies
     assert features[7]["pos_str"] == ["ship"] and features[7]["topkCosSimIndices"] == [3]
     activations = lines(out / "activations")
     for k in range(40):

@@ -81,6 +81,7 @@ def test_features_of_which_nothing_is_known_take_no_room() -> None:
         ("/home/jane/broken.png: cannot identify image file '/home/jane/broken.png'",
          "broken.png: cannot identify image file 'broken.png'"),
         ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32"),
+        ("cannot open '/home/jane doe/a b.png'", "cannot open 'a b.png'"),
         ("zoo:pairs", "zoo:pairs"),
         ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
         ("3/4 of 1/2, and/or", "3/4 of 1/2, and/or"),

@@ -51,7 +51,7 @@ function ranked() {
     const sign = view.falling ? -1 : 1;
     if (keys === null && view.falling) order.reverse();
     if (keys !== null) {
-      const known = order.filter((k) => !Number.isNaN(keys[k])).sort((a, b) => sign * (keys[a] - keys[b]) || a - b);
+      const known = order.filter((k) => !Number.isNaN(keys[k])).sort((a, b) => sign * (keys[a] - keys[b]));
       order.set([...known.values(), ...order.filter((k) => Number.isNaN(keys[k]))]);
     }
     if (orders.size > 8) orders.clear();
