@@ -71,7 +71,8 @@ def _export(one: _Reported, folder: Path) -> Path:
     dictionary = one.run.provenance.get("dictionary", {}).get("checksum", one.run.checksum())
     source = f"{one.run.site}-{str(dictionary)[:8]}"
     model, source = (re.sub(r"[^A-Za-z0-9_.-]+", "-", name) for name in (model, source))
-    return write_neuronpedia(folder, one.run, one.pairs, model, source)
+    details = details_of(one.folder, one.run.checksum())
+    return write_neuronpedia(folder, one.run, one.pairs, model, source, details)
 
 
 def _pages(folders: list[Path], options: Report) -> list[Path]:

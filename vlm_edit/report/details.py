@@ -17,6 +17,7 @@ Details = Callable[[int], Facts] | Mapping[int, Facts]
 KEYS = ("name", "effects", "near", "maps")
 _SIDES = {"effects": ("up", "down"), "near": ("decoder", "examples"), "maps": ("image", "text")}
 _BUNDLE = 64  # features
+UNDESCRIBED = "undescribed"  # in the place of a name that does not hold
 
 
 @dataclass
@@ -68,7 +69,8 @@ def bundles(details: Details | None, order: Iterable[int], features: int, budget
         facts = checked(ask(feature), feature, features)
         if facts:
             held[feature] = facts
-            if name := facts.get("name"):
+            name = facts.get("name")
+            if name and name["name"] != UNDESCRIBED:
                 made.names.append((feature, str(name["name"]), _worth(name)))
         if len(held) == _BUNDLE:
             budget = _add(made, held, budget)

@@ -14,6 +14,7 @@ from torch import Tensor
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.measures.controls import expect_known
 from vlm_edit.measures.dominance import CLASSES, Cut, null_histogram
+from vlm_edit.measures.interpretability import TopExamples
 from vlm_edit.measuring import STREAMS, Measurement, Pairs
 from vlm_edit.report.blocks import Block, block, counts, rounded
 from vlm_edit.report.columns import Column, columns
@@ -79,6 +80,7 @@ class Payload:
         self._top = {
             stream: self.measurement.examples[stream].numbers[:, :_TOP] for stream in STREAMS
         }
+        self._drawn = {stream: _by_size(some) for stream, some in self.measurement.drawn.items()}
         self._columns = columns(self.measurement)
         self._null = [_number(count) for count in null_histogram(dominance, BINS)]
         self._checksum = self.measurement.checksum()
@@ -117,8 +119,13 @@ class Payload:
         for part in self.examples:
             yield from (number for number, _ in part.items)
         images = self._top["image"].tolist()
-        for feature in self.order():
+        order = self.order()
+        for feature in order:
             yield from (number for number in images[feature] if number >= 0)
+        if self._drawn:
+            drawn = self._drawn["image"][0].tolist()
+            for feature in order:
+                yield from (number for number in drawn[feature] if number >= 0)
 
     def order(self) -> list[int]:
         """Return all features, the most wanted first: those on cards, then by strength."""
@@ -133,8 +140,10 @@ class Payload:
         sizes = self.measurement.sizes
         return [
             *(_column_block(column) for column in self._columns),
-            *(block(f"top {s}", self._indexed(s), "i4") for s in STREAMS),
+            *(block(f"top {s}", self._indexed(self._top[s]), "i4") for s in STREAMS),
             *(block(f"values {s}", rounded(self._values(s), 3), "f4") for s in STREAMS),
+            *(block(f"drawn {s}", self._indexed(n), "i4") for s, (n, _) in self._drawn.items()),
+            *(block(f"drawn values {s}", rounded(v, 3), "f4") for s, (_, v) in self._drawn.items()),
             counts("ratios", self.measurement.dominance.levels),
             *(counts(f"sizes {s}", sizes[s].by_size(SIZE_BINS)) for s in STREAMS if s in sizes),
         ]
@@ -150,6 +159,7 @@ class Payload:
             "features": len(dominance.scores),
             "seed": self.seed,
             "listed": self._top["image"].shape[1],
+            "drawn": self._drawn["image"][0].shape[1] if self._drawn else 0,
             "levels": dominance.levels.shape[1],
             "bins": SIZE_BINS,
             "classes": [{"name": name, "title": CLASS_NAMES[name]} for name in CLASSES],
@@ -179,13 +189,13 @@ class Payload:
 
     def _shown_pairs(self) -> list[int]:
         numbers = {n for part in self.examples for n, _ in part.items}
-        for top in self._top.values():
+        for top in (*self._top.values(), *(drawn for drawn, _ in self._drawn.values())):
             numbers.update(top[top >= 0].tolist())
         return sorted(numbers)
 
-    def _indexed(self, stream: str) -> Tensor:
-        """Return the places of a stream's top pairs among those of the page, -1 for none."""
-        top = self._top[stream].contiguous()
+    def _indexed(self, top: Tensor) -> Tensor:
+        """Return the places of pairs among those of the page, -1 for none."""
+        top = top.contiguous()
         places = torch.searchsorted(torch.tensor(list(self._index), dtype=torch.int64), top)
         return torch.where(top < 0, -1, places)
 
@@ -206,6 +216,12 @@ class Payload:
             "bars": [_histogram(dominance.scores[members[name]]) for name in CLASSES[:-1]],
             "strongest": self.strongest(rule),
         }
+
+
+def _by_size(drawn: TopExamples) -> tuple[Tensor, Tensor]:
+    """Return numbers and activations of drawn examples, the strongest first."""
+    values, order = drawn.values.sort(dim=1, descending=True, stable=True)
+    return drawn.numbers.gather(1, order), values
 
 
 def to_json(value: object) -> str:

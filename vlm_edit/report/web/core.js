@@ -35,7 +35,10 @@ const lists = {};
 async function loadBlocks() {
   await Promise.all([
     ...data.columns.map(async (c) => { c.values = await block(`column ${c.name}`); }),
-    ...["image", "text"].map(async (stream) => { lists[stream] = { top: await block(`top ${stream}`), values: await block(`values ${stream}`) }; }),
+    ...["image", "text"].map(async (stream) => {
+      lists[stream] = { top: await block(`top ${stream}`), values: await block(`values ${stream}`) };
+      if (data.drawn) Object.assign(lists[stream], { drawn: await block(`drawn ${stream}`), drawnValues: await block(`drawn values ${stream}`) });
+    }),
   ]);
 }
 
@@ -46,6 +49,14 @@ function topOf(stream, feature) {
   const row = rowOf(lists[stream].top, feature, data.listed);
   const end = row.indexOf(-1);
   return [...(end < 0 ? row : row.subarray(0, end))];
+}
+
+// Some of all that activate it, drawn at random, with how much they do; those on top stand there.
+function drawnOf(stream, feature) {
+  if (!data.drawn) return [];
+  const values = rowOf(lists[stream].drawnValues, feature, data.drawn);
+  const top = new Set(topOf(stream, feature));
+  return [...rowOf(lists[stream].drawn, feature, data.drawn)].map((pair, i) => [pair, values[i]]).filter(([pair]) => pair >= 0 && !top.has(pair));
 }
 
 const strengthsOf = (stream, feature) => [...rowOf(lists[stream].values, feature, data.listed)];

@@ -22,25 +22,33 @@ function figures(feature) {
   return list;
 }
 
-function imagesOf(feature) {
-  const values = strengthsOf("image", feature);
-  const items = topOf("image", feature).map((pair, i) => el("li", {}, picture(pair, "button", { type: "button" }), el("span", { class: "value" }, brief(values[i]))));
+function topWith(stream, feature) {
+  const values = strengthsOf(stream, feature);
+  return topOf(stream, feature).map((pair, i) => [pair, values[i]]);
+}
+
+function imagesOf(feature, maps, pairs) {
+  const heat = new Map((maps?.image ?? []).map((map) => [map.pair, map]));
+  const largest = most([...heat.values()].flatMap((map) => map.values));
+  const items = pairs.map(([pair, value]) => {
+    const node = picture(pair, "button", { type: "button" });
+    const map = heat.get(data.numbers[pair]);
+    if (map && !node.classList.contains("none")) heatOver(node, pair, map, largest);
+    return el("li", {}, node, el("span", { class: "value" }, brief(value)));
+  });
   return items.length ? el("ul", { class: "gallery", "data-feature": feature }, ...items) : el("p", { class: "note" }, "No image activates it.");
 }
 
-function textsOf(feature, maps) {
-  const values = strengthsOf("text", feature);
-  const strongest = most(values.filter((v) => !Number.isNaN(v)));
+function textsOf(feature, maps, pairs) {
+  const strongest = most(pairs.map(([, value]) => value).filter((v) => !Number.isNaN(v)));
   const heat = new Map((maps?.text ?? []).map((map) => [map.pair, map]));
-  const items = topOf("text", feature).map((pair, i) => {
+  const items = pairs.map(([pair, value]) => {
     const meter = el("span", { class: "meter", "aria-hidden": "true" });
-    meter.style.setProperty("--share", values[i] / strongest);
+    meter.style.setProperty("--share", value / strongest);
     const map = heat.get(data.numbers[pair]);
-    heat.delete(data.numbers[pair]);
-    return el("li", {}, map ? heatUnder(map) : caption(pair), el("span", { class: "value" }, brief(values[i])), meter);
+    return el("li", {}, map ? heatUnder(map) : caption(pair), el("span", { class: "value" }, brief(value)), meter);
   });
-  for (const map of heat.values()) items.push(el("li", {}, heatUnder(map), el("span", { class: "value" }, `pair ${whole.format(map.pair)}`)));
-  const drawn = maps?.text?.length ? [el("p", { class: "note" }, "The darker a word's line, the more it activates the feature, each text by its own largest.")] : [];
+  const drawn = pairs.some(([pair]) => heat.has(data.numbers[pair])) ? [el("p", { class: "note" }, "The darker a word's line, the more it activates the feature, each text by its own largest.")] : [];
   return items.length ? [el("ol", { class: "texts" }, ...items), ...drawn] : [el("p", { class: "note" }, "No text activates it.")];
 }
 
@@ -124,15 +132,18 @@ async function show(feature) {
   const [more, sizes, ratios] = await Promise.all([detailsOf(feature), sizesOf(feature), block("ratios")]);
   if (detail.feature !== feature) return;
   const scale = el("div", { class: "scale" }, el("span", {}, "text"), track(feature), el("span", {}, "image"));
-  const heat = more.maps?.image?.length ? el("p", { class: "note" }, `${several(more.maps.image.length, "heat map")}: enlarge a picture to see where it is active.`) : null;
+  const [images, texts] = ["image", "text"].map((stream) => drawnOf(stream, feature));
+  const heat = more.maps?.image?.length ? el("p", { class: "note" }, `Orange where it is active, in the ${several(more.maps.image.length, "picture")} that ${more.maps.image.length === 1 ? "is" : "are"} mapped; enlarged, each place tells how much.`) : null;
   const left = data.details?.left?.includes(feature) ? el("p", { class: "note" }, "Its heat maps did not fit into the page.") : null;
   $("detail-body").replaceChildren(
     ...nameOf(more.name),
     scale,
     el("p", { class: "note" }, sentence(feature)),
     noteOn(feature),
-    el("h3", {}, "Images that activate it most"), imagesOf(feature), ...[heat, left].filter(Boolean),
-    el("h3", {}, "Texts that activate it most"), ...textsOf(feature, more.maps),
+    el("h3", {}, "Images that activate it most"), imagesOf(feature, more.maps, topWith("image", feature)), ...[heat, left].filter(Boolean),
+    el("h3", {}, "Texts that activate it most"), ...textsOf(feature, more.maps, topWith("text", feature)),
+    ...(images.length + texts.length ? [el("h3", {}, "Others, drawn among all that activate it")] : []),
+    ...(images.length ? [imagesOf(feature, more.maps, images)] : []), ...(texts.length ? textsOf(feature, more.maps, texts) : []),
     ...sizes,
     ...(ratios ? [el("h3", {}, "Its pairs"), el("div", { id: "ratios", class: "chart", role: "img", "aria-label": "" })] : []),
     ...nearTo(more.near), ...effectsOf(more.effects),

@@ -31,13 +31,17 @@ function walkable(node, cells, told) {
   return output;
 }
 
-function heatOn(node, { boxes, values }) {
-  const largest = most(values);
-  const cells = boxes.map(([left, top, right, bottom], i) => {
+function cellsOf({ boxes, values }, largest) {
+  return boxes.map(([left, top, right, bottom], i) => {
     const cell = el("span", { class: "heat-cell" });
     cell.style.cssText = `left:${100 * left}%;top:${100 * top}%;width:${100 * (right - left)}%;height:${100 * (bottom - top)}%;--heat-share:${Math.abs(values[i]) / largest}`;
     return cell;
   });
+}
+
+function heatOn(node, { boxes, values }) {
+  const largest = most(values);
+  const cells = cellsOf({ boxes, values }, largest);
   const layer = el("div", { class: "heat-layer", "aria-hidden": "true" }, ...cells);
   node.append(layer);
   const strongest = values.indexOf(Math.max(...values));
@@ -49,6 +53,15 @@ function heatOn(node, { boxes, values }) {
   return [node, el("div", { class: "heat-under" }, el("label", {}, toggle, " Heat map"), scaleTo(largest)), output];
 }
 
+// Over a thumbnail, whose tile is a square with margins around the picture.
+function heatOver(node, pair, map, largest) {
+  const ratio = data.ratio[pair] || 1;
+  const [across, down] = ratio >= 1 ? [1, 1 / ratio] : [ratio, 1];
+  const layer = el("span", { class: "heat-layer", "aria-hidden": "true" }, ...cellsOf(map, largest));
+  layer.style.inset = `${50 * (1 - down)}% ${50 * (1 - across)}%`;
+  node.append(layer);
+}
+
 function heatUnder({ words, values }) {
   const largest = most(values);
   const cells = words.map((word, i) => {
@@ -57,7 +70,7 @@ function heatUnder({ words, values }) {
     return cell;
   });
   const strongest = values.indexOf(Math.max(...values));
-  const line = el("div", { class: "heat-words", dir: "auto", role: "group", "aria-label": `Words by activation, the strongest ${words[strongest] ?? ""} with ${brief(values[strongest] ?? 0)}; arrows walk through them` }, ...cells.flatMap((cell) => [cell, " "]));
+  const line = el("div", { class: "heat-words", dir: "auto", role: "group", "aria-label": `Words by activation, the strongest ${words[strongest] ?? ""} with ${brief(values[strongest] ?? 0)}; arrows walk through them` }, ...(words.some((word) => word !== word.trim()) ? cells : cells.flatMap((cell) => [cell, " "])));
   const output = walkable(line, cells, (i) => (i < 0 ? "" : `${words[i]}: ${brief(values[i])}`));
   return el("div", {}, line, output);
 }

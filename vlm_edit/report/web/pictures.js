@@ -73,8 +73,8 @@ async function drawViewer() {
 }
 
 function strengthOf(feature, stream, pair) {
-  const at = topOf(stream, feature).indexOf(pair);
-  return at < 0 ? null : strengthsOf(stream, feature)[at];
+  const found = [...topWith(stream, feature), ...drawnOf(stream, feature)].find(([one]) => one === pair);
+  return found ? found[1] : null;
 }
 
 function stepViewer(by) {
