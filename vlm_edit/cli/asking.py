@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm_edit.cli.answers import Answer, Decoding, answer, counted, expect_speaks
+from vlm_edit.tasks.answers import Answer, Decoding, answer, counted, expect_speaks
 from vlm_edit.cli.asked import Ask
 from vlm_edit.cli.beside import Screen
 from vlm_edit.cli.host import load_host

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vlm_edit.cli import telling
-from vlm_edit.cli.answers import expect_speaks, speaks
+from vlm_edit.tasks.answers import expect_speaks, speaks
 from vlm_edit.cli.arguments import Cut, Edit
 from vlm_edit.cli.beside import print_table
 from vlm_edit.cli.choosing import choose, said

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vlm_edit.cli.answers import Answer, Decoding, answer, counted
+from vlm_edit.tasks.answers import Answer, Decoding, answer, counted
 from vlm_edit.cli.arguments import Edit
 from vlm_edit.cli.beside import NO_WORDS
 from vlm_edit.cli.subject import Subject
