@@ -54,7 +54,11 @@ def draw(options: Draw) -> int:
     taken: list[tuple[str, str | Image.Image | None, Tensor | None]] = [
         (name, what, embed(pipe, options.site, what)) for name, what in references
     ] or [("", None, None)]
-    plain = gen.draw(pipe, source, options.steps, options.seed) if IDLE[options.rule] in strengths else None
+    plain = (
+        gen.draw(pipe, source, options.steps, options.seed)
+        if IDLE[options.rule] in strengths
+        else None
+    )
     rows = []
     for name in classes:
         for named, reference, embedding in taken:

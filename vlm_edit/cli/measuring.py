@@ -11,6 +11,7 @@ from typing import Any
 from vlm_edit.cli import kept, telling
 from vlm_edit.cli.arguments import Measure, Report
 from vlm_edit.cli.host import ZOO
+from vlm_edit.cli.shared import Columns
 from vlm_edit.cli.sharing import Place, place_of
 from vlm_edit.cli.subject import Subject, load_pairs, load_shards
 from vlm_edit.cli.writing import expect_free
@@ -206,7 +207,7 @@ def report(options: Report) -> int:
     if options.page:  # the run's own is made of the run alone, and made anew as it grows
         expect_free([page], options.overwrite, "name another page with --page")
     run = load_measurement(folder)
-    pairs = _pairs_of(run, options)
+    pairs = pairs_of(run, options.pairs, options)
     checksum = run.checksum()
     images = [] if is_sharded(pairs.name) else pairs.images
     gone = sum(isinstance(image, Path) and size_of(image) is None for image in images)
@@ -226,19 +227,28 @@ def report(options: Report) -> int:
     return 0
 
 
-def _pairs_of(run: Measurement, options: Report) -> Pairs:
-    """Load the pairs that a run measured, from where they were or where they are now."""
+def pairs_of(run: Measurement, named: str | None, columns: Columns) -> Pairs:
+    """Load the pairs that a run measured, from where they were or where they are now.
+
+    Args:
+        run: It.
+        named: Where they are now; None for where they were.
+        columns: What theirs are called.
+
+    Raises:
+        VlmEditError: The run does not say, or they are others by now.
+    """
     listed = run.provenance.get("pairs", {})
     listed = listed if isinstance(listed, dict) else {}
     # Without their digest a stranger's run may name any file of the reader's.
     own = "texts" in listed or "shards" in listed or listed.get("name") == f"{ZOO}pairs"
-    source = options.pairs or (listed.get("name") if own else None)
+    source = named or (listed.get("name") if own else None)
     if not isinstance(source, str):
         raise CannotKnow("the run does not say which pairs it measured: name them with --pairs")
     try:
         if is_sharded(source):
-            return found_in(load_shards(source, options.columns()), run)
-        pairs = load_pairs(source, options.columns())
+            return found_in(load_shards(source, columns.columns()), run)
+        pairs = load_pairs(source, columns.columns())
     except VlmEditError as error:
         raise VlmEditError(f"{error}; name the pairs of the run with --pairs") from error
     if listed.get("texts", texts_digest(pairs)) != texts_digest(pairs):
