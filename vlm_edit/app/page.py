@@ -74,8 +74,8 @@ class Page:
         self.gallery = gr.Gallery(
             [(example.small, example.text) for example in self.examples],
             label="Examples", columns=8, rows=1, height="auto", allow_preview=False,
-            interactive=False, buttons=[], object_fit="contain", elem_classes="ve-gallery", show_label=False,
-            visible=bool(self.examples) and shows != "drawings",
+            interactive=False, buttons=[], object_fit="contain", elem_classes="ve-gallery",
+            show_label=False, visible=bool(self.examples) and shows != "drawings",
         )  # fmt: skip
         words = {
             "answers": ("Question", "what is it?"),

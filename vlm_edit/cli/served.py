@@ -12,7 +12,7 @@ from vlm_edit.cli.shared import Columns, Count, LeftOpen, Text, option
 
 @dataclass(frozen=True, kw_only=True)
 class App(Verified, Asking, Columns, LeftOpen):
-    """Serve a page on which one turns features and watches what changes."""
+    """Turn features on a page, and watch what changes."""
 
     model: Model
     dictionary: Annotated[str, DICTIONARY]
