@@ -70,6 +70,7 @@ __all__ = [
 
 # What lower rooms ask for and may not import.
 plug("page", lambda: import_module("vlm_edit.report").write_page)
+plug("sheet", lambda: import_module("vlm_edit.report").feature_sheet)
 plug("prepare", lambda: import_module("vlm_edit.hooks").prepare)
 
 

@@ -63,7 +63,16 @@ WRITERS = {
     "dictionaries/formats/saving.py": "writes as another library does, beside the targets",
 }
 # Of these, ``save`` is our own, which writes by the room of files.
-SAVED = {"self", "patch", "measurement", "merged", "saved", "next(iter(named.values()))"}
+SAVED = {
+    "self",
+    "patch",
+    "measurement",
+    "merged",
+    "saved",
+    "state",
+    "maps",
+    "next(iter(named.values()))",
+}
 WRITING = {
     *("write_text", "write_bytes", "touch", "tofile", "savefig", "dump", "save_file", "savez"),
     *("save_pretrained", "copy", "copy2", "copyfile", "copytree", "rename", "link", "symlink_to"),

@@ -211,6 +211,13 @@ class Measure(Subjected, Writes):
             metavar="SITE=DICTIONARY",
         ),
     ]
+    maps: Annotated[
+        int,
+        option(
+            "keep where each feature fires, patch by patch and word by word, in so many of its "
+            "strongest examples, and in as many drawn; 0 for none"
+        ),
+    ] = 3
     workers: Annotated[
         Count, option("processes that decode images ahead of the model; none beside one on the CPU")
     ] = None
@@ -232,6 +239,21 @@ class Measure(Subjected, Writes):
     until_share: Annotated[
         Number, option("of pairs in which such a feature fires at least (.01)", metavar="S")
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maps(Subjected, Writes):
+    """Show where features fire in pictures and texts, at any site with tokens."""
+
+    dictionary: Annotated[str, DICTIONARY] = field()
+    site: Annotated[str, option("a layer, such as vision.3, text.3 or language.16")]
+    out: Annotated[str, option("folder for the page and the maps")] = "vlm-edit-maps"
+    features: Annotated[Text, option("which, such as 3,17 (all)", metavar="K,K")] = None
+    per: Annotated[
+        int, option("examples of a feature and stream: its strongest, and as many drawn")
+    ] = 3
+    shown: Annotated[int, option("features on the page, the strongest first")] = 100
+    side: Annotated[int, option("of a picture on the page, in pixels")] = 160
 
 
 @dataclass(frozen=True, kw_only=True)

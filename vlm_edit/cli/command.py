@@ -32,6 +32,7 @@ VERBS: dict[type, str] = {
     of.Check: "training.check",
     of.Measure: "measuring.measure",
     of.Report: "measuring.report",
+    of.Maps: "mapped.maps",
     of.Census: "census.census",
     of.Edit: "editing.edit",
     Ask: "asking.ask",

@@ -28,6 +28,10 @@ EXAMPLES: dict[type, tuple[str, str]] = {
         "measure MODEL pairs.csv --text-column words --dictionary sae --json",
     ),
     of.Report: ("report run", "report run --title 'Features of mine' --page mine.html"),
+    of.Maps: (
+        "maps zoo:emoji-clip zoo:pairs --dictionary zoo:vision.2 --site vision.2",
+        "maps MODEL PAIRS --dictionary SAE --site vision.22 --features 3,17",
+    ),
     of.Census: (
         "census zoo:emoji-clip zoo:pairs --dictionary zoo:joint",
         "census MODEL pairs.csv --dictionary sae --skip joint --run run",

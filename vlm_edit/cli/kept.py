@@ -1,4 +1,4 @@
-"""What commands leave with a run for its page: edits, grids of drawings, and a census."""
+"""What commands leave with a run for its page: edits, grids of drawings, a census, maps."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from PIL import PngImagePlugin
 from vlm_edit.ground.errors import DamagedFile, VlmEditError
 from vlm_edit.ground.files import locked, make_folder, packed, write_new, write_text
 from vlm_edit.measures.nulls import Census
-from vlm_edit.measuring import open_image, size_of
+from vlm_edit.measuring import Maps, load_maps, open_image, size_of
 from vlm_edit.report import Examples, Picture, Table
 
-EDITS, DRAWINGS, CENSUS = "edits", "drawings", "census.json"
+EDITS, DRAWINGS, CENSUS, MAPS = "edits", "drawings", "census.json", "maps.safetensors"
 _ENDINGS = {EDITS: ".json", DRAWINGS: ".png"}
 _RUN = "run"
 # Keywords of the PNG standard.
@@ -31,7 +31,8 @@ def clear(run: Path) -> None:
     """Delete what is kept, such as that of a run that was here before."""
     for folder in (EDITS, DRAWINGS):
         shutil.rmtree(run / folder, ignore_errors=True)
-    (run / CENSUS).unlink(missing_ok=True)
+    for name in (CENSUS, MAPS):
+        (run / name).unlink(missing_ok=True)
 
 
 def save_edit(run: Path, table: Table, examples: Examples, of: str) -> None:
@@ -93,6 +94,23 @@ def _census(file: Path) -> tuple[str, Census] | None:
         ) from error
 
 
+def save_maps(run: Path, maps: Maps, of: str) -> Path:
+    """Keep maps, likewise; return their file."""
+    with locked(run):
+        maps.save(run / MAPS, of)
+    return run / MAPS
+
+
+def maps(run: Path, of: str) -> Maps | None:
+    """Read the maps of the run with this checksum, if some were kept.
+
+    Raises:
+        VlmEditError: Their file is damaged.
+    """
+    file = run / MAPS
+    return load_maps(file, of) if file.exists() else None
+
+
 def edits(run: Path, of: str | None = None) -> tuple[list[Table], list[Examples]]:
     """Read what was kept of edits, in their order: of the run with this checksum, or all.
 
@@ -117,7 +135,8 @@ def others(run: Path, of: str) -> list[Path]:
     there = (*_all(run, EDITS, _edit), *_all(run, DRAWINGS, _picture))
     former = [file for file, whose, _ in there if whose not in (None, of)]
     counted = _census(run / CENSUS)
-    return [*former, *([run / CENSUS] if counted is not None and counted[0] != of else [])]
+    former += [run / CENSUS] if counted is not None and counted[0] != of else []
+    return former + ([run / MAPS] if (run / MAPS).exists() and maps(run, of) is None else [])
 
 
 def _kept(

@@ -11,6 +11,8 @@ from typing import Any
 from vlm_edit.cli import kept, telling
 from vlm_edit.cli.arguments import Measure, Report
 from vlm_edit.cli.host import ZOO
+from vlm_edit.cli.mapped import keep_maps
+from vlm_edit.cli.numbers import numbers
 from vlm_edit.cli.shared import Columns
 from vlm_edit.cli.sharing import Place, place_of
 from vlm_edit.cli.subject import Subject, load_pairs, load_shards
@@ -77,6 +79,7 @@ def _measure(options: Measure) -> int:
     if held:
         _tell(load_measurement(out), subject)
         _tell_held([*folders, *([out / CENTRED] if options.centred else [])])
+        keep_maps(subject, folders, options)
         return 0
     expect_cut(out, 1)
     kept_at = {"checkpoint": file, "every": options.every, "verify": options.verify}
@@ -91,6 +94,7 @@ def _measure(options: Measure) -> int:
         print()
     with locked(out):
         _change(runs, [file])
+    keep_maps(subject, folders, options)
     return 0
 
 
@@ -144,7 +148,9 @@ def _measure_part(subject: Subject, place: Place, wanted: Mapping[str, Any]) -> 
         if not held:
             shared.run(options.every, options.verify)
         with locked(out):
-            _finish_part(shared, subject, place, held)
+            merged = _finish_part(shared, subject, place, held)
+        if merged or (held and place.speaks):
+            keep_maps(subject, _folders(options), options)
     except VlmEditError:
         if shared.claimed or not shared.is_measured():
             raise
@@ -152,7 +158,8 @@ def _measure_part(subject: Subject, place: Place, wanted: Mapping[str, Any]) -> 
     return 0
 
 
-def _finish_part(shared: Sharing, subject: Subject, place: Place, held: bool) -> None:
+def _finish_part(shared: Sharing, subject: Subject, place: Place, held: bool) -> bool:
+    """Merge the parts if all are there; return whether this process did."""
     i, n = place.part
     if held or (not shared.claimed and shared.is_measured()):
         _tell_merged(shared, place)
@@ -163,6 +170,8 @@ def _finish_part(shared: Sharing, subject: Subject, place: Place, held: bool) ->
         runs = dict(zip(_folders(place.options), shared.merge(), strict=True))
         _tell_all(runs, subject)
         _change(runs, shared.leftovers())
+        return True
+    return False
 
 
 def _tell_merged(shared: Sharing, place: Place) -> None:
@@ -283,17 +292,8 @@ def _until(options: Measure) -> dict[str, Any]:
         "until_share": options.until_share,
     }
     if options.until_features is not None:
-        asked["until_features"] = _numbers(options.until_features)
+        asked["until_features"] = numbers(options.until_features, "--until-features")
     return {name: value for name, value in asked.items() if value is not None}
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise BadArgument(
-            f"--until-features takes numbers of features, such as 3,17, got {text!r}"
-        ) from error
 
 
 def _judge(options: Measure) -> Judge | None:

@@ -235,7 +235,7 @@ class Subject:
 
     def measure(self, **options: Any) -> list[measuring.Measurement]:
         """Measure the dictionary's features, and what else is; options as of ``measure``."""
-        readings = self._readings()
+        readings = self.readings()
         if "dictionary" in options:
             readings = [(self.site, options.pop("dictionary"))]
         options = {"batch_size": self.batch_size, **options}
@@ -244,16 +244,14 @@ class Subject:
     def share(self, out: Path, part: tuple[int, int], **options: Any) -> measuring.Sharing:
         """Take one of several parts of what ``measure`` with these options would give."""
         options = {"batch_size": self.batch_size, **options}
-        return measuring.Sharing(
-            out, self.host, self.source, self._readings(), part=part, **options
-        )
+        return measuring.Sharing(out, self.host, self.source, self.readings(), part=part, **options)
 
     def was_measured(self, folders: Sequence[Path], **options: Any) -> bool:
         """Tell whether folders hold what ``measure`` with these options would give."""
         options = {"batch_size": self.batch_size, **options}
         return all(
             self._holds(folder, site, dictionary, options)
-            for folder, (site, dictionary) in zip(folders, self._readings(), strict=True)
+            for folder, (site, dictionary) in zip(folders, self.readings(), strict=True)
         )
 
     def _holds(self, folder: Path, site: str, dictionary: Loaded, options: dict[str, Any]) -> bool:
@@ -263,7 +261,8 @@ class Subject:
             return False
         return measuring.was_measured(run, self.host, self.source, dictionary, site, **options)
 
-    def _readings(self) -> list[tuple[str, Loaded]]:
+    def readings(self) -> list[tuple[str, Loaded]]:
+        """Return the site and the dictionary of each run."""
         return [(self.site, self.expect_dictionary()), *self.also]
 
     def load_run(self, folder: str) -> measuring.Measurement:

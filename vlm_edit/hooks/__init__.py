@@ -14,6 +14,7 @@ Example:
     True
 """
 
+from vlm_edit.hooks.bypass import bypassed as bypassed
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.calls import read_call as read_call
 from vlm_edit.hooks.choice import Phase as Phase

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from vlm_edit.ground.errors import BadArgument
+from vlm_edit.hooks.bypass import BypassStandIn
 from vlm_edit.hooks.calls import cache_in
 from vlm_edit.hooks.dispatch import Dispatcher, Handle, attach, place_of
 from vlm_edit.hooks.on_host import OnHost
@@ -225,7 +226,7 @@ def _obstacle_at(module: nn.Module) -> str | None:
             return "is spread over devices or processes"
     if own.get("_device_mesh") is not None:
         return "is spread over a mesh of devices"
-    if "forward" in own:
+    if "forward" in own and not isinstance(own["forward"], BypassStandIn):
         return "has a forward of its own, not its class's"
     return None
 

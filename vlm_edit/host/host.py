@@ -396,12 +396,26 @@ class Host:
         Args:
             site: Where they pass: a pipeline has a tokenizer for each of its encoders.
         """
-        own = None
+        own = self._own_tokenizer(site)
+        found = None if own is None else special_ids(own)
+        return self._maker.special if found is None else found
+
+    def tokenizer(self, site: str) -> Any | None:
+        """Return the tokenizer of what passes at a site; None where the host has none.
+
+        Args:
+            site: Its name: a pipeline has a tokenizer for each of its encoders.
+        """
+        own = self._own_tokenizer(site)
+        there = getattr(self.processor, "tokenizer", self.processor) if own is None else own
+        return there if hasattr(there, "convert_ids_to_tokens") else None
+
+    def _own_tokenizer(self, site: str) -> Any | None:
         if isinstance(self.root, PipelineHost) and self.adapter.pipeline:
             encoder = self.adapter.pipeline.encoder(self.site(site).taps[0].owner)
             if encoder is not None and encoder.tokenizer:
-                own = special_ids(getattr(self.root.pipeline, encoder.tokenizer, None))
-        return self._maker.special if own is None else own
+                return getattr(self.root.pipeline, encoder.tokenizer, None)
+        return None
 
     @property
     def maker(self) -> InputMaker:

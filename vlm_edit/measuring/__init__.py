@@ -6,6 +6,16 @@ from vlm_edit.measuring.centring import centred
 from vlm_edit.measuring.centring import expect_centrable as expect_centrable
 from vlm_edit.measuring.collecting import collect
 from vlm_edit.measuring.encoders import image_encoder, text_encoder
+from vlm_edit.measuring.firing import Firing as Firing
+from vlm_edit.measuring.firing import Maps as Maps
+from vlm_edit.measuring.firing import Places as Places
+from vlm_edit.measuring.firing import PlacesFinder as PlacesFinder
+from vlm_edit.measuring.firing import TokenCodes as TokenCodes
+from vlm_edit.measuring.firing import is_pooled as is_pooled
+from vlm_edit.measuring.firing import load_maps as load_maps
+from vlm_edit.measuring.firing import map_examples as map_examples
+from vlm_edit.measuring.firing import map_site as map_site
+from vlm_edit.measuring.firing import token_codes as token_codes
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.judging import EXAMPLES as EXAMPLES
 from vlm_edit.measuring.lookup import found_in as found_in

@@ -12,7 +12,11 @@ from torch import Tensor
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import DamagedFile
 from vlm_edit.measures.dominance import DominanceAccumulator, GapAccumulator, Zeros, drawn
-from vlm_edit.measures.interpretability import SimilarityAccumulator, TopExamples
+from vlm_edit.measures.interpretability import (
+    DrawnExamples,
+    SimilarityAccumulator,
+    TopExamples,
+)
 from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.judging import SEED, likeness_scores, monosemanticity_scores
@@ -22,6 +26,8 @@ from vlm_edit.measuring.reader import STREAMS, Batch
 from vlm_edit.measuring.repeats import Repeats
 from vlm_edit.measuring.result import Measurement
 from vlm_edit.measuring.table import files_of
+
+_DRAWN = 8  # of those that activate a feature, beside those that do most
 
 _Part = (
     DominanceAccumulator
@@ -49,6 +55,7 @@ class MeasurementAccumulator:
         dominance: Of the codes.
         gap: Of the activations.
         examples: Per stream.
+        drawn: Per stream, some of all that activate a feature.
         similarity: Per stream that the judge judges.
         sizes: Of single tokens' activations, per stream; None once a batch came without them.
         digest: Of the pairs.
@@ -61,6 +68,7 @@ class MeasurementAccumulator:
         self.dominance = DominanceAccumulator(n_features, zeros, SEED)
         self.gap = GapAccumulator()
         self.examples = {stream: TopExamples(n_features, keep) for stream in STREAMS}
+        self.drawn = {stream: DrawnExamples(n_features, _DRAWN) for stream in STREAMS}
         self.sizes: dict[str, ActivationSizes] | None
         self.sizes = {stream: ActivationSizes(n_features) for stream in STREAMS}
         self.similarity: dict[str, SimilarityAccumulator] = {}
@@ -90,7 +98,9 @@ class MeasurementAccumulator:
             if stream == "image" and once is not None:  # an image is an example once
                 rows = [i for i in rows if batch.numbers[i] in once]
                 codes = codes.pick(torch.tensor(rows, dtype=torch.int64))
-            self.examples[stream].update(codes, [batch.numbers[i] for i in rows])
+            numbers = [batch.numbers[i] for i in rows]
+            self.examples[stream].update(codes, numbers)
+            self.drawn[stream].update(codes, numbers)
             if self.judge is not None and stream in self.judge.streams and rows:
                 images = [batch.images[i] for i in rows]
                 embeddings = self.judge.embed(stream, images, [batch.texts[i] for i in rows])
@@ -108,6 +118,7 @@ class MeasurementAccumulator:
         self._add_sizes(other.sizes or {})
         for stream in STREAMS:
             self.examples[stream].merge(other.examples[stream])
+            self.drawn[stream].merge(other.drawn[stream])
         for stream, similarity in other.similarity.items():
             self._similarity(stream, similarity.n_features, similarity.width).merge(similarity)
         for stream, total in other._normed.items():
@@ -159,6 +170,7 @@ class MeasurementAccumulator:
             self._repeats(),
             copy.deepcopy(self.sizes or {}),
             {} if pairs is None else files_of(self.examples, pairs),
+            copy.deepcopy(self.drawn),
         )
 
     def _repeats(self) -> dict[str, Repeats]:
@@ -199,6 +211,7 @@ class MeasurementAccumulator:
             "digest": self.digest,
         }
         parts |= {f"examples.{stream}": top for stream, top in self.examples.items()}
+        parts |= {f"drawn.{stream}": some for stream, some in self.drawn.items()}
         parts |= {f"sizes.{stream}": sizes for stream, sizes in (self.sizes or {}).items()}
         return parts | {f"similarity.{stream}": s for stream, s in self.similarity.items()}
 

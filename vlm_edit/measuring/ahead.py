@@ -69,12 +69,14 @@ class Forward:
         items: The pairs whose image opened.
         inputs: Of the host, not on its device yet.
         digests: What each image shows, in 16 bytes.
+        sizes: Width and height of each image as the processor was given it, in pixels.
         images: The images, where they were asked for.
     """
 
     items: Sequence[Item]
     inputs: Inputs
     digests: Sequence[bytes]
+    sizes: Sequence[tuple[int, int]] = ()
     images: Sequence[Image.Image] = ()
 
 
@@ -127,7 +129,8 @@ class Preparing(Dataset[Prepared]):
         made = self.maker.inputs(images, [item.text for item in items], False)
         plain = Inputs(dict(made.values), made.cut, made.caption)
         digests = [image_digest(image) for image in images]
-        return Forward(items, plain, digests, images if self.images else ())
+        sizes = [image.size for image in images]
+        return Forward(items, plain, digests, sizes, images if self.images else ())
 
 
 def prepared(cuts: Iterable[Cut], preparing: Preparing, workers: int) -> Iterator[Prepared]:

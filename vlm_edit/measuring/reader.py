@@ -23,7 +23,7 @@ from vlm_edit.measuring.ahead import Cut, Forward, Prepared, Preparing, prepared
 from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.pictures import side_needed
 from vlm_edit.measuring.plan import PairsPlan
-from vlm_edit.measuring.reading import Reading
+from vlm_edit.measuring.reading import Coded, Reading
 
 STREAMS = ("image", "text")
 
@@ -90,6 +90,7 @@ class Reader:
         workers: Processes that decode images and make inputs, ahead of the host; 0 for this one,
             None for as many as suit: none beside a host on the CPU.
         images: Whether batches bring the images.
+        verb: What the bar says it does.
 
     Attributes:
         skipped: Pairs whose image could not be read so far, with the reason.
@@ -107,6 +108,7 @@ class Reader:
     beside: Sequence[Reading] = ()
     workers: int | None = 0
     images: bool = False
+    verb: str = "measure"
     skipped: list[tuple[int, str]] = field(default_factory=list)
     truncated: int = 0
     first_prompt: str | None = field(default=None, init=False)
@@ -190,6 +192,22 @@ class Reader:
                 yield TokenBatch(number, readable, forward.digests, rows)
         self._expect_any(pairs)
 
+    def coded(self, pairs: Pairs) -> Iterator[tuple[Forward, dict[str, Coded]]]:
+        """Read the codes of every token by stream, forward by forward.
+
+        Args:
+            pairs: To be read; those that cannot be are in ``skipped``.
+
+        Raises:
+            VlmEditError: As in ``read``, or nobody can tell which tokens are of which pair.
+        """
+        for ready in self._prepared(self._all(pairs), len(pairs)):
+            for forward in ready.forwards:
+                with self._recorded(forward) as recording:
+                    coded = self._readings[0].coded(recording, len(forward.items))
+                yield forward, coded
+        self._expect_any(pairs)
+
     def _begin(self, pairs: Pairs) -> None:
         _expect_pairs(pairs)
         self.truncated = 0
@@ -208,7 +226,7 @@ class Reader:
         preparing = Preparing(self.host.maker, self.batch_size, self.least, self.images)
         workers = workers_of(self.host.device) if self.workers is None else self.workers
         with tqdm(
-            total=total, desc=f"measure {self.site}", disable=None if self.progress else True
+            total=total, desc=f"{self.verb} {self.site}", disable=None if self.progress else True
         ) as bar:
             for ready in prepared(cuts, preparing, workers):
                 self.skipped += ready.broken

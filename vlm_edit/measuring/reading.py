@@ -37,6 +37,20 @@ class Pooled(NamedTuple):
     tokens: Mapping[str, SparseCodes | ActivationSizes]
 
 
+class Coded(NamedTuple):
+    """The codes of the tokens of some pairs, of one stream.
+
+    Attributes:
+        codes: [t, m].
+        whose: [t] int64, the pair of each.
+        ids: [t] int64, what the tokenizer calls each; None for images and where nobody can tell.
+    """
+
+    codes: SparseCodes
+    whose: Tensor
+    ids: Tensor | None
+
+
 @dataclass(eq=False)
 class Reading:
     """What is read at one site, with one dictionary.
@@ -106,8 +120,35 @@ class Reading:
         Returns:
             By stream also [t], the place of each row's pair; None where nobody can tell.
         """
-        site = self.host.site(self.site)
-        return {stream: self._flat(recording, site, stream, count) for stream in site.streams}
+        site, flat = self.host.site(self.site), {}
+        for stream in site.streams:
+            hidden, whose, _ = self._rows(recording, site, stream, count)
+            flat[stream] = hidden.cpu(), whose
+        return flat
+
+    def coded(self, recording: Recording, count: int) -> dict[str, Coded]:
+        """Return the codes of each stream's tokens, on the CPU.
+
+        Args:
+            recording: Of a forward.
+            count: How many pairs it had.
+
+        Raises:
+            CannotKnow: Nobody can tell which tokens are of which pair.
+        """
+        site, coded = self.host.site(self.site), {}
+        for stream in site.streams:
+            hidden, whose, ids = self._rows(recording, site, stream, count)
+            if whose is None:
+                raise CannotKnow(
+                    f"{len(hidden)} rows of the {stream} stream pass for {count} pairs at site "
+                    f"{site.name!r}: nobody can tell which is of which pair"
+                )
+            dictionary = self._on(hidden.device)
+            chunk = max(1, _MOST_CODES // dictionary.n_features)
+            parts = [dictionary.encode_sparse(p, stream).to("cpu") for p in hidden.split(chunk)]
+            coded[stream] = Coded(SparseCodes.cat(parts), whose, None if ids is None else ids.cpu())
+        return coded
 
     def _passed(self, recording: Recording, site: Site, stream: str) -> tuple[Tap, Capture]:
         """Return what of a stream passed last, and where: in a pipeline, of the prompts."""
@@ -139,17 +180,21 @@ class Reading:
             what = "nothing of the prompts passed in the call that the prompt function makes"
         raise CannotKnow(f"at site {site.name!r} {what}")
 
-    def _flat(
+    def _rows(
         self, recording: Recording, site: Site, stream: str, pairs: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the activations [t, d] of a stream, a row a token, and the pair of each, [t]."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the tokens [t, d] of a stream, the pair of each and its id; None if unknown."""
         tap, capture = self._passed(recording, site, stream)
         hidden = capture.hidden.float()
         hidden = hidden.flatten(1, -2) if hidden.ndim > 3 else hidden
         tokens = capture.tokens.at(hidden)
-        count, whose = len(hidden), torch.arange(len(hidden))
+        count, whose, ids = len(hidden), torch.arange(len(hidden)), None
         if tokens.in_rows:
-            count, whose, hidden = self._tokens(tokens, hidden, site, stream)
+            mask = self._mask(tokens, site, stream)
+            count, whose, hidden = len(hidden), mask.nonzero()[:, 0], hidden[mask]
+            there = tokens.call.ids
+            if stream == "text" and there is not None and there.shape == mask.shape:
+                ids = there.to(mask.device)[mask]
         elif tap.stream == "mixed":
             tokens.select(stream, self._special)  # refuses: nobody can tell its rows apart
         else:
@@ -158,7 +203,7 @@ class Reading:
                 whose = whose if images is None else images
                 count = int(whose.max()) + 1
         _expect_finite(hidden, site)
-        return hidden.cpu(), whose.cpu() if count == pairs else None
+        return hidden, whose.cpu() if count == pairs else None, ids
 
     def _pool(
         self,
@@ -183,7 +228,8 @@ class Reading:
         if images is not None:
             count, row, states = int(images.max()) + 1, images, hidden
         else:
-            count, row, states = self._tokens(tokens, hidden, site, stream)
+            mask = self._mask(tokens, site, stream)
+            count, row, states = len(hidden), mask.nonzero()[:, 0], hidden[mask]
         _expect_finite(states, site)
         sizes = row.bincount(minlength=count).unsqueeze(1)
 
@@ -205,10 +251,8 @@ class Reading:
             mean(dictionary.normalise(states, stream)),
         )
 
-    def _tokens(
-        self, tokens: Tokens, hidden: Tensor, site: Site, stream: str
-    ) -> tuple[int, Tensor, Tensor]:
-        """Return the number of rows, the row of each of the stream's tokens, and the tokens."""
+    def _mask(self, tokens: Tokens, site: Site, stream: str) -> Tensor:
+        """Mark the stream's tokens in rows of which each has some."""
         mask = tokens.select(stream, self._special)
         if mask is None:
             mask = tokens.fill(True)
@@ -217,7 +261,7 @@ class Reading:
                 f"a pair has no {stream} tokens at site {site.name!r}: the host's inputs must "
                 "hold image and text of every pair"
             )
-        return len(hidden), mask.nonzero()[:, 0], hidden[mask]
+        return mask
 
     def _on(self, device: torch.device) -> Encodes:
         if device not in self._placed:

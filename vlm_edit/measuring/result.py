@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from vlm_edit.dictionaries import expect_features
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 from vlm_edit.ground.files import (
     CHECKSUM,
@@ -30,7 +31,7 @@ from vlm_edit.measures.dominance import (
     class_rows,
     sureness,
 )
-from vlm_edit.measures.interpretability import TopExamples
+from vlm_edit.measures.interpretability import DrawnExamples, TopExamples
 from vlm_edit.measures.sizes import ActivationSizes
 from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.plot import plot
@@ -44,11 +45,13 @@ from vlm_edit.measuring.saving import (
     known,
     save_runs,
 )
-from vlm_edit.measuring.table import Features, expect_measured, host_words, quantile, table
+from vlm_edit.measuring.table import LISTED, Features, expect_measured, host_words, quantile, table
 from vlm_edit.measuring.until import open_features, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from vlm_edit.measuring.firing.maps import Maps
 
 VERSION = 1
 _WHAT = "measurement"
@@ -79,6 +82,8 @@ class Measurement:
         sizes: Per stream, how large the activations of single tokens are; empty in runs of former
             versions.
         files: Of the features' top images, by the number of the pair.
+        drawn: Per stream, pairs drawn among all that activate a feature; empty in runs of former
+            versions.
     """
 
     dominance: Dominance
@@ -95,6 +100,7 @@ class Measurement:
     repeats: Mapping[str, Repeats] = field(default_factory=dict)
     sizes: Mapping[str, ActivationSizes] = field(default_factory=dict)
     files: Mapping[int, str] = field(default_factory=dict)
+    drawn: Mapping[str, TopExamples] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
         """Say what a reader of scores must know: of zeros and cuts, and of repeated pairs."""
@@ -139,6 +145,12 @@ class Measurement:
         facts = {name: value for name, value in facts.items() if value}
         title, note = f"Measurement at {self.site}", "\n".join(self.warnings())
         return card(title, facts, *class_rows(self.dominance.classes()), note)
+
+    def shown(self) -> set[int]:
+        """Return the numbers of the pairs that tables and pages show."""
+        some = [top.numbers[:, :LISTED] for top in self.examples.values()]
+        some += [drawn.numbers for drawn in self.drawn.values()]
+        return {number for part in some for number in part.unique().tolist() if number >= 0}
 
     def strength(self) -> Tensor:
         """Average the activations of each feature's top examples in its stronger stream, [m].
@@ -275,6 +287,36 @@ class Measurement:
         name = host_words(self.provenance) or "a host"
         plugged("page")(path, self, pairs, title or f"Features at {self.site} of {name}", **options)
 
+    def show(
+        self, feature: int, pairs: Pairs | Iterable[Any], maps: Maps | None = None, **options: Any
+    ) -> Any:
+        """Return a feature with its examples, for a notebook's cell, by ``report.feature_sheet``.
+
+        Args:
+            feature: Its number.
+            pairs: Those that were measured, whose images it shows.
+            maps: Where features fire in them, by ``map_examples``.
+            options: ``side``, of a picture in pixels.
+
+        Raises:
+            VlmEditError: No such feature, or these are other pairs.
+
+        Example:
+            >>> from vlm_edit import Host, measure, zoo
+            >>> from vlm_edit.measuring import map_examples
+            >>> host, pairs = Host.of(*zoo.load_llava()), zoo.load_pairs().select(range(8))
+            >>> what = host, pairs, zoo.load_dictionary("language.2")
+            >>> measurement = measure(*what, "language.2", progress=False)
+            >>> maps = map_examples(*what, measurement, progress=False)
+            >>> sheet = measurement.show(measurement.top("vision", 1)[0], pairs, maps)
+            >>> "<svg" in sheet._repr_html_()
+            True
+        """
+        pairs = Pairs.of(pairs)
+        expect_measured(self.provenance, pairs)
+        expect_features([feature], len(self.dominance.scores))
+        return plugged("sheet")(self, feature, pairs, maps, **options)
+
     def table(self) -> dict[str, list[Any]]:
         """Return columns by name, a value per feature: scores, intervals, tests, classes, examples.
 
@@ -366,6 +408,8 @@ class Measurement:
         tensors |= {f"means.{k}": v for k, v in self.means.items()}
         for stream, top in self.examples.items():
             tensors |= {f"examples.{stream}.{k}": v for k, v in top.state_dict().items()}
+        for stream, some in self.drawn.items():
+            tensors |= {f"drawn.{stream}.{k}": v for k, v in some.state_dict().items()}
         for stream, sizes in self.sizes.items():
             tensors |= {f"sizes.{stream}.{k}": v for k, v in sizes.state_dict().items()}
         if self.files:
@@ -388,12 +432,14 @@ class Measurement:
         return header, tensors
 
 
-def _examples(tensors: dict[str, Tensor]) -> dict[str, TopExamples]:
-    """Take the top examples of each stream from a run's tensors."""
+def _examples(
+    tensors: dict[str, Tensor], name: str, kind: type[TopExamples]
+) -> dict[str, TopExamples]:
+    """Take the examples of each stream from a run's tensors."""
     examples = {}
     for stream in STREAMS:
-        state = _take(tensors, f"examples.{stream}.")
-        examples[stream] = TopExamples(*state["values"].shape)
+        state = _take(tensors, f"{name}.{stream}.")
+        examples[stream] = kind(*state["values"].shape)
         examples[stream].load_state_dict(state)
     return examples
 
@@ -442,7 +488,9 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
     try:
         if not isinstance(header["provenance"], dict):
             raise TypeError("provenance is no object")
-        examples, sizes = _examples(tensors), _sizes(tensors)
+        examples, sizes = _examples(tensors, "examples", TopExamples), _sizes(tensors)
+        are_drawn = any(key.startswith("drawn.") for key in tensors)  # not in former versions
+        drawn = _examples(tensors, "drawn", DrawnExamples) if are_drawn else {}
         files = tensors.pop("files", torch.tensor(list(b"{}"), dtype=torch.uint8))
         dominance = {item.name: tensors.pop(item.name, None) for item in fields(Dominance)}
         dominance = {k: v for k, v in dominance.items() if v is not None} | header["dominance"]
@@ -461,6 +509,7 @@ def load_measurement(folder: str | os.PathLike[str]) -> Measurement:
             from_json(header.get("repeats", {})),
             sizes,
             {int(n): str(name) for n, name in json.loads(bytes(files.tolist())).items()},
+            drawn,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFile(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WHAT = "checkpoint"
-_VERSION = 3
+_VERSION = 4
 _NOTES = "notes."
 _MANY = {"batch": "batches", "shard": "shards"}
 _OF_DETAILS = ("weights", "config", "processor")

@@ -1,5 +1,8 @@
 """What people read: tables for the screen, and pages with pictures."""
 
+from vlm_edit.report.firing import FeatureSheet as FeatureSheet
+from vlm_edit.report.firing import feature_sheet as feature_sheet
+from vlm_edit.report.firing import write_maps as write_maps
 from vlm_edit.report.page import has_plotly as has_plotly
 from vlm_edit.report.page import write_page
 from vlm_edit.report.payload import Examples

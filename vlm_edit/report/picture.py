@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+_QUALITY = 85
+
 
 @dataclass(frozen=True, eq=False)
 class Picture:
@@ -35,8 +37,12 @@ class Picture:
         return address_of(self.image)
 
 
-def address_of(image: Image.Image) -> str:
-    """Return an address that holds the image itself, as a PNG."""
+def address_of(image: Image.Image, is_photo: bool = False) -> str:
+    """Return an address that holds the image itself: as a PNG, or a photo as a lossy WebP."""
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    if is_photo:
+        image.save(file, "WEBP", quality=_QUALITY)
+    else:
+        image.save(file, "PNG", optimize=True)
+    kind = "webp" if is_photo else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -2,6 +2,7 @@
 
 from vlm_edit.measures.interpretability.bridge import BridgeAccumulator as BridgeAccumulator
 from vlm_edit.measures.interpretability.bridge import bridge_score
+from vlm_edit.measures.interpretability.drawn import DrawnExamples as DrawnExamples
 from vlm_edit.measures.interpretability.monosemanticity import (
     SimilarityAccumulator as SimilarityAccumulator,
 )

@@ -63,6 +63,15 @@ class TopExamples:
         self._settle()
         return self._numbers
 
+    def ranks(self, values: Tensor, numbers: Tensor) -> Tensor:  # noqa: ARG002
+        """Return by what examples are kept, the higher before the lower, [n] float32.
+
+        Args:
+            values: [n] float32, their activations; 0 for none.
+            numbers: [n] int64, their numbers; -1 for none.
+        """
+        return values
+
     def update(self, codes: Tensor | SparseCodes, numbers: Sequence[int]) -> None:
         """Add examples, by their numbers.
 
@@ -126,8 +135,9 @@ class TopExamples:
     def _add(self, features: Tensor, values: Tensor, numbers: Tensor) -> None:
         """Let entries wait that may be kept, some at a time: the weakest kept tells which."""
         for part in zip(*(t.split(_BLOCK) for t in (features, values, numbers)), strict=True):
-            least = self._values[:, -1].contiguous().index_select(0, part[0])
-            alive = ((part[1] >= least) & (part[1] > 0)).nonzero().flatten()
+            last = self.ranks(self._values[:, -1].contiguous(), self._numbers[:, -1].contiguous())
+            enough = self.ranks(part[1], part[2]) >= last.index_select(0, part[0])
+            alive = (enough & (part[1] > 0)).nonzero().flatten()
             self._waiting.append((part[0][alive], part[1][alive], part[2][alive]))
             self._n_waiting += len(alive)
             if self._n_waiting >= max(_WAITING, self._values.numel()):
@@ -140,7 +150,7 @@ class TopExamples:
         entries = [_entries(self._values, self._numbers), *self._waiting]
         features, values, numbers = (torch.cat(parts) for parts in zip(*entries, strict=True))
         self._waiting, self._n_waiting = [], 0
-        order = _strongest_first(features, values, numbers)
+        order = _strongest_first(features, self.ranks(values, numbers), numbers)
         features = features.index_select(0, order)
         counts = features.bincount(minlength=len(self._values))
         # What a feature's first entry, at place p of all, moves to its own first place.

@@ -182,7 +182,8 @@ class ShardsPlan:
         """Return pairs in which those that were read can be looked up by number."""
         wanted: set[int] = set()
         for run in state.runs:
-            for top in run.accumulator.examples.values():
+            gathered = run.accumulator
+            for top in (*gathered.examples.values(), *gathered.drawn.values()):
                 wanted |= set(top.numbers.unique().tolist())
         counts = {record.unit: record.pairs for record in _records(state)}
         return Found(self.source, wanted - {-1}, counts)
