@@ -12,13 +12,14 @@ from typing import Any, Literal, cast
 import torch
 from PIL import Image
 
+from vlm_edit.app.turns import Turns
 from vlm_edit.dictionaries import AnyDictionary, PairedDictionary, expect_features
 from vlm_edit.edits import Ablate
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError, line
 from vlm_edit.ground.notebook import several
 from vlm_edit.host import Host
 from vlm_edit.measures.controls import activity_paired, random_features
-from vlm_edit.measuring import Measurement, Pairs
+from vlm_edit.measuring import Measurement, Pairs, PlacesFinder, is_pooled
 from vlm_edit.patches import Patch
 from vlm_edit.selection import FewFeatures, by_class
 from vlm_edit.tasks.answers import speaks
@@ -72,6 +73,9 @@ class Desk:
         pipe: The pipeline that draws with the host; None for one that answers, or embeds.
         names: Of features, where they were kept.
 
+    Attributes:
+        turns: Who runs the host.
+
     Example:
         >>> from vlm_edit import Host, zoo
         >>> desk = Desk(Host.load("zoo:emoji-clip"), zoo.load_dictionary("joint"), "joint")
@@ -86,6 +90,8 @@ class Desk:
     pairs: Pairs | None = None
     pipe: Any = None
     names: Mapping[int, str] = field(default_factory=dict)
+
+    turns: Turns = field(default_factory=Turns, init=False)
 
     def __post_init__(self) -> None:
         """Refuse at once what could not be edited, or not be shown.
@@ -255,6 +261,19 @@ class Desk:
             image.thumbnail((_SIDE, _SIDE))
             shown.append(Example(number, image, line(self.pairs.texts[number])))
         return shown[:most]
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether tokens pass the site, so that it shows where a feature fires."""
+        return self.pipe is None and not is_pooled(self.host, self.site)
+
+    @cached_property
+    def finder(self) -> PlacesFinder:
+        """Return what finds the part of a picture that a token stands for; it keeps what it found.
+
+        Who asks it must be alone with the host.
+        """
+        return PlacesFinder(self.host, self.site)
 
     def picture(self, number: int) -> Image.Image:
         """Return the whole picture of a pair.

@@ -112,14 +112,18 @@ class _Voice:
 
     def _run(self) -> None:
         try:
-            if self._patch is None:
-                self.answer = self._speak(self._say)
-            else:
-                self.answer, self.report, self.notes = edited(
-                    self._desk.host, self._patch, lambda: self._speak(self._say)
-                )
+            with self._desk.turns.together():
+                self._answer()
         except BaseException as error:  # whoever waits for it raises it
             self.error = error
+
+    def _answer(self) -> None:
+        if self._patch is None:
+            self.answer = self._speak(self._say)
+        else:
+            self.answer, self.report, self.notes = edited(
+                self._desk.host, self._patch, lambda: self._speak(self._say)
+            )
 
     def _say(self, words: str) -> None:
         self.text += words
@@ -247,8 +251,9 @@ def chances(
         pixels = zero_shot.host.pixels.read([image]).to(desk.host.device)
         return tuple(zero_shot(pixels)[0].softmax(0).tolist())
 
-    before = choose()
-    after, report, notes = edited(desk.host, patch, choose)
+    with desk.turns.together():
+        before = choose()
+        after, report, notes = edited(desk.host, patch, choose)
     if not notes and before == after:
         notes = ("nothing changed",)
     return Chances(words, before, after, report, notes)
@@ -272,8 +277,9 @@ def drawn(desk: Desk, prompt: str, patch: Patch, steps: int | None = None, seed:
     def once() -> Image.Image:
         return draw(desk.pipe, prompt, steps, seed)
 
-    before = once()
-    after, report, notes = edited(desk.host, patch, once)
+    with desk.turns.together():
+        before = once()
+        after, report, notes = edited(desk.host, patch, once)
     if not notes and before.tobytes() == after.tobytes():
         notes = ("both drawings are equal",)
     return Drawn(before, after, report, notes)

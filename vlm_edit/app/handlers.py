@@ -13,6 +13,7 @@ from vlm_edit.app import show
 from vlm_edit.app.acts import LOADED, OWN, Controls, Running
 from vlm_edit.app.desk import Desk, Found
 from vlm_edit.app.effect import Said, chances, drawn, say
+from vlm_edit.app.firing import firing
 from vlm_edit.app.pictures import read_picture
 from vlm_edit.app.saved import read_patch, save_patch
 from vlm_edit.ground.errors import VlmEditError
@@ -85,7 +86,7 @@ class Handlers:
         far = self.desk.far
         known = {
             "scale": ("Factor: 0 none, 1 as it is", 0, 10, 2.0),
-            "clamp": ("Value", 0, far, round(far / 2, 1)),
+            "clamp": ("Value", 0, far, round(far / 3, 1)),
             "steer": ("Amount added", -far, far, round(far / 4, 1)),
             "cap": ("At most", 0, far, round(far / 8, 1)),
         }
@@ -191,6 +192,17 @@ class Handlers:
         else:
             both = drawn(self.desk, words or "", patch, seed=int(seed or 0))
             yield both.after, show.report(both.report, both.notes)
+
+    def fires(self, picture: Any, question: str, answer: str, *values: Any) -> str:
+        """Show where the features that are meant fire, in the picture and under the words."""
+        try:
+            features = Controls.of(values).found(self.desk).features
+            said = answer if self.desk.shows == "answers" else ""
+            text = f"{question or ''} {said or ''}".strip()
+            sheets = firing(self.desk, read_picture(picture), text, features)
+        except Exception as error:
+            return show.trouble(sentence(error))
+        return show.sheets(sheets)
 
     def stop(self, request: gr.Request) -> None:
         """End what the visitor has under way after its next token."""

@@ -23,9 +23,14 @@ CSS = """
   grid-template-columns: repeat(auto-fill, minmax(56px, 1fr)) !important;
   grid-template-rows: none !important; grid-auto-rows: min-content !important; }
 .ve-gallery .thumbnail-item { min-width: 0 !important; height: auto !important; }
-.block.ve-slot:has(.prose:empty) { position: absolute; }
+.block.ve-slot:has(.prose:empty) { position: absolute; width: 0; height: 0; overflow: hidden;
+  pointer-events: none; }
 .ve-gallery .caption-label { display: none !important; }
-.ve-answer textarea { font-size: 1.15rem !important; line-height: 1.5 !important; }
+.ve-answer textarea { font-size: 1.15rem !important; line-height: 1.5 !important;
+  field-sizing: content; height: auto !important; min-height: 6.5rem; max-height: 24rem; }
+.ve-sheets { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr));
+  gap: 0 1rem; }
+.ve-sheets section { min-width: 0; overflow-wrap: anywhere; }
 .ve-bars { width: 100%; border-collapse: collapse; margin: 0; }
 .ve-bars, .ve-bars tr, .ve-bars th, .ve-bars td { border: 0 !important; }
 .ve-bars tbody tr + tr { border-top: 1px solid var(--border-color-primary) !important; }

@@ -26,6 +26,7 @@ _RULES = {
 # What runs the host: four visitors at once, others wait. What only changes the page shows no clock.
 HOST: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "host"}
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+LAST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}  # of several that wait
 
 
 def _as_sent(payload: Any) -> Any:
@@ -60,6 +61,9 @@ class Page:
                 with gr.Column(scale=3, min_width=300):
                     self._turn()
                     self._take()
+            with gr.Column(visible=self.desk.has_tokens):
+                self.look = gr.Button("Where these features fire", size="md")
+                self.sheets = gr.HTML(elem_classes="ve-slot")
             self.blocks = blocks
             self._wire()
 
@@ -161,10 +165,10 @@ class Page:
     def _results(self) -> None:
         shows = self.desk.shows
         with gr.Row():
-            self.go = gr.Button(_PRESS[shows], variant="primary", min_width=110)
-            self.stop = gr.Button("Stop", interactive=shows == "answers", min_width=90,
+            self.go = gr.Button(_PRESS[shows], variant="primary", min_width=100, scale=1)
+            self.stop = gr.Button("Stop", interactive=shows == "answers", min_width=80, scale=1,
                                   visible=shows == "answers")  # fmt: skip
-            self.dice = gr.Button("As many random features instead", min_width=230)
+            self.dice = gr.Button("As many random features instead", min_width=260, scale=2)
         self.trouble = gr.HTML(elem_classes="ve-slot")
         titles = ("As it is", "With the features turned", "With as many random features")
         with gr.Row(equal_height=True):
@@ -218,14 +222,16 @@ class Page:
             acts.random, [self.draws, *asked], [shown[-1], self.luck, self.trouble, self.draws],
             api_name="random", **HOST,
         )  # fmt: skip
+        said = self.boxes[0] if self.desk.shows == "answers" else self.template
+        seen = [self.picture, self.words, said, *self.controls]
+        self.look.click(acts.fires, seen, self.sheets, api_name="fires", **HOST)
         self._wire_features()
         self._wire_patches()
 
     def _again(self, event: Any) -> None:
         """Do it once more after an event, where that is wished; of several that wait the last."""
         event(
-            self.handlers.again, [self.live, *self.asked, *self.controls], self.out,
-            trigger_mode="always_last", **HOST, **QUIET,
+            self.handlers.again, [self.live, *self.asked, *self.controls], self.out, **HOST, **LAST
         )  # fmt: skip
 
     def _wire_features(self) -> None:
@@ -237,8 +243,9 @@ class Page:
         self._again(self.strength.input(acts.level, self.strength, self.own, **QUIET).then)
         self.way.input(acts.ways, self.way, [self.kind, self.count, self.names, self.numbers],
                        **QUIET)  # fmt: skip
-        for control in (self.way, self.kind, self.count, self.names, self.numbers):
-            self._again(control.input(acts.choose, self.controls, listed, **QUIET).then)
+        events = [c.input for c in (self.way, self.kind, self.count, self.names)]
+        for event in (*events, self.numbers.change):  # pasted numbers are no input to gradio
+            self._again(event(acts.choose, self.controls, listed, **LAST).then)
         self._again(self.blocks.load(acts.choose, self.controls, listed, **QUIET).then)
         if self.examples:
             self._again(self.gallery.select(acts.example, None, self.picture, **QUIET).then)

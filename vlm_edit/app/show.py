@@ -7,6 +7,7 @@ from html import escape
 
 from vlm_edit.app.effect import Chances
 from vlm_edit.ground.errors import line
+from vlm_edit.report import FeatureSheet
 
 _LISTED = 12  # features of a choice that are listed one by one
 
@@ -91,6 +92,15 @@ def bars(chances: Chances, title: str = "features turned") -> str:
         f"<th scope='col'>as it is, then {escape(line(title))}</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>"
     )
+
+
+def sheets(features: Sequence[FeatureSheet]) -> str:
+    """Return where features fire, one beside the other.
+
+    Args:
+        features: A sheet of each.
+    """
+    return f"<div class='ve-sheets'>{''.join(one._repr_html_() for one in features)}</div>"
 
 
 def _bar(share: float, kind: str) -> str:
