@@ -19,6 +19,42 @@ HERE = "127.0.0.1"
 MOST_BYTES = 32 * 2**20
 
 
+class _Folder:
+    """Hold a folder for what visitors send and take, one for all servers of the process.
+
+    gradio is told of it by the environment, which a process has once.
+    """
+
+    def __init__(self) -> None:
+        self._servers = 0
+        self._made: tempfile.TemporaryDirectory[str] | None = None
+        self._former: str | None = None
+
+    def enter(self) -> Path:
+        if self._made is None:
+            self._made = tempfile.TemporaryDirectory(
+                prefix="vlm-edit-app-", ignore_cleanup_errors=True
+            )
+            self._former = os.environ.get(_VARIABLE)
+            os.environ[_VARIABLE] = self._made.name
+        self._servers += 1
+        return Path(self._made.name)
+
+    def leave(self) -> None:
+        self._servers -= 1
+        if self._servers or self._made is None:
+            return
+        self._made.cleanup()
+        self._made = None
+        os.environ.pop(_VARIABLE)
+        if self._former is not None:
+            os.environ[_VARIABLE] = self._former
+
+
+_VARIABLE = "GRADIO_TEMP_DIR"
+_folder = _Folder()
+
+
 class Server:
     """Hold a page that is served, until it is closed; a context manager closes it.
 
@@ -27,9 +63,9 @@ class Server:
         public: Where else it is, with ``share``; None elsewhere.
     """
 
-    def __init__(self, blocks: Any, url: str, public: str | None, folder: Any) -> None:
+    def __init__(self, blocks: Any, url: str, public: str | None) -> None:
         self.url, self.public = url, public
-        self._blocks, self._folder = blocks, folder
+        self._blocks: Any = blocks
 
     def wait(self) -> None:
         """Wait until somebody interrupts the process, then close."""
@@ -40,9 +76,11 @@ class Server:
             self.close()
 
     def close(self) -> None:
-        """End it, and delete what visitors sent and took."""
-        self._blocks.close(verbose=False)
-        self._folder.cleanup()
+        """End it; with the last of the process, delete what visitors sent and took."""
+        if self._blocks is not None:
+            self._blocks.close(verbose=False)
+            self._blocks = None
+            _folder.leave()
 
     def __enter__(self) -> Self:
         """Return it."""
@@ -85,13 +123,10 @@ def serve(
     """
     # Said before gradio is imported, which asks its maker's server otherwise.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    folder = tempfile.TemporaryDirectory(prefix="vlm-edit-app-", ignore_cleanup_errors=True)
-    os.environ["GRADIO_TEMP_DIR"] = folder.name
-    page = _page(desk, Path(folder.name), most, patch)
-    blocks = page.blocks
-    here = host == HERE and not share
+    folder = _folder.enter()
     try:
-        _, url, public = blocks.queue(max_size=64, api_open=False).launch(
+        page = _page(desk, folder, most, patch)
+        _, url, public = page.blocks.queue(max_size=64, api_open=False).launch(
             server_name=host,
             server_port=port,
             share=share,
@@ -105,12 +140,15 @@ def serve(
             enable_monitoring=False,
             theme=theme(),
             css=CSS,
-            app_kwargs={"middleware": [_guard(here)]},
+            app_kwargs={"middleware": [_guard(host == HERE and not share)]},
         )
-    except OSError as error:
-        folder.cleanup()
-        raise VlmEditError(f"port {port} cannot be served ({error}): name another one") from error
-    return Server(blocks, url, public, folder)
+    except BaseException as error:
+        _folder.leave()
+        if isinstance(error, OSError):
+            told = f"port {port} cannot be served ({error}): name another one"
+            raise VlmEditError(told) from error
+        raise
+    return Server(page.blocks, url, public)
 
 
 def _page(desk: Desk, folder: Path, most: int, patch: Patch | None) -> Any:
