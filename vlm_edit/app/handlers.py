@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import gradio as gr
@@ -12,7 +13,7 @@ import gradio as gr
 from vlm_edit.app import show
 from vlm_edit.app.acts import LOADED, OWN, Controls, Running
 from vlm_edit.app.desk import Desk, Found
-from vlm_edit.app.effect import Said, chances, drawn, say
+from vlm_edit.app.effect import chances, drawn, say
 from vlm_edit.app.firing import firing
 from vlm_edit.app.pictures import read_picture
 from vlm_edit.app.saved import read_patch, save_patch
@@ -116,8 +117,10 @@ class Handlers:
         blank = blank[: 1 if self.desk.shows == "labels" else 2]
         try:
             patch, code = Controls.of(values).act(self.desk)
-            for shown, report in self._shown(asked, patch, request):
-                yield [*shown, report, "", code]
+            with self.running.of(visitor_of(request)) as stop:
+                for shown, report in self._shown(asked, patch, stop):
+                    if self.running.is_newest(visitor_of(request), stop):
+                        yield [*shown, report, "", code]
         except Exception as error:
             yield [*blank, "", show.trouble(sentence(error)), gr.skip()]
 
@@ -135,11 +138,12 @@ class Handlers:
             yield [gr.skip()] * (4 if self.desk.shows == "labels" else 5)
 
     def _shown(
-        self, asked: tuple[Any, ...], patch: Patch, request: gr.Request
+        self, asked: tuple[Any, ...], patch: Patch, stop: Event
     ) -> Iterator[tuple[list[Any], Any]]:
         picture, words, template, length, seed = asked
         if self.desk.shows == "answers":
-            for said in self._say(picture, words, length, [None, patch], request):
+            image = read_picture(picture)
+            for said in say(self.desk, image, words or "", [None, patch], length, stop):
                 told = show.report(said.reports[1], said.notes) if said.whole else gr.skip()
                 yield list(said.texts), told
         elif self.desk.shows == "labels":
@@ -149,17 +153,6 @@ class Handlers:
         else:
             both = drawn(self.desk, words or "", patch, seed=int(seed or 0))
             yield [both.before, both.after], show.report(both.report, both.notes)
-
-    def _say(
-        self, picture: Any, question: str, length: Any, patches: list[Patch | None], request: Any
-    ) -> Iterator[Said]:
-        visitor = visitor_of(request)
-        image = read_picture(picture)
-        with self.running.of(visitor) as stop:
-            for said in say(self.desk, image, question or "", patches, length, stop):
-                if not self.running.is_newest(visitor, stop):
-                    continue  # what is shown is of what was asked last
-                yield said
 
     def random(self, request: gr.Request, draws: int, *given: Any) -> Iterator[list[Any]]:
         """Do the same to as many random features: what it gives, which they were, trouble, draws.
@@ -172,17 +165,19 @@ class Handlers:
         try:
             patch, found = Controls.of(given[ASKED:]).random(self.desk, draws)
             listed = self._listed(found)
-            for shown, report in self._lucky(given[:ASKED], patch, request):
-                yield [gr.update(value=shown, visible=True), listed + report, "", draws + 1]
+            with self.running.of(visitor_of(request)) as stop:
+                for shown, report in self._lucky(given[:ASKED], patch, stop):
+                    yield [gr.update(value=shown, visible=True), listed + report, "", draws + 1]
         except Exception as error:
             yield [gr.skip(), "", show.trouble(sentence(error)), draws]
 
     def _lucky(
-        self, asked: tuple[Any, ...], patch: Patch, request: gr.Request
+        self, asked: tuple[Any, ...], patch: Patch, stop: Event
     ) -> Iterator[tuple[Any, str]]:
         picture, words, template, length, seed = asked
         if self.desk.shows == "answers":
-            for said in self._say(picture, words, length, [patch], request):
+            image = read_picture(picture)
+            for said in say(self.desk, image, words or "", [patch], length, stop):
                 yield said.texts[0], show.report(said.reports[0], said.notes) if said.whole else ""
         elif self.desk.shows == "labels":
             image = read_picture(picture)

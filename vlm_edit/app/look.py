@@ -9,6 +9,8 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
 .gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
+.gradio-container label, .gradio-container [data-testid="block-info"] { overflow-wrap: anywhere;
+  min-width: 0; }
 .ve-head h1 { font-size: 1.45rem; font-weight: 650; margin: 0; letter-spacing: -.01em; }
 .ve-head p { margin: .25rem 0 0; color: var(--body-text-color-subdued); }
 .ve-hint { margin: 0; color: var(--body-text-color-subdued); font-size: .9rem; }

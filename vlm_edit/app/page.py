@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _RULES = {
 HOST: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "host"}
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LAST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}  # of several that wait
+_COPY = "(text) => { navigator.clipboard.writeText(text); }"
 
 
 def _as_sent(payload: Any) -> Any:
@@ -157,8 +159,10 @@ class Page:
             )
             told = repr(self.patch) if self.patch else ""
             self.loaded = gr.HTML(show.report(told), elem_classes="ve-slot")
-            self.code = gr.Textbox(label="The same in Python", lines=4, buttons=["copy"],
+            self.code = gr.Textbox(label="The same in Python", lines=4,
                                    interactive=False, elem_classes="ve-code")  # fmt: skip
+            copied = gr.Button("Copy the Python", size="sm")
+            copied.click(None, self.code, None, js=_COPY, **QUIET)
         self.state = gr.State(self.patch)
         self.draws = gr.State(0)
 
@@ -236,17 +240,15 @@ class Page:
 
     def _wire_features(self) -> None:
         acts, listed = self.handlers, [self.chosen, *self.own]
-        turned = [self.amount, self.tokens, self.phase, self.source, *self.own]
-        for control in turned:
-            self._again(control.input)
+        turned = (self.amount, self.tokens, self.phase, self.source, *self.own)
+        self._again(partial(gr.on, [control.input for control in turned]))
         self._again(self.rule.input(acts.amounts, self.rule, self.amount, **QUIET).then)
         self._again(self.strength.input(acts.level, self.strength, self.own, **QUIET).then)
         self.way.input(acts.ways, self.way, [self.kind, self.count, self.names, self.numbers],
                        **QUIET)  # fmt: skip
-        events = [c.input for c in (self.way, self.kind, self.count, self.names)]
-        for event in (*events, self.numbers.change):  # pasted numbers are no input to gradio
-            self._again(event(acts.choose, self.controls, listed, **LAST).then)
-        self._again(self.blocks.load(acts.choose, self.controls, listed, **QUIET).then)
+        chosen = [c.input for c in (self.way, self.kind, self.count, self.names)]
+        chosen += [self.numbers.change, self.blocks.load]  # pasted numbers are no input to gradio
+        self._again(gr.on(chosen, acts.choose, self.controls, listed, **LAST).then)
         if self.examples:
             self._again(self.gallery.select(acts.example, None, self.picture, **QUIET).then)
         self._again(self.picture.upload)

@@ -93,7 +93,7 @@ def answer(
         question: As a person asks it; the host's prompt goes around it.
         how: To choose words.
         say: Receives the answer piece by piece, with each token that ends one.
-        stop: Asked after each token whether that was enough.
+        stop: Asked after each token whether that was enough; transformers may add one more.
 
     Raises:
         VlmEditError: The host does not understand its prompt.
