@@ -266,3 +266,14 @@ def test_what_fires_nowhere_and_what_is_not_there_is_said(pairs) -> None:
     assert silent
     with pytest.raises(VlmEditError, match="no feature that is asked about fires"):
         map_site(clip, pairs, dictionary, "vision.2", features=silent[:2], progress=False)
+
+
+def test_an_image_with_several_captions_is_an_example_once(pairs) -> None:
+    clip, dictionary = Host.of(*zoo.load_host()), zoo.load_dictionary("vision.2")
+    numbers = [0, 0, 0, 1, 1, 2, 3]
+    images = [pairs.open(i) for i in numbers]
+    texts = tuple(f"{pairs.texts[i]} {k}" for k, i in enumerate(numbers))
+    maps = map_site(clip, Pairs(images, texts), dictionary, "vision.2", per=3, progress=False)
+    for feature in maps.strongest()[:50]:
+        shown = [numbers[firing.number] for firing in maps.of(feature)]
+        assert len(shown) == len(set(shown))

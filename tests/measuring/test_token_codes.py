@@ -1,13 +1,17 @@
 """The codes of single tokens, held to plain forwards of the host."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from vlm_edit import Dictionary, Host, Pairs, VlmEditError, zoo
 from vlm_edit.measuring import Reader, token_codes
+from vlm_edit.measuring.firing.tokens import words_of
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +110,14 @@ def test_pairs_without_an_image_are_left_out_and_sizes_are_of_images(clip, tmp_p
         list(token_codes(clip, pairs.select([0]), neurons, "vision.1"))
     with pytest.raises(VlmEditError, match="wide"):
         list(token_codes(clip, pairs, Dictionary.identity(3), "vision.1"))
+
+
+def test_blanks_before_words_are_kept_though_a_tokenizer_drops_them() -> None:
+    """As the tokenizers of LLaMA and Gemma do, which mark them and decode a word without."""
+    words = {"\u2581a": 0, "\u2581red": 1, "der": 2, "<unk>": 3}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    plain.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain)
+    assert tokenizer.decode([1]) == "red"
+    host = SimpleNamespace(tokenizer=lambda _: tokenizer)
+    assert words_of(host, "language.0", [0, 1, 2]) == [" a", " red", "der"]

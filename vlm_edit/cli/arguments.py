@@ -243,10 +243,10 @@ class Measure(Subjected, Writes):
 
 @dataclass(frozen=True, kw_only=True)
 class Maps(Subjected, Writes):
-    """Show where features fire in pictures and texts, at any site with tokens."""
+    """Show where features fire in pictures and texts, at any layer."""
 
     dictionary: Annotated[str, DICTIONARY] = field()
-    site: Annotated[str, option("a layer, such as vision.3, text.3 or language.16")]
+    site: Annotated[str, option("a layer, such as vision.3, text.3 or language.16")] = field()
     out: Annotated[str, option("folder for the page and the maps")] = "vlm-edit-maps"
     features: Annotated[Text, option("which, such as 3,17 (all)", metavar="K,K")] = None
     per: Annotated[

@@ -29,8 +29,8 @@ EXAMPLES: dict[type, tuple[str, str]] = {
     ),
     of.Report: ("report run", "report run --title 'Features of mine' --page mine.html"),
     of.Maps: (
-        "maps zoo:emoji-clip zoo:pairs --dictionary zoo:vision.2 --site vision.2",
-        "maps MODEL PAIRS --dictionary SAE --site vision.22 --features 3,17",
+        "maps zoo:emoji-clip zoo:pairs --dictionary neurons --site vision.2",
+        "maps MODEL PAIRS --dictionary SAE --site vision.22 --shown 20",
     ),
     of.Census: (
         "census zoo:emoji-clip zoo:pairs --dictionary zoo:joint",

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_edit.ground.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.hooks.dispatch import hidden_of, replace_hidden
 from vlm_edit.hooks.methods import StandIn
 from vlm_edit.hooks.on_host import expect_there
@@ -60,7 +60,8 @@ def bypassed(host: Host | Model, *names: str) -> Iterator[None]:
         *names: Sites that are layers, such as ``vision.0``.
 
     Raises:
-        VlmEditError: An unknown site, no adapter, or a site that is no output of a module.
+        VlmEditError: An unknown site, no adapter, a site that is no output of a module, or a host
+            that is compiled.
 
     Example:
         >>> import torch
@@ -74,6 +75,13 @@ def bypassed(host: Host | Model, *names: str) -> Iterator[None]:
         True
     """
     host = Host.of(host)
+    if hasattr(host.model, "_orig_mod") or any(
+        module._compiled_call_impl is not None for module in host.root.modules()
+    ):
+        raise CannotKnow(
+            f"{host.kind.__name__} is compiled, and its code would not see that layers are "
+            "bypassed: give Host.of(...) the model as it was before it was compiled"
+        )
     taps = {tap.module: tap for name in names for tap in host.site(name).taps}
     for tap in taps.values():
         expect_there(tap.module)
@@ -94,8 +102,8 @@ def bypassed(host: Host | Model, *names: str) -> Iterator[None]:
 
 def _key_of(hidden: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Key | None:
     """Return which argument is the state that the output goes on from; None where none may be."""
-    given: dict[Key, Any] = {**dict(enumerate(args)), **kwargs}
-    for key, value in given.items():
+    given: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
+    for key, value in given:
         alike = isinstance(value, Tensor) and value.is_floating_point()
         if alike and value.shape == hidden.shape:
             return key

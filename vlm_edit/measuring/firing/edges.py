@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vlm_edit.measuring.firing.shades import Axis, Threshold
+from vlm_edit.measuring.firing.shades import LEVELS, Axis, Threshold
 
 FIRST = 32  # thresholds along an axis, before intervals with edges in them are halved
 FINEST = 256  # a ramp has no more greys
+_OF_ONE_SIZE = 0.75  # logarithm of how far sizes differ at most: a box may end at a picture's edge
 
 # Which tokens are as in a white picture, and which as in a black one, [n, t] bool each.
 Look = Callable[[Sequence[Threshold]], tuple[Tensor, Tensor]]
@@ -25,7 +26,7 @@ def find_edges(look: Look, axis: Axis, count: int) -> tuple[Tensor, Tensor]:
         count: How many tokens there are.
 
     Returns:
-        Of each token the first and the last coordinate, [t] float64, to half a 256th.
+        Of each token the first and the last coordinate, [t] float64, to a grey of the ramp.
     """
     # An edge lies between the two: from 0 on all is white, and before 1 all is black.
     left, right = (torch.tensor([[0.0, 1.0]] * count, dtype=torch.float64) for _ in range(2))
@@ -38,7 +39,8 @@ def find_edges(look: Look, axis: Axis, count: int) -> tuple[Tensor, Tensor]:
         open_ones = {(low, high) for low, high in torch.cat([left, right]).tolist()
                      if high - low > 1 / FINEST}  # fmt: skip
         wanted = sorted((low + high) / 2 for low, high in open_ones)
-    return left.mean(1), right.mean(1)
+    # The one grey between two 256ths is a 255th.
+    return left[:, 0] * FINEST / LEVELS, right[:, 0] * FINEST / LEVELS
 
 
 def _narrow(edges: Tensor, at: float, behind: Tensor) -> None:
@@ -76,3 +78,25 @@ def settle(
     means[group[0]], means[group[-1]] = begin, end
     settled = means[group][place]
     return settled[: len(left)], settled[len(left) : 2 * len(left)]
+
+
+def meet(boxes: Tensor) -> Tensor:
+    """Return boxes [t, 4] that meet in the middle where they overlap the next of their row.
+
+    Patches may overlap, and a token then sees some of what its neighbours stand for.
+    """
+    met = boxes.clone()
+    for near, far in ((0, 2), (1, 3)):
+        across = [1 - near, 3 - near]
+        size = boxes[:, far] - boxes[:, near]
+        for i, box in enumerate(boxes):
+            rest = boxes[i + 1 :]
+            level = (rest[:, across] - box[across]).abs().amax(1) < 2 / FINEST
+            alike = (size[i + 1 :] / size[i]).log().abs() < _OF_ONE_SIZE
+            over = (rest[:, near] > box[near]) & (rest[:, near] < box[far])
+            over &= rest[:, far] > box[far]
+            follower = (level & alike & over).nonzero()
+            if len(follower):
+                j = i + 1 + int(follower[0])
+                met[i, far] = met[j, near] = (box[far] + boxes[j, near]) / 2
+    return met
