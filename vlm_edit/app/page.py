@@ -172,9 +172,9 @@ class Page:
             self.go = gr.Button(_PRESS[shows], variant="primary", min_width=100, scale=1)
             self.stop = gr.Button("Stop", interactive=shows == "answers", min_width=80, scale=1,
                                   visible=shows == "answers")  # fmt: skip
-            self.dice = gr.Button("As many random features instead", min_width=260, scale=2)
+            self.dice = gr.Button("As many random features instead", min_width=280, scale=3)
         self.trouble = gr.HTML(elem_classes="ve-slot")
-        titles = ("As it is", "With the features turned", "With as many random features")
+        titles = ("As it is", "With features turned", "As many random features")
         with gr.Row(equal_height=True):
             self.boxes = [
                 gr.Textbox(
