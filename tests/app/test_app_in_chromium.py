@@ -112,7 +112,7 @@ def test_features_are_turned_and_the_answer_changes(
     page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.endswith('Clamp([342, 110, 49, 501], value=8.0), tokens="image")')
-    assert "37 tokens edited" in page.locator("ul[role=status]").first.inner_text()
+    assert "37 tokens edited" in page.locator("[role=status]").first.inner_text()
 
 
 def test_a_slider_is_moved_by_keys_and_the_answer_follows(

@@ -1,5 +1,6 @@
 """The page's server as others reach it: who may, how much, hostile files, visitors at once."""
 
+import asyncio
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from desks import QUESTION, clip_desk, controls, llava_desk
 from vlm_edit import Ablate, Patch, VlmEditError, load_patch, zoo
 from vlm_edit.app import Server, serve
 from vlm_edit.app.acts import LOADED
+from vlm_edit.app.guard import Guard
 from vlm_edit.app.saved import save_patch
 
 gradio = pytest.importorskip("gradio", reason="needs gradio: pip install gradio")
@@ -122,17 +124,23 @@ def test_more_bytes_than_are_taken_are_refused(llava: Server) -> None:
     told = httpx.post(place, files={"files": ("a.png", b"x" * (34 * 2**20))})
     assert (told.status_code, told.text) == (413, "a request may send at most 33 MiB")
 
-    def endless() -> Iterator[bytes]:
-        for _ in range(40):
-            yield b"x" * 2**20
 
-    for place in ("upload", "queue/join"):
-        try:  # without a length it is counted, and no longer read
-            told = httpx.post(f"{llava.url}gradio_api/{place}", content=endless(), timeout=20)
-            assert told.status_code >= 400
-        except httpx.TransportError:
-            pass
-    assert httpx.get(llava.url).status_code == 200
+def test_what_is_sent_without_saying_how_much_is_counted() -> None:
+    read: list[dict[str, Any]] = []
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        while not read or read[-1].get("more_body"):
+            read.append(await receive())
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * 40, "more_body": True}
+
+    async def send(_message: Any) -> None:
+        raise AssertionError("it answers by itself")
+
+    scope = {"type": "http", "headers": [(b"host", b"localhost:80")], "server": ("", 80)}
+    asyncio.run(Guard(app, most=100)(scope, receive, send))
+    assert [one["type"] for one in read] == ["http.request"] * 2 + ["http.disconnect"]
 
 
 def test_an_answer_is_that_of_the_desk_and_says_what_was_edited(llava: Server, image: Any) -> None:

@@ -80,9 +80,11 @@ def test_who_listens_no_more_stops_it_and_nothing_stays_on_the_host() -> None:
     long = Patch(desk.site, desk.dictionary, Clamp(range(60), 30.0))
     told = say(desk, picture(), QUESTION, [long], 4000)
     next(told)
+    start = time.monotonic()
     told.close()
-    with desk.turns.alone():  # waits for the thread
+    with desk.turns.alone():  # waits for the thread, which would go on for 4,000 tokens
         assert not attached(desk.host)
+    assert time.monotonic() - start < 15
 
 
 def test_visitors_at_once_get_what_each_gets_alone() -> None:
@@ -217,6 +219,12 @@ def test_a_feature_of_the_joint_embedding_fires_nowhere_in_particular() -> None:
 def test_who_reads_tokens_is_alone_with_the_host() -> None:
     desk, text = llava_desk(), f"{QUESTION} blue"
     expected = firing(desk, picture(1), text, [5, 31])
+    with ThreadPoolExecutor(1) as pool:
+        with desk.turns.together():
+            waiting = pool.submit(firing, desk, picture(1), text, [5])
+            time.sleep(1)
+            assert not waiting.done() and desk.turns._waiting == 1
+        assert waiting.result()[0].examples == firing(desk, picture(1), text, [5])[0].examples
     alone = whole([None, patch_of(YELLOW)], picture(1))
     with ThreadPoolExecutor(4) as pool:
         said = [pool.submit(whole, [None, patch_of(YELLOW)], picture(1)) for _ in range(6)]

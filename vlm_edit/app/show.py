@@ -59,7 +59,7 @@ def report(edited: str, notes: Sequence[str] = ()) -> str:
     """
     rows = "".join(f"<li>{escape(line(row))}</li>" for row in edited.splitlines() if row.strip())
     rows += "".join(f"<li class='ve-note'>{escape(line(note))}</li>" for note in notes)
-    return f"<ul class='ve-list' role='status'>{rows}</ul>" if rows else ""
+    return f"<div role='status'><ul class='ve-list'>{rows}</ul></div>" if rows else ""
 
 
 def trouble(told: str) -> str:
