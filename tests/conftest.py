@@ -33,6 +33,8 @@ from vlm_edit import Dictionary, Host, Pairs, zoo
 from vlm_edit.dictionaries import Encoder
 from vlm_edit.tasks.bias import Bench, Questions, Study
 
+pytest.register_assert_rewrite("browsed_pages")
+
 IMAGE_TOKEN = 60
 # A chat template for the zoo's LLaVA, which brings none.
 CHAT = (

@@ -14,7 +14,8 @@ import pytest
 
 from vlm_edit import Ablate, Patch, zoo
 from vlm_edit.app import Desk
-from vlm_edit.cli import main, serving
+from vlm_edit.cli import kept, main, serving
+from vlm_edit.measuring import load_measurement
 
 pytest.importorskip("gradio", reason="needs gradio: pip install gradio")
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,11 +62,15 @@ def test_the_zoo_is_served_by_one_command(served, capsys) -> None:
     assert "page:   http://127.0.0.1:1/" in capsys.readouterr().out
 
 
-def test_a_run_brings_its_own_pairs_and_classes(served, tmp_path) -> None:
+def test_a_run_brings_its_own_pairs_classes_and_names(served, tmp_path) -> None:
     run = str(tmp_path / "run")
     assert main(["measure", CLIP[0], "zoo:pairs", *CLIP[1:], "--out", run, "--quiet"]) == 0
+    measured = load_measurement(run)
+    named = {3: {"name": "red apple", "held": True}, 5: {"name": "noise", "held": False}}
+    kept.save_names(tmp_path / "run", named, measured.checksum())
     assert main(["app", *CLIP, "--run", run, "--port", "8123", "--max-new-tokens", "5"]) == 0
     ((desk, options),) = served
+    assert desk.names == {3: "red apple"} and desk.name(3).startswith("3 · red apple · ")
     assert desk.shows == "labels" and desk.run.n_pairs == len(desk.pairs) == 1024
     assert (options["port"], options["most"]) == (8123, 5)
 

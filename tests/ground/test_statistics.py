@@ -15,6 +15,7 @@ from vlm_edit.ground.statistics import (
     adjusted_p,
     auc,
     auc_estimate,
+    auc_p,
     benjamini_hochberg,
     drawn_difference,
     holm,
@@ -254,3 +255,41 @@ def test_a_paired_test_of_other_cases_or_none_is_refused(first, second) -> None:
 def test_a_difference_of_other_cases_or_of_no_draw_is_refused(shape) -> None:
     with pytest.raises(VlmEditError, match=r"draws|difference"):
         drawn_difference(torch.zeros(3, 5), torch.zeros(shape))
+
+
+@settings(UNHURRIED, max_examples=60)
+@given(seeds, st.booleans())
+def test_the_p_of_an_area_is_below_a_fortieth_just_where_its_interval_lies_above_chance(
+    seed: int, grouped: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    positive = torch.arange(40) < 15
+    scores = torch.randn(40, generator=generator) + positive * 0.6
+    groups = torch.arange(40) // 2 if grouped else None
+    low, p = auc_estimate(scores, positive, groups).low, auc_p(scores, positive, groups)
+    assert (p < 0.025 - 1e-6) == (low > 0.5 + 1e-6) or abs(p - 0.025) < 1e-4
+    assert auc_p(scores, positive, groups, 0.6) > p
+    assert (auc_p(-scores, positive, groups) > 0.5) == (p < 0.5)
+
+
+def test_the_p_of_an_area_is_uniform_where_scores_say_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    positive = torch.arange(60) < 20
+    drawn = [auc_p(torch.rand(60, generator=generator), positive) for _ in range(2000)]
+    below = [sum(p <= level for p in drawn) / len(drawn) for level in (0.01, 0.05, 0.5)]
+    assert below[0] < 0.02 and 0.03 < below[1] < 0.065 and 0.45 < below[2] < 0.55
+
+
+def test_the_p_of_an_area_of_captions_counts_images() -> None:
+    """Ten captions of an image that say the same tell no more than one."""
+    generator = torch.Generator().manual_seed(1)
+    positive, images = (torch.arange(30) < 12), torch.arange(30)
+    scores = torch.randn(30, generator=generator) + positive * 1.5
+    alone = auc_p(scores, positive, images)
+    tenfold = [x.repeat_interleave(10) for x in (scores, positive, images)]
+    assert auc_p(*tenfold) == pytest.approx(alone, rel=0.3)
+    assert auc_p(*tenfold[:2]) < alone / 10
+    assert math.isnan(auc_p(scores, torch.ones(30, dtype=torch.bool)))
+    assert math.isnan(auc_p(scores, positive, torch.zeros(30, dtype=torch.int64)))
+    with pytest.raises(VlmEditError, match="chance is 1"):
+        auc_p(scores, positive, chance=1.0)

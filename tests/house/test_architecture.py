@@ -71,6 +71,7 @@ SAVED = {
     "saved",
     "state",
     "maps",
+    "found",
     "next(iter(named.values()))",
 }
 WRITING = {

@@ -158,3 +158,21 @@ def test_more_than_an_int32_holds_are_counted_in_int64(monkeypatch: pytest.Monke
     wide.merge(narrow)
     again.merge(narrow)
     same(wide, again)
+
+
+@pytest.mark.parametrize("bins", [1, 16, 128])
+def test_counts_by_size_are_those_of_the_codes_between_the_same_edges(bins: int) -> None:
+    values = codes()
+    counts = counted(values).by_size(bins)
+    # A float32 with 18 bits cut off is the lower edge of its cell.
+    bits = values.numpy().view(np.int32) >> 18
+    for k in range(values.shape[1]):
+        active = bits[:, k][values.numpy()[:, k] > 0]
+        below = np.minimum((active.max() - active) // (CELLS // bins), bins - 1)
+        assert counts[k].tolist() == np.bincount(below, minlength=bins).tolist()
+
+
+def test_bins_that_do_not_divide_the_cells_are_refused() -> None:
+    for bins in (0, 3, 256):
+        with pytest.raises(VlmEditError, match=f"{bins} bins: use a power of 2"):
+            counted(codes(10)).by_size(bins)

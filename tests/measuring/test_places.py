@@ -31,6 +31,7 @@ from transformers.vision_utils import get_vision_window_index
 from vlm_edit import Dictionary, Host, Pairs, record, zoo
 from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName
 from vlm_edit.measuring import Places, PlacesFinder, Reader
+from vlm_edit.measuring.firing.shades import Canvas
 
 TILES = [[16, 16], [16, 32], [32, 16], [32, 32]]
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -396,9 +397,16 @@ def test_inputs_that_are_no_batch_are_tried_one_by_one() -> None:
         sizes.append(len(images))
         return {"pixel_values": values.flip(0) if len(images) == 1 else values[:1]}
 
-    alone = Host.of(host.model, maker, prompt=prompt)
+    alone, rows = Host.of(host.model, maker, prompt=prompt), set()
+
+    def look(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
+        rows.add(len(kwargs["pixel_values"]))
+
+    handle = host.root.register_forward_pre_hook(look, with_kwargs=True)
     expect_near(found(alone, "vision.1", (48, 48)), [NONE, *grid(6, 6)])
+    handle.remove()
     assert max(sizes) > 1
+    assert rows == {1}
 
 
 def test_what_the_picture_changes_in_other_ways_is_not_guessed() -> None:
@@ -435,6 +443,51 @@ class Shuffled(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         states: Tensor = self.inner(*args, **kwargs)
         return states + torch.randn(states.shape)
+
+
+class Blurred(nn.Module):
+    """Embed patches, and add what the two before and behind hold."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        states: Tensor = self.inner(*args, **kwargs)
+        return sum((states.roll(i, 1) for i in range(-2, 3)), torch.zeros(()))
+
+
+def test_tokens_that_hold_some_of_others_have_no_places() -> None:
+    host = tower(48, 8)
+    vision = getattr(host.root, "vision_model", host.root)
+    vision.embeddings = Blurred(vision.embeddings)
+    places = PlacesFinder(host, "vision.1").of((48, 48))
+    assert places.boxes is None
+    assert places.why == "what one place of the picture shows reaches 5 of its tokens"
+
+
+def test_tiles_that_lie_otherwise_are_tried_anew() -> None:
+    sizes = {"size": {"height": 16, "width": 16}, "min_patches": 1, "max_patches": 4}
+    host = hosted("internvl", GotOcr2ImageProcessorPil(**sizes, crop_to_patches=True), 12)
+    finder = PlacesFinder(host, "language.1")
+    finder.of((64, 32))
+    boxes = finder.of((32, 64)).boxes
+    halves = [*grid(2, 2, (0, 0, 1, 0.5)), *grid(2, 2, (0, 0.5, 1, 1))]
+    assert boxes is not None
+    expect_near(boxes, [*halves, *grid(2, 2)], within=0.025)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_picture_whose_size_the_host_is_told_is_laid_out_otherwise(told: bool) -> None:
+    maker = SiglipImageProcessorPil(size={"height": 16, "width": 16})
+
+    def prompt(maker: Any, images: Any, _: Any) -> dict[str, Any]:
+        sizes = {"image_sizes": torch.tensor([i.size for i in images])} if told else {}
+        return {**maker(list(images), return_tensors="pt"), **sizes}
+
+    host = Host.of(build("siglip").model, maker, prompt=prompt)
+    wide, high = (Canvas.of(host, size, "") for size in ((64, 40), (40, 64)))
+    assert (wide.onto(high) is None) == told
 
 
 def test_a_host_that_draws_at_random_tells_nothing() -> None:

@@ -1,59 +1,22 @@
 """The page in a headless Chromium, opened from disk, used by keyboard and by mouse."""
 
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from browsed_pages import HOSTILE, NEEDED, measured, numbers, pairs_of
+from page_checks import CONTRAST
 from PIL import Image
 
-from vlm_edit import Pairs
-from vlm_edit.measures.dominance import DominanceAccumulator
-from vlm_edit.measures.interpretability import TopExamples
 from vlm_edit.measuring import Measurement
-from vlm_edit.report import Examples, Picture, Table, has_plotly, write_page
+from vlm_edit.report import Examples, Picture, Table, write_page
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="needs playwright: pip install playwright"
-)
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-    pytest.mark.skipif(not has_plotly(), reason="needs plotly: pip install plotly"),
-]
-
-HOSTILE = (
-    '</script><script>window.harmed=1</script><img src=x onerror="window.harmed=1"> \u202e"\'&'
-)
+pytest_plugins = ("browsed_pages",)
+pytestmark = NEEDED
 LOAD_SECONDS, SORT_SECONDS = 15, 2  # at 16,384 features on two busy cores
-
-
-def measured(n: int, m: int) -> Measurement:
-    generator = torch.Generator().manual_seed(0)
-    image, text = torch.rand(2, n, m, generator=generator)
-    lean = torch.linspace(-0.4, 0.4, m)[torch.randperm(m, generator=generator)]
-    image, text = (image - 0.8 + lean).relu(), (text - 0.8 - lean).relu()
-    image[:, 5] = text[:, 5] = 0
-    accumulator = DominanceAccumulator(m)
-    accumulator.update(image, text)
-    examples = {"image": TopExamples(m, 12), "text": TopExamples(m, 12)}
-    examples["image"].update(image, list(range(n)))
-    examples["text"].update(text, list(range(n)))
-    scores = {"ms_image": torch.rand(m, generator=generator).double()}
-    return Measurement(
-        accumulator.compute(), 0.5, examples, "joint", n, interpretability=scores,
-        provenance={"host": {"class": "CLIPModel"}},
-    )  # fmt: skip
-
-
-def pairs_of(n: int) -> Pairs:
-    images = [Image.new("RGB", (64, 48), (i % 256, i * 7 % 256, 90)) for i in range(n)]
-    return Pairs(
-        images, tuple(f"caption {i} {HOSTILE if i % 3 == 0 else 'Ärger'}" for i in range(n))
-    )
 
 
 @pytest.fixture(scope="module")
@@ -72,42 +35,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, found: Measurement) -> P
     write_page(path, found, pairs_of(200), f"A title {HOSTILE}", tables, shown, [grid],
                recurring=range(0, 130, 3))  # fmt: skip
     return path
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chromium: Any, page_file: Path) -> Iterator[Callable[..., Any]]:
-    """Opens the page; afterwards nothing may have gone wrong in it."""
-    contexts, troubles = [], []
-
-    def go(address: str = "", file: Path = page_file, **options: Any) -> Any:
-        contexts.append(chromium.new_context(**options))
-        page = contexts[-1].new_page()
-        page.on("console", lambda m: m.type == "error" and troubles.append(m.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda r: r.url.split(":")[0] not in ("file", "data", "blob")
-                and troubles.append(r.url))  # fmt: skip
-        page.goto(f"file://{file}{address}")
-        page.wait_for_selector("#scatter .main-svg", state="attached")
-        return page
-
-    yield go
-    for context in contexts:
-        for page in context.pages:
-            assert page.evaluate("window.harmed") is None
-        context.close()
-    assert not troubles
-
-
-def numbers(page: Any) -> list[int]:
-    return [int(a) for a in page.locator("#features tbody th").all_inner_texts()]
 
 
 def test_the_page_draws_every_part_without_an_error_or_a_request(visit: Callable[..., Any]) -> None:
@@ -135,9 +62,10 @@ def test_no_picture_is_missing(visit: Callable[..., Any]) -> None:
     assert failed[0] > 100 and failed[1] >= 1 and failed[2] == 0
     assert page.locator(".picture.none").count() == 0
     place, shown, side = page.evaluate(
-        """() => { const pair = data.places.indexOf(31), node = picture(pair);
+        """() => { const { places } = data.sheets.small;
+            const pair = places.indexOf(31), node = picture(pair);
             document.querySelector('main').append(node); const style = getComputedStyle(node);
-            return [data.places[pair], style.backgroundPosition, parseFloat(style.width)]; }"""
+            return [places[pair], style.backgroundPosition, parseFloat(style.width)]; }"""
     )
     assert shown == f"-{place % 16 * side:g}px -{place // 16 * side:g}px"
 
@@ -200,7 +128,14 @@ def test_every_column_sorts_both_ways_with_the_undefined_last(
     visit: Callable[..., Any], found: Measurement
 ) -> None:
     page = visit()
-    columns = {c["name"]: c["values"] for c in page.evaluate("data.columns") if c["shown"]}
+    columns = {
+        c["name"]: c["values"]
+        for c in page.evaluate(
+            "data.columns.map((c) => ({...c, values: [...c.values].map("
+            "(v) => Number.isNaN(v) ? null : v)}))"
+        )
+        if c["shown"]
+    }
     assert {"mds", "mds_width", "swap_p", "active", "lift", "ms_image"} <= set(columns)
     assert columns["mds"][5] is None and bool(found.dominance.scores[5].isnan())
     for name, listed in columns.items():
@@ -227,13 +162,13 @@ def test_keys_move_turn_pages_open_and_close(visit: Callable[..., Any]) -> None:
     assert numbers(page)[0] == 50 and page.evaluate("document.activeElement.textContent") == "50"
     page.keyboard.press("Enter")
     assert page.locator("dialog[open] h2").inner_text().startswith("Feature 50")
-    assert page.url.endswith("#feature-50")
+    assert page.url.endswith("#feature-50?page=2")
     page.keyboard.press("ArrowRight")
-    assert page.locator("dialog h2").inner_text().startswith("Feature 51")
+    assert page.locator("#detail h2").inner_text().startswith("Feature 51")
     page.keyboard.press("Escape")
     page.wait_for_function("!document.querySelector('dialog[open]')")
     assert page.evaluate("document.activeElement.textContent") == "50"
-    page.wait_for_function("!location.hash")
+    page.wait_for_function("location.hash === '#?page=2'")
     page.click("#last")
     assert numbers(page) == list(range(100, 130))
     assert page.get_attribute("#next", "aria-disabled") == "true"
@@ -242,7 +177,8 @@ def test_keys_move_turn_pages_open_and_close(visit: Callable[..., Any]) -> None:
 def test_an_address_opens_its_feature(visit: Callable[..., Any], found: Measurement) -> None:
     page = visit("#feature-77")
     assert page.locator("dialog[open] h2").inner_text().startswith("Feature 77")
-    assert page.locator("dialog .gallery li").count() == min(
+    page.wait_for_selector("#ratios .bars path")
+    assert page.locator("#detail .gallery li").count() == min(
         10, len(found.examples["image"].of(77))
     )
     assert page.locator("#ratios .bars path").count() > 1
@@ -250,7 +186,7 @@ def test_an_address_opens_its_feature(visit: Callable[..., Any], found: Measurem
     page.wait_for_function(
         "document.querySelector('#detail-title').textContent.includes('ture 5 ')"
     )
-    assert "No pair activates it." in page.locator("#detail-body").inner_text()
+    page.wait_for_selector("#detail-body :text('No pair activates it.')")
     page.go_back()
     page.wait_for_function("document.querySelector('#detail-title').textContent.includes('77')")
 
@@ -267,29 +203,6 @@ def test_a_click_on_the_plane_opens_the_feature_pointed_at(visit: Callable[..., 
     )
     page.wait_for_selector("dialog[open]")
     assert page.url.endswith("#feature-9") and not page.locator("#hover").is_visible()
-
-
-CONTRAST = """() => {
-    const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-    const rgb = (c) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c;
-        canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
-    const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => { v /= 255;
-        return v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
-        return .2126 * r + .7152 * g + .0722 * b; };
-    const behind = (n) => { for (; n; n = n.parentElement) {
-        const c = rgb(getComputedStyle(n).backgroundColor); if (c[3] === 255) return c; }
-        return [255, 255, 255]; };
-    const low = [];
-    for (const n of document.querySelectorAll('body *')) {
-        const own = [...n.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim());
-        if (!own || n.closest('svg, script, [aria-disabled=true], .hidden') || !n.offsetParent)
-            continue;
-        const [a, b] = [light(rgb(getComputedStyle(n).color)), light(behind(n))];
-        const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-        if (ratio < 4.5) low.push([n.tagName, n.className, n.textContent.slice(0, 30), ratio]);
-    }
-    return low;
-}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -309,7 +222,7 @@ def test_a_phone_scrolls_down_only(visit: Callable[..., Any]) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.evaluate("location.hash = 'feature-9'")
     page.wait_for_selector("dialog[open]")
-    assert page.evaluate("document.querySelector('dialog').scrollWidth") <= 360
+    assert page.evaluate("document.querySelector('#detail').scrollWidth") <= 360
 
 
 def test_who_cannot_see_the_page_can_use_it(visit: Callable[..., Any]) -> None:
@@ -334,7 +247,7 @@ def test_who_cannot_see_the_page_can_use_it(visit: Callable[..., Any]) -> None:
         "return ids.filter((id, i) => ids.indexOf(id) !== i); })()"
     )
     assert doubled == []
-    assert page.evaluate("document.querySelector('dialog').contains(document.activeElement)")
+    assert page.evaluate("document.querySelector('#detail').contains(document.activeElement)")
 
 
 @pytest.fixture(scope="module")
@@ -361,3 +274,27 @@ def test_sixteen_thousand_features_load_and_sort_in_time(
         page.evaluate(step)
         assert time.perf_counter() - start < SORT_SECONDS
     assert page.locator("#features tbody tr").count() == 50
+
+
+@pytest.mark.slow
+def test_a_hundred_and_thirty_thousand_features_open_too(
+    visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = measured(40, 131_072)
+    write_page(tmp_path / "huge.html", found, pairs_of(40), "Huge")
+    assert (tmp_path / "huge.html").stat().st_size < 24_000_000 + 300 * (131_072 - 32_768)
+    start = time.perf_counter()
+    page = visit(file=tmp_path / "huge.html")
+    assert time.perf_counter() - start < LOAD_SECONDS
+    start = time.perf_counter()
+    page.fill("#query", "caption 19")
+    assert time.perf_counter() - start < SORT_SECONDS
+    texts = pairs_of(40).texts
+    hits = torch.tensor([all(word in text for word in ("caption", "19")) for text in texts])
+    top = torch.cat([found.examples[s].numbers[:, :10] for s in ("image", "text")], 1)
+    expected = (hits[top.clamp(min=0)] & (top >= 0)).any(1).nonzero().flatten().tolist()
+    assert numbers(page) == expected[:50]
+    told = page.locator("#count").inner_text()
+    assert told.startswith(f"{len(expected):,} features")
+    page.evaluate("location.hash = '#feature-131071'")
+    page.wait_for_selector("#detail-title:text('Feature 131071')")

@@ -43,6 +43,7 @@ Kept = Annotated[Count, option("tokens kept of a pair and stream (all)")]
 Every = Annotated[
     float, option("seconds between two checkpoints, from which the same command goes on")
 ]
+Back = Annotated[Text, option("page that this one leads back to, such as a run's", metavar="PAGE")]
 Seed = Annotated[int, option("of every draw")]
 SAVED = "a patch file, a folder with one, or owner/name on the hub"
 Saved = Annotated[str, positional("PATCH", SAVED)]
@@ -283,13 +284,23 @@ class Census(Subjected, Writes):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Writes, Columns, Tells):
-    """Write a run's page with pictures."""
+    """Write a run's page with pictures, or those of several runs side by side."""
 
-    run: Annotated[str, positional("RUN", "folder that measure wrote; edit --run adds to it")]
+    run: Annotated[
+        list[str],
+        positional(
+            "RUN...", "folder that measure wrote; edit --run adds to it; several are compared"
+        ),
+    ]
     pairs: Annotated[Text, option("the run's pairs, if they have moved")] = None
-    page: Annotated[Text, option("the page (RUN/index.html)", metavar="FILE")] = None
+    page: Annotated[
+        Text, option("the page (RUN/index.html; of several runs compare.html)", metavar="FILE")
+    ] = None
     title: Annotated[Text, option("of the page")] = None
     seed: Annotated[int, option("of the random features")] = 0
+    neuronpedia: Annotated[
+        Text, option("write files for Neuronpedia into this folder too", metavar="FOLDER")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,6 +427,7 @@ class Bias(Loading, Writes, Columns, Tells, LeftOpen):
     tolerance: Annotated[float, option("of utility, to lose")] = 0.01
     batch_size: Batch = 64
     dictionary: Annotated[Text, option("as for measure; without one, baselines alone")] = None
+    back: Back = None
     out: Annotated[str, option("folder to write")] = "vlm-edit-bias"
 
 
@@ -441,6 +453,7 @@ class Attack(Subjected, Writes):
         Class | None, option("also attack through it alone, and as many at random", "--class")
     ] = None
     patch: Annotated[Text, option("patch to attack through, or zoo:robust-emoji-clip")] = None
+    back: Back = None
     out: Annotated[str, option("folder to write")] = "vlm-edit-attack"
 
 

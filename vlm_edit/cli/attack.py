@@ -18,7 +18,7 @@ from vlm_edit.cli.choosing import surest
 from vlm_edit.cli.host import load_host
 from vlm_edit.cli.patching import open_patch
 from vlm_edit.cli.subject import Subject, load_pairs
-from vlm_edit.cli.writing import expect_free
+from vlm_edit.cli.writing import expect_free, way_back
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.ground.files import make_folder, packed, replacing, write_bytes, write_text
@@ -44,6 +44,7 @@ def attack(options: Attack) -> int:
     _expect_consistent(options)
     out = Path(options.out)
     expect_free([out / name for name in _FILES], options.overwrite, "name a folder with --out")
+    way_back(options.back, out)  # before anything long begins
     pairs = load_pairs(options.pairs, options.columns())
     numbers = adv.drawn(len(pairs), options.most, options.seed)
     pairs, left_out = pairs.select(numbers).readable()
@@ -388,4 +389,5 @@ def _write(out: Path, options: Attack, done: _Done) -> None:
         f"{options.eps[-1]:g}/255 without a patch."
     )
     title = f"{options.model} under attack"
-    adv.write_page(out / "index.html", title, done.cases, done.tables, note)
+    back = way_back(options.back, out)
+    adv.write_page(out / "index.html", title, done.cases, done.tables, note, back=back)

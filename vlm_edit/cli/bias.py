@@ -14,7 +14,7 @@ from vlm_edit.cli.arguments import Bias
 from vlm_edit.cli.flags import in_flags
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.subject import load_dictionary, load_pairs
-from vlm_edit.cli.writing import expect_free
+from vlm_edit.cli.writing import expect_free, way_back
 from vlm_edit.dictionaries import AnyDictionary
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.ground.files import make_folder, replacing, write_text
@@ -49,6 +49,7 @@ def bias(options: Bias) -> int:
     asked = questions(pairs, options)
     dictionary = load_dictionary(options.dictionary, options) if options.dictionary else None
     host = load_host(options.model, options)
+    back = way_back(options.back, out)
     make_folder(out)  # before anything long begins
     bench = task.Bench.read(host, pairs, asked, batch_size=options.batch_size)
     sides = task.split(bench.plain.pairs, options.split_by, seed=options.seed)
@@ -73,7 +74,8 @@ def bias(options: Bias) -> int:
     made = {named: patch, "difference in means": simple}
     with replacing(out, _FILES) as new:
         _write(new, options, outcomes, tables)
-        task.write_page(new / "index.html", shown, title, tables, seed=options.seed)
+        page = new / "index.html"
+        task.write_page(page, shown, title, tables, seed=options.seed, back=back)
         for saved in made.values():
             saved.save(new / _file(saved is patch), host)
     print()

@@ -19,6 +19,7 @@ from vlm_edit._version import __version__
 from vlm_edit.cli import arguments as of
 from vlm_edit.cli.asked import Ask
 from vlm_edit.cli.examples import EXAMPLES
+from vlm_edit.cli.named import Name
 from vlm_edit.cli.served import App
 from vlm_edit.ground.errors import VlmEditError, VlmEditWarning, printable
 
@@ -31,9 +32,10 @@ VERBS: dict[type, str] = {
     of.Train: "training.train",
     of.Check: "training.check",
     of.Measure: "measuring.measure",
-    of.Report: "measuring.report",
+    of.Report: "reporting.report",
     of.Maps: "mapped.maps",
     of.Census: "census.census",
+    Name: "naming.name",
     of.Edit: "editing.edit",
     Ask: "asking.ask",
     App: "serving.app",

@@ -2,6 +2,7 @@
 
 from vlm_edit.cli import arguments as of
 from vlm_edit.cli.asked import Ask
+from vlm_edit.cli.named import Name
 from vlm_edit.cli.served import App
 
 EXAMPLES: dict[type, tuple[str, str]] = {
@@ -27,7 +28,10 @@ EXAMPLES: dict[type, tuple[str, str]] = {
         "measure zoo:emoji-clip zoo:pairs --dictionary zoo:joint --out run",
         "measure MODEL pairs.csv --text-column words --dictionary sae --json",
     ),
-    of.Report: ("report run", "report run --title 'Features of mine' --page mine.html"),
+    of.Report: (
+        "report run",
+        "report layer-2 layer-9 layer-16 --page layers.html",
+    ),
     of.Maps: (
         "maps zoo:emoji-clip zoo:pairs --dictionary neurons --site vision.2",
         "maps MODEL PAIRS --dictionary SAE --site vision.22 --shown 20",
@@ -35,6 +39,10 @@ EXAMPLES: dict[type, tuple[str, str]] = {
     of.Census: (
         "census zoo:emoji-clip zoo:pairs --dictionary zoo:joint",
         "census MODEL pairs.csv --dictionary sae --skip joint --run run",
+    ),
+    Name: (
+        "name run",
+        "name run --dictionary sae --vocabulary words.txt --features 3,17",
     ),
     of.Edit: (
         "edit zoo:emoji-clip zoo:pairs --dictionary zoo:joint --class vision",

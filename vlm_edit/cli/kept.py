@@ -1,4 +1,4 @@
-"""What commands leave with a run for its page: edits, grids of drawings, a census, maps."""
+"""What commands leave with a run for its page: edits, drawings, a census, maps, names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,8 @@ from vlm_edit.measures.nulls import Census
 from vlm_edit.measuring import Maps, load_maps, open_image, size_of
 from vlm_edit.report import Examples, Picture, Table
 
-EDITS, DRAWINGS, CENSUS, MAPS = "edits", "drawings", "census.json", "maps.safetensors"
+EDITS, DRAWINGS, CENSUS, NAMES = "edits", "drawings", "census.json", "names.json"
+MAPS = "maps.safetensors"
 _ENDINGS = {EDITS: ".json", DRAWINGS: ".png"}
 _RUN = "run"
 # Keywords of the PNG standard.
@@ -31,8 +32,8 @@ def clear(run: Path) -> None:
     """Delete what is kept, such as that of a run that was here before."""
     for folder in (EDITS, DRAWINGS):
         shutil.rmtree(run / folder, ignore_errors=True)
-    for name in (CENSUS, MAPS):
-        (run / name).unlink(missing_ok=True)
+    for file in (CENSUS, NAMES, MAPS):
+        (run / file).unlink(missing_ok=True)
 
 
 def save_edit(run: Path, table: Table, examples: Examples, of: str) -> None:
@@ -63,11 +64,62 @@ def save_picture(run: Path, picture: Picture, of: str) -> None:
 
 def save_census(run: Path, census: Census, of: str) -> Path:
     """Keep a census, likewise, in place of a former one; return its file."""
-    with locked(run):
-        document = {_RUN: of, "census": census.as_json()}
+    return _replace(run / CENSUS, {_RUN: of, "census": census.as_json()}, "census")
+
+
+def save_names(run: Path, names: Mapping[int, Mapping[str, Any]], of: str) -> Path:
+    """Keep what is told of features by name, likewise; return the file.
+
+    Args:
+        run: The run's folder.
+        names: By feature, JSON-able: ``name``, ``score``, ``low``, ``high``, ``held`` and
+            ``words``, and ``promotes`` and ``neighbours`` where they are known.
+        of: The run's checksum.
+    """
+    document = {_RUN: of, "names": {str(feature): told for feature, told in names.items()}}
+    return _replace(run / NAMES, document, "names")
+
+
+def names(run: Path, of: str) -> dict[int, dict[str, Any]] | None:
+    """Read the names of the run with this checksum, by feature, if some were kept.
+
+    Raises:
+        VlmEditError: Their file is damaged.
+    """
+    there = _names(run / NAMES)
+    return there[1] if there is not None and there[0] == of else None
+
+
+def _names(file: Path) -> tuple[str, dict[int, dict[str, Any]]] | None:
+    if not file.exists():
+        return None
+    try:
+        document = _read(file)
+        named = {int(feature): dict(told) for feature, told in document["names"].items()}
+        for told in named.values():
+            if not isinstance(told["name"], str) or not isinstance(told["held"], bool):
+                raise TypeError("a name is no text, or does not say whether it holds")
+        return str(document[_RUN]), named
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedFile(
+            f"{file} is damaged: delete it, or name again with vlm-edit name {file.parent} "
+            "--overwrite"
+        ) from error
+
+
+def _replace(file: Path, document: dict[str, Any], what: str) -> Path:
+    """Write a document of a run in place of a former one."""
+    with locked(file.parent):
         text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
-        write_text(run / CENSUS, text, "census")
-    return run / CENSUS
+        write_text(file, text, what)
+    return file
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if size_of(file) is None:
+        raise ValueError("not a regular file")
+    document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return document
 
 
 def census(run: Path, of: str) -> Census | None:
@@ -84,9 +136,7 @@ def _census(file: Path) -> tuple[str, Census] | None:
     if not file.exists():
         return None
     try:
-        if size_of(file) is None:
-            raise ValueError("not a regular file")
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        document = _read(file)
         return str(document[_RUN]), Census.of_json(document["census"])
     except (ValueError, KeyError, TypeError, DamagedFile, RecursionError) as error:
         raise DamagedFile(
@@ -134,9 +184,10 @@ def others(run: Path, of: str) -> list[Path]:
     """Find files of another run than the one with this checksum, left by a killed process."""
     there = (*_all(run, EDITS, _edit), *_all(run, DRAWINGS, _picture))
     former = [file for file, whose, _ in there if whose not in (None, of)]
-    counted = _census(run / CENSUS)
-    former += [run / CENSUS] if counted is not None and counted[0] != of else []
-    return former + ([run / MAPS] if (run / MAPS).exists() and maps(run, of) is None else [])
+    whole = {CENSUS: _census(run / CENSUS), NAMES: _names(run / NAMES)}
+    one = [run / name for name, known in whole.items() if known is not None and known[0] != of]
+    one += [run / MAPS] if (run / MAPS).exists() and maps(run, of) is None else []
+    return [*former, *one]
 
 
 def _kept(
@@ -158,9 +209,7 @@ def _all(
 def _edit(file: Path) -> tuple[str | None, tuple[Table, Examples]]:
     """Read whose it is, if that is told, and what was kept."""
     try:
-        if size_of(file) is None:
-            raise ValueError("not a regular file")
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        document = _read(file)
         title, items, note = document["examples"]
         shown = Examples(title, [(int(n), lines) for n, lines in items], note)
         return document.get(_RUN), (Table(*document["table"]), shown)

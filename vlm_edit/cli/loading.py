@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from typer import Option
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
 
 def _option(help: str, *names: str, **more: Any) -> Any:
     return Option(*names, help=help, rich_help_panel="How the model is loaded", **more)
@@ -21,7 +23,7 @@ class Loading:
         str, _option("auto for the best there is, cpu, cuda, cuda:1 or mps", metavar="DEVICE")
     ] = "auto"
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
+        Dtype,
         _option("of weights; auto for the checkpoint's own"),
     ] = "auto"
     device_map: Annotated[

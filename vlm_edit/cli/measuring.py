@@ -9,20 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edit.cli import kept, telling
-from vlm_edit.cli.arguments import Measure, Report
+from vlm_edit.cli.arguments import Measure
 from vlm_edit.cli.host import ZOO
 from vlm_edit.cli.mapped import keep_maps
 from vlm_edit.cli.numbers import numbers
-from vlm_edit.cli.shared import Columns
 from vlm_edit.cli.sharing import Place, place_of
-from vlm_edit.cli.subject import Subject, load_pairs, load_shards
-from vlm_edit.cli.writing import expect_free
-from vlm_edit.ground.errors import BadArgument, CannotKnow, DamagedFile, VlmEditError
+from vlm_edit.cli.subject import Subject
+from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 from vlm_edit.ground.files import locked, make_folder
 from vlm_edit.measuring import (
     Judge,
     Measurement,
-    Pairs,
     RepeatedPairs,
     Sharing,
     centred,
@@ -30,14 +27,11 @@ from vlm_edit.measuring import (
     expect_cut,
     found_in,
     image_encoder,
-    is_sharded,
     load_measurement,
     save_runs,
-    size_of,
     text_encoder,
-    texts_digest,
 )
-from vlm_edit.report import class_table, feature_table, write_page
+from vlm_edit.report import class_table, feature_table
 
 CENTRED, RUN = "centred", "measurement.safetensors"
 
@@ -207,66 +201,6 @@ def _tell_where(runs: Iterable[Path]) -> None:
     for run in runs:
         telling.wrote("run", run)
         telling.wrote("page", f"vlm-edit report {run}")
-
-
-def report(options: Report) -> int:
-    """Write a run's page."""
-    folder = Path(options.run)
-    page = Path(options.page or folder / "index.html")
-    if options.page:  # the run's own is made of the run alone, and made anew as it grows
-        expect_free([page], options.overwrite, "name another page with --page")
-    run = load_measurement(folder)
-    pairs = pairs_of(run, options.pairs, options)
-    checksum = run.checksum()
-    images = [] if is_sharded(pairs.name) else pairs.images
-    gone = sum(isinstance(image, Path) and size_of(image) is None for image in images)
-    if gone:
-        telling.warn(
-            f"{gone} of {len(pairs)} images are gone or out of reach: the page shows their texts "
-            "alone; name pairs that have moved with --pairs"
-        )
-    tables, examples = kept.edits(folder, checksum)
-    pictures = kept.pictures(folder, checksum)
-    title = options.title or f"Features at {run.site}"
-    census = kept.census(folder, checksum)
-    write_page(page, run, pairs, title, tables, examples, pictures, census, seed=options.seed)
-    for file in kept.others(folder, checksum):
-        telling.warn(f"left out, since it is of a run that was here before: {file}")
-    telling.wrote("page", page)
-    return 0
-
-
-def pairs_of(run: Measurement, named: str | None, columns: Columns) -> Pairs:
-    """Load the pairs that a run measured, from where they were or where they are now.
-
-    Args:
-        run: It.
-        named: Where they are now; None for where they were.
-        columns: What theirs are called.
-
-    Raises:
-        VlmEditError: The run does not say, or they are others by now.
-    """
-    listed = run.provenance.get("pairs", {})
-    listed = listed if isinstance(listed, dict) else {}
-    # Without their digest a stranger's run may name any file of the reader's.
-    own = "texts" in listed or "shards" in listed or listed.get("name") == f"{ZOO}pairs"
-    source = named or (listed.get("name") if own else None)
-    if not isinstance(source, str):
-        raise CannotKnow("the run does not say which pairs it measured: name them with --pairs")
-    try:
-        if is_sharded(source):
-            return found_in(load_shards(source, columns.columns()), run)
-        pairs = load_pairs(source, columns.columns())
-    except VlmEditError as error:
-        raise VlmEditError(f"{error}; name the pairs of the run with --pairs") from error
-    if listed.get("texts", texts_digest(pairs)) != texts_digest(pairs):
-        count = listed.get("count", run.n_pairs)
-        raise VlmEditError(
-            f"{source} ({len(pairs)} pairs) does not hold the texts of the {count} pairs "
-            "that the run measured: name the run's own with --pairs"
-        )
-    return pairs
 
 
 def _tell_all(runs: Mapping[Path, Measurement], subject: Subject) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from vlm_edit.app import Desk, Server, serve
-from vlm_edit.cli import telling
+from vlm_edit.cli import kept, telling
 from vlm_edit.cli.host import ZOO, load_model
-from vlm_edit.cli.measuring import pairs_of
 from vlm_edit.cli.patching import open_patch
+from vlm_edit.cli.reporting import pairs_of
 from vlm_edit.cli.served import App
 from vlm_edit.cli.subject import Loaded, load_dictionary, load_pairs, run_of
 from vlm_edit.dictionaries import Dictionary
@@ -54,7 +55,7 @@ def start(options: App) -> Server:
         norm = "constant_norm_rescale" if site == "joint" else "none"
         dictionary = Dictionary.identity(width, norm)
     run, pairs = _known(options, host, dictionary, site)
-    desk = Desk(host, dictionary, site, run, pairs, pipe)
+    desk = Desk(host, dictionary, site, run, pairs, pipe, _names(options, run))
     if patch is not None:
         patch.attach(host).remove()  # refused before anything is served
     return serve(
@@ -102,7 +103,7 @@ def _known(
         run = run_of(options.run, host, dictionary)
         if run.site != site:
             raise BadArgument(f"{options.run} measured {run.site}: name it with --site {run.site}")
-        return run, pairs_of(run, options.pairs, options)
+        return run, pairs_of(run, options)
     named = options.pairs or (f"{ZOO}pairs" if options.model.startswith(ZOO) else None)
     if named is None:
         return None, None
@@ -115,3 +116,11 @@ def _known(
     except VlmEditError as error:
         print(f"vlm-edit: nothing was measured, so no classes: {error}", file=sys.stderr)
         return None, pairs
+
+
+def _names(options: App, run: Measurement | None) -> dict[int, str]:
+    """Return what features of the run are called, where that beats chance."""
+    if options.run is None or run is None:
+        return {}
+    kept_names = kept.names(Path(options.run), run.checksum()) or {}
+    return {feature: told["name"] for feature, told in kept_names.items() if told["held"]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 from vlm_edit.ground.errors import BadArgument
 
@@ -25,6 +27,24 @@ def expect_free(places: Iterable[Path], overwrite: bool, mend: str) -> None:
             f"{there[0]} is there already, and nothing has changed: {mend}, or replace it with "
             "--overwrite"
         )
+
+
+def way_back(page: str | None, folder: Path) -> str | None:
+    """Return where a page lies as seen from those of a folder.
+
+    Args:
+        page: As it was typed; None for none.
+        folder: Where the page that leads back will be written.
+
+    Raises:
+        BadArgument: It is not there.
+    """
+    if page is None:
+        return None
+    if not Path(page).is_file():
+        raise BadArgument(f"--back {page}: there is no such page; vlm-edit report writes a run's")
+    # As browsers read it: a name may hold what means something in an address.
+    return quote(Path(os.path.relpath(page, folder)).as_posix())
 
 
 def _is_device(place: Path) -> bool:

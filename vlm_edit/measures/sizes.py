@@ -116,6 +116,31 @@ class ActivationSizes:
         middle = torch.where(above == 0, largest, torch.minimum(middle, largest))
         return torch.where(column < CELLS - 1, middle, torch.nan).where(active > 0, torch.nan)
 
+    def by_size(self, bins: int = 16) -> Tensor:
+        """Count activations by size, on a logarithmic axis, the largest first.
+
+        Args:
+            bins: A power of 2 up to 128. With 16 a bin is a quarter of a power of two: the first
+                ends at the largest activation of the feature, and the last holds all that is
+                smaller as well.
+
+        Returns:
+            [m, bins] int64; a row sums to ``active``.
+
+        Raises:
+            BadArgument: Another number of bins.
+
+        Example:
+            >>> import torch
+            >>> sizes = ActivationSizes(1)
+            >>> sizes.update(torch.tensor([[8.0], [7.9], [1.0], [0.001]]))
+            >>> sizes.by_size(4).tolist()
+            [[2, 0, 0, 2]]
+        """
+        if not 1 <= bins <= CELLS or CELLS % bins:
+            raise BadArgument(f"{bins} bins: use a power of 2 from 1 to {CELLS}")
+        return self._counts.view(len(self.sums), bins, -1).sum(2, dtype=torch.int64)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return all there is, to go on from."""
         return {name: tensor.clone() for name, tensor in self._state().items()}

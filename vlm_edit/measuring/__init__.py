@@ -19,6 +19,13 @@ from vlm_edit.measuring.firing import token_codes as token_codes
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.judging import EXAMPLES as EXAMPLES
 from vlm_edit.measuring.lookup import found_in as found_in
+from vlm_edit.measuring.naming import NAME_COLUMNS as NAME_COLUMNS
+from vlm_edit.measuring.naming import Name as Name
+from vlm_edit.measuring.naming import Names as Names
+from vlm_edit.measuring.naming import Neighbours as Neighbours
+from vlm_edit.measuring.naming import Promoted as Promoted
+from vlm_edit.measuring.naming import caption_holds as caption_holds
+from vlm_edit.measuring.naming import name_features, neighbours, promotes
 from vlm_edit.measuring.order import shown as shown
 from vlm_edit.measuring.pairs import Pairs, read_pairs
 from vlm_edit.measuring.pairs import one_sided as one_sided
@@ -53,6 +60,8 @@ from vlm_edit.measuring.sharing import Sharing as Sharing
 from vlm_edit.measuring.sharing import expect_cut as expect_cut
 from vlm_edit.measuring.table import Features as Features
 from vlm_edit.measuring.table import class_labels as class_labels
+from vlm_edit.measuring.table import host_words as host_words
+from vlm_edit.measuring.table import title_of as title_of
 
 __all__ = [
     "Pairs",
@@ -66,4 +75,7 @@ __all__ = [
     "collect",
     "load_measurement",
     "measure",
+    "name_features",
+    "neighbours",
+    "promotes",
 ]

@@ -45,7 +45,15 @@ from vlm_edit.measuring.saving import (
     known,
     save_runs,
 )
-from vlm_edit.measuring.table import LISTED, Features, expect_measured, host_words, quantile, table
+from vlm_edit.measuring.table import (
+    LISTED,
+    Features,
+    expect_measured,
+    host_words,
+    quantile,
+    table,
+    title_of,
+)
 from vlm_edit.measuring.until import open_features, told
 
 if TYPE_CHECKING:
@@ -284,8 +292,7 @@ class Measurement:
         """
         pairs = Pairs.of(pairs)
         expect_measured(self.provenance, pairs)
-        name = host_words(self.provenance) or "a host"
-        plugged("page")(path, self, pairs, title or f"Features at {self.site} of {name}", **options)
+        plugged("page")(path, self, pairs, title or title_of(self.site, self.provenance), **options)
 
     def show(
         self, feature: int, pairs: Pairs | Iterable[Any], maps: Maps | None = None, **options: Any

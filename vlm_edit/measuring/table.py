@@ -250,6 +250,11 @@ def host_words(provenance: Mapping[str, Any]) -> str:
     return os.path.basename(os.path.normpath(name)) if os.path.isabs(name) else name
 
 
+def title_of(site: str, provenance: Mapping[str, Any]) -> str:
+    """Return a title for a page that names site and host."""
+    return f"Features at {site} of {host_words(provenance) or 'a host'}"
+
+
 def expect_measured(provenance: Mapping[str, Any], pairs: Pairs) -> None:
     """Refuse other pairs than those that were measured, where it is known which.
 

@@ -1,13 +1,17 @@
 """What people read: tables for the screen, and pages with pictures."""
 
+from vlm_edit.report.details import Details as Details
 from vlm_edit.report.firing import FeatureSheet as FeatureSheet
 from vlm_edit.report.firing import feature_sheet as feature_sheet
 from vlm_edit.report.firing import write_maps as write_maps
+from vlm_edit.report.neuronpedia import write_neuronpedia
 from vlm_edit.report.page import has_plotly as has_plotly
 from vlm_edit.report.page import write_page
 from vlm_edit.report.payload import Examples
 from vlm_edit.report.picture import Picture
 from vlm_edit.report.picture import address_of as address_of
+from vlm_edit.report.runs import Run
+from vlm_edit.report.runs import runs_table as runs_table
 from vlm_edit.report.sprites import PER_ROW as PER_ROW
 from vlm_edit.report.sprites import PER_SHEET as PER_SHEET
 from vlm_edit.report.sprites import SIDE as SIDE
@@ -24,6 +28,8 @@ from vlm_edit.report.templates import write_plain as write_plain
 __all__ = [
     "Examples",
     "Picture",
+    "Run",
     "Table",
+    "write_neuronpedia",
     "write_page",
 ]

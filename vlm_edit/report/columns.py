@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm_edit.measures.dominance import Dominance
 from vlm_edit.measuring import Measurement
 
-Format = Literal["count", "score", "times", "p"]
+Format = Literal["count", "score", "times", "p", "size"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +56,32 @@ def columns(measurement: Measurement) -> list[Column]:
             measurement.strength().double(),
             f"Mean activation of its {measurement.examples['image'].keep} strongest examples, "
             "of images or of texts, whichever is more; 0 for those that it lacks.",
+            "size",
             shown=False,
         ),
+        *_sizes(measurement),
     ]
+
+
+def _sizes(measurement: Measurement) -> Iterator[Column]:
+    """Say how large activations of single tokens are, of those that activate a feature."""
+    for stream, sizes in measurement.sizes.items():
+        values = {
+            "mean": ("mean", sizes.mean),
+            "median": ("median", sizes.quantile(0.5)),
+            "q99": ("99 % below", sizes.quantile(0.99)),
+            "max": ("largest", torch.where(sizes.active > 0, sizes.largest.double(), torch.nan)),
+        }
+        for name, (title, figures) in values.items():
+            yield Column(
+                f"{stream}_{name}",
+                f"{stream.capitalize()} size, {title}",
+                figures,
+                f"Of activations by single {stream} tokens, those alone that activate it; "
+                "undefined where it is below a sixteenth of the largest.",
+                "size",
+                shown=False,
+            )
 
 
 def _scores(dominance: Dominance) -> Iterator[Column]:

@@ -12,6 +12,8 @@ from vlm_edit.ground.statistics import Estimate
 from vlm_edit.measures.dominance import CLASSES, how_many_pairs
 from vlm_edit.measures.nulls import LITTLE
 from vlm_edit.measuring import Measurement, Pairs
+from vlm_edit.report.details import Bundles
+from vlm_edit.report.folders import folders_of, without_folders
 from vlm_edit.report.sprites import Sprites
 from vlm_edit.report.tables import CLASS_NAMES, RULE_NAMES
 
@@ -82,7 +84,7 @@ def _range(expected: Estimate) -> str:
     return f"[{expected.low:.0f}, {expected.high:.0f}]"
 
 
-def notes(measurement: Measurement, sprites: Sprites) -> list[str]:
+def notes(measurement: Measurement, pairs: Pairs, sprites: Sprites, facts: Bundles) -> list[str]:
     """Say what a measurement and its page leave out."""
     needed = str(how_many_pairs(measurement))
     sentences = [
@@ -92,6 +94,7 @@ def notes(measurement: Measurement, sprites: Sprites) -> list[str]:
     ]
     if measurement.skipped:
         number, reason = measurement.skipped[0]
+        reason = without_folders(reason, folders_of(pairs, measurement))
         sentences.append(
             f"{several(len(measurement.skipped), 'pair')} left out: no image could be read; "
             f"the first is number {number}: {reason}."
@@ -100,6 +103,11 @@ def notes(measurement: Measurement, sprites: Sprites) -> list[str]:
         sentences.append(
             f"{sprites.left_out} pictures did not fit into the page: features of little activation "
             "show captions in their place."
+        )
+    if facts.left_out:
+        sentences.append(
+            f"Heat maps of {several(len(facts.left_out), 'feature')} did not fit into the page: "
+            "those of the most active ones are there."
         )
     if sprites.unreadable:
         sentences.append(
@@ -131,13 +139,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif isinstance(value, list | tuple):
             rows.append((f"{prefix}{name}", _listed(value)))
         else:
-            rows.append((f"{prefix}{name}", str(value)))
+            rows.append((f"{prefix}{name}", without_folders(str(value))))
     return rows
 
 
 def _listed(values: Sequence[Any]) -> str:
     more = f", and {len(values) - _LISTED} more" if len(values) > _LISTED else ""
-    return ", ".join(map(str, values[:_LISTED])) + more
+    return ", ".join(without_folders(str(value)) for value in values[:_LISTED]) + more
 
 
 def _decimal(value: float) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from importlib.resources import files
 
 from markupsafe import Markup
 
@@ -17,20 +14,30 @@ from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.ground.files import write_bytes
 from vlm_edit.measures.nulls import Census
 from vlm_edit.measuring import Measurement, Pairs
+from vlm_edit.report.details import Bundles, Details, bundles
+from vlm_edit.report.folders import without_folders
 from vlm_edit.report.overview import Overview, notes
 from vlm_edit.report.payload import Examples, Payload, to_json
 from vlm_edit.report.picture import Picture
+from vlm_edit.report.runs import Run, runs_table
 from vlm_edit.report.sprites import Sprites, pack
 from vlm_edit.report.table import Table
 from vlm_edit.report.tables import census_table, halves_table
-from vlm_edit.report.templates import template
+from vlm_edit.report.templates import policy, style, template, web
 
-_SCRIPTS = ("core.js", "charts.js", "browser.js", "detail.js", "main.js")
-_PACKAGE, _WEB = "vlm_edit.report", "web"
+_SCRIPTS = (
+    *("core.js", "theme.js", "pictures.js", "address.js", "notes.js", "browser.js", "export.js"),
+    *("heat.js", "charts.js", "detail.js", "main.js"),
+)
 
-# What a picture takes beside itself: digits of its place.
-_PER_PICTURE = 6
-_SLACK = 4000
+_BUDGET = 24_000_000
+# Beyond so many features, each one more may take so many bytes more.
+_MANY, _EACH = 32_768, 300
+# What a picture takes beside itself: digits of its two places and of its shape.
+_PER_PICTURE = 18
+_SLACK = 6000
+# The larger pictures: pixels of a side, and how many in a row.
+_LARGE, _LARGE_ROW = 224, 6
 
 
 def has_plotly() -> bool:
@@ -50,15 +57,29 @@ def write_page(
     recurring: Sequence[int] | None = None,
     shown: int = 6,
     seed: int = 0,
-    budget: int = 24_000_000,
+    budget: int | None = None,
+    details: Details | None = None,
+    runs: Sequence[Run] = (),
+    progress: bool = False,
 ) -> None:
     """Write a page that shows a measurement and lets one look at every feature.
 
-    It has the distribution of the scores beside the one expected without an effect of modality,
-    the classes by each rule, a plane of all features, a table of them that searches and sorts,
-    features drawn at random, the strongest of each class, and the given tables, examples and
-    pictures. The file holds all it needs: figures, thumbnails, and plotly.js, which draws. Pages
-    are read in browsers of 2023 and later.
+    It begins with a table of all features that searches, filters and sorts. Below are the
+    distribution of the scores beside the one expected without an effect of modality, the classes
+    by each rule, a plane of all features, features drawn at random, the strongest of each class,
+    and the given tables, examples and pictures. The file holds all it needs: figures, pictures,
+    and plotly.js, which draws. What is searched and opened stands in the page's address. Pages
+    are read in browsers of May 2023 and later.
+
+    Facts of a feature in ``details`` are mappings, of which every key may be missing:
+
+    - ``name``: ``name``, and ``score``, ``low``, ``high``, ``held`` (examples it was scored on) and
+      ``words``.
+    - ``effects``: ``up`` and ``down``, lists of a word (or label) with a figure.
+    - ``near``: ``decoder`` and ``examples``, lists of a feature with its cosine, or with the share
+      of examples in common.
+    - ``maps``: ``image``, a list of ``pair``, ``boxes`` (left, top, right, bottom as shares of the
+      image) and ``values``; ``text``, a list of ``pair``, ``words`` and ``values``.
 
     Args:
         path: The file.
@@ -73,11 +94,18 @@ def write_page(
             then shows those alone. None for those of the census, where it has any.
         shown: Features per class, and drawn at random.
         seed: Of the random features.
-        budget: Bytes of the file. What does not fit are thumbnails: the most active features have
-            theirs first, others show captions only, and the page says so.
+        budget: Bytes of the file; by default 24 million, and 300 more for each feature beyond
+            32,768. Figures and captions are always there. Of what is left heat maps have a
+            quarter, then come thumbnails, then larger pictures: the most active features have
+            theirs first, and the page says what did not fit.
+        details: Facts of single features, by feature, or what returns them for one.
+        runs: Pages of all runs that stand side by side, this one among them: the page then
+            leads to the others and compares the sizes of classes.
+        progress: Whether to show bars, where standard error is a terminal.
 
     Raises:
-        VlmEditError: plotly is not installed, or examples name pairs that are not there.
+        VlmEditError: plotly is not installed, examples name pairs that are not there, or details
+            are not of their form.
 
     Example:
         >>> import pathlib, tempfile
@@ -101,7 +129,7 @@ def write_page(
         template("page.html.jinja").render,
         title=title,
         measurement=measurement,
-        pairs=pairs,
+        name=without_folders(pairs.name),
         overview=about,
         tables=tables,
         examples=examples,
@@ -109,28 +137,43 @@ def write_page(
         census=None if census is None else census_table(census),
         halves=None if census is None or census.halves is None else halves_table(census.halves),
         recurring=recurring,
+        runs=runs,
+        beside=runs_table(runs) if len(runs) > 1 else None,
         seed=seed,
-        csp=_policy(scripts.values()),
-        style=Markup((files(_PACKAGE) / _WEB / "page.css").read_text("utf-8")),
+        blocks=payload.blocks(),
+        csp=policy(scripts.values()),
+        style=style(),
         scripts={name: Markup(script) for name, script in scripts.items()},
     )
 
-    def page(sprites: Sprites) -> bytes:
-        data = Markup(to_json(payload.data(sprites)))
-        text: str = render(data=data, sheets=sprites.sheets, notes=notes(measurement, sprites))
+    def page(small: Sprites, large: Sprites, facts: Bundles) -> bytes:
+        text: str = render(
+            data=Markup(to_json(payload.data(small, large, facts))),
+            small=small.sheets,
+            large=large.sheets,
+            bundles=facts.texts,
+            notes=notes(measurement, pairs, small, facts),
+        )
         # A caption may hold halves of characters that UTF-8 cannot write.
         return text.encode("utf-8", "replace")
 
+    features = len(measurement.dominance.scores)
     numbers = list(dict.fromkeys(payload.pictures()))
-    bare = len(page(Sprites())) + _PER_PICTURE * len(numbers) + _SLACK
-    write_bytes(path, page(pack(pairs, numbers, budget - bare)), "page")
+    whole = budget or _BUDGET + _EACH * max(0, features - _MANY)
+    room = whole - len(page(Sprites(), Sprites(), Bundles())) - _PER_PICTURE * len(numbers) - _SLACK
+    facts = bundles(details, payload.order(), features, room // 4)
+    room -= facts.size + len(to_json([facts.at, facts.left_out, facts.names]).encode())
+    small = pack(pairs, numbers, room, progress=progress)
+    # Larger pictures of some would not make up for thumbnails that others lack.
+    wanted = numbers if not small.left_out else []
+    large = pack(pairs, wanted, room - small.size, _LARGE, _LARGE_ROW, progress=progress)
+    write_bytes(path, page(small, large, facts), "page")
 
 
 def _scripts() -> dict[str, str]:
-    web = files(_PACKAGE) / _WEB
-    code = "\n".join((web / name).read_text("utf-8") for name in _SCRIPTS)
+    code = "\n".join(web(name) for name in _SCRIPTS)
     return {
-        "early": (web / "early.js").read_text("utf-8"),
+        "early": web("early.js"),
         "code": f'"use strict";\n{code}',
         "plotly": _plotly(),
         "late": "drawCharts();",
@@ -150,16 +193,3 @@ def _plotly() -> str:
         .replace("\r", "\n")
     )
     return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
-def _policy(scripts: Iterable[str]) -> str:
-    """Let only our own scripts run, and load nothing from anywhere."""
-    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
-    return (
-        f"default-src 'none'; script-src {hashes} 'unsafe-eval'; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode()

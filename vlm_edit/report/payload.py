@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,14 @@ from vlm_edit.ground.errors import BadArgument
 from vlm_edit.measures.controls import expect_known
 from vlm_edit.measures.dominance import CLASSES, Cut, null_histogram
 from vlm_edit.measuring import STREAMS, Measurement, Pairs
+from vlm_edit.report.blocks import Block, block, counts, rounded
 from vlm_edit.report.columns import Column, columns
-from vlm_edit.report.sprites import PER_ROW, PER_SHEET, Sprites
+from vlm_edit.report.details import Bundles
+from vlm_edit.report.sprites import Sprites
 from vlm_edit.report.tables import CLASS_NAMES, RULE_NAMES
 
 BINS = 40
+SIZE_BINS = 16
 _TOP = 10
 _LONGEST = 240
 _NOTES: dict[Cut, str] = {
@@ -76,6 +79,10 @@ class Payload:
         self._top = {
             stream: self.measurement.examples[stream].numbers[:, :_TOP] for stream in STREAMS
         }
+        self._columns = columns(self.measurement)
+        self._null = [_number(count) for count in null_histogram(dominance, BINS)]
+        self._checksum = self.measurement.checksum()
+        self._index = {number: i for i, number in enumerate(self._shown_pairs())}
 
     def _expect_pairs(self) -> None:
         sources = {
@@ -109,38 +116,57 @@ class Payload:
         """Iterate over the pairs whose picture is wanted, the most wanted first."""
         for part in self.examples:
             yield from (number for number, _ in part.items)
+        images = self._top["image"].tolist()
+        for feature in self.order():
+            yield from (number for number in images[feature] if number >= 0)
+
+    def order(self) -> list[int]:
+        """Return all features, the most wanted first: those on cards, then by strength."""
         first = [*self.random()]
         for rule in self.rules:
             first += [k for members in self.strongest(rule).values() for k in members]
         by_strength = sorted(range(len(self._strength)), key=lambda k: -self._strength[k])
-        images = self._top["image"].tolist()
-        for feature in dict.fromkeys([*first, *by_strength]):
-            yield from (number for number in images[feature] if number >= 0)
+        return list(dict.fromkeys([*first, *by_strength]))
 
-    def data(self, sprites: Sprites) -> dict[str, Any]:
-        """Return all values, JSON-able, figures rounded to four digits."""
-        numbers, examples = self._shown_pairs(), self.examples
-        index = {number: i for i, number in enumerate(numbers)}
+    def blocks(self) -> list[Block]:
+        """Return the figures of all features."""
+        sizes = self.measurement.sizes
+        return [
+            *(_column_block(column) for column in self._columns),
+            *(block(f"top {s}", self._indexed(s), "i4") for s in STREAMS),
+            *(block(f"values {s}", rounded(self._values(s), 3), "f4") for s in STREAMS),
+            counts("ratios", self.measurement.dominance.levels),
+            *(counts(f"sizes {s}", sizes[s].by_size(SIZE_BINS)) for s in STREAMS if s in sizes),
+        ]
+
+    def data(self, small: Sprites, large: Sprites, details: Bundles) -> dict[str, Any]:
+        """Return all other values, JSON-able, figures rounded to four digits."""
+        index = self._index
+        dominance = self.measurement.dominance
+        told = {"at": details.at, "left": details.left_out}
         return {
+            "run": self._checksum,
             "pairs": self.measurement.n_pairs,
-            "features": len(self.measurement.dominance.scores),
+            "features": len(dominance.scores),
             "seed": self.seed,
+            "listed": self._top["image"].shape[1],
+            "levels": dominance.levels.shape[1],
+            "bins": SIZE_BINS,
             "classes": [{"name": name, "title": CLASS_NAMES[name]} for name in CLASSES],
             "rules": [self._rule(rule) for rule in self.rules],
-            "columns": [_column(column) for column in columns(self.measurement)],
-            "numbers": numbers,
-            "captions": [self._caption(number) for number in numbers],
-            "places": [sprites.places.get(number, -1) for number in numbers],
-            "sheet": {"row": PER_ROW, "size": PER_SHEET, "tiles": len(sprites.places)},
-            "top": {s: self._lists(self._top[s], index) for s in STREAMS},
-            "values": {s: _rounded_lists(self._values(s), self._top[s]) for s in STREAMS},
-            "null": [_number(c) for c in null_histogram(self.measurement.dominance, BINS)],
-            "ratios": self.measurement.dominance.levels.tolist(),
+            "columns": [_column(column) for column in self._columns],
+            "numbers": list(index),
+            "captions": [self._caption(number) for number in index],
+            "ratio": [small.ratios.get(number, 0) for number in index],
+            "sheets": {"small": small.listing(index), "large": large.listing(index)},
+            "null": self._null,
             "random": self.random(),
             "recurring": None if self.recurring is None else sorted(self.recurring),
+            "names": details.names,
+            "details": told if details.texts else None,
             "examples": [
                 {"title": e.title, "note": e.note, "items": [[index[n], *ls] for n, ls in e.items]}
-                for e in examples
+                for e in self.examples
             ],
         }
 
@@ -157,9 +183,11 @@ class Payload:
             numbers.update(top[top >= 0].tolist())
         return sorted(numbers)
 
-    @staticmethod
-    def _lists(top: Tensor, index: dict[int, int]) -> list[list[int]]:
-        return [[index[n] for n in row if n >= 0] for row in top.tolist()]
+    def _indexed(self, stream: str) -> Tensor:
+        """Return the places of a stream's top pairs among those of the page, -1 for none."""
+        top = self._top[stream].contiguous()
+        places = torch.searchsorted(torch.tensor(list(self._index), dtype=torch.int64), top)
+        return torch.where(top < 0, -1, places)
 
     def _rule(self, rule: Cut) -> dict[str, Any]:
         dominance, members = self.measurement.dominance, self.rules[rule]
@@ -198,19 +226,22 @@ def _column(column: Column) -> dict[str, Any]:
         "explanation": column.explanation,
         "format": column.format,
         "shown": column.shown,
-        "values": [_number(value) for value in column.values.tolist()],
     }
+
+
+def _column_block(column: Column) -> Block:
+    # A p-value may be smaller than the smallest float32, and a count larger than it holds exactly.
+    kind = "f8" if column.format in ("p", "count") else "f4"
+    values = column.values.double()
+    return block(
+        f"column {column.name}",
+        values if kind == "f8" and column.format == "count" else rounded(values),
+        kind,
+    )
 
 
 def _histogram(scores: Tensor) -> list[int]:
     return [int(count) for count in torch.histc(scores.float(), BINS, 0.0, 1.0)]
-
-
-def _rounded_lists(values: Tensor, numbers: Tensor) -> list[list[float | None]]:
-    rows: Iterable[tuple[list[float], list[int]]] = zip(
-        values.tolist(), numbers.tolist(), strict=True
-    )
-    return [[_number(v) for v, n in zip(*row, strict=True) if n >= 0] for row in rows]
 
 
 def _number(value: float) -> float | int | None:

@@ -51,11 +51,11 @@ def _census(result: dict[str, Any]) -> Table:
         "on, TopK 256/8; Gaussians are drawn anew for each, and brought to length 1 as embeddings "
         "are. Gaussians, unpaired: each stream's own mean and covariance, image and text "
         "drawn apart. Joint Gaussian: the covariance of image and text together. Images beside "
-        "other images: one half of the images called texts. Random directions: encoder and decoder of "
-        "directions that no data chose, with the trained dictionary's centre and k. Encoder "
-        "trained: the same, but for an encoder that learnt to write embeddings in such directions "
-        "([arXiv 2602.14111](https://arxiv.org/abs/2602.14111)). Paired: fires in both of a pair "
-        "more than of shuffled ones.",
+        "other images: one half of the images called texts. Random directions: encoder and "
+        "decoder of directions that no data chose, with the trained dictionary's centre and k. "
+        "Encoder trained: the same, but for an encoder that learnt to write embeddings in such "
+        "directions ([arXiv 2602.14111](https://arxiv.org/abs/2602.14111)). Paired: fires in both "
+        "of a pair more than of shuffled ones.",
     )
 
 

@@ -11,7 +11,7 @@ from vlm_edit.ground.statistics.means import (
     ratio_figures,
 )
 from vlm_edit.ground.statistics.paired import PairedTest, mcnemar, share_difference
-from vlm_edit.ground.statistics.roc import auc, auc_difference, auc_estimate
+from vlm_edit.ground.statistics.roc import auc, auc_difference, auc_estimate, auc_p
 from vlm_edit.ground.statistics.student import middle, t_quantile
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "auc",
     "auc_difference",
     "auc_estimate",
+    "auc_p",
     "benjamini_hochberg",
     "drawn_difference",
     "holm",

@@ -61,6 +61,41 @@ def auc_estimate(scores: Tensor, positive: Tensor, groups: Tensor | None = None)
     return Estimate(area.value, *area.interval(), area.yes)
 
 
+def auc_p(
+    scores: Tensor, positive: Tensor, groups: Tensor | None = None, chance: float = 0.5
+) -> float:
+    """Compute the chance of an ``auc`` as high where the true one is that of chance, one-sided.
+
+    By the standard errors of ``auc_estimate``: chance lies outside of its interval where twice
+    this is below 5 %, and the area above it.
+
+    Args:
+        scores: [n].
+        positive: [n] bool.
+        groups: [n] int, which image each case is of.
+        chance: The area that means nothing, such as that of other scores on the same cases.
+
+    Returns:
+        NaN where positives or negatives, or two groups, are missing.
+
+    Raises:
+        VlmEditError: As ``auc_estimate``, or a chance that no area below 1 has.
+
+    Example:
+        >>> import torch
+        >>> round(auc_p(torch.arange(8.0), torch.arange(8) > 3), 3)
+        0.01
+    """
+    if not 0 < chance < 1:
+        raise BadArgument(f"chance is {chance}: an area that means nothing lies between 0 and 1")
+    area = _Area.of(scores, positive, groups)
+    spread = area.spread()
+    if spread is None:
+        return math.nan
+    at_chance = _variance(chance, *area.sizes())
+    return math.erfc((area.value - chance) / math.sqrt(2 * at_chance) * Z / spread) / 2
+
+
 def auc_difference(
     scores: Tensor, others: Tensor, positive: Tensor, groups: Tensor | None = None
 ) -> Estimate:
@@ -145,20 +180,33 @@ class _Area:
         assert self.groups is not None
         return summed(torch.cat([self.upper, self.lower]), torch.cat(self.groups))
 
-    def interval(self) -> tuple[float, float]:
+    def spread(self) -> float | None:
+        """Return how many of Hanley and McNeil's standard errors hold 95 %; None if unknown."""
         m, n, z = len(self.upper), len(self.lower), Z
         if not m or not n:
-            return math.nan, math.nan
+            return None
         if self.groups is not None:
             units = len(torch.cat(self.groups).unique())
             if units < 2:
-                return math.nan, math.nan
+                return None
             z = max(Z, t95(units))
         expected = _variance(self.value, m, n)
         if expected > 0:
             z *= math.sqrt(max(1.0, self.covariance(self) / expected))
-        elif self.groups is not None:  # nothing tells how alike the cases of a group are
+        return z
+
+    def sizes(self) -> tuple[int, int]:
+        """Return how many positives and negatives there are; of groups, where no case differs."""
+        m, n = len(self.upper), len(self.lower)
+        if self.groups is not None and m and n and not _variance(self.value, m, n) > 0:
+            # Nothing tells how alike the cases of a group are.
             m, n = (len(numbers.unique()) for numbers in self.groups)
+        return m, n
+
+    def interval(self) -> tuple[float, float]:
+        z, (m, n) = self.spread(), self.sizes()
+        if z is None:
+            return math.nan, math.nan
         return _farthest(self.value, 0.0, m, n, z), _farthest(self.value, 1.0, m, n, z)
 
 

@@ -61,7 +61,7 @@ function drawHistogram() {
 function axisOf(name) {
   const { values, format, title } = column[name];
   if (format !== "times" && format !== "p") return { values, axis: { title } };
-  const positive = values.filter((v) => v > 0);
+  const positive = values.filter((v) => v > 0); // NaN, which is undefined, is left out
   const least = Math.min(1, positive.reduce((a, b) => Math.min(a, b), Infinity));
   const most = Math.max(1, positive.reduce((a, b) => Math.max(a, b), 0));
   const floor = Math.max(least, format === "p" ? 1e-12 : 0) / 2;
@@ -71,7 +71,7 @@ function axisOf(name) {
   const kept = ticks.filter((_, i) => i % step === 0);
   const zeros = values.some((v) => v === 0);
   return {
-    values: values.map((v) => (v === null ? null : Math.max(v, floor))),
+    values: values.map((v) => Math.max(v, floor)),
     axis: {
       title, type: "log", range: [Math.log10(floor) - 0.15, Math.log10(most) + 0.15],
       tickvals: zeros ? [floor, ...kept.filter((t) => t > floor * 1.5)] : kept,
@@ -83,11 +83,11 @@ function axisOf(name) {
 function drawScatter() {
   const x = axisOf($("across").value);
   const y = axisOf($("up").value);
-  const missing = x.values.filter((v, k) => v === null || y.values[k] === null).length;
+  const missing = x.values.filter((v, k) => Number.isNaN(v) || Number.isNaN(y.values[k])).length;
   const traces = data.classes.map((kind, code) => {
     const features = [];
     for (let k = 0; k < data.features; k += 1) {
-      if (Number(state.rule.member[k]) === code && x.values[k] !== null && y.values[k] !== null) features.push(k);
+      if (Number(state.rule.member[k]) === code && !Number.isNaN(x.values[k]) && !Number.isNaN(y.values[k])) features.push(k);
     }
     return {
       type: canWebGL ? "scattergl" : "scatter", mode: "markers", name: kind.title, customdata: features,
@@ -129,7 +129,7 @@ function setUpCharts() {
 
 // Called once plotly.js, the last and largest script, is there.
 function drawCharts() {
-  if (typeof Plotly === "undefined") return;
+  if (typeof Plotly === "undefined" || !state.ready) return;
   drawHistogram();
   drawScatter();
   if ($("detail").open) drawRatios();

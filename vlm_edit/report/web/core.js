@@ -4,56 +4,81 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
+// Figures of all features come in blocks, compressed; some are inflated only when they are wanted.
+const KINDS = { f4: Float32Array, f8: Float64Array, i4: Int32Array, u1: Uint8Array, u2: Uint16Array, u4: Uint32Array };
+const blocks = new Map([...document.querySelectorAll("script.block")].map((node) => [node.dataset.name, node]));
+const inflating = new Map();
+
+function binary(text) {
+  const characters = atob(text);
+  const bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i += 1) bytes[i] = characters.charCodeAt(i);
+  return bytes;
+}
+
+const inflated = (node) => new Response(new Blob([binary(node.textContent)]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+
+function block(name) {
+  if (!inflating.has(name)) {
+    const node = blocks.get(name);
+    inflating.set(name, node ? inflated(node).then((bytes) => new KINDS[node.dataset.kind](bytes)) : Promise.resolve(null));
+    node?.remove();
+  }
+  return inflating.get(name);
+}
+
 const column = Object.fromEntries(data.columns.map((c) => [c.name, c]));
-const state = { rule: data.rules.find((r) => r.name === "interval") ?? data.rules[0] };
+const state = { rule: data.rules.find((r) => r.name === "interval") ?? data.rules[0], ready: false };
+const names = new Map(data.names.map(([feature, name, told]) => [feature, { name, told }]));
+const lists = {};
+
+async function loadBlocks() {
+  await Promise.all([
+    ...data.columns.map(async (c) => { c.values = await block(`column ${c.name}`); }),
+    ...["image", "text"].map(async (stream) => { lists[stream] = { top: await block(`top ${stream}`), values: await block(`values ${stream}`) }; }),
+  ]);
+}
+
+// The row of one feature in a block with so many figures each.
+const rowOf = (values, feature, width) => values.subarray(feature * width, (feature + 1) * width);
+
+function topOf(stream, feature) {
+  const row = rowOf(lists[stream].top, feature, data.listed);
+  const end = row.indexOf(-1);
+  return [...(end < 0 ? row : row.subarray(0, end))];
+}
+
+const strengthsOf = (stream, feature) => [...rowOf(lists[stream].values, feature, data.listed)];
 const classOf = (feature) => data.classes[Number(state.rule.member[feature])];
-const valueOf = (name, feature) => column[name]?.values[feature] ?? null;
+
+function valueOf(name, feature) {
+  const value = column[name]?.values[feature];
+  return value === undefined || Number.isNaN(value) ? null : value;
+}
 
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (value !== null && value !== undefined) node.setAttribute(name, value);
   }
-  node.append(...children.filter((child) => child !== null));
+  node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
 }
 
 // Figures: always with the same number of decimals in a column, so that they line up.
 const whole = new Intl.NumberFormat("en");
+const brief = (value) => Number(value.toPrecision(3)).toString().replace("-", "−");
 
 function figure(value, format) {
-  if (value === null || value === undefined) return "–";
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (format === "count") return whole.format(value);
+  if (format === "size") return brief(value);
   if (format === "times") return `${value >= 100 ? whole.format(Math.round(value)) : value.toFixed(1)}×`;
   if (format === "p") return value < 0.0001 ? "< .0001" : value.toFixed(4).replace(/^0/, "");
   return value.toFixed(3).replace("-", "−");
 }
 
-// Pictures: one sheet holds many; its address is made when the first of its pictures is shown.
-const sheets = [...document.querySelectorAll("script.sheet")];
-const addresses = [];
-
-function address(sheet) {
-  if (!addresses[sheet]) {
-    const bytes = Uint8Array.from(atob(sheets[sheet].textContent), (c) => c.charCodeAt(0));
-    addresses[sheet] = URL.createObjectURL(new Blob([bytes], { type: "image/webp" }));
-  }
-  return addresses[sheet];
-}
-
-function picture(pair, decorative = false) {
-  const caption = data.captions[pair];
-  const place = data.places[pair];
-  const label = decorative ? { "aria-hidden": "true" } : { role: "img", "aria-label": caption };
-  if (place < 0) return el("span", { class: "picture none", title: caption, dir: "auto", ...label }, caption);
-  const node = el("span", { class: "picture", title: caption, ...label });
-  const tile = place % data.sheet.size;
-  const sheet = Math.floor(place / data.sheet.size);
-  node.style.backgroundImage = `url("${address(sheet)}")`;
-  node.style.setProperty("--x", tile % data.sheet.row);
-  node.style.setProperty("--y", Math.floor(tile / data.sheet.row));
-  return node;
-}
+const several = (count, what) => `${whole.format(count)} ${what}${count === 1 ? "" : "s"}`;
 
 const caption = (pair, tag = "span", attributes = {}) =>
   el(tag, { dir: "auto", ...attributes }, data.captions[pair]);
@@ -89,22 +114,4 @@ const interval = (feature) => [valueOf("mds_low", feature), valueOf("mds_high", 
 function intervalText(feature) {
   const [low, high] = interval(feature);
   return low === null ? "–" : `[${low.toFixed(2)}, ${high.toFixed(2)}]`;
-}
-
-// Light or dark: the system's choice until the button is used.
-const systemDark = matchMedia("(prefers-color-scheme: dark)");
-const isDark = () => (document.documentElement.dataset.theme ?? (systemDark.matches ? "dark" : "light")) === "dark";
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-
-function setUpTheme(changed) {
-  const label = () => { $("theme").textContent = isDark() ? "Light" : "Dark"; $("theme").setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`); };
-  $("theme").addEventListener("click", () => {
-    const theme = isDark() ? "light" : "dark";
-    document.documentElement.dataset.theme = theme;
-    try { localStorage.setItem("vlm-edit-theme", theme); } catch { /* closed to files */ }
-    label();
-    changed();
-  });
-  systemDark.addEventListener("change", () => { label(); changed(); });
-  label();
 }

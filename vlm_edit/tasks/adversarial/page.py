@@ -82,6 +82,7 @@ def write_page(
     tables: Sequence[Table] = (),
     note: str = "",
     gain: float = 16.0,
+    back: str | None = None,
 ) -> None:
     """Write a page; it needs no other file and no network.
 
@@ -92,6 +93,7 @@ def write_page(
         tables: Shown as they are.
         note: Above the images.
         gain: By which the difference is multiplied, around grey.
+        back: A page it leads back to, such as a run's, as seen from this one.
 
     Raises:
         VlmEditError: A gain that is not above 0.
@@ -111,6 +113,7 @@ def write_page(
         path,
         "attack.html.jinja",
         __package__,
+        back=back,
         title=title,
         tables=tables,
         note=note,

@@ -27,6 +27,7 @@ def write_page(
     first: int = 10,
     shown: int = 8,
     seed: int = 0,
+    back: str | None = None,
 ) -> None:
     """Write a page: how well each group is told, and the first images of some queries.
 
@@ -38,6 +39,7 @@ def write_page(
         first: Images of each query.
         shown: Queries, drawn at random.
         seed: Of the draw.
+        back: A page it leads back to, such as a run's, as seen from this one.
 
     Raises:
         VlmEditError: No study, or studies of different images.
@@ -73,6 +75,7 @@ def write_page(
         path,
         "groups.html.jinja",
         __package__,
+        back=back,
         title=title,
         tables=tables,
         side=SIDE,
