@@ -30,6 +30,7 @@ from test_architecture import (  # noqa: E402
 # The floors from the top, each with what a stranger looks for in a room.
 FLOORS = [
     {"cli": "vlm-edit"},
+    {"app": "a page to turn features on"},
     {"tasks": "bias, attacks, drawing, demo", "testing": "does your own hold?"},
     {"tuning": "how strongly"},
     {"selection": "which features", "report": "tables, pages", "zoo": "bundled hosts"},

@@ -37,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "testing": {"ground", "host", "dictionaries", "edits", "patches"},
 }
 ARROWS["tasks"] = set(ARROWS)
+ARROWS["app"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)
 ARROWS["__main__"] = {"cli"}
 

@@ -12,6 +12,7 @@ from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.measures.controls import (
     activity,
     activity_matched,
+    activity_paired,
     deletion_curve,
     deletion_norms,
     norm_matched,
@@ -341,3 +342,27 @@ def test_a_curve_of_nothing_or_of_changing_cases_is_refused(change, said) -> Non
 def test_a_dictionary_of_neurons_can_be_turned_too() -> None:
     neurons = Dictionary.identity(4)
     assert not torch.allclose(turned(neurons, 0).decoder, neurons.decoder, atol=0.1)
+
+
+def test_each_given_feature_is_matched_by_one_of_those_nearest_in_activity() -> None:
+    generator = torch.Generator().manual_seed(3)
+    strength = torch.rand(200, generator=generator).double()
+    chosen = torch.randperm(200, generator=generator)[:12].tolist()
+    live = [k for k in range(200) if k % 7]
+    drawn = activity_paired(chosen, live, strength, seed=5, nearest=4)
+    left = [k for k in live if k not in chosen]
+    for feature, other in zip(chosen, drawn, strict=True):
+        apart = sorted(abs(float(strength[k] - strength[feature])) for k in left)
+        assert abs(float(strength[other] - strength[feature])) <= apart[3]
+        left.remove(other)  # which fails where one is drawn twice, or is a given one
+    assert drawn == activity_paired(chosen, live, strength, seed=5, nearest=4)
+    assert drawn != activity_paired(chosen, live, strength, seed=6, nearest=4)
+
+
+def test_features_without_enough_others_cannot_be_matched_one_by_one() -> None:
+    with pytest.raises(VlmEditError, match="2 features are to be matched, and there are 1"):
+        activity_paired([0, 1], range(3), torch.ones(3))
+    with pytest.raises(VlmEditError, match="feature 3 is not there"):
+        activity_paired([0], range(4), torch.ones(3))
+    with pytest.raises(VlmEditError, match="nearest is 0"):
+        activity_paired([0], range(3), torch.ones(3), nearest=0)

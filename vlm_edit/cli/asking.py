@@ -9,7 +9,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm_edit.cli.answers import Answer, Decoding, answer, counted, expect_speaks
 from vlm_edit.cli.asked import Ask
 from vlm_edit.cli.beside import Screen
 from vlm_edit.cli.host import load_host
@@ -18,6 +17,7 @@ from vlm_edit.ground.errors import BadArgument, line
 from vlm_edit.host import Host
 from vlm_edit.measuring import as_seen, open_image
 from vlm_edit.patches import Attachment
+from vlm_edit.tasks.answers import Answer, Decoding, answer, counted, expect_speaks
 
 PLAIN = "as it is"
 

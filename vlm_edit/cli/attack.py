@@ -108,9 +108,7 @@ def _choice(options: Attack, host: Host, pairs: Pairs) -> _Choice:
         raise BadArgument(f"all images are {names}: give other classes with --labels")
     if "{}" not in prompt:
         raise VlmEditError(f"--label-prompt {prompt!r} has no {{}} where the label goes")
-    siglip = str(getattr(host.root.config, "model_type", "")).startswith("siglip")
-    padded = {"padding": "max_length"} if siglip else {}
-    plain = adv.ZeroShot.of(host, [prompt.format(name) for name in names], **padded)
+    plain = adv.ZeroShot.of(host, [prompt.format(name) for name in names])
     images = plain.host.pixels.read([pairs.open(i) for i in range(len(pairs))])
     labels = torch.tensor([names.index(name) for name in own])
     return _Choice(plain, images.to(host.device), labels.to(host.device), names)

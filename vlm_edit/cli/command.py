@@ -20,6 +20,7 @@ from vlm_edit.cli import arguments as of
 from vlm_edit.cli.asked import Ask
 from vlm_edit.cli.examples import EXAMPLES
 from vlm_edit.cli.named import Name
+from vlm_edit.cli.served import App
 from vlm_edit.ground.errors import VlmEditError, VlmEditWarning, printable
 
 # What a verb takes: the module here, and in it the function of the verb's name, that runs it.
@@ -37,6 +38,7 @@ VERBS: dict[type, str] = {
     Name: "naming.name",
     of.Edit: "editing.edit",
     Ask: "asking.ask",
+    App: "serving.app",
     of.Bias: "bias.bias",
     of.Attack: "attack.attack",
     of.Draw: "drawing.draw",

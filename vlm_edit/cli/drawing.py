@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -55,7 +54,11 @@ def draw(options: Draw) -> int:
     taken: list[tuple[str, str | Image.Image | None, Tensor | None]] = [
         (name, what, embed(pipe, options.site, what)) for name, what in references
     ] or [("", None, None)]
-    plain = _draw(pipe, source, options) if IDLE[options.rule] in strengths else None
+    plain = (
+        gen.draw(pipe, source, options.steps, options.seed)
+        if IDLE[options.rule] in strengths
+        else None
+    )
     rows = []
     for name in classes:
         for named, reference, embedding in taken:
@@ -162,18 +165,10 @@ def _patch(
     return gen.take(options.site, dictionary, features, embedding, strength, stream)
 
 
-def _draw(pipe: Any, source: str | Image.Image, options: Draw) -> Image.Image:
-    given = {"prompt": source} if isinstance(source, str) else {"image": source}
-    generator = torch.Generator().manual_seed(options.seed)
-    image = pipe(**given, num_inference_steps=options.steps, generator=generator).images[0]
-    assert isinstance(image, Image.Image)
-    return image
-
-
 def _edited(pipe: Any, source: str | Image.Image, options: Draw, patch: Patch) -> Image.Image:
     """Draw under a patch, which must have edited something."""
     with patch.attach(pipe.clip) as attached:
-        image = _draw(pipe, source, options)
+        image = gen.draw(pipe, source, options.steps, options.seed)
     if not attached.report().edited_tokens:
         raise VlmEditError(
             f"--site {options.site} was not passed when {options.prompt!r} was embedded, and "

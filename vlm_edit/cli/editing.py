@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from vlm_edit.cli import telling
-from vlm_edit.cli.answers import expect_speaks, speaks
 from vlm_edit.cli.arguments import Cut, Edit
 from vlm_edit.cli.beside import print_table
 from vlm_edit.cli.choosing import choose, said
@@ -23,6 +22,7 @@ from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host import Host
 from vlm_edit.measuring import Measurement
 from vlm_edit.patches import Patch
+from vlm_edit.tasks.answers import expect_speaks, speaks
 
 CUTS: Cut = "interval"  # unless --cuts says another
 _MUTE = "has no joint embedding and does not speak"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vlm_edit.cli.answers import Answer, Decoding, answer, counted
 from vlm_edit.cli.arguments import Edit
 from vlm_edit.cli.beside import NO_WORDS
 from vlm_edit.cli.subject import Subject
@@ -14,6 +13,7 @@ from vlm_edit.ground.notebook import several
 from vlm_edit.measuring import as_seen
 from vlm_edit.patches import Patch
 from vlm_edit.report import Examples, Table
+from vlm_edit.tasks.answers import Answer, Decoding, answer, counted
 
 NOTHING = "nothing"
 _MOST = 24  # new tokens of an answer, which is to fit in a table

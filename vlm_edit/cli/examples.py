@@ -3,6 +3,7 @@
 from vlm_edit.cli import arguments as of
 from vlm_edit.cli.asked import Ask
 from vlm_edit.cli.named import Name
+from vlm_edit.cli.served import App
 
 EXAMPLES: dict[type, tuple[str, str]] = {
     of.Demo: ("demo --out demo", "demo --llava"),
@@ -50,6 +51,10 @@ EXAMPLES: dict[type, tuple[str, str]] = {
     Ask: (
         "ask zoo:emoji-llava cat.png 'what is it?'",
         "ask MODEL cat.png 'what is it?' --patch p.safetensors --strength 2",
+    ),
+    App: (
+        "app zoo:emoji-llava --dictionary zoo:language.0",
+        "app MODEL --dictionary sae --run run --port 8000",
     ),
     of.Bias: (
         "bias zoo:emoji-clip zoo:pairs --values man,woman --label concept",

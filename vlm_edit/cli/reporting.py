@@ -12,6 +12,7 @@ from vlm_edit.cli.arguments import Report
 from vlm_edit.cli.detailed import details_of
 from vlm_edit.cli.host import ZOO
 from vlm_edit.cli.named import Name
+from vlm_edit.cli.served import App
 from vlm_edit.cli.subject import load_pairs, load_shards
 from vlm_edit.cli.writing import expect_free
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
@@ -122,7 +123,7 @@ def _write(one: _Reported, title: str, runs: list[Run], seed: int) -> None:
     telling.wrote("page", one.page)
 
 
-def pairs_of(run: Measurement, options: Report | Name, whole: bool = False) -> Pairs:
+def pairs_of(run: Measurement, options: Report | Name | App, whole: bool = False) -> Pairs:
     """Load the pairs that a run measured, from where they were or where they are now.
 
     Args:

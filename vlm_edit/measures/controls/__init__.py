@@ -7,6 +7,7 @@ deletions that are alike in one respect and random in every other:
 | --- | --- |
 | ``random_features`` | the number of features |
 | ``activity_matched`` | the sum of their mean activity |
+| ``activity_paired`` | the number of features, and each one's mean activity |
 | ``norm_matched`` | how far the hidden states move, on average |
 | ``turned`` | how far each hidden state moves, and when: only the direction is random |
 
@@ -23,6 +24,7 @@ from vlm_edit.measures.controls.curve import deletion_curve
 from vlm_edit.measures.controls.features import (
     activity,
     activity_matched,
+    activity_paired,
     norm_matched,
     random_features,
     turned,
@@ -33,6 +35,7 @@ from vlm_edit.measures.controls.features import expect_known as expect_known
 __all__ = [
     "activity",
     "activity_matched",
+    "activity_paired",
     "deletion_curve",
     "norm_matched",
     "random_features",

@@ -82,6 +82,51 @@ def activity_matched(
     return lists
 
 
+def activity_paired(
+    features: Sequence[int],
+    live: Sequence[int],
+    activity: Tensor,
+    seed: int = 0,
+    nearest: int = 10,
+) -> list[int]:
+    """Draw as many random features, for each given one another that is about as active.
+
+    Args:
+        features: To be matched, one after the other.
+        live: Those to choose from; the given ones among them are left out.
+        activity: [m], of every feature, such as ``activity(codes)``.
+        seed: Of the draw.
+        nearest: From how many of those nearest in activity, and not yet drawn, each is drawn.
+
+    Returns:
+        Feature numbers, in the order of those they match.
+
+    Raises:
+        VlmEditError: A feature without an activity, too few to choose from, or none.
+
+    Example:
+        >>> import torch
+        >>> activity = torch.tensor([9.0, 1.0, 8.0, 2.0, 7.0])
+        >>> activity_paired([0, 1], range(5), activity, nearest=1)
+        [2, 3]
+    """
+    others = sorted(set(live).difference(features))
+    expect_known([*features, *others], len(activity))
+    expect_choice(features, others, draws=1)
+    if nearest < 1:
+        raise BadArgument(f"nearest is {nearest}: each is drawn from at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.tensor(others)
+    drawn = []
+    for feature in features:
+        apart = (activity[left] - activity[feature]).abs()
+        near = apart.argsort(stable=True)[:nearest]
+        place = int(near[torch.randint(len(near), (1,), generator=generator)])
+        drawn.append(int(left[place]))
+        left = torch.cat([left[:place], left[place + 1 :]])
+    return drawn
+
+
 def norm_matched(
     features: Sequence[int],
     live: Sequence[int],

@@ -134,7 +134,7 @@ def embed_texts(host: Host, texts: Sequence[str], batch_size: int = 256, **optio
         host: One of transformers with ``get_text_features``, and its processor.
         texts: At least one.
         batch_size: Texts per forward.
-        **options: For the processor, such as ``padding="max_length"``, which SigLIP needs.
+        **options: For the processor, such as ``padding``; SigLIP's texts are padded to its limit.
 
     Returns:
         [c, d] float32.
@@ -157,7 +157,8 @@ def embed_texts(host: Host, texts: Sequence[str], batch_size: int = 256, **optio
             f"{type(inner).__name__} has no get_text_features: embed the texts yourself and pass "
             "them to ZeroShot"
         )
-    settings = {"padding": True, "truncation": True} | options
+    siglip = str(getattr(inner.config, "model_type", "")).startswith("siglip")
+    settings = {"padding": "max_length" if siglip else True, "truncation": True} | options
     parts = []
     for start in range(0, len(texts), batch_size):
         some = list(texts[start : start + batch_size])

@@ -1,4 +1,4 @@
-"""What a host that speaks answers about an image, as the command asks it."""
+"""What a host that speaks answers about an image, as commands and the page ask it."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def answer(
     question: str,
     how: Decoding,
     say: Callable[[str], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Answer:
     """Let a host answer; patches that are attached to it act.
 
@@ -91,7 +92,8 @@ def answer(
         image: RGB.
         question: As a person asks it; the host's prompt goes around it.
         how: To choose words.
-        say: Receives the words one by one, as they come.
+        say: Receives the answer piece by piece, with each token that ends one.
+        stop: Asked after each token whether that was enough; transformers may add one more.
 
     Raises:
         VlmEditError: The host does not understand its prompt.
@@ -99,6 +101,8 @@ def answer(
     inputs = host.inputs([image], [question], answer=True)
     torch.manual_seed(how.seed)
     more = {} if say is None else {"streamer": _streamer(host, say)}
+    if stop is not None:
+        more["stopping_criteria"] = [_criterion(stop)]
     model: Any = host.root
     ids = model.generate(**inputs.values, **how.arguments(), **more)
     new = _new(ids, inputs.values.get("input_ids"))[0]
@@ -135,14 +139,37 @@ def expect_speaks(host: Host, mend: str) -> None:
 
 
 def _streamer(host: Host, say: Callable[[str], None]) -> Any:
-    from transformers import TextStreamer
+    from transformers.generation import BaseStreamer
 
-    class Streamer(TextStreamer):  # type: ignore[misc]
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002
-            say(shown(text))
+    class Streamer(BaseStreamer):  # type: ignore[misc]
+        """Say what each token adds to the text, once that is whole characters."""
 
-    tokenizer = host.processor.tokenizer
-    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        def __init__(self) -> None:
+            self.ids: list[int] | None = None
+            self.said = ""
+
+        def put(self, value: Tensor) -> None:
+            if self.ids is None:  # the prompt comes first
+                self.ids = []
+                return
+            self.ids += value.flatten().tolist()
+            text = host.processor.tokenizer.decode(self.ids, skip_special_tokens=True)
+            if text.startswith(self.said) and not text.endswith("\ufffd"):
+                more, self.said = text[len(self.said) :], text
+                if more:
+                    say(shown(more))
+
+        def end(self) -> None:
+            """Nothing is kept back."""
+
+    return Streamer()
+
+
+def _criterion(stop: Callable[[], bool]) -> Callable[..., Tensor]:
+    def enough(ids: Tensor, _scores: Tensor, **_: Any) -> Tensor:
+        return torch.full((len(ids),), stop(), dtype=torch.bool, device=ids.device)
+
+    return enough
 
 
 def _new(ids: Tensor, prompt: Tensor | None) -> Tensor:
