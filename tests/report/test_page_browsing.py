@@ -222,11 +222,20 @@ def test_a_page_works_where_nothing_may_be_stored(chromium: Any, page_file: Path
 
 def test_a_picture_is_enlarged_with_its_heat_map_by_keys_alone(visit: Callable[..., Any]) -> None:
     page = visit("#feature-8")
+    page.wait_for_selector("#detail .gallery .heat-layer")
+    small = page.evaluate(
+        """[...document.querySelectorAll('#detail .gallery .heat-layer')].map((n) => {
+            const [a, b] = [n, n.parentElement].map((one) => one.getBoundingClientRect());
+            return [a.width / a.height, (a.top + a.bottom - b.top - b.bottom) / b.height,
+                (a.left + a.right - b.left - b.right) / b.width]; })"""
+    )
+    # Over the picture, in the middle of its tile, and not over the margins.
+    assert small and torch.tensor(small).allclose(torch.tensor([64 / 48, 0, 0]), atol=0.05)
     page.locator("#detail .gallery button").first.focus()
     page.keyboard.press("Enter")
     page.wait_for_selector("#viewer[open] .heat-cell")
     cells = page.evaluate(
-        """[...document.querySelectorAll('.heat-cell')].map((n) => {
+        """[...document.querySelectorAll('#viewer .heat-cell')].map((n) => {
             const [a, b] = [n, n.parentElement].map((one) => one.getBoundingClientRect());
             return [(a.left - b.left) / b.width, (a.top - b.top) / b.height,
                 +n.style.getPropertyValue('--heat-share')]; })"""

@@ -284,7 +284,7 @@ class Census(Subjected, Writes):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Writes, Columns, Tells):
-    """Write a run's page with pictures, or those of several runs side by side."""
+    """Write a run's page with pictures, or several runs' pages."""
 
     run: Annotated[
         list[str],
