@@ -71,6 +71,8 @@ __all__ = [
 # What lower rooms ask for and may not import.
 plug("page", lambda: import_module("vlm_edit.report").write_page)
 plug("sheet", lambda: import_module("vlm_edit.report").feature_sheet)
+plug("browse", lambda: import_module("vlm_edit.report").browse)
+plug("compare", lambda: import_module("vlm_edit.tasks.comparing").compare)
 plug("prepare", lambda: import_module("vlm_edit.hooks").prepare)
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from vlm_edit.cli import kept
-from vlm_edit.measuring import Firing, Maps
-
-_FIGURES = ("score", "low", "high")
+from vlm_edit.report import Details, facts_of
 
 
-def details_of(run: Path, checksum: str) -> Callable[[int], dict[str, Any]] | None:
+def details_of(run: Path, checksum: str) -> Details | None:
     """Return what tells of a feature its name, effects, neighbours and maps; None where none are.
 
     Args:
@@ -23,49 +19,4 @@ def details_of(run: Path, checksum: str) -> Callable[[int], dict[str, Any]] | No
         VlmEditError: A file that is kept is damaged.
     """
     names, maps = kept.names(run, checksum), kept.maps(run, checksum)
-    if names is None and maps is None:
-        return None
-
-    def details(feature: int) -> dict[str, Any]:
-        facts = {} if names is None else _named(names.get(feature, {}))
-        return facts if maps is None else facts | _mapped(maps, feature)
-
-    return details
-
-
-def _named(entry: Mapping[str, Any]) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    if entry:
-        figures = {key: entry[key] for key in _FIGURES if entry.get(key) is not None}
-        words = [str(word) for word, *_ in entry.get("words", [])]
-        name = {"name": entry["name"], "words": words, **figures}
-        facts["name"] = name
-    if entry.get("promotes"):
-        facts["effects"] = entry["promotes"]
-    if entry.get("neighbours"):
-        facts["near"] = entry["neighbours"]
-    return facts
-
-
-def _mapped(maps: Maps, feature: int) -> dict[str, Any]:
-    firings = maps.of(feature)
-    images = [_boxed(one) for one in firings if one.boxes is not None and "image" in one.values]
-    texts = [
-        {"pair": one.number, "words": list(one.words), "values": one.values["text"].tolist()}
-        for one in firings
-        if one.words and "text" in one.values
-    ]
-    facts = {"image": images, "text": texts}
-    return {"maps": facts} if images or texts else {}
-
-
-def _boxed(firing: Firing) -> dict[str, Any]:
-    """Return the boxes of the tokens that fire and stand for a part of the picture."""
-    assert firing.boxes is not None
-    values = firing.values["image"]
-    shown = (values != 0) & ~firing.boxes.isnan().any(1)
-    return {
-        "pair": firing.number,
-        "boxes": firing.boxes[shown].clamp(0, 1).tolist(),
-        "values": values[shown].tolist(),
-    }
+    return None if names is None and maps is None else facts_of(maps, names)

@@ -294,6 +294,29 @@ class Measurement:
         expect_measured(self.provenance, pairs)
         plugged("page")(path, self, pairs, title or title_of(self.site, self.provenance), **options)
 
+    def browse(self, pairs: Pairs | Iterable[Any], maps: Maps | None = None, **options: Any) -> Any:
+        """Return the page for a notebook's cell, by ``vlm_edit.report.browse``.
+
+        Args:
+            pairs: Those that were measured, whose images it shows.
+            maps: Where features fire in them, by ``map_examples``.
+            options: ``title``, ``height`` of the frame in pixels, and as for ``write_page``.
+
+        Raises:
+            VlmEditError: plotly is not installed, or these are other pairs.
+
+        Example:
+            >>> from vlm_edit import Host, measure, zoo
+            >>> host, pairs = Host.of(*zoo.load_host()), zoo.load_pairs().select(range(16))
+            >>> measurement = measure(host, pairs, zoo.load_dictionary("joint"), progress=False)
+            >>> "<iframe" in measurement.browse(pairs)._repr_html_()
+            True
+        """
+        pairs = Pairs.of(pairs)
+        expect_measured(self.provenance, pairs)
+        title = options.pop("title", None) or title_of(self.site, self.provenance)
+        return plugged("browse")(self, pairs, title, maps, **options)
+
     def show(
         self, feature: int, pairs: Pairs | Iterable[Any], maps: Maps | None = None, **options: Any
     ) -> Any:

@@ -18,6 +18,7 @@ from vlm_edit.edits import Rule
 from vlm_edit.ground import notebook
 from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
 from vlm_edit.ground.files import write_text
+from vlm_edit.ground.plugs import plugged
 from vlm_edit.hooks import Phase, Scope, Special, TokenChoice, tracing
 from vlm_edit.host import (
     Host,
@@ -331,6 +332,32 @@ class Patch:
                 "patch.save(path, host)"
             )
         storage.write(path, self.bindings, identity, self.info)
+
+    def compare(
+        self, host: Host | Model, image: Any, question: str | Sequence[str], **options: Any
+    ) -> Any:
+        """Ask a host about an image without the patch and with it, by ``tasks.comparing.compare``.
+
+        Args:
+            host: One that speaks, one that embeds, or a pipeline that draws.
+            image: The image, or its file; None for a pipeline.
+            question: A question, a list of labels, or a prompt.
+            options: As for ``compare``.
+
+        Returns:
+            A small table with pictures, in a notebook and at a prompt.
+
+        Example:
+            >>> from vlm_edit import Clamp, Host, Patch, zoo
+            >>> dictionary, host = zoo.load_dictionary("language.0"), Host.of(*zoo.load_llava())
+            >>> yellow = Clamp([342, 110, 49, 501], 8.0)
+            >>> patch = Patch("language.0", dictionary, yellow, tokens="image")
+            >>> picture = zoo.load_pairs().open(1)
+            >>> compared = patch.compare(host, picture, "what colour is the background?")
+            >>> compared.rows
+            [('answer', 'blue', 'yellow')]
+        """
+        return plugged("compare")(host, self, image, question, **options)
 
     def card(
         self,

@@ -1,6 +1,9 @@
 """What people read: tables for the screen, and pages with pictures."""
 
+from vlm_edit.report.browse import Browser as Browser
+from vlm_edit.report.browse import browse as browse
 from vlm_edit.report.details import Details as Details
+from vlm_edit.report.facts import facts_of as facts_of
 from vlm_edit.report.firing import FeatureSheet as FeatureSheet
 from vlm_edit.report.firing import feature_sheet as feature_sheet
 from vlm_edit.report.firing import write_maps as write_maps

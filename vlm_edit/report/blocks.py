@@ -64,8 +64,8 @@ def rounded(values: Tensor, digits: int = _DIGITS) -> Tensor:
     """Round to so many digits, which is what compresses; NaN and infinity become NaN.
 
     Example:
-        >>> rounded(torch.tensor([0.123456, 98765.0])).tolist()
-        [0.1235, 98770.0]
+        >>> rounded(torch.tensor([0.123456, 98764.0])).tolist()
+        [0.1235, 98760.0]
     """
     values = values.double()
     known = values.isfinite() & (values != 0)

@@ -6,6 +6,15 @@ const FIRST_RULE = state.rule.name;
 const firstView = () => ({ q: "", class: "", least: 0, low: "", high: "", recurring: false, noted: false, sort: "feature", falling: false, page: 0, shown: new Set(FIRST_COLUMNS) });
 const view = { ...firstView(), order: [] };
 
+// In a frame of a notebook, whose document has no address, nothing can be put into it.
+function setAddress(address, made = false) {
+  try {
+    history[made ? "pushState" : "replaceState"](null, "", address);
+  } catch {
+    return;
+  }
+}
+
 function inAddress() {
   const asked = new URLSearchParams();
   for (const name of ["q", "class", "low", "high"]) if (view[name] !== "") asked.set(name, view[name]);
@@ -63,7 +72,7 @@ function writeAddress(made = false) {
   const write = () => {
     const address = addressOf(placeAndQuery()[0]);
     if (address === (location.hash || "#")) return;
-    history[made ? "pushState" : "replaceState"](null, "", address === "#" ? location.pathname + location.search : address);
+    setAddress(address === "#" ? location.pathname + location.search : address, made);
     tellRuns();
   };
   if (made) write();

@@ -181,7 +181,7 @@ function step(by) {
   const at = view.order.indexOf(detail.feature);
   const next = at < 0 ? detail.feature + by : view.order[at + by];
   if (next === undefined || next < 0 || next >= data.features) return;
-  history.replaceState(null, "", addressOf(`feature-${next}`));
+  setAddress(addressOf(`feature-${next}`));
   show(next);
 }
 
@@ -202,7 +202,7 @@ function setUpDetail() {
   });
   dialog.addEventListener("close", () => {
     detail.feature = null;
-    if (placeAndQuery()[0].startsWith("feature-")) history.replaceState(null, "", addressOf("") === "#" ? location.pathname + location.search : addressOf(""));
+    if (placeAndQuery()[0].startsWith("feature-")) setAddress(addressOf("") === "#" ? location.pathname + location.search : addressOf(""));
     if (detail.opener?.isConnected) detail.opener.focus({ preventScroll: true });
   });
 }
