@@ -18,6 +18,7 @@ from vlm_edit.cli.loading import Loading
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.measuring import load_measurement
 
+ASKED = ("check", "measure", "maps", "census", "app")  # for a dictionary
 TAKING = {kind for kind in VERBS if issubclass(kind, Loading)}
 
 
@@ -48,9 +49,10 @@ def test_what_is_typed_of_loading_is_what_a_host_is_loaded_with(
         monkeypatch.setattr(f"vlm_edit.cli.{where}", lambda options: given.append(options) or 0)
     module, verb = VERBS[kind].split(".")
     words = ["patch", verb] if module == "patching" else [verb]
-    needed = {"sites": 1, "doctor": 1, "draw": 1, "ask": 3}.get(verb, 2)
+    needed = {"sites": 1, "doctor": 1, "draw": 1, "name": 1, "app": 1, "ask": 3}.get(verb, 2)
     words += ["m", "p", "q"][:needed]
-    words += ["--dictionary", "d"] if verb in ("check", "measure", "census") else []
+    words += ["--dictionary", "d"] if verb in ASKED else []
+    words += ["--site", "s"] if verb == "maps" else []
     words += ["--out", "o"] if verb in ("train", "collect") else []
     words += ["--revision", "v1", "--device", "cuda:1", "--dtype", "float16", "--quantize", "4bit"]
     words += ["--device-map", "balanced", "--adapter", "a:b", "--trust-remote-code"]
