@@ -328,10 +328,10 @@ def test_a_log_that_weights_only_refuses_names_the_mend(tmp_path):
 
 def test_another_pickle_that_weights_only_refuses_is_not_this_format(tmp_path):
     path = write(tmp_path / "sae.pt", {"count": itertools.count()})
-    with pytest.raises(VlmEditError, match="is not known"):
+    with pytest.raises(VlmEditError, match="holds more than tensors and plain values"):
         load_dictionary(path, k=2)
     (tmp_path / "text.pt").write_bytes(b"dictionary._weights overcomplete.sae")
-    with pytest.raises(VlmEditError, match="is not known"):
+    with pytest.raises(VlmEditError, match="is not a torch file"):
         load_dictionary(tmp_path / "text.pt", k=2)
 
 
@@ -341,5 +341,5 @@ def test_a_zip_that_ends_too_early_is_not_this_format(tmp_path):
     entry = data.index(b"PK\x01\x02")  # the index's first, the pickle's, and its two sizes
     data[entry + 20 : entry + 28] = struct.pack("<II", 10**6, 10**6)
     path.write_bytes(data)
-    with pytest.raises(VlmEditError, match="is not known"):
+    with pytest.raises(VlmEditError, match="claims more bytes than it has"):
         load_dictionary(path, k=2)

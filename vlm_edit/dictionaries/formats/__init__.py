@@ -21,10 +21,11 @@ from vlm_edit.dictionaries.formats import (
     sparsify,
     state_dict,
 )
+from vlm_edit.dictionaries.formats.cause import cause
 from vlm_edit.dictionaries.formats.format import Format as Format
 from vlm_edit.dictionaries.formats.format import Hints
 from vlm_edit.dictionaries.formats.format import Layout as Layout
-from vlm_edit.dictionaries.formats.hub import candidates, locate
+from vlm_edit.dictionaries.formats.hub import WEIGHTS, candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
@@ -141,7 +142,7 @@ def load_dictionary(
         ...     load_dictionary(folder).n_features
         4
     """
-    source = Source(locate(path, file, revision))
+    source = _whole(Source(locate(path, file, revision)))
     options = Hints(k=k, activation=activation, threshold=threshold, layout=layout)
     halves = [Source(source.file(stream)) for stream in STREAMS]
     if all(half.is_folder for half in halves) and not any(f.recognises(source) for f in FORMATS):
@@ -156,11 +157,24 @@ def load_dictionary(
         raise DamagedFile(f"{source.path}: {error}") from error
 
 
+def _whole(source: Source) -> Source:
+    """Return the folder that a file of weights was named for, where alone it is of no format."""
+    name = source.path.name
+    weights = source.path.suffix in WEIGHTS
+    if not weights or source.is_folder or any(known.recognises(source) for known in FORMATS):
+        return source
+    folder = Source(source.path.parent)
+    fitting = [known for known in FORMATS if known.recognises(folder)]
+    return folder if any(name in known.files.split() for known in fitting) else source
+
+
 def _format(source: Source, name: str | None) -> Format:
     """Return the one format that is named, or that a source is in."""
     if name is not None:
         return FORMATS.find(name, f" ({_what_each_has()})")
     fitting = [f for f in FORMATS if f.recognises(source)]
+    if not fitting:
+        _expect_whole_files(source)
     places = candidates(source.path) if not fitting and source.is_folder else []
     if places:
         names = ", ".join(repr(place) for place in places[:10])
@@ -177,6 +191,21 @@ def _format(source: Source, name: str | None) -> Format:
         fits = ", ".join(f.name for f in fitting)
         raise BadArgument(f"{str(source.path)!r} could be {fits}: say which with format=")
     return fitting[0]
+
+
+def _expect_whole_files(source: Source) -> None:
+    """Refuse files of weights that are of no format because they cannot be opened."""
+    for name in source.names():
+        path = source.file(name) if source.is_folder else source.path
+        if path.suffix not in WEIGHTS:
+            continue
+        reason = cause(path)
+        if reason is not None:
+            raise DamagedFile(f"{path} {reason}")
+        if path.suffix == ".safetensors":
+            source.tensors(name)
+        elif path.suffix in (".pt", ".pth"):
+            source.torch(name if source.is_folder else None)
 
 
 def _what_each_has() -> str:
