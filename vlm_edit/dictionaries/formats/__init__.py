@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Literal, overload
 
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.formats import (
+    bussmann,
     clipscope,
     dictionary_learning,
+    dncbm,
+    gemma_scope_1,
+    goodfire,
     gytdau,
+    hypothesaes,
+    llama_scope,
     mayfull,
     msae,
     openai,
     overcomplete,
+    patchsae,
     prisma,
     saelens,
     saev,
     scope,
     sparsify,
     state_dict,
+    visaebench,
 )
 from vlm_edit.dictionaries.formats.cause import cause
 from vlm_edit.dictionaries.formats.format import Format as Format
@@ -62,6 +71,14 @@ for _format_of_ours in (
     mayfull.FORMAT,
     scope.GEMMA,
     scope.QWEN,
+    gemma_scope_1.FORMAT,
+    llama_scope.FORMAT,
+    goodfire.FORMAT,
+    patchsae.FORMAT,
+    visaebench.FORMAT,
+    hypothesaes.FORMAT,
+    dncbm.FORMAT,
+    bussmann.FORMAT,
     state_dict.FORMAT,
 ):
     register_format(_format_of_ours)
@@ -159,13 +176,14 @@ def load_dictionary(
 
 def _whole(source: Source) -> Source:
     """Return the folder that a file of weights was named for, where alone it is of no format."""
-    name = source.path.name
+    path = source.path
     weights = source.path.suffix in WEIGHTS
     if not weights or source.is_folder or any(known.recognises(source) for known in FORMATS):
         return source
-    folder = Source(source.path.parent)
+    folder, names = Source(path.parent), {path.name, f"{path.parent.name}/{path.name}"}
     fitting = [known for known in FORMATS if known.recognises(folder)]
-    return folder if any(name in known.files.split() for known in fitting) else source
+    named = any(names & set(re.split("[ ,]+", known.files)) for known in fitting)
+    return folder if named else source
 
 
 def _format(source: Source, name: str | None) -> Format:

@@ -297,10 +297,13 @@ def expect_matrix(where: object, tensors: Mapping[str, Any], name: str) -> Tenso
     """Return a matrix of a file that has been opened.
 
     Raises:
-        VlmEditError: Missing, not a matrix of floating-point numbers, or a view that claims more
-            numbers than the file holds.
+        VlmEditError: Missing, empty, not a matrix of floating-point numbers, or a view that claims
+            more numbers than the file holds.
     """
-    return _expect_tensor(where, tensors, name, 2)
+    matrix = _expect_tensor(where, tensors, name, 2)
+    if not matrix.numel():  # whose other side may be of any size
+        raise DamagedFile(f"{where}: {name} is empty, of shape {tuple(matrix.shape)}")
+    return matrix
 
 
 def expect_vector(where: object, tensors: Mapping[str, Any], name: str) -> Tensor:
