@@ -36,6 +36,7 @@ from vlm_edit.dictionaries.formats.format import Hints
 from vlm_edit.dictionaries.formats.format import Layout as Layout
 from vlm_edit.dictionaries.formats.hub import WEIGHTS, candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
+from vlm_edit.dictionaries.formats.strangers import stranger
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError, expect_kind
@@ -200,6 +201,9 @@ def _format(source: Source, name: str | None) -> Format:
             f"{str(source.path)!r} is no dictionary itself, folders in it may be: say which with "
             f"file=, such as {names}"
         )
+    reason = None if fitting else stranger(source)
+    if reason is not None:
+        raise UnknownName(f"{source.path} {reason}")
     if not fitting:
         raise UnknownName(
             f"the format of {str(source.path)!r} is not known; known formats: "
