@@ -38,6 +38,7 @@ from vlm_edit.dictionaries.formats.hub import WEIGHTS, candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.formats.strangers import stranger
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
+from vlm_edit.dictionaries.releases import resolve
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError, expect_kind
 from vlm_edit.ground.registry import Registry
@@ -87,9 +88,11 @@ for _format_of_ours in (
 
 @overload
 def load_dictionary(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     format: str | None = None,
     *,
+    release: str | None = None,
+    sae_id: str | None = None,
     file: str | None = None,
     revision: str | None = None,
     k: int | None = None,
@@ -102,9 +105,11 @@ def load_dictionary(
 
 @overload
 def load_dictionary(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     format: str | None = None,
     *,
+    release: str | None = None,
+    sae_id: str | None = None,
     file: str | None = None,
     revision: str | None = None,
     k: int | None = None,
@@ -116,9 +121,11 @@ def load_dictionary(
 
 
 def load_dictionary(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     format: str | None = None,
     *,
+    release: str | None = None,
+    sae_id: str | None = None,
     file: str | None = None,
     revision: str | None = None,
     k: int | None = None,
@@ -135,6 +142,9 @@ def load_dictionary(
         path: A folder or a file; or ``owner/name`` of a repository on the hub, which
             huggingface_hub fetches into its cache (offline: takes from there).
         format: The format's name; by default recognised by content.
+        release: In the place of ``path``: a release of SAELens, or another of the index in
+            docs/dictionaries.md.
+        sae_id: Which of a release's.
         file: A folder or a file inside ``path``, such as ``model.layers.24``.
         revision: Branch, tag or commit of a repository.
         k: Number of active features, where a format's files do not keep it.
@@ -160,7 +170,7 @@ def load_dictionary(
         ...     load_dictionary(folder).n_features
         4
     """
-    source = _whole(Source(locate(path, file, revision)))
+    source = _whole(Source(locate(*_meant(path, file, release, sae_id), revision)))
     options = Hints(k=k, activation=activation, threshold=threshold, layout=layout)
     halves = [Source(source.file(stream)) for stream in STREAMS]
     if all(half.is_folder for half in halves) and not any(f.recognises(source) for f in FORMATS):
@@ -173,6 +183,28 @@ def load_dictionary(
         return stored if lazy else stored.load()
     except VlmEditError as error:
         raise DamagedFile(f"{source.path}: {error}") from error
+
+
+def _meant(
+    path: str | os.PathLike[str] | None,
+    file: str | None,
+    release: str | None,
+    sae_id: str | None,
+) -> tuple[str | os.PathLike[str], str | None]:
+    """Return a path or a repository and what is in it, of which a release says both."""
+    if (path is None) == (release is None):
+        raise BadArgument(
+            "say either a path (or a repository), or release= (and sae_id=)"
+            + (f": got {str(path)!r} and {release!r}" if release is not None else "")
+        )
+    if path is not None:
+        if sae_id is not None:
+            raise BadArgument(f"sae_id={sae_id!r} goes with release=; in a path, say file=")
+        return path, file
+    if file is not None:
+        raise BadArgument(f"file={file!r} goes with a path; of a release, say sae_id=")
+    assert release is not None
+    return resolve(release, sae_id)
 
 
 def _whole(source: Source) -> Source:
