@@ -44,7 +44,7 @@ def saelens(tmp_path):
         (b"<html>404</html>", "is a web page, not weights"),
     ],
 )
-@pytest.mark.parametrize("name", ["ae.pt", "sae.pth", "sae.safetensors", "params.npz"])
+@pytest.mark.parametrize("name", ["ae.pt", "sae.pth", "sae.safetensors", "params.npz", "x.ckpt"])
 @pytest.mark.parametrize("in_folder", [True, False])
 def test_what_is_no_file_of_weights_is_named(tmp_path, name, content, message, in_folder):
     (tmp_path / name).write_bytes(content)

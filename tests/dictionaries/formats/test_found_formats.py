@@ -53,6 +53,11 @@ def archetypal(**changes):
         (dncbm(**{"encoder.bias": torch.zeros(2, M)}), {}, "holds dictionaries of 2 places"),
         (dncbm(**{"encoder.weight": torch.full((1, M, D), torch.inf)}), {}, "NaN or infinity"),
         (archetypal(**{"dictionary.W": -torch.eye(M)}), {"k": 3}, "are no weights that sum to 1"),
+        (
+            archetypal(**{"dictionary.W": 2 * torch.eye(M) - torch.eye(M).roll(1, 0)}),
+            {"k": 3},
+            "are no weights that sum to 1",
+        ),
         (archetypal(**{"dictionary.W": torch.ones(M, M)}), {"k": 3}, r"call model.eval\(\)"),
         (archetypal(**{"dictionary.W": torch.eye(M)[:5]}), {"k": 3}, "they do not fit"),
         (archetypal(**{"dictionary.C": torch.zeros(3, D)}), {"k": 3}, "they do not fit"),
@@ -101,3 +106,13 @@ def test_visaebench_takes_the_threshold_that_its_library_would(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"activation": "jumprelu", "input_dim": D}))
     codes = load_dictionary(tmp_path, threshold=0.01).encode(torch.randn(50, D))
     assert float(codes[codes > 0].min()) > 0.01
+
+
+def test_a_code_equal_to_visaebench_s_batchtopk_threshold_stays_and_to_a_jump_goes(tmp_path):
+    weights = {"encoder.weight": torch.zeros(M, D), "encoder.bias": torch.full((M,), 1.25)}
+    torch.save(weights | {"decoder.weight": torch.randn(M, D)}, tmp_path / "sae.pt")
+    for kind, stays in (("batchtopk", True), ("jumprelu", False)):
+        config = {"activation": kind, "input_dim": D}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        codes = load_dictionary(tmp_path, threshold=1.25).encode(torch.ones(2, D))
+        assert bool((codes == (1.25 if stays else 0)).all())

@@ -251,7 +251,7 @@ def _expect_whole_files(source: Source) -> None:
     """Refuse files of weights that are of no format because they cannot be opened."""
     for name in source.names():
         path = source.file(name) if source.is_folder else source.path
-        if path.suffix not in WEIGHTS:
+        if path.suffix not in (*WEIGHTS, ".ckpt", ".bin"):
             continue
         reason = cause(path)
         if reason is not None:
