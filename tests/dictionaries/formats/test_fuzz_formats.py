@@ -130,7 +130,39 @@ def streams(root):
         say(root, case)
 
 
-OWN = (gytdau, state_dict, parts, streams)
+def plain(d=6, m=16):
+    """Under the names of many libraries."""
+    sizes = {"W_enc": (d, m), "W_dec": (m, d), "b_enc": (m,), "b_dec": (d,)}
+    return {name: torch.randn(*size) for name, size in sizes.items()}
+
+
+def patchsae(root):
+    torch.save({"cfg": {"d_in": 6}, "state_dict": plain()}, files_of(root, "plain") / "out.pt")
+    say(root, "plain")
+
+
+def bussmann(root):
+    folder = files_of(root, "topk")
+    torch.save(plain(), folder / "sae.pt")
+    config = {"sae_type": "topk", "act_size": 6, "dict_size": 16, "top_k": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    say(root, "topk")
+
+
+def llama_scope(root):
+    folder, w = files_of(root, "jumprelu"), plain()
+    (folder / "checkpoints").mkdir()
+    names = {"encoder.weight": w["W_enc"].T, "encoder.bias": w["b_enc"]}
+    names |= {"decoder.weight": w["W_dec"].T, "decoder.bias": w["b_dec"]}
+    contents = {name: tensor.contiguous() for name, tensor in names.items()}
+    save_file(contents, folder / "checkpoints" / "final.safetensors")
+    config = {"d_model": 6, "d_sae": 16, "jump_relu_threshold": 0.5, "hook_point_in": "a"}
+    config |= {"hook_point_out": "a", "dataset_average_activation_norm": {"in": 2.0, "out": 3.0}}
+    (folder / "hyperparams.json").write_text(json.dumps(config))
+    say(root, "jumprelu")
+
+
+OWN = (gytdau, state_dict, parts, streams, patchsae, bussmann, llama_scope)
 
 
 def fuzz(name, cases, tmp_path):
@@ -187,4 +219,5 @@ def test_so_are_damaged_files_of_formats_without_a_library(write, tmp_path):
 def test_every_format_is_damaged():
     names = " ".join([path.stem for path in GOLDEN] + [write.__name__ for write in OWN])
     told = names.replace("sae-lens", "saelens").replace("openai_sae", "openai")
+    told = told.replace("sparse_autoencoder", "dncbm")  # whose library it is
     assert [known.name for known in FORMATS if known.name not in told] == []

@@ -197,5 +197,5 @@ def test_a_config_of_another_kind_of_model_is_not_this_format(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     write(tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(VlmEditError, match="is not known"):
+    with pytest.raises(VlmEditError, match=r"model.safetensors is empty"):
         load_dictionary(tmp_path / "other")

@@ -277,7 +277,7 @@ def test_a_checkpoint_with_more_than_is_understood_is_refused(tmp_path, beside, 
         ({"encoder.mlp_blocks.0.0.weight": torch.eye(D)}, "layers before the last"),
         ({"encoder.attention_blocks.0.norm1.bias": torch.ones(D)}, "mixes tokens"),
         ({"encoder.resnet_blocks.0.conv1.weight": torch.ones(1)}, "mixes positions"),
-        ({"dictionary.C": torch.eye(D), "dictionary.Relax": torch.eye(D)}, "archetypal"),
+        ({"dictionary.C": torch.eye(D), "dictionary.Relax": torch.eye(D)}, "missing: dictionary.W"),
         ({f"{NORM}.weight": torch.ones(M), f"{NORM}.bias": torch.ones(M)}, "layer norm"),
         ({f"{LAST}.weight": None, f"{LAST}.bias": None}, "MpSAE and OMPSAE"),
         ({f"{LAST}.bias": None}, "tensors missing: encoder.final_block.0.bias"),
@@ -328,10 +328,10 @@ def test_a_log_that_weights_only_refuses_names_the_mend(tmp_path):
 
 def test_another_pickle_that_weights_only_refuses_is_not_this_format(tmp_path):
     path = write(tmp_path / "sae.pt", {"count": itertools.count()})
-    with pytest.raises(VlmEditError, match="is not known"):
+    with pytest.raises(VlmEditError, match="holds more than tensors and plain values"):
         load_dictionary(path, k=2)
     (tmp_path / "text.pt").write_bytes(b"dictionary._weights overcomplete.sae")
-    with pytest.raises(VlmEditError, match="is not known"):
+    with pytest.raises(VlmEditError, match="is not a torch file"):
         load_dictionary(tmp_path / "text.pt", k=2)
 
 
@@ -341,5 +341,5 @@ def test_a_zip_that_ends_too_early_is_not_this_format(tmp_path):
     entry = data.index(b"PK\x01\x02")  # the index's first, the pickle's, and its two sizes
     data[entry + 20 : entry + 28] = struct.pack("<II", 10**6, 10**6)
     path.write_bytes(data)
-    with pytest.raises(VlmEditError, match="is not known"):
+    with pytest.raises(VlmEditError, match="claims more bytes than it has"):
         load_dictionary(path, k=2)

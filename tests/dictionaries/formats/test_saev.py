@@ -232,7 +232,7 @@ def test_something_else_than_tensors_by_name_is_refused(tmp_path):
 )
 def test_another_first_line_is_not_this_format(tmp_path, first):
     path = write(tmp_path / "sae.pt", first, tensors())
-    with pytest.raises(VlmEditError, match="is not known"):
+    with pytest.raises(VlmEditError, match="sae.pt is not a readable torch file"):
         load_dictionary(path)
     with pytest.raises(VlmEditError):
         load_dictionary(path, format="saev")
@@ -241,7 +241,7 @@ def test_another_first_line_is_not_this_format(tmp_path, first):
 def test_a_header_without_a_zip_behind_is_not_this_format(tmp_path):
     path = tmp_path / "sae.pt"
     path.write_text(json.dumps(OLD) + "\nmore")
-    with pytest.raises(VlmEditError, match="is not known"):
+    with pytest.raises(VlmEditError, match="sae.pt is not a torch file"):
         load_dictionary(path)
     with pytest.raises(VlmEditError, match="sae.pt cannot be read"):
         load_dictionary(tmp_path / "..", format="saev")

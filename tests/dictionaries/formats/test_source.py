@@ -54,7 +54,7 @@ def test_a_whole_module_is_refused_with_the_mend(tmp_path):
 
 def test_the_format_of_before_torch_1_6_is_refused(tmp_path):
     torch.save({"W": torch.zeros(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(VlmEditError, match="is not a torch file of version 1.6 or later"):
+    with pytest.raises(VlmEditError, match="as torch.save wrote up to version 1.5"):
         read_torch(tmp_path / "old.pt")
 
 
@@ -157,7 +157,7 @@ def test_tensors_of_a_file_are_views_that_cost_nothing_until_they_are_used(tmp_p
 def test_a_safetensors_file_that_is_none_is_refused_and_has_no_names(tmp_path, data):
     (tmp_path / "x.safetensors").write_bytes(data)
     assert safetensors_names(tmp_path / "x.safetensors") == frozenset()
-    with pytest.raises(VlmEditError, match="is not a readable safetensors file"):
+    with pytest.raises(VlmEditError, match="is (empty|cut off|not a readable safetensors file)"):
         read_safetensors(tmp_path / "x.safetensors")
 
 

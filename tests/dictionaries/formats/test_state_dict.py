@@ -321,7 +321,7 @@ def test_a_torch_file_is_known_by_its_content(tmp_path, name):
 @pytest.mark.parametrize("data", [b"", b"PK\3\4", b"\0" * 64])
 def test_a_damaged_file_is_refused(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(VlmEditError, match="is not a"):
+    with pytest.raises(VlmEditError, match="is (not a|empty|cut off)"):
         read(tmp_path / name)
 
 

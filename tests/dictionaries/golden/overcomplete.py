@@ -126,7 +126,6 @@ def write_while_training(root: Path, oc: Any) -> None:
 
 def write_refused(root: Path, oc: Any) -> None:
     """Models that no encoder matrix and no rows can stand for."""
-    points = torch.randn(9, 6)
     told = {"path": "sae.pt"}
     for case, sae, message in (
         ("mlp_ln_1", oc.SAE(6, 8, encoder_module="mlp_ln_1"), "layer norm"),
@@ -136,8 +135,6 @@ def write_refused(root: Path, oc: Any) -> None:
         ("QSAE", oc.QSAE(6, 8), "QSAE"),
         ("MpSAE", oc.MpSAE(6, 8, k=2), "MpSAE"),
         ("OMPSAE", oc.OMPSAE(6, 8, k=2), "OMPSAE"),
-        ("RATopKSAE", oc.RATopKSAE(6, 8, points=points, top_k=3), "archetypal"),
-        ("RAJumpSAE", oc.RAJumpSAE(6, 8, points=points), "archetypal"),
         *(
             (f"normalization-{name}", oc.SAE(6, 8, dictionary_params={"normalization": name}), "l2")
             for name in ("max_l2", "l1", "max_l1", "identity")

@@ -1,4 +1,4 @@
-"""Files in the formats of Gemma Scope 2 and Qwen-Scope, with sae-lens's codes of them.
+"""Files in the formats of Gemma Scope, Qwen-Scope and Goodfire, with sae-lens's codes of them.
 
     python -m venv VENV && VENV/bin/pip install torch==2.13.0
     VENV/bin/pip install sae-lens==6.54.12
@@ -12,11 +12,13 @@ of its loaders that ask the hub look there instead.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from huggingface_hub.errors import EntryNotFoundError
 from pack import expect, files, pack, refuse
@@ -64,6 +66,21 @@ class Hub:
         """As the library's."""
         with safe_open(self.download(repo_id, filename), "pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+
+    def plain(
+        self, repository: str, folder: str, loader: Any, info: dict[str, str], **cfg: Any
+    ) -> None:
+        """What the library computes with what lies there, by a loader of whole configs."""
+        from sae_lens import SAE
+
+        def load(cfg_overrides: dict[str, Any], **asked: Any) -> Any:
+            return loader(cfg_overrides=cfg_overrides | cfg, **asked)
+
+        sae, _, _ = SAE.from_pretrained_with_cfg_and_sparsity(repository, folder, converter=load)
+        x = torch.randn(6, sae.cfg.d_in) * 2 + 1
+        codes = sae.encode(x)
+        path = self.path(repository, folder)
+        expect(self.root, self.case, x, codes, sae.decode(codes), path=path, info=info)
 
     def path(self, repository: str, folder: str) -> str:
         """What a case is to load."""
@@ -142,6 +159,61 @@ def gemma(hub: Hub) -> None:
         refuse(hub.root, hub.case, "is a transcoder", path=hub.path(GEMMA, folder))
 
 
+def gemma_1(hub: Hub) -> None:
+    """Every kind of place of the first Gemma Scope; embeddings are scaled; transcoders refused."""
+    loader = hub.loaders.gemma_2_sae_huggingface_loader
+    model = {"pt": "google/gemma-2-2b", "it": "google/gemma-2-9b-it"}
+
+    def lay(case: str, repository: str, folder: str, d: int = 6, m: int = 16) -> None:
+        hub.case = case
+        files(hub.root, case)
+        torch.manual_seed(next(_seeds))
+        place = hub.place(repository) / folder
+        place.mkdir(parents=True)
+        shapes = {"W_enc": (d, m), "W_dec": (m, d), "b_enc": (m,), "b_dec": (d,), "threshold": (m,)}
+        arrays = {name: torch.randn(shape).numpy() for name, shape in shapes.items()}
+        numpy.savez(place / "params.npz", **arrays)
+
+    for kind, part, d, m in (
+        *(("pt", "res", 6, 16), ("pt", "res", 8, 8), ("it", "res", 6, 16)),
+        *(("pt", "mlp", 6, 16), ("pt", "att", 6, 16)),
+    ):
+        repository = f"google/gemma-scope-{'9b' if kind == 'it' else '2b'}-{kind}-{part}"
+        folder = "layer_20/average_l0_71"
+        lay(f"gemma-{kind}-{part}-{d}", repository, folder, d, m)
+        hook = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}[part]
+        info = {"model_name": model[kind], "hook_name": f"blocks.20.{hook}"}
+        plain = {"reshape_activations": "none"} if part == "att" else {}
+        hub.plain(repository, folder, loader, info, d_in=d, d_sae=m, **plain)
+    repository, folder = "google/gemma-scope-2b-pt-res", "embedding/average_l0_6"
+    lay("gemma-embedding", repository, folder)
+    info = {"model_name": model["pt"], "hook_name": "hook_embed"}
+    hub.plain(repository, folder, loader, info, d_in=6, d_sae=16)
+    repository = "google/gemma-scope-2b-pt-transcoders"
+    lay("gemma-transcoder", repository, "layer_3/average_l0_71")
+    path = hub.path(repository, "layer_3/average_l0_71")
+    refuse(hub.root, hub.case, "is a transcoder", path=path)
+
+
+def goodfire(hub: Hub) -> None:
+    """Both files of Goodfire."""
+    loader = hub.loaders.get_goodfire_huggingface_loader
+    for model, layer, end in (("Llama-3.1-8B", 19, "pth"), ("Llama-3.3-70B", 50, "pt")):
+        name = f"{model}-Instruct-SAE-l{layer}"
+        for d, m in ((6, 16), (8, 8)):
+            hub.case = f"{model}-{d}"
+            files(hub.root, hub.case)
+            torch.manual_seed(next(_seeds))
+            place = hub.place(f"Goodfire/{name}")
+            place.mkdir(parents=True)
+            shapes = {"encoder": (m, d), "decoder": (d, m)}
+            weights = {f"{k}_linear.weight": torch.randn(shape) for k, shape in shapes.items()}
+            weights |= {f"{k}_linear.bias": torch.randn(shape[0]) for k, shape in shapes.items()}
+            torch.save(weights, place / f"{name}.{end}")
+            info = {"model_name": f"meta-llama/{model}-Instruct", "layer": str(layer)}
+            hub.plain(f"Goodfire/{name}", f"{name}.{end}", loader, info, d_in=d, d_sae=m)
+
+
 def qwen(hub: Hub) -> None:
     """Several k; k of the repository's name and k that is told."""
     loader = hub.loaders.qwen_scope_sae_huggingface_loader
@@ -182,11 +254,14 @@ def rename(hub: Hub, repository: str, k: int) -> None:
 
 
 def main() -> None:
-    """Write both zips."""
-    for write in (gemma, qwen):
+    """Write all zips, or those whose functions are named."""
+    names = {gemma: "gemma_scope", qwen: "qwen_scope", gemma_1: "gemma_scope_1", goodfire: ""}
+    for write, name in names.items():
+        if sys.argv[1:] and write.__name__ not in sys.argv[1:]:
+            continue
         with tempfile.TemporaryDirectory() as root:
             write(Hub(Path(root)))
-            pack(Path(root), HERE / f"{write.__name__}_scope-sae-lens-6.54.12.zip")
+            pack(Path(root), HERE / f"{name or write.__name__}-sae-lens-6.54.12.zip")
 
 
 if __name__ == "__main__":

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Literal, overload
 
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.formats import (
+    bussmann,
     clipscope,
     dictionary_learning,
+    dncbm,
+    gemma_scope_1,
+    goodfire,
     gytdau,
+    hypothesaes,
+    llama_scope,
     mayfull,
     msae,
     openai,
     overcomplete,
+    patchsae,
     prisma,
     saelens,
     saev,
     scope,
     sparsify,
     state_dict,
+    visaebench,
 )
+from vlm_edit.dictionaries.formats.cause import cause
 from vlm_edit.dictionaries.formats.format import Format as Format
 from vlm_edit.dictionaries.formats.format import Hints
 from vlm_edit.dictionaries.formats.format import Layout as Layout
-from vlm_edit.dictionaries.formats.hub import candidates, locate
+from vlm_edit.dictionaries.formats.hub import WEIGHTS, candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
+from vlm_edit.dictionaries.formats.strangers import stranger
 from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
+from vlm_edit.dictionaries.releases import resolve
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError, expect_kind
 from vlm_edit.ground.registry import Registry
@@ -61,6 +73,14 @@ for _format_of_ours in (
     mayfull.FORMAT,
     scope.GEMMA,
     scope.QWEN,
+    gemma_scope_1.FORMAT,
+    llama_scope.FORMAT,
+    goodfire.FORMAT,
+    patchsae.FORMAT,
+    visaebench.FORMAT,
+    hypothesaes.FORMAT,
+    dncbm.FORMAT,
+    bussmann.FORMAT,
     state_dict.FORMAT,
 ):
     register_format(_format_of_ours)
@@ -68,9 +88,11 @@ for _format_of_ours in (
 
 @overload
 def load_dictionary(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     format: str | None = None,
     *,
+    release: str | None = None,
+    sae_id: str | None = None,
     file: str | None = None,
     revision: str | None = None,
     k: int | None = None,
@@ -83,9 +105,11 @@ def load_dictionary(
 
 @overload
 def load_dictionary(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     format: str | None = None,
     *,
+    release: str | None = None,
+    sae_id: str | None = None,
     file: str | None = None,
     revision: str | None = None,
     k: int | None = None,
@@ -97,9 +121,11 @@ def load_dictionary(
 
 
 def load_dictionary(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     format: str | None = None,
     *,
+    release: str | None = None,
+    sae_id: str | None = None,
     file: str | None = None,
     revision: str | None = None,
     k: int | None = None,
@@ -116,6 +142,9 @@ def load_dictionary(
         path: A folder or a file; or ``owner/name`` of a repository on the hub, which
             huggingface_hub fetches into its cache (offline: takes from there).
         format: The format's name; by default recognised by content.
+        release: In the place of ``path``: a release of SAELens, or another of the index in
+            docs/dictionaries.md.
+        sae_id: Which of a release's.
         file: A folder or a file inside ``path``, such as ``model.layers.24``.
         revision: Branch, tag or commit of a repository.
         k: Number of active features, where a format's files do not keep it.
@@ -141,7 +170,7 @@ def load_dictionary(
         ...     load_dictionary(folder).n_features
         4
     """
-    source = Source(locate(path, file, revision))
+    source = _whole(Source(locate(*_meant(path, file, release, sae_id), revision)))
     options = Hints(k=k, activation=activation, threshold=threshold, layout=layout)
     halves = [Source(source.file(stream)) for stream in STREAMS]
     if all(half.is_folder for half in halves) and not any(f.recognises(source) for f in FORMATS):
@@ -156,11 +185,47 @@ def load_dictionary(
         raise DamagedFile(f"{source.path}: {error}") from error
 
 
+def _meant(
+    path: str | os.PathLike[str] | None,
+    file: str | None,
+    release: str | None,
+    sae_id: str | None,
+) -> tuple[str | os.PathLike[str], str | None]:
+    """Return a path or a repository and what is in it, of which a release says both."""
+    if (path is None) == (release is None):
+        raise BadArgument(
+            "say either a path (or a repository), or release= (and sae_id=)"
+            + (f": got {str(path)!r} and {release!r}" if release is not None else "")
+        )
+    if path is not None:
+        if sae_id is not None:
+            raise BadArgument(f"sae_id={sae_id!r} goes with release=; in a path, say file=")
+        return path, file
+    if file is not None:
+        raise BadArgument(f"file={file!r} goes with a path; of a release, say sae_id=")
+    assert release is not None
+    return resolve(release, sae_id)
+
+
+def _whole(source: Source) -> Source:
+    """Return the folder that a file of weights was named for, where alone it is of no format."""
+    path = source.path
+    weights = source.path.suffix in WEIGHTS
+    if not weights or source.is_folder or any(known.recognises(source) for known in FORMATS):
+        return source
+    folder, names = Source(path.parent), {path.name, f"{path.parent.name}/{path.name}"}
+    fitting = [known for known in FORMATS if known.recognises(folder)]
+    named = any(names & set(re.split("[ ,]+", known.files)) for known in fitting)
+    return folder if named else source
+
+
 def _format(source: Source, name: str | None) -> Format:
     """Return the one format that is named, or that a source is in."""
     if name is not None:
         return FORMATS.find(name, f" ({_what_each_has()})")
     fitting = [f for f in FORMATS if f.recognises(source)]
+    if not fitting:
+        _expect_whole_files(source)
     places = candidates(source.path) if not fitting and source.is_folder else []
     if places:
         names = ", ".join(repr(place) for place in places[:10])
@@ -168,6 +233,9 @@ def _format(source: Source, name: str | None) -> Format:
             f"{str(source.path)!r} is no dictionary itself, folders in it may be: say which with "
             f"file=, such as {names}"
         )
+    reason = None if fitting else stranger(source)
+    if reason is not None:
+        raise UnknownName(f"{source.path} {reason}")
     if not fitting:
         raise UnknownName(
             f"the format of {str(source.path)!r} is not known; known formats: "
@@ -177,6 +245,21 @@ def _format(source: Source, name: str | None) -> Format:
         fits = ", ".join(f.name for f in fitting)
         raise BadArgument(f"{str(source.path)!r} could be {fits}: say which with format=")
     return fitting[0]
+
+
+def _expect_whole_files(source: Source) -> None:
+    """Refuse files of weights that are of no format because they cannot be opened."""
+    for name in source.names():
+        path = source.file(name) if source.is_folder else source.path
+        if path.suffix not in (*WEIGHTS, ".ckpt", ".bin"):
+            continue
+        reason = cause(path)
+        if reason is not None:
+            raise DamagedFile(f"{path} {reason}")
+        if path.suffix == ".safetensors":
+            source.tensors(name)
+        elif path.suffix in (".pt", ".pth"):
+            source.torch(name if source.is_folder else None)
 
 
 def _what_each_has() -> str:

@@ -12,7 +12,7 @@ from vlm_edit.dictionaries.formats.source import INDEX
 from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.ground.hub import REPOSITORY, asked, listed, listing
 
-_WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
 _LOOKED_AT = 5000
 
 
@@ -43,7 +43,7 @@ def locate(path: str | os.PathLike[str], file: str | None, revision: str | None)
 
 def candidates(path: Path) -> list[str]:
     """List folders below a folder that hold weights, as ``file`` would name them."""
-    files = (p for p in islice(path.rglob("*"), _LOOKED_AT) if p.suffix in _WEIGHTS)
+    files = (p for p in islice(path.rglob("*"), _LOOKED_AT) if p.suffix in WEIGHTS)
     return sorted({p.relative_to(path).parent.as_posix() for p in files} - {"."})
 
 
@@ -99,7 +99,7 @@ def _places(files: Sequence[str]) -> list[str]:
     """List folders with weights, or the files where a folder has several that stand alone."""
     folders: dict[str, list[str]] = {}
     for file in files:
-        if file.endswith(_WEIGHTS):
+        if file.endswith(WEIGHTS):
             folders.setdefault(PurePosixPath(file).parent.as_posix(), []).append(file)
     places = []
     for folder, contents in folders.items():

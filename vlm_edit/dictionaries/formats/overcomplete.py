@@ -33,6 +33,7 @@ from vlm_edit.dictionaries.formats.torchfile import (
     peek_mapping,
     torch_files,
 )
+from vlm_edit.dictionaries.formats.visaebench import is_config
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
@@ -57,17 +58,18 @@ _REFUSED = (
     ("encoder.mlp_blocks.", "its encoder has layers before the last, so it is not one matrix"),
     ("encoder.attention_blocks.", "its encoder mixes tokens, so it is not one matrix"),
     ("encoder.resnet_blocks.", "its encoder mixes positions, so it is not one matrix"),
-    (
-        "dictionary.C",
-        "it is an archetypal SAE (RATopKSAE or RAJumpSAE), which keeps points and mixtures, not "
-        f"rows: after model.eval(), take model.get_dictionary() for the rows, and {_PLAIN}",
-    ),
 )
+# Of an archetypal SAE: points, mixtures of them, and how far rows are from the mixtures.
+_POINTS, _MIXTURES, _RELAXED = "dictionary.C", "dictionary.W", "dictionary.Relax"
+_ARCHETYPAL = {_POINTS, _MIXTURES, _RELAXED}
+_SUM_OFF = 1e-3
 
 
 def recognises(source: Source) -> bool:
     """Say whether a source's torch file has this library's names, even if it cannot be opened."""
     contents = peek_mapping(source)
+    if is_config(source):  # VisAEBench's, which reads these names in another way
+        return False
     inner = contents.get(_STATE, contents)
     if isinstance(inner, Mapping) and inner:
         return not _OWN.isdisjoint(inner)
@@ -102,7 +104,8 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
     tensors, k = _state(path, open_mapping(source))
     jumps = "thresholds" in tensors
     encoder, optional = _encoder_names(path, tensors)
-    needed = {_ROWS} | encoder | ({"thresholds"} if jumps else set())
+    rows = _ARCHETYPAL if _POINTS in tensors else {_ROWS}
+    needed = rows | encoder | ({"thresholds"} if jumps else set())
     expect_names(path, tensors, needed, {_MULTIPLIER} | optional)
     decoder = _decoder(path, tensors)
     weight, bias = _encoder(path, tensors, encoder, decoder)
@@ -180,22 +183,45 @@ def _encoder_names(path: object, tensors: Mapping[str, Any]) -> tuple[set[str], 
 
 
 def _decoder(path: object, tensors: Mapping[str, Any]) -> Rows:
-    rows = expect_matrix(path, tensors, _ROWS)
+    archetypal = _POINTS in tensors
+    rows = _archetypes(path, tensors) if archetypal else expect_matrix(path, tensors, _ROWS)
+    # Files from before version 0.1.0 lack it.
+    factor = expect_scalar(path, tensors, _MULTIPLIER) if _MULTIPLIER in tensors else 0.0
+    gain = torch.full((len(rows),), factor).exp()
+    if not bool(gain.isfinite().all()):
+        raise DamagedFile(f"{path}: exp({_MULTIPLIER}) is not finite: the file is damaged")
+    if not archetypal:
+        _expect_unit(path, rows)
+    return Rows(rows, _RELAXED if archetypal else _ROWS, gain=gain, unit=not archetypal)
+
+
+def _archetypes(path: object, tensors: Mapping[str, Any]) -> Tensor:
+    """Mix the rows of an archetypal dictionary, as the library does when it is evaluated."""
+    names = (_POINTS, _MIXTURES, _RELAXED)
+    points, mixtures, relaxed = (expect_matrix(path, tensors, name) for name in names)
+    if (*mixtures.shape, points.shape[1]) != (len(relaxed), len(points), relaxed.shape[1]):
+        raise DamagedFile(
+            f"{path}: {_MIXTURES} is {tuple(mixtures.shape)}, {_POINTS} {tuple(points.shape)} and "
+            f"{_RELAXED} {tuple(relaxed.shape)}: they do not fit"
+        )
+    sums = mixtures.float().sum(1)
+    if bool((mixtures < 0).any()) or not bool(((sums - 1).abs() < _SUM_OFF).all()):
+        raise DamagedFile(
+            f"{path}: it is an archetypal SAE whose mixtures ({_MIXTURES}) are no weights that sum "
+            "to 1, as they are left by a step of training: call model.eval() and save its "
+            "state_dict() anew"
+        )
+    return mixtures.float() @ points.float() + relaxed.float()
+
+
+def _expect_unit(path: object, rows: Tensor) -> None:
     some = rows[:: max(1, len(rows) // _LOOKED_AT)].float().norm(dim=1)
-    if not some.numel():
-        raise DamagedFile(f"{path}: {_ROWS} is empty")
     if not bool(((some > _SHORTEST) & (some < _LONGEST)).all()):
         raise DamagedFile(
             f"{path}: rows of {_ROWS} have lengths from {some.min():.3g} to {some.max():.3g}, not "
             "about 1. If the dictionary's normalization is l2, the default, call model.eval() and "
             f"save its state_dict() anew; the file does not name any other, so {_PLAIN}"
         )
-    # Files from before version 0.1.0 lack it.
-    factor = expect_scalar(path, tensors, _MULTIPLIER) if _MULTIPLIER in tensors else 0.0
-    gain = torch.full((len(rows),), factor).exp()
-    if not bool(gain.isfinite().all()):
-        raise DamagedFile(f"{path}: exp({_MULTIPLIER}) is not finite: the file is damaged")
-    return Rows(rows, _ROWS, gain=gain, unit=True)
 
 
 def _encoder(

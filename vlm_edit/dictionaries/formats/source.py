@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vlm_edit.dictionaries.formats.cause import cause
 from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 
 MOST_JSON = 1 << 20
@@ -69,7 +70,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, OverflowError, RuntimeError) as error:
-        raise DamagedFile(f"{path} is not a readable safetensors file: {error}") from error
+        reason = cause(path) or f"is not a readable safetensors file: {error}"
+        raise DamagedFile(f"{path} {reason}") from error
 
 
 def read_header(path: Path) -> dict[str, str]:
@@ -196,10 +198,11 @@ def _expect_plain_zip(path: Path, skip: int) -> None:
     except OSError as error:
         raise DamagedFile(f"{path} cannot be read: {error}") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise DamagedFile(
-            f"{path} is not a torch file of version 1.6 or later ({error}): save it anew with "
-            "torch.save, or fetch it again"
-        ) from error
+        reason = cause(path) or (
+            f"is not a torch file of version 1.6 or later ({error}): save it anew with torch.save, "
+            "or fetch it again"
+        )
+        raise DamagedFile(f"{path} {reason}") from error
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise DamagedFile(f"{path}: {entry.filename!r} is compressed; torch.save never does")
@@ -294,10 +297,13 @@ def expect_matrix(where: object, tensors: Mapping[str, Any], name: str) -> Tenso
     """Return a matrix of a file that has been opened.
 
     Raises:
-        VlmEditError: Missing, not a matrix of floating-point numbers, or a view that claims more
-            numbers than the file holds.
+        VlmEditError: Missing, empty, not a matrix of floating-point numbers, or a view that claims
+            more numbers than the file holds.
     """
-    return _expect_tensor(where, tensors, name, 2)
+    matrix = _expect_tensor(where, tensors, name, 2)
+    if not matrix.numel():  # whose other side may be of any size
+        raise DamagedFile(f"{where}: {name} is empty, of shape {tuple(matrix.shape)}")
+    return matrix
 
 
 def expect_vector(where: object, tensors: Mapping[str, Any], name: str) -> Tensor:
