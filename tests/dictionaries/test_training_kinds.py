@@ -217,7 +217,7 @@ def test_a_frozen_run_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_p
     trainer = Trainer(data, config, device)
     for _ in range(15):
         trainer.step()
-    Checkpoint(tmp_path / "state", 0.0, trainer, data).keep(last=True)
+    Checkpoint(tmp_path / "state", 0.0, trainer).keep(last=True)
     resumed = train_dictionary({"image": x}, config, checkpoint=tmp_path / "state", progress=False)
     assert resumed.digest() == whole.digest()
 

@@ -18,7 +18,7 @@ from vlm_edit.dictionaries.training import checkpoint
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.objective import Objective, _Jump
 from vlm_edit.dictionaries.training.trainer import Trainer, schedule
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError, VlmEditWarning
 from vlm_edit.ground.files import read_tensors, write_tensors
 
 CONFIG = TrainConfig(n_features=12, k=2, steps=40, batch_size=32, kind="relu", sparsity=0.7)
@@ -314,6 +314,9 @@ def test_what_cannot_be_trained_on_or_written_is_refused_before_any_step(tmp_pat
         ({"image": x}, {"log": tmp_path / "no" / "a.csv"}, "log is .*: make it first"),
         ({"image": x}, {"checkpoint": tmp_path / "no" / "c"}, "checkpoint is .*: make it first"),
         ({"image": x}, {"checkpoint": tmp_path}, "checkpoint is .*, a folder: name a file in it"),
+        ({"image": x}, {"checkpoint": "/proc/c"}, "cannot write the checkpoint to '/proc/c'"),
+        ({"image": x}, {"log": "/proc/a.csv"}, "cannot write the log to '/proc/a.csv'"),
+        ({"image": x}, {"callbacks": [3]}, "callbacks holds 3, which cannot be called"),
     ]
     if not torch.cuda.is_available():
         cases.append(({"image": x}, {"device": "cuda"}, "device 'cuda' cannot be used here"))
@@ -327,8 +330,10 @@ def test_a_training_that_came_to_nothing_says_so() -> None:
     config = replace(CONFIG, lr=1e6, clip=None)
     with pytest.warns(UserWarning, match=r"no feature was active.*smaller lr \(it was 1000000"):
         train_dictionary(streams, config, progress=False)
-    with pytest.raises(VlmEditError, match="weights are not finite after 40 steps"):
+    with pytest.raises(VlmEditError, match=r"explained is nan in step 2 of 40.*lr than 1e\+30"):
         train_dictionary(streams, replace(config, kind="topk", lr=1e30), progress=False)
+    with pytest.warns(VlmEditWarning, match=r"explains -.* of the variance.*smaller lr \(it was 3"):
+        train_dictionary(streams, replace(config, kind="topk", lr=3.0), progress=False)
 
 
 def test_a_share_of_less_than_a_feature_is_one_feature() -> None:

@@ -7,6 +7,7 @@ import numbers
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from vlm_edit.dictionaries.norms import norm_of
 from vlm_edit.ground.errors import BadArgument, UnknownName
 
 Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"]
@@ -118,6 +119,7 @@ class TrainConfig:
             raise UnknownName(f"unknown kind {self.kind!r}: use one of {', '.join(get_args(Kind))}")
         if self.frozen not in (None, *get_args(Frozen)):
             raise UnknownName(f"frozen is {self.frozen!r}: use 'decoder', or None to train all")
+        norm_of(self.norm)
         self._expect_numbers()
         self._expect_kind()
         if self.kind != "ncl" and not 1 <= self.k <= self.n_features:

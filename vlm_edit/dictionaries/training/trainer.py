@@ -76,6 +76,7 @@ class Trainer:
             )
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * schedule(self.done / self.config.steps)
+        self._expect_finite(figures)
         self.optimiser.zero_grad()
         loss.backward()
         if self.config.clip is not None:  # of several processes the mean, which all have by now
@@ -179,6 +180,16 @@ class Trainer:
             mask = choice[mine].repeat(2, 1).to(self.device, torch.float32)
         last = next(reversed(rows.values()))
         return self.data.batch(rows, self.device), mask, last.to(self.device)
+
+    def _expect_finite(self, figures: Figures) -> None:
+        """Refuse to go on from weights that are lost."""
+        for name, value in figures.told.items():
+            if not bool(value.isfinite()):
+                raise VlmEditError(
+                    f"training diverged: {name} is {float(value)} in step {self.done + 1} of "
+                    f"{self.config.steps}; begin anew with a smaller lr than {self.config.lr}, or "
+                    "look for activations that are not finite"
+                )
 
     @torch.no_grad()
     def _follow(self, figures: Figures) -> None:
