@@ -205,15 +205,20 @@ def test_the_threshold_is_the_plain_mean_of_the_first_cuts(monkeypatch: pytest.M
     assert float(trainer.threshold) == pytest.approx(before + 0.01 * (cuts[-1] - before), rel=1e-5)
 
 
-def test_the_coefficient_follows_the_l0_that_is_missing_and_brakes_as_that_changes() -> None:
-    trainer = trainer_of(replace(CONFIG, target_l0=2.0, lr=0.1))
+@pytest.mark.parametrize(("kind", "brake", "whole"), [("relu", 1.0, 40), ("jumprelu", 4.0, 20)])
+@pytest.mark.parametrize("steps", [40, 1000, 9000])
+def test_the_coefficient_follows_the_l0_that_is_missing_and_brakes_as_that_changes(
+    kind: Any, brake: float, whole: float, steps: int
+) -> None:
+    rate = max(0.01, min(0.05, whole / steps))
+    trainer = trainer_of(replace(CONFIG, kind=kind, steps=steps, target_l0=2.0, lr=0.1))
     coefficient, smooth = 0.7, None
     for _ in range(6):
         figures = trainer.step()
         last = figures["l0"] if smooth is None else smooth
         smooth = last + 0.1 * (figures["l0"] - last)
         missing = max(-1.0, min(1.0, math.log(smooth / 2.0)))
-        coefficient *= math.exp(0.01 * missing) * smooth / last
+        coefficient *= math.exp(rate * missing) * (smooth / last) ** brake
         assert figures["coefficient"] == pytest.approx(coefficient, rel=1e-5)
 
 

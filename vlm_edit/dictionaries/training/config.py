@@ -53,7 +53,9 @@ class TrainConfig:
         sparsity: Coefficient of the penalty of ``relu`` and ``jumprelu``, which are the kinds that
             have one; where ``target_l0`` is given, the one to begin with.
         target_l0: Features active per activation that ``relu`` and ``jumprelu`` should reach: the
-            coefficient is moved until they do. None to keep the coefficient.
+            coefficient is moved until they do, and what is missing at the end one number for all
+            features makes up: a factor of the thresholds of ``jumprelu``, and what is added to the
+            biases of ``relu``. Missed by more than 5 % it warns. None to keep the coefficient.
         bandwidth: Width of ``jumprelu``'s kernel.
         prefixes: Shares of the features that ``matryoshka`` reconstructs with, rising to 1.
         group: Weight of the group-sparse penalty: the sum over features k of

@@ -18,13 +18,11 @@ from vlm_edit.dictionaries.training.contrast import Contrast, fit_decoder
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.objective import Figures, Objective
+from vlm_edit.dictionaries.training.target import Codes, Target, rescaled, shifted
 from vlm_edit.ground.errors import VlmEditError
 
-# How the coefficient follows the L0 that is missing, and how fast that changes, so that it does not
-# overshoot; and how fast the mean follows the L0 of a batch. Per step.
-_FOLLOW = 0.01
-_BRAKE = 1.0
-_MEAN = 0.1
+# Of kinds whose features have no thresholds; the others' is jumprelu.
+_ACTIVATION = {"relu": "relu", "ncl": "relu", "topk": "topk"}
 
 
 class Trainer:
@@ -51,7 +49,7 @@ class Trainer:
         )
         self.threshold = torch.tensor(0.0)
         self.idle = torch.zeros(m, dtype=torch.long, device=device)
-        self.coefficient, self.l0 = config.sparsity, -1.0
+        self.target = Target(config)
         self.done = 0
 
     @property
@@ -71,7 +69,7 @@ class Trainer:
             loss, figures = self.engine(x, rows)
         else:
             loss, figures = self.engine(
-                *(x, mask, dead if count else None, self.coefficient * warm),
+                *(x, mask, dead if count else None, self.target.coefficient * warm),
                 0.9 * float(self.threshold),
             )
         for group in self.optimiser.param_groups:
@@ -89,49 +87,65 @@ class Trainer:
             **{name: float(value) for name, value in figures.told.items()},
             "l0": float(figures.l0),
             "dead": count,
-            "coefficient": self.coefficient if self.config.penalised else 0.0,
+            "coefficient": self.target.coefficient if self.config.penalised else 0.0,
         }
         return {name: known[name] for name in self.figures}
 
     def result(self, info: Mapping[str, str], progress: bool = False) -> Dictionary:
         """Return the dictionary in the units of the data, on the CPU."""
-        objective, config, scale = self.objective, self.config, self.data.scale
+        objective, config = self.objective, self.config
         if not all(bool(values.isfinite().all()) for values in objective.parameters()):
             raise VlmEditError(
                 f"the weights are not finite after {self.done} steps: train with a smaller lr than "
                 f"{config.lr}"
             )
-        weight, bias = objective.weight.detach(), objective.bias.detach() * scale
+        codes, threshold = self._codes(), self._threshold()
         if isinstance(objective, Contrast):
-            bias = objective.in_use() * scale
-            decoder, decoder_bias = fit_decoder(*(self.data, weight, bias, config.ridge, progress))
+            fitted = (self.data, codes.weight, codes.bias, config.ridge, progress)
+            decoder, decoder_bias = fit_decoder(*fitted)
         else:
-            decoder, decoder_bias = (
-                objective.decoder.detach(),
-                objective.decoder_bias.detach() * scale,
-            )
+            decoder, decoder_bias = objective.decoder.detach(), codes.subtract
+        bias, threshold = self._reached(codes, threshold)
         encoder = Encoder(
-            weight=weight.cpu().contiguous(),
+            weight=codes.weight.cpu().contiguous(),
             bias=bias.cpu(),
             subtract=None if config.kind == "ncl" else decoder_bias.cpu(),
+            activation=_ACTIVATION.get(config.kind, "jumprelu"),
+            k=config.k if config.kind == "topk" else None,
+            threshold=None if threshold is None else threshold.cpu(),
             norm=config.norm,
             centers={name: center.cpu() for name, center in self.data.centers.items()},
-            **self._activation(),
         )
         return Dictionary(encoder, decoder.cpu(), decoder_bias.cpu(), info)
 
-    def _activation(self) -> dict[str, Any]:
-        """Return the encoder's activation, and what goes with it."""
+    def _threshold(self) -> Tensor | None:
+        """Return thresholds [m] in the units of the data, of the kinds that have them."""
         config, scale = self.config, self.data.scale
-        if config.kind in ("relu", "ncl"):
-            return {"activation": "relu"}
-        if config.kind == "topk":
-            return {"activation": "topk", "k": config.k}
+        if config.kind in _ACTIVATION:
+            return None
         if isinstance(self.objective, Objective) and config.kind == "jumprelu":
-            threshold = self.objective.thresholds.cpu() * scale
+            return self.objective.thresholds * scale
+        return (self.threshold * scale).repeat(config.n_features)
+
+    def _codes(self) -> Codes:
+        """Return what decides which features are active, in the units of the data."""
+        objective, scale = self.objective, self.data.scale
+        weight, bias = objective.weight.detach(), objective.bias.detach() * scale
+        if isinstance(objective, Contrast):
+            return Codes(weight, objective.in_use() * scale, torch.zeros_like(weight[:, 0]))
+        return Codes(weight, bias, objective.decoder_bias.detach() * scale)
+
+    def _reached(self, codes: Codes, threshold: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return bias and thresholds [m] with which as many are active as was asked for."""
+        bias, wanted = codes.bias, self.config.target_l0
+        if wanted is None:
+            return bias, threshold
+        if threshold is None:
+            bias, reached = shifted(self.data, codes, wanted)
         else:
-            threshold = (self.threshold * scale).repeat(config.n_features)
-        return {"activation": "jumprelu", "threshold": threshold}
+            threshold, reached = rescaled(self.data, codes, threshold, wanted)
+        self.target.warn(reached)
+        return bias, threshold
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return everything the next step depends on: tensors and numbers."""
@@ -141,7 +155,8 @@ class Trainer:
             tensors[f"weight.{name}"] = weight
             for key, value in self.optimiser.state[weight].items():
                 tensors[f"{key}.{name}"] = value.reshape(-1) if value.ndim == 0 else value
-        return tensors, {"done": self.done, "coefficient": self.coefficient, "l0": self.l0}
+        target = self.target
+        return tensors, {"done": self.done, "coefficient": target.coefficient, "l0": target.l0}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
@@ -157,7 +172,10 @@ class Trainer:
                 "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(self.device, copy=True),
             }
         self.done = int(numbers["done"])
-        self.coefficient, self.l0 = float(numbers["coefficient"]), float(numbers["l0"])
+        self.target.coefficient, self.target.l0 = (
+            float(numbers["coefficient"]),
+            float(numbers["l0"]),
+        )
 
     def _batch(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return this process' share of the batch and of its mask, and the last stream's rows.
@@ -199,12 +217,7 @@ class Trainer:
             cut = figures.cut.cpu()
             self.threshold = self.threshold + rate * (cut - self.threshold)
         self.idle = torch.where(figures.active, 0, self.idle + 1)
-        if self.config.target_l0 is not None:
-            l0 = float(figures.l0)
-            before = max(l0 if self.l0 < 0 else self.l0, 1e-3)
-            self.l0 = max(before + _MEAN * (l0 - before), 1e-3)
-            missing = max(-1.0, min(1.0, math.log(self.l0 / self.config.target_l0)))
-            self.coefficient *= math.exp(_FOLLOW * missing + _BRAKE * math.log(self.l0 / before))
+        self.target.follow(float(figures.l0))
         self.done += 1
 
 
