@@ -1,6 +1,7 @@
 """What `vlm-edit train` is told of the training itself, beside what test_cli_dictionaries tries."""
 
 import csv
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from vlm_edit import Host, load_dictionary, zoo
 from vlm_edit.cli import main
 from vlm_edit.dictionaries import TrainConfig, load_activations, train_dictionary
-from vlm_edit.measuring import collect
+from vlm_edit.measuring import collect, loss_recovered
 
 TRAIN = ["train", "--features", "32", "--k", "4", "--steps", "20", "--rows", "64"]
 CONFIG = TrainConfig(32, 4, 20, 64, norm="constant_norm_rescale")
@@ -90,3 +91,15 @@ def test_a_log_that_is_there_is_not_replaced_unasked(
     assert log.read_text() == "mine" and not (tmp_path / "sae").exists()
     assert main([*words, str(tmp_path / "sae"), "--overwrite"]) == 0
     assert log.read_text().startswith("step,")
+
+
+def test_check_tells_the_loss_that_the_library_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", "zoo:emoji-clip", "zoo:pairs", "--dictionary", "zoo:joint", "--json"]
+    assert main([*words, "--loss"]) == 0
+    told = json.loads(capsys.readouterr().out)["figures"]["loss"]
+    host, dictionary = Host.of(*zoo.load_host()), zoo.load_dictionary("joint")
+    loss = loss_recovered(host, dictionary, "joint", zoo.load_pairs())
+    assert told["reconstructed"] == pytest.approx(loss.reconstructed, rel=1e-4)
+    assert told["of_mean"] == pytest.approx(loss.of_mean, rel=1e-4) and told["of_zero"] is None
+    assert main(words) == 0
+    assert "loss" not in json.loads(capsys.readouterr().out)["figures"]

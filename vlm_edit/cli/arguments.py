@@ -186,6 +186,10 @@ class Check(Subjected):
     pairs: Annotated[str, PROMPTS] = field()
     dictionary: Annotated[str, DICTIONARY] = field()
     most: Kept = None
+    loss: Annotated[
+        bool,
+        option("compare the model's own loss with the reconstruction in place, too", "--loss"),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

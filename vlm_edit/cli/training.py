@@ -24,7 +24,7 @@ from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.files import expect_place
 from vlm_edit.ground.notebook import several
 from vlm_edit.host import Host, other_family
-from vlm_edit.measuring import collect
+from vlm_edit.measuring import LossRecovered, collect, loss_recovered
 from vlm_edit.report import Table
 
 # A dictionary of one folder, or of one for each stream.
@@ -240,8 +240,20 @@ def check(options: Check) -> int:
     warned = _tell(
         dictionary, streams, home, several(len(subject.pairs), subject.pairs.only or "pair")
     )
+    if options.loss:
+        _tell_loss(loss_recovered(host, dictionary, subject.site, subject.pairs))
     telling.left_out(skipped, 0)
     return 1 if warned else 0
+
+
+def _tell_loss(loss: LossRecovered) -> None:
+    """Print what a reconstruction costs the host."""
+    ways = ("plain", "reconstructed", "zero", "mean")
+    rows = [(way, f"{getattr(loss, way):.4f}") for way in ways]
+    note = f"Of zeros' loss {loss.of_zero:.1%} is recovered, of means' {loss.of_mean:.1%}."
+    telling.table(Table(f"{loss.kind} loss of {loss.n}", ("at the site", "loss"), rows, note))
+    shares = {"of_zero": loss.of_zero, "of_mean": loss.of_mean}
+    telling.figures("loss", {**asdict(loss), **shares})
 
 
 def _named(host: Host, options: Places) -> str:
