@@ -60,7 +60,10 @@ def test_separate_trainings_have_a_log_each(activations: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--target-l0", "5"], "target_l0 goes with relu and jumprelu; batchtopk takes k instead"),
+        (
+            ["--target-l0", "5"],
+            "target_l0 goes with relu, jumprelu and gated; batchtopk takes k",
+        ),
         (["--norm", "tall"], "unknown norm 'tall'"),
         (["--lr", "nan"], "lr is nan"),
         (["--log", "no/such/log.csv"], "--log is 'no/such/log.csv', and there is no folder"),

@@ -20,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "topk": {},
     "batchtopk": {},
     "jumprelu": {"target_l0": 3.0, "steps": 1000},
+    "gated": {"target_l0": 3.0, "steps": 1000},
     "matryoshka": {},
 }
 
@@ -179,7 +180,7 @@ def test_gradients_of_thresholds_are_those_of_the_rectangle() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "gated"}, "unknown kind 'gated'"),
+        ({"kind": "gates"}, "unknown kind 'gates'"),
         ({"steps": 0}, "steps is 0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"mask": 1.0}, "mask is 1.0"),

@@ -274,6 +274,7 @@ KINDS = {
     "topk": {"kind": "topk"},
     "batchtopk": {"kind": "batchtopk"},
     "jumprelu": {"kind": "jumprelu"},
+    "gated": {"kind": "gated"},
     "matryoshka": {"kind": "matryoshka"},
     "grouped": {"kind": "topk", "group": 0.1, "mask": 0.2},
     "ncl": {"kind": "ncl"},

@@ -33,7 +33,7 @@ def active(x: Tensor, config: TrainConfig, fresh: Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["relu", "jumprelu"])
+@pytest.mark.parametrize("kind", ["relu", "jumprelu", "gated"])
 @pytest.mark.parametrize(("target", "lr"), [(3.0, 3e-3), (6.0, 1e-3), (20.0, 3e-3)])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_target_is_reached_within_a_twentieth(

@@ -1,14 +1,16 @@
 """The host's own loss, with a reconstruction spliced in: beside losses worked out by hand."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit import Dictionary, Host, zoo
-from vlm_edit.dictionaries import Encoder
+from vlm_edit import Dictionary, Host, load_dictionary, zoo
+from vlm_edit.dictionaries import Encoder, PairedDictionary, save_saelens
 from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.measuring import loss_recovered
 
@@ -99,3 +101,18 @@ def test_the_host_is_itself_again_and_another_width_is_refused() -> None:
         assert torch.equal(host(**made).logits_per_image, before)
     with pytest.raises(VlmEditError, match="the dictionary is 3 wide"):
         loss_recovered(host, Dictionary.identity(3), "joint", PAIRS)
+
+
+def test_each_stream_is_reconstructed_by_its_own_half(tmp_path: Path) -> None:
+    host = Host.load("zoo:emoji-clip", device="cpu")
+    whole = zoo.load_dictionary("joint")
+    assert isinstance(whole, Dictionary)
+    one = loss_recovered(host, whole, "joint", PAIRS)
+    same = loss_recovered(host, PairedDictionary(whole, whole), "joint", PAIRS)
+    assert same.reconstructed == pytest.approx(one.reconstructed, rel=1e-4)
+    deaf = replace(whole, decoder=torch.zeros_like(whole.decoder), info={})
+    other = PairedDictionary(whole, deaf)
+    assert loss_recovered(host, other, "joint", PAIRS).reconstructed > one.reconstructed + 0.1
+    with pytest.raises(VlmEditError, match="nothing to reconstruct tokens of 'image' with"):
+        save_saelens(whole, tmp_path)
+        loss_recovered(host, load_dictionary(tmp_path, lazy=True), "joint", PAIRS)

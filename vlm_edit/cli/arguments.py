@@ -145,7 +145,9 @@ class Train(Places, Writes):
     out: Annotated[
         str, option("folder for the dictionary (SAELens v6; of two streams, one in it for each)")
     ]
-    kind: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"] = "batchtopk"
+    kind: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl", "gated"] = (
+        "batchtopk"
+    )
     separate: Annotated[bool, option("one for each stream, matched by pairs", "--separate")] = False
     features: int = 512
     k: Annotated[int, option("active features")] = 16
@@ -165,7 +167,8 @@ class Train(Places, Writes):
         ),
     ] = None
     target_l0: Annotated[
-        Number, option("active features that relu and jumprelu shall reach (--k)", metavar="L0")
+        Number,
+        option("active features that relu, jumprelu and gated shall reach (--k)", metavar="L0"),
     ] = None
     log: Annotated[Text, option("CSV file for the figures of every 100th step", metavar="FILE")] = (
         None

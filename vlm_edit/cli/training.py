@@ -205,7 +205,7 @@ def _expect_paired(config: dictionaries.TrainConfig, site: str) -> None:
 
 
 def _config(options: Train, site: str) -> dictionaries.TrainConfig:
-    penalised = options.kind in ("relu", "jumprelu")
+    penalised = options.kind in ("relu", "jumprelu", "gated")
     return dictionaries.TrainConfig(
         kind=options.kind,
         n_features=options.features,

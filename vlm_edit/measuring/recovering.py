@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.dictionaries import AnyDictionary
-from vlm_edit.ground.errors import CannotKnow
+from vlm_edit.dictionaries import STREAMS, AnyDictionary, Dictionary
+from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.ground.modality import Mixed
 from vlm_edit.hooks import Callback, Tokens, attach
 from vlm_edit.host import Host, Inputs
@@ -93,7 +93,7 @@ def loss_recovered(
     for forward in reader.forwards(pairs):
         _run(host, place, means, host.receive(forward.inputs), sums["plain"])
     ways: dict[str, Callback] = {
-        "reconstructed": _in_place_of(lambda x, tokens: dictionary.reconstruct(x, tokens.modality)),
+        "reconstructed": _in_place_of(_reconstructing(dictionary)),
         "zero": _in_place_of(lambda x, _: torch.zeros_like(x)),
         "mean": _in_place_of(means.like),
     }
@@ -148,12 +148,13 @@ def _run(host: Host, place: Any, way: Callback, inputs: Inputs, into: _Sum) -> N
 
 def _loss(output: Any, inputs: Inputs) -> tuple[str, float, int]:
     """Return the kind of loss, its mean, and over how many."""
-    pairs = getattr(output, "logits_per_image", None)
+    pairs: Any = getattr(output, "logits_per_image", None)
     if isinstance(pairs, Tensor):
-        own, logits = torch.arange(len(pairs), device=pairs.device), pairs.float()
-        both = F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)
+        own, alike = torch.arange(len(pairs), device=pairs.device), pairs.float()
+        both = F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own)
         return "contrastive", float(both) / 2, len(pairs)
-    logits, ids = getattr(output, "logits", None), inputs.values.get("input_ids")
+    logits: Any = getattr(output, "logits", None)
+    ids = inputs.values.get("input_ids")
     if not isinstance(logits, Tensor) or not isinstance(ids, Tensor):
         raise CannotKnow(
             f"{type(output).__name__} has neither logits_per_image nor logits of input_ids: take "
@@ -167,6 +168,27 @@ def _loss(output: Any, inputs: Inputs) -> tuple[str, float, int]:
     chosen = inputs.caption[:, 1:]
     loss = F.cross_entropy(logits[:, :-1][chosen].float(), ids[:, 1:][chosen])
     return "cross-entropy", float(loss), int(chosen.sum())
+
+
+def _reconstructing(dictionary: AnyDictionary) -> Callable[[Tensor, Tokens], Tensor]:
+    """Return what reconstructs tokens, each stream's by its own half where there are two."""
+    if isinstance(dictionary, Dictionary):
+        return lambda x, tokens: dictionary.reconstruct(x, tokens.modality)
+    halves: dict[str, Any] = {name: getattr(dictionary, name, None) for name in STREAMS}
+
+    def halved(x: Tensor, tokens: Tokens) -> Tensor:
+        result = x.float()
+        for name, mask in _parts(x, tokens).items():
+            half = halves.get(name)
+            if not isinstance(half, Dictionary):
+                raise BadArgument(
+                    f"{type(dictionary).__name__} has nothing to reconstruct tokens of "
+                    f"{name or 'unknown modality'!r} with: load a dictionary whole, or another"
+                )
+            result[mask] = half.reconstruct(x[mask], name)
+        return result
+
+    return halved
 
 
 def _in_place_of(make: Callable[[Tensor, Tokens], Tensor]) -> Callback:

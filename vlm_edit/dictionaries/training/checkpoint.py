@@ -39,6 +39,7 @@ class Checkpoint:
             "config": hashlib.sha256(config.encode()).hexdigest(),
             "data": trainer.data.digest(),
             "processes": str(trainer.processes),
+            "start": trainer.start,
         }
         self.written = time.monotonic()
 

@@ -28,6 +28,7 @@ def train_dictionary(
     config: TrainConfig = TrainConfig(),  # noqa: B008
     info: Mapping[str, str] | None = None,
     *,
+    start: Dictionary | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     every: float = 60.0,
     log: str | os.PathLike[str] | None = None,
@@ -54,6 +55,8 @@ def train_dictionary(
             wrote (``load_activations``, or its folder): only batches are read into memory.
         config: Kind, sizes and steps.
         info: What it is trained on, kept in the dictionary; of an NCL head its ``kind``, too.
+        start: A dictionary of the same size, norm and centring, whose weights the run begins with
+            in place of random ones; the learning rate is warmed up all the same.
         checkpoint: File for the state of the run. If it exists, the run goes on from there, to
             the same weights bit for bit. It stays when the run ends.
         every: Seconds between writes of the checkpoint.
@@ -91,7 +94,7 @@ def train_dictionary(
         if path is not None and world()[0] == 0:
             expect_place(path, name)
     expect_callbacks(callbacks)
-    trainer = _begun(streams, config, torch.device(device))
+    trainer = _begun(streams, config, torch.device(device), start)
     saved = Checkpoint(checkpoint, every, trainer) if checkpoint is not None else None
     if saved is not None:
         saved.resume()
@@ -101,18 +104,21 @@ def train_dictionary(
     return trainer.result({**kind, **(info or {})}, progress)
 
 
-def _begun(streams: Given, config: TrainConfig, device: torch.device) -> Trainer:
+def _begun(
+    streams: Given, config: TrainConfig, device: torch.device, start: Dictionary | None
+) -> Trainer:
     """Return a run at its first step, whose processes all have the same."""
     processes = world()[1]
     if processes > 1:
-        expect_alike(opened(streams), repr(config), device)
+        told = repr(config) if start is None else f"{config!r} {start.digest()}"
+        expect_alike(opened(streams), told, device)
     data = Data.of(streams, config)
     if config.batch_size // len(data.streams) % processes:
         raise BadArgument(
             f"batch_size is {config.batch_size}; each stream's part of it must divide by the "
             f"{processes} processes"
         )
-    return Trainer(data, config, device)
+    return Trainer(data, config, device, start)
 
 
 def _take_steps(

@@ -18,8 +18,8 @@ from vlm_edit.ground.errors import VlmEditWarning
 # so that in a short one it can move as far. And how strongly it answers to a change of the L0, so
 # that it does not overshoot: thresholds move more slowly than weights.
 _FOLLOW, _MOST = 0.01, 0.05
-_WHOLE = {"relu": 40.0, "jumprelu": 20.0}
-_BRAKE = {"relu": 1.0, "jumprelu": 4.0}
+_WHOLE = {"relu": 40.0, "jumprelu": 20.0, "gated": 40.0}
+_BRAKE = {"relu": 1.0, "jumprelu": 4.0, "gated": 1.0}
 _MEAN = 0.1  # how fast the mean follows the L0 of a batch
 # Rows of each stream that thresholds are set on, those at a time, and what tells factors apart.
 _ROWS, _PART = 1 << 15, 1 << 22

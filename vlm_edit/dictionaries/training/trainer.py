@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from vlm_edit.dictionaries.training.contrast import Contrast, fit_decoder
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.objective import Figures, Objective
+from vlm_edit.dictionaries.training.start import Start
 from vlm_edit.dictionaries.training.target import Codes, Target, rescaled, shifted
 from vlm_edit.ground.errors import VlmEditError
 
@@ -28,16 +30,26 @@ _ACTIVATION = {"relu": "relu", "ncl": "relu", "topk": "topk"}
 class Trainer:
     """Weights, optimiser, generator and counts of a run."""
 
-    def __init__(self, data: Data, config: TrainConfig, device: torch.device) -> None:
-        """Begin at step 0."""
+    def __init__(
+        self,
+        data: Data,
+        config: TrainConfig,
+        device: torch.device,
+        start: Dictionary | None = None,
+    ) -> None:
+        """Begin at step 0, with random rows or a dictionary's."""
         self.data, self.config, self.device = data, config, device
         self.rank, self.processes = world()
         self.generator = torch.Generator().manual_seed(config.seed)
         width, m = len(data.mean), config.n_features
         rows = F.normalize(torch.randn(m, width, generator=self.generator), dim=1)
-        middle = data.mean / data.scale
+        median = config.middle == "median"
+        middle = (data.median() if median else data.mean) / data.scale
         kind = Contrast if config.kind == "ncl" else Objective
         self.objective = kind(rows.to(device), middle.to(device), config)
+        self.threshold, self.start = torch.tensor(0.0), "" if start is None else start.digest()
+        if start is not None:
+            self._take_up(Start.of(start, data, config))
         self.engine: torch.nn.Module = self.objective
         if self.processes > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -47,10 +59,23 @@ class Trainer:
         self.optimiser = torch.optim.Adam(
             self.objective.parameters(), lr=config.lr, betas=(0.9, 0.999)
         )
-        self.threshold = torch.tensor(0.0)
         self.idle = torch.zeros(m, dtype=torch.long, device=device)
         self.target = Target(config)
         self.done = 0
+
+    @torch.no_grad()
+    def _take_up(self, start: Start) -> None:
+        """Put a dictionary's weights in place of those that were drawn."""
+        objective = self.objective
+        assert isinstance(objective, Objective)
+        for name in ("weight", "bias", "decoder", "decoder_bias"):
+            getattr(objective, name).copy_(getattr(start, name))
+        if self.config.kind == "gated":  # with a gain of 1, opened where the threshold is
+            objective.gate_bias.copy_(start.bias - start.threshold)
+        elif self.config.kind == "jumprelu" and bool((start.threshold > 0).all()):
+            objective.log_threshold.copy_(start.threshold.log())
+        elif self.config.kind in ("batchtopk", "matryoshka"):
+            self.threshold = start.threshold.mean().cpu()
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -68,10 +93,13 @@ class Trainer:
         if self.config.kind == "ncl":
             loss, figures = self.engine(x, rows)
         else:
-            loss, figures = self.engine(
-                *(x, mask, dead if count else None, self.target.coefficient * warm),
-                0.9 * float(self.threshold),
-            )
+            with torch.autocast(
+                self.device.type, torch.bfloat16, self.config.precision == "bfloat16"
+            ):
+                loss, figures = self.engine(
+                    *(x, mask, dead if count else None, self.target.coefficient * warm),
+                    0.9 * float(self.threshold),
+                )
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * schedule(self.done / self.config.steps)
         self._expect_finite(figures)
@@ -125,6 +153,10 @@ class Trainer:
             return None
         if isinstance(self.objective, Objective) and config.kind == "jumprelu":
             return self.objective.thresholds * scale
+        if isinstance(self.objective, Objective) and config.kind == "gated":
+            # A gate opens where z + gate_bias > 0, and the size is z * gain + bias.
+            opened = self.objective.gate_bias.detach() * self.objective.log_gain.detach().exp()
+            return (self.objective.bias.detach() - opened).clamp_min(0) * scale
         return (self.threshold * scale).repeat(config.n_features)
 
     def _codes(self) -> Codes:
@@ -133,6 +165,8 @@ class Trainer:
         weight, bias = objective.weight.detach(), objective.bias.detach() * scale
         if isinstance(objective, Contrast):
             return Codes(weight, objective.in_use() * scale, torch.zeros_like(weight[:, 0]))
+        if self.config.kind == "gated":
+            weight = weight * objective.log_gain.detach().exp()
         return Codes(weight, bias, objective.decoder_bias.detach() * scale)
 
     def _reached(self, codes: Codes, threshold: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -142,6 +176,10 @@ class Trainer:
             return bias, threshold
         if threshold is None:
             bias, reached = shifted(self.data, codes, wanted)
+        elif self.config.kind == "gated":
+            over = replace(codes, bias=bias - threshold)
+            moved, reached = shifted(self.data, over, wanted)
+            threshold = (bias - moved).clamp_min(0)
         else:
             threshold, reached = rescaled(self.data, codes, threshold, wanted)
         self.target.warn(reached)
