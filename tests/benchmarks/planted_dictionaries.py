@@ -5,8 +5,9 @@
 Activations are those of ``long_activations``: sums of about 6 of 256 known directions of width 64,
 and the same where 1 in 200 is moved along one more direction, 40 times as far as the others are
 long. Dictionaries of 256 features and an L0 of 6 are trained on them and looked at on 20,000
-others, none moved: explained variance, L0, features active in none, and the mean over known directions of
-the largest cosine with a decoder row. Cells are the mean of the seeds, the least and the most.
+others, none moved: explained variance, L0, features active in none, and the mean over known
+directions of the largest cosine with a decoder row. Cells are the mean of the seeds, the least and
+the most.
 """
 
 from __future__ import annotations
