@@ -30,7 +30,11 @@ train_dictionary(streams(config), config, checkpoint=sys.argv[1], every=0.0, pro
 KILLED = {
     "batchtopk": TrainConfig(n_features=32, k=2, steps=800, batch_size=64, dead_after=20),
     "ncl": TrainConfig(n_features=32, steps=800, batch_size=64, kind="ncl"),
-}
+    "gated": TrainConfig(
+        n_features=32, k=2, steps=800, batch_size=64, kind="gated", target_l0=3.0, middle="median",
+        precision="bfloat16",
+    ),
+}  # fmt: skip
 
 
 def rows() -> torch.Tensor:
@@ -60,11 +64,11 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["batchtopk", "jumprelu", "ncl"])
+@pytest.mark.parametrize("kind", ["batchtopk", "jumprelu", "gated", "ncl"])
 def test_a_stopped_run_goes_on_to_the_same_weights(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = 3.0 if kind == "jumprelu" else None
+    target = 3.0 if kind in ("jumprelu", "gated") else None
     config = replace(CONFIG, kind=kind, target_l0=target, k=16 if kind == "ncl" else 2)
     data = streams(config)
     whole = train_dictionary(data, config, log=tmp_path / "a.csv", progress=False)

@@ -20,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "topk": {},
     "batchtopk": {},
     "jumprelu": {"target_l0": 3.0, "steps": 1000},
+    "gated": {"target_l0": 3.0, "steps": 1000},
     "matryoshka": {},
 }
 
@@ -179,7 +180,7 @@ def test_gradients_of_thresholds_are_those_of_the_rectangle() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "gated"}, "unknown kind 'gated'"),
+        ({"kind": "gates"}, "unknown kind 'gates'"),
         ({"steps": 0}, "steps is 0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"mask": 1.0}, "mask is 1.0"),
@@ -217,7 +218,7 @@ def test_a_frozen_run_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_p
     trainer = Trainer(data, config, device)
     for _ in range(15):
         trainer.step()
-    Checkpoint(tmp_path / "state", 0.0, trainer, data).keep(last=True)
+    Checkpoint(tmp_path / "state", 0.0, trainer).keep(last=True)
     resumed = train_dictionary({"image": x}, config, checkpoint=tmp_path / "state", progress=False)
     assert resumed.digest() == whole.digest()
 

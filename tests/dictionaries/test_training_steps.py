@@ -18,7 +18,7 @@ from vlm_edit.dictionaries.training import checkpoint
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.objective import Objective, _Jump
 from vlm_edit.dictionaries.training.trainer import Trainer, schedule
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import VlmEditError, VlmEditWarning
 from vlm_edit.ground.files import read_tensors, write_tensors
 
 CONFIG = TrainConfig(n_features=12, k=2, steps=40, batch_size=32, kind="relu", sparsity=0.7)
@@ -205,15 +205,20 @@ def test_the_threshold_is_the_plain_mean_of_the_first_cuts(monkeypatch: pytest.M
     assert float(trainer.threshold) == pytest.approx(before + 0.01 * (cuts[-1] - before), rel=1e-5)
 
 
-def test_the_coefficient_follows_the_l0_that_is_missing_and_brakes_as_that_changes() -> None:
-    trainer = trainer_of(replace(CONFIG, target_l0=2.0, lr=0.1))
+@pytest.mark.parametrize(("kind", "brake", "whole"), [("relu", 1.0, 40), ("jumprelu", 4.0, 20)])
+@pytest.mark.parametrize("steps", [40, 1000, 9000])
+def test_the_coefficient_follows_the_l0_that_is_missing_and_brakes_as_that_changes(
+    kind: Any, brake: float, whole: float, steps: int
+) -> None:
+    rate = max(0.01, min(0.05, whole / steps))
+    trainer = trainer_of(replace(CONFIG, kind=kind, steps=steps, target_l0=2.0, lr=0.1))
     coefficient, smooth = 0.7, None
     for _ in range(6):
         figures = trainer.step()
         last = figures["l0"] if smooth is None else smooth
         smooth = last + 0.1 * (figures["l0"] - last)
         missing = max(-1.0, min(1.0, math.log(smooth / 2.0)))
-        coefficient *= math.exp(0.01 * missing) * smooth / last
+        coefficient *= math.exp(rate * missing) * (smooth / last) ** brake
         assert figures["coefficient"] == pytest.approx(coefficient, rel=1e-5)
 
 
@@ -269,6 +274,7 @@ KINDS = {
     "topk": {"kind": "topk"},
     "batchtopk": {"kind": "batchtopk"},
     "jumprelu": {"kind": "jumprelu"},
+    "gated": {"kind": "gated"},
     "matryoshka": {"kind": "matryoshka"},
     "grouped": {"kind": "topk", "group": 0.1, "mask": 0.2},
     "ncl": {"kind": "ncl"},
@@ -314,6 +320,9 @@ def test_what_cannot_be_trained_on_or_written_is_refused_before_any_step(tmp_pat
         ({"image": x}, {"log": tmp_path / "no" / "a.csv"}, "log is .*: make it first"),
         ({"image": x}, {"checkpoint": tmp_path / "no" / "c"}, "checkpoint is .*: make it first"),
         ({"image": x}, {"checkpoint": tmp_path}, "checkpoint is .*, a folder: name a file in it"),
+        ({"image": x}, {"checkpoint": "/proc/c"}, "cannot write the checkpoint to '/proc/c'"),
+        ({"image": x}, {"log": "/proc/a.csv"}, "cannot write the log to '/proc/a.csv'"),
+        ({"image": x}, {"callbacks": [3]}, "callbacks holds 3, which cannot be called"),
     ]
     if not torch.cuda.is_available():
         cases.append(({"image": x}, {"device": "cuda"}, "device 'cuda' cannot be used here"))
@@ -327,8 +336,10 @@ def test_a_training_that_came_to_nothing_says_so() -> None:
     config = replace(CONFIG, lr=1e6, clip=None)
     with pytest.warns(UserWarning, match=r"no feature was active.*smaller lr \(it was 1000000"):
         train_dictionary(streams, config, progress=False)
-    with pytest.raises(VlmEditError, match="weights are not finite after 40 steps"):
+    with pytest.raises(VlmEditError, match=r"explained is nan in step 2 of 40.*lr than 1e\+30"):
         train_dictionary(streams, replace(config, kind="topk", lr=1e30), progress=False)
+    with pytest.warns(VlmEditWarning, match=r"explains -.* of the variance.*smaller lr \(it was 3"):
+        train_dictionary(streams, replace(config, kind="topk", lr=3.0), progress=False)
 
 
 def test_a_share_of_less_than_a_feature_is_one_feature() -> None:

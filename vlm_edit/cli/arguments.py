@@ -106,7 +106,7 @@ PROMPTS = positional(
 )
 
 
-def _norm(text: str) -> float | None:
+def _clip(text: str) -> float | None:
     return None if text == "none" else float(text)
 
 
@@ -146,7 +146,9 @@ class Train(Places, Writes):
     out: Annotated[
         str, option("folder for the dictionary (SAELens v6; of two streams, one in it for each)")
     ]
-    kind: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"] = "batchtopk"
+    kind: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl", "gated"] = (
+        "batchtopk"
+    )
     separate: Annotated[bool, option("one for each stream, matched by pairs", "--separate")] = False
     features: int = 512
     k: Annotated[int, option("active features")] = 16
@@ -155,8 +157,27 @@ class Train(Places, Writes):
     seed: Seed = 0
     lr: Annotated[float, option("learning rate")] = 3e-3
     clip: Annotated[
-        Number, option("longest gradient of a step, or none", parser=_norm, metavar="NORM")
+        Number, option("longest gradient of a step, or none", parser=_clip, metavar="NORM")
     ] = 0.05
+    norm: Annotated[
+        Text,
+        option(
+            "what is divided out of activations: none, layer_norm, constant_norm_rescale or one of "
+            "your own (the last at a joint embedding, else none)",
+            metavar="NAME",
+        ),
+    ] = None
+    target_l0: Annotated[
+        Number,
+        option("active features that relu, jumprelu and gated shall reach (--k)", metavar="L0"),
+    ] = None
+    log: Annotated[Text, option("CSV file for the figures of every 100th step", metavar="FILE")] = (
+        None
+    )
+    report_to: Annotated[
+        Literal["tensorboard", "trackio", "wandb"] | None,
+        option("service for these figures; tensorboard's files lie in OUT-tensorboard"),
+    ] = None
     held_out: Annotated[float, option("share of pairs to check it on")] = 0.1
     most: Kept = None
     every: Every = 60.0
@@ -169,6 +190,10 @@ class Check(Subjected):
     pairs: Annotated[str, PROMPTS] = field()
     dictionary: Annotated[str, DICTIONARY] = field()
     most: Kept = None
+    loss: Annotated[
+        bool,
+        option("compare the model's own loss with the reconstruction in place, too", "--loss"),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from vlm_edit.cli.resuming import Begun
 from vlm_edit.cli.subject import Loaded, Subject, load_pairs
 from vlm_edit.cli.together import processes_of
 from vlm_edit.cli.writing import expect_free
+from vlm_edit.dictionaries import STREAMS
 from vlm_edit.ground.errors import BadArgument
+from vlm_edit.ground.files import expect_place
 from vlm_edit.ground.notebook import several
 from vlm_edit.host import Host, other_family
-from vlm_edit.measuring import collect
+from vlm_edit.measuring import LossRecovered, collect, loss_recovered
 from vlm_edit.report import Table
 
 # A dictionary of one folder, or of one for each stream.
@@ -42,16 +46,52 @@ def train(options: Train) -> int:
         info = {"model_name": begun["model_name"], "site": store.index.site}
         config = _config(options, store.index.site)
         kept_at: dict[str, Any] = {"checkpoint": begun["state"], "every": options.every}
-        kept_at["device"] = processes.device
-        dictionary: Loaded
-        if options.separate:
-            # Elsewhere than at a joint embedding tokens are no pairs, but share a space.
-            by: dictionaries.Similarity = "correlation" if info["site"] == "joint" else "decoder"
-            dictionary = dictionaries.train_paired(split.training, config, info, by=by, **kept_at)
-        else:
-            dictionary = dictionaries.train_dictionary(split.training, config, info, **kept_at)
+        kept_at |= {"device": processes.device, "log": options.log}
+        with _reported(options, config, processes.rank) as callbacks:
+            dictionary = _trained(options, split, config, info, {**kept_at, "callbacks": callbacks})
         processes.lead(lambda: _save(options, dictionary, store, split))
     return 0
+
+
+def _trained(
+    options: Train,
+    split: dictionaries.Split,
+    config: dictionaries.TrainConfig,
+    info: Mapping[str, str],
+    how: Mapping[str, Any],
+) -> Loaded:
+    if not options.separate:
+        return dictionaries.train_dictionary(split.training, config, info, **how)
+    # Elsewhere than at a joint embedding tokens are no pairs, but share a space.
+    by: dictionaries.Similarity = "correlation" if info["site"] == "joint" else "decoder"
+    return dictionaries.train_paired(split.training, config, info, by=by, **how)
+
+
+@contextmanager
+def _reported(
+    options: Train, config: dictionaries.TrainConfig, rank: int
+) -> Iterator[list[dictionaries.Callback]]:
+    """Lend what tells a service of the first process' figures, if one was asked for."""
+    if options.report_to is None or rank:
+        yield []
+        return
+    folder = _report_folder(options)
+    with dictionaries.reporter(options.report_to, folder, asdict(config)) as callback:
+        yield [callback]
+
+
+def _report_folder(options: Train) -> Path:
+    out = Path(options.out).absolute()
+    tensorboard = options.report_to == "tensorboard"
+    return out.with_name(f"{out.name}-tensorboard") if tensorboard else out
+
+
+def _logs(options: Train) -> list[Path]:
+    """Return the files that the log is written to."""
+    if options.log is None:
+        return []
+    names = [f"{options.log}.{s}" for s in STREAMS] if options.separate else [options.log]
+    return [Path(name) for name in names]
 
 
 def _prepare(options: Train) -> dict[str, str]:
@@ -63,6 +103,13 @@ def _prepare(options: Train) -> dict[str, str]:
         options.overwrite,
         "name another folder with --out",
     )
+    for file in _logs(options):
+        expect_place(file, "--log")
+    expect_free(
+        [] if begun.own else _logs(options), options.overwrite, "name another file with --log"
+    )
+    if options.report_to is not None:
+        dictionaries.service_of(options.report_to)
     given = options.activations is not None and not options.model
     name = _collected(options, begun) if not given else _there(options)
     return {
@@ -158,6 +205,7 @@ def _expect_paired(config: dictionaries.TrainConfig, site: str) -> None:
 
 
 def _config(options: Train, site: str) -> dictionaries.TrainConfig:
+    penalised = options.kind in ("relu", "jumprelu", "gated")
     return dictionaries.TrainConfig(
         kind=options.kind,
         n_features=options.features,
@@ -167,8 +215,8 @@ def _config(options: Train, site: str) -> dictionaries.TrainConfig:
         seed=options.seed,
         lr=options.lr,
         clip=options.clip,
-        target_l0=options.k if options.kind in ("relu", "jumprelu") else None,
-        norm="constant_norm_rescale" if site == "joint" else "none",
+        target_l0=options.k if penalised and options.target_l0 is None else options.target_l0,
+        norm=options.norm or ("constant_norm_rescale" if site == "joint" else "none"),
     )
 
 
@@ -192,8 +240,20 @@ def check(options: Check) -> int:
     warned = _tell(
         dictionary, streams, home, several(len(subject.pairs), subject.pairs.only or "pair")
     )
+    if options.loss:
+        _tell_loss(loss_recovered(host, dictionary, subject.site, subject.pairs))
     telling.left_out(skipped, 0)
     return 1 if warned else 0
+
+
+def _tell_loss(loss: LossRecovered) -> None:
+    """Print what a reconstruction costs the host."""
+    ways = ("plain", "reconstructed", "zero", "mean")
+    rows = [(way, f"{getattr(loss, way):.4f}") for way in ways]
+    note = f"Of zeros' loss {loss.of_zero:.1%} is recovered, of means' {loss.of_mean:.1%}."
+    telling.table(Table(f"{loss.kind} loss of {loss.n}", ("at the site", "loss"), rows, note))
+    shares = {"of_zero": loss.of_zero, "of_mean": loss.of_mean}
+    telling.figures("loss", {**asdict(loss), **shares})
 
 
 def _named(host: Host, options: Places) -> str:

@@ -30,8 +30,15 @@ from vlm_edit.dictionaries.paired import STREAMS as STREAMS
 from vlm_edit.dictionaries.paired import AnyDictionary as AnyDictionary
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.dictionaries.training import Callback as Callback
 from vlm_edit.dictionaries.training import Kind as Kind
-from vlm_edit.dictionaries.training import TrainConfig, train_dictionary, train_paired
+from vlm_edit.dictionaries.training import (
+    TrainConfig,
+    reporter,
+    train_dictionary,
+    train_paired,
+)
+from vlm_edit.dictionaries.training import service_of as service_of
 
 __all__ = [
     "Activation",
@@ -53,6 +60,7 @@ __all__ = [
     "register_format",
     "register_activation",
     "register_norm",
+    "reporter",
     "save_saelens",
     "train_dictionary",
     "train_paired",

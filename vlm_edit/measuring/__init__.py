@@ -40,6 +40,8 @@ from vlm_edit.measuring.provenance import texts_digest as texts_digest
 from vlm_edit.measuring.reader import STREAMS as STREAMS
 from vlm_edit.measuring.reader import Batch as Batch
 from vlm_edit.measuring.reader import Reader as Reader
+from vlm_edit.measuring.recovering import LossRecovered as LossRecovered
+from vlm_edit.measuring.recovering import loss_recovered
 from vlm_edit.measuring.repeats import RepeatedPairs as RepeatedPairs
 from vlm_edit.measuring.repeats import Repeats as Repeats
 from vlm_edit.measuring.result import Measurement, load_measurement
@@ -74,6 +76,7 @@ __all__ = [
     "centred",
     "collect",
     "load_measurement",
+    "loss_recovered",
     "measure",
     "name_features",
     "neighbours",

@@ -208,6 +208,19 @@ class Reader:
                 yield forward, coded
         self._expect_any(pairs)
 
+    def forwards(self, pairs: Pairs) -> Iterator[Forward]:
+        """Yield what the host takes, forward by forward, without running it.
+
+        Args:
+            pairs: To be read; those that cannot be are in ``skipped``.
+
+        Raises:
+            VlmEditError: Not one of them can be read.
+        """
+        for ready in self._prepared(self._all(pairs), len(pairs)):
+            yield from ready.forwards
+        self._expect_any(pairs)
+
     def _begin(self, pairs: Pairs) -> None:
         _expect_pairs(pairs)
         self.truncated = 0

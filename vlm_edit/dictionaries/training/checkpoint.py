@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.trainer import Trainer
 from vlm_edit.ground.errors import BadArgument, DamagedFile
@@ -31,18 +30,16 @@ class Checkpoint:
         path: The file; written whole or not at all.
         every: Seconds between writes.
         trainer: The run.
-        data: What it trains on.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], every: float, trainer: Trainer, data: Data
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], every: float, trainer: Trainer) -> None:
         self.path, self.every, self.trainer = Path(path), every, trainer
         config = json.dumps(asdict(trainer.config), sort_keys=True)
         self.digests = {
             "config": hashlib.sha256(config.encode()).hexdigest(),
-            "data": data.digest(),
+            "data": trainer.data.digest(),
             "processes": str(trainer.processes),
+            "start": trainer.start,
         }
         self.written = time.monotonic()
 
@@ -106,11 +103,10 @@ class Log:
         rows = self._kept(self.path, done) if done and self.path.exists() else []
         write_text(self.path, "".join(map(_line, [self.fields, *rows])), "log")
 
-    def add(self, step: int, figures: Mapping[str, float]) -> None:
-        """Add a line for a step; one process of several tells it."""
-        if world()[0] == 0:
-            listed = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
-            logger.info("step %d of %d: %s", step, self.steps, listed)
+    def __call__(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add a line for a step."""
+        listed = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        logger.info("step %d of %d: %s", step, self.steps, listed)
         if self.path is not None:
             append_text(self.path, _line([step, *(figures[name] for name in self.fields[1:])]))
 

@@ -7,17 +7,20 @@ import numbers
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from vlm_edit.dictionaries.norms import norm_of
 from vlm_edit.ground.errors import BadArgument, UnknownName
 
-Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl"]
+Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl", "gated"]
 Frozen = Literal["decoder"]
+Middle = Literal["mean", "median"]
+Precision = Literal["float32", "bfloat16"]
 
 _OF_NCL = ("temperature", "ridge")
 _WHOLE = ("n_features", "k", "steps", "batch_size", "dead_after", "seed")
 _NUMBERS = ("lr", "sparsity", "group", "auxiliary", "mask", "bandwidth", "temperature", "ridge")
 _NOT_OF_NCL = (
     *("k", "auxiliary", "sparsity", "target_l0", "bandwidth", "prefixes", "group", "mask"),
-    "frozen",
+    *("frozen", "middle", "precision"),
 )
 
 
@@ -48,11 +51,18 @@ class TrainConfig:
             codes ``relu(x W + b)`` of the two sides of a pair, brought to length 1, are matched by
             the symmetric InfoNCE loss among the batch; the decoder is fitted afterwards, by least
             squares. It keeps what the two sides share, and learns few pairs by heart. It has no
-            k, auxiliary, sparsity, target_l0, bandwidth, prefixes, group, mask or frozen.
-        sparsity: Coefficient of the penalty of ``relu`` and ``jumprelu``, which are the kinds that
-            have one; where ``target_l0`` is given, the one to begin with.
-        target_l0: Features active per activation that ``relu`` and ``jumprelu`` should reach: the
-            coefficient is moved until they do. None to keep the coefficient.
+            k, auxiliary, sparsity, target_l0, bandwidth, prefixes, group, mask, frozen, middle or
+            precision. ``gated``, whose gates decide which features are active, with a penalty on
+            them and a loss of their own, and whose size is scaled apart (Rajamanoharan et al.
+            2024, "Improving Dictionary Learning with Gated Sparse Autoencoders"); in use it is a
+            JumpReLU.
+        sparsity: Coefficient of the penalty of ``relu``, ``jumprelu`` and ``gated``, which are the
+            kinds that have one; where ``target_l0`` is given, the one to begin with.
+        target_l0: Features active per activation that these kinds should reach: the coefficient is
+            moved until they do, and what is missing at the end one number for all features makes
+            up: a factor of the thresholds of ``jumprelu``, what is added to those of ``gated``, and
+            to the biases of ``relu``. Missed by more than 5 % it warns. None to keep the
+            coefficient.
         bandwidth: Width of ``jumprelu``'s kernel.
         prefixes: Shares of the features that ``matryoshka`` reconstructs with, rising to 1.
         group: Weight of the group-sparse penalty: the sum over features k of
@@ -67,6 +77,10 @@ class TrainConfig:
         frozen: ``decoder`` leaves its rows as they were drawn, random directions, and trains the
             rest: a baseline (arXiv 2602.14111) that a dictionary which has learnt directions must
             beat. None to train all.
+        middle: Where the decoder's bias begins: the ``mean`` of the activations or their geometric
+            ``median``, which few long ones do not move.
+        precision: Of the products of activations and weights: ``bfloat16`` rounds them, while
+            weights, losses and the optimiser stay float32.
     """
 
     n_features: int = 512
@@ -90,6 +104,8 @@ class TrainConfig:
     ridge: float = 1e-2
     clip: float | None = 0.05
     frozen: Frozen | None = None
+    middle: Middle = "mean"
+    precision: Precision = "float32"
 
     @property
     def paired(self) -> bool:
@@ -99,7 +115,7 @@ class TrainConfig:
     @property
     def penalised(self) -> bool:
         """Whether the kind's loss has a penalty on sparsity."""
-        return self.kind in ("relu", "jumprelu")
+        return self.kind in ("relu", "jumprelu", "gated")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -118,6 +134,11 @@ class TrainConfig:
             raise UnknownName(f"unknown kind {self.kind!r}: use one of {', '.join(get_args(Kind))}")
         if self.frozen not in (None, *get_args(Frozen)):
             raise UnknownName(f"frozen is {self.frozen!r}: use 'decoder', or None to train all")
+        for name, words in {"middle": Middle, "precision": Precision}.items():
+            if getattr(self, name) not in get_args(words):
+                known = " or ".join(map(repr, get_args(words)))
+                raise UnknownName(f"{name} is {getattr(self, name)!r}: use {known}")
+        norm_of(self.norm)
         self._expect_numbers()
         self._expect_kind()
         if self.kind != "ncl" and not 1 <= self.k <= self.n_features:
@@ -171,7 +192,9 @@ class TrainConfig:
         if self.target_l0 is None:
             return
         if not self.penalised:
-            raise BadArgument(f"target_l0 goes with relu and jumprelu; {self.kind} takes k instead")
+            raise BadArgument(
+                f"target_l0 goes with relu, jumprelu and gated; {self.kind} takes k instead"
+            )
         if not 0 < self.target_l0 <= self.n_features:
             raise BadArgument(
                 f"target_l0 is {self.target_l0}; it must lie above 0 and up to {self.n_features}"

@@ -57,6 +57,9 @@ class Objective(nn.Module):
         if config.kind == "jumprelu":
             first = torch.full((len(rows),), _FIRST_THRESHOLD, device=rows.device)
             self.log_threshold = nn.Parameter(first.log())
+        if config.kind == "gated":
+            self.gate_bias = nn.Parameter(torch.zeros_like(self.bias))
+            self.log_gain = nn.Parameter(torch.zeros_like(self.bias))
 
     def forward(
         self, x: Tensor, mask: Tensor | None, dead: Tensor | None, coefficient: float, guess: float
@@ -70,12 +73,10 @@ class Objective(nn.Module):
             coefficient: Of the penalty on sparsity.
             guess: Where the cut probably lies above.
         """
-        pre = (x - self.decoder_bias) @ self.weight
-        pre += self.bias
-        hidden = pre if self.config.kind == "jumprelu" else F.relu(pre)
+        hidden, gate = self._hidden(x)
         full = hidden
         if mask is not None:
-            hidden = hidden * mask
+            hidden, gate = hidden * mask, None if gate is None else gate * mask
         codes, cut, penalty = self._codes(hidden, guess)
         if mask is not None and cut is not None:
             # In use nothing is masked: the threshold is that of all features.
@@ -85,8 +86,12 @@ class Objective(nn.Module):
         losses = [self._mean(error.square().sum(1)) / variance for error in errors]
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         explained = 1 - losses[-1].detach()
+        if gate is not None:
+            penalty = self._mean(gate.sum(1))
+            alone = x - gate @ self.decoder.detach() - self.decoder_bias.detach()
+            loss = loss + self._mean(alone.square().sum(1)) / variance
         if dead is not None:
-            strength = F.relu(hidden) if self.config.kind == "jumprelu" else hidden
+            strength = F.relu(hidden) if gate is None else gate
             loss = loss + self.config.auxiliary * self._auxiliary(
                 strength, errors[-1].detach(), dead
             )
@@ -115,12 +120,26 @@ class Objective(nn.Module):
         """Return the thresholds [m] of ``jumprelu``."""
         return self.log_threshold.detach().exp()
 
+    def _hidden(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return pre-activations, of ``jumprelu`` as they are, and of ``gated`` what its gates say.
+
+        In bfloat16 the products are rounded; what is done with them is float32.
+        """
+        pre = ((x - self.decoder_bias) @ self.weight).float()
+        if self.config.kind == "gated":
+            gate = F.relu(pre + self.gate_bias)
+            return F.relu(pre * self.log_gain.exp() + self.bias) * (gate > 0), gate
+        pre += self.bias
+        return (pre if self.config.kind == "jumprelu" else F.relu(pre)), None
+
     def _codes(self, hidden: Tensor, guess: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return codes, the cut and the penalty on sparsity."""
         config = self.config
         if config.kind == "relu":
             weighted = hidden * self.decoder.detach().norm(dim=1)
             return hidden, None, self._mean(weighted.sum(1))
+        if config.kind == "gated":
+            return hidden, None, None
         if config.kind == "jumprelu":
             threshold = self.log_threshold.exp()
             codes = _Jump.apply(hidden, threshold, config.bandwidth)  # type: ignore[no-untyped-call]

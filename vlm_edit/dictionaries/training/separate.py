@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from vlm_edit.dictionaries.matching import Similarity, match_dictionaries
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.training.config import TrainConfig
 from vlm_edit.dictionaries.training.data import Given, opened
+from vlm_edit.dictionaries.training.reporting import Callback, expect_callbacks
 from vlm_edit.dictionaries.training.run import train_dictionary
 from vlm_edit.ground.errors import BadArgument
 
@@ -27,6 +28,7 @@ def train_paired(
     checkpoint: str | os.PathLike[str] | None = None,
     every: float = 60.0,
     log: str | os.PathLike[str] | None = None,
+    callbacks: Sequence[Callback] = (),
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> PairedDictionary[Dictionary]:
@@ -44,6 +46,8 @@ def train_paired(
         checkpoint: Beside it lie two files, with ``.image`` and ``.text`` added to its name.
         every: As for ``train_dictionary``.
         log: Two files likewise.
+        callbacks: As for ``train_dictionary``; the names of figures begin with ``image/`` and
+            ``text/``.
         device: As for ``train_dictionary``.
         progress: Whether to show bars.
 
@@ -68,6 +72,7 @@ def train_paired(
             f"kind={config.kind!r}, group={config.group} and mask={config.mask} couple the streams "
             "of pairs, which are trained apart here: use train_dictionary"
         )
+    expect_callbacks(callbacks)
     tensors = opened(streams)
     if set(tensors) != set(STREAMS):
         raise BadArgument(f"train_paired takes 'image' and 'text', got {sorted(tensors)}")
@@ -84,6 +89,7 @@ def train_paired(
             checkpoint=_beside(checkpoint, stream),
             every=every,
             log=_beside(log, stream),
+            callbacks=[_named(stream, callback) for callback in callbacks],
             device=device,
             progress=progress,
         )
@@ -94,3 +100,12 @@ def train_paired(
 
 def _beside(path: str | os.PathLike[str] | None, stream: str) -> Path | None:
     return None if path is None else Path(f"{os.fspath(path)}.{stream}")
+
+
+def _named(stream: str, callback: Callback) -> Callback:
+    """Return a callback that tells of which stream's training figures are."""
+
+    def told(step: int, figures: Mapping[str, float], /) -> object:
+        return callback(step, {f"{stream}/{name}": value for name, value in figures.items()})
+
+    return told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,28 +19,37 @@ from vlm_edit.dictionaries.training.contrast import Contrast, fit_decoder
 from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.objective import Figures, Objective
+from vlm_edit.dictionaries.training.start import Start
+from vlm_edit.dictionaries.training.target import Codes, Target, rescaled, shifted
 from vlm_edit.ground.errors import VlmEditError
 
-# How the coefficient follows the L0 that is missing, and how fast that changes, so that it does not
-# overshoot; and how fast the mean follows the L0 of a batch. Per step.
-_FOLLOW = 0.01
-_BRAKE = 1.0
-_MEAN = 0.1
+# Of kinds whose features have no thresholds; the others' is jumprelu.
+_ACTIVATION = {"relu": "relu", "ncl": "relu", "topk": "topk"}
 
 
 class Trainer:
     """Weights, optimiser, generator and counts of a run."""
 
-    def __init__(self, data: Data, config: TrainConfig, device: torch.device) -> None:
-        """Begin at step 0."""
+    def __init__(
+        self,
+        data: Data,
+        config: TrainConfig,
+        device: torch.device,
+        start: Dictionary | None = None,
+    ) -> None:
+        """Begin at step 0, with random rows or a dictionary's."""
         self.data, self.config, self.device = data, config, device
         self.rank, self.processes = world()
         self.generator = torch.Generator().manual_seed(config.seed)
         width, m = len(data.mean), config.n_features
         rows = F.normalize(torch.randn(m, width, generator=self.generator), dim=1)
-        middle = data.mean / data.scale
+        median = config.middle == "median"
+        middle = (data.median() if median else data.mean) / data.scale
         kind = Contrast if config.kind == "ncl" else Objective
         self.objective = kind(rows.to(device), middle.to(device), config)
+        self.threshold, self.start = torch.tensor(0.0), "" if start is None else start.digest()
+        if start is not None:
+            self._take_up(Start.of(start, data, config))
         self.engine: torch.nn.Module = self.objective
         if self.processes > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -49,10 +59,23 @@ class Trainer:
         self.optimiser = torch.optim.Adam(
             self.objective.parameters(), lr=config.lr, betas=(0.9, 0.999)
         )
-        self.threshold = torch.tensor(0.0)
         self.idle = torch.zeros(m, dtype=torch.long, device=device)
-        self.coefficient, self.l0 = config.sparsity, -1.0
+        self.target = Target(config)
         self.done = 0
+
+    @torch.no_grad()
+    def _take_up(self, start: Start) -> None:
+        """Put a dictionary's weights in place of those that were drawn."""
+        objective = self.objective
+        assert isinstance(objective, Objective)
+        for name in ("weight", "bias", "decoder", "decoder_bias"):
+            getattr(objective, name).copy_(getattr(start, name))
+        if self.config.kind == "gated":  # with a gain of 1, opened where the threshold is
+            objective.gate_bias.copy_(start.bias - start.threshold)
+        elif self.config.kind == "jumprelu" and bool((start.threshold > 0).all()):
+            objective.log_threshold.copy_(start.threshold.log())
+        elif self.config.kind in ("batchtopk", "matryoshka"):
+            self.threshold = start.threshold.mean().cpu()
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -70,12 +93,16 @@ class Trainer:
         if self.config.kind == "ncl":
             loss, figures = self.engine(x, rows)
         else:
-            loss, figures = self.engine(
-                *(x, mask, dead if count else None, self.coefficient * warm),
-                0.9 * float(self.threshold),
-            )
+            with torch.autocast(
+                self.device.type, torch.bfloat16, self.config.precision == "bfloat16"
+            ):
+                loss, figures = self.engine(
+                    *(x, mask, dead if count else None, self.target.coefficient * warm),
+                    0.9 * float(self.threshold),
+                )
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * schedule(self.done / self.config.steps)
+        self._expect_finite(figures)
         self.optimiser.zero_grad()
         loss.backward()
         if self.config.clip is not None:  # of several processes the mean, which all have by now
@@ -88,49 +115,75 @@ class Trainer:
             **{name: float(value) for name, value in figures.told.items()},
             "l0": float(figures.l0),
             "dead": count,
-            "coefficient": self.coefficient if self.config.penalised else 0.0,
+            "coefficient": self.target.coefficient if self.config.penalised else 0.0,
         }
         return {name: known[name] for name in self.figures}
 
     def result(self, info: Mapping[str, str], progress: bool = False) -> Dictionary:
         """Return the dictionary in the units of the data, on the CPU."""
-        objective, config, scale = self.objective, self.config, self.data.scale
+        objective, config = self.objective, self.config
         if not all(bool(values.isfinite().all()) for values in objective.parameters()):
             raise VlmEditError(
                 f"the weights are not finite after {self.done} steps: train with a smaller lr than "
                 f"{config.lr}"
             )
-        weight, bias = objective.weight.detach(), objective.bias.detach() * scale
+        codes, threshold = self._codes(), self._threshold()
         if isinstance(objective, Contrast):
-            bias = objective.in_use() * scale
-            decoder, decoder_bias = fit_decoder(*(self.data, weight, bias, config.ridge, progress))
+            fitted = (self.data, codes.weight, codes.bias, config.ridge, progress)
+            decoder, decoder_bias = fit_decoder(*fitted)
         else:
-            decoder, decoder_bias = (
-                objective.decoder.detach(),
-                objective.decoder_bias.detach() * scale,
-            )
+            decoder, decoder_bias = objective.decoder.detach(), codes.subtract
+        bias, threshold = self._reached(codes, threshold)
         encoder = Encoder(
-            weight=weight.cpu().contiguous(),
+            weight=codes.weight.cpu().contiguous(),
             bias=bias.cpu(),
             subtract=None if config.kind == "ncl" else decoder_bias.cpu(),
+            activation=_ACTIVATION.get(config.kind, "jumprelu"),
+            k=config.k if config.kind == "topk" else None,
+            threshold=None if threshold is None else threshold.cpu(),
             norm=config.norm,
             centers={name: center.cpu() for name, center in self.data.centers.items()},
-            **self._activation(),
         )
         return Dictionary(encoder, decoder.cpu(), decoder_bias.cpu(), info)
 
-    def _activation(self) -> dict[str, Any]:
-        """Return the encoder's activation, and what goes with it."""
+    def _threshold(self) -> Tensor | None:
+        """Return thresholds [m] in the units of the data, of the kinds that have them."""
         config, scale = self.config, self.data.scale
-        if config.kind in ("relu", "ncl"):
-            return {"activation": "relu"}
-        if config.kind == "topk":
-            return {"activation": "topk", "k": config.k}
+        if config.kind in _ACTIVATION:
+            return None
         if isinstance(self.objective, Objective) and config.kind == "jumprelu":
-            threshold = self.objective.thresholds.cpu() * scale
+            return self.objective.thresholds * scale
+        if isinstance(self.objective, Objective) and config.kind == "gated":
+            # A gate opens where z + gate_bias > 0, and the size is z * gain + bias.
+            opened = self.objective.gate_bias.detach() * self.objective.log_gain.detach().exp()
+            return (self.objective.bias.detach() - opened).clamp_min(0) * scale
+        return (self.threshold * scale).repeat(config.n_features)
+
+    def _codes(self) -> Codes:
+        """Return what decides which features are active, in the units of the data."""
+        objective, scale = self.objective, self.data.scale
+        weight, bias = objective.weight.detach(), objective.bias.detach() * scale
+        if isinstance(objective, Contrast):
+            return Codes(weight, objective.in_use() * scale, torch.zeros_like(weight[:, 0]))
+        if self.config.kind == "gated":
+            weight = weight * objective.log_gain.detach().exp()
+        return Codes(weight, bias, objective.decoder_bias.detach() * scale)
+
+    def _reached(self, codes: Codes, threshold: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return bias and thresholds [m] with which as many are active as was asked for."""
+        bias, wanted = codes.bias, self.config.target_l0
+        if wanted is None:
+            return bias, threshold
+        if threshold is None:
+            bias, reached = shifted(self.data, codes, wanted)
+        elif self.config.kind == "gated":
+            over = replace(codes, bias=bias - threshold)
+            moved, reached = shifted(self.data, over, wanted)
+            threshold = (bias - moved).clamp_min(0)
         else:
-            threshold = (self.threshold * scale).repeat(config.n_features)
-        return {"activation": "jumprelu", "threshold": threshold}
+            threshold, reached = rescaled(self.data, codes, threshold, wanted)
+        self.target.warn(reached)
+        return bias, threshold
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return everything the next step depends on: tensors and numbers."""
@@ -140,7 +193,8 @@ class Trainer:
             tensors[f"weight.{name}"] = weight
             for key, value in self.optimiser.state[weight].items():
                 tensors[f"{key}.{name}"] = value.reshape(-1) if value.ndim == 0 else value
-        return tensors, {"done": self.done, "coefficient": self.coefficient, "l0": self.l0}
+        target = self.target
+        return tensors, {"done": self.done, "coefficient": target.coefficient, "l0": target.l0}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
@@ -156,7 +210,10 @@ class Trainer:
                 "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(self.device, copy=True),
             }
         self.done = int(numbers["done"])
-        self.coefficient, self.l0 = float(numbers["coefficient"]), float(numbers["l0"])
+        self.target.coefficient, self.target.l0 = (
+            float(numbers["coefficient"]),
+            float(numbers["l0"]),
+        )
 
     def _batch(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return this process' share of the batch and of its mask, and the last stream's rows.
@@ -180,6 +237,16 @@ class Trainer:
         last = next(reversed(rows.values()))
         return self.data.batch(rows, self.device), mask, last.to(self.device)
 
+    def _expect_finite(self, figures: Figures) -> None:
+        """Refuse to go on from weights that are lost."""
+        for name, value in figures.told.items():
+            if not bool(value.isfinite()):
+                raise VlmEditError(
+                    f"training diverged: {name} is {float(value)} in step {self.done + 1} of "
+                    f"{self.config.steps}; begin anew with a smaller lr than {self.config.lr}, or "
+                    "look for activations that are not finite"
+                )
+
     @torch.no_grad()
     def _follow(self, figures: Figures) -> None:
         """Update threshold, idle counts, coefficient and step after an optimiser step."""
@@ -188,12 +255,7 @@ class Trainer:
             cut = figures.cut.cpu()
             self.threshold = self.threshold + rate * (cut - self.threshold)
         self.idle = torch.where(figures.active, 0, self.idle + 1)
-        if self.config.target_l0 is not None:
-            l0 = float(figures.l0)
-            before = max(l0 if self.l0 < 0 else self.l0, 1e-3)
-            self.l0 = max(before + _MEAN * (l0 - before), 1e-3)
-            missing = max(-1.0, min(1.0, math.log(self.l0 / self.config.target_l0)))
-            self.coefficient *= math.exp(_FOLLOW * missing + _BRAKE * math.log(self.l0 / before))
+        self.target.follow(float(figures.l0))
         self.done += 1
 
 

@@ -13,6 +13,7 @@ from vlm_edit.ground.files.tensors import write_joined as write_joined
 from vlm_edit.ground.files.tensors import write_tensors as write_tensors
 from vlm_edit.ground.files.whole import append_text as append_text
 from vlm_edit.ground.files.whole import beside as beside
+from vlm_edit.ground.files.whole import expect_place as expect_place
 from vlm_edit.ground.files.whole import locked as locked
 from vlm_edit.ground.files.whole import make_folder as make_folder
 from vlm_edit.ground.files.whole import packed as packed

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from vlm_edit.ground.errors import VlmEditError
+from vlm_edit.ground.errors import BadArgument, VlmEditError
 
 try:
     import fcntl
@@ -194,6 +194,34 @@ def beside(target: Path) -> Iterator[Path]:
         yield partial
     finally:
         _remove(partial)
+
+
+def expect_place(path: str | os.PathLike[str], name: str) -> None:
+    """Refuse a file that could not be written when the time for it has come.
+
+    A file is begun beside it and deleted again, since permissions alone do not tell: a file system
+    may take no files at all. What is there already stays as it is.
+
+    Args:
+        path: The file.
+        name: What the caller calls it, such as ``log`` or ``--log``.
+
+    Raises:
+        VlmEditError: There is no such folder, the place is a folder, or it takes no file.
+
+    Example:
+        >>> expect_place("losses.csv", "log")
+    """
+    target = Path(path).absolute()
+    if target.is_dir():
+        raise BadArgument(f"{name} is {os.fspath(path)!r}, a folder: name a file in it")
+    if not target.parent.is_dir():
+        raise BadArgument(
+            f"{name} is {os.fspath(path)!r}, and there is no folder {str(Path(path).parent)!r}: "
+            "make it first"
+        )
+    with _refusing(path, name), beside(target) as partial:
+        partial.touch()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,108 @@
+"""What `vlm-edit train` is told of the training itself, beside what test_cli_dictionaries tries."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlm_edit import Host, load_dictionary, zoo
+from vlm_edit.cli import main
+from vlm_edit.dictionaries import TrainConfig, load_activations, train_dictionary
+from vlm_edit.measuring import collect, loss_recovered
+
+TRAIN = ["train", "--features", "32", "--k", "4", "--steps", "20", "--rows", "64"]
+CONFIG = TrainConfig(32, 4, 20, 64, norm="constant_norm_rescale")
+
+
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("stored") / "activations"
+    pairs = zoo.load_pairs().select(range(200))
+    collect(Host.of(*zoo.load_host()), pairs, "joint", out=folder, progress=False)
+    yield folder
+
+
+def trained(folder: Path, config: TrainConfig, log: Path | None = None) -> torch.Tensor:
+    streams = load_activations(folder).split(0.1).training
+    return train_dictionary(streams, config, log=log, progress=False).decoder
+
+
+def test_norm_target_and_log_are_passed_on(activations: Path, tmp_path: Path) -> None:
+    words = [*TRAIN, "--activations", str(activations), "--out"]
+    given = ["--kind", "jumprelu", "--target-l0", "5.5", "--norm", "layer_norm"]
+    log = tmp_path / "log.csv"
+    assert main([*words, str(tmp_path / "a"), *given, "--log", str(log)]) == 0
+    config = replace(CONFIG, kind="jumprelu", target_l0=5.5, norm="layer_norm")
+    decoder = trained(activations, config, tmp_path / "own.csv")
+    assert torch.equal(load_dictionary(tmp_path / "a").decoder, decoder)
+    assert log.read_text() == (tmp_path / "own.csv").read_text()
+    # What is not said is as before: k is the target, and a joint embedding has its norm.
+    assert main([*words, str(tmp_path / "b"), "--kind", "jumprelu"]) == 0
+    decoder = trained(activations, replace(CONFIG, kind="jumprelu", target_l0=4.0))
+    assert torch.equal(load_dictionary(tmp_path / "b").decoder, decoder)
+
+
+def test_separate_trainings_have_a_log_each(activations: Path, tmp_path: Path) -> None:
+    words = [*TRAIN, "--activations", str(activations), "--separate", "--out", str(tmp_path / "a")]
+    log = tmp_path / "log"
+    assert main([*words, "--log", str(log)]) == 0
+    for stream in ("image", "text"):
+        with (tmp_path / f"log.{stream}").open() as file:
+            assert [line["step"] for line in csv.DictReader(file)] == ["20"]
+    assert not log.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--target-l0", "5"],
+            "target_l0 goes with relu, jumprelu and gated; batchtopk takes k",
+        ),
+        (["--norm", "tall"], "unknown norm 'tall'"),
+        (["--lr", "nan"], "lr is nan"),
+        (["--log", "no/such/log.csv"], "--log is 'no/such/log.csv', and there is no folder"),
+        (["--log", "."], "--log is '.', a folder"),
+        (["--log", "/proc/log.csv"], "cannot write the --log to '/proc/log.csv'"),
+        (["--report-to", "wandb"], "wandb cannot be imported"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_collected(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    out = tmp_path / "sae"
+    assert main([*TRAIN, "zoo:emoji-clip", "zoo:pairs", "--out", str(out), *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_log_that_is_there_is_not_replaced_unasked(
+    activations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("mine")
+    words = [*TRAIN, "--activations", str(activations), "--log", str(log), "--out"]
+    assert main([*words, str(tmp_path / "sae")]) == 2
+    assert "name another file with --log" in capsys.readouterr().err
+    assert log.read_text() == "mine" and not (tmp_path / "sae").exists()
+    assert main([*words, str(tmp_path / "sae"), "--overwrite"]) == 0
+    assert log.read_text().startswith("step,")
+
+
+def test_check_tells_the_loss_that_the_library_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", "zoo:emoji-clip", "zoo:pairs", "--dictionary", "zoo:joint", "--json"]
+    assert main([*words, "--loss"]) == 0
+    told = json.loads(capsys.readouterr().out)["figures"]["loss"]
+    host, dictionary = Host.of(*zoo.load_host()), zoo.load_dictionary("joint")
+    loss = loss_recovered(host, dictionary, "joint", zoo.load_pairs())
+    assert told["reconstructed"] == pytest.approx(loss.reconstructed, rel=1e-4)
+    assert told["of_mean"] == pytest.approx(loss.of_mean, rel=1e-4) and told["of_zero"] is None
+    assert main(words) == 0
+    assert "loss" not in json.loads(capsys.readouterr().out)["figures"]

@@ -1,0 +1,79 @@
+"""A wanted number of active features is reached, or it is said that it is not."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlm_edit.dictionaries import TrainConfig, train_dictionary
+from vlm_edit.dictionaries.training.data import Data
+from vlm_edit.dictionaries.training.target import Codes, rescaled, shifted
+from vlm_edit.ground.errors import VlmEditWarning
+
+
+def planted(n: int, seed: int) -> Tensor:
+    """Sums of about 6 of 128 directions of 32 dimensions, rarer and rarer ones, off the origin."""
+    known = torch.Generator().manual_seed(77)
+    directions = F.normalize(torch.randn(128, 32, generator=known), dim=1)
+    often = 1 / torch.arange(1, 129).sqrt()
+    often = (often * 6 / often.sum()).clamp(max=0.4)
+    g = torch.Generator().manual_seed(seed)
+    there = torch.rand(n, 128, generator=g) < often
+    return (there * (0.5 + torch.rand(n, 128, generator=g))) @ directions + 0.3
+
+
+def active(x: Tensor, config: TrainConfig, fresh: Tensor) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", VlmEditWarning)
+        found = train_dictionary({"image": x}, config, progress=False)
+    return float((found.encode(fresh, "image") != 0).double().sum(1).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["relu", "jumprelu", "gated"])
+@pytest.mark.parametrize(("target", "lr"), [(3.0, 3e-3), (6.0, 1e-3), (20.0, 3e-3)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_target_is_reached_within_a_twentieth(
+    kind: Any, target: float, lr: float, seed: int
+) -> None:
+    config = TrainConfig(
+        n_features=128, k=6, steps=1000, batch_size=256, kind=kind, target_l0=target, lr=lr,
+        seed=seed,
+    )  # fmt: skip
+    # Of so many the mean has a standard error of about 1 %.
+    assert active(planted(20_000, 1), config, planted(40_000, 2)) == pytest.approx(target, rel=0.05)
+
+
+@pytest.mark.parametrize("wanted", [0.5, 2.0, 4.0])
+def test_one_number_for_all_features_gives_the_wanted_number(wanted: float) -> None:
+    config = TrainConfig(n_features=12, k=2)
+    image, text = planted(300, 1), 2 * planted(100, 2)
+    data = Data.of({"image": image, "text": text}, config)
+    g = torch.Generator().manual_seed(5)
+    codes = Codes(torch.randn(32, 12, generator=g), torch.randn(12, generator=g), torch.ones(32))
+    threshold = torch.rand(12, generator=g) + 0.5
+
+    def l0(bias: Tensor, threshold: Tensor) -> float:
+        pre = [(x - x.mean(0) - 1) @ codes.weight + bias for x in (image, text)]
+        return float(sum((each > threshold).double().sum(1).mean() for each in pre) / 2)
+
+    scaled, told = rescaled(data, codes, threshold, wanted)
+    torch.testing.assert_close(scaled / threshold, (scaled / threshold)[:1].expand(12))
+    # One code more or fewer is a 200th of a text, and a bin may hold some.
+    assert told == pytest.approx(wanted, abs=0.02)
+    assert l0(codes.bias, scaled) == pytest.approx(told, abs=0.02)
+    bias, told = shifted(data, codes, wanted)
+    torch.testing.assert_close(bias - codes.bias, (bias - codes.bias)[:1].expand(12))
+    assert told == pytest.approx(wanted, abs=0.02)
+    assert l0(bias, torch.zeros(12)) == pytest.approx(told, abs=0.02)
+
+
+def test_a_target_that_cannot_be_reached_is_told() -> None:
+    x = {"image": planted(500, 1)}
+    # Thresholds do not open features whose pre-activations are negative.
+    config = TrainConfig(16, 2, 5, 64, kind="jumprelu", target_l0=16.0)
+    with pytest.warns(VlmEditWarning, match=r"features are active, and target_l0 is 16: train in"):
+        train_dictionary(x, config, progress=False)
