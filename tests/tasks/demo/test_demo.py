@@ -100,7 +100,7 @@ def test_the_command_shows_the_whole_way_and_says_what_does_not_hold(
     vision = [int(row["feature"]) for row in rows if row["class"] == "vision"]
     assert list(patch.bindings[0].splice.slice.features) == vision
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert page.count('class="sheet"') >= 1 and "before: " in page
+    assert page.count('class="small"') >= 1 and "before: " in page
 
 
 @pytest.mark.parametrize("rule", ["significant", "sd"])
