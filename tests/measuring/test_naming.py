@@ -236,6 +236,18 @@ def test_at_a_language_layer_names_are_tokens_and_captions_score_them() -> None:
             rest = ~evidence.first
             expected = auc(held[rest], evidence.fires[rest, place])
             assert name.score.value == pytest.approx(expected)
+            # The best on the first half of single words, and of several of which one is enough.
+            first = evidence.first
+            single = [word for word, _ in name.words[:3]]
+            long = [word for word, _ in name.words if len(word) >= 3][:5]
+            tried = [*single, " / ".join(single), " / ".join(long)]
+            areas_of = []
+            for one in tried:
+                parts = caption_holds(pairs().texts, one.split(" / "))[first].any(1).double()
+                areas_of.append(auc(parts, evidence.fires[first, place]))
+            mine = caption_holds(pairs().texts, [name.tried])[first, 0].double()
+            assert auc(mine, evidence.fires[first, place]) == pytest.approx(max(areas_of))
+    assert any(" / " in name.tried for name in names)
     with pytest.raises(BadArgument, match="leave vocabulary= out"):
         name_features(host, measurement, pairs(), dictionary, [4], vocabulary=WORDS)
 
@@ -334,6 +346,13 @@ def test_captions_are_looked_through_for_whole_words_in_their_order() -> None:
         [False, False, False, False],
         [False, True, False, False],
         [False, False, False, False],
+    ]
+    several = ["roter apfel / groß", "roter / ein", "? / nichts"]
+    assert caption_holds(captions, several).tolist() == [
+        [True, True, False],
+        [False, False, False],
+        [False, True, False],
+        [False, False, False],
     ]
 
 

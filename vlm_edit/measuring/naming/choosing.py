@@ -19,7 +19,7 @@ from vlm_edit.measuring.naming.detecting import best_of, of_others
 from vlm_edit.measuring.naming.evidence import Evidence
 from vlm_edit.measuring.naming.head import OutputHead, reads_words
 from vlm_edit.measuring.naming.promoting import read_directions
-from vlm_edit.measuring.naming.vocabulary import Vocabulary, caption_holds
+from vlm_edit.measuring.naming.vocabulary import Vocabulary, any_of, caption_holds
 from vlm_edit.measuring.naming.words import EmbeddedWords, Words, decoder_rows, strongest
 from vlm_edit.measuring.pairs import Pairs
 
@@ -27,6 +27,7 @@ NameJudge = Callable[[Sequence[Image.Image], Sequence[str], Sequence[str]], str]
 Scorer = Callable[[str, Sequence[Image.Image], Sequence[str]], Sequence[float]]
 
 _BLOCK = 256  # features handled at once
+_LETTERS, _TOGETHER = 3, 5  # of a token that stands in a name of several, and how many do
 _LISTED = 10  # words of a direction that are kept, however few are tried
 _OTHERS = 1000  # features whose names are shuffled, at most
 _SHOWN = 9  # examples that a judge sees of each kind
@@ -133,9 +134,23 @@ class Naming:
             self.words[place] = words
 
     def _best(self, places: list[int], stream: str, tried: int) -> dict[int, str]:
-        """Return of each feature's first words the one that tells best where it fires."""
+        """Return of each feature's first words the one that tells best where it fires.
+
+        Tokens are parts of words, and of several languages: there several of them together, of
+        which a caption holds any, are tried too.
+        """
         first = self.evidence.first
         words = [[word for word, _ in self.words[place][:tried]] for place in places]
+        if isinstance(self.reading, OutputHead):
+            several = [
+                [word for word, _ in self.words[place] if len(word) >= _LETTERS][:_TOGETHER]
+                for place in places
+            ]
+            words = [
+                [*own, *filter(None, (any_of(own), any_of(all_of)))] + [own[0]] * 2
+                for own, all_of in zip(words, several, strict=True)
+            ]
+            words = [own[: tried + 2] for own in words]  # as many of each
         texts = list(dict.fromkeys(word for some in words for word in some))
         number = {text: i for i, text in enumerate(texts)}
         columns = torch.tensor([[number[word] for word in some] for some in words])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument
 
+OR = " / "  # between words of which one is enough
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _CLAUSE = re.compile(r"[^\w\s'’-]+")
 _AT_ONCE = 3  # words of the longest phrase
@@ -95,12 +96,26 @@ class Vocabulary:
         return cls(tuple(texts), tuple(weights), source)
 
 
+def any_of(words: Sequence[str]) -> str:
+    """Return one name of several words, each once whatever its case, or "" of fewer than two.
+
+    Example:
+        >>> any_of(["heart", "Herz", "HEART"]), any_of(["heart", "Heart"])
+        ('heart / Herz', '')
+    """
+    own: dict[str, str] = {}
+    for word in words:
+        own.setdefault(word.casefold(), word)
+    return OR.join(own.values()) if len(own) > 1 else ""
+
+
 def caption_holds(captions: Sequence[str], names: Sequence[str]) -> Tensor:
     """Tell which captions hold which names, whole words in their order, whatever their case.
 
     Args:
         captions: To be looked through, n of them.
-        names: Words or phrases, w of them; one without any word is held by none.
+        names: Words or phrases, w of them; of several with ``OR`` between, one is enough. One
+            without any word is held by none.
 
     Returns:
         [n, w] bool.
@@ -112,7 +127,8 @@ def caption_holds(captions: Sequence[str], names: Sequence[str]) -> Tensor:
     """
     places: dict[tuple[str, ...], list[int]] = {}
     for place, name in enumerate(names):
-        places.setdefault(_words(name), []).append(place)
+        for part in name.split(OR):
+            places.setdefault(_words(part), []).append(place)
     lengths = sorted({len(words) for words in places} - {0})
     held = torch.zeros(len(captions), len(names), dtype=torch.bool)
     for row, caption in enumerate(captions):
