@@ -48,8 +48,8 @@ Seed = Annotated[int, option("of every draw")]
 SAVED = "a patch file, a folder with one, or owner/name on the hub"
 Saved = Annotated[str, positional("PATCH", SAVED)]
 DICTIONARY = option(
-    "folder or file of a dictionary in any known format, owner/name on the hub, 'neurons' for the "
-    "raw dimensions, or zoo:joint"
+    "folder or file of a dictionary in any known format, owner/name on the hub, "
+    "release:NAME/SAE_ID as SAELens names it, 'neurons' for the raw dimensions, or zoo:joint"
 )
 
 
@@ -159,6 +159,21 @@ class Train(Places, Writes):
     clip: Annotated[
         Number, option("longest gradient of a step, or none", parser=_clip, metavar="NORM")
     ] = 0.05
+    middle: Annotated[
+        Literal["mean", "median"],
+        option("of activations, where the decoder's bias begins; few long ones move no median"),
+    ] = "mean"
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        option("of products of activations and weights; weights stay in float32"),
+    ] = "float32"
+    start: Annotated[
+        Text,
+        option(
+            "dictionary of the same size and norm to begin with, named as --dictionary elsewhere",
+            metavar="DICTIONARY",
+        ),
+    ] = None
     norm: Annotated[
         Text,
         option(

@@ -29,6 +29,7 @@ from vlm_edit.patches import Patch
 from vlm_edit.report import Examples
 
 Loaded = Dictionary | PairedDictionary[Dictionary]
+_RELEASE = "release:"  # of the index of public dictionaries
 _ORIGIN = ("site", "hook_name", "layer", "model_name")
 
 
@@ -71,7 +72,7 @@ def load_shards(name: str, columns: Mapping[str, str | None] | None = None) -> m
 
 def load_dictionary(name: str, options: LeftOpen) -> Loaded:
     """Load a dictionary of the zoo, a path or the hub, with what its files leave open."""
-    loaded = _load_dictionary(name, **options.left_open())
+    loaded = read_named(name, **options.left_open())
     return without_origin(loaded) if options.any_origin else loaded
 
 
@@ -88,7 +89,17 @@ def _without_origin(dictionary: Dictionary) -> Dictionary:
     return replace(dictionary, info=info)
 
 
-def _load_dictionary(name: str, **left_open: Any) -> Loaded:
+def read_named(name: str, **left_open: Any) -> Loaded:
+    """Load a dictionary of the zoo, of the index, a path or the hub.
+
+    Args:
+        name: As typed.
+        left_open: What its files leave open, as ``load_dictionary`` takes it.
+    """
+    if name.startswith(_RELEASE):
+        release, _, sae_id = name.removeprefix(_RELEASE).partition("/")
+        released: Loaded = read_dictionary(release=release, sae_id=sae_id or None, **left_open)
+        return released
     if not name.startswith(ZOO):
         loaded: Loaded = read_dictionary(name, **left_open)
         return loaded

@@ -16,7 +16,7 @@ from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Check, Places, Train
 from vlm_edit.cli.host import load_host
 from vlm_edit.cli.resuming import Begun
-from vlm_edit.cli.subject import Loaded, Subject, load_pairs
+from vlm_edit.cli.subject import Loaded, Subject, load_pairs, read_named
 from vlm_edit.cli.together import processes_of
 from vlm_edit.cli.writing import expect_free
 from vlm_edit.dictionaries import STREAMS
@@ -47,10 +47,22 @@ def train(options: Train) -> int:
         config = _config(options, store.index.site)
         kept_at: dict[str, Any] = {"checkpoint": begun["state"], "every": options.every}
         kept_at |= {"device": processes.device, "log": options.log}
+        if options.start is not None:
+            kept_at["start"] = _start(options)
         with _reported(options, config, processes.rank) as callbacks:
             dictionary = _trained(options, split, config, info, {**kept_at, "callbacks": callbacks})
         processes.lead(lambda: _save(options, dictionary, store, split))
     return 0
+
+
+def _start(options: Train) -> dictionaries.Dictionary:
+    """Load the dictionary that a training begins with."""
+    if options.separate:
+        raise BadArgument("--start is one dictionary, and --separate trains two: leave one out")
+    dictionary = read_named(str(options.start))
+    if not isinstance(dictionary, dictionaries.Dictionary):
+        raise BadArgument(f"--start {options.start} holds one for each stream: name one of them")
+    return dictionary
 
 
 def _trained(
@@ -215,6 +227,8 @@ def _config(options: Train, site: str) -> dictionaries.TrainConfig:
         seed=options.seed,
         lr=options.lr,
         clip=options.clip,
+        middle=options.middle,
+        precision=options.precision,
         target_l0=options.k if penalised and options.target_l0 is None else options.target_l0,
         norm=options.norm or ("constant_norm_rescale" if site == "joint" else "none"),
     )
