@@ -194,6 +194,25 @@ def test_drawings_are_of_one_noise_and_differ_by_the_patch_alone() -> None:
     assert drawn(desk, "a cat", idle, steps=2).notes == ("both drawings are equal",)
 
 
+def test_visitors_who_draw_at_once_get_what_they_get_alone() -> None:
+    pytest.importorskip("diffusers")
+    pipe = zoo.load_unclip()
+    pipe.set_progress_bar_config(disable=True)
+    dictionary = zoo.load_dictionary("joint")
+    desk = Desk(Host.of(pipe.clip, pipe.processor), dictionary, "joint", pipe=pipe)
+    asked = [
+        (prompt, Patch("joint", dictionary, Ablate(range(first, 512, 3))))
+        for first, prompt in enumerate(("a picture of dog face", "a cat", "a red apple"))
+    ]
+    alone = [drawn(desk, prompt, patch, steps=6) for prompt, patch in asked]
+    with ThreadPoolExecutor(3) as pool:
+        tasks = [pool.submit(drawn, desk, prompt, patch, 6) for prompt, patch in asked]
+        beside = [task.result(timeout=120) for task in tasks]
+    for one, other in zip(alone, beside, strict=True):
+        assert one.before.tobytes() == other.before.tobytes()
+        assert one.after.tobytes() == other.after.tobytes()
+
+
 def test_where_features_fire_is_what_measuring_says_of_the_same_tokens() -> None:
     desk, text = llava_desk(), f"{QUESTION} blue"
     pairs = [(picture(1), text)]

@@ -277,7 +277,8 @@ def drawn(desk: Desk, prompt: str, patch: Patch, steps: int | None = None, seed:
     def once() -> Image.Image:
         return draw(desk.pipe, prompt, steps, seed)
 
-    with desk.turns.together():
+    # A pipeline keeps in its scheduler how far it has come, which two drawings would share.
+    with desk.turns.alone():
         before = once()
         after, report, notes = edited(desk.host, patch, once)
     if not notes and before.tobytes() == after.tobytes():

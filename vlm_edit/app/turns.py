@@ -10,8 +10,8 @@ from contextlib import contextmanager
 class Turns:
     """Let many run the host at once, or one alone; who wants it alone goes before newcomers.
 
-    A recording sees what everybody's forwards pass through a site, so that whoever records is to
-    be alone.
+    A recording sees what everybody's forwards pass through a site, and a pipeline's scheduler keeps
+    how far one drawing has come, so that whoever records or draws is to be alone.
 
     Example:
         >>> turns = Turns()
