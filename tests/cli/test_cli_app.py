@@ -119,7 +119,8 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_served(
     assert told in capsys.readouterr().err and not served
 
 
-def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path, number) -> None:
     """Within two minutes, of which gradio's import takes some."""
     process = subprocess.Popen(
         [sys.executable, "-m", "vlm_edit", "app", *CLIP, "--measured", "16", "--quiet"],
@@ -128,8 +129,8 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # What a shell starts in the background ignores Ctrl-C, and so would this.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        # As a shell starts what is to run in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     try:
         assert process.stdout is not None
@@ -141,7 +142,7 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path) -> None:
             assert b"Turn features" in page.read()
         assert time.monotonic() - start < 20
         assert list(tmp_path.glob("vlm-edit-app-*"))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(30) == 0
         assert not list(tmp_path.glob("vlm-edit-app-*"))
     finally:

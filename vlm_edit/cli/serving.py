@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +24,8 @@ from vlm_edit.measuring import Measurement, Pairs, measure
 
 
 def app(options: App) -> int:
-    """Serve the page until somebody interrupts it."""
-    with start(options) as server:
+    """Serve the page until somebody interrupts it, or a machine that shuts down ends it."""
+    with _ended_by_signals(), start(options) as server:
         telling.wrote("page", server.url)
         if server.public:
             telling.wrote("page", server.public, "for anybody")
@@ -29,6 +33,21 @@ def app(options: App) -> int:
         sys.stdout.flush()
         server.wait()
     return 0
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C meanwhile, and Ctrl-C also where a shell has it ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def start(options: App) -> Server:
