@@ -1,5 +1,6 @@
 """``vlm-edit app``: what it loads and refuses, and that it serves until interrupted."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -147,3 +148,16 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path, number) 
         assert not list(tmp_path.glob("vlm-edit-app-*"))
     finally:
         process.kill()
+
+
+def test_without_gradio_it_says_so_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *of: None if name == "gradio" else found(name, *of),
+    )
+    assert main(["app", "nowhere", "--dictionary", "nothing"]) == 2
+    assert "needs gradio: pip install 'vlm-edit[app]'" in capsys.readouterr().err

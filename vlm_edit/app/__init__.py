@@ -6,5 +6,6 @@ its page on a port of this machine. What it does stands in ``docs/app.md``.
 
 from vlm_edit.app.desk import Desk
 from vlm_edit.app.serving import Server, serve
+from vlm_edit.app.serving import expect_gradio as expect_gradio
 
 __all__ = ["Desk", "Server", "serve"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 import time
@@ -151,7 +152,18 @@ def serve(
     return Server(page.blocks, url, public)
 
 
+def expect_gradio() -> None:
+    """Refuse to begin without gradio, which takes seconds to import and is looked for alone.
+
+    Raises:
+        BadArgument: It is not installed.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise BadArgument("the page needs gradio: pip install 'vlm-edit[app]'")
+
+
 def _page(desk: Desk, folder: Path, most: int, patch: Patch | None) -> Any:
+    expect_gradio()
     try:
         import gradio as gradio
     except ImportError as error:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlm_edit.app import Desk, Server, serve
+from vlm_edit.app import Desk, Server, expect_gradio, serve
 from vlm_edit.cli import kept, telling
 from vlm_edit.cli.host import ZOO, load_model
 from vlm_edit.cli.patching import open_patch
@@ -59,6 +59,7 @@ def start(options: App) -> Server:
     Raises:
         VlmEditError: Something cannot be loaded, does not fit, or cannot be shown.
     """
+    expect_gradio()
     if options.max_new_tokens < 1:
         raise BadArgument(f"--max-new-tokens {options.max_new_tokens}: it must be at least 1")
     if options.port is not None and not 0 < options.port < 2**16:
