@@ -11,6 +11,7 @@ from vlm_edit.cli import kept, telling
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.loading import Dtype
 from vlm_edit.cli.named import Name
+from vlm_edit.cli.numbers import numbers
 from vlm_edit.cli.reporting import pairs_of
 from vlm_edit.cli.subject import Loaded, load_dictionary
 from vlm_edit.cli.writing import expect_free
@@ -35,7 +36,7 @@ def name(options: Name) -> int:
     """Print names of a run's features, and keep them with the run."""
     folder = Path(options.run)
     expect_free([folder / kept.NAMES], options.overwrite, "leave it as it is")
-    features = None if options.features is None else _numbers(options.features)
+    features = None if options.features is None else numbers(options.features, "--features")
     if options.shown < 1 or options.near < 1:
         raise BadArgument("--shown and --near must be at least 1")
     run = load_measurement(folder)
@@ -133,12 +134,3 @@ def _dictionary_of(run: Measurement, options: Name) -> Loaded:
     raise CannotKnow(
         f"{options.run} does not say where its dictionary lies: name it with --dictionary"
     )
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise BadArgument(
-            f"--features takes numbers of features, such as 3,17, got {text!r}"
-        ) from error
