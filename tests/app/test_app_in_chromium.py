@@ -1,22 +1,19 @@
 """The page in a headless Chromium: by mouse and keyboard, narrow and wide, light and dark."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from browsed_pages import CHROMIUM, chromium, playwright
 from desks import QUESTION, YELLOW, clip_desk, llava_desk
 
 from vlm_edit import Clamp, Patch
 from vlm_edit.app import Server, serve
 from vlm_edit.app.effect import say
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="needs playwright: pip install playwright"
-)
 pytest.importorskip("gradio", reason="needs gradio: pip install gradio")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+__all__ = ["chromium"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>${1}{{2}}'
@@ -35,14 +32,6 @@ def llava() -> Iterator[Server]:
 def clip() -> Iterator[Server]:
     with serve(clip_desk()) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

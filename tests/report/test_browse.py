@@ -2,13 +2,14 @@
 
 import html
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from browsed_pages import NEEDED, chromium
 
 from vlm_edit import Host, Measurement, Pairs, VlmEditError, measure, zoo
 from vlm_edit.measuring import Maps, map_examples
+
+__all__ = ["chromium"]
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +31,8 @@ def test_the_frame_holds_the_page_and_reaches_nothing_else(run) -> None:
         measurement.browse(pairs.select(range(20)))
 
 
-@pytest.fixture
-def chromium() -> Iterator[object]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("no chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
-        )
-        yield browser
-        browser.close()
-
-
+@NEEDED[0]
+@NEEDED[1]
 def test_it_works_in_the_frame_and_shows_the_maps(run, chromium, tmp_path) -> None:
     measurement, pairs, maps = run
     cell = measurement.browse(pairs, maps)._repr_html_()
