@@ -15,7 +15,7 @@ from vlm_edit.ground.errors import BadArgument, line
 from vlm_edit.host import Host
 from vlm_edit.patches import Patch
 from vlm_edit.tasks.adversarial import ZeroShot
-from vlm_edit.tasks.answers import Answer, Decoding, answer, counted
+from vlm_edit.tasks.answers import Answer, Decoding, answer, behind
 from vlm_edit.tasks.generation import draw
 
 MOST_LABELS = 50
@@ -92,11 +92,9 @@ def edited(host: Host, patch: Patch, call: Callable[[], T]) -> tuple[T, str, tup
     Raises:
         VlmEditError: The patch does not fit the host.
     """
-    with counted(), patch.attach(host, scope="thread") as attached:
-        given = call()
-        report = attached.report()
+    given, report, acted = behind(host, patch, call, scope="thread")
     nothing = "nothing was edited: no token was one of those chosen"
-    return given, str(report), () if report.edited_tokens else (nothing,)
+    return given, report, () if acted else (nothing,)
 
 
 class _Voice:

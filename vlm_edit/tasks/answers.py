@@ -6,14 +6,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, printable
+from vlm_edit.hooks import Scope
 from vlm_edit.host import Host
+from vlm_edit.patches import Patch
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -22,6 +26,29 @@ def counted() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the patch edited no token")
         yield
+
+
+def behind(
+    host: Host, patch: Patch, call: Callable[[], T], scope: Scope = "process"
+) -> tuple[T, str, bool]:
+    """Call behind a patch.
+
+    Args:
+        host: What is edited.
+        patch: Is on the host meanwhile.
+        call: Runs the host.
+        scope: In whose forwards the patch acts.
+
+    Returns:
+        What it gave, what was really edited, and whether that is anything.
+
+    Raises:
+        VlmEditError: The patch does not fit the host.
+    """
+    with counted(), patch.attach(host, scope=scope) as attached:
+        given = call()
+        report = attached.report()
+    return given, str(report), bool(report.edited_tokens)
 
 
 def speaks(host: Host) -> bool:

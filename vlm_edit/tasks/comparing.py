@@ -18,7 +18,7 @@ from vlm_edit.measuring import as_seen, open_image
 from vlm_edit.patches import Patch
 from vlm_edit.report import address_of
 from vlm_edit.tasks.adversarial import ZeroShot
-from vlm_edit.tasks.answers import Decoding, answer, counted, speaks
+from vlm_edit.tasks.answers import Decoding, answer, behind, speaks
 from vlm_edit.tasks.generation import draw
 
 _SIDE = 160
@@ -128,11 +128,9 @@ def _image(image: Image.Image | str | Path | None) -> Image.Image:
 
 def _both(host: Host, patch: Patch, call: Callable[[], T]) -> tuple[T, T, str, str]:
     before = call()
-    with counted(), patch.attach(host) as attached:
-        after = call()
-        report = attached.report()
-    nothing = "" if report.edited_tokens else "Nothing was edited: no token was one of those meant."
-    return before, after, str(report), nothing
+    after, report, acted = behind(host, patch, call)
+    nothing = "" if acted else "Nothing was edited: no token was one of those meant."
+    return before, after, report, nothing
 
 
 def _text(question: str | Sequence[str], what: str) -> str:
