@@ -24,10 +24,11 @@ def test_the_parts_of_a_layer_are_named_behind_it(llava):
     host = Host.of(llava)
     assert list(host.inside("language.1")) == [
         *("language.1.attention", "language.1.mlp"),
+        *("language.1.mid", "language.1.mlp_in", "language.1.mlp_out"),
         *(f"language.1.head.{i}" for i in range(4)),
     ]
     widths = [site.width for site in host.inside("language.1").values()]
-    assert widths == [32, 32, 8, 8, 8, 8]
+    assert widths == [32, 32, 32, 32, 32, 8, 8, 8, 8]
     assert host.site("language.1.attention").streams == ("image", "text")
     assert host.site("vision.0.head.0").streams == ("image",)
     assert not set(host.inside("language.1")) & set(host.sites), "they are not listed with layers"

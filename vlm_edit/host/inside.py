@@ -1,4 +1,4 @@
-"""Sites inside a layer: what its attention and its MLP add to the stream, and single heads."""
+"""Sites inside a layer: its attention, its MLP and what enters that, and single heads."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ _MLP = (
     *("mlp.DenseReluDense", "mlp", "feed_forward", "ffn", "layer.2.DenseReluDense"),
     *("layer.1.DenseReluDense", "mixer", "fc2", "output.dense", "output_query.dense"),
 )
+# What an MLP begins with, where its last part alone is a module of the layer.
+_BEGINS = {"fc2": "fc1", "output.dense": "intermediate.dense"}
+# What norms the stream before an MLP reads it; and what norms an MLP's output before it is added.
+_NORM_BEFORE = (
+    *("pre_feedforward_layernorm", "layer_norm2", "norm2", "ln_2", "layernorm_after"),
+    "post_attention_layernorm",
+)
+_NORM_BEHIND = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_NORM_OF_ATTENTION = "post_self_attn_layernorm"
 # What does a part of an MLP's work beside it, so that neither is all of it.
 _BESIDE_MLP = ("experts", "output_query.dense")
 _PROJECTIONS = (
@@ -33,7 +42,8 @@ _PROJECTIONS = (
 _SIZES = ("head_v_dim", "v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim")
 _COUNTS = ("num_v_heads", "num_heads", "num_attention_heads", "n_heads", "n_head")
 _LAYER = re.compile(r".+\.\d+")
-INSIDE = re.compile(r"(.+)\.(?:attention|cross_attention|mlp|head\.\d+)")
+_AROUND = ("mid", "mlp_in", "mlp_out")
+INSIDE = re.compile(r"(.+)\.(?:attention|cross_attention|mid|mlp_in|mlp|mlp_out|head\.\d+)")
 
 
 def sites_inside(layer: Site) -> dict[str, Site]:
@@ -44,15 +54,17 @@ def sites_inside(layer: Site) -> dict[str, Site]:
 
     Returns:
         Of those that its module has: ``attention`` and ``mlp``, what they add to the layer's
-        stream; ``cross_attention`` beside the layer's own; ``head.0`` and on, [..., D_head], what
-        each head gives to the output projection. Behind the layer's name. Nothing of a part whose
-        place nobody can tell.
+        stream; ``cross_attention`` beside the layer's own; around the MLP ``mid``, the stream
+        before the norm that the MLP reads it through, ``mlp_in``, what the MLP is called with, and
+        ``mlp_out``, what is added: ``mlp`` after the norm behind it, where one is; ``head.0`` and
+        on, [..., D_head], what each head gives to the output projection. Behind the layer's name.
+        Nothing of a part whose place nobody can tell.
 
     Example:
         >>> from vlm_edit import Host, zoo
         >>> found = sites_inside(Host.of(*zoo.load_host()).site("vision.1"))
         >>> list(found)[:3], found["vision.1.head.0"].width
-        (['vision.1.attention', 'vision.1.mlp', 'vision.1.head.0'], 32)
+        (['vision.1.attention', 'vision.1.mlp', 'vision.1.mid'], 32)
     """
     tap = layer.taps[0]
     if not _LAYER.fullmatch(layer.name) or len(layer.taps) > 1:
@@ -64,6 +76,8 @@ def sites_inside(layer: Site) -> dict[str, Site]:
 
 def some_inside(sites: Mapping[str, Site]) -> list[Site]:
     """Return the sites inside the last live layer of each kind of each stack, of heads the last.
+
+    Of those around an MLP none: they are the MLP itself before and after a norm.
 
     Args:
         sites: All of a host, by name.
@@ -82,7 +96,8 @@ def some_inside(sites: Mapping[str, Site]) -> list[Site]:
     found: list[Site] = []
     for parts in map(sites_inside, kinds.values()):
         heads = [part for name, part in parts.items() if ".head." in name]
-        found += [part for name, part in parts.items() if ".head." not in name] + heads[-1:]
+        whole = {name: part for name, part in parts.items() if ".head." not in name}
+        found += [part for name, part in whole.items() if not name.endswith(_AROUND)] + heads[-1:]
     return found
 
 
@@ -105,6 +120,7 @@ def _found(layer: Site, tap: Tap) -> Iterator[Site]:
     beside = [find_module(tap.module, name) for name in _BESIDE_MLP if name != mlp]
     if mlp is not None and all(part is None for part in beside):
         yield _site(layer, "mlp", mlp, width)
+        yield from _around(layer, mlp, width)
     if attention is not None and projection is not None:
         yield from _heads(layer, attention, projection)
 
@@ -147,6 +163,30 @@ def _site(layer: Site, name: str, path: str, width: int) -> Site:
     module = tap.module.get_submodule(path)
     inner = replace(tap, path=f"{tap.path}.{path}", module=module, ends=None, field=None)
     return replace(layer, name=f"{layer.name}.{name}", taps=(inner,), width=width)
+
+
+def _around(layer: Site, mlp: str, width: int) -> Iterator[Site]:
+    """Yield the sites before and behind an MLP; none where it is the layer's one part."""
+    module = layer.taps[0].module
+    if mlp == "mixer":
+        return
+    before = next((name for name in _NORM_BEFORE if find_module(module, name) is not None), None)
+    behind = next((name for name in _NORM_BEHIND if find_module(module, name) is not None), None)
+    own = find_module(module, _NORM_OF_ATTENTION) is not None
+    if behind is not None and before == _NORM_BEFORE[-1] and not own:
+        before = None  # it norms what attention adds: the MLP reads the stream as it is
+    begins = next((mlp.removesuffix(e) + b for e, b in _BEGINS.items() if mlp.endswith(e)), mlp)
+    if before is not None:
+        yield _entering(layer, "mid", before, width)
+    if find_module(module, begins) is not None:
+        yield _entering(layer, "mlp_in", begins, width)
+    yield _site(layer, "mlp_out", behind or mlp, width)
+
+
+def _entering(layer: Site, name: str, path: str, width: int) -> Site:
+    """Return the site of what a module inside a layer is called with."""
+    site = _site(layer, name, path, width)
+    return replace(site, taps=(replace(site.taps[0], columns=(0, width)),))
 
 
 def _heads(layer: Site, attention: str, projection: str) -> Iterator[Site]:

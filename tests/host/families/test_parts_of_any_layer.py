@@ -18,9 +18,10 @@ from any_hosts.checks import ROWS
 from torch import Tensor, nn
 
 from vlm_edit import Host
-from vlm_edit.hooks import Tokens, attach
+from vlm_edit.hooks import Tokens, attach, record
 from vlm_edit.host import Site
 
+ADD = (".attention", ".cross_attention", ".mlp")
 CLOSE = 1e-3  # norms behind the sum add their epsilon
 
 # Layers that do more than add attention and MLP to a stream, and what.
@@ -46,6 +47,30 @@ MORE: dict[str, str] = {
     "FastVitStage": "several blocks",
     "Sequential": "several blocks",
 }
+
+# Layers whose output is not what stood before the MLP and what that adds, and why.
+BESIDES: dict[str, str] = {
+    "GraniteDoclingTextDecoderLayer": "a factor behind the MLP",
+    "HyperCLOVAXDecoderLayer": "a factor behind the MLP",
+    "InternVLVisionLayer": "a factor behind the MLP",
+    "QianfanOCRVisionLayer": "a factor behind the MLP",
+    "Step3p7VisionEncoderLayer": "a factor behind the MLP",
+    "MllamaCrossAttentionDecoderLayer": "a gate behind the MLP",
+    "MllamaVisionEncoderLayer": "a gate behind the MLP, in some",
+    "MuseSparkTextDecoderLayer": "a gate behind the MLP",
+    "InklingDecoderLayer": "a convolution behind the MLP",
+    "Inkling2FullDecoderLayer": "a convolution behind the MLP",
+    "Inkling2SlidingDecoderLayer": "a convolution behind the MLP",
+    "Inkling2LoopFullDecoderLayer": "a convolution behind the MLP",
+    "Inkling2LoopSlidingDecoderLayer": "a convolution behind the MLP",
+    "Inkling2LoopSlidingLoopDecoderLayer": "a convolution behind the MLP",
+    "Inkling2VisionEncoderLayer": "a convolution behind the MLP",
+    "Gemma4TextDecoderLayer": "an embedding of the ids behind the MLP",
+    "Glm5NextTextDecoderLayer": "several residual streams",
+    "HYV4VLDecoderLayer": "several residual streams",
+}
+# MLPs that are called with more than the stream.
+MORE_THAN_THE_STREAM = {"Ernie4_5_VLMoeDecoderLayer", "Blip2QFormerLayer"}
 
 
 def layers(host: Host) -> dict[type, list[Site]]:
@@ -114,9 +139,55 @@ def test_attention_and_mlp_are_all_that_a_layer_adds(model_type: str) -> None:
 
 def adds_no_more(host: AnyHost, ours: Host, layer: Site) -> bool:
     """Whether a layer with its parts at zero gives out what it was given."""
-    added = [part for name, part in ours.inside(layer.name).items() if ".head." not in name]
+    added = [part for name, part in ours.inside(layer.name).items() if name.endswith(ADD)]
     act = functools.partial(passing, host, layer.taps[0].module)
     return close(*under(ours, added, torch.zeros_like, act))
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_an_mlp_reads_and_adds_what_the_places_around_it_say(model_type: str) -> None:
+    try:
+        host = build(model_type)
+    except NotBuilt as reason:
+        pytest.skip(str(reason))
+    ours = Host.of(host.model)
+    for kind, sites in layers(ours).items():
+        states = [around(host, ours, site) for site in sites]
+        sums = [s["mid"] + s["mlp_out"] for s in states if "mid" in s and same_shape(s)]
+        outputs = [s[""] for s in states if "mid" in s and same_shape(s)]
+        whole = [close(a, b) for a, b in zip(sums, outputs, strict=True)]
+        if any("mid" in s for s in states):
+            is_whole = bool(whole) and all(whole)
+            assert is_whole != (kind.__name__ in BESIDES), kind.__name__
+        for site, s in zip(sites, states, strict=True):
+            mlp = ours.inside(site.name).get(f"{site.name}.mlp")
+            if mlp is None or kind.__name__ in MORE_THAN_THE_STREAM or begins_later(ours, site):
+                continue
+            with torch.no_grad():
+                again = mlp.taps[0].module(s["mlp_in"])
+            again = again[0] if isinstance(again, tuple) else again
+            assert close(again.reshape(s["mlp"].shape), s["mlp"]), site.name
+
+
+def around(host: AnyHost, ours: Host, layer: Site) -> dict[str, Tensor]:
+    """What passes around the MLP of a layer, and what the layer gives out under no name."""
+    names = [f"{layer.name}{part}" for part in ("", ".mid", ".mlp_in", ".mlp", ".mlp_out")]
+    there = {layer.name, *ours.inside(layer.name)}
+    with torch.no_grad(), record(ours, *(name for name in names if name in there)) as recording:
+        host.model(**host.inputs(ROWS))
+    captures = reversed(recording.captures)  # the first of each is what counts
+    return {c.site.removeprefix(layer.name).lstrip("."): c.hidden for c in captures}
+
+
+def same_shape(states: dict[str, Tensor]) -> bool:
+    return states["mid"].shape == states["mlp_out"].shape == states[""].shape
+
+
+def begins_later(ours: Host, layer: Site) -> bool:
+    """Whether the MLP is two modules of the layer, of which each site has one."""
+    parts = ours.inside(layer.name)
+    ends = [parts.get(f"{layer.name}.{name}") for name in ("mlp_in", "mlp")]
+    return None in ends or len({site.taps[0].module for site in ends if site}) > 1
 
 
 def heads_are_all(host: AnyHost, ours: Host, layer: Site) -> None:
