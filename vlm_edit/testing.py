@@ -24,6 +24,7 @@ from vlm_edit.dictionaries import (
     Encoder,
     PairedDictionary,
     StoredDictionary,
+    Transcoder,
     load_dictionary,
 )
 from vlm_edit.edits import Rule, Splice, expect_savable
@@ -130,6 +131,8 @@ def check_format(folder: str | os.PathLike[str], format: str | None = None, **op
     if isinstance(whole, PairedDictionary) and isinstance(lazy, PairedDictionary):
         for stream in ("image", "text"):
             _alike(whole.of(stream), lazy.of(stream))
+    elif isinstance(whole, Transcoder) and isinstance(lazy, Transcoder):
+        _alike(whole.inner, lazy.inner)
     elif isinstance(whole, Dictionary) and isinstance(lazy, StoredDictionary):
         _alike(whole, lazy)
     else:

@@ -118,7 +118,8 @@ def test_what_is_not_inside_is_refused_with_what_is(llava, clip):
         VlmEditError,
         match=re.escape(
             "has no site 'language.1.head.4': language.1 is a LlamaDecoderLayer that has "
-            "language.1.attention, language.1.mlp, language.1.head.0 ... language.1.head.3 inside"
+            "language.1.attention, language.1.mlp, language.1.mid, language.1.mlp_in, "
+            "language.1.mlp_out, language.1.head.0 ... language.1.head.3 inside"
         ),
     ):
         Host.of(llava).site("language.1.head.4")

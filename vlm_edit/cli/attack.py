@@ -19,7 +19,7 @@ from vlm_edit.cli.host import load_host
 from vlm_edit.cli.patching import open_patch
 from vlm_edit.cli.subject import Subject, load_pairs
 from vlm_edit.cli.writing import expect_free, way_back
-from vlm_edit.dictionaries import Dictionary
+from vlm_edit.dictionaries import Dictionary, Transcoder
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.ground.files import make_folder, packed, replacing, write_bytes, write_text
 from vlm_edit.ground.statistics import Estimate, mcnemar, proportion, share_difference
@@ -247,6 +247,8 @@ def _features(
     """Tell which features the attack moves and, if a class is named, attacks through it alone."""
     subject = Subject.load(options, host)
     loaded = subject.expect_dictionary()
+    if isinstance(loaded, Transcoder):
+        raise BadArgument("attacks on features are on the image tower's own, not on a transcoder's")
     dictionary = loaded if isinstance(loaded, Dictionary) else loaded.of("image")
     features = adv.Features(one.plain.host, dictionary, options.site)
     dominance = subject.measure(progress=False)[0].dominance

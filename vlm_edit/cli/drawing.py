@@ -20,7 +20,7 @@ from vlm_edit.cli.patching import expect_folder_of
 from vlm_edit.cli.pipeline import embed, load_pipeline, read
 from vlm_edit.cli.subject import load_dictionary, load_pairs, run_of
 from vlm_edit.cli.writing import expect_free
-from vlm_edit.dictionaries import Dictionary, PairedDictionary
+from vlm_edit.dictionaries import Dictionary, PairedDictionary, Transcoder
 from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.ground.files import packed, write_bytes
 from vlm_edit.host import Host, quiet_when_piped
@@ -49,6 +49,8 @@ def draw(options: Draw) -> int:
     dictionary = load_dictionary(options.dictionary, options)
     if isinstance(dictionary, PairedDictionary):
         raise BadArgument("draw takes codes over, and a paired dictionary has one per stream")
+    if isinstance(dictionary, Transcoder):
+        raise BadArgument("draw edits joint embeddings, and a transcoder is of layers")
     run = run_of(options.run, Host.of(pipe.clip), dictionary) if options.run else None
     features = _features(options, pipe, dictionary, run, [c for c in classes if c != WHOLE])
     taken: list[tuple[str, str | Image.Image | None, Tensor | None]] = [

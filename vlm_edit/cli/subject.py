@@ -19,7 +19,7 @@ from vlm_edit.cli.arguments import Subjected
 from vlm_edit.cli.flags import in_flags
 from vlm_edit.cli.host import ZOO, load_host
 from vlm_edit.cli.shared import LeftOpen
-from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary
+from vlm_edit.dictionaries import Dictionary, Encodes, PairedDictionary, Transcoder
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, WrongHost
 from vlm_edit.ground.statistics import mcnemar, proportion
@@ -28,7 +28,7 @@ from vlm_edit.measures.probing import hits
 from vlm_edit.patches import Patch
 from vlm_edit.report import Examples
 
-Loaded = Dictionary | PairedDictionary[Dictionary]
+Loaded = Dictionary | PairedDictionary[Dictionary] | Transcoder[Dictionary]
 _RELEASE = "release:"  # of the index of public dictionaries
 _ORIGIN = ("site", "hook_name", "layer", "model_name")
 
@@ -81,6 +81,8 @@ def without_origin(dictionary: Loaded) -> Loaded:
     if isinstance(dictionary, PairedDictionary):
         image, text = _without_origin(dictionary.image), _without_origin(dictionary.text)
         return replace(dictionary, image=image, text=text)
+    if isinstance(dictionary, Transcoder):
+        return replace(dictionary, inner=_without_origin(dictionary.inner))
     return _without_origin(dictionary)
 
 

@@ -19,7 +19,7 @@ from vlm_edit.cli.resuming import Begun
 from vlm_edit.cli.subject import Loaded, Subject, load_pairs, read_named
 from vlm_edit.cli.together import processes_of
 from vlm_edit.cli.writing import expect_free
-from vlm_edit.dictionaries import STREAMS
+from vlm_edit.dictionaries import STREAMS, Transcoder
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.files import expect_place
 from vlm_edit.ground.notebook import several
@@ -239,13 +239,17 @@ def check(options: Check) -> int:
     subject = Subject.load(options, alone=True)
     dictionary = subject.expect_dictionary()
     host, info = subject.host, dictionary.info
-    other = other_family(host.model, info.get("model_name"))
-    dictionaries.expect_origin(info, subject.site, host.name, other)
+    trained_on = info.get("model_name")
+    dictionary.expect_site(subject.site)
+    dictionaries.expect_model(trained_on, host.name, other_family(host.model, trained_on))
+    place = subject.site
+    if isinstance(dictionary, Transcoder) and not dictionary.same_place:
+        place = dictionary.places(place).both
     skipped: list[tuple[int, str]] = []
     streams = collect(
         subject.host,
         subject.pairs,
-        subject.site,
+        place,
         most=options.most,
         batch_size=subject.batch_size,
         left_out=skipped,

@@ -27,7 +27,6 @@ from vlm_edit.dictionaries.norms import Norm, register_norm
 from vlm_edit.dictionaries.origin import expect_model as expect_model
 from vlm_edit.dictionaries.origin import expect_origin as expect_origin
 from vlm_edit.dictionaries.paired import STREAMS as STREAMS
-from vlm_edit.dictionaries.paired import AnyDictionary as AnyDictionary
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.dictionaries.training import Callback as Callback
@@ -39,6 +38,11 @@ from vlm_edit.dictionaries.training import (
     train_paired,
 )
 from vlm_edit.dictionaries.training import service_of as service_of
+from vlm_edit.dictionaries.transcoder import AnyDictionary as AnyDictionary
+from vlm_edit.dictionaries.transcoder import PlainDictionary as PlainDictionary
+from vlm_edit.dictionaries.transcoder import Transcoder
+from vlm_edit.dictionaries.transcoder import expect_plain as expect_plain
+from vlm_edit.dictionaries.transcoder import written as written
 
 __all__ = [
     "Activation",
@@ -52,6 +56,7 @@ __all__ = [
     "StoredActivations",
     "StoredDictionary",
     "TrainConfig",
+    "Transcoder",
     "identity",
     "load_activations",
     "load_dictionary",

@@ -174,6 +174,10 @@ class Dictionary:
         encoder = Encoder(eye, torch.zeros(width), "identity", norm=norm)
         return cls(encoder, eye, torch.zeros(width))
 
+    def read_at(self, site: str) -> str:
+        """Return where the codes of a site's features are read: at the site itself."""
+        return site
+
     def expect_site(self, site: str) -> None:
         """Refuse another site than the one the dictionary's file says it was trained at.
 

@@ -42,6 +42,12 @@ class Encodes(Protocol):
     def to(self, device: torch.device | str) -> Self:
         """Return the same on another device."""
 
+    def read_at(self, site: str) -> str:
+        """Return the name of the site that is encoded where features of a site are meant."""
+
+    def expect_site(self, site: str) -> None:
+        """Refuse another site than the one its file says it was trained at."""
+
     def digest(self) -> str:
         """Return 32 hexadecimal digits that another's weights do not have."""
 

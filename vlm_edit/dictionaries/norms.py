@@ -114,3 +114,15 @@ class ConstantNormRescale(Norm):
         """Return normed activations and their scale, as ``Norm.__call__``."""
         scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
         return x / scale.clamp_min(1e-12), scale
+
+
+@register_norm
+class RmsNorm(Norm):
+    """The norm x / sqrt(mean of x squared + 1e-6): Gemma's, before its weight."""
+
+    name = "rms_norm"
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normed activations and their scale, as ``Norm.__call__``."""
+        scale = (x.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+        return x / scale, scale

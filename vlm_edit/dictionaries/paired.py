@@ -107,6 +107,10 @@ class PairedDictionary(Generic[Half]):
             )
         return self.image if own == "image" else self.text
 
+    def read_at(self, site: str) -> str:
+        """Return where the codes of a site's features are read: at the site itself."""
+        return site
+
     def expect_site(self, site: str) -> None:
         """Refuse another site, as ``Dictionary.expect_site`` does, for both."""
         expect_site(self.image.info, site)
@@ -161,11 +165,3 @@ class PairedDictionary(Generic[Half]):
     def summary(self) -> dict[str, Any]:
         """Summarise both by stream, as ``Dictionary.summary`` does."""
         return {stream: self.of(stream).summary() for stream in STREAMS}
-
-
-AnyDictionary = (
-    Dictionary
-    | StoredDictionary
-    | PairedDictionary[Dictionary]
-    | PairedDictionary[StoredDictionary]
-)

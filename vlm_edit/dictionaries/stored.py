@@ -157,6 +157,10 @@ class StoredDictionary:
         """Return the number m of features."""
         return self.weight.tensor.shape[0]
 
+    def read_at(self, site: str) -> str:
+        """Return where the codes of a site's features are read: at the site itself."""
+        return site
+
     def expect_site(self, site: str) -> None:
         """Refuse another site, as ``Dictionary.expect_site`` does."""
         expect_site(self.info, site)

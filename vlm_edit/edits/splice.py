@@ -119,6 +119,7 @@ class Splice:
         mask: Tensor | None = None,
         stream: Modality | None = None,
         strength: Tensor | None = None,
+        source: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden state with the rules applied.
 
@@ -128,6 +129,8 @@ class Splice:
             stream: For dictionaries that centre each stream apart: ``image``, ``text`` or
                 ``Mixed`` of [...].
             strength: Multiplies the change; broadcasts against [...]. None for 1.
+            source: [..., width of the encoder], what is encoded where that is not the hidden
+                state itself, as a transcoder reads another place than it writes.
 
         Returns:
             A new tensor of the same shape and dtype.
@@ -138,20 +141,27 @@ class Splice:
             edited = hidden + (shift if strength is None else _times(shift, strength))
         elif torch.is_autocast_enabled(hidden.device.type):
             with torch.autocast(hidden.device.type, enabled=False):
-                edited = self._edited(placed, hidden, stream, strength)
+                edited = self._edited(placed, hidden, stream, strength, source)
         else:
-            edited = self._edited(placed, hidden, stream, strength)
+            edited = self._edited(placed, hidden, stream, strength, source)
         if edited.dtype != hidden.dtype:  # the sum is float32 or wider
             edited = edited.to(hidden.dtype)
         return edited if mask is None else torch.where(mask.unsqueeze(-1), edited, hidden)
 
     def _edited(
-        self, placed: _Placed, hidden: Tensor, stream: Modality | None, strength: Tensor | None
+        self,
+        placed: _Placed,
+        hidden: Tensor,
+        stream: Modality | None,
+        strength: Tensor | None,
+        source: Tensor | None,
     ) -> Tensor:
         """Return the hidden state with the rules applied, in float32 or wider."""
         if not self._simple:
-            return hidden + _times(self._change(placed, hidden, stream), strength)
-        before, scale = placed.codes(hidden, stream)
+            return hidden + _times(self._change(placed, hidden, stream, source), strength)
+        before, scale = placed.codes(hidden if source is None else source, stream)
+        if source is not None:
+            scale = None  # it was divided out of another activation
         code = before
         for step, index in zip(self._steps, placed.columns, strict=True):
             code = step(code) if index is None else _ruled(step, code, index)
@@ -159,11 +169,15 @@ class Splice:
         change = change if scale is None else change * scale
         return _spliced(hidden, _times(change, strength), placed.slice.decoder)
 
-    def _change(self, placed: _Placed, hidden: Tensor, stream: Modality | None) -> Tensor:
+    def _change(
+        self, placed: _Placed, hidden: Tensor, stream: Modality | None, source: Tensor | None
+    ) -> Tensor:
         """Return what the rules add to each token, [..., D]."""
         part, code, scale, opens = placed.slice, None, None, None
         if placed.gate is not None:
             code, scale, opens = _gated(part, placed.gate, hidden, stream)
+        elif self._reads and source is not None:
+            code = part.codes(source, stream)[0]
         elif self._reads:
             code, scale = part.codes(hidden, stream)
         else:
@@ -185,6 +199,11 @@ class Splice:
         change = _plus(change, _decoded(part, code, done, scale))
         assert change is not None
         return change if opens is None else torch.where(opens, change, 0.0)
+
+    @property
+    def reads(self) -> bool:
+        """Whether a rule or a gate looks at codes, of which there are none otherwise."""
+        return self._reads and self._shift is None
 
     def place(self, device: torch.device) -> None:
         """Put what the edit needs on a device now, not at the first output there.

@@ -14,6 +14,7 @@ Example:
     True
 """
 
+from vlm_edit.hooks.beside import Beside as Beside
 from vlm_edit.hooks.bypass import bypassed as bypassed
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.calls import read_call as read_call
@@ -25,6 +26,7 @@ from vlm_edit.hooks.compiled import prepare as prepare
 from vlm_edit.hooks.dispatch import Callback as Callback
 from vlm_edit.hooks.dispatch import Dispatcher as Dispatcher
 from vlm_edit.hooks.dispatch import Handle, attach
+from vlm_edit.hooks.dispatch import expect_one as expect_one
 from vlm_edit.hooks.dispatch import follow as follow
 from vlm_edit.hooks.dispatch import hidden_of as hidden_of
 from vlm_edit.hooks.dispatch import replace_hidden as replace_hidden

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlm_edit.ground.errors import CannotKnow
+from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.ground.modality import SENSED
 from vlm_edit.hooks.calls import Call
 from vlm_edit.hooks.compiled import renewing, unprepared
@@ -166,10 +166,12 @@ def attach(
         A handle; ``handle.remove()`` leaves the host as it was.
 
     Raises:
-        VlmEditError: No adapter for the host, or an unknown word for ``scope``.
+        VlmEditError: No adapter for the host, an unknown word for ``scope``, or several sites side
+            by side.
     """
     bounds = Bounds.of(scope)
     host = Host.of(host)
+    expect_one(site)
     undo: list[Callable[[], None]] = []
     handle = Handle(undo)
     try:
@@ -179,6 +181,19 @@ def attach(
         handle.remove()
         raise
     return handle
+
+
+def expect_one(site: Site) -> None:
+    """Refuse several sites side by side, of which no module gives the state.
+
+    Raises:
+        BadArgument: They are several.
+    """
+    if site.parts:
+        raise BadArgument(
+            f"{site.name!r} is several sites side by side, which are read together: no module "
+            "gives their state out. Name one of them"
+        )
 
 
 def hidden_of(output: Any, module: nn.Module, field: str | None = None) -> Tensor:

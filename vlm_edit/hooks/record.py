@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument
-from vlm_edit.hooks.dispatch import Handle, attach
+from vlm_edit.hooks.beside import Beside
+from vlm_edit.hooks.dispatch import Callback, Handle, attach
 from vlm_edit.hooks.tokens import Tokens
-from vlm_edit.host import Host, Model, Stream
+from vlm_edit.host import Host, Model, Site, Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ def record(host: Host | Model, *names: str) -> Iterator[Recording]:
 
     Args:
         host: The host.
-        *names: Sites.
+        *names: Sites; of ``a+b``, several side by side, the states end to end.
 
     Yields:
         A Recording that grows with every call of the host.
@@ -82,13 +83,23 @@ def record(host: Host | Model, *names: str) -> Iterator[Recording]:
     handles: list[Handle] = []
     try:
         for site in sites:
-
-            def keep(hidden: Tensor, tokens: Tokens, name: str = site.name) -> Tensor:
-                recording.captures.append(Capture(name, hidden, tokens))
-                return hidden
-
-            handles.append(attach(host, site, keep))
+            for place, listen in _listeners(site, recording):
+                handles.append(attach(host, place, listen))
         yield recording
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _listeners(site: Site, recording: Recording) -> Iterator[tuple[Site, Callback]]:
+    """Yield where to listen for a site, and what notes it: of several side by side, the last."""
+    beside = Beside(site.parts, site.parts[-1].name) if site.parts else None
+    if beside is not None:
+        yield from beside.listeners()
+
+    def keep(hidden: Tensor, tokens: Tokens) -> Tensor:
+        whole = hidden if beside is None else beside.take(hidden)
+        recording.captures.append(Capture(site.name, whole, tokens))
+        return hidden
+
+    yield (site.parts[-1] if site.parts else site), keep

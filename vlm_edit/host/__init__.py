@@ -49,6 +49,7 @@ from vlm_edit.host.resolve import find_module as find_module
 from vlm_edit.host.resolve import layouts_in as layouts_in
 from vlm_edit.host.resolve import placeholder_ids as placeholder_ids
 from vlm_edit.host.resolve import resolve as resolve
+from vlm_edit.host.resolve import side_by_side as side_by_side
 from vlm_edit.host.telling import DIFFUSERS as DIFFUSERS
 from vlm_edit.host.telling import expect_diffusers as expect_diffusers
 from vlm_edit.host.telling import one_line as one_line

@@ -22,7 +22,15 @@ from vlm_edit.host.inside import INSIDE, sites_inside
 from vlm_edit.host.loading import Bits, DeviceMap, load
 from vlm_edit.host.pipelines import Model, PipelineHost, class_of, encode
 from vlm_edit.host.prompts import Template, read_back, remember, special_ids
-from vlm_edit.host.resolve import Site, abridged, find_module, grouped, resolve
+from vlm_edit.host.resolve import (
+    BESIDE,
+    Site,
+    abridged,
+    find_module,
+    grouped,
+    resolve,
+    side_by_side,
+)
 from vlm_edit.host.sources import HUB_NAME
 from vlm_edit.host.weights import device_of
 from vlm_edit.host.wrappers import unwrap
@@ -284,8 +292,11 @@ class Host:
     def site(self, name: str) -> Site:
         """Return the site of a name, or one inside a layer, as ``inside`` lists them.
 
+        ``language.1+language.3`` is both side by side, for what reads several.
+
         Raises:
             UnknownName: It has no such site; the message lists those it has.
+            BadArgument: Sites that do not stand side by side.
 
         Example:
             >>> from vlm_edit import Host, zoo
@@ -300,6 +311,8 @@ class Host:
         sites = self.sites
         if name in sites:
             return sites[name]
+        if BESIDE in name:
+            return side_by_side([self.site(part) for part in name.split(BESIDE)])
         layer = INSIDE.fullmatch(name)
         if layer is not None and layer[1] in sites:
             return self._inside(sites[layer[1]], name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,18 +61,49 @@ class Site:
         taps: The modules whose output is the site. A joint embedding has one per stream.
         width: Size of the last axis there.
         dead: Why an edit here can never reach the host's output; None where it can.
+        parts: Of several sites side by side, as ``side_by_side`` makes one, those; else none.
     """
 
     name: str
     taps: tuple[Tap, ...]
     width: int
     dead: str | None = None
+    parts: tuple[Site, ...] = ()
 
     @property
     def streams(self) -> tuple[str, ...]:
         """Return the streams that pairs are measured in here, of ``image`` and ``text``."""
         streams = {tap.stream for tap in self.taps}
         return ("image", "text") if "mixed" in streams else tuple(sorted(streams))
+
+
+BESIDE = "+"
+
+
+def side_by_side(parts: Sequence[Site]) -> Site:
+    """Return several sites as one, of the states of a token at all of them, end to end.
+
+    It can be recorded and measured, not edited: edits are made at its parts.
+
+    Args:
+        parts: In the order in which a forward passes them.
+
+    Raises:
+        BadArgument: Sites of several modules each, or of other streams.
+    """
+    name = BESIDE.join(part.name for part in parts)
+    if any(len(part.taps) != 1 or part.parts for part in parts):
+        raise BadArgument(
+            f"{name!r}: only sites of one module each stand side by side, such as layers"
+        )
+    if len({part.taps[0].stream for part in parts}) > 1:
+        raise BadArgument(
+            f"{name!r}: other tokens pass at each of these sites: name sites of one tower, or of "
+            "the language model"
+        )
+    dead = next((part.dead for part in parts if part.dead), None)
+    taps = tuple(part.taps[0] for part in parts)
+    return Site(name, taps, sum(part.width for part in parts), dead, tuple(parts))
 
 
 def resolve(root: nn.Module, adapter: Adapter) -> dict[str, Site]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_edit.dictionaries import AnyDictionary
+from vlm_edit.dictionaries import AnyDictionary, expect_plain
 from vlm_edit.ground.errors import BadArgument, UnknownName
 from vlm_edit.host import Host, Model, random_host
 from vlm_edit.measures.dominance import RULE, Cut, drawn
@@ -76,6 +76,7 @@ def census(
         0
     """
     host, pairs = Host.of(host), Pairs.of(pairs)
+    expect_plain(dictionary, "a census beside nulls")
     if factor is not None and factor not in pairs.columns:
         raise UnknownName(
             f"{pairs.name} has no column {factor!r}: it has {', '.join(pairs.columns) or 'none'}"

@@ -281,7 +281,7 @@ class Reader:
 
     @cached_property
     def _sites(self) -> list[str]:
-        return list(dict.fromkeys(reading.site for reading in self._readings))
+        return list(dict.fromkeys(reading.place for reading in self._readings))
 
     @cached_property
     def _early(self) -> EarlyStop:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries import Encodes, expect_origin
+from vlm_edit.dictionaries import Encodes, expect_model
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.hooks import Capture, Recording, Special, Tokens, chosen_in, meant
@@ -58,20 +58,25 @@ class Reading:
     Args:
         host: Whose site it is.
         dictionary: Encodes the site's activations.
-        site: The site's name.
+        site: The site's name; a transcoder's, what it writes.
         sizes: Whether to count the activations of single tokens by size.
+
+    Attributes:
+        place: The name of the site that is read: of a transcoder another.
     """
 
     host: Host
     dictionary: Encodes
     site: str = "joint"
     sizes: bool = False
+    place: str = field(init=False)
     _special: Special | None = field(init=False, repr=False)
     _placed: dict[torch.device, Encodes] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Ask the host's tokenizer which ids are no words."""
-        self._special = Special.at(self.host, self.site)
+        self.place = self.dictionary.read_at(self.site)
+        self._special = Special.at(self.host, self.place)
 
     def expect(self) -> None:
         """Refuse a dictionary of another width or origin than the site.
@@ -79,10 +84,11 @@ class Reading:
         Raises:
             VlmEditError: It is one.
         """
-        self.host.expect_width(self.host.site(self.site), self.dictionary.width)
-        info = self.dictionary.info
-        other = other_family(self.host.model, info.get("model_name"))
-        expect_origin(info, self.site, self.host.name, other)
+        self.host.expect_width(self.host.site(self.place), self.dictionary.width)
+        self.host.site(self.site)
+        trained_on = self.dictionary.info.get("model_name")
+        self.dictionary.expect_site(self.site)
+        expect_model(trained_on, self.host.name, other_family(self.host.model, trained_on))
 
     def pooled(self, recording: Recording, count: int) -> Pooled:
         """Return what the pairs of the last forward look like, a row a pair.
@@ -94,7 +100,7 @@ class Reading:
         Raises:
             VlmEditError: Another number of rows passed, or nobody can tell which are whose.
         """
-        site = self.host.site(self.site)
+        site = self.host.site(self.place)
         tokens: dict[str, SparseCodes | ActivationSizes] = {}
         outputs = {s: self._pool(recording, site, s, tokens) for s in site.streams}
         for stream, (hidden, _, _) in outputs.items():
@@ -120,7 +126,7 @@ class Reading:
         Returns:
             By stream also [t], the place of each row's pair; None where nobody can tell.
         """
-        site, flat = self.host.site(self.site), {}
+        site, flat = self.host.site(self.place), {}
         for stream in site.streams:
             hidden, whose, _ = self._rows(recording, site, stream, count)
             flat[stream] = hidden.cpu(), whose
@@ -136,7 +142,7 @@ class Reading:
         Raises:
             CannotKnow: Nobody can tell which tokens are of which pair.
         """
-        site, coded = self.host.site(self.site), {}
+        site, coded = self.host.site(self.place), {}
         for stream in site.streams:
             hidden, whose, ids = self._rows(recording, site, stream, count)
             if whose is None:

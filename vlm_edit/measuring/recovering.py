@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.dictionaries import STREAMS, AnyDictionary, Dictionary
+from vlm_edit.dictionaries import STREAMS, AnyDictionary, Dictionary, Transcoder
 from vlm_edit.ground.errors import BadArgument, CannotKnow
 from vlm_edit.ground.modality import Mixed
-from vlm_edit.hooks import Callback, Tokens, attach
-from vlm_edit.host import Host, Inputs
+from vlm_edit.hooks import Beside, Callback, Tokens, attach, expect_one
+from vlm_edit.host import Host, Inputs, Site
 from vlm_edit.measuring.pairs import Pairs
 from vlm_edit.measuring.reader import Reader
 
@@ -86,21 +86,24 @@ def loss_recovered(
     host, pairs = Host.of(host), Pairs.of(pairs)
     host.expect_eval("its losses would be drawn")
     place = host.site(site)
-    host.expect_width(place, dictionary.width)
+    expect_one(place)
+    read = host.site(dictionary.read_at(site))
+    host.expect_width(read, dictionary.width)
     dictionary = dictionary.to(host.device)
+    beside = Beside([read], site) if read.name != site else None
     reader = Reader(host, dictionary, site, batch_size, False, verb="compare")
     means, sums = _Means(), {name: _Sum() for name in ("plain", "reconstructed", "zero", "mean")}
     for forward in reader.forwards(pairs):
-        _run(host, place, means, host.receive(forward.inputs), sums["plain"])
+        _run(host, place, means, host.receive(forward.inputs), sums["plain"], None)
     ways: dict[str, Callback] = {
-        "reconstructed": _in_place_of(_reconstructing(dictionary)),
+        "reconstructed": _in_place_of(_reconstructing(dictionary, beside)),
         "zero": _in_place_of(lambda x, _: torch.zeros_like(x)),
         "mean": _in_place_of(means.like),
     }
     for forward in reader.forwards(pairs):
         inputs = host.receive(forward.inputs)
         for name, way in ways.items():
-            _run(host, place, way, inputs, sums[name])
+            _run(host, place, way, inputs, sums[name], beside)
     values = {name: each.value / each.n for name, each in sums.items()}
     return LossRecovered(sums["plain"].kind, n=sums["plain"].n, **values)
 
@@ -135,13 +138,19 @@ class _Sum:
     n: int = 0
 
 
-def _run(host: Host, place: Any, way: Callback, inputs: Inputs, into: _Sum) -> None:
+def _run(
+    host: Host, place: Site, way: Callback, inputs: Inputs, into: _Sum, beside: Beside | None
+) -> None:
     """Add the loss of a forward."""
-    handle = attach(host, place, way)
+    places = [*(() if beside is None else beside.listeners()), (place, way)]
+    handles = []
     try:
+        for at, callback in places:
+            handles.append(attach(host, at, callback))
         output = host(**inputs.values)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     into.kind, loss, n = _loss(output, inputs)
     into.value, into.n = into.value + loss * n, into.n + n
 
@@ -170,8 +179,18 @@ def _loss(output: Any, inputs: Inputs) -> tuple[str, float, int]:
     return "cross-entropy", float(loss), int(chosen.sum())
 
 
-def _reconstructing(dictionary: AnyDictionary) -> Callable[[Tensor, Tokens], Tensor]:
-    """Return what reconstructs tokens, each stream's by its own half where there are two."""
+def _reconstructing(
+    dictionary: AnyDictionary, beside: Beside | None
+) -> Callable[[Tensor, Tokens], Tensor]:
+    """Return what reconstructs tokens, each stream's by its own half where there are two.
+
+    Of a transcoder it is what it predicts from what is kept of the place that it reads.
+    """
+    if isinstance(dictionary, Transcoder):
+        predict = dictionary.load().predict
+        if beside is None:
+            return lambda x, tokens: predict(x, tokens.modality)
+        return lambda x, tokens: predict(beside.take(x), tokens.modality)
     if isinstance(dictionary, Dictionary):
         return lambda x, tokens: dictionary.reconstruct(x, tokens.modality)
     halves: dict[str, Any] = {name: getattr(dictionary, name, None) for name in STREAMS}

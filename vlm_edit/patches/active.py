@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm_edit.dictionaries import STREAMS, move
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.ground.modality import Modality, stands_for
-from vlm_edit.hooks import Chosen, Tokens, meant, unplaced
+from vlm_edit.hooks import Beside, Chosen, Tokens, meant, unplaced
 from vlm_edit.patches.binding import Binding
 from vlm_edit.patches.report import Tally
 
@@ -135,12 +135,14 @@ class Active:
         binding: What is done.
         run: What the user says of the inputs.
         tally: What was done so far.
+        beside: Keeps what the binding reads at other sites; None where it reads its own.
         paused: Whether it lets everything pass for now.
     """
 
     binding: Binding
     run: Run
     tally: Tally
+    beside: Beside | None = None
     paused: bool = field(default=False, init=False)
     _answer: bool | None = field(init=False, repr=False)
     _centers: bool = field(init=False, repr=False)
@@ -163,13 +165,15 @@ class Active:
 
     def __call__(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         """Return the output of one of the site's modules, edited."""
+        source = None if self.beside is None else self.beside.take(hidden)
         if self.paused:
             return hidden
         if tokens.generated and self._answer is not None:
             self.tally.note(tokens, self._answer)
             if not self._answer:
                 return hidden
-            return self.binding.splice(hidden, None, "text" if self._centers else None)
+            stream = "text" if self._centers else None
+            return self.binding.splice(hidden, None, stream, source=source)
         run, selection = self.run, self.binding.selection
         rows = True if run.chosen is None else self._meant(run.chosen, tokens)
         if rows is False:
@@ -186,13 +190,9 @@ class Active:
         self.tally.add(selection, tokens, chosen)
         if chosen is False:
             return hidden
-        return self._spliced(hidden, None if chosen is True else chosen, tokens, strength)
-
-    def _spliced(
-        self, hidden: Tensor, mask: Tensor | None, tokens: Tokens, strength: Tensor | None
-    ) -> Tensor:
+        mask = None if chosen is True else chosen
         modality = _centred(tokens) if self._centers else None
-        return self.binding.splice(hidden, mask, modality, strength)
+        return self.binding.splice(hidden, mask, modality, strength, source)
 
     def _meant(self, chosen: tuple[Chosen, ...], tokens: Tokens) -> Tensor | bool:
         """Return the rows plug-ins mean, broadcast against the tokens; or one answer for all."""

@@ -67,6 +67,8 @@ def put(
         for part in prepared:
             for site, active in part:
                 active.paused = paused
+                for place, listen in () if active.beside is None else active.beside.listeners():
+                    undo.append(engine(host, place, listen, scope=bounds).remove)
                 undo.append(engine(host, site, active, scope=bounds).remove)
     except BaseException:
         Handle(undo).remove()

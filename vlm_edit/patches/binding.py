@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,15 +13,16 @@ from vlm_edit.dictionaries import (
     Dictionary,
     PairedDictionary,
     StoredDictionary,
+    Transcoder,
     identity,
+    written,
 )
 from vlm_edit.edits import Rule, Splice
 from vlm_edit.ground.errors import BadArgument, expect_kind
 from vlm_edit.hooks import Selection, TokenChoice
 
-_identities: weakref.WeakKeyDictionary[Dictionary | StoredDictionary, dict[str, Any]] = (
-    weakref.WeakKeyDictionary()
-)
+_Whole = Dictionary | StoredDictionary | Transcoder[Dictionary] | Transcoder[StoredDictionary]
+_identities: weakref.WeakKeyDictionary[_Whole, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +38,17 @@ class Binding:
             of format 1 does not tell.
         schedule: Factors of the change at decode steps 0, 1, ...; the last one stays. The
             prompt's is 1. None for 1 everywhere.
+        reads: The sites whose states, end to end, are encoded where that is not this site's own:
+            of a transcoder, in the order of a forward. Empty for the site itself.
     """
 
     site: str
     splice: Splice
     selection: Selection = field(default_factory=Selection)
     model_name: str | None = None
-    dictionary: Dictionary | StoredDictionary | Mapping[str, Any] | None = None
+    dictionary: _Whole | Mapping[str, Any] | None = None
     schedule: tuple[float, ...] | None = None
+    reads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the schedule, and make its factors floats."""
@@ -64,7 +68,8 @@ class Binding:
             f"{rule.kind} {len(rule.features)} feature{'s' * (len(rule.features) != 1)}"
             for rule in self.splice.rules
         )
-        return f"{self.site}: {rules} at {self.selection}"
+        read = f", read at {'+'.join(self.reads)}" if self.reads else ""
+        return f"{self.site}: {rules} at {self.selection}{read}"
 
     def told(self) -> Mapping[str, Any] | None:
         """Return what identifies the dictionary: digest, sizes, activation, norm, info, JSON-able.
@@ -108,7 +113,7 @@ def bind(
     """
     expect_kind("site", site, str, "a site's name, such as 'joint'; vlm-edit sites lists them")
     expect_kind(
-        *("dictionary", dictionary, (Dictionary, StoredDictionary, PairedDictionary)),
+        *("dictionary", dictionary, (Dictionary, StoredDictionary, PairedDictionary, Transcoder)),
         "a Dictionary, as load_dictionary reads one",
     )
     if isinstance(dictionary, PairedDictionary):
@@ -126,10 +131,31 @@ def bind(
         )
     dictionary.expect_site(site)
     selection = Selection(tokens, **chosen)
-    splice = Splice.of(dictionary, _listed(rules), gate)
-    trained_on = dictionary.info.get("model_name")
     factors = None if schedule is None else cast("tuple[float, ...]", _tuple(schedule))
-    return (Binding(site, splice, selection, trained_on, dictionary, factors),)
+    rest = (selection, dictionary.info.get("model_name"), dictionary, factors)
+    if isinstance(dictionary, Transcoder):
+        return tuple(
+            Binding(at, splice, *rest, reads)
+            for at, splice, reads in _across(dictionary, site, _listed(rules), gate)
+        )
+    return (Binding(site, Splice.of(dictionary, _listed(rules), gate), *rest),)
+
+
+def _across(
+    transcoder: Transcoder[Any], site: str, rules: Sequence[Rule], gate: float | None
+) -> Iterator[tuple[str, Splice, tuple[str, ...]]]:
+    """Yield where a transcoder's features write, the splice there, and the sites it reads."""
+    if gate is not None:
+        raise BadArgument(
+            "a gate asks how much of a token its own reconstruction explains, and a transcoder "
+            "predicts another place: leave gate= out"
+        )
+    places, whole = transcoder.places(site), Splice.of(transcoder.inner, rules)
+    cuts = written(whole.slice, transcoder.parts, whole.reads)
+    if not cuts:
+        raise BadArgument("these features write nothing anywhere: the edit would change nothing")
+    for part, own, reads in cuts:
+        yield places.writes[part], Splice(own, whole.rules), tuple(places.reads[j] for j in reads)
 
 
 def _listed(rules: object) -> list[Rule]:

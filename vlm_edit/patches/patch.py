@@ -19,7 +19,7 @@ from vlm_edit.ground import notebook
 from vlm_edit.ground.errors import BadArgument, VlmEditError, WrongHost
 from vlm_edit.ground.files import write_text
 from vlm_edit.ground.plugs import plugged
-from vlm_edit.hooks import Phase, Scope, Special, TokenChoice, tracing
+from vlm_edit.hooks import Beside, Phase, Scope, Special, TokenChoice, tracing
 from vlm_edit.host import (
     Host,
     Model,
@@ -260,7 +260,10 @@ class Patch:
         actives = []
         for binding, site in self.check(host, check_host=check_host):
             tally = Tally(site.name, device_of(site, host), Special.at(host, site.name))
-            actives.append((site, Active(binding, run or Run.of(), tally)))
+            beside = None
+            if binding.reads:
+                beside = Beside([host.site(name) for name in binding.reads], site.name)
+            actives.append((site, Active(binding, run or Run.of(), tally, beside)))
         return actives
 
     def check(self, host: Host | Model, *, check_host: bool = True) -> list[tuple[Binding, Site]]:
@@ -314,7 +317,8 @@ class Patch:
             host = Host.of(host)
             self.check(host, check_host=False)
             self._expect_model(host)
-            sites = [host.site(binding.site) for binding in self.bindings]
+            names = [name for b in self.bindings for name in (b.site, *b.reads)]
+            sites = [host.site(name) for name in dict.fromkeys(names)]
             identity = {**fingerprint(host, sites), "name": host.hub_name}
             if unguarded(identity):
                 warnings.warn(

@@ -22,7 +22,8 @@ def same_edit(one: Binding, other: Binding) -> bool:
         return True
     first, second = one.splice, other.splice
     return (
-        (one.site, one.selection, one.schedule) == (other.site, other.selection, other.schedule)
+        (one.site, one.reads, one.selection, one.schedule)
+        == (other.site, other.reads, other.selection, other.schedule)
         and _alike([_said(rule) for rule in first.rules], [_said(rule) for rule in second.rules])
         and _alike(first.gate, second.gate)
         and _alike(first.slice, second.slice)

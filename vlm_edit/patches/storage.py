@@ -21,7 +21,8 @@ from vlm_edit.hooks import Selection
 from vlm_edit.patches.binding import Binding
 
 VERSION = 3
-_READ = (1, 2, 3)
+_BESIDE = 4  # of patches that read other sites than they edit, which version 3 would not notice
+_READ = (1, 2, 3, _BESIDE)
 _OLD_TEXT = {"text": "text+special"}  # what formats 1 and 2 meant by it
 
 
@@ -66,10 +67,11 @@ def write(
                 "dictionary": binding.told(),
                 "schedule": None if binding.schedule is None else list(binding.schedule),
                 "gate": None if binding.splice.gate is None else binding.splice.gate.least,
+                **({"reads": list(binding.reads)} if binding.reads else {}),
             }
         )
     header = {
-        "version": VERSION,
+        "version": _BESIDE if any(binding.reads for binding in bindings) else VERSION,
         "versions": _versions(),
         "host": dict(host),
         "info": dict(info),
@@ -117,7 +119,10 @@ def _parts(
         rules = tuple(rule_from_dict(values) for values in entry["rules"])
         own = _take(tensors, f"{number}.")
         gate = _gate(entry.get("gate"), _take(own, "gate."))
-        part = _slice(entry, own, whole=gate is not None)
+        reads = tuple(str(name) for name in entry.get("reads") or ())
+        if bool(reads) and header["version"] < _BESIDE:
+            raise DamagedFile("it reads other sites, which its format does not know")
+        part = _slice(entry, own, whole=gate is not None, apart=bool(reads))
         for rule in rules:  # counting all others of any number that a file names may take forever
             if isinstance(rule, Keep) and part.n_features > len(part.features) + len(rule.features):
                 raise DamagedFile(f"it has not all features that {rule.kind!r} touches")
@@ -137,13 +142,15 @@ def _parts(
                 selection,
                 dictionary=_dictionary(entry.get("dictionary")),
                 schedule=entry.get("schedule"),
+                reads=reads,
             )
         )
     if tensors:
         raise DamagedFile(
             f"tensors that no edit uses: {', '.join(sorted(tensors))}; the file is damaged"
         )
-    host = _expect_fingerprint(header["host"], {binding.site for binding in bindings})
+    names = {name for binding in bindings for name in (binding.site, *binding.reads)}
+    host = _expect_fingerprint(header["host"], names)
     versions = _texts(header["versions"]) if header["version"] > 1 else {}
     return tuple(bindings), host, _texts(header["info"]), versions
 
@@ -157,7 +164,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     version = header.get("version")
     if type(version) is not int or version not in _READ:
         raise DamagedFile(
-            f"{path} has patch format {version!r}, this version reads {_READ[0]} to {VERSION}: "
+            f"{path} has patch format {version!r}, this version reads {_READ[0]} to {_READ[-1]}: "
             "update vlm-edit"
         )
     return header, tensors
@@ -218,7 +225,9 @@ def _gate(least: float | None, tensors: dict[str, Tensor]) -> Gate | None:
     return Gate(least, tensors["decoder"], tensors["bias"])
 
 
-def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor], whole: bool = False) -> Slice:
+def _slice(
+    entry: Mapping[str, Any], tensors: dict[str, Tensor], whole: bool = False, apart: bool = False
+) -> Slice:
     centers = _take(tensors, "center.")
     decoder = tensors.pop("decoder")
     encoder = Encoder(
@@ -239,7 +248,8 @@ def _slice(entry: Mapping[str, Any], tensors: dict[str, Tensor], whole: bool = F
         raise BadArgument("features and their number must be whole numbers")
     if list(features) != sorted(set(features)) or not 0 <= features[0] <= features[-1] < total:
         raise DamagedFile(f"features {features[:3]}... are not rising numbers below {total}")
-    shape = (len(features), encoder.weight.shape[0])
+    width = decoder.shape[-1] if apart else encoder.weight.shape[0]
+    shape = (len(features), width)
     whole = whole or encoder.competes
     coded = total if whole else len(features)
     if tuple(decoder.shape) != shape or encoder.weight.shape[1] != coded:

@@ -8,16 +8,19 @@ import torch
 
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.modality import SENSED, is_among
-from vlm_edit.host import Host, Site
+from vlm_edit.hooks import expect_one
+from vlm_edit.host import Host, Site, side_by_side
 from vlm_edit.patches.binding import Binding
 
 
 def target_of(host: Host, binding: Binding) -> Site:
     """Return the binding's site with the taps it acts on, after every check possible by now."""
     site = host.site(binding.site)
+    expect_one(site)
     if site.dead:
         raise BadArgument(f"an edit at {site.name!r} would change nothing: {site.dead}")
     host.expect_width(site, binding.splice.slice.decoder.shape[1])
+    _expect_reads(host, binding, site)
     tokens = binding.selection.modality
     if tokens != "all":
         taps = tuple(t for t in site.taps if t.stream == "mixed" or is_among(t.stream, tokens))
@@ -43,6 +46,16 @@ def target_of(host: Host, binding: Binding) -> Site:
             f"only for {', '.join(centers)}: {mend}"
         )
     return site
+
+
+def _expect_reads(host: Host, binding: Binding, site: Site) -> None:
+    """Refuse what a transcoder reads, where it is not what its encoder takes."""
+    if not binding.reads:
+        return
+    reads = [host.site(name) for name in binding.reads]
+    both = side_by_side(reads) if len(reads) > 1 else reads[0]
+    side_by_side([*(place for place in reads if place.name != site.name), site])
+    host.expect_width(both, binding.splice.slice.encoder.weight.shape[0])
 
 
 def device_of(site: Site, host: Host) -> torch.device:

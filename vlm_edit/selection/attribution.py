@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries import Dictionary, PairedDictionary, expect_origin
+from vlm_edit.dictionaries import Dictionary, PairedDictionary, expect_origin, expect_plain
 from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditError
 from vlm_edit.ground.modality import Mixed, Modality, part_of
 from vlm_edit.hooks import Selection, Special, TokenChoice, Tokens, attach
@@ -123,6 +123,7 @@ def effects(
         tensor([[ 3., -6.]], dtype=torch.float64)
     """
     host = Host.of(host)
+    expect_plain(dictionary, "an effect")
     place = host.site(site)
     host.expect_width(place, dictionary.width)
     other = other_family(host.model, dictionary.info.get("model_name"))

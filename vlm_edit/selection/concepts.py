@@ -11,7 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_edit.dictionaries import STREAMS, AnyDictionary, Dictionary, PairedDictionary
+from vlm_edit.dictionaries import (
+    STREAMS,
+    AnyDictionary,
+    Dictionary,
+    PairedDictionary,
+    expect_plain,
+)
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host import Host, Model
@@ -98,7 +104,8 @@ def by_concept(
     if score == "difference":
         return by_difference(yes.codes, no.codes, most, alpha=alpha)
     way = yes.normed.mean(0) - no.normed.mean(0) if direction is None else direction
-    half = dictionary.of(side) if isinstance(dictionary, PairedDictionary) else dictionary
+    plain = expect_plain(dictionary, "a direction of activations, held to the decoder's rows,")
+    half = plain.of(side) if isinstance(plain, PairedDictionary) else plain
     rows = half.decoder if isinstance(half, Dictionary) else half.decoder.take()
     return by_direction(yes.codes, no.codes, rows.cpu(), way.cpu(), most, alpha=alpha)
 

@@ -141,6 +141,15 @@ def patchsae(root):
     say(root, "plain")
 
 
+def crosscoder(root):
+    axes = {"W_enc": (2, 6, 8), "W_dec": (8, 2, 6), "b_enc": (8,), "b_dec": (2, 6)}
+    found = {name: torch.randn(*size) for name, size in axes.items()}
+    torch.save(found, files_of(root, "torch") / "0.pt")
+    say(root, "torch", "0.pt")
+    save_file(found, files_of(root, "safetensors") / "0.safetensors")
+    say(root, "safetensors", "0.safetensors")
+
+
 def bussmann(root):
     folder = files_of(root, "topk")
     torch.save(plain(), folder / "sae.pt")
@@ -162,7 +171,7 @@ def llama_scope(root):
     say(root, "jumprelu")
 
 
-OWN = (gytdau, state_dict, parts, streams, patchsae, bussmann, llama_scope)
+OWN = (gytdau, state_dict, parts, streams, patchsae, bussmann, llama_scope, crosscoder)
 
 
 def fuzz(name, cases, tmp_path):

@@ -336,7 +336,6 @@ def test_a_slice_read_from_disk_is_that_of_the_whole(tmp_path, architecture, ext
     [
         ({"architecture": "crosscoder"}, "'crosscoder' is not supported; supported: standard"),
         ({"architecture": "temporal"}, "'temporal' is not supported: its codes depend on the"),
-        ({"architecture": "transcoder"}, "'transcoder' is not supported: it reads one site"),
         ({"architecture": "matching_pursuit"}, "not supported: its codes are searched for"),
         ({"architecture": ["standard"]}, r"architecture \['standard'\] is not supported"),
         ({"architecture": ...}, "architecture None is not supported"),

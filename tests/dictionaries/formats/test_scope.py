@@ -58,8 +58,8 @@ def test_gemma_scope_says_what_it_was_trained_on(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "config", "message"),
     [
-        ({"affine_skip_connection": torch.zeros(6, 6)}, {}, "is a transcoder"),
-        ({}, {"hf_hook_point_in": "a", "hf_hook_point_out": "b"}, r"transcoder \(from a to b\)"),
+        ({"affine_skip_connection": torch.zeros(6, 5)}, {}, "skip has shape"),
+        ({"affine_skip_connection": torch.full((6, 6), torch.nan)}, {}, "holds NaN"),
         ({}, {"architecture": "topk"}, "architecture 'topk' is not supported"),
         ({"threshold": None}, {}, "tensors missing: threshold"),
         ({"w_dec": torch.zeros(6, 16)}, {}, "the decoder of 6 and 16"),
@@ -72,15 +72,17 @@ def test_what_gemma_scope_cannot_be_read_from_is_refused(tmp_path, extra, config
         load_dictionary(tmp_path)
 
 
-@pytest.mark.parametrize("parent", ["transcoder", "transcoder_all", "clt", "crosscoder"])
+@pytest.mark.parametrize("parent", ["transcoder", "transcoder_all"])
 def test_a_folder_s_name_tells_a_transcoder_where_no_config_says_otherwise(tmp_path, parent):
     folder = tmp_path / parent / "layer_12_width_16k_l0_small"
     write(folder)
-    with pytest.raises(VlmEditError, match=r"is a transcoder \(from None to None\)"):
-        load_dictionary(folder)
-    write(folder, hf_hook_point_in="model.layers.12.output")
-    with pytest.raises(VlmEditError, match="is a transcoder"):
-        load_dictionary(folder)
+    found = load_dictionary(folder)
+    assert (found.reads, found.writes) == ("mlp_in", "mlp_out")
+    write(folder, hf_hook_point_in="model.layers.12.mlp.input", hf_hook_point_out="somewhere")
+    found = load_dictionary(folder)
+    assert (found.reads, found.writes) == ("mlp_in", None)
+    with pytest.raises(VlmEditError, match="does not say which place of a layer"):
+        found.places("language.12.mlp_out")
     place = "model.layers.12.output"
     write(folder, hf_hook_point_in=place, hf_hook_point_out=place)
     assert load_dictionary(folder).info["hook_name"] == place

@@ -103,8 +103,7 @@ def test_the_folder_s_name_is_the_hookpoint(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"transcode": True}, "is a transcoder"),
-        ({"skip_connection": True}, "is a transcoder"),
+        ({"skip_connection": True}, "adds its input's image under W_skip"),
         ({"transcode": 1}, "transcode must be true or false, got 1"),
         ({"activation": "relu"}, "activation 'relu' is not supported; supported: topk, groupmax"),
         ({"activation": ["topk"]}, "is not supported"),

@@ -13,10 +13,6 @@ PLAIN = {"W_enc": torch.zeros(6, 16), "W_dec": torch.zeros(16, 6), "b_enc": torc
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ({"W_enc_3": torch.zeros(6, 16), "b_enc_3": torch.zeros(16)}, "cross-layer transcoder"),
-        ({"W_enc": torch.zeros(2, 6, 16)}, "is a crosscoder"),
-        ({"encoder.weight": torch.zeros(2, 6, 16)}, "is a crosscoder"),
-        (PLAIN | {"W_skip": torch.zeros(6, 6)}, "is a skip transcoder"),
         (
             {"encoder": torch.zeros(16, 6)}
             | {f"{side}_decoder.weight": torch.zeros(6, 16) for side in ("vision", "text")},

@@ -201,16 +201,12 @@ def training_6(root: Path) -> None:
 
 def refused_6(root: Path) -> None:
     """Architectures that are not dictionaries of one site, and what is not folded."""
-    from sae_lens import JumpReLUTranscoder, JumpReLUTranscoderConfig, Transcoder, TranscoderConfig
     from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAE, MatchingPursuitSAEConfig
     from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
     from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
 
     sizes = {"d_in": 6, "d_sae": 8}
-    other = {**sizes, "d_out": 6, "apply_b_dec_to_input": False}
     said = {
-        "transcoder": Transcoder(TranscoderConfig(**other)),
-        "jumprelu_transcoder": JumpReLUTranscoder(JumpReLUTranscoderConfig(**other)),
         "matching_pursuit": MatchingPursuitSAE(MatchingPursuitSAEConfig(**sizes)),
         "temporal": TemporalSAE(
             TemporalSAEConfig(**sizes, n_heads=1, bottleneck_factor=1, kval_topk=3)

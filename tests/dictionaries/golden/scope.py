@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 import torch
 from huggingface_hub.errors import EntryNotFoundError
-from pack import expect, files, pack, refuse
+from pack import expect, files, pack
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -103,14 +103,14 @@ class Hub:
 
 
 def gemma(hub: Hub) -> None:
-    """Every kind of place, with and without a config; and what is no dictionary of one place."""
+    """Every kind of place, with and without a config."""
     loader = hub.loaders.gemma_3_sae_huggingface_loader
 
     def lay(case: str, folder: str, d: int = 6, m: int = 16, **said: Any) -> None:
         hub.case = case
         files(hub.root, case)
         torch.manual_seed(next(_seeds))
-        dtype, extra = said.pop("dtype", torch.float32), said.pop("extra", {})
+        dtype = said.pop("dtype", torch.float32)
         place = hub.place(GEMMA) / folder
         place.mkdir(parents=True)
         weights = {
@@ -120,7 +120,7 @@ def gemma(hub: Hub) -> None:
             "b_dec": torch.randn(d),
             "threshold": torch.randn(m) * 2,
         }
-        weights = {name: w.to(dtype) for name, w in (weights | extra).items()}
+        weights = {name: w.to(dtype) for name, w in weights.items()}
         save_file(weights, place / "params.safetensors")
         if said:
             (place / "config.json").write_text(json.dumps(said))
@@ -146,21 +146,9 @@ def gemma(hub: Hub) -> None:
     lay("gemma-small", f"resid_post/{WIDTH}", **small)
     hub.say(GEMMA, f"resid_post/{WIDTH}", loader)
 
-    ends = {"hf_hook_point_out": "model.layers.12.post_feedforward_layernorm.output"}
-    before = told("model.layers.12.pre_feedforward_layernorm.output", **ends)
-    skip = {"affine_skip_connection": torch.randn(6, 6)}
-    for case, folder, config, extra in (
-        ("config", f"transcoder/{WIDTH}", before, {}),
-        ("bare", f"transcoder_all/{WIDTH}", {}, {}),
-        ("affine", f"transcoder/{WIDTH}_affine", before | {"affine_connection": True}, skip),
-        ("affine-bare", f"transcoder/{WIDTH}_affine", {}, skip),
-    ):
-        lay(f"gemma-transcoder-{case}", folder, extra=extra, **config)
-        refuse(hub.root, hub.case, "is a transcoder", path=hub.path(GEMMA, folder))
-
 
 def gemma_1(hub: Hub) -> None:
-    """Every kind of place of the first Gemma Scope; embeddings are scaled; transcoders refused."""
+    """Every kind of place of the first Gemma Scope; embeddings are scaled."""
     loader = hub.loaders.gemma_2_sae_huggingface_loader
     model = {"pt": "google/gemma-2-2b", "it": "google/gemma-2-9b-it"}
 
@@ -189,10 +177,6 @@ def gemma_1(hub: Hub) -> None:
     lay("gemma-embedding", repository, folder)
     info = {"model_name": model["pt"], "hook_name": "hook_embed"}
     hub.plain(repository, folder, loader, info, d_in=6, d_sae=16)
-    repository = "google/gemma-scope-2b-pt-transcoders"
-    lay("gemma-transcoder", repository, "layer_3/average_l0_71")
-    path = hub.path(repository, "layer_3/average_l0_71")
-    refuse(hub.root, hub.case, "is a transcoder", path=path)
 
 
 def goodfire(hub: Hub) -> None:

@@ -9,7 +9,9 @@ from typing import Literal, overload
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.formats import (
     bussmann,
+    circuit_tracer,
     clipscope,
+    crosscoder,
     dictionary_learning,
     dncbm,
     gemma_scope_1,
@@ -26,20 +28,22 @@ from vlm_edit.dictionaries.formats import (
     saelens,
     saev,
     scope,
+    scope_layers,
     sparsify,
     state_dict,
     visaebench,
 )
 from vlm_edit.dictionaries.formats.cause import cause
 from vlm_edit.dictionaries.formats.format import Format as Format
-from vlm_edit.dictionaries.formats.format import Hints
+from vlm_edit.dictionaries.formats.format import Hints, Stored
 from vlm_edit.dictionaries.formats.format import Layout as Layout
 from vlm_edit.dictionaries.formats.hub import WEIGHTS, candidates, locate
 from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.formats.strangers import stranger
-from vlm_edit.dictionaries.paired import STREAMS, AnyDictionary, PairedDictionary
+from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.releases import resolve
 from vlm_edit.dictionaries.stored import StoredDictionary
+from vlm_edit.dictionaries.transcoder import AnyDictionary, Transcoder
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError, expect_kind
 from vlm_edit.ground.registry import Registry
 
@@ -81,6 +85,10 @@ for _format_of_ours in (
     hypothesaes.FORMAT,
     dncbm.FORMAT,
     bussmann.FORMAT,
+    circuit_tracer.FORMAT,
+    circuit_tracer.LAYERS,
+    scope_layers.FORMAT,
+    crosscoder.FORMAT,
     state_dict.FORMAT,
 ):
     register_format(_format_of_ours)
@@ -100,7 +108,7 @@ def load_dictionary(
     threshold: float | None = None,
     layout: Layout | None = None,
     lazy: Literal[False] = False,
-) -> Dictionary | PairedDictionary[Dictionary]: ...
+) -> Dictionary | PairedDictionary[Dictionary] | Transcoder[Dictionary]: ...
 
 
 @overload
@@ -117,7 +125,7 @@ def load_dictionary(
     threshold: float | None = None,
     layout: Layout | None = None,
     lazy: Literal[True],
-) -> StoredDictionary | PairedDictionary[StoredDictionary]: ...
+) -> StoredDictionary | PairedDictionary[StoredDictionary] | Transcoder[StoredDictionary]: ...
 
 
 def load_dictionary(
@@ -175,7 +183,7 @@ def load_dictionary(
     halves = [Source(source.file(stream)) for stream in STREAMS]
     if all(half.is_folder for half in halves) and not any(f.recognises(source) for f in FORMATS):
         image, text = (_format(half, format).open(half, options) for half in halves)
-        stored: StoredDictionary | PairedDictionary[StoredDictionary]
+        stored: Stored
         stored = PairedDictionary(_expect_one(halves[0], image), _expect_one(halves[1], text))
     else:
         stored = _format(source, format).open(source, options)
@@ -266,9 +274,9 @@ def _what_each_has() -> str:
     return "; ".join(f"{f.name} has {f.files}" for f in FORMATS)
 
 
-def _expect_one(
-    source: Source, found: StoredDictionary | PairedDictionary[StoredDictionary]
-) -> StoredDictionary:
+def _expect_one(source: Source, found: Stored) -> StoredDictionary:
+    if isinstance(found, Transcoder):
+        raise BadArgument(f"{source.path} is a transcoder: load it by itself")
     if isinstance(found, PairedDictionary):
         raise DamagedFile(f"{source.path} holds one dictionary for each stream, not one's alone")
     return found

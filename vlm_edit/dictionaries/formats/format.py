@@ -11,9 +11,11 @@ from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.norms import norm_of
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
+from vlm_edit.dictionaries.transcoder import Transcoder
 from vlm_edit.ground.errors import BadArgument, DamagedFile, VlmEditError
 
 Order = Literal["dm", "md"]
+Stored = StoredDictionary | PairedDictionary[StoredDictionary] | Transcoder[StoredDictionary]
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,10 @@ class Format:
     name: str
     files: str
     recognises: Callable[[Source], bool]
-    read: Callable[[Source, Hints], StoredDictionary | PairedDictionary[StoredDictionary]]
+    read: Callable[[Source, Hints], Stored]
     takes: frozenset[str] = frozenset()
 
-    def open(
-        self, source: Source, hints: Hints
-    ) -> StoredDictionary | PairedDictionary[StoredDictionary]:
+    def open(self, source: Source, hints: Hints) -> Stored:
         """Read a source; refuse to be told what the format does not ask.
 
         Raises:

@@ -21,6 +21,7 @@ from vlm_edit.dictionaries.formats.source import (
     expect_vector,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.dictionaries.transcoder import Transcoder
 from vlm_edit.ground.errors import DamagedFile, UnknownName
 
 PARAMS = "params.npz"
@@ -33,6 +34,7 @@ _HOOKS = {
     "res": "blocks.{}.hook_resid_post",
     "mlp": "blocks.{}.hook_mlp_out",
     "att": "blocks.{}.attn.hook_z",
+    "transcoders": "blocks.{}.ln2.hook_normalized",
 }
 
 
@@ -42,21 +44,17 @@ def recognises(source: Source) -> bool:
     return path.name == PARAMS and _spelled(npz_names(path)) >= _NAMES
 
 
-def read(source: Source, hints: Hints) -> StoredDictionary:
-    """Read a ``params.npz``; transcoders are refused.
+def read(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDictionary]:
+    """Read a ``params.npz``; a transcoder only where the repository's name tells.
 
     Raises:
-        VlmEditError: Not a readable file, a transcoder, or arrays that do not fit.
+        VlmEditError: Not a readable file, or arrays that do not fit.
     """
     del hints
     path = _params(source)
     folders = path.absolute().as_posix()
     repository = _REPOSITORY.search(folders)
-    if repository and repository[3] == "transcoders":
-        raise UnknownName(
-            f"{path} is a transcoder: it predicts what leaves an MLP from what enters it, so its "
-            "decoder's rows mean nothing where its codes are read; load an SAE"
-        )
+    transcodes = repository is not None and repository[3] == "transcoders"
     arrays = {_spell(name): array for name, array in read_npz(path).items()}
     expect_names(path, arrays, _NAMES, {"scaling_factor"})
     if "scaling_factor" in arrays and not bool((arrays["scaling_factor"] == 1).all()):
@@ -71,10 +69,12 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
         decoder_bias=expect_vector(path, arrays, "b_dec"),
         activation="jumprelu",
         threshold=expect_vector(path, arrays, "threshold"),
+        norm="rms_norm" if transcodes else "none",
         info=_info(folders, repository),
     )
     _expect_width(path, folders, stored.n_features)
-    return stored
+    # They read the stream as RMSNorm leaves it before its weight, and write behind the last norm.
+    return Transcoder(stored, "mid", "mlp_out") if transcodes else stored
 
 
 FORMAT = Format("gemma_scope_1", f"{PARAMS} with W_enc and threshold", recognises, read)

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from vlm_edit.dictionaries.formats.format import Format, Hints
+from vlm_edit.dictionaries.formats.format import Format, Hints, Stored
+from vlm_edit.dictionaries.formats.places import places_of, skip_of
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -32,6 +33,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.dictionaries.transcoder import Transcoder
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
 from vlm_edit.ground.files import HEADER
 
@@ -43,6 +45,8 @@ SCALER = "activation_scaler.json"
 # biases that the mark is of.
 SAVING, PART, FOLDED, MARK = "vlm_edit_saving", "part", "folded", "mark"
 CENTER = "center."
+# What a transcoder that was saved here reads and writes, in our words.
+READS, WRITES = "vlm_edit_reads", "vlm_edit_writes"
 
 # Those that a dictionary is saved as; the others below are read only.
 ARCHITECTURES: dict[str, str] = {
@@ -69,10 +73,13 @@ _RESCALED = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
 _NOT_DICTIONARIES = {
     "temporal": "its codes depend on the tokens before",
     "matching_pursuit": "its codes are searched for, one feature after another",
-    **dict.fromkeys(
-        ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"),
-        "it reads one site and writes another",
-    ),
+}
+# Those that read one place and write another, by what their encoder is.
+_TRANSCODERS = {
+    "transcoder": "standard",
+    "skip_transcoder": "standard",
+    "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
 }
 NORMS: dict[str, str] = {
     "none": "none",
@@ -103,7 +110,7 @@ def mark(b_enc: Tensor, b_dec: Tensor) -> str:
     return hasher.hexdigest()
 
 
-def read(source: Source, hints: Hints) -> StoredDictionary | PairedDictionary[StoredDictionary]:
+def read(source: Source, hints: Hints) -> Stored:
     """Read a folder in this format, or the two in it that were saved together.
 
     Raises:
@@ -121,16 +128,20 @@ def read(source: Source, hints: Hints) -> StoredDictionary | PairedDictionary[St
             "the dictionary anew, or take one of them alone by file="
         )
     image, text = (_read_folder(Source(source.file(stream))) for stream in STREAMS)
+    if isinstance(image, Transcoder) or isinstance(text, Transcoder):
+        raise BadArgument(f"{source.path}: transcoders of two streams are not supported")
     # Of a shared dictionary either says all: only what SAELens makes of the two differs.
     return image if savings.pop()[0] == "shared" else PairedDictionary(image, text)
 
 
-def _read_folder(source: Source) -> StoredDictionary:
+def _read_folder(source: Source) -> StoredDictionary | Transcoder[StoredDictionary]:
     path, config = source.path, source.json(CONFIG)
     header = _told(source.file(WEIGHTS))
     _expect_one_saving(path, config, header)
     tensors = source.tensors(WEIGHTS)
     architecture, k, soft_cap = _read_architecture(path, config)
+    named = str(config.get("architecture"))
+    skip = _read_skip(path, tensors, named)
     _expect_tensors(path, tensors, architecture)
     weight, decoder = (expect_matrix(path, tensors, name) for name in ("W_enc", "W_dec"))
     decoder_bias = expect_vector(path, tensors, "b_dec")
@@ -162,7 +173,44 @@ def _read_folder(source: Source) -> StoredDictionary:
             f"{tuple(weight.shape)}: the two files are not of one dictionary"
         )
     stored = _unfolded(path, stored, header, tensors)
+    if named in _TRANSCODERS:
+        return _transcoder(path, config, stored, skip, scale)
     return stored if scale is None else _of_unscaled(stored, scale)
+
+
+def _read_skip(path: Path, tensors: dict[str, Tensor], architecture: str) -> Tensor | None:
+    """Take what a skip transcoder adds of its input, [d_in, d_out], from its tensors."""
+    if architecture not in _TRANSCODERS or "skip" not in architecture:
+        return None
+    if "W_skip" not in tensors:
+        raise DamagedFile(f"{path}: a {architecture} needs W_skip, which {WEIGHTS} lacks")
+    skip = skip_of(path, tensors, "W_skip")
+    del tensors["W_skip"]
+    return skip
+
+
+def _transcoder(
+    path: Path,
+    config: Mapping[str, Any],
+    stored: StoredDictionary,
+    skip: Tensor | None,
+    scale: float | None,
+) -> Transcoder[StoredDictionary]:
+    """Return what reads one place and writes another, which subtracts no bias of what it writes."""
+    if scale is not None or stored.subtract is not None:
+        raise BadArgument(
+            f"{path}: a transcoder that scales its input, or subtracts its output's bias from it, "
+            "is not supported"
+        )
+    d_out = config.get("d_out", stored.width)
+    if d_out != stored.width:
+        raise DamagedFile(f"{path}: cfg.json states d_out = {d_out}, W_dec has {stored.width}")
+    metadata = config.get("metadata")
+    told = {**config, **(metadata if isinstance(metadata, dict) else {})}
+    reads, writes = places_of(told)
+    if isinstance(told.get(READS), str) and isinstance(told.get(WRITES), str):
+        reads, writes = told[READS], told[WRITES]
+    return Transcoder(stored, reads, writes, skip=skip)
 
 
 FORMAT = Format("saelens", f"{CONFIG} and {WEIGHTS}", recognises, read)
@@ -226,6 +274,8 @@ def _read_architecture(path: Path, config: dict[str, Any]) -> tuple[str, int | N
         raise UnknownName(
             f"{path}: architecture {name!r} is not supported: {_NOT_DICTIONARIES[name]}"
         )
+    if isinstance(name, str) and name in _TRANSCODERS and not old:
+        name = _TRANSCODERS[name]
     if not isinstance(name, str) or name not in _READ:
         raise UnknownName(
             f"{path}: architecture {name!r} is not supported; supported: {', '.join(_READ)}"
@@ -377,7 +427,8 @@ def _read_info(config: dict[str, Any]) -> dict[str, str]:
     }
     if isinstance(values["layer"], int) and not isinstance(values["layer"], bool):
         values["layer"] = str(values["layer"])
-    info = {k: v for k, v in values.items() if isinstance(v, str) and k not in (VERSION, SAVING)}
+    ours = (VERSION, SAVING, READS, WRITES)
+    info = {k: v for k, v in values.items() if isinstance(v, str) and k not in ours}
     hook = _LAYER.search(info.get("hook_name", ""))
     return info if hook is None else {"layer": hook[1], **info}
 

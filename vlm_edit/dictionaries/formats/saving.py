@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,17 @@ from vlm_edit.dictionaries.formats.saelens import (
     MARK,
     NORMS,
     PART,
+    READS,
     SAVING,
     VERSION,
     WEIGHTS,
+    WRITES,
     halves,
     mark,
 )
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
+from vlm_edit.dictionaries.transcoder import Transcoder
 from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.ground.files import HEADER, beside
 
@@ -61,7 +64,10 @@ class _Folder:
 
 
 def save_saelens(
-    dictionary: Dictionary | PairedDictionary[Dictionary] | PairedDictionary[StoredDictionary],
+    dictionary: Dictionary
+    | PairedDictionary[Dictionary]
+    | PairedDictionary[StoredDictionary]
+    | Transcoder[Dictionary],
     path: str | os.PathLike[str],
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -72,7 +78,8 @@ def save_saelens(
     makes of the folder around them what was saved. Anything else is one folder.
 
     Args:
-        dictionary: With activation relu, jumprelu, topk or topk_abs.
+        dictionary: With activation relu, jumprelu, topk or topk_abs; a transcoder of one layer
+            with one of the first two.
         path: The folder, made if need be. A dictionary that was saved there before is replaced at
             the end; a reader takes the old one, the new one or none, never parts of both.
         dtype: Of the weights in the file.
@@ -83,7 +90,9 @@ def save_saelens(
     """
     root, part, parts = Path(path), "", {}
     with torch.no_grad():
-        if isinstance(dictionary, PairedDictionary):
+        if isinstance(dictionary, Transcoder):
+            parts = {root: _transcoder(dictionary)}
+        elif isinstance(dictionary, PairedDictionary):
             both, part = dictionary.load(), "paired"
             parts = {root / name: _described(both.of(name), name) for name in STREAMS}
         elif _is_split(dictionary.encoder):
@@ -130,6 +139,45 @@ def _described(dictionary: Dictionary, stream: str | None) -> _Folder:
     if encoder.k is not None:
         config |= {"k": encoder.k, "rescale_acts_by_decoder_norm": False}
     return _Folder(config, tensors, folded)
+
+
+def _transcoder(transcoder: Transcoder[Dictionary]) -> _Folder:
+    """Return what goes into the folder of a transcoder."""
+    inner = transcoder.inner
+    encoder = inner.encoder
+    if transcoder.parts > 1:
+        raise BadArgument(
+            f"SAELens has no architecture that reads {transcoder.parts} layers: keep the files "
+            "that this came from"
+        )
+    if encoder.activation not in ("relu", "jumprelu") or encoder.norm != "none":
+        raise BadArgument(
+            f"SAELens has no transcoder with activation {encoder.activation!r} and norm "
+            f"{encoder.norm!r}, only relu and jumprelu without a norm"
+        )
+    folder = _described(replace(inner, encoder=_unsubtracted(encoder)), None)
+    if folder.config["apply_b_dec_to_input"]:
+        raise BadArgument("SAELens' transcoders subtract nothing from what they read")
+    kind = ("jumprelu_" if encoder.activation == "jumprelu" else "") + (
+        "transcoder" if transcoder.skip is None else "skip_transcoder"
+    )
+    places = {READS: transcoder.reads, WRITES: transcoder.writes}
+    metadata = folder.config["metadata"] | {k: v for k, v in places.items() if v is not None}
+    tensors = dict(folder.tensors)
+    if transcoder.skip is not None:
+        tensors["W_skip"] = transcoder.skip.T
+    config = {**folder.config, "architecture": kind, "d_out": inner.width, "metadata": metadata}
+    return _Folder(config, tensors, {})
+
+
+def _unsubtracted(encoder: Encoder) -> Encoder:
+    """Return an encoder whose bias holds what is subtracted before its product."""
+    if encoder.centers:
+        raise BadArgument("SAELens' transcoders have no centers: save one without")
+    if encoder.subtract is None:
+        return encoder
+    bias = encoder.bias.double() - encoder.subtract.double() @ encoder.weight.double()
+    return replace(encoder, bias=bias.float(), subtract=None)
 
 
 def _folded(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_edit.dictionaries.formats.format import Format, Hints
+from vlm_edit.dictionaries.formats.places import place_of, skip_of
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -17,10 +18,12 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import open_mapping, peek_mapping
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.dictionaries.transcoder import Transcoder
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
 CONFIG, PARAMS = "config.json", "params.safetensors"
 
+_SKIP = "affine_skip_connection"
 _GEMMA = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
 _QWEN = {"W_enc", "W_dec", "b_enc", "b_dec"}
 _LAYER = re.compile(r"layer_?(\d+)")
@@ -40,29 +43,25 @@ def recognises_gemma(source: Source) -> bool:
     return source.has(PARAMS) and {"w_enc", "w_dec"} <= safetensors_names(source.file(PARAMS))
 
 
-def read_gemma(source: Source, hints: Hints) -> StoredDictionary:
-    """Read a folder of Gemma Scope 2; transcoders are refused.
+def read_gemma(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDictionary]:
+    """Read a folder of Gemma Scope 2.
 
     Raises:
-        VlmEditError: A file is missing or not valid, a transcoder, or tensors that do not fit.
+        VlmEditError: A file is missing or not valid, or tensors that do not fit.
     """
     del hints
     path, tensors = source.path, source.tensors(PARAMS)
     config = source.json(CONFIG) if source.has(CONFIG) else {}
     ends = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
-    named = path.absolute().parent.name.startswith(("transcoder", "clt", "crosscoder"))
+    named = path.absolute().parent.name.startswith("transcoder")
     apart = named if None in ends else ends[0] != ends[1]
-    if apart or "affine_skip_connection" in tensors:
-        raise UnknownName(
-            f"{path} is a transcoder (from {ends[0]} to {ends[1]}): its decoder's rows mean "
-            "nothing where its codes are read; load an SAE"
-        )
+    skips = _SKIP in tensors
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise UnknownName(
             f"{path}: architecture {config['architecture']!r} is not supported, jump_relu is"
         )
-    expect_names(path, tensors, _GEMMA)
-    return StoredDictionary(
+    expect_names(path, tensors, _GEMMA | ({_SKIP} if skips else set()))
+    stored = StoredDictionary(
         weight=Rows(expect_matrix(path, tensors, "w_enc").T, "w_enc"),
         bias=expect_vector(path, tensors, "b_enc"),
         decoder=Rows(expect_matrix(path, tensors, "w_dec"), "w_dec"),
@@ -71,6 +70,12 @@ def read_gemma(source: Source, hints: Hints) -> StoredDictionary:
         threshold=expect_vector(path, tensors, "threshold"),
         info=_gemma_info(source, config),
     )
+    if not apart and not skips:
+        return stored
+    reads, writes = ("mlp_in", "mlp_out") if None in ends else map(place_of, ends)
+    # Theirs is [d_in, d_out], others' the other way round.
+    skip = skip_of(path, tensors, _SKIP).T.contiguous() if skips else None
+    return Transcoder(stored, reads, writes, skip=skip)
 
 
 def recognises_qwen(source: Source) -> bool:

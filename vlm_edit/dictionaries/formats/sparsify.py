@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_edit.dictionaries.formats.format import Format, Hints
+from vlm_edit.dictionaries.formats.places import skip_of
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -19,11 +20,13 @@ from vlm_edit.dictionaries.formats.source import (
     safetensors_names,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.dictionaries.transcoder import Transcoder
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
 _NAMES = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
+_MLP = re.compile(r"(^|\.)mlp$")
 _ACTIVATIONS: dict[str, str] = {"topk": "topk", "groupmax": "groupmax"}
 
 
@@ -34,19 +37,20 @@ def recognises(source: Source) -> bool:
     return "encoder.weight" in safetensors_names(source.file(WEIGHTS))
 
 
-def read(source: Source, hints: Hints) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDictionary]:
     """Read a folder of sparsify's.
 
     Raises:
-        VlmEditError: A file is missing or not valid, a transcoder, an activation that is not
-            known, or tensors that do not fit the config.
+        VlmEditError: A file is missing or not valid, an activation that is not known, or tensors
+            that do not fit the config.
     """
     del hints
     path, config = source.path, source.json(CONFIG)
-    if _flag(path, config, "transcode") or _flag(path, config, "skip_connection"):
+    transcodes, skips = (_flag(path, config, key) for key in ("transcode", "skip_connection"))
+    if skips and not transcodes:
         raise UnknownName(
-            f"{path} is a transcoder: it predicts what leaves a module from what enters it, so its "
-            "decoder's rows mean nothing where its codes are read; load an SAE"
+            f"{path} adds its input's image under W_skip to what it decodes of the same place: no "
+            "dictionary here does that; load an SAE without skip_connection, or a transcoder"
         )
     if _flag(path, config, "signed"):  # of 2024: the strongest of either sign
         activation: str = "topk_abs"
@@ -54,7 +58,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
         activation = _activation(path, config)
     info = {"hook_name": path.name} if re.search(r"\d", path.name) else {}
     tensors = source.tensors(WEIGHTS)
-    expect_names(path, tensors, _NAMES)
+    expect_names(path, tensors, _NAMES | ({"W_skip"} if skips else set()))
     decoder_bias = expect_vector(path, tensors, "b_dec")
     stored = StoredDictionary(
         weight=Rows(expect_matrix(path, tensors, "encoder.weight"), "encoder.weight"),
@@ -63,7 +67,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
         decoder_bias=decoder_bias,
         activation=activation,
         k=expect_whole(path, config, "k"),
-        subtract=decoder_bias,
+        subtract=None if transcodes else decoder_bias,
         info=info,
     )
     _expect_size(path, "d_in", expect_whole(path, config, "d_in"), stored.width)
@@ -72,7 +76,12 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
         latents = stored.width * expect_whole(path, config, "expansion_factor")
     if latents:
         _expect_size(path, "num_latents", latents, stored.n_features)
-    return stored
+    if not transcodes:
+        return stored
+    skip = skip_of(path, tensors, "W_skip") if skips else None
+    # It was trained from what a module is called with to what it gives.
+    reads, writes = ("mlp_in", "mlp") if _MLP.search(path.name) else (None, None)
+    return Transcoder(stored, reads, writes, skip=skip)
 
 
 FORMAT = Format("sparsify", f"{CONFIG} and {WEIGHTS}", recognises, read)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
-
-from torch import Tensor
 
 from vlm_edit.dictionaries.formats.hub import WEIGHTS
 from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.ground.errors import VlmEditError
 
-_PER_LAYER = re.compile(r"(W_enc|W_dec|b_enc|b_dec)_\d+")
-_ENCODERS = ("W_enc", "encoder.weight")
 _LIGHTNING = "pytorch-lightning_version"
 _MOST = 8
 
@@ -50,22 +45,6 @@ def _told(contents: Mapping[Any, Any]) -> str | None:
         return (
             "is a checkpoint of Lightning, which names tensors as its user's model did: read it "
             f"with format='state_dict' and a layout= of names such as {some or 'none'}"
-        )
-    if any(_PER_LAYER.fullmatch(name) for name in names):
-        return (
-            "is a part of a cross-layer transcoder, which reads one layer and writes that and all "
-            "later ones: load an SAE"
-        )
-    axes = [contents[name].ndim for name in _ENCODERS if isinstance(contents.get(name), Tensor)]
-    if 3 in axes:
-        return (
-            "is a crosscoder, whose encoder has an axis of sites: one code of several sites at "
-            "once is not supported; load an SAE of one"
-        )
-    if "W_skip" in names:
-        return (
-            "is a skip transcoder: it predicts what leaves a module from what enters it, and there "
-            "is no site of what enters a module; load an SAE"
         )
     if names >= {"encoder", "vision_decoder.weight", "text_decoder.weight"}:
         return (

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import AnyDictionary, PairedDictionary, expect_features
 from vlm_edit.ground.errors import BadArgument, CannotKnow
+from vlm_edit.hooks import expect_one
 from vlm_edit.host import Host, Model
 from vlm_edit.measuring.naming.head import OutputHead
 from vlm_edit.measuring.naming.vocabulary import Vocabulary
@@ -83,7 +84,9 @@ def promotes(
     host = Host.of(host)
     numbers = [features] if isinstance(features, int) else list(features)
     expect_features(numbers, dictionary.n_features)
-    host.expect_width(host.site(site), dictionary.width)
+    place = host.site(site)
+    expect_one(place)
+    host.expect_width(place, dictionary.width)
     if most < 1:
         raise BadArgument(f"most is {most}: ask for at least 1 word of each side")
     reading: EmbeddedWords | OutputHead

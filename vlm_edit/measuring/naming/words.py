@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.dictionaries import AnyDictionary, Dictionary, PairedDictionary
+from vlm_edit.dictionaries import AnyDictionary, Dictionary, PairedDictionary, Transcoder
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.host import Host
 from vlm_edit.measuring.naming.vocabulary import Vocabulary
@@ -30,6 +30,8 @@ def decoder_rows(dictionary: AnyDictionary, features: Sequence[int], stream: str
         stream: ``image`` or ``text``.
     """
     half = dictionary
+    if isinstance(half, Transcoder):
+        half = half.inner
     if isinstance(half, PairedDictionary):
         half = half.image if stream == "image" else half.text
     index = list(features)

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries import AnyDictionary, Dictionary, PairedDictionary
+from vlm_edit.dictionaries import AnyDictionary, Dictionary, PairedDictionary, expect_plain
 from vlm_edit.edits import Ablate, Project
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
@@ -376,7 +376,8 @@ def mitigate(
 
 
 def _half(dictionary: AnyDictionary, stream: Stream) -> Dictionary:
-    half = dictionary.of(stream) if isinstance(dictionary, PairedDictionary) else dictionary
+    plain = expect_plain(dictionary, "mitigation")
+    half = plain.of(stream) if isinstance(plain, PairedDictionary) else plain
     return half if isinstance(half, Dictionary) else half.load()
 
 

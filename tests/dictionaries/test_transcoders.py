@@ -1,0 +1,165 @@
+"""Dictionaries that read some places and write others, held to their formulas in float64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vlm_edit import Dictionary, VlmEditError
+from vlm_edit.dictionaries import Encoder, Transcoder, written
+from vlm_edit.ground.errors import BadArgument, CannotKnow, WrongHost
+
+D, M = 6, 10
+
+
+def made(seed=0, parts=1, activation="relu", skips=False, **options):
+    g = torch.Generator().manual_seed(seed)
+    width = D * parts
+    encoder = Encoder(
+        torch.randn(width, M, generator=g),
+        torch.randn(M, generator=g),
+        activation,
+        k=3 if activation == "topk" else None,
+    )
+    inner = Dictionary(encoder, torch.randn(M, width, generator=g), torch.randn(width, generator=g))
+    skip = torch.randn(width, width, generator=g) if skips else None
+    ends = options.pop("ends", ("mlp_in", "mlp_out") if parts == 1 else ("", ""))
+    return Transcoder(replace(inner, info=options), *ends, parts=parts, skip=skip)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_it_predicts_what_its_formula_does(skips):
+    found, x = made(skips=skips), torch.randn(7, D)
+    e, inner = found.inner.encoder, found.inner
+    codes = (x.double() @ e.weight.double() + e.bias.double()).relu()
+    expected = codes @ inner.decoder.double() + inner.decoder_bias.double()
+    expected = expected + (x.double() @ found.skip.double() if skips else 0)
+    torch.testing.assert_close(found.predict(x).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.encode(x).double(), codes, rtol=1e-5, atol=1e-5)
+
+
+def test_its_places_are_named_by_what_it_writes():
+    assert made().places("language.3.mlp_out") == (("language.3.mlp_in",), ("language.3.mlp_out",))
+    assert made().read_at("language.3.mlp_out") == "language.3.mlp_in"
+    both = made(parts=2).places("language.1+language.3")
+    assert both.reads == both.writes == ("language.1", "language.3")
+    crossing = made(parts=2, ends=("mid", "mlp_out"))
+    assert crossing.read_at("text.0.mlp_out+text.1.mlp_out") == "text.0.mid+text.1.mid"
+
+
+@pytest.mark.parametrize(
+    ("transcoder", "site", "error", "message"),
+    [
+        (made(), "language.3", WrongHost, "name what it writes, such as 'language.0.mlp_out'"),
+        (made(), "language.3.mlp", WrongHost, "is not at 'language.3.mlp'"),
+        (made(parts=2), "language.3", WrongHost, "such as 'language.0\\+language.1'"),
+        (made(parts=2), "language.3+language.1", WrongHost, "in the order of a forward"),
+        (made(parts=2), "language.3+language.3", WrongHost, "names a site twice"),
+        (made(parts=2, layers="1, 3"), "language.1+language.4", WrongHost, "at the layers 1, 3"),
+        (made(layer="4"), "language.3.mlp_out", WrongHost, "trained at layer 4, not at"),
+        (made(ends=(None, "mlp"), hook_name="blocks.3.ln2"), "a", CannotKnow, "'blocks.3.ln2' is"),
+    ],
+)
+def test_another_place_is_refused_with_what_to_name(transcoder, site, error, message):
+    with pytest.raises(error, match=message):
+        transcoder.expect_site(site)
+
+
+def test_what_does_not_fit_together_is_refused():
+    inner = made().inner
+    with pytest.raises(BadArgument, match="4 parts of one width are not 6 wide"):
+        Transcoder(inner, "", "", parts=4)
+    with pytest.raises(BadArgument, match=r"skip has shape \(3, 3\), expected \(6, 6\)"):
+        Transcoder(inner, "a", "b", skip=torch.eye(3))
+    normed = replace(inner, encoder=replace(inner.encoder, norm="layer_norm"))
+    assert Transcoder(normed, "a", "b").width == D
+    with pytest.raises(BadArgument, match="'layer_norm' is of one place, and this reads 2"):
+        Transcoder(normed, "", "", parts=2)
+
+
+def test_a_check_is_of_what_is_written():
+    found, x = made(skips=True), torch.randn(300, D)
+    y = found.predict(x) + torch.randn(300, D)
+    report = found.check(torch.cat([x, y], 1))
+    error = (y - found.predict(x)).double().square().sum()
+    spread = (y.double() - y.double().mean(0)).square().sum()
+    assert report.explained_variance == pytest.approx(float(1 - error / spread), abs=1e-6)
+    assert report.l0 == pytest.approx(float((found.encode(x) != 0).float().sum(1).mean()))
+    assert report.n == 300
+    with pytest.warns(UserWarning, match="it was trained on another layer or host, or on other"):
+        found.check(torch.cat([y, x], 1))
+    with pytest.raises(BadArgument, match="give both end to end, 12 wide, not 6"):
+        found.check(x)
+    assert made(parts=2).check(torch.randn(50, 2 * D), warn=False).n == 50
+    with pytest.raises(BadArgument, match="at least two"):
+        found.check(torch.randn(1, 2 * D))
+    with pytest.raises(BadArgument, match="all that is written is the same"):
+        found.check(torch.cat([x, torch.ones(300, D)], 1))
+
+
+def test_any_other_part_makes_another_digest():
+    first = made(skips=True)
+    others = [made(), made(1, skips=True), replace(first, reads="mid"), replace(first, parts=2)]
+    others.append(replace(first, skip=first.skip + 1))
+    digests = {found.digest() for found in [first, *others]}
+    assert len(digests) == 6
+    assert first.load().digest() == first.digest() == replace(first).digest()
+
+
+def test_writing_leaves_the_other_places_as_they_are():
+    both, x = made(parts=2, skips=True), torch.randn(4, 2 * D)
+    last = both.writing(-1)
+    assert torch.equal(last.encode(x), both.encode(x))
+    whole, half = both.predict(x), last.predict(x)
+    assert not half[:, :D].any()
+    torch.testing.assert_close(half[:, D:], whole[:, D:])
+    with pytest.raises(BadArgument, match=r"\(2,\) are no places of 2"):
+        both.writing(2)
+
+
+def test_a_slice_is_cut_where_its_features_write_and_by_what_they_read():
+    both = made(parts=3)
+    weight, decoder = both.inner.encoder.weight.clone(), both.inner.decoder.clone()
+    weight[D:, 4], decoder[4, :D] = 0, 0  # reads the first, writes the others
+    weight[:D, 5], weight[2 * D :, 5], decoder[5, : 2 * D] = 0, 0, 0  # reads 2nd, writes 3rd
+    inner = replace(both.inner, encoder=replace(both.inner.encoder, weight=weight), decoder=decoder)
+    cuts = written(inner.slice([4, 5]), 3, coded=True)
+    assert [(cut.part, cut.reads) for cut in cuts] == [(1, (0,)), (2, (0, 1))]
+    x = torch.randn(8, 3 * D)
+    codes = inner.encode(x)[:, [4, 5]]
+    torch.testing.assert_close(cuts[1].slice.codes(x[:, : 2 * D])[0], codes)
+    torch.testing.assert_close(cuts[0].slice.codes(x[:, :D])[0][:, 0], codes[:, 0])
+    assert torch.equal(cuts[1].slice.decoder, decoder[[4, 5], 2 * D :])
+    with pytest.raises(BadArgument, match="write at place 1 of 3 and read at place 2"):
+        written(both.inner.slice([0]), 3, coded=True)
+    assert [cut.reads for cut in written(both.inner.slice([0], codes=False), 3, False)] == [()] * 3
+
+
+def test_where_features_compete_all_places_must_be_known():
+    both = made(parts=2, activation="topk")
+    weight = both.inner.encoder.weight.clone()
+    weight[D:, 4] = 0
+    inner = replace(both.inner, encoder=replace(both.inner.encoder, weight=weight))
+    with pytest.raises(BadArgument, match="read at place 2"):
+        written(inner.slice([4]), 2, coded=True)
+
+
+def test_it_says_what_it_is():
+    assert repr(made()) == "Transcoder(mlp_in to mlp_out, 10 features, width 6, relu)"
+    assert "a layer of 2 layers" in repr(made(parts=2))
+    assert "from" in made()._repr_html_()
+    assert made().summary()["way"] == "mlp_in to mlp_out"
+
+
+def test_what_needs_one_place_refuses_it():
+    from vlm_edit import Host, zoo
+    from vlm_edit.measuring import census
+    from vlm_edit.selection import effects
+
+    host = Host.of(*zoo.load_host())
+    for act in (
+        lambda: effects(host, {}, made(), lambda y: y, "text.0.mlp_out"),
+        lambda: census(host, zoo.load_pairs(), made(), "text.0.mlp_out"),
+    ):
+        with pytest.raises(VlmEditError, match="is for dictionaries of one place; this is Trans"):
+            act()

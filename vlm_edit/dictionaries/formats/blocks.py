@@ -1,0 +1,75 @@
+"""Rows of a matrix that lie in several files, each for some columns of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlm_edit.dictionaries.stored import Rows
+from vlm_edit.ground.errors import DamagedFile
+
+
+class Block(NamedTuple):
+    """Some rows of a matrix, zero but for their columns.
+
+    Attributes:
+        tensor: [rows, columns], any float dtype; usually a view of a mapped file.
+        first: The first column that they are for.
+    """
+
+    tensor: Tensor
+    first: int
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRows(Rows):
+    """A matrix with a row per feature, of blocks one below the other, left where they lie.
+
+    ``tensor`` tells its shape alone.
+
+    Example:
+        >>> rows = BlockRows.of([Block(torch.ones(1, 2), 0), Block(torch.ones(1, 2), 2)], 4)
+        >>> rows.take()
+        tensor([[1., 1., 0., 0.],
+                [0., 0., 1., 1.]])
+    """
+
+    blocks: tuple[Block, ...] = ()
+
+    @classmethod
+    def of(cls, blocks: Sequence[Block], width: int, name: str = "a matrix") -> BlockRows:
+        """Return rows so wide of blocks.
+
+        Raises:
+            DamagedFile: A block that is wider than the rest of a row.
+        """
+        for tensor, first in blocks:
+            if tensor.ndim != 2 or first < 0 or first + tensor.shape[1] > width:
+                raise DamagedFile(
+                    f"a part of {name} of shape {tuple(tensor.shape)} does not fit {width} columns"
+                )
+        shape = (sum(len(tensor) for tensor, _ in blocks), width)
+        return cls(torch.empty(shape, device="meta"), name, blocks=tuple(blocks))
+
+    def take(self, features: Sequence[int] | None = None) -> Tensor:
+        """Return rows of some features, of all if None, as ``Rows.take``.
+
+        Raises:
+            VlmEditError: A number that is not finite.
+        """
+        wanted = range(len(self.tensor)) if features is None else features
+        index = torch.as_tensor(wanted, dtype=torch.long)
+        rows, begin = torch.zeros(len(index), self.tensor.shape[1]), 0
+        for tensor, first in self.blocks:
+            own = ((index >= begin) & (index < begin + len(tensor))).nonzero()[:, 0]
+            part = Rows(tensor, self.name).take((index[own] - begin).tolist())
+            rows[own, first : first + tensor.shape[1]] = part
+            begin += len(tensor)
+        rows = F.normalize(rows, dim=1) if self.unit else rows
+        rows = rows if self.gain is None else rows * self.gain[index].float()[:, None]
+        return rows if self.scale is None else rows * self.scale.float()

@@ -1,0 +1,170 @@
+"""The formats of circuit-tracer: a transcoder in a file, or a cross-layer one in a folder.
+
+``config.yaml`` beside them, or a folder above, says which places they read and write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_edit.dictionaries.formats.blocks import Block, BlockRows
+from vlm_edit.dictionaries.formats.format import Format, Hints
+from vlm_edit.dictionaries.formats.places import place_of, skip_of
+from vlm_edit.dictionaries.formats.source import (
+    Source,
+    expect_matrix,
+    expect_names,
+    expect_vector,
+    safetensors_names,
+)
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.dictionaries.transcoder import Transcoder
+from vlm_edit.ground.errors import DamagedFile
+
+CONFIG = "config.yaml"
+
+_NAMES = {"W_enc", "W_dec", "b_enc", "b_dec"}
+_SKIP, _THRESHOLD = "W_skip", "activation_function.threshold"
+_LAYER = re.compile(r"layer_?(\d+)")
+_READER = re.compile(r"W_enc_\d+\.safetensors")
+_LINE = re.compile(
+    r"""^(feature_(?:in|out)put_hook|model_name):\s*["']?([\w./-]+)["']?\s*$""", re.M
+)
+_MOST = 1 << 20
+
+
+def recognises(source: Source) -> bool:
+    """Say whether a source is a file with a transcoder, by its tensors and its name."""
+    if source.is_folder or source.path.suffix != ".safetensors":
+        return False
+    names = safetensors_names(source.path)
+    return bool(_LAYER.fullmatch(source.path.stem)) and names >= _NAMES
+
+
+def read(source: Source, hints: Hints) -> Transcoder[StoredDictionary]:
+    """Read a file with a transcoder.
+
+    Raises:
+        VlmEditError: Not a readable file, or tensors that do not fit.
+    """
+    del hints
+    path, tensors = source.path, source.tensors(source.path.name)
+    expect_names(path, tensors, _NAMES, {_SKIP, _THRESHOLD})
+    threshold = _threshold(path, tensors, _THRESHOLD)
+    config = _config(path)
+    layer = _LAYER.fullmatch(path.stem)
+    stored = StoredDictionary(
+        weight=Rows(expect_matrix(path, tensors, "W_enc"), "W_enc"),
+        bias=expect_vector(path, tensors, "b_enc"),
+        decoder=Rows(expect_matrix(path, tensors, "W_dec"), "W_dec"),
+        decoder_bias=expect_vector(path, tensors, "b_dec"),
+        activation="relu" if threshold is None else "jumprelu",
+        threshold=threshold,
+        info=_info(config, layer[1] if layer else None),
+    )
+    skip = skip_of(path, tensors, _SKIP) if _SKIP in tensors else None
+    return Transcoder(stored, *_ends(config), skip=skip)
+
+
+def recognises_layers(source: Source) -> bool:
+    """Say whether a source is a folder with a cross-layer transcoder."""
+    return source.has("W_enc_0.safetensors", "W_dec_0.safetensors")
+
+
+def read_layers(source: Source, hints: Hints) -> Transcoder[StoredDictionary]:
+    """Read a folder with a cross-layer transcoder.
+
+    Raises:
+        VlmEditError: A file is missing or not valid, or files that do not fit each other.
+    """
+    del hints
+    count = len([name for name in source.names() if _READER.fullmatch(name)])
+    files = [_layer(source, number, count) for number in range(count)]
+    size = len(files[0]["b_dec"])
+    reads = [Block(file["W_enc"], i * size) for i, file in enumerate(files)]
+    writes = [Block(file["W_dec"].flatten(1), i * size) for i, file in enumerate(files)]
+    told = [file.get("threshold") for file in files]
+    thresholds = [threshold for threshold in told if threshold is not None]
+    if thresholds and len(thresholds) < count:
+        raise DamagedFile(f"{source.path}: some layers have a threshold and others have not")
+    config = _config(source.file("W_enc_0.safetensors"))
+    stored = StoredDictionary(
+        weight=BlockRows.of(reads, count * size, "W_enc"),
+        bias=torch.cat([file["b_enc"] for file in files]),
+        decoder=BlockRows.of(writes, count * size, "W_dec"),
+        decoder_bias=torch.cat([file["b_dec"] for file in files]),
+        activation="jumprelu" if thresholds else "relu",
+        threshold=torch.cat(thresholds) if thresholds else None,
+        info=_info(config, None) | {"layers": ", ".join(map(str, range(count)))},
+    )
+    return Transcoder(stored, *_ends(config), parts=count)
+
+
+FORMAT = Format("circuit_tracer", "layer_N.safetensors with W_enc", recognises, read)
+LAYERS = Format(
+    *("circuit_tracer_layers", "W_enc_0.safetensors and W_dec_0.safetensors, and on"),
+    *(recognises_layers, read_layers),
+)
+
+
+def _layer(source: Source, number: int, count: int) -> dict[str, Tensor]:
+    """Read the two files of a layer, whose features write it and all later ones."""
+    names = [f"W_{way}_{number}.safetensors" for way in ("enc", "dec")]
+    if not source.has(*names):
+        raise DamagedFile(
+            f"{source.path}: {' or '.join(names)} is missing, and there are {count} layers: fetch "
+            "it too"
+        )
+    path, tensors = source.file(names[0]), source.tensors(names[0])
+    needed = {f"{name}_{number}" for name in ("W_enc", "b_enc", "b_dec")}
+    expect_names(path, tensors, needed, {f"threshold_{number}"})
+    file = {"W_enc": expect_matrix(path, tensors, f"W_enc_{number}")}
+    file |= {name: expect_vector(path, tensors, f"{name}_{number}") for name in ("b_enc", "b_dec")}
+    threshold = _threshold(path, tensors, f"threshold_{number}")
+    file |= {} if threshold is None else {"threshold": threshold}
+    path, written = source.file(names[1]), source.tensors(names[1])
+    expect_names(path, written, {f"W_dec_{number}"})
+    decoder = written[f"W_dec_{number}"]
+    features, size = file["W_enc"].shape
+    expected = (features, count - number, size)
+    if tuple(decoder.shape) != expected or not decoder.is_floating_point():
+        raise DamagedFile(
+            f"{path}: W_dec_{number} has shape {tuple(decoder.shape)}, expected {expected}: each "
+            f"of {features} features writes layer {number} and the {count - number - 1} later ones"
+        )
+    return file | {"W_dec": decoder}
+
+
+def _threshold(path: Path, tensors: Mapping[str, Any], name: str) -> Tensor | None:
+    if name not in tensors:
+        return None
+    value = tensors[name]
+    flat = {name: value.flatten()} if isinstance(value, Tensor) else tensors
+    return expect_vector(path, flat, name)
+
+
+def _config(path: Path) -> dict[str, str]:
+    """Return the lines of a config beside a file, or in the folder above, that are of use here."""
+    for folder in path.absolute().parents[:2]:
+        config = folder / CONFIG
+        if config.is_file() and config.stat().st_size < _MOST:
+            return dict(_LINE.findall(config.read_text("utf-8", errors="replace")))
+    return {}
+
+
+def _ends(config: Mapping[str, str]) -> tuple[str | None, str | None]:
+    hooks = [config.get(f"feature_{end}_hook") for end in ("input", "output")]
+    return place_of(hooks[0]), place_of(hooks[1])
+
+
+def _info(config: Mapping[str, str], layer: str | None) -> dict[str, str]:
+    hook, model = config.get("feature_input_hook"), config.get("model_name")
+    info = {} if hook is None else {"hook_name": hook}
+    info |= {} if model is None else {"model_name": model}
+    return info | ({} if layer is None else {"layer": layer})

@@ -1,0 +1,120 @@
+"""The format of Gemma Scope 2's dictionaries of several layers, with a file for each.
+
+Features of a file, ``params_layer_0.safetensors`` and on, read its layer and write it and later
+ones: the residual stream of a weakly causal crosscoder, MLPs of a cross-layer transcoder.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_edit.dictionaries.formats.blocks import Block, BlockRows
+from vlm_edit.dictionaries.formats.format import Format, Hints
+from vlm_edit.dictionaries.formats.places import skip_of
+from vlm_edit.dictionaries.formats.source import (
+    Source,
+    expect_matrix,
+    expect_names,
+    expect_vector,
+    safetensors_names,
+)
+from vlm_edit.dictionaries.stored import StoredDictionary
+from vlm_edit.dictionaries.transcoder import Transcoder
+from vlm_edit.ground.errors import DamagedFile
+
+FIRST = "params_layer_0.safetensors"
+
+_FILE = re.compile(r"params_layer_\d+\.safetensors")
+_NAMES = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
+_SKIP = "affine_skip_connection"
+_LAYERS = re.compile(r"layer((?:_\d+)+)")
+_REPOSITORY = re.compile(r"gemma-scope-2-(\d+[bm]-(?:pt|it))(?=/|$)")
+
+
+def recognises(source: Source) -> bool:
+    """Say whether a source is a folder with a file of each layer."""
+    return source.has(FIRST) and {"w_enc", "w_dec"} <= safetensors_names(source.file(FIRST))
+
+
+def read(source: Source, hints: Hints) -> Transcoder[StoredDictionary]:
+    """Read a folder with a file of each layer.
+
+    Raises:
+        VlmEditError: A file is missing or not valid, or files that do not fit each other.
+    """
+    del hints
+    count = len([name for name in source.names() if _FILE.fullmatch(name)])
+    files = [_layer(source, number, count) for number in range(count)]
+    size = len(files[0]["b_dec"])
+    reads = [Block(file["w_enc"].T, i * size) for i, file in enumerate(files)]
+    writes = [Block(file["w_dec"].flatten(1), 0) for file in files]
+    stored = StoredDictionary(
+        weight=BlockRows.of(reads, count * size, "w_enc"),
+        bias=torch.cat([file["b_enc"] for file in files]),
+        decoder=BlockRows.of(writes, count * size, "w_dec"),
+        decoder_bias=torch.cat([file["b_dec"] for file in files]),
+        activation="jumprelu",
+        threshold=torch.cat([file["threshold"] for file in files]),
+        info=_info(source, count),
+    )
+    ends = ("mlp_in", "mlp_out") if _is_cross_layer(source) else ("", "")
+    skips = [file[_SKIP] for file in files if _SKIP in file]
+    return Transcoder(stored, *ends, parts=count, skip=torch.block_diag(*skips) if skips else None)
+
+
+FORMAT = Format("gemma_scope_layers", f"{FIRST} and on, with w_enc", recognises, read)
+
+
+def _layer(source: Source, number: int, count: int) -> dict[str, Tensor]:
+    """Read a file, and refuse what does not fit as many layers as there are files."""
+    name = f"params_layer_{number}.safetensors"
+    if not source.has(name):
+        raise DamagedFile(
+            f"{source.path}: {name} is missing, and there are {count} such files: fetch it too"
+        )
+    path, tensors = source.file(name), source.tensors(name)
+    expect_names(path, tensors, _NAMES, {_SKIP})
+    file: dict[str, Tensor] = {"w_enc": expect_matrix(path, tensors, "w_enc")}
+    decoder: Any = tensors["w_dec"]
+    size, features = file["w_enc"].shape
+    if tuple(decoder.shape) != (features, count, size) or not decoder.is_floating_point():
+        raise DamagedFile(
+            f"{path}: w_dec has shape {tuple(decoder.shape)}, expected {(features, count, size)}: "
+            f"each of {features} features writes {count} layers, as many as there are files"
+        )
+    file["w_dec"] = decoder
+    for vector, length in (("b_enc", features), ("threshold", features), ("b_dec", size)):
+        file[vector] = expect_vector(path, tensors, vector)
+        if len(file[vector]) != length:
+            raise DamagedFile(f"{path}: {vector} has {len(file[vector])} values, expected {length}")
+    if _SKIP in tensors:  # theirs is [d_in, d_out]
+        file[_SKIP] = skip_of(path, tensors, _SKIP).T.contiguous()
+    return file
+
+
+def _is_cross_layer(source: Source) -> bool:
+    return "clt" in source.path.absolute().parts
+
+
+def _info(source: Source, count: int) -> dict[str, str]:
+    """Take host and layers from the names of the folders."""
+    path, info = source.path.absolute(), {}
+    repository = _REPOSITORY.search(path.as_posix())
+    if repository:
+        name = repository[1]
+        info["model_name"] = (
+            f"google/gemma-3-{name.removesuffix('-pt') if '270m' in name else name}"
+        )
+    named = _LAYERS.match(path.name)
+    layers = named[1].strip("_").split("_") if named else []
+    if _is_cross_layer(source):
+        layers = [str(number) for number in range(count)]
+    if layers and len(layers) != count:
+        raise DamagedFile(
+            f"{path}: its name tells of {len(layers)} layers, and there are {count} files"
+        )
+    return info | ({"layers": ", ".join(layers)} if layers else {})
