@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vlm_edit.patches.patch import Patch
 
 _ATTACH = "attach the patch instead"
-_KNOWN = {"site", "splice", "selection", "model_name", "dictionary"}
+_KNOWN = {"site", "splice", "selection", "model_name", "dictionary", "reads"}
 
 
 class Linear(NamedTuple):
@@ -272,6 +272,8 @@ def _expect_every_token(binding: Binding, site: Site, host: Host) -> None:
         whole = {"all"} | {n for n in names if all(is_among(tap.stream, n) for tap in site.taps)}
     if narrowed or selection.tokens not in whole:
         raise VlmEditError(f"it is made to some tokens only ({selection})")
+    if binding.reads:
+        raise VlmEditError("it reads other sites than its own")
     extras = [item.name for item in further(binding, _KNOWN)]
     if extras:
         raise VlmEditError(f"it has a {extras[0]}, which weights cannot follow")

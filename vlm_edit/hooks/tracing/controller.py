@@ -60,8 +60,8 @@ class Worker(Dispatcher):
             )
         if tap.columns is not None:
             raise CannotKnow(
-                f"a head is a part of what {tap.path!r} is called with, and via='nnsight' edits "
-                "outputs: attach the patch with via='hooks'"
+                f"the site is what {tap.path!r} is called with, or a part of it, and "
+                "via='nnsight' edits outputs: attach the patch with via='hooks'"
             )
         self.own = _Own()
         self.lock = threading.RLock()  # a run of nnsight is for one thread

@@ -1,0 +1,385 @@
+"""Patches of transcoders: read at one place, written at another, held to hooks written by hand."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from any_hosts import build
+from any_hosts.checks import ROWS
+
+from vlm_edit import (
+    Ablate,
+    Clamp,
+    Dictionary,
+    Host,
+    Patch,
+    Scale,
+    Steer,
+    VlmEditError,
+    load_patch,
+)
+from vlm_edit.dictionaries import Encoder, Transcoder
+from vlm_edit.edits import Project
+from vlm_edit.ground.files import read_header, read_tensors, write_tensors
+from vlm_edit.hooks import record
+
+M = 12
+LAYERS = "model.language_model.layers"
+
+
+def made(width=32, seed=0, parts=1, ends=("mlp_in", "mlp_out"), **zeros):
+    """A random transcoder; ``zeros`` empties blocks of its encoder and decoder."""
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(width * parts, M, generator=g) / width**0.5
+    decoder = torch.randn(M, width * parts, generator=g) / 2
+    for matrix, name in ((weight, "unread"), (decoder.T, "unwritten")):
+        for place, features in zeros.get(name, {}).items():
+            matrix[place * width : (place + 1) * width, features] = 0
+    encoder = Encoder(weight, torch.randn(M, generator=g))
+    inner = Dictionary(encoder, decoder, torch.zeros(width * parts))
+    return Transcoder(inner, *ends, parts=parts)
+
+
+@torch.no_grad()
+def logits(host, inputs, **more):
+    return host(**inputs, use_cache=False, **more).logits
+
+
+def by_hand(host, layers, change):
+    """Put what ``change`` makes of an MLP's input and output in that output's place."""
+    handles = []
+    for layer in layers:
+        mlp = host.get_submodule(f"{LAYERS}.{layer}.mlp")
+
+        def hook(_module, args, output, layer=layer):
+            return change(layer, args[0], output)
+
+        handles.append(mlp.register_forward_hook(hook))
+    return handles
+
+
+@pytest.mark.parametrize("tokens", ["image", "all"])
+def test_an_edit_is_what_its_formula_says(llava, llava_inputs, tokens):
+    transcoder, site = made(), "language.1.mlp_out"
+    image = llava_inputs["input_ids"] == 60
+    mask = image if tokens == "image" else llava_inputs["attention_mask"].bool()
+    plain = logits(llava, llava_inputs)
+
+    def change(_layer, x, y):
+        e = transcoder.inner.encoder
+        codes = (x.double() @ e.weight.double() + e.bias.double()).relu()[..., [3, 5]]
+        moved = (codes * 0.25 - codes) @ transcoder.inner.decoder[[3, 5]].double()
+        return torch.where(mask[..., None], (y.double() + moved).float(), y)
+
+    handles = by_hand(llava, [1], change)
+    expected = logits(llava, llava_inputs)
+    for handle in handles:
+        handle.remove()
+    patch = Patch(site, transcoder, Scale([3, 5], 0.25), tokens=tokens)
+    with patch.attach(llava) as attached:
+        edited = logits(llava, llava_inputs)
+        assert attached.report().edited_tokens == int(mask.sum())
+        assert "read at language.1.mlp_in" in repr(attached)
+    torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(edited, plain, atol=1e-3)
+    assert torch.equal(logits(llava, llava_inputs), plain), "detached, it is itself again"
+
+
+def test_codes_are_of_what_enters_and_not_of_what_leaves(llava, llava_inputs):
+    """Scaling what enters by hand scales the edit; scaling what leaves does not."""
+    site = "language.1.mlp_out"
+    patch = Patch(site, made(), Ablate([3]))
+    inner = replace(made().inner, encoder=replace(made().inner.encoder, bias=torch.zeros(M)))
+    patch = Patch(site, Transcoder(inner, "mlp_in", "mlp_out"), Ablate([3]))
+
+    def moved(scale_output):
+        def change(_layer, _x, y):
+            return y * scale_output
+
+        handles = by_hand(llava, [1], change)  # before ours, which are prepended
+        try:
+            with record(llava, site) as before:
+                logits(llava, llava_inputs)
+            with patch.attach(llava), record(llava, site) as after:
+                logits(llava, llava_inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return after.captures[0].hidden - before.captures[0].hidden
+
+    torch.testing.assert_close(moved(1.0), moved(5.0), atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_is_its_rows_and_a_cache_changes_nothing(llava, llava_inputs):
+    patch = Patch("language.0.mlp_out", made(), Clamp([1, 2], 3.0))
+    with patch.attach(llava):
+        together = logits(llava, llava_inputs)
+        for row in range(2):
+            alone = logits(
+                llava, {name: value[row : row + 1] for name, value in llava_inputs.items()}
+            )
+            torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-4)
+        options = {"max_new_tokens": 4, "do_sample": False, "min_new_tokens": 4}
+        with torch.no_grad():
+            cached = llava.generate(**llava_inputs, **options)
+            free = llava.generate(**llava_inputs, **options, use_cache=False)
+    assert torch.equal(cached, free)
+
+
+def test_generated_tokens_are_edited_step_by_step(llava, llava_inputs):
+    patch = Patch("language.1.mlp_out", made(), Ablate([1]), tokens="text+special", phase="decode")
+    with patch.attach(llava) as attached, torch.no_grad():
+        llava.generate(**llava_inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert attached.report().sites[0].phases["decode"] == 6, "two rows, three steps"
+
+
+def test_a_saved_patch_does_the_same_and_names_both_sites(llava, llava_inputs, tmp_path):
+    patch = Patch("language.1.mlp_out", made(), [Ablate([3]), Scale([5], 2.0)], tokens="image")
+    path = tmp_path / "patch.safetensors"
+    with patch.attach(llava):
+        expected = logits(llava, llava_inputs)
+    patch.save(path, llava)
+    back = load_patch(path)
+    assert back.bindings[0].reads == ("language.1.mlp_in",)
+    assert {"language.1.mlp_in", "language.1.mlp_out"} <= set(back.host["sites"])
+    with back.attach(llava):
+        assert torch.equal(logits(llava, llava_inputs), expected)
+    header, tensors = read_tensors(path, "patch", verify=False)
+    assert header["version"] == 4, "a reader that would read its own site must refuse it"
+    write_tensors(path, dict(tensors), {**header, "version": 3}, "patch")
+    with pytest.raises(VlmEditError, match="reads other sites, which its format does not know"):
+        load_patch(path)
+    steers = Patch("language.1.mlp_out", made(), Steer([3], 1.0))
+    steers.save(path, llava)
+    assert read_header(path) is not None
+    assert load_patch(path).bindings[0].reads == ()
+
+
+def test_rules_without_codes_read_nothing(llava, llava_inputs):
+    transcoder, site = made(), "language.1.mlp_out"
+    same = Dictionary.identity(32)
+    steer = Patch(site, transcoder, Steer([4], 2.0))
+    assert steer.bindings[0].reads == ()
+    row = transcoder.inner.decoder[4]
+    plain = Patch(site, replace(same, decoder=same.decoder), Steer([0], 0.0))
+    with steer.attach(llava), record(llava, site) as edited:
+        logits(llava, llava_inputs)
+    with plain.attach(llava), record(llava, site) as before:
+        logits(llava, llava_inputs)
+    moved = edited.captures[0].hidden - before.captures[0].hidden
+    real = llava_inputs["attention_mask"].bool()
+    torch.testing.assert_close(moved[real], (2 * row).expand(int(real.sum()), -1))
+    project = Patch(site, transcoder, Project([4]))
+    with project.attach(llava), record(llava, site) as projected:
+        logits(llava, llava_inputs)
+    along = projected.captures[0].hidden[real] @ row
+    torch.testing.assert_close(along, torch.zeros_like(along), atol=1e-5, rtol=0)
+
+
+def test_strength_and_pauses_act_as_on_any_patch(llava, llava_inputs):
+    patch = Patch("language.1.mlp_out", made(), Ablate([3]))
+    plain = logits(llava, llava_inputs)
+    with patch.attach(llava) as attached:
+        edited = logits(llava, llava_inputs)
+        with attached.paused():
+            assert torch.equal(logits(llava, llava_inputs), plain)
+        assert not attached.actives[0].beside._seen, "nothing is kept behind a forward"
+        assert torch.equal(logits(llava, llava_inputs), edited)
+    with patch.attach(llava, strength=[0.0, 1.0]):
+        half = logits(llava, llava_inputs)
+    assert torch.equal(half[0], plain[0])
+    torch.testing.assert_close(half[1], edited[1])
+
+
+def test_a_forward_that_is_stopped_between_both_leaves_nothing_for_the_next(llava, llava_inputs):
+    patch = Patch("language.1.mlp_out", made(), Ablate([3]))
+    mlp = llava.get_submodule(f"{LAYERS}.1.mlp.down_proj")
+    with patch.attach(llava):
+        expected = logits(llava, llava_inputs)
+
+        def stop(*_):
+            raise RuntimeError("stopped")
+
+        handle = mlp.register_forward_hook(stop)
+        with pytest.raises(RuntimeError, match="stopped"):
+            logits(llava, {name: value.flip(0) for name, value in llava_inputs.items()})
+        handle.remove()
+        assert torch.equal(logits(llava, llava_inputs), expected)
+
+
+def test_threads_do_not_take_each_other_s_states(llava, llava_inputs):
+    rows = [{k: v[i : i + 1] for k, v in llava_inputs.items()} for i in range(2)]
+    with Patch("language.1.mlp_out", made(), Ablate([3])).attach(llava):
+        expected = [logits(llava, row) for row in rows]
+        wrong = []
+
+        def run(i):
+            for _ in range(20):
+                if not torch.equal(logits(llava, rows[i]), expected[i]):
+                    wrong.append(i)
+
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_compiled_hosts_are_edited_alike(llava, llava_inputs):
+    host, patch = Host.of(llava), Patch("language.1.mlp_out", made(), Ablate([3]))
+    plain = logits(llava, llava_inputs)
+    with patch.attach(host):
+        expected = logits(llava, llava_inputs)
+    host.prepare()
+    compiled = torch.compile(llava, backend="eager")
+    torch.testing.assert_close(logits(compiled, llava_inputs), plain)
+    with patch.attach(host):
+        torch.testing.assert_close(logits(compiled, llava_inputs), expected)
+    torch.testing.assert_close(logits(compiled, llava_inputs), plain)
+
+
+def test_gradients_flow_to_what_is_read(llava, llava_inputs):
+    patch = Patch("language.1.mlp_out", made(), Scale([3], 3.0))
+    pixels = llava_inputs["pixel_values"].clone().requires_grad_()
+    with patch.attach(llava):
+        llava(**{**llava_inputs, "pixel_values": pixels}).logits.sum().backward()
+    assert pixels.grad is not None
+    assert bool(pixels.grad.isfinite().all())
+    assert float(pixels.grad.abs().sum()) > 0
+
+
+def test_features_of_several_layers_act_where_they_write(llava, llava_inputs):
+    """As a cross-layer transcoder: 0 to 5 read layer 0 and write both, the others layer 1 alone."""
+    early, late = list(range(6)), list(range(6, M))
+    zeros = {"unread": {1: early, 0: late}, "unwritten": {0: late}}
+    transcoder = made(parts=2, **zeros)
+    site, e = "language.0.mlp_out+language.1.mlp_out", transcoder.inner.encoder
+    patch = Patch(site, transcoder, Ablate([2, 8]))
+    assert [binding.reads for binding in patch.bindings] == [
+        ("language.0.mlp_in",),
+        ("language.0.mlp_in", "language.1.mlp_in"),
+    ]
+    kept = {}
+
+    def change(layer, x, y):
+        kept[layer] = x
+        done = torch.cat([kept.get(i, torch.zeros_like(x)) for i in range(2)], -1).double()
+        codes = (done @ e.weight.double() + e.bias.double()).relu()[..., [2, 8]]
+        block = transcoder.inner.decoder[[2, 8], layer * 32 : layer * 32 + 32].double()
+        real = llava_inputs["attention_mask"].bool()[..., None]
+        return torch.where(real, (y.double() - codes @ block).float(), y)
+
+    handles = by_hand(llava, [0, 1], change)
+    expected = logits(llava, llava_inputs)
+    for handle in handles:
+        handle.remove()
+    with patch.attach(llava) as attached:
+        edited = logits(llava, llava_inputs)
+    torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-4)
+    assert [report.site for report in attached.report().sites] == site.split("+")
+
+
+def test_a_crosscoder_that_reads_all_layers_acts_at_the_last(llava, llava_inputs):
+    both, site = made(parts=2, ends=("", "")), "language.0+language.1"
+    with pytest.raises(VlmEditError, match=r"transcoder.writing\(-1\) writes at the last place"):
+        Patch(site, both, Ablate([2]))
+    assert [b.site for b in Patch(site, both, Steer([2], 1.0)).bindings] == site.split("+")
+    patch = Patch(site, both.writing(-1), Ablate([2]))
+    assert patch.bindings[0].reads == ("language.0", "language.1")
+    with record(llava, "language.0", "language.1") as before:
+        logits(llava, llava_inputs)
+    with patch.attach(llava), record(llava, "language.1") as after:
+        logits(llava, llava_inputs)
+    states = [capture.hidden.double() for capture in before.captures]
+    e = both.inner.encoder
+    codes = (torch.cat(states, -1) @ e.weight.double() + e.bias.double()).relu()[..., [2]]
+    expected = states[1] - codes @ both.inner.decoder[[2], 32:].double()
+    real = llava_inputs["attention_mask"].bool()
+    torch.testing.assert_close(
+        after.captures[0].hidden[real].double(), expected[real], atol=1e-5, rtol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_behind_a_norm_of_gemma_s_the_stream_is_what_is_edited():
+    host = build("gemma3")
+    ours = Host.of(host.model)
+    site = ours.site("language.1.mlp_out")
+    transcoder = made(site.width)
+    layer = ours.site("language.1").taps[0].module
+    states = {}
+    handles = [
+        layer.mlp.register_forward_pre_hook(lambda _, args: states.update(x=args[0])),
+        layer.post_feedforward_layernorm.register_forward_hook(lambda _, __, y: states.update(y=y)),
+    ]
+    inputs = host.inputs(ROWS)
+    host.model(**inputs)
+    for handle in handles:
+        handle.remove()
+    with (
+        Patch(site.name, transcoder, Ablate([3])).attach(ours),
+        record(ours, site.name) as recording,
+    ):
+        host.model(**inputs)
+    e = transcoder.inner.encoder
+    codes = (states["x"] @ e.weight + e.bias).relu()[..., [3]]
+    expected = states["y"] - codes @ transcoder.inner.decoder[[3]]
+    real = inputs["attention_mask"].bool()
+    edited = recording.captures[0].hidden
+    torch.testing.assert_close(edited[real], expected[real], atol=1e-4, rtol=1e-4)
+    assert torch.equal(edited[~real], states["y"][~real]), "padding stays"
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda _: Patch("language.1", made(), Ablate([1])), "is not at 'language.1'"),
+        (
+            lambda _: Patch("language.1.mlp_out", made(), Ablate([1]), gate=0.5),
+            "a transcoder predicts another place: leave gate= out",
+        ),
+        (
+            lambda llava: Patch("language.1.mlp_out", made(16), Ablate([1])).attach(llava),
+            "the dictionary is 16 wide",
+        ),
+        (
+            lambda llava: Patch("language.9.mlp_out", made(), Ablate([1])).attach(llava),
+            "has no site 'language.9.mlp_out'",
+        ),
+        (
+            lambda llava: Patch("language.1.mlp_out", made(), Ablate([1])).attach(
+                llava, via="nnsight"
+            ),
+            "is what .* is called with, and via='nnsight' edits outputs",
+        ),
+        (
+            lambda llava: Patch("language.1.mlp_out", made(), Ablate([1])).bake(llava),
+            "it reads other sites than its own",
+        ),
+        (
+            lambda llava: Patch(
+                "language.0+language.1", Dictionary.identity(64), Ablate([1])
+            ).attach(llava),
+            "is several sites side by side",
+        ),
+        (
+            lambda llava: Host.of(llava).site("vision.0+language.1"),
+            "other tokens pass at each of these sites",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_and_leaves_nothing(llava, llava_inputs, act, message):
+    plain, before = logits(llava, llava_inputs), hooks_on(llava)
+    with pytest.raises(VlmEditError, match=message):
+        act(llava)
+    assert hooks_on(llava) == before
+    assert torch.equal(logits(llava, llava_inputs), plain)
+
+
+def hooks_on(host):
+    tables = [(m._forward_hooks, m._forward_pre_hooks) for m in host.modules()]
+    return [[*map(id, after.values()), *map(id, ahead.values())] for after, ahead in tables]
