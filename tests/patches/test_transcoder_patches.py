@@ -158,6 +158,29 @@ def test_a_saved_patch_does_the_same_and_names_both_sites(llava, llava_inputs, t
     assert load_patch(path).bindings[0].reads == ()
 
 
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm_of_input"])
+def test_only_a_norm_that_is_put_back_scales_what_is_written(llava, llava_inputs, norm):
+    plain, site = made(), "language.1.mlp_out"
+    encoder = replace(plain.inner.encoder, norm=norm)
+    normed = replace(plain, inner=replace(plain.inner, encoder=encoder))
+    with record(llava, "language.1.mlp_in", site) as before:
+        logits(llava, llava_inputs)
+    with Patch(site, normed, Ablate([3])).attach(llava), record(llava, site) as after:
+        logits(llava, llava_inputs)
+    x, y = (capture.hidden.double() for capture in before.captures)
+    if norm == "layer_norm":
+        scale = x.std(-1, keepdim=True)
+        inside = (x - x.mean(-1, keepdim=True)) / (scale + 1e-5)
+    else:
+        inside, scale = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt(), 1.0
+    codes = (inside @ encoder.weight.double() + encoder.bias.double()).relu()[..., [3]]
+    expected = y - codes @ plain.inner.decoder[[3]].double() * scale
+    real = llava_inputs["attention_mask"].bool()
+    torch.testing.assert_close(
+        after.captures[0].hidden[real].double(), expected[real], atol=1e-5, rtol=1e-4
+    )
+
+
 def test_rules_without_codes_read_nothing(llava, llava_inputs):
     transcoder, site = made(), "language.1.mlp_out"
     same = Dictionary.identity(32)

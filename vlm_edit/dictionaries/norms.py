@@ -117,12 +117,14 @@ class ConstantNormRescale(Norm):
 
 
 @register_norm
-class RmsNorm(Norm):
-    """The norm x / sqrt(mean of x squared + 1e-6): Gemma's, before its weight."""
+class RmsNormOfInput(Norm):
+    """The norm x / sqrt(mean of x squared + 1e-6): Gemma's before its weight, of what is read.
 
-    name = "rms_norm"
+    It brings no scale back: a transcoder behind it writes another place's own numbers.
+    """
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return normed activations and their scale, as ``Norm.__call__``."""
-        scale = (x.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
-        return x / scale, scale
+    name = "rms_norm_of_input"
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, None]:
+        """Return normed activations and no scale, as ``Norm.__call__``."""
+        return x * (x.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt(), None

@@ -15,6 +15,7 @@ from vlm_edit.dictionaries.check import POOR, Check
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice
 from vlm_edit.dictionaries.encoder import expect
 from vlm_edit.dictionaries.encodes import facts, words
+from vlm_edit.dictionaries.norms import norm_of
 from vlm_edit.dictionaries.origin import expect_site
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.stored import StoredDictionary
@@ -49,6 +50,8 @@ class Places(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Transcoder(Generic[Inner]):
     """Features that read one place of each of some layers and write another, or the same.
+
+    What a norm of what is read divides out is put back into what is written, if it is put back.
 
     A transcoder has one part, an MLP: its codes are of what enters, its decoder rows of what is
     added. A crosscoder has several layers, whose states it reads end to end and writes so. A
@@ -85,9 +88,10 @@ class Transcoder(Generic[Inner]):
             raise BadArgument(f"{self.parts} parts of one width are not {width} wide together")
         if self.skip is not None:
             expect("skip", self.skip, (width, width))
-        norm = self.inner.encoder.norm if isinstance(self.inner, Dictionary) else self.inner.norm
-        if self.parts > 1 and norm != "none":
-            raise BadArgument(f"the norm {norm!r} is of one place, and this reads {self.parts}")
+        if self.parts > 1 and self._norm != "none":
+            raise BadArgument(
+                f"the norm {self._norm!r} is of one place, and this reads {self.parts}"
+            )
 
     def __repr__(self) -> str:
         """Say on a line what it is."""
@@ -102,6 +106,11 @@ class Transcoder(Generic[Inner]):
         names = ["?" if at is None else at or "a layer" for at in (self.reads, self.writes)]
         way = names[0] if names[0] == names[1] else f"{names[0]} to {names[1]}"
         return way if self.parts == 1 else f"{way} of {self.parts} layers"
+
+    @property
+    def _norm(self) -> str:
+        inner = self.inner
+        return inner.encoder.norm if isinstance(inner, Dictionary) else inner.norm
 
     @property
     def width(self) -> int:
@@ -221,7 +230,9 @@ class Transcoder(Generic[Inner]):
             tensor([2., 6.])
         """
         written = self.decode(self.encode(x, stream))
-        return written if self.skip is None else written + x.float() @ self.skip
+        if self.skip is not None:
+            written = written + x.float() @ self.skip
+        return norm_of(self._norm).restore(written, x.float())
 
     def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:
         """Norm what is read, as ``Dictionary.normalise``."""

@@ -160,8 +160,6 @@ class Splice:
         if not self._simple:
             return hidden + _times(self._change(placed, hidden, stream, source), strength)
         before, scale = placed.codes(hidden if source is None else source, stream)
-        if source is not None:
-            scale = None  # it was divided out of another activation
         code = before
         for step, index in zip(self._steps, placed.columns, strict=True):
             code = step(code) if index is None else _ruled(step, code, index)
@@ -176,10 +174,8 @@ class Splice:
         part, code, scale, opens = placed.slice, None, None, None
         if placed.gate is not None:
             code, scale, opens = _gated(part, placed.gate, hidden, stream)
-        elif self._reads and source is not None:
-            code = part.codes(source, stream)[0]
         elif self._reads:
-            code, scale = part.codes(hidden, stream)
+            code, scale = part.codes(hidden if source is None else source, stream)
         else:
             part.encoder.expect_width(hidden)
         done, change = code, None

@@ -187,8 +187,8 @@ def test_the_older_form_is_refused_with_the_mend_and_runs_nothing(tmp_path, besi
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"is_transcoder": True}, "a transcoder is not a dictionary"),
-        ({"is_transcoder": "yes"}, "a transcoder is not a dictionary"),
+        ({"is_transcoder": True}, "tensors missing: W_skip, b_dec_out"),
+        ({"is_transcoder": "yes"}, "is_transcoder must be true or false, got 'yes'"),
         ({"architecture": "jumprelu"}, "architecture 'jumprelu' is not supported"),
         ({"architecture": ["gated"]}, r"architecture \['gated'\] is not supported"),
         ({"activation_fn_str": "leaky_relu"}, "activation_fn_str 'leaky_relu' is not supported"),

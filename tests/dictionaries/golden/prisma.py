@@ -19,6 +19,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,15 @@ def library() -> tuple[Any, Any]:
 def build(sae: Any, config_class: Any, seed: int, **options: Any) -> Any:
     """An autoencoder of the library with random numbers in every parameter."""
     config = config_class(_device="cpu", **options)
+    if config.is_transcoder:
+        kind = importlib.import_module("vit_prisma.sae.transcoder").Transcoder
+        return drawn(kind(config).eval(), seed)
     kinds = {"standard": sae.StandardSparseAutoencoder, "gated": sae.GatedSparseAutoencoder}
-    model = kinds[config.architecture](config).eval()
+    return drawn(kinds[config.architecture](config).eval(), seed)
+
+
+def drawn(model: Any, seed: int) -> Any:
+    """A model with random numbers in every parameter."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -76,9 +84,41 @@ def combinations() -> Iterator[tuple[dict[str, int], str | None, str, str]]:
         yield square, None, architecture, "relu"
 
 
+def transcoders(sae: Any, config_class: Any) -> None:
+    """Write the zip of transcoders, with what they predict in a reconstruction's place."""
+    with tempfile.TemporaryDirectory() as root:
+        options = product((None, "layer_norm"), (False, True), ("relu", "topk"))
+        for seed, (norm, skips, name) in enumerate(options, 300):
+            model = build(
+                *(sae, config_class, seed),
+                is_transcoder=True,
+                transcoder_with_skip_connection=skips,
+                activation_fn_str=name,
+                activation_fn_kwargs={"k": 5} if name == "topk" else {},
+                normalize_activations=norm,
+                model_name="openai/clip-vit-base-patch32",
+                hook_point_layer=3,
+                out_hook_point_layer=3,
+                **{"d_in": 6, "d_out": 6, "expansion_factor": 3},
+            )
+            model.cfg.return_out_only = True
+            case = f"transcoder-{name}-{norm}{'-skip' if skips else ''}"
+            folder = files(Path(root), case)
+            model.cfg.save_config(str(folder / "config.json"))
+            torch.save(model.state_dict(), folder / "n_images_2600058.pt")
+            g = torch.Generator().manual_seed(seed)
+            x = torch.randn(9, 6, generator=g) * 3 + 1
+            with torch.no_grad():
+                codes, back = model.encode(x)[1], model(x, x)
+            info = {"layer": "3", "hook_name": "blocks.3.ln2.hook_normalized"}
+            expect(Path(root), case, x, codes, back, info=info)
+        pack(Path(root), TARGET.with_name(f"transcoders-{TARGET.name}"))
+
+
 def main() -> None:
-    """Write the zip."""
+    """Write the zips."""
     sae, config_class = library()
+    transcoders(sae, config_class)
     with tempfile.TemporaryDirectory() as root:
         for seed, (shape, norm, architecture, name) in enumerate(combinations()):
             model = build(

@@ -69,7 +69,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDi
         decoder_bias=expect_vector(path, arrays, "b_dec"),
         activation="jumprelu",
         threshold=expect_vector(path, arrays, "threshold"),
-        norm="rms_norm" if transcodes else "none",
+        norm="rms_norm_of_input" if transcodes else "none",
         info=_info(folders, repository),
     )
     _expect_width(path, folders, stored.n_features)

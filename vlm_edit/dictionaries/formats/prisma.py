@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from vlm_edit.dictionaries.formats.format import Format, Hints
+from vlm_edit.dictionaries.formats.places import place_of, skip_of
 from vlm_edit.dictionaries.formats.source import (
     MOST_PICKLE,
     Source,
@@ -24,10 +25,12 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import open_mapping, peek_mapping, torch_files
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.dictionaries.transcoder import Transcoder
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
 CONFIG = "config.json"
 
+_UNFOLDED = "openai/clip-vit-base-patch32"
 _NAMES = {"W_enc", "b_enc", "W_dec", "b_dec"}
 _GATED = {"b_gate", "r_mag", "b_mag"}
 _SIGNS = {"hook_point_layer", "layer_subtype", "expansion_factor", "activation_fn_str"}
@@ -46,7 +49,7 @@ def recognises(source: Source) -> bool:
     return _is_old(source)
 
 
-def read(source: Source, hints: Hints) -> StoredDictionary:
+def read(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDictionary]:
     """Read a folder in this format, or one of its torch files.
 
     Raises:
@@ -64,7 +67,10 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
     path, tensors = source.path, open_mapping(source)
     config = {key: _plain(value) for key, value in _home(source).json(CONFIG).items()}
     gated = _architecture(path, config)
-    expect_names(path, tensors, _NAMES | _GATED if gated else _NAMES)
+    transcodes = _flag(path, config, "is_transcoder", False)
+    skips = transcodes and _flag(path, config, "transcoder_with_skip_connection", True)
+    written = ({"b_dec_out"} if transcodes else set()) | ({"W_skip"} if skips else set())
+    expect_names(path, tensors, (_NAMES | _GATED if gated else _NAMES) | written)
     weight = expect_matrix(path, tensors, "W_enc")
     decoder_bias = expect_vector(path, tensors, "b_dec")
     activation, k, cap = _activation(path, config)
@@ -79,11 +85,11 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
         activation = "jumprelu"
         bias, gain, threshold = _gate(path, tensors)
     _expect_shape(path, config, weight.shape)
-    return StoredDictionary(
+    stored = StoredDictionary(
         weight=Rows(weight.T, "W_enc", gain),
         bias=bias,
         decoder=Rows(expect_matrix(path, tensors, "W_dec"), "W_dec"),
-        decoder_bias=decoder_bias,
+        decoder_bias=expect_vector(path, tensors, "b_dec_out") if transcodes else decoder_bias,
         activation=activation,
         threshold=threshold,
         k=k,
@@ -92,6 +98,10 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
         soft_cap=cap,
         info=_info(config),
     )
+    if not transcodes:
+        return stored
+    skip = skip_of(path, tensors, "W_skip") if skips else None
+    return Transcoder(stored, *_places(path, config), skip=skip)
 
 
 FORMAT = Format("prisma", f"{CONFIG} with hook_point_layer, and a .pt", recognises, read)
@@ -127,16 +137,42 @@ def _names_the_library(path: Path) -> bool:
 
 def _architecture(path: Path, config: Mapping[str, Any]) -> bool:
     """Say whether it is gated; refuse other architectures."""
-    if config.get("is_transcoder", False) is not False:
-        raise UnknownName(
-            f"{path}: a transcoder is not a dictionary: it decodes to another site's activations"
-        )
     architecture = config.get("architecture", "standard")
     if architecture not in ("standard", "gated"):
         raise UnknownName(
             f"{path}: architecture {architecture!r} is not supported; supported: standard, gated"
         )
     return bool(architecture == "gated")
+
+
+def _flag(path: Path, config: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise BadArgument(f"{path}: {key} must be true or false, got {value!r}")
+    return value
+
+
+def _places(path: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return what a transcoder reads and writes, which must be of one layer.
+
+    ``ln2.hook_normalized`` is what the MLP is called with where Prisma left the norm's weights in
+    the norm, as its training does of one host alone; else nobody can tell.
+    """
+    layers = [_layer(config.get(f"{end}hook_point_layer", 9)) for end in ("", "out_")]
+    if layers[0] != layers[1]:
+        raise UnknownName(
+            f"{path}: a transcoder from layer {layers[0]} to layer {layers[1]} is not supported; "
+            "load one of a layer"
+        )
+    read = config.get("layer_subtype", "ln2.hook_normalized")
+    place = place_of(f"blocks.0.{read}")
+    if read == "ln2.hook_normalized" and config.get("model_name") == _UNFOLDED:
+        place = "mlp_in"
+    return place, place_of(f"blocks.0.{config.get('layer_out_subtype', 'hook_mlp_out')}")
+
+
+def _layer(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _gate(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,8 +232,7 @@ def _info(config: Mapping[str, Any]) -> dict[str, str]:
     layer, subtype = config.get("hook_point_layer"), config.get("layer_subtype")
     if isinstance(config.get("model_name"), str):
         info["model_name"] = config["model_name"]
-    if isinstance(layer, list) and len(layer) == 1:
-        layer = layer[0]
+    layer = _layer(layer)
     if isinstance(layer, int) and not isinstance(layer, bool):
         info["layer"] = str(layer)
         if isinstance(subtype, str):

@@ -197,10 +197,10 @@ def _transcoder(
     scale: float | None,
 ) -> Transcoder[StoredDictionary]:
     """Return what reads one place and writes another, which subtracts no bias of what it writes."""
-    if scale is not None or stored.subtract is not None:
+    if scale is not None or stored.subtract is not None or stored.norm != "none":
         raise BadArgument(
-            f"{path}: a transcoder that scales its input, or subtracts its output's bias from it, "
-            "is not supported"
+            f"{path}: a transcoder that norms or scales its input, or subtracts its output's bias "
+            "from it, is not supported"
         )
     d_out = config.get("d_out", stored.width)
     if d_out != stored.width:
