@@ -1,13 +1,16 @@
 """Dictionaries that read some places and write others, held to their formulas in float64."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-from vlm_edit import Dictionary, VlmEditError
-from vlm_edit.dictionaries import Encoder, Transcoder, written
-from vlm_edit.ground.errors import BadArgument, CannotKnow, WrongHost
+from vlm_edit import Dictionary, VlmEditError, load_dictionary
+from vlm_edit.dictionaries import Encoder, Transcoder, save_saelens, written
+from vlm_edit.dictionaries.formats.blocks import Block, BlockRows
+from vlm_edit.dictionaries.formats.places import place_of
+from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditWarning, WrongHost
 
 D, M = 6, 10
 
@@ -113,6 +116,7 @@ def test_writing_leaves_the_other_places_as_they_are():
     whole, half = both.predict(x), last.predict(x)
     assert not half[:, :D].any()
     torch.testing.assert_close(half[:, D:], whole[:, D:])
+    assert torch.equal(both.writing(0, 1).predict(x), whole)
     with pytest.raises(BadArgument, match=r"\(2,\) are no places of 2"):
         both.writing(2)
 
@@ -163,3 +167,99 @@ def test_what_needs_one_place_refuses_it():
     ):
         with pytest.raises(VlmEditError, match="is for dictionaries of one place; this is Trans"):
             act()
+
+
+def test_blocks_of_rows_lie_where_they_are_said_to_and_take_factors():
+    g = torch.Generator().manual_seed(0)
+    first, second = torch.randn(3, 2, generator=g), torch.randn(2, 4, generator=g)
+    whole = torch.zeros(5, 6)
+    whole[:3, 2:4], whole[3:, :4] = first, second
+    rows = BlockRows.of([Block(first, 2), Block(second, 0)], 6)
+    assert torch.equal(rows.take(), whole)
+    assert torch.equal(rows.take([4, 0, 3]), whole[[4, 0, 3]])
+    gain, scale = torch.rand(5, generator=g) + 1, torch.tensor([1.0, 1, 1, 0, 0, 0])
+    scaled = replace(rows, gain=gain, scale=scale)
+    torch.testing.assert_close(scaled.take([1, 4]), (whole * gain[:, None] * scale)[[1, 4]])
+    unit = replace(rows, unit=True).take().norm(dim=1)
+    torch.testing.assert_close(unit, torch.ones(5))
+    with pytest.raises(VlmEditError, match="does not fit 6 columns"):
+        BlockRows.of([Block(first, 5)], 6)
+
+
+@pytest.mark.parametrize(
+    ("hook", "place"),
+    [
+        ("blocks.3.mlp.hook_in", "mlp_in"),
+        ("blocks.3.mlp.hook_out", "mlp"),
+        ("blocks.3.hook_mlp_out", "mlp_out"),
+        ("hook_resid_mid", "mid"),
+        ("blocks.3.hook_resid_post", ""),
+        ("model.layers.3.pre_feedforward_layernorm.output", "mlp_in"),
+        ("model.layers.3.post_feedforward_layernorm.output", "mlp_out"),
+        ("blocks.3.hook_mlp_in", None),
+        (None, None),
+    ],
+)
+def test_hooks_of_others_are_places_of_ours_where_that_is_sure(hook, place):
+    assert place_of(hook) == place
+
+
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "jumprelu"])
+def test_what_is_saved_is_read_again(tmp_path, activation, skips):
+    found = made(skips=skips, layer="4", model_name="owner/name")
+    threshold = torch.rand(M) if activation == "jumprelu" else None
+    options = {"activation": activation, "threshold": threshold, "subtract": torch.randn(D)}
+    encoder = replace(found.inner.encoder, **options)
+    found = replace(found, inner=replace(found.inner, encoder=encoder), writes="mlp")
+    save_saelens(found, tmp_path)
+    back, x = load_dictionary(tmp_path), torch.randn(9, D)
+    torch.testing.assert_close(back.predict(x), found.predict(x), rtol=1e-5, atol=1e-5)
+    assert (back.reads, back.writes) == ("mlp_in", "mlp")
+    assert back.info == {"layer": "4", "model_name": "owner/name"}
+    expected = f"{'jumprelu_' if activation == 'jumprelu' else ''}{'skip_' if skips else ''}"
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    assert config["architecture"] == f"{expected}transcoder"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parts": 2}, "no architecture that reads 2 layers"),
+        ({"norm": "layer_norm"}, "no transcoder with activation 'relu' and norm 'layer_norm'"),
+        ({"centers": {"image": torch.zeros(D), "text": torch.ones(D)}}, "have no centers"),
+    ],
+)
+def test_what_sae_lens_has_no_transcoder_for_is_not_saved(tmp_path, change, message):
+    found = made(parts=change.pop("parts", 1))
+    encoder = replace(found.inner.encoder, **change)
+    with pytest.raises(BadArgument, match=message):
+        save_saelens(replace(found, inner=replace(found.inner, encoder=encoder)), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_crosscoder_s_file_is_its_formula_and_says_what_it_does_not_tell(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    encoder, decoder = torch.randn(2, D, M, generator=g), torch.randn(M, 2, D, generator=g)
+    b_enc, b_dec = torch.randn(M, generator=g), torch.randn(2, D, generator=g)
+    for names, rows in (
+        (("W_enc", "W_dec", "b_enc", "b_dec"), decoder),
+        (
+            ("encoder.weight", "decoder.weight", "encoder.bias", "decoder.bias"),
+            decoder.permute(1, 0, 2).contiguous(),
+        ),
+    ):
+        path = tmp_path / "0.pt"
+        torch.save(dict(zip(names, (encoder, rows, b_enc, b_dec), strict=True)), path)
+        with pytest.warns(VlmEditWarning, match="is a crosscoder of 2 places, which its file"):
+            found = load_dictionary(path)
+        x = torch.randn(7, 2, D)
+        codes = (torch.einsum("bnd,ndm->bm", x, encoder) + b_enc).relu()
+        written_ = torch.einsum("bm,mnd->bnd", codes, decoder) + b_dec
+        torch.testing.assert_close(found.encode(x.flatten(1)), codes, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            found.predict(x.flatten(1)), written_.flatten(1), rtol=1e-5, atol=1e-5
+        )
+    torch.save({"W_enc": encoder, "W_dec": decoder[:3], "b_enc": b_enc, "b_dec": b_dec}, path)
+    with pytest.raises(VlmEditError, match="are not of one crosscoder"):
+        load_dictionary(path)
