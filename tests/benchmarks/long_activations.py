@@ -26,10 +26,19 @@ MOVED, FAR = 0.005, 40
 WAYS = [(0.001, None), (0.003, None), (0.003, 0.05)]  # former defaults, the rate, the clip too
 
 
+def directions() -> Tensor:
+    """The known directions, [., width]."""
+    return _drawn(torch.Generator().manual_seed(20))
+
+
+def _drawn(g: torch.Generator) -> Tensor:
+    return F.normalize(torch.randn(DIRECTIONS, WIDTH, generator=g), dim=1)
+
+
 def sums(count: int) -> dict[str, Tensor]:
     """Activations to train on, and others, [., width]."""
     g = torch.Generator().manual_seed(20)
-    directions = F.normalize(torch.randn(DIRECTIONS, WIDTH, generator=g), dim=1)
+    known = _drawn(g)
     often = 1 / torch.arange(1, DIRECTIONS + 1).sqrt()  # the n-th most common direction
     often = (often * ACTIVE / often.sum()).clamp(max=0.4)
     mean = 0.3 * torch.randn(WIDTH, generator=g)
@@ -37,7 +46,7 @@ def sums(count: int) -> dict[str, Tensor]:
     def draw(rows: int) -> Tensor:
         there = torch.rand(rows, DIRECTIONS, generator=g) < often
         sizes = there * (torch.rand(rows, DIRECTIONS, generator=g) + 0.5)
-        return sizes @ directions + mean + 0.02 * torch.randn(rows, WIDTH, generator=g)
+        return sizes @ known + mean + 0.02 * torch.randn(rows, WIDTH, generator=g)
 
     return {"train": draw(count), "held": draw(20_000)}
 

@@ -7,11 +7,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
-from vlm_edit.dictionaries import Dictionary, TrainConfig, train_dictionary
+from vlm_edit.dictionaries import Dictionary, Kind, TrainConfig, train_dictionary
 from vlm_edit.dictionaries.training.trainer import Trainer
 from vlm_edit.ground.errors import VlmEditError
 from vlm_edit.ground.files import read_tensors
@@ -27,14 +28,17 @@ from vlm_edit.dictionaries import train_dictionary
 config = KILLED[sys.argv[2]]
 train_dictionary(streams(config), config, checkpoint=sys.argv[1], every=0.0, progress=False)
 """
+LONG = TrainConfig(n_features=32, k=2, steps=800, batch_size=64, dead_after=20)
 KILLED = {
-    "batchtopk": TrainConfig(n_features=32, k=2, steps=800, batch_size=64, dead_after=20),
+    "batchtopk": LONG,
     "ncl": TrainConfig(n_features=32, steps=800, batch_size=64, kind="ncl"),
-    "gated": TrainConfig(
-        n_features=32, k=2, steps=800, batch_size=64, kind="gated", target_l0=3.0, middle="median",
-        precision="bfloat16",
-    ),
-}  # fmt: skip
+    "gated": replace(LONG, kind="gated", target_l0=3.0, middle="median", precision="bfloat16"),
+    "archetypal": replace(LONG, kind="archetypal", points=50, delta=0.2),
+    "topk": replace(LONG, kind="topk", align=0.1),
+    "relu": replace(LONG, kind="relu", target_l0=3.0),
+    "jumprelu": replace(LONG, kind="jumprelu", target_l0=3.0, group=0.01),
+    "matryoshka": replace(LONG, kind="matryoshka", mask=0.2),
+}
 
 
 def rows() -> torch.Tensor:
@@ -64,7 +68,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["batchtopk", "jumprelu", "gated", "ncl"])
+@pytest.mark.parametrize("kind", ["batchtopk", "jumprelu", "gated", "archetypal", "ncl"])
 def test_a_stopped_run_goes_on_to_the_same_weights(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +99,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     last = [] if kind == "ncl" else ["coefficient"]
     assert list(lines[0]) == ["step", *own, "l0", "dead", *last]
     assert all(float(value) >= 0 for line in lines for value in line.values())
+
+
+def test_every_kind_is_killed_below() -> None:
+    assert set(KILLED) == {config.kind for config in KILLED.values()} == set(get_args(Kind))
 
 
 @pytest.mark.slow

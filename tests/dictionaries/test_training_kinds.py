@@ -112,6 +112,29 @@ def test_the_group_penalty_makes_features_shared(extra: dict[str, float]) -> Non
     assert shared_features(grouped) > shared_features(plain) + 0.1
 
 
+@pytest.mark.slow
+def test_alignment_makes_codes_of_the_two_sides_alike_and_leaves_what_is_explained() -> None:
+    pairs, alike, explained = sides(1000, 1), [], []
+    for align in (0.0, 0.1):
+        config = replace(CONFIG, kind="topk", align=align, mask=1e-9)  # of the same pairs
+        found = train_dictionary(sides(4000, 0), config, progress=False)
+        image, text = (found.encode(x, name) for name, x in pairs.items())
+        alike.append(float(F.cosine_similarity(image, text).mean()))
+        explained.append(found.explained_variance(pairs["image"], "image"))
+    assert alike[1] > alike[0] + 0.2
+    assert explained[1] > explained[0] - 0.05
+
+
+def test_sides_without_codes_have_no_gradient_without_bound() -> None:
+    config = TrainConfig(n_features=6, k=2, kind="relu", align=1.0)
+    objective = Objective(torch.eye(6)[:, :4], torch.zeros(4), config)
+    x = torch.tensor([[-1.0, -1, -1, -1], [1e-6, -1, -1, -1]])
+    loss, _ = objective(x, None, None, 0.0, 0.0)
+    loss.backward()
+    assert objective.weight.grad is not None and bool(objective.weight.grad.isfinite().all())
+    assert float(objective.weight.grad.abs().max()) < 10
+
+
 def test_batches_are_balanced_and_pairs_stay_together() -> None:
     image = torch.arange(1.0, 101.0)[:, None].repeat(1, 2)
     cpu = torch.device("cpu")
@@ -119,7 +142,12 @@ def test_batches_are_balanced_and_pairs_stay_together() -> None:
     uneven = {"image": image, "text": -image[:7]}
     x = Trainer(Data.of(uneven, config), config, cpu)._batch()[0]
     assert bool((x[:10] > 0).all()) and bool((x[10:] < 0).all()) and len(x) == 20
-    for extra, together in ({"group": 0.1}, True), ({"mask": 0.5}, True), ({}, False):
+    for extra, together in (
+        ({"group": 0.1}, True),
+        ({"mask": 0.5}, True),
+        ({"align": 0.1}, True),
+        ({}, False),
+    ):
         config = TrainConfig(4, 1, 5, 20, center=False, **extra)
         trainer = Trainer(Data.of({"image": image, "text": -image}, config), config, cpu)
         x, mask, _ = trainer._batch()
@@ -147,6 +175,10 @@ def test_losses_are_those_of_their_formulas() -> None:
     grouped, _ = loss_of(replace(base, group=0.7), x)
     pairs = (codes[:4].square() + codes[4:].square()).sqrt()
     assert torch.allclose(grouped, error + 0.7 * pairs.sum(1).mean())
+    aligned, _ = loss_of(replace(base, align=0.7), x)
+    one, two = codes.double().split(4)
+    cosines = (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))
+    assert torch.allclose(aligned, error - 0.7 * cosines.mean().float())
     loss, objective = loss_of(replace(base, kind="jumprelu"), x, 0.3)
     pre = x @ objective.weight
     codes = pre * (pre > 0.05)
@@ -185,6 +217,9 @@ def test_gradients_of_thresholds_are_those_of_the_rectangle() -> None:
         ({"lr": float("nan")}, "lr is nan"),
         ({"mask": 1.0}, "mask is 1.0"),
         ({"group": -1.0}, "group is -1.0"),
+        ({"align": -1.0}, "align is -1.0"),
+        ({"align": 0.1}, "group, mask and align need both streams"),
+        ({"kind": "ncl", "align": 0.1}, "kind 'ncl' has no align"),
         ({"kind": "jumprelu", "bandwidth": 0.0}, "bandwidth is 0.0"),
         ({"target_l0": 3.0}, "batchtopk takes k instead"),
         ({"kind": "relu", "target_l0": 900.0}, "target_l0 is 900.0"),

@@ -10,17 +10,21 @@ from typing import Literal, get_args
 from vlm_edit.dictionaries.norms import norm_of
 from vlm_edit.ground.errors import BadArgument, UnknownName
 
-Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl", "gated"]
+Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl", "gated", "archetypal"]
 Frozen = Literal["decoder"]
 Middle = Literal["mean", "median"]
 Precision = Literal["float32", "bfloat16"]
 
 _OF_NCL = ("temperature", "ridge")
+_OF_ARCHETYPES = ("points", "delta")
 _WHOLE = ("n_features", "k", "steps", "batch_size", "dead_after", "seed")
-_NUMBERS = ("lr", "sparsity", "group", "auxiliary", "mask", "bandwidth", "temperature", "ridge")
+_NUMBERS = (
+    *("lr", "sparsity", "group", "align", "auxiliary", "mask", "bandwidth", "temperature"),
+    *("ridge", "delta"),
+)
 _NOT_OF_NCL = (
     *("k", "auxiliary", "sparsity", "target_l0", "bandwidth", "prefixes", "group", "mask"),
-    *("frozen", "middle", "precision"),
+    *("align", "frozen", "middle", "precision", "compile"),
 )
 
 
@@ -51,11 +55,13 @@ class TrainConfig:
             codes ``relu(x W + b)`` of the two sides of a pair, brought to length 1, are matched by
             the symmetric InfoNCE loss among the batch; the decoder is fitted afterwards, by least
             squares. It keeps what the two sides share, and learns few pairs by heart. It has no
-            k, auxiliary, sparsity, target_l0, bandwidth, prefixes, group, mask, frozen, middle or
-            precision. ``gated``, whose gates decide which features are active, with a penalty on
-            them and a loss of their own, and whose size is scaled apart (Rajamanoharan et al.
-            2024, "Improving Dictionary Learning with Gated Sparse Autoencoders"); in use it is a
-            JumpReLU.
+            k, auxiliary, sparsity, target_l0, bandwidth, prefixes, group, mask, align, frozen,
+            middle, precision or compile. ``gated``, whose gates decide which features are active,
+            with a penalty on them and a loss of their own, and whose size is scaled apart
+            (Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse
+            Autoencoders"); in use it is a JumpReLU. ``archetypal``, a TopK whose decoder rows are
+            mixtures of activations and lie within ``delta`` of their convex hull (Fel et al. 2025,
+            "Archetypal SAE"); it has no frozen decoder, and begins with no ``start``.
         sparsity: Coefficient of the penalty of ``relu``, ``jumprelu`` and ``gated``, which are the
             kinds that have one; where ``target_l0`` is given, the one to begin with.
         target_l0: Features active per activation that these kinds should reach: the coefficient is
@@ -67,6 +73,9 @@ class TrainConfig:
         prefixes: Shares of the features that ``matryoshka`` reconstructs with, rising to 1.
         group: Weight of the group-sparse penalty: the sum over features k of
             ``sqrt(image_k^2 + text_k^2)`` of the codes of a pair. Row i of both streams is a pair.
+        align: Weight of Iso-Energy alignment (Dhimoila et al. 2026, arXiv 2602.06218): less by so
+            much times the mean cosine of the codes of the two sides of a pair. The authors take
+            1e-4. Row i of both streams is a pair.
         mask: Share of the features dropped at random before the activation, the same for both
             sides of a pair.
         temperature: Of ``ncl``: what its cosines are divided by. Fixed, not learnt. Higher ones
@@ -81,6 +90,13 @@ class TrainConfig:
             ``median``, which few long ones do not move.
         precision: Of the products of activations and weights: ``bfloat16`` rounds them, while
             weights, losses and the optimiser stay float32.
+        points: Of ``archetypal``: how many centroids of k-means over activations its rows mix.
+            They hang on the activations, not on the seed, which draws where features begin. None
+            for twice as many as features, or as many as there are activations.
+        delta: Of ``archetypal``: how far a row may lie from its mixture, in units of the
+            activations' root mean square norm; 0 for rows in the hull itself.
+        compile: Whether ``torch.compile`` makes the loss and its gradient, to the same figures up
+            to rounding. It needs a compiler: for a CPU, one of C++; for a card, triton.
     """
 
     n_features: int = 512
@@ -106,11 +122,15 @@ class TrainConfig:
     frozen: Frozen | None = None
     middle: Middle = "mean"
     precision: Precision = "float32"
+    align: float = 0.0
+    points: int | None = None
+    delta: float = 0.1
+    compile: bool = False
 
     @property
     def paired(self) -> bool:
         """Whether row i of both streams is one pair."""
-        return self.kind == "ncl" or self.group > 0 or self.mask > 0
+        return self.kind == "ncl" or self.group > 0 or self.mask > 0 or self.align > 0
 
     @property
     def penalised(self) -> bool:
@@ -143,8 +163,8 @@ class TrainConfig:
         self._expect_kind()
         if self.kind != "ncl" and not 1 <= self.k <= self.n_features:
             raise BadArgument(f"k is {self.k}; it must lie between 1 and {self.n_features}")
-        for name, least in {"steps": 1, "lr": 0, "sparsity": 0, "group": 0, "auxiliary": 0}.items():
-            value = getattr(self, name)
+        for name in ("steps", "lr", "sparsity", "group", "align", "auxiliary", "delta"):
+            value, least = getattr(self, name), int(name == "steps")
             if not (math.isfinite(value) and value >= least):
                 raise BadArgument(f"{name} is {value}; it must be at least {least}")
         if not 0 <= self.mask < 1:
@@ -157,7 +177,7 @@ class TrainConfig:
             raise BadArgument(f"prefixes are {shares}; they are shares above 0, the last of them 1")
 
     def _expect_numbers(self) -> None:
-        for name in _WHOLE:
+        for name in (*_WHOLE, *(("points",) if self.points is not None else ())):
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or isinstance(value, bool):
                 raise BadArgument(f"{name} is {value!r}; it must be a whole number")
@@ -171,8 +191,9 @@ class TrainConfig:
 
     def _expect_kind(self) -> None:
         """Refuse what the kind has no use for, and what a contrast cannot do with."""
-        ncl = self.kind == "ncl"
-        strange = _NOT_OF_NCL if ncl else _OF_NCL
+        ncl, archetypal = self.kind == "ncl", self.kind == "archetypal"
+        strange = {*(_NOT_OF_NCL if ncl else _OF_NCL)}
+        strange |= {"frozen"} if archetypal else {*_OF_ARCHETYPES}
         for name, default in ((item.name, item.default) for item in fields(self)):
             value = getattr(self, name)
             if name in strange and value != default:
@@ -181,6 +202,8 @@ class TrainConfig:
                 )
             if name in _OF_NCL and not 0 < value < math.inf:
                 raise BadArgument(f"{name} is {value}; it must be a number above 0")
+        if self.points is not None and self.points < 1:
+            raise BadArgument(f"points is {self.points}; it must be at least 1, or None")
         for name, least in {"n_features": 2, "batch_size": 4}.items() if ncl else ():
             if getattr(self, name) < least:
                 raise BadArgument(

@@ -88,17 +88,20 @@ class Data:
                 x = part.to(device)
                 yield x if self.ready else self._prepared(name, x)
 
+    def spread(self, rows: int, device: torch.device) -> Tensor:
+        """Return up to so many rows of each stream, spread evenly over it, as ``batch`` does."""
+        numbers = {}
+        for name, stream in self.streams.items():
+            count = min(rows, len(stream))
+            numbers[name] = torch.arange(count) * len(stream) // count
+        return self.batch(numbers, device)
+
     def median(self) -> Tensor:
         """Return the geometric median [d] of rows of all streams, by Weiszfeld's steps.
 
         It is of 4,096 rows of each stream, spread evenly over it.
         """
-        parts = []
-        for name, stream in self.streams.items():
-            count = min(_OF_MEDIAN, len(stream))
-            rows = {name: torch.arange(count) * len(stream) // count}
-            parts.append(self.batch(rows, torch.device("cpu")).double())
-        x = torch.cat(parts)
+        x = self.spread(_OF_MEDIAN, torch.device("cpu")).double()
         middle = x.mean(0)
         for _ in range(100):
             weights = 1 / (x - middle).norm(dim=1, keepdim=True).clamp_min(1e-9)
@@ -177,7 +180,7 @@ def _expect(streams: Mapping[str, Activations], config: TrainConfig) -> int:
             f"streams have {sizes}"
         )
     if config.paired and (len(sizes) != 2 or sizes[0] != sizes[1]):
-        what = "ncl needs" if config.kind == "ncl" else "group and mask need"
+        what = "ncl needs" if config.kind == "ncl" else "group, mask and align need"
         raise BadArgument(
             f"{what} both streams with as many rows, row i of both a pair; got "
             f"{ {name: len(data) for name, data in streams.items()} }"

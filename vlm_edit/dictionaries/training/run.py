@@ -72,7 +72,8 @@ def train_dictionary(
             and dead features.
 
     Returns:
-        The dictionary, on the CPU; with decoder rows of norm 1, unless it is of kind ``ncl``.
+        The dictionary, on the CPU. Its decoder's rows have norm 1, unless it is of kind ``ncl``, or
+        ``archetypal``, whose rows lie among the normed and centred activations themselves.
 
     Raises:
         VlmEditError: Activations, a config or a device that cannot be trained with or on, or that

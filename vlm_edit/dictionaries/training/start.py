@@ -71,8 +71,10 @@ def _expect(dictionary: Dictionary, data: Data, config: TrainConfig) -> None:
             f"start is a {type(dictionary).__name__}: give a Dictionary, loaded whole, of both "
             "streams"
         )
-    if config.kind == "ncl":
-        raise BadArgument("start goes with kinds that have a decoder while they train, not ncl")
+    if config.kind in ("ncl", "archetypal"):
+        raise BadArgument(
+            f"start goes with kinds whose decoder rows are trained themselves, not {config.kind}"
+        )
     encoder = dictionary.encoder
     if encoder.activation not in _TRAINED or encoder.soft_cap is not None:
         raise BadArgument(

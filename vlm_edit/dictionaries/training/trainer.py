@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.encoder import Encoder
+from vlm_edit.dictionaries.training.archetypes import Archetypes, begin_archetypes
+from vlm_edit.dictionaries.training.compiling import compiled
 from vlm_edit.dictionaries.training.config import TrainConfig
 from vlm_edit.dictionaries.training.contrast import Contrast, fit_decoder
 from vlm_edit.dictionaries.training.data import Data
@@ -24,7 +26,7 @@ from vlm_edit.dictionaries.training.target import Codes, Target, rescaled, shift
 from vlm_edit.ground.errors import VlmEditError
 
 # Of kinds whose features have no thresholds; the others' is jumprelu.
-_ACTIVATION = {"relu": "relu", "ncl": "relu", "topk": "topk"}
+_ACTIVATION = {"relu": "relu", "ncl": "relu", "topk": "topk", "archetypal": "topk"}
 
 
 class Trainer:
@@ -41,27 +43,36 @@ class Trainer:
         self.data, self.config, self.device = data, config, device
         self.rank, self.processes = world()
         self.generator = torch.Generator().manual_seed(config.seed)
-        width, m = len(data.mean), config.n_features
-        rows = F.normalize(torch.randn(m, width, generator=self.generator), dim=1)
-        median = config.middle == "median"
-        middle = (data.median() if median else data.mean) / data.scale
-        kind = Contrast if config.kind == "ncl" else Objective
-        self.objective = kind(rows.to(device), middle.to(device), config)
+        self.objective = self._begin()
         self.threshold, self.start = torch.tensor(0.0), "" if start is None else start.digest()
         if start is not None:
             self._take_up(Start.of(start, data, config))
         self.engine: torch.nn.Module = self.objective
+        if config.compile:
+            self.engine = compiled(self.objective, device)
         if self.processes > 1:
             ids = [device.index] if device.type == "cuda" else None
             self.engine = DistributedDataParallel(
-                self.objective, device_ids=ids, broadcast_buffers=False
+                self.engine, device_ids=ids, broadcast_buffers=False
             )
         self.optimiser = torch.optim.Adam(
             self.objective.parameters(), lr=config.lr, betas=(0.9, 0.999)
         )
-        self.idle = torch.zeros(m, dtype=torch.long, device=device)
+        self.idle = torch.zeros(config.n_features, dtype=torch.long, device=device)
         self.target = Target(config)
         self.done = 0
+
+    def _begin(self) -> Objective | Contrast:
+        """Return the weights that a run begins with, of its seed."""
+        data, config = self.data, self.config
+        median = config.middle == "median"
+        middle = ((data.median() if median else data.mean) / data.scale).to(self.device)
+        if config.kind == "archetypal":
+            rows = begin_archetypes(data, middle, config, self.generator)
+            return Objective(rows.to(self.device), middle, config)
+        drawn = torch.randn(config.n_features, len(middle), generator=self.generator)
+        kind = Contrast if config.kind == "ncl" else Objective
+        return kind(F.normalize(drawn, dim=1).to(self.device), middle, config)
 
     @torch.no_grad()
     def _take_up(self, start: Start) -> None:
@@ -96,9 +107,11 @@ class Trainer:
             with torch.autocast(
                 self.device.type, torch.bfloat16, self.config.precision == "bfloat16"
             ):
+                # Compiled code takes numbers as they are, and would be made anew for each.
+                given = torch.tensor if self.config.compile else float
                 loss, figures = self.engine(
-                    *(x, mask, dead if count else None, self.target.coefficient * warm),
-                    0.9 * float(self.threshold),
+                    *(x, mask, dead if count else None, given(self.target.coefficient * warm)),
+                    given(0.9 * float(self.threshold)),
                 )
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * schedule(self.done / self.config.steps)
@@ -132,14 +145,16 @@ class Trainer:
             fitted = (self.data, codes.weight, codes.bias, config.ridge, progress)
             decoder, decoder_bias = fit_decoder(*fitted)
         else:
-            decoder, decoder_bias = objective.decoder.detach(), codes.subtract
+            decoder, decoder_bias = objective.rows().detach(), codes.subtract
+            if config.kind == "archetypal":  # in the units of the activations, as rows are points
+                decoder = decoder * self.data.scale
         bias, threshold = self._reached(codes, threshold)
         encoder = Encoder(
             weight=codes.weight.cpu().contiguous(),
             bias=bias.cpu(),
             subtract=None if config.kind == "ncl" else decoder_bias.cpu(),
             activation=_ACTIVATION.get(config.kind, "jumprelu"),
-            k=config.k if config.kind == "topk" else None,
+            k=config.k if _ACTIVATION.get(config.kind) == "topk" else None,
             threshold=None if threshold is None else threshold.cpu(),
             norm=config.norm,
             centers={name: center.cpu() for name, center in self.data.centers.items()},
@@ -167,6 +182,8 @@ class Trainer:
             return Codes(weight, objective.in_use() * scale, torch.zeros_like(weight[:, 0]))
         if self.config.kind == "gated":
             weight = weight * objective.log_gain.detach().exp()
+        if self.config.kind == "archetypal":
+            weight, bias = weight / scale, bias / scale
         return Codes(weight, bias, objective.decoder_bias.detach() * scale)
 
     def _reached(self, codes: Codes, threshold: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -189,6 +206,8 @@ class Trainer:
         """Return everything the next step depends on: tensors and numbers."""
         tensors = {"generator": self.generator.get_state(), "idle": self.idle}
         tensors["threshold"] = self.threshold.reshape(1)
+        if self._points is not None:
+            tensors["points"] = self._points
         for name, weight in self.objective.named_parameters():
             tensors[f"weight.{name}"] = weight
             for key, value in self.optimiser.state[weight].items():
@@ -196,12 +215,20 @@ class Trainer:
         target = self.target
         return tensors, {"done": self.done, "coefficient": target.coefficient, "l0": target.l0}
 
+    @property
+    def _points(self) -> Tensor | None:
+        """Return the points of an archetypal dictionary, which do not learn."""
+        decoder = getattr(self.objective, "decoder", None)
+        return decoder.points if isinstance(decoder, Archetypes) else None
+
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.generator.set_state(tensors["generator"])
         self.idle.copy_(tensors["idle"])
         self.threshold = tensors["threshold"].reshape(()).clone()
+        if self._points is not None:
+            self._points.copy_(tensors["points"])
         for name, weight in self.objective.named_parameters():
             weight.copy_(tensors[f"weight.{name}"])
             self.optimiser.state[weight] = {
