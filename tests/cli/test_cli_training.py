@@ -13,7 +13,8 @@ import torch
 from vlm_edit import Host, load_dictionary, zoo
 from vlm_edit.cli import main
 from vlm_edit.dictionaries import TrainConfig, load_activations, train_dictionary
-from vlm_edit.measuring import collect, loss_recovered
+from vlm_edit.ground.errors import CannotKnow
+from vlm_edit.measuring import Pairs, collect, loss_recovered
 
 TRAIN = ["train", "--features", "32", "--k", "4", "--steps", "20", "--rows", "64"]
 CONFIG = TrainConfig(32, 4, 20, 64, norm="constant_norm_rescale")
@@ -47,6 +48,27 @@ def test_norm_target_and_log_are_passed_on(activations: Path, tmp_path: Path) ->
     assert torch.equal(load_dictionary(tmp_path / "b").decoder, decoder)
 
 
+def test_options_of_kinds_are_passed_on(
+    activations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*TRAIN, "--activations", str(activations), "--out"]
+    given = ["--kind", "archetypal", "--points", "50", "--delta", "0.3", "--align", "0.2"]
+    assert main([*words, str(tmp_path / "a"), *given]) == 0
+    config = replace(CONFIG, kind="archetypal", points=50, delta=0.3, align=0.2)
+    assert torch.equal(load_dictionary(tmp_path / "a").decoder, trained(activations, config))
+    seen = []
+    monkeypatch.setattr(
+        "vlm_edit.dictionaries.training.trainer.compiled",
+        lambda objective, device: seen.append(device.type) or objective,
+    )
+    assert main([*words, str(tmp_path / "b"), "--compile", "--device", "cpu"]) == 0
+    assert seen == ["cpu"]
+    config = replace(CONFIG, middle="median", precision="bfloat16")
+    given = ["--middle", "median", "--precision", "bfloat16"]
+    assert main([*words, str(tmp_path / "c"), *given]) == 0
+    assert torch.equal(load_dictionary(tmp_path / "c").decoder, trained(activations, config))
+
+
 def test_separate_trainings_have_a_log_each(activations: Path, tmp_path: Path) -> None:
     words = [*TRAIN, "--activations", str(activations), "--separate", "--out", str(tmp_path / "a")]
     log = tmp_path / "log"
@@ -66,6 +88,9 @@ def test_separate_trainings_have_a_log_each(activations: Path, tmp_path: Path) -
         ),
         (["--norm", "tall"], "unknown norm 'tall'"),
         (["--lr", "nan"], "lr is nan"),
+        (["--points", "9"], "points is 9, and kind 'batchtopk' has no points"),
+        (["--site", "vision.2", "--align", "0.1"], "--align 0.1 learns from pairs of one activ"),
+        (["--site", "vision.2", "--kind", "ncl", "--k", "16"], "--kind ncl learns from pairs of"),
         (["--log", "no/such/log.csv"], "--log is 'no/such/log.csv', and there is no folder"),
         (["--log", "."], "--log is '.', a folder"),
         (["--log", "/proc/log.csv"], "cannot write the --log to '/proc/log.csv'"),
@@ -94,6 +119,57 @@ def test_a_log_that_is_there_is_not_replaced_unasked(
     assert log.read_text() == "mine" and not (tmp_path / "sae").exists()
     assert main([*words, str(tmp_path / "sae"), "--overwrite"]) == 0
     assert log.read_text().startswith("step,")
+
+
+def test_a_training_tells_the_loss_of_pairs_that_were_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = zoo.load_pairs()
+    few = pairs.select(range(160))
+    rows = [["image", "text"]]
+    for number in range(len(few)):  # two captions of each image, one of which cannot be read
+        image = tmp_path / f"{number // 2}.png"
+        few.images[number - number % 2].save(image)
+        rows.append([image.name, few.texts[number]])
+    (tmp_path / "75.png").write_bytes(b"no image")
+    with (tmp_path / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    words = [*TRAIN, "zoo:emoji-clip", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "sae")]
+    assert main([*words, "--held-out", "0.2", "--loss", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (title,) = [table for table in told["tables"] if "loss" in table["title"]]
+    assert "that it was not trained on" in title["note"]
+    host, found = Host.of(*zoo.load_host()), load_dictionary(tmp_path / "sae")
+    unseen = Pairs.of(str(tmp_path / "pairs.csv")).select(
+        [n for n in range(128, 160) if n not in (150, 151)]
+    )
+    loss = loss_recovered(host, found, "joint", unseen)
+    for name in ("plain", "reconstructed", "mean", "of_mean"):
+        assert told["figures"]["loss"][name] == pytest.approx(getattr(loss, name), rel=1e-4)
+    assert told["figures"]["loss"]["n"] == told["figures"]["fit"]["image"]["n"] == 30
+    assert "loss" not in json.loads(_without_loss(words, tmp_path, capsys))["figures"]
+
+
+def _without_loss(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main([*words, "--held-out", "0.2", "--out", str(tmp_path / "b"), "--json"]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_loss_that_nobody_can_tell_is_refused_before_anything_is_collected(
+    activations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    words = [*TRAIN, "--loss", "--out", str(tmp_path / "sae")]
+    assert main([*words, "--activations", str(activations)]) == 2
+    assert "--loss compares what the model says of its pairs: give MODEL" in capsys.readouterr().err
+
+    def neither(*_: object) -> None:
+        raise CannotKnow("it has neither")
+
+    monkeypatch.setattr("vlm_edit.measuring.recovering._loss", neither)
+    assert main([*words, "zoo:emoji-clip", "zoo:pairs"]) == 2
+    assert "it has neither" in capsys.readouterr().err
+    assert not (tmp_path / "sae").exists()
 
 
 def test_check_tells_the_loss_that_the_library_tells(capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,9 +146,9 @@ class Train(Places, Writes):
     out: Annotated[
         str, option("folder for the dictionary (SAELens v6; of two streams, one in it for each)")
     ]
-    kind: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl", "gated"] = (
-        "batchtopk"
-    )
+    kind: Literal[
+        "relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl", "gated", "archetypal"
+    ] = "batchtopk"
     separate: Annotated[bool, option("one for each stream, matched by pairs", "--separate")] = False
     features: int = 512
     k: Annotated[int, option("active features")] = 16
@@ -186,6 +186,22 @@ class Train(Places, Writes):
         Number,
         option("active features that relu, jumprelu and gated shall reach (--k)", metavar="L0"),
     ] = None
+    points: Annotated[
+        int | None,
+        option(
+            "centroids of activations that archetypal rows mix (twice as many as features)",
+            metavar="N",
+        ),
+    ] = None
+    delta: Annotated[
+        float, option("how far archetypal rows may lie from mixtures, in lengths of activations")
+    ] = 0.1
+    align: Annotated[
+        float, option("weight of Iso-Energy alignment, of the codes of a pair's two sides")
+    ] = 0.0
+    compile: Annotated[bool, option("compile steps, where there is a compiler", "--compile")] = (
+        False
+    )
     log: Annotated[Text, option("CSV file for the figures of every 100th step", metavar="FILE")] = (
         None
     )
@@ -194,6 +210,10 @@ class Train(Places, Writes):
         option("service for these figures; tensorboard's files lie in OUT-tensorboard"),
     ] = None
     held_out: Annotated[float, option("share of pairs to check it on")] = 0.1
+    loss: Annotated[
+        bool,
+        option("compare the model's own loss on these with the reconstruction in place", "--loss"),
+    ] = False
     most: Kept = None
     every: Every = 60.0
 

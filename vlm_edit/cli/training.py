@@ -24,7 +24,7 @@ from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.files import expect_place
 from vlm_edit.ground.notebook import several
 from vlm_edit.host import Host, other_family
-from vlm_edit.measuring import LossRecovered, collect, loss_recovered
+from vlm_edit.measuring import LossRecovered, Pairs, collect, expect_loss, loss_recovered
 from vlm_edit.report import Table
 
 # A dictionary of one folder, or of one for each stream.
@@ -115,6 +115,11 @@ def _prepare(options: Train) -> dict[str, str]:
         options.overwrite,
         "name another folder with --out",
     )
+    if options.loss and not (options.model and options.pairs):
+        raise BadArgument(
+            "--loss compares what the model says of its pairs: give MODEL and PAIRS, with "
+            "--activations as without"
+        )
     for file in _logs(options):
         expect_place(file, "--log")
     expect_free(
@@ -152,12 +157,14 @@ def _collected(options: Train, begun: Begun) -> str:
         raise BadArgument(
             "train takes MODEL and PAIRS, or --activations FOLDER with what vlm-edit collect wrote"
         )
-    pairs = load_pairs(options.pairs, options.columns(), alone=True)
+    pairs = _pairs(options)
     _expect_both(len(pairs), options.held_out)
     _config(options, options.site).expect()
     host = load_host(options.model, options, pairs.only == "text")
     site = host.site(options.site)
     _expect_paired(_config(options, site.name), site.name)
+    if options.loss:
+        expect_loss(host, site.name, pairs)
     begun.begin()
     collect(
         *(host, pairs, site.name),
@@ -179,13 +186,30 @@ def _save(
     """Save a dictionary, and print how well it fits."""
     out, origin = Path(options.out), store.index.origin
     dictionaries.save_saelens(dictionary, out)
-    Begun(options).finish()
+    numbers = store.held_out(options.held_out) if options.loss else []
+    Begun(options).finish()  # and the activations with it
     held_out = {stream: _some(rows) for stream, rows in split.held_out.items()}
     unseen = several(split.pairs, origin["pairs"].get("only") or "pair")
     _tell(dictionary, held_out, True, f"{unseen} that it was not trained on")
+    if options.loss:
+        _tell_loss(
+            _loss(options, dictionary, store.index.site, numbers),
+            f"{unseen} that it was not trained on",
+        )
     telling.left_out(store.index.left_out, store.index.truncated)
     print()
     telling.wrote("dictionary", out)
+
+
+def _loss(options: Train, dictionary: Loaded, site: str, numbers: list[int]) -> LossRecovered:
+    """Compare the loss of the model, which was not held while the dictionary was trained."""
+    pairs = _pairs(options).select(numbers)
+    host = load_host(options.model, options, pairs.only == "text")
+    return loss_recovered(host, dictionary, site, pairs)
+
+
+def _pairs(options: Train) -> Pairs:
+    return load_pairs(options.pairs, options.columns(), alone=True)
 
 
 def _some(rows: dictionaries.MappedRows) -> Tensor:
@@ -210,8 +234,9 @@ def _expect_paired(config: dictionaries.TrainConfig, site: str) -> None:
     """Refuse a site without pairs of one activation each, where a kind learns from these."""
     config.expect()
     if config.paired and site != "joint":
+        which = f"--align {config.align}" if config.align else f"--kind {config.kind}"
         raise BadArgument(
-            f"--kind {config.kind} learns from pairs of one activation each, and at site "
+            f"{which} learns from pairs of one activation each, and at site "
             f"{site!r} a pair has several or one stream alone: take --site joint"
         )
 
@@ -229,6 +254,10 @@ def _config(options: Train, site: str) -> dictionaries.TrainConfig:
         clip=options.clip,
         middle=options.middle,
         precision=options.precision,
+        points=options.points,
+        delta=options.delta,
+        align=options.align,
+        compile=options.compile,
         target_l0=options.k if penalised and options.target_l0 is None else options.target_l0,
         norm=options.norm or ("constant_norm_rescale" if site == "joint" else "none"),
     )
@@ -264,11 +293,12 @@ def check(options: Check) -> int:
     return 1 if warned else 0
 
 
-def _tell_loss(loss: LossRecovered) -> None:
-    """Print what a reconstruction costs the host."""
+def _tell_loss(loss: LossRecovered, of: str = "") -> None:
+    """Print what a reconstruction costs the host, and of which pairs if that is not plain."""
     ways = ("plain", "reconstructed", "zero", "mean")
     rows = [(way, f"{getattr(loss, way):.4f}") for way in ways]
     note = f"Of zeros' loss {loss.of_zero:.1%} is recovered, of means' {loss.of_mean:.1%}."
+    note += f" Of {of}." if of else ""
     telling.table(Table(f"{loss.kind} loss of {loss.n}", ("at the site", "loss"), rows, note))
     shares = {"of_zero": loss.of_zero, "of_mean": loss.of_mean}
     telling.figures("loss", {**asdict(loss), **shares})

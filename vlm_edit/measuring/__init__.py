@@ -41,6 +41,7 @@ from vlm_edit.measuring.reader import STREAMS as STREAMS
 from vlm_edit.measuring.reader import Batch as Batch
 from vlm_edit.measuring.reader import Reader as Reader
 from vlm_edit.measuring.recovering import LossRecovered as LossRecovered
+from vlm_edit.measuring.recovering import expect_loss as expect_loss
 from vlm_edit.measuring.recovering import loss_recovered
 from vlm_edit.measuring.repeats import RepeatedPairs as RepeatedPairs
 from vlm_edit.measuring.repeats import Repeats as Repeats

@@ -84,14 +84,13 @@ def loss_recovered(
         True
     """
     host, pairs = Host.of(host), Pairs.of(pairs)
-    host.expect_eval("its losses would be drawn")
     place = host.site(site)
     expect_one(place)
     read = host.site(dictionary.read_at(site))
     host.expect_width(read, dictionary.width)
     dictionary = dictionary.to(host.device)
     beside = Beside([read], site) if read.name != site else None
-    reader = Reader(host, dictionary, site, batch_size, False, verb="compare")
+    reader = _reader(host, dictionary, site, batch_size)
     means, sums = _Means(), {name: _Sum() for name in ("plain", "reconstructed", "zero", "mean")}
     for forward in reader.forwards(pairs):
         _run(host, place, means, host.receive(forward.inputs), sums["plain"], None)
@@ -106,6 +105,37 @@ def loss_recovered(
             _run(host, place, way, inputs, sums[name], beside)
     values = {name: each.value / each.n for name, each in sums.items()}
     return LossRecovered(sums["plain"].kind, n=sums["plain"].n, **values)
+
+
+@torch.no_grad()
+def expect_loss(host: Host, site: str, pairs: Any) -> None:
+    """Refuse a host that ``loss_recovered`` cannot compare, by what it says of one pair.
+
+    Args:
+        host: As for ``loss_recovered``.
+        site: Likewise.
+        pairs: Likewise; the first that can be read is.
+
+    Raises:
+        CannotKnow: As ``loss_recovered``.
+        VlmEditError: No pair that can be read, or an unknown site.
+
+    Example:
+        >>> from vlm_edit import Host, zoo
+        >>> from vlm_edit.measuring import expect_loss
+        >>> expect_loss(Host.of(*zoo.load_host()), "joint", zoo.load_pairs())
+    """
+    host, pairs = Host.of(host), Pairs.of(pairs)
+    place = host.site(site)
+    expect_one(place)
+    reader = _reader(host, Dictionary.identity(place.width), site, 1)
+    forward = next(iter(reader.forwards(pairs)))
+    _run(host, place, _Means(), host.receive(forward.inputs), _Sum(), None)
+
+
+def _reader(host: Host, dictionary: AnyDictionary, site: str, batch_size: int) -> Reader:
+    host.expect_eval("its losses would be drawn")
+    return Reader(host, dictionary, site, batch_size, False, verb="compare")
 
 
 class _Means:

@@ -111,6 +111,25 @@ class StoredActivations(Mapping[str, MappedRows]):
         Raises:
             BadArgument: A side would have no rows.
         """
+        sides, held = self._sides(held_out)
+        return Split(*sides, int(held.sum()))
+
+    def held_out(self, share: float) -> list[int]:
+        """Return the numbers of the pairs whose rows ``split`` holds out.
+
+        Args:
+            share: As for ``split``.
+
+        Raises:
+            BadArgument: As ``split``.
+        """
+        numbers: list[int] = self._sides(share)[1].nonzero()[:, 0].tolist()
+        return numbers
+
+    def _sides(
+        self, held_out: float
+    ) -> tuple[tuple[dict[str, MappedRows], dict[str, MappedRows]], Tensor]:
+        """Return the rows of both sides, and which pairs are held out, bool [pairs]."""
         images = self._images()
         kept = round(len(images) * (1 - held_out))
         sides: tuple[dict[str, MappedRows], dict[str, MappedRows]] = ({}, {})
@@ -127,7 +146,7 @@ class StoredActivations(Mapping[str, MappedRows]):
                 f"held_out {held_out} of {len(images)} pairs leaves {kept} to train on: both parts "
                 "need at least one activation, of pairs whose image is not in the other"
             )
-        return Split(*sides, int(held.sum()))
+        return sides, held
 
     def _of(self, number: int) -> int | slice:
         """Return the pair, or the pairs, that a row may be of."""
