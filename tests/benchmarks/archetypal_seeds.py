@@ -8,7 +8,8 @@ Explained variance is of 20,000 others. Stability is the mean cosine of the feat
 matched one to one so that it is largest, over all pairs of seeds (as Fel et al. 2025 measure it);
 recovery the mean over known directions of the largest cosine with a feature. A seed draws where
 features begin and the batches; points of archetypal ones are the same for all seeds, as they are
-in use. The row "topk, one beginning" is of TopK whose seeds begin with the same weights.
+in use. The row "topk, one beginning" is of TopK whose seeds begin with the same weights; with 256
+points the features of all seeds begin at the same points too, in another order.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from vlm_edit.report import Table
 WAYS: dict[str, dict[str, Any]] = {
     "topk": {"kind": "topk"},
     "topk, one beginning": {"kind": "topk"},
-    **{
-        f"archetypal, delta {d:g}": {"kind": "archetypal", "delta": d} for d in (0.0, 0.1, 0.5, 1.0)
-    },
+    "archetypal, delta 0": {"kind": "archetypal", "delta": 0.0},
+    "archetypal, delta 0.1": {"kind": "archetypal", "delta": 0.1},
+    "archetypal, delta 0.5": {"kind": "archetypal", "delta": 0.5},
+    "archetypal, delta 1": {"kind": "archetypal", "delta": 1.0},
+    "archetypal, delta 0.1, 256 points": {"kind": "archetypal", "delta": 0.1, "points": 256},
 }
 
 

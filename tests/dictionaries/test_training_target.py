@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
 from vlm_edit.dictionaries.training.data import Data
-from vlm_edit.dictionaries.training.target import Codes, rescaled, shifted
+from vlm_edit.dictionaries.training.target import Codes, Target, rescaled, shifted
 from vlm_edit.ground.errors import VlmEditWarning
 
 
@@ -69,6 +69,20 @@ def test_one_number_for_all_features_gives_the_wanted_number(wanted: float) -> N
     torch.testing.assert_close(bias - codes.bias, (bias - codes.bias)[:1].expand(12))
     assert told == pytest.approx(wanted, abs=0.02)
     assert l0(bias, torch.zeros(12)) == pytest.approx(told, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reached", "told"),
+    [(20.0, 20.9, False), (20.0, 21.1, True), (0.5, 0.54, True), (0.5, 0.46, True), (None, 9.0, 0)],
+)
+def test_a_target_is_missed_by_its_twentieth(
+    wanted: float | None, reached: float, told: bool
+) -> None:
+    target = Target(TrainConfig(kind="jumprelu", target_l0=wanted))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        target.warn(reached)
+    assert bool(caught) == told
 
 
 def test_a_target_that_cannot_be_reached_is_told() -> None:

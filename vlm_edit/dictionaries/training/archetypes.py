@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries.training.config import TrainConfig
 from vlm_edit.dictionaries.training.data import Data
+from vlm_edit.dictionaries.training.distributed import of_first
 from vlm_edit.ground.errors import BadArgument
 
 # Activations for each point that k-means looks at, its steps, and distances held at once.
@@ -80,7 +81,8 @@ def begin_archetypes(
     if wanted > count:
         raise BadArgument(f"points is {wanted}, and there are {count} activations: take fewer")
     x = data.spread(-(-_FOR_EACH * wanted // len(data.streams)), middle.device)
-    points = centroids(x - middle, min(wanted, len(x)))
+    # Another machine's k-means may end a rounding away, and buffers are not shared at the start.
+    points = of_first(centroids(x - middle, min(wanted, len(x))))
     m, drawn = config.n_features, torch.randperm(len(points), generator=generator)
     return Archetypes(points, drawn.repeat(-(-m // len(drawn)))[:m], config.delta)
 

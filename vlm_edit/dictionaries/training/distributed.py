@@ -43,6 +43,14 @@ def gathered(value: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def of_first(value: Tensor) -> Tensor:
+    """Return the first process' tensor, of one shape in all, in all of them."""
+    if world()[1] > 1:
+        value = value.contiguous()
+        dist.broadcast(value, 0)
+    return value
+
+
 def expect_alike(streams: Mapping[str, Activations], config: str, device: torch.device) -> None:
     """Refuse to train where a process has other activations, or another config, than the first.
 
