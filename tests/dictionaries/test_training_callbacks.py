@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -94,6 +95,32 @@ def test_a_service_is_told_each_step_once_and_that_the_run_has_ended(
     calls = sys.modules.pop(service).calls
     assert calls[0] == ("init", "vlm-edit", "sae", {"k": 2}) and calls[-1] == ("finish",)
     assert calls[1:-1] == [("log", step, figures) for step, figures in told.lines]
+
+
+def test_tensorboard_s_writer_is_told_each_figure_and_closed_whatever_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    class Writer:  # the parts of torch's that are used
+        def __init__(self, folder: str) -> None:
+            calls.append(("begun", folder))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            calls.append((name, value, step))
+
+        def close(self) -> None:
+            calls.append(("closed",))
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    folder = tmp_path / "some" / "curves"
+    with pytest.raises(KeyError), reporter("tensorboard", folder) as callback:
+        callback(7, {"l0": 2.5, "dead": 3.0})
+        raise KeyError
+    told = [("train/l0", 2.5, 7), ("train/dead", 3.0, 7)]
+    assert calls == [("begun", str(folder)), *told, ("closed",)] and folder.is_dir()
 
 
 def test_the_files_of_tensorboard_hold_the_figures(tmp_path: Path) -> None:

@@ -71,6 +71,30 @@ def test_one_number_for_all_features_gives_the_wanted_number(wanted: float) -> N
     assert l0(bias, torch.zeros(12)) == pytest.approx(told, abs=0.02)
 
 
+def test_a_bias_is_found_with_which_nearly_all_features_are_active() -> None:
+    config = TrainConfig(n_features=12, k=2)
+    data = Data.of({"image": planted(300, 1)}, config)
+    weight = torch.randn(32, 12, generator=torch.Generator().manual_seed(5))
+    codes = Codes(weight, torch.full((12,), -9.0), torch.zeros(32))
+    bias, told = shifted(data, codes, 11.9)
+    assert told == pytest.approx(11.9, abs=0.05)
+    x = planted(300, 1)
+    active = ((x - x.mean(0)) @ weight + bias > 0).double().sum(1).mean()
+    assert float(active) == pytest.approx(11.9, abs=0.05)
+
+
+def test_thresholds_are_set_on_rows_of_all_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlm_edit.dictionaries.training.target._ROWS", 100)
+    config = TrainConfig(n_features=12, k=2, center=False)
+    x = planted(1000, 1)
+    x = x[x.norm(dim=1).argsort()]  # the first are short
+    weight = torch.randn(32, 12, generator=torch.Generator().manual_seed(5))
+    codes = Codes(weight, torch.zeros(12), torch.zeros(32))
+    bias, _ = shifted(Data.of({"image": x}, config), codes, 3.0)
+    active = (x @ weight + bias > 0).double().sum(1).mean()
+    assert float(active) == pytest.approx(3.0, abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("wanted", "reached", "told"),
     [(20.0, 20.9, False), (20.0, 21.1, True), (0.5, 0.54, True), (0.5, 0.46, True), (None, 9.0, 0)],
