@@ -6,12 +6,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from vlm_edit import Host, load_dictionary, zoo
-from vlm_edit.cli import main
+from vlm_edit.cli import main, training
+from vlm_edit.cli.arguments import Train
 from vlm_edit.dictionaries import TrainConfig, load_activations, train_dictionary
 from vlm_edit.ground.errors import CannotKnow
 from vlm_edit.measuring import Pairs, collect, loss_recovered
@@ -67,6 +70,57 @@ def test_options_of_kinds_are_passed_on(
     given = ["--middle", "median", "--precision", "bfloat16"]
     assert main([*words, str(tmp_path / "c"), *given]) == 0
     assert torch.equal(load_dictionary(tmp_path / "c").decoder, trained(activations, config))
+
+
+def test_a_service_is_told_what_the_log_is_and_by_the_first_process_alone(
+    activations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[Any, ...]] = []
+    board, wandb = ModuleType("torch.utils.tensorboard"), ModuleType("wandb")
+
+    class Writer:  # the parts of torch's that are used
+        def __init__(self, folder: str) -> None:
+            told.append(("begun", folder))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            told.append((name, value, step))
+
+        def close(self) -> None:
+            told.append(("closed",))
+
+    board.SummaryWriter = Writer  # type: ignore[attr-defined]
+    run = SimpleNamespace(log=lambda figures, step: told.append((figures["l0"], step)))
+    wandb.init = lambda **given: told.append(tuple(given.values())) or run  # type: ignore[attr-defined]
+    wandb.finish = lambda: told.append(("closed",))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, board.__name__, board)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    words = [*TRAIN, "--activations", str(activations), "--log", str(tmp_path / "log")]
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--out", "a", "--report-to", "tensorboard"]) == 0
+    (line,) = csv.DictReader((tmp_path / "log").read_text().splitlines())
+    names = ("explained", "l0", "dead", "coefficient")
+    figures = [(f"train/{name}", float(line[name]), 20) for name in names]
+    assert told == [("begun", str(tmp_path / "a-tensorboard")), *figures, ("closed",)]
+    told.clear()
+    assert main([*words, "--out", "b", "--report-to", "wandb", "--overwrite"]) == 0
+    project, name, settings = told[0]
+    assert (project, name, settings["n_features"]) == ("vlm-edit", "b", 32)
+    assert told[1:] == [(float(line["l0"]), 20), ("closed",)]
+    told.clear()
+    options = Train(out="c", report_to="wandb")
+    with training._reported(options, CONFIG, 1) as callbacks:
+        assert callbacks == []
+    assert told == []
+
+
+def test_very_many_held_out_rows_are_checked_on_some_that_are_spread_over_all(
+    activations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = load_activations(activations)["image"]
+    assert torch.equal(training._some(rows), rows[:])
+    monkeypatch.setattr(training, "_CHECKED", 7 * rows.width + 1)
+    some = torch.arange(7) * len(rows) // 7
+    assert torch.equal(training._some(rows), rows[some]) and int(some[-1]) > len(rows) / 2
 
 
 def test_separate_trainings_have_a_log_each(activations: Path, tmp_path: Path) -> None:
