@@ -20,7 +20,7 @@ from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.trainer import Trainer
 from vlm_edit.report import Table
 
-KINDS = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka", "archetypal")
+KINDS = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka")
 ROUNDS, STEPS = 7, 10
 
 

@@ -123,7 +123,9 @@ def test_very_many_held_out_rows_are_checked_on_some_that_are_spread_over_all(
     assert torch.equal(training._some(rows), rows[some]) and int(some[-1]) > len(rows) / 2
 
 
-def test_separate_trainings_have_a_log_each(activations: Path, tmp_path: Path) -> None:
+def test_separate_trainings_have_a_log_each(
+    activations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [*TRAIN, "--activations", str(activations), "--separate", "--out", str(tmp_path / "a")]
     log = tmp_path / "log"
     assert main([*words, "--log", str(log)]) == 0
@@ -131,6 +133,12 @@ def test_separate_trainings_have_a_log_each(activations: Path, tmp_path: Path) -
         with (tmp_path / f"log.{stream}").open() as file:
             assert [line["step"] for line in csv.DictReader(file)] == ["20"]
     assert not log.exists()
+    words[-1] = str(tmp_path / "b")
+    assert main([*words, "--log", str(log)]) == 2  # theirs are there
+    assert f"{log}.image is there already" in capsys.readouterr().err
+    words = [*TRAIN, "--activations", str(activations), "--out", str(tmp_path / "b")]
+    assert main([*words, "--start", str(tmp_path / "a")]) == 2
+    assert "holds one for each stream: name one of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

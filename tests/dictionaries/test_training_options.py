@@ -184,6 +184,12 @@ def test_a_dictionary_that_does_not_fit_the_run_is_no_start() -> None:
     squared = replace(start, encoder=replace(start.encoder, activation="identity", threshold=None))
     with pytest.raises(VlmEditError, match="start has activation .identity., or a soft cap"):
         train_dictionary({"image": rows()}, CONFIG, start=squared)
+    capped = replace(start, encoder=replace(start.encoder, soft_cap=5.0))
+    with pytest.raises(VlmEditError, match="or a soft cap, and runs train none like it"):
+        train_dictionary({"image": rows()}, CONFIG, start=capped)
+    silent = replace(start, decoder=start.decoder * (torch.arange(24) > 0)[:, None])
+    with pytest.raises(VlmEditError, match="start has decoder rows of zeros"):
+        train_dictionary({"image": rows()}, CONFIG, start=silent)
     with pytest.raises(VlmEditError, match="start has width 8, and this run 3"):
         train_dictionary({"image": rows(50, 3)}, CONFIG, start=start)
     with pytest.raises(VlmEditError, match="start is a PairedDictionary: give a Dictionary"):

@@ -17,7 +17,7 @@ _PREFIX = "training."
 _COMMAND, _STATE = f"{_PREFIX}json", f"{_PREFIX}checkpoint"
 _ACTIVATIONS = f"{_PREFIX}activations"
 # What another run of the same training may say otherwise.
-_FREE = ("out", "overwrite", "every", "json", "quiet", "tables")
+_FREE = ("out", "overwrite", "every", "json", "quiet", "tables", "loss")
 
 
 class Begun:
