@@ -162,7 +162,7 @@ def test_points_are_means_of_what_is_nearest_to_each() -> None:
     for number in range(40):
         members = x[nearest == number]
         torch.testing.assert_close(many[number], members.mean(0), rtol=1e-4, atol=1e-4)
-    alone = torch.tensor([[0.0], [0.0], [5.0]])  # of two equal beginnings one has no member
+    alone = torch.tensor([[2.0], [2.0], [5.0]])  # of two equal beginnings one has no member
     assert torch.equal(centroids(alone, 3), alone)
 
 

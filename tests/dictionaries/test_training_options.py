@@ -145,7 +145,12 @@ def test_a_run_that_begins_with_a_dictionary_is_that_dictionary(kind: str) -> No
     told = replace(config, steps=1, lr=0.0)
     same = train_dictionary({"image": rows()}, told, start=start, progress=False)
     torch.testing.assert_close(same.decoder, first.decoder, rtol=1e-4, atol=1e-5)
-    if kind in ("batchtopk", "matryoshka"):  # whose threshold is that of the batch, after a step
+    if kind in ("batchtopk", "matryoshka"):
+        begun = Trainer(Data.of({"image": rows()}, config), config, CPU, start)
+        assert start.encoder.threshold is not None
+        mean = (start.encoder.threshold * sizes).mean() / begun.data.scale
+        torch.testing.assert_close(begun.threshold, mean)  # where the first cut is looked for
+        # In use it is that of the batch, after a step.
         same = replace(same, encoder=replace(same.encoder, threshold=encoder.threshold))
     torch.testing.assert_close(
         same.encode(rows(), "image"), first.encode(rows(), "image"), rtol=1e-3, atol=1e-4
