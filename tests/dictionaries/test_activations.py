@@ -10,7 +10,10 @@ from vlm_edit import Ablate, Dictionary, Patch, record
 from vlm_edit.dictionaries import Encoder
 
 D, M, K = 24, 40, 20
-ACTIVATIONS = ("relu", "jumprelu", "topk", "topk_signed", "topk_abs", "groupmax", "identity")
+ACTIVATIONS = (
+    *("relu", "jumprelu", "topk", "topk_signed", "topk_abs", "topk_distance", "groupmax"),
+    "identity",
+)
 FEW = [31, 4, 17]
 
 
@@ -40,7 +43,7 @@ def code_by_hand(dictionary, x):
     row = (x.double() - encoder.subtract.double()) @ encoder.weight.double()
     h = (row + encoder.bias.double()).tolist()
     kind, kept = encoder.activation, set(range(M))
-    if kind in ("topk", "topk_signed"):
+    if kind in ("topk", "topk_signed", "topk_distance"):
         kept = set(sorted(kept, key=lambda i: -h[i])[:K])
     if kind == "topk_abs":
         kept = set(sorted(kept, key=lambda i: -abs(h[i]))[:K])
@@ -49,7 +52,9 @@ def code_by_hand(dictionary, x):
         kept = {max(range(i, i + size), key=h.__getitem__) for i in range(0, M, size)}
     if kind == "jumprelu":
         kept = {i for i in kept if h[i] > float(encoder.threshold[i])}
-    signed = kind in ("topk_signed", "topk_abs", "identity")
+    if kind == "topk_distance":
+        h = [2 - math.sqrt(max(2 - 2 * value, 0)) for value in h]
+    signed = kind in ("topk_signed", "topk_abs", "topk_distance", "identity")
     code = [value if i in kept and (signed or value > 0) else 0.0 for i, value in enumerate(h)]
     cap = encoder.soft_cap
     return code if cap is None else [cap * math.tanh(value / cap) for value in code]
@@ -81,7 +86,8 @@ def test_codes_are_those_of_the_formula(door, activation, cap):
     dictionary, x = made(activation, cap), random(3, 5, D, seed=6)
     expected = codes_by_hand(dictionary, x)
     assert (expected != 0).any(-1).all()
-    assert bool((expected < 0).any()) == (activation in ("topk_signed", "topk_abs", "identity"))
+    below = activation in ("topk_signed", "topk_abs", "identity")
+    assert bool((expected < 0).any()) == below
     torch.testing.assert_close(DOORS[door](dictionary, x), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -295,6 +295,41 @@ class TopKAbs(_Strongest):
 
 
 @register_activation
+class TopKDistance(_Strongest):
+    """The code 2 - sqrt(2 - 2 h) of the k largest h: 2 minus the distance of two unit vectors.
+
+    What equals the largest that goes, goes too: of a vector of zeros all are equal, and none stays.
+    """
+
+    name = "topk_distance"
+
+    def expect(self, m: int) -> None:
+        """Refuse a k that leaves nothing out, as ``Activation.expect`` does."""
+        if self.count >= m:
+            raise BadArgument(f"k is {self.count}; {self.name} of {m} features needs a smaller one")
+
+    def strongest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return those that stay, and of what goes the largest, whose code is 0."""
+        values, indices = top_k(hidden, self.count + 1)
+        return self._above(values, values), indices
+
+    def some(self, hidden: Tensor, columns: Tensor) -> Tensor:
+        """Return codes, as ``Activation.some`` does."""
+        return self._above(hidden[:, columns], top_k(hidden, self.count + 1)[0])
+
+    def narrow(self, hidden: Tensor) -> Tensor:
+        """Return the k largest and the next, as ``Activation.narrow`` does."""
+        return top_k(hidden, min(self.count + 1, hidden.shape[1]))[1]
+
+    @staticmethod
+    def _above(values: Tensor, largest: Tensor) -> Tensor:
+        """Return the codes of values above the least of the k + 1 largest."""
+        # A gradient at a distance of 0 would be infinite; float32 cannot tell it from this one.
+        distances = (2 - 2 * values).clamp_min(1e-14).sqrt()
+        return torch.where(values > largest.amin(-1, keepdim=True), 2 - distances, 0.0)
+
+
+@register_activation
 class GroupMax(_Strongest):
     """The relu of the largest of each of k groups of neighbours."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries.encoder import Encoder
-from vlm_edit.dictionaries.norms import norm_names
+from vlm_edit.dictionaries.norms import norm_names, norm_of
 from vlm_edit.ground.errors import BadArgument, WrongHost
 from vlm_edit.ground.modality import Mixed, Modality, part_of
 
@@ -167,7 +167,7 @@ def _try(dictionary: Dictionary, trial: _Trial) -> _Found:
     squares, shift = 0.0, None
     for part in trial.batch.split(max(1, _CODES // m)):
         z = (part.x - trial.mean) / trial.scale
-        normed, _ = trial.encoder.normalise(z)
+        normed = trial.encoder.normaliser.target(z)
         if trial.encoder.centers:
             normed = normed - trial.encoder.center(part.stream)
         codes = candidate.encode(z, part.stream)
@@ -271,7 +271,7 @@ def _trials(dictionary: Dictionary, batch: _Batch) -> Iterator[_Trial]:
         what = "nothing subtracted before the encoder"
         yield _Trial(what, wrongly, replace(encoder, subtract=None), batch)
     for norm in norm_names():
-        if norm != encoder.norm:
+        if norm != encoder.norm and not (encoder.centers and norm_of(norm).reads):
             cause = f"the dictionary was probably trained with norm {norm!r}"
             yield _Trial(f"norm {norm!r}", cause, replace(encoder, norm=norm), batch)
     if dictionary.width == dictionary.n_features:
@@ -299,6 +299,8 @@ def _shifts(encoder: Encoder, batch: _Batch) -> Iterator[_Trial]:
                 yield _Trial(f"stream={name!r}", cause, encoder, replace(batch, stream=name))
         cause = "the dictionary was probably trained without"
         yield _Trial("no center subtracted", cause, replace(encoder, centers={}), batch)
+    if encoder.normaliser.reads:
+        return
     normed, _ = encoder.normalise(batch.x)
     means = batch.means(normed)
     named = batch if batch.stream else replace(batch, stream=next(iter(means)))

@@ -206,7 +206,7 @@ class Dictionary:
         return self.encoder.weight.shape[1]
 
     def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:  # noqa: ARG002
-        """Return activations after the norm, before centring.
+        """Return activations as the decoder writes them: after the norm, before centring.
 
         Args:
             x: [..., d], any float dtype.
@@ -215,7 +215,7 @@ class Dictionary:
         Returns:
             [..., d] float32.
         """
-        return self.encoder.normalise(x.float())[0]
+        return self.encoder.normaliser.target(x.float())
 
     def digest(self) -> str:
         """Return 32 hexadecimal digits that another's weights do not have."""
@@ -404,7 +404,7 @@ class Dictionary:
         Returns:
             1 minus the squared error over the variance about the mean; at most 1.
         """
-        normed, _ = self.encoder.normalise(x.float())
+        normed = self.normalise(x)
         if self.encoder.centers:
             normed = normed - self.encoder.center(stream)
         error = (normed - self.decode(self.encode(x, stream))).square().sum()

@@ -36,12 +36,14 @@ class Encoder:
         activation: The name of an ``Activation``: ``relu``; ``jumprelu``, that is h where
             h > threshold and h > 0; ``topk``, that is relu of the k largest; ``topk_signed``, the
             k largest with those below zero; ``topk_abs``, the k of largest absolute value;
+            ``topk_distance``, 2 - sqrt(2 - 2 h) of the k largest;
             ``groupmax``, relu of the largest of each of k groups of neighbours; ``identity``.
         threshold: [m], for ``jumprelu`` (a BatchTopK or gated dictionary in use is one of these).
-        k: For ``topk``, ``topk_signed``, ``topk_abs`` and ``groupmax``.
+        k: For ``topk``, ``topk_signed``, ``topk_abs``, ``topk_distance`` and ``groupmax``.
         subtract: [d] subtracted before the product, usually the decoder's bias; None for none.
         norm: The name of a ``Norm``: ``layer_norm`` is (x - mean) / (unbiased std + 1e-5);
-            ``constant_norm_rescale`` is x * sqrt(d) / |x|.
+            ``constant_norm_rescale`` is x * sqrt(d) / |x|; ``unit_read`` is x / |x|, and what is
+            decoded is x as it was.
         centers: [d] per stream, subtracted after the norm. Empty for none.
         soft_cap: c of ``c * tanh(code / c)``, which ends the activation; None for none.
         activator: The activation of that name, with its options.
@@ -74,6 +76,8 @@ class Encoder:
         if self.subtract is not None:
             expect("subtract", self.subtract, (d,))
         object.__setattr__(self, "normaliser", norm_of(self.norm))
+        if self.centers and self.normaliser.reads:
+            raise BadArgument(f"norm {self.norm!r} has no centers: nothing else is written normed")
         activator = activation_of(self.activation, m, self.k, self.threshold)
         object.__setattr__(self, "activator", activator)
         if self.threshold is not None:

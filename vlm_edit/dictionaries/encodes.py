@@ -37,7 +37,7 @@ class Encodes(Protocol):
         """Return the same of [n, d], kept sparse."""
 
     def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:
-        """Return activations [..., d] after the norm."""
+        """Return activations [..., d] as the decoder writes them, after the norm."""
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same on another device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, TypeVar
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from vlm_edit.ground.registry import Registry
 
@@ -33,10 +34,17 @@ class Norm:
     name: ClassVar[str] = ""
     # Whether it leaves activations as they are.
     plain: ClassVar[bool] = False
+    # Whether the encoder alone reads normed activations, and the decoder writes them as they are.
+    # There is no scale then, and ``restore`` gives back what it is given.
+    reads: ClassVar[bool] = False
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return normed activations [..., d], and the scale [..., 1] divided out, if any."""
         raise NotImplementedError
+
+    def target(self, x: Tensor) -> Tensor:
+        """Return activations [..., d] as the decoder writes them: normed, unless it only reads."""
+        return x if self.reads else self(x)[0]
 
     def restore(self, normed: Tensor, x: Tensor) -> Tensor:
         """Return normed activations [..., d] in the space of x, from which they were made."""
@@ -128,3 +136,15 @@ class RmsNormOfInput(Norm):
     def __call__(self, x: Tensor) -> tuple[Tensor, None]:
         """Return normed activations and no scale, as ``Norm.__call__``."""
         return x * (x.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt(), None
+
+
+@register_norm
+class UnitRead(Norm):
+    """The norm x / |x| of what is read; what is written is as long as x."""
+
+    name = "unit_read"
+    reads = True
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, None]:
+        """Return activations of length 1 and no scale, as ``Norm.__call__``."""
+        return F.normalize(x, dim=-1), None

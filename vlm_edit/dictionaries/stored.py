@@ -15,6 +15,7 @@ from vlm_edit.dictionaries.check import Check
 from vlm_edit.dictionaries.dictionary import Dictionary, Slice, expect_features, expect_site
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.encodes import digest, facts, summary, words
+from vlm_edit.dictionaries.norms import norm_of
 from vlm_edit.dictionaries.streaming import Contest, decode_parts, encode_parts
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, DamagedFile
@@ -233,7 +234,7 @@ class StoredDictionary:
 
     def normalise(self, x: Tensor, stream: Modality | None = None) -> Tensor:  # noqa: ARG002
         """Norm activations as ``Dictionary.normalise`` does."""
-        return self._blank.normalise(x.float())[0]
+        return norm_of(self.norm).target(x.float())
 
     def check(self, activations: Tensor, stream: Modality | None = None, **options: Any) -> Check:
         """Check as ``Dictionary.check``; what it tries needs the whole dictionary loaded."""

@@ -247,7 +247,7 @@ def _gated(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return codes of the touched features, the norm's scale, and where the gate opens."""
     codes, scale = part.encoder(hidden, stream)
-    x = part.encoder.normalise(hidden.float())[0]
+    x = part.encoder.normaliser.target(hidden.float())
     if part.encoder.centers:
         x = x - part.encoder.center(stream)
     assert part.columns is not None

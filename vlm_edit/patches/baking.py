@@ -97,13 +97,14 @@ class _Codes:
     @classmethod
     def of(cls, splice: Splice, stream: str | None) -> _Codes:
         part, encoder = splice.slice, splice.slice.encoder
+        norm = encoder.normaliser
         pick = slice(None) if part.columns is None else part.columns.cpu()
         weight = encoder.weight.detach().cpu()[:, pick].double()
         bias = encoder.bias.detach().cpu()[pick].double()
         nonlinear = None
         if not encoder.activator.linear:
             nonlinear = f"its activation {encoder.activation} is not linear"
-        elif not encoder.normaliser.plain:
+        elif not norm.plain:
             nonlinear = f"its norm {encoder.norm} is not linear"
         elif encoder.soft_cap is not None:
             nonlinear = "its soft_cap is not linear"
@@ -113,7 +114,7 @@ class _Codes:
             for offset in (encoder.subtract, encoder.centers.get(stream or "")):
                 if offset is not None:
                     bias = bias - offset.detach().cpu().double() @ weight
-        return cls(weight, bias, nonlinear, not encoder.normaliser.plain)
+        return cls(weight, bias, nonlinear, not (norm.plain or norm.reads))
 
 
 class _Walk:

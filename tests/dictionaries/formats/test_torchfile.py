@@ -42,7 +42,7 @@ def test_a_few_torch_files_are_all_named(tmp_path, count, names):
 
 def test_a_folder_without_a_torch_file_is_refused(tmp_path):
     assert peek_mapping(Source(tmp_path)) == {}
-    with pytest.raises(VlmEditError, match=r"holds no .pt or .pth file"):
+    with pytest.raises(VlmEditError, match=r"holds no .pt, .pth or .ckpt file"):
         open_mapping(Source(tmp_path))
 
 

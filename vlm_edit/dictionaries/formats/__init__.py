@@ -32,6 +32,7 @@ from vlm_edit.dictionaries.formats import (
     sparsify,
     state_dict,
     visaebench,
+    vlsae,
 )
 from vlm_edit.dictionaries.formats.cause import cause
 from vlm_edit.dictionaries.formats.format import Format as Format
@@ -89,6 +90,7 @@ for _format_of_ours in (
     circuit_tracer.LAYERS,
     scope_layers.FORMAT,
     crosscoder.FORMAT,
+    vlsae.FORMAT,
     state_dict.FORMAT,
 ):
     register_format(_format_of_ours)
@@ -178,7 +180,7 @@ def load_dictionary(
         ...     load_dictionary(folder).n_features
         4
     """
-    source = _whole(Source(locate(*_meant(path, file, release, sae_id), revision)))
+    source = _whole(Source(locate(*_meant(path, file, release, sae_id), revision)), format)
     options = Hints(k=k, activation=activation, threshold=threshold, layout=layout)
     halves = [Source(source.file(stream)) for stream in STREAMS]
     if all(half.is_folder for half in halves) and not any(f.recognises(source) for f in FORMATS):
@@ -215,14 +217,14 @@ def _meant(
     return resolve(release, sae_id)
 
 
-def _whole(source: Source) -> Source:
+def _whole(source: Source, name: str | None) -> Source:
     """Return the folder that a file of weights was named for, where alone it is of no format."""
     path = source.path
     weights = source.path.suffix in WEIGHTS
     if not weights or source.is_folder or any(known.recognises(source) for known in FORMATS):
         return source
     folder, names = Source(path.parent), {path.name, f"{path.parent.name}/{path.name}"}
-    fitting = [known for known in FORMATS if known.recognises(folder)]
+    fitting = [f for f in FORMATS if name in (None, f.name) and f.recognises(folder)]
     named = any(names & set(re.split("[ ,]+", known.files)) for known in fitting)
     return folder if named else source
 
@@ -259,14 +261,14 @@ def _expect_whole_files(source: Source) -> None:
     """Refuse files of weights that are of no format because they cannot be opened."""
     for name in source.names():
         path = source.file(name) if source.is_folder else source.path
-        if path.suffix not in (*WEIGHTS, ".ckpt", ".bin"):
+        if path.suffix not in (*WEIGHTS, ".bin"):
             continue
         reason = cause(path)
         if reason is not None:
             raise DamagedFile(f"{path} {reason}")
         if path.suffix == ".safetensors":
             source.tensors(name)
-        elif path.suffix in (".pt", ".pth"):
+        elif path.suffix in (".pt", ".pth", ".ckpt"):
             source.torch(name if source.is_folder else None)
 
 

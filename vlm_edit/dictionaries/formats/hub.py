@@ -12,7 +12,7 @@ from vlm_edit.dictionaries.formats.source import INDEX
 from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.ground.hub import REPOSITORY, asked, listed, listing
 
-WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".npz")
 _LOOKED_AT = 5000
 
 

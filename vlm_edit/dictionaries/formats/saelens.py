@@ -31,6 +31,7 @@ from vlm_edit.dictionaries.formats.source import (
     parse_json,
     read_header,
 )
+from vlm_edit.dictionaries.formats.strangers import JACOBIAN, described
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.dictionaries.transcoder import Transcoder
@@ -139,6 +140,8 @@ def _read_folder(source: Source) -> StoredDictionary | Transcoder[StoredDictiona
     header = _told(source.file(WEIGHTS))
     _expect_one_saving(path, config, header)
     tensors = source.tensors(WEIGHTS)
+    if set(tensors) >= JACOBIAN:
+        raise UnknownName(f"{path} {described(tensors)}")
     architecture, k, soft_cap = _read_architecture(path, config)
     named = str(config.get("architecture"))
     skip = _read_skip(path, tensors, named)

@@ -158,7 +158,11 @@ class TrainConfig:
             if getattr(self, name) not in get_args(words):
                 known = " or ".join(map(repr, get_args(words)))
                 raise UnknownName(f"{name} is {getattr(self, name)!r}: use {known}")
-        norm_of(self.norm)
+        if norm_of(self.norm).reads:
+            raise BadArgument(
+                f"norm {self.norm!r} is read from files: its decoder writes what was never normed, "
+                "which is not trained here; take constant_norm_rescale"
+            )
         self._expect_numbers()
         self._expect_kind()
         if self.kind != "ncl" and not 1 <= self.k <= self.n_features:
