@@ -100,6 +100,39 @@ def test_visaebench_refuses_what_its_config_leaves_open(tmp_path, config, state,
         load_dictionary(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "config.yml"])
+def test_visaebench_s_config_may_be_yaml_where_there_is_no_json(tmp_path, name):
+    weights = {"encoder.weight": torch.randn(M, D), "encoder.bias": torch.randn(M)}
+    torch.save(weights | {"decoder.weight": torch.randn(M, D)}, tmp_path / "sae.pt")
+    (tmp_path / name).write_text(f"activation: topk  # of a batch's\nk: 3\ninput_dim: {D}\n")
+    found = load_dictionary(tmp_path)
+    assert (found.encoder.activation, found.encoder.k) == ("topk", 3)
+    assert load_dictionary(tmp_path / "sae.pt").digest() == found.digest()
+    told = {"activation": "topk", "k": 5, "input_dim": D}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert load_dictionary(tmp_path).encoder.k == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("activation: [", "is not valid YAML"),
+        ("- topk", "holds a list"),
+        ("!!python/object/apply:os.system ['touch ran']", "is not valid YAML"),
+        ("activation: topk\n" * 70_000, "larger than 1 MiB"),
+        ("k: \ud800", "is not valid YAML"),
+    ],
+)
+def test_a_config_in_yaml_that_is_not_plain_is_refused(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    weights = {"encoder.weight": torch.randn(M, D), "encoder.bias": torch.randn(M)}
+    torch.save(weights | {"decoder.weight": torch.randn(M, D)}, tmp_path / "sae.pt")
+    (tmp_path / "config.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(VlmEditError, match=message):
+        load_dictionary(tmp_path, format="visaebench")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_visaebench_takes_the_threshold_that_its_library_would(tmp_path):
     weights = {"encoder.weight": torch.randn(M, D), "encoder.bias": torch.randn(M)}
     torch.save(weights | {"decoder.weight": torch.randn(M, D)}, tmp_path / "sae.pt")

@@ -171,7 +171,21 @@ def llama_scope(root):
     say(root, "jumprelu")
 
 
-OWN = (gytdau, state_dict, parts, streams, patchsae, bussmann, llama_scope, crosscoder)
+def lm_saes(root):
+    folder, w = files_of(root, "jumprelu"), plain()
+    names = {"encoder.weight": w["W_enc"].T, "encoder.bias": w["b_enc"]}
+    names |= {"decoder.weight": w["W_dec"].T, "decoder.bias": w["b_dec"]}
+    names |= {"log_jumprelu_threshold": w["b_enc"] / 3}
+    names |= {"dataset_average_activation_norm.a": torch.tensor(2.0)}
+    contents = {name: tensor.contiguous() for name, tensor in names.items()}
+    save_file(contents, folder / "sae_weights.safetensors")
+    config = {"d_model": 6, "d_sae": 16, "act_fn": "jumprelu"}
+    config |= {"hook_point_in": "a", "hook_point_out": "a"}
+    (folder / "config.json").write_text(json.dumps(config))
+    say(root, "jumprelu")
+
+
+OWN = (gytdau, state_dict, parts, streams, patchsae, bussmann, llama_scope, crosscoder, lm_saes)
 
 
 def fuzz(name, cases, tmp_path):

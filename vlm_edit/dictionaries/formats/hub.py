@@ -25,8 +25,8 @@ def locate(path: str | os.PathLike[str], file: str | None, revision: str | None)
         revision: Of a repository.
 
     Returns:
-        A path that exists. Of a repository only what is meant, and the JSON files beside and
-        above it, are fetched into huggingface_hub's cache, or taken from there.
+        A path that exists. Of a repository only what is meant, and the configs and READMEs beside
+        and above it, are fetched into huggingface_hub's cache, or taken from there.
 
     Raises:
         VlmEditError: There is none, it cannot be fetched, or it holds several.
@@ -109,7 +109,7 @@ def _places(files: Sequence[str]) -> list[str]:
 
 
 def _belongs(file: PurePosixPath, wanted: PurePosixPath) -> bool:
-    """Say whether a file is needed: in what is wanted, a part of it, or JSON beside or above."""
+    """Say whether a file is needed: in what is wanted, a part of it, or what tells of it above."""
     if wanted == PurePosixPath("."):
         return len(file.parts) == 1 or str(file.parent) in ("image", "text")
     if wanted == file or wanted in file.parents:
@@ -117,4 +117,5 @@ def _belongs(file: PurePosixPath, wanted: PurePosixPath) -> bool:
     whole = wanted.name.removesuffix(f".safetensors{INDEX}")
     if whole != wanted.name and file.parent == wanted.parent and file.suffix == ".safetensors":
         return file.name.startswith(f"{whole}-")  # model-00001-of-00002.safetensors
-    return file.suffix == ".json" and file.parent in wanted.parents
+    told = file.suffix in (".json", ".yaml", ".yml") or file.name == "README.md"
+    return told and file.parent in wanted.parents

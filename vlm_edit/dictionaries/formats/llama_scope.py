@@ -57,7 +57,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
     del hints
     path = _home(source)
     config, tensors = read_json(path / CONFIG), read_safetensors(path / FOLDER / WEIGHTS)
-    _expect_plain(path, config)
+    expect_plain(path, config)
     expect_names(path, tensors, _NEEDED, {"decoder.bias"})
     weight = expect_matrix(path, tensors, "encoder.weight")
     decoder = expect_matrix(path, tensors, "decoder.weight").T
@@ -91,7 +91,7 @@ def _home(source: Source) -> Path:
     return source.path.parent if source.path.name == FOLDER else source.path
 
 
-def _expect_plain(path: Path, config: Mapping[str, Any]) -> None:
+def expect_plain(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse what reads one place and writes another, and encoders of two matrices."""
     ends = [config.get(f"hook_point_{end}") for end in ("in", "out")]
     if ends[0] != ends[1]:

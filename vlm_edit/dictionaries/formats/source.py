@@ -34,15 +34,36 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         VlmEditError: No such file, too large, not valid, or not an object.
     """
+    return parse_json(_text(path, "JSON"), path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read an object from a YAML file of at most 1 MiB, of plain values alone.
+
+    Raises:
+        VlmEditError: As ``read_json``.
+    """
+    import yaml  # huggingface_hub brings it
+
+    text = _text(path, "YAML")
+    try:
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is not valid YAML: {str(error)[:200]}") from error
+    if not isinstance(config, dict):
+        raise DamagedFile(f"{path} holds a {type(config).__name__}, expected an object")
+    return {str(name): value for name, value in config.items()}
+
+
+def _text(path: Path, kind: str) -> str:
     try:
         if path.stat().st_size > MOST_JSON:
             raise DamagedFile(f"{path} is larger than 1 MiB: not the config of a dictionary")
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise DamagedFile(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
-        raise DamagedFile(f"{path} is not valid JSON: {error}") from error
-    return parse_json(text, path)
+        raise DamagedFile(f"{path} is not valid {kind}: {error}") from error
 
 
 def parse_json(text: str, path: Path) -> dict[str, Any]:
@@ -250,6 +271,18 @@ class Source:
         key = f"json:{name}"
         if key not in self._read:
             self._read[key] = read_json(self.file(name))
+        config: dict[str, Any] = self._read[key]
+        return config
+
+    def yaml(self, name: str) -> dict[str, Any]:
+        """Read an object from a YAML file of the folder, of plain values alone; once.
+
+        Raises:
+            VlmEditError: As ``read_json``.
+        """
+        key = f"yaml:{name}"
+        if key not in self._read:
+            self._read[key] = read_yaml(self.file(name))
         config: dict[str, Any] = self._read[key]
         return config
 

@@ -1,4 +1,4 @@
-"""The format of VisAEBench: ``config.json`` beside ``sae.pt`` or ``model.safetensors``.
+"""The format of VisAEBench: ``config.json`` or YAML beside ``sae.pt`` or ``model.safetensors``.
 
 Tensors are of its own, both matrices [m, d], or as overcomplete names them; unlike overcomplete it
 leaves the dictionary's rows as long as they are. A code equal to a BatchTopK's threshold stays.
@@ -22,9 +22,10 @@ from vlm_edit.dictionaries.formats.source import (
     expect_whole,
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import CannotKnow, DamagedFile, UnknownName
+from vlm_edit.ground.errors import CannotKnow, DamagedFile, UnknownName, VlmEditError
 
 CONFIG = "config.json"
+YAML = ("config.yaml", "config.yml")  # read where there is no config.json
 
 _FILES = ("sae.pt", "model.safetensors", "model.pt")
 _OWN = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
@@ -47,9 +48,12 @@ def recognises(source: Source) -> bool:
 
 
 def is_config(source: Source) -> bool:
-    """Say whether a ``config.json`` beside the weights is one of this library's."""
+    """Say whether a config beside the weights is one of this library's."""
     home = source if source.is_folder else Source(source.path.parent)
-    config = home.peek_json(CONFIG)
+    try:
+        config = _config(home)
+    except VlmEditError:
+        return False
     return _kind(config) in _KINDS and bool({"input_dim", "hidden_dim", "backbone"} & set(config))
 
 
@@ -63,7 +67,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
     file = _file(source)
     if file is None:
         raise DamagedFile(f"{source.path} has none of {', '.join(_FILES)}")
-    path, config = source.path, source.json(CONFIG)
+    path, config = source.path, _config(source)
     tensors = source.tensors(file) if file.endswith(".safetensors") else source.torch(file)
     if not isinstance(tensors, Mapping):
         raise DamagedFile(f"{path} holds a {type(tensors).__name__}, expected a state dict")
@@ -95,11 +99,16 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
 
 FORMAT = Format(
     "visaebench",
-    f"{CONFIG} with activation and input_dim, and {_FILES[0]} or {_FILES[1]}",
+    f"{CONFIG} or {YAML[0]} with activation and input_dim, and {_FILES[0]} or {_FILES[1]}",
     recognises,
     read,
     frozenset({"threshold"}),
 )
+
+
+def _config(source: Source) -> Mapping[str, Any]:
+    there = [name for name in YAML if source.has(name)]
+    return source.yaml(there[0]) if there and not source.has(CONFIG) else source.json(CONFIG)
 
 
 def _file(source: Source) -> str | None:
@@ -139,7 +148,7 @@ def _decoder(
 
 def _threshold(source: Source, tensors: Mapping[str, Any], hints: Hints, m: int) -> Tensor:
     """Return thresholds that codes are above."""
-    path, config = source.path, source.json(CONFIG)
+    path, config = source.path, _config(source)
     jumps = [name for name in _JUMPS if name in tensors]
     if _kind(config) == "jumprelu" and jumps:
         return expect_vector(path, tensors, jumps[0])
