@@ -14,6 +14,7 @@ from vlm_edit.dictionaries.releases import releases, resolve
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "experiments" / "dictionaries" / "index.py"))
 COMMIT = "c" * 40
+PRISMA = "Prisma-Multimodal"
 
 
 def test_every_release_is_of_a_format_that_is_read_and_of_a_repository():
@@ -22,6 +23,7 @@ def test_every_release_is_of_a_format_that_is_read_and_of_a_repository():
         assert name == release.release
         assert release.format in FORMATS.names(), name
         assert release.read in SCRIPT["MARKS"], name
+        assert release.site.count("{}") <= 1, name
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", release.repo), name
         if release.example:
             assert release.place(release.example)
@@ -105,6 +107,49 @@ def test_the_page_shows_the_index_as_it_is():
     assert SCRIPT["shown"](page, rows) == page
 
 
+def test_the_index_is_what_its_script_makes_of_what_is_known():
+    """As far as that is ours: of sae-lens's list the licences alone."""
+    own = [row["repo"] for row in SCRIPT["KNOWN"]["rows"]]
+    assert len(set(own)) == len(own)
+    for row in SCRIPT["KNOWN"]["rows"]:
+        release = releases()[row["repo"]]
+        assert {key: getattr(release, key) for key in row} == row
+    licences = {repo: told["licence"] for repo, told in SCRIPT["KNOWN"]["licences"].items()}
+    assert set(licences) <= {release.repo for release in releases().values()}
+    for release in releases().values():
+        assert release.licence == licences.get(release.repo, ""), release.release
+
+
+def test_every_licence_has_the_page_of_its_own_repository_as_its_source():
+    for repo, told in SCRIPT["KNOWN"]["licences"].items():
+        assert told["source"].startswith(f"https://huggingface.co/{repo}/"), repo
+        assert re.fullmatch(r"[a-z0-9][a-z0-9.-]+", told["licence"]), repo
+
+
+@pytest.mark.parametrize(
+    ("release", "site", "width", "k"),
+    [
+        ("gemma-scope-2-4b-pt-mlp", "language.{}.mlp", "16k, 65k, 262k", ""),
+        ("gemma-scope-2b-pt-att-canonical", "heads of language.{}", "16k, 65k", ""),
+        ("llama_scope_lxr_32x", "language.{}", "131072", ""),
+        ("llama_scope_lxa_8x", "language.{}.attention", "32768", ""),
+        ("qwen-scope-3-8b-base-w64k-l50", "language.{}", "64k", "50"),
+        ("gemma-2-9b-res-matryoshka-dc", "language.{}", "32k", ""),
+        (f"{PRISMA}/sae-top_k-64-cls_only-layer_9-hook_mlp_out", "vision.9.mlp", "49152", "64"),
+    ],
+)  # fmt: skip
+def test_names_of_releases_tell_site_and_sizes(release, site, width, k):
+    found = releases()[release]
+    assert (found.site, found.width, found.k) == (site, width, k)
+
+
+def test_the_table_tells_what_is_known_of_a_family_and_what_is_not():
+    row = {"release": "a", "family": "f", "format": "saelens", "read": "read"}
+    rows = [row | {"licence": "mit", "host": "x, y"}, row | {"release": "b", "host": "z"}]
+    last = SCRIPT["table"](rows).splitlines()[-1]
+    assert last == "| f | 2: `a` | x, y; z |  |  |  | mit, not known | `saelens` | read |"
+
+
 def test_a_pattern_is_taken_only_where_it_leads_from_every_name():
     find = SCRIPT["patterns"]
     assert find({"l1r": "L1R", "l12r": "L12R"}) == {"id": "l{}r", "file": "L{}R"}
@@ -115,5 +160,6 @@ def test_a_pattern_is_taken_only_where_it_leads_from_every_name():
 def test_the_marks_are_those_of_the_golden_archives():
     page = (ROOT / "docs" / "dictionaries.md").read_text("utf-8")
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
-    for format, mark in SCRIPT["READ"].items():
-        assert (mark == "golden") == bool(re.search(r"\(\d+( files)?\)", rows[format])), format
+    for format in FORMATS.names():
+        counted = bool(re.search(r"\(\d+( files)?\)", rows[format]))
+        assert (format in SCRIPT["GOLDEN"]) == counted, format

@@ -30,12 +30,12 @@ class Release:
         repo: ``owner/name`` on the hub.
         host: Host's name on the hub.
         site: Where it was trained; ``{}`` is the layer.
-        width: Numbers of features.
+        width: Numbers of features, as they are written there.
         k: Of TopK.
-        licence: As the repository says.
+        licence: As the repository says, by the hub's name for it; empty where it is not known.
         format: Name of its format here.
-        read: ``golden``, where files that its library wrote are read alike; ``layout``, where
-            files built to its library's formula are; ``untried``.
+        read: ``read``, where a file of it was; ``golden``, where only files that its library wrote
+            were, to that library's codes; ``untried``.
         id: Pattern of the dictionaries' names in it, with ``{}`` for what differs.
         file: Pattern of what they are in the repository.
         exact: Names that follow no pattern, with their files.

@@ -6,8 +6,9 @@
 ``--releases`` is the file of that name in sae-lens (6.54.12 when this was last run). Of it those
 are taken that are of language models which vision-language models are built on, or are such models
 themselves, that a format here reads, and that need no options of sae-lens's own. Each name in it is
-held to lead to the file that it gives. Rows of other libraries' dictionaries stand below; what
-nobody says stays empty.
+held to lead to the file that it gives. Rows of other libraries' dictionaries stand in
+``known.json`` beside this, and licences with the page that states each; what nobody says stays
+empty.
 """
 
 from __future__ import annotations
@@ -22,60 +23,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 INDEX = ROOT / "vlm_edit" / "dictionaries" / "index.json"
 PAGE = ROOT / "docs" / "dictionaries.md"
+KNOWN: dict[str, Any] = json.loads(Path(__file__).with_name("known.json").read_text("utf-8"))
 BEGIN, END = "<!-- index: begin -->", "<!-- index: end -->"
 
-# What each was compared with: files that its library wrote, or its formula.
-READ = {
-    **dict.fromkeys(
-        ("saelens", "dictionary_learning", "prisma", "saev", "clipscope", "msae", "sparsify"),
-        "golden",
-    ),
-    **dict.fromkeys(
-        ("overcomplete", "mayfull", "gemma_scope", "qwen_scope", "gemma_scope_1", "goodfire"),
-        "golden",
-    ),
-    "visaebench": "golden",
-    "llama_scope": "layout",
-    "gytdau": "layout",
+# Formats of which files that their library wrote are compared with it.
+GOLDEN = {
+    *("saelens", "dictionary_learning", "prisma", "saev", "clipscope", "msae", "sparsify"),
+    *("overcomplete", "mayfull", "gemma_scope", "qwen_scope", "gemma_scope_1", "goodfire"),
+    *("visaebench", "vlsae", "openai", "hypothesaes", "dncbm"),
 }
+# Published files that have been opened, by release: none, for want of a network.
+READ: frozenset[str] = frozenset()
 MARKS = {
-    "golden": "files of its library, or of sae-lens's reader of it",
-    "layout": "files built to its formula",
-    "untried": "",
+    "read": "read",
+    "golden": "read by its golden file",
+    "untried": "not tried here",
 }
-
-_CLIP = "openai/clip-vit-large-patch14"
-_VISAEBENCH = {
-    "clip-vitb16": "openai/clip-vit-base-patch16",
-    "siglip-vitb16": "google/siglip-base-patch16-224",
-    "dinov2-vitb14": "facebook/dinov2-base",
-}
-OWN: list[dict[str, Any]] = [
-    {"family": "LMMs-Lab", "repo": "lmms-lab/llama3-llava-next-8b-hf-sae-131k", "k": "256",
-     "host": "llava-hf/llama3-llava-next-8b-hf", "site": "language.24", "width": "131072",
-     "format": "sparsify", "example": "model.layers.24"},
-    {"family": "sae-for-vlm", "repo": "mateuszpach/sae-for-vlm", "k": "20",
-     "host": "CLIP L/14 at 336, SigLIP so400m",
-     "site": "vision.{11, 17, 22, 23}, projection", "format": "dictionary_learning"},
-    {"family": "MSAE", "repo": "WolodjaZ/MSAE", "host": "CLIP L/14 and B/16", "site": "joint",
-     "format": "msae"},
-    {"family": "saev", "repo": "osunlp/SAE_CLIP_24K_ViT-B-16_IN1K", "width": "24576",
-     "host": "CLIP B/16", "site": "vision.10", "format": "saev"},
-    {"family": "clipscope", "repo": "lewington/CLIP-ViT-L-scope", "width": "65536", "k": "32",
-     "host": "laion CLIP-L/14", "site": "vision.{}", "format": "clipscope"},
-    {"family": "gytdau", "repo": "gytdau/clip-sae-128", "site": "joint", "format": "gytdau"},
-    {"family": "Mayfull", "repo": "Mayfull/CLIP_TopKSAE", "host": _CLIP, "site": "joint",
-     "k": "32", "format": "mayfull"},
-    {"family": "Heinz217", "repo": "Heinz217/mllm-retrieval-analysis-sae", "width": "32768",
-     "k": "50", "site": "last hidden state",
-     "host": "Qwen2-VL-7B, Qwen3-VL-8B, PaliGemma2-3B, CLIP B/32, SigLIP2",
-     "format": "overcomplete"},
-    {"family": "MAIRA-2", "repo": "microsoft/maira-2-sae", "host": "microsoft/maira-2",
-     "site": "language.15", "format": "dictionary_learning"},
-    *({"family": "VisAEBench", "repo": f"visaebench/{name}-saes", "host": host,
-       "k": "64, 128, 192, 256", "format": "visaebench",
-       "example": "batchtopk_16x_k128"} for name, host in _VISAEBENCH.items()),
-]  # fmt: skip
 
 _HOSTS = {
     "gemma-2-2b": "google/gemma-2-2b",
@@ -89,12 +52,14 @@ _FORMATS = {
     "llama_scope": "llama_scope",
     "goodfire": "goodfire",
     "qwen_scope": "qwen_scope",
+    "llama_scope_r1_distill": "lm_saes",
     "dictionary_learning_1": "dictionary_learning",
     None: "saelens",
 }
 _FAMILIES = (
     ("gemma-scope-2-", "Gemma Scope 2"),
     ("gemma-scope-", "Gemma Scope"),
+    ("llama_scope_r1_", "Llama Scope R1"),
     ("llama_scope_", "Llama Scope"),
     ("qwen-scope-", "Qwen-Scope"),
     ("goodfire-", "Goodfire"),
@@ -105,6 +70,15 @@ _FAMILIES = (
     ("llama-3.1-8b-instruct-andyrdt", "andyrdt"),
     ("qwen2.5-7b-instruct-andyrdt", "andyrdt"),
 )
+# Which part of a layer the names of releases tell.
+_SITES = (
+    (re.compile(r"(^|[-_])(res|lxr|r1|resid|goodfire|andyrdt|qwen-scope)([-_]|$)"), "language.{}"),
+    (re.compile(r"[-_](mlp|lxm)([-_]|$)"), "language.{}.mlp"),
+    (re.compile(r"[-_]lxa([-_]|$)"), "language.{}.attention"),
+    (re.compile(r"[-_]att([-_]|$)"), "heads of language.{}"),
+)
+_WIDTH = re.compile(r"(?:^|[/_-])(?:width_|w-?)(\d+)([km])(?:[/_-]|$)")
+_EXPANSIONS = {"8x": "32768", "32x": "131072"}  # of Llama 3.1's width, as hyperparams.json says
 _NUMBER = re.compile(r"\d+")
 
 
@@ -121,8 +95,37 @@ def of_sae_lens(known: Mapping[str, Any]) -> list[dict[str, Any]]:
         host = "gemma-2-9b-it" if "9b-it" in name else release.get("model", "")
         row = {"family": family, "release": name, "repo": release["repo_id"]}
         row |= {"host": _HOSTS.get(host, host), "format": _FORMATS[kind]}
+        row |= {"site": site(name), "width": widths(name, release), "k": k_of(name)}
         rows.append(row | patterns(places) | {"example": next(iter(places))})
     return rows
+
+
+def site(name: str) -> str:
+    """Return where a release's dictionaries were trained, with ``{}`` for the layer."""
+    return next((place for word, place in _SITES if word.search(name)), "")
+
+
+def widths(name: str, release: Mapping[str, Any]) -> str:
+    """Return the numbers of features that a release's names tell, as they write them."""
+    told = [name, release["repo_id"], *(sae["path"] for sae in release["saes"])]
+    found = {
+        int(match[1]) * (1 if match[2] == "k" else 1024): match[1] + match[2]
+        for text in told
+        for match in _WIDTH.finditer(text.lower())
+    }
+    expansion = next((n for end, n in _EXPANSIONS.items() if name.endswith(f"_{end}")), "")
+    return ", ".join(found[size] for size in sorted(found)) or expansion
+
+
+def k_of(name: str) -> str:
+    """Return the k that a name of Qwen-Scope tells."""
+    match = re.fullmatch(r"qwen-scope-.*-l(\d+)", name)
+    return match[1] if match else ""
+
+
+def status(row: Mapping[str, Any]) -> str:
+    """Return how far a row's dictionaries were tried."""
+    return "read" if row["release"] in READ else "golden" if row["format"] in GOLDEN else "untried"
 
 
 def patterns(places: Mapping[str, str]) -> dict[str, Any]:
@@ -149,18 +152,25 @@ def leads(old: str, new: str, name: str, file: str) -> bool:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return a row per family."""
-    lines = ["| whose | releases, such as | host | site | features | k | format | compared with |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    head = ("whose", "releases, such as", "host", "site", "features", "k", "licence", "format")
+    lines = ["| " + " | ".join(cells) + " |" for cells in ((*head, "status"), ["---"] * 9)]
     for family in dict.fromkeys(row["family"] for row in rows):
         of = [row for row in rows if row["family"] == family]
-        hosts = list(dict.fromkeys(row.get("host", "") for row in of))
-        shown = ", ".join(hosts) if len(hosts) < 4 else f"{hosts[0]} and {len(hosts) - 1} more"
         count = f"{len(of)}: " if len(of) > 1 else ""
-        cells = [family, f"{count}`{of[0]['release']}`", shown]
-        cells += [of[0].get(key, "") for key in ("site", "width", "k")]
-        cells += [f"`{of[0]['format']}`", MARKS[of[0]["read"]]]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [family, f"{count}`{of[0]['release']}`"]
+        cells += [several(of, key) for key in ("host", "site", "width", "k")]
+        cells += [several(of, "licence", "not known"), several(of, "format", wrap="`")]
+        lines.append("| " + " | ".join([*cells, MARKS[of[0]["read"]]]) + " |")
     return "\n".join(lines)
+
+
+def several(rows: list[dict[str, Any]], key: str, otherwise: str = "", wrap: str = "") -> str:
+    """Return what rows say of something, of many the first and how many more."""
+    values = list(dict.fromkeys(row.get(key, "") or otherwise for row in rows))
+    texts = [f"{wrap}{value}{wrap}" for value in values if value]
+    if len(texts) > 3:
+        return f"{texts[0]} and {len(texts) - 1} more"
+    return "; ".join(texts) if any("," in text for text in texts) else ", ".join(texts)
 
 
 def shown(page: str, rows: list[dict[str, Any]]) -> str:
@@ -179,8 +189,10 @@ def main() -> None:
         import yaml
 
         known = yaml.safe_load(options.releases.read_text("utf-8"))
-        rows = [{"release": row["repo"], **row} for row in OWN] + of_sae_lens(known)
-        rows = [row | {"read": READ.get(row["format"], "untried")} for row in rows]
+        rows = [{"release": row["repo"], **row} for row in KNOWN["rows"]] + of_sae_lens(known)
+        licences = {repo: told["licence"] for repo, told in KNOWN["licences"].items()}
+        rows = [row | {"licence": licences.get(row["repo"], "")} for row in rows]
+        rows = [row | {"read": status(row)} for row in rows]
         lines = ",\n".join(json.dumps(row) for row in rows)
         INDEX.write_text(f"[\n{lines}\n]\n", "utf-8")
     PAGE.write_text(shown(PAGE.read_text("utf-8"), rows), "utf-8")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 import traceback
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def load(row: dict[str, Any]) -> Dictionary | PairedDictionary[Dictionary]:
 def site_of(row: dict[str, Any], dictionary: Any) -> str:
     """Return the site that a row names, or that of the layer which the dictionary tells of."""
     site, halves = row.get("site", ""), getattr(dictionary, "image", dictionary)
-    layer = halves.info.get("layer")
+    hook = re.search(r"\.(\d+)(?:\.|$)", halves.info.get("hook_name", ""))
+    layer = halves.info.get("layer", hook[1] if hook else None)
     if site and "{" not in site:
         return str(site)
     if layer is None:
