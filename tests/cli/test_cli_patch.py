@@ -26,7 +26,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Patch("joint", Dictionary.identity(192), Ablate([3, 5])).save(folder / "n.safetensors", host)
     host.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-    (folder / "model" / "README.md").write_text("of the model")
+    (folder / "model" / "README.md").write_text("---\nlicense: mit\n---\nof the model")
     (folder / "model" / "labels.txt").write_text("kept")
     (folder / "model" / "old.bin").write_text("weights")
     return folder
@@ -202,7 +202,11 @@ def test_a_baked_folder_is_a_model_that_does_what_the_patch_does(
     assert float((found - before).abs().max()) > 1e-3
     if model == "folder":
         assert (out / "labels.txt").read_text() == "kept"
-        assert not (out / "README.md").exists() and not (out / "old.bin").exists()
+        assert not (out / "old.bin").exists()
+    card = (out / "README.md").read_text()
+    known = "mit" if model == "folder" else "apache-2.0"
+    assert f"- the host: {known}" in card and "- the dictionary of `joint`: " in card
+    assert "of the model" not in card
 
 
 def test_what_cannot_be_baked_writes_nothing(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from vlm_edit import VlmEditError, load_dictionary
+from vlm_edit import Dictionary, VlmEditError, load_dictionary
+from vlm_edit.dictionaries import Encoder, save_saelens
 from vlm_edit.dictionaries.formats import FORMATS
 from vlm_edit.dictionaries.releases import releases, resolve
 
@@ -76,10 +78,16 @@ def test_a_release_is_loaded_from_the_cache_by_its_names(tmp_path, monkeypatch):
         "model_name": "google/gemma-2-2b",
         "hook_name": "blocks.20.hook_resid_post",
         "layer": "20",
+        "licence": "cc-by-4.0",  # of the index
     }
     found.expect_site("language.20")
     by_name = load_dictionary("google/gemma-scope-2b-pt-res", file=sae_id)
-    assert by_name.digest() == found.digest()
+    assert by_name.digest() == found.digest() and by_name.info == found.info
+    page = home / "snapshots" / COMMIT / "README.md"
+    page.write_text("---\nlicense: other\nlicense_name: theirs-1.0\n---\n")
+    for lazy in (True, False):
+        told = load_dictionary(release="gemma-scope-2b-pt-res", sae_id=sae_id, lazy=lazy)
+        assert told.info["licence"] == "theirs-1.0"
 
 
 @pytest.mark.parametrize(
@@ -163,3 +171,14 @@ def test_the_marks_are_those_of_the_golden_archives():
     for format in FORMATS.names():
         counted = bool(re.search(r"\(\d+( files)?\)", rows[format]))
         assert (format in SCRIPT["GOLDEN"]) == counted, format
+
+
+@pytest.mark.parametrize(("own", "licence"), [("of-the-file", "of-the-file"), ("", "apache-2.0")])
+def test_what_a_file_says_of_its_licence_goes_before_the_index(tmp_path, monkeypatch, own, licence):
+    monkeypatch.chdir(tmp_path)
+    name = "atawfeek/gemma-4-e4b-it-saes"  # a folder here, named like one of the index
+    relu = Encoder(torch.eye(4), torch.zeros(4))
+    info = {"licence": own} if own else {}
+    Path(name).parent.mkdir()
+    save_saelens(Dictionary(relu, torch.eye(4), torch.zeros(4), info), name)
+    assert load_dictionary(name).info["licence"] == licence

@@ -14,7 +14,7 @@ from vlm_edit.cli import telling
 from vlm_edit.cli.arguments import Apply, Diff, Info, Merge, One, Verified
 from vlm_edit.cli.host import ZOO, load_model
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, line
-from vlm_edit.ground.files import beside
+from vlm_edit.ground.files import beside, write_text
 from vlm_edit.host import Host
 from vlm_edit.patches import Patch, load_patch
 from vlm_edit.report import Table
@@ -186,6 +186,7 @@ def _bake(patch: Patch, options: Apply, folder: str) -> int:
     baked = patch.bake(host, check_host=not options.no_check_host)
     with beside(target) as partial:
         _write(host, Path(options.model), partial)
+        write_text(partial / "README.md", patches.baked_card(patch, host), "card")
         partial.replace(target)
     print("\n".join(f"changed: {path}" for path in baked.weights))
     print()
@@ -194,7 +195,7 @@ def _bake(patch: Patch, options: Apply, folder: str) -> int:
 
 
 def _write(host: Host, source: Path, target: Path) -> None:
-    """Write the model, and what lies beside its weights but the card, which tells of another."""
+    """Write the model, and what lies beside its weights but its card, which tells of another."""
     model: Any = host.model
     model.save_pretrained(target)
     if not source.is_dir():  # the zoo's, or the hub's

@@ -37,7 +37,7 @@ def listing(
     """
     from huggingface_hub import HfApi, constants
 
-    cache = _cached(name, revision)
+    cache = cached(name, revision)
     if constants.HF_HUB_OFFLINE:
         if cache is None:
             raise VlmEditError(_missing(name, revision, what))
@@ -66,7 +66,7 @@ def listing(
     return _files(cache), cache
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
+def cached(name: str, revision: str | None) -> Path | None:
     """Return the folder of the cache with what was fetched of a revision."""
     home, revision = _home(name), revision or "main"
     if ".." in PurePosixPath(revision).parts:

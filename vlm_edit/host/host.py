@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName, VlmEditError, WrongHost
+from vlm_edit.ground.licences import licence_of
 from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.ground.plugs import plugged
 from vlm_edit.host.adapters import find_adapter, fit_adapter, import_adapter
@@ -370,6 +371,14 @@ class Host:
         """Return its ``owner/name`` on the hub; None for a path, which concerns nobody else."""
         name = self.name
         return name if name and HUB_NAME.fullmatch(name) and not os.path.exists(name) else None
+
+    @property
+    def licence(self) -> str | None:
+        """Return the licence that its config or its page here states; None where none is known."""
+        stated = getattr(getattr(self.root, "config", None), "license", None)
+        if isinstance(stated, str) and stated:
+            return stated
+        return licence_of(self.name) if self.name else None
 
     @property
     def text_limit(self) -> int | None:

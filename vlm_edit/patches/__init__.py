@@ -4,6 +4,7 @@ from vlm_edit.patches.attaching import attached, detach_all, detached
 from vlm_edit.patches.attachment import Attachment
 from vlm_edit.patches.baking import Baked as Baked
 from vlm_edit.patches.binding import Binding as Binding
+from vlm_edit.patches.card import baked_card as baked_card
 from vlm_edit.patches.card import binding_rows as binding_rows
 from vlm_edit.patches.card import dictionary_text as dictionary_text
 from vlm_edit.patches.card import host_text as host_text

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_edit.edits import Rule
 from vlm_edit.ground.errors import line
+from vlm_edit.ground.licences import UNKNOWN
 from vlm_edit.host import unguarded
 from vlm_edit.patches.binding import Binding
 
 if TYPE_CHECKING:
+    from vlm_edit.host import Host
     from vlm_edit.patches.patch import Patch
 
 _KNOWN = {"site", "splice", "selection", "model_name", "dictionary"}
+LICENCE = "licence"  # in what is told of a dictionary, and of a host
+_COLUMNS = ("site", "tokens", "rule", "features", "how many")
 _TAGS = ["vlm-edit", "model-editing", "sparse-autoencoder"]
 
 
@@ -76,7 +80,8 @@ def dictionary_text(binding: Binding) -> str:
         encoder = binding.splice.slice.encoder
         total = binding.splice.slice.n_features
         return f"{total} features, {encoder.activation}, norm {encoder.norm}; which is not known"
-    facts = [f"{key} {value}" for key, value in sorted(record["info"].items())]
+    told = {key: value for key, value in record["info"].items() if key != LICENCE}
+    facts = [f"{key} {value}" for key, value in sorted(told.items())]
     kind = f"{record['features']} features, {record['activation']}, norm {record['norm']}"
     return "; ".join([kind, *facts, f"digest {record['digest']}"])
 
@@ -106,10 +111,7 @@ def card(
         "weight of the model changes, and taken off it leaves the model bit for bit as it was.",
         _use(repository, file),
         "## What it edits",
-        _table(
-            ("site", "tokens", "rule", "features", "how many"),
-            [row for binding in patch.bindings for row in binding_rows(binding)],
-        ),
+        _table(_COLUMNS, [row for binding in patch.bindings for row in binding_rows(binding)]),
         f"Host: {_plain(host_text(patch.host))}. A host of another architecture, or "
         "another width at these sites, is refused; so is one in which any of 16 weights of each "
         "module there, evenly spaced in its largest parameter, differs by more than 2 % of the "
@@ -127,6 +129,7 @@ def card(
         _listing(cost or {}, "No cost is stated."),
         "## Licence",
         _licence(license),
+        _licences(patch, patch.host or {}),
     ]
     if patch.versions:
         versions = ", ".join(f"{name} {version}" for name, version in patch.versions.items())
@@ -134,14 +137,46 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
+def baked_card(patch: Patch, host: Host) -> str:
+    """Write the model card of a host that a patch was folded into, in Markdown with metadata.
+
+    The licences of the host and of the dictionaries stand in it; which one the edited weights may
+    be given under it does not say.
+    """
+    name = host.hub_name or host.kind.__name__
+    metadata: dict[str, Any] = {"tags": _TAGS}
+    if host.hub_name:
+        metadata |= {"base_model": host.hub_name, "base_model_relation": "finetune"}
+    known = {**(patch.host or {}), "name": host.hub_name, LICENCE: host.licence}
+    parts = [
+        _front(metadata),
+        f"# {_plain(patch.info.get('title') or f'{name}, edited')}",
+        f"The weights of {_plain(name)} with an edit of its features by `vlm-edit` in them: it "
+        "needs no patch and no hook.",
+        "## What was edited",
+        _table(_COLUMNS, [row for binding in patch.bindings for row in binding_rows(binding)]),
+        "## How it was chosen",
+        _listing(patch.info, "Its maker does not say."),
+        "## Licences",
+        "The weights are the host's, changed along directions of the dictionary; the licences of "
+        "both apply.\n\n" + _licences(patch, known),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def _metadata(patch: Patch, license: str | None) -> str:
-    """Write the front matter; JSON's strings and lists are YAML's."""
+    """Return the front matter of a patch's card."""
     metadata: dict[str, Any] = {"library_name": "vlm-edit", "tags": _TAGS}
     if license is not None:
         metadata["license"] = license
     base = (patch.host or {}).get("name")
     if base:
         metadata |= {"base_model": base, "base_model_relation": "adapter"}
+    return _front(metadata)
+
+
+def _front(metadata: Mapping[str, Any]) -> str:
+    """Write metadata; JSON's strings and lists are YAML's."""
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items()]
     return "\n".join(["---", *lines, "---"])
 
@@ -197,6 +232,20 @@ def _licence(license: str | None) -> str:
         f"{stated} The file holds weights of the dictionary it was cut from, whose licence applies "
         "to them."
     )
+
+
+def _licences(patch: Patch, host: Mapping[str, Any]) -> str:
+    """List the licences of a patch's host and its dictionaries, as far as they are known."""
+    name = host.get("name")
+    lines = [f"- the host{f', {_plain(name)}' if name else ''}: {_known(host.get(LICENCE))}"]
+    for binding in _distinct(patch.bindings):
+        info = (binding.told() or {"info": {}})["info"]
+        lines.append(f"- the dictionary of `{binding.site}`: {_known(info.get(LICENCE))}")
+    return "\n".join(lines)
+
+
+def _known(licence: object) -> str:
+    return _plain(licence) if licence else UNKNOWN
 
 
 def _title(repository: str, file: str) -> str:

@@ -320,6 +320,7 @@ class Patch:
             names = [name for b in self.bindings for name in (b.site, *b.reads)]
             sites = [host.site(name) for name in dict.fromkeys(names)]
             identity = {**fingerprint(host, sites), "name": host.hub_name}
+            identity |= {"licence": host.licence} if host.licence else {}
             if unguarded(identity):
                 warnings.warn(
                     "the patch is saved without samples of the host's weights "

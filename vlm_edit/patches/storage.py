@@ -279,11 +279,11 @@ def _expect_fingerprint(host: Any, sites: set[str]) -> dict[str, Any]:
             _expect_held(piece)
         if not all(isinstance(why, str) for why in site.get("unread", {}).values()):
             raise DamagedFile("the host's fingerprint does not say in words what is not read")
-    for key in ("architecture", "model_type", "name"):
+    for key in ("architecture", "model_type", "name", "licence"):
         if not isinstance(host.get(key), str | None):
             raise DamagedFile(f"the host's {key} is {host[key]!r}, expected text")
     fingerprint = {key: host[key] for key in ("architecture", "model_type", "sites")}
-    return fingerprint | ({"name": host["name"]} if "name" in host else {})
+    return fingerprint | {key: host[key] for key in ("name", "licence") if key in host}
 
 
 def _expect_held(held: Mapping[str, Any]) -> None:

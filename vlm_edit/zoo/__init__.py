@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from transformers import (
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.dictionaries import load_dictionary as read_dictionary
 from vlm_edit.ground.errors import UnknownName
+from vlm_edit.ground.licences import UNKNOWN, licence_in
 from vlm_edit.measuring import Pairs, open_image
 
 HOST = Path(__file__).parent / "emoji-clip"
@@ -177,7 +179,8 @@ def load_dictionary(site: str = "joint") -> Dictionary:
         raise UnknownName(f"no bundled dictionary for site {site!r}; there are {sites}")
     dictionary = read_dictionary(DICTIONARIES / site)
     assert isinstance(dictionary, Dictionary)
-    return dictionary
+    licence = licence_in(DICTIONARIES)  # one page for all of them
+    return replace(dictionary, info={**dictionary.info, "licence": licence or UNKNOWN})
 
 
 def load_unclip(dtype: torch.dtype = torch.float32) -> UnclipPipeline:

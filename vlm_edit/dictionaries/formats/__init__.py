@@ -40,6 +40,7 @@ from vlm_edit.dictionaries.formats.format import Format as Format
 from vlm_edit.dictionaries.formats.format import Hints, Stored
 from vlm_edit.dictionaries.formats.format import Layout as Layout
 from vlm_edit.dictionaries.formats.hub import WEIGHTS, candidates, locate
+from vlm_edit.dictionaries.formats.licence import licensed
 from vlm_edit.dictionaries.formats.source import Source
 from vlm_edit.dictionaries.formats.strangers import stranger
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
@@ -155,7 +156,7 @@ def load_dictionary(
             huggingface_hub fetches into its cache (offline: takes from there).
         format: The format's name; by default recognised by content.
         release: In the place of ``path``: a release of SAELens, or another of the index in
-            docs/dictionaries.md.
+            docs/dictionaries.md, which tells its licence where no page beside the file does.
         sae_id: Which of a release's.
         file: A folder or a file inside ``path``, such as ``model.layers.24``.
         revision: Branch, tag or commit of a repository.
@@ -191,6 +192,7 @@ def load_dictionary(
         stored = PairedDictionary(_expect_one(halves[0], image), _expect_one(halves[1], text))
     else:
         stored = _format(source, format).open(source, options)
+    stored = licensed(stored, source.path, release or str(path))
     try:
         return stored if lazy else stored.load()
     except VlmEditError as error:
