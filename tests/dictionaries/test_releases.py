@@ -9,9 +9,17 @@ import pytest
 import torch
 
 from vlm_edit import Dictionary, VlmEditError, load_dictionary
-from vlm_edit.dictionaries import Encoder, save_saelens
+from vlm_edit.dictionaries import (
+    Encoder,
+    PairedDictionary,
+    Rows,
+    StoredDictionary,
+    save_saelens,
+)
 from vlm_edit.dictionaries.formats import FORMATS
+from vlm_edit.dictionaries.formats.licence import licensed
 from vlm_edit.dictionaries.releases import releases, resolve
+from vlm_edit.dictionaries.transcoder import Transcoder
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "experiments" / "dictionaries" / "index.py"))
@@ -137,13 +145,13 @@ def test_every_licence_has_the_page_of_its_own_repository_as_its_source():
 @pytest.mark.parametrize(
     ("release", "site", "width", "k"),
     [
-        ("gemma-scope-2-4b-pt-mlp", "language.{}.mlp", "16k, 65k, 262k", ""),
+        ("gemma-scope-2-4b-pt-mlp", "language.{}.mlp_out", "16k, 65k, 262k", ""),
         ("gemma-scope-2b-pt-att-canonical", "heads of language.{}", "16k, 65k", ""),
         ("llama_scope_lxr_32x", "language.{}", "131072", ""),
         ("llama_scope_lxa_8x", "language.{}.attention", "32768", ""),
         ("qwen-scope-3-8b-base-w64k-l50", "language.{}", "64k", "50"),
         ("gemma-2-9b-res-matryoshka-dc", "language.{}", "32k", ""),
-        (f"{PRISMA}/sae-top_k-64-cls_only-layer_9-hook_mlp_out", "vision.9.mlp", "49152", "64"),
+        (f"{PRISMA}/sae-top_k-64-cls_only-layer_9-hook_mlp_out", "vision.9.mlp_out", "49152", "64"),
     ],
 )  # fmt: skip
 def test_names_of_releases_tell_site_and_sizes(release, site, width, k):
@@ -182,3 +190,13 @@ def test_what_a_file_says_of_its_licence_goes_before_the_index(tmp_path, monkeyp
     Path(name).parent.mkdir()
     save_saelens(Dictionary(relu, torch.eye(4), torch.zeros(4), info), name)
     assert load_dictionary(name).info["licence"] == licence
+
+
+def test_every_kind_of_dictionary_is_told_its_licence(tmp_path):
+    rows, zeros = Rows(torch.eye(4)), torch.zeros(4)
+    stored = StoredDictionary(rows, zeros, rows, zeros)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    for kind in (stored, PairedDictionary(stored, stored), Transcoder(stored, "mlp_in", "mlp_out")):
+        found = licensed(kind, tmp_path / "sae.pt", "")
+        assert type(found) is type(kind) and found.info == {"licence": "mit"}
+    assert found.places("language.1.mlp_out").reads == ("language.1.mlp_in",)

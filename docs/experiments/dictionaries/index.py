@@ -30,7 +30,8 @@ BEGIN, END = "<!-- index: begin -->", "<!-- index: end -->"
 GOLDEN = {
     *("saelens", "dictionary_learning", "prisma", "saev", "clipscope", "msae", "sparsify"),
     *("overcomplete", "mayfull", "gemma_scope", "qwen_scope", "gemma_scope_1", "goodfire"),
-    *("visaebench", "vlsae", "openai", "hypothesaes", "dncbm"),
+    *("visaebench", "vlsae", "openai", "hypothesaes", "dncbm", "circuit_tracer"),
+    *("circuit_tracer_layers", "gemma_scope_layers"),
 }
 # Published files that have been opened, by release: none, for want of a network.
 READ: frozenset[str] = frozenset()
@@ -73,7 +74,7 @@ _FAMILIES = (
 # Which part of a layer the names of releases tell.
 _SITES = (
     (re.compile(r"(^|[-_])(res|lxr|r1|resid|goodfire|andyrdt|qwen-scope)([-_]|$)"), "language.{}"),
-    (re.compile(r"[-_](mlp|lxm)([-_]|$)"), "language.{}.mlp"),
+    (re.compile(r"[-_](mlp|lxm)([-_]|$)"), "language.{}.mlp_out"),
     (re.compile(r"[-_]lxa([-_]|$)"), "language.{}.attention"),
     (re.compile(r"[-_]att([-_]|$)"), "heads of language.{}"),
 )

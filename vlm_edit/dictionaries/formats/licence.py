@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from vlm_edit.dictionaries.formats.format import Stored
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.releases import releases
 from vlm_edit.dictionaries.stored import StoredDictionary
+from vlm_edit.dictionaries.transcoder import Transcoder
 from vlm_edit.ground.licences import licence_above
 
 LICENCE = "licence"
-
-Stored = StoredDictionary | PairedDictionary[StoredDictionary]
 
 
 def licensed(stored: Stored, place: Path, name: str) -> Stored:
@@ -27,6 +27,8 @@ def licensed(stored: Stored, place: Path, name: str) -> Stored:
     if isinstance(stored, PairedDictionary):
         image, text = (_with(half, place, name) for half in (stored.image, stored.text))
         return PairedDictionary(image, text)
+    if isinstance(stored, Transcoder):
+        return replace(stored, inner=_with(stored.inner, place, name))
     return _with(stored, place, name)
 
 
