@@ -61,13 +61,19 @@ OTHER = [
     ("image_embeds", "vision.3"),
     ("post_mlp_residual_22", "vision.21"),
 ]
+INSIDE = [
+    ("blocks.9.hook_mlp_out", "mlp_out"),
+    ("blocks.9.hook_resid_mid", "mid"),
+    ("blocks.9.mlp.hook_in", "mlp_in"),
+    ("blocks.9.mlp.hook_out", "mlp"),
+    ("model.layers.9.mlp", "mlp"),
+    ("model.layers.9.post_feedforward_layernorm.output", "mlp_out"),
+    ("model.layers.9.pre_feedforward_layernorm.output", "mlp_in"),
+]
 PARTS = [
-    "blocks.9.hook_mlp_out",
     "blocks.9.attn.hook_z",
     "blocks.9.hook_attn_out",
     "blocks.9.mlp.hook_post",
-    "blocks.9.hook_resid_mid",
-    "model.layers.9.mlp",
     "model.layers.9.self_attn",
     "model.layers.9.post_attention_layernorm",
     "vision_model.encoder.layers.9.layer_norm2",
@@ -88,6 +94,29 @@ def test_another_place_is_refused_by_both_names(hook, site):
         expect_site({"hook_name": hook}, site)
     assert f"trained at {hook!r}, not at {site!r}" in str(caught.value)
     assert "dataclasses.replace(dictionary, info={}) lets it through" in str(caught.value)
+
+
+@pytest.mark.parametrize(("hook", "place"), INSIDE)
+def test_a_place_inside_of_a_layer_is_that_site_and_no_other(hook, place):
+    for tower in ("language", "text", "vision"):
+        expect_site({"hook_name": hook}, f"{tower}.9.{place}")
+    wrong = (
+        f"language.8.{place}",
+        f"language.10.{place}",
+        "language.9",
+        "joint",
+        "vision.9.head.0",
+    )
+    for site in (*wrong, "language.9.attention", f"language.{place}"):
+        with pytest.raises(VlmEditError, match=rf"a site such as 'language.9.{place}', not at"):
+            expect_site({"hook_name": hook}, site)
+
+
+def test_a_place_inside_of_a_tower_s_layer_is_of_that_tower():
+    hook = "vision_model.encoder.layers.9.mlp"
+    expect_site({"hook_name": hook}, "vision.9.mlp")
+    with pytest.raises(VlmEditError, match=r"such as 'vision.9.mlp', not at 'language.9.mlp'"):
+        expect_site({"hook_name": hook}, "language.9.mlp")
 
 
 @pytest.mark.parametrize("hook", PARTS)

@@ -126,7 +126,7 @@ def rewrite(path, change, tensors=None):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h.update(version=4), "has patch format 4, this version reads 1 to 3: update"),
+        (lambda h: h.update(version=5), "has patch format 5, this version reads 1 to 4: update"),
         (lambda h: h.pop("host"), "header is damaged .KeyError: 'host'"),
         (lambda h: h.update(bindings=[]), "tensors that no edit uses|edits the sites"),
         (lambda h: h.update(bindings=h["bindings"][:1]), "tensors that no edit uses: 1.bias"),

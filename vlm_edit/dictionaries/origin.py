@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vlm_edit.dictionaries.inside import inside_of
 from vlm_edit.ground.errors import VlmEditWarning, WrongHost
 
 _MEND = "dataclasses.replace(dictionary, info={}) lets it through"
@@ -102,6 +103,18 @@ def expect_site(info: Mapping[str, str], site: str) -> None:
         # A training that has no layer to name writes any number.
         if layer is not None and site != "joint":
             place, name = _Place(layer, tower=place.tower), f"layer {layer}"
+    inside = inside_of(hook)
+    if inside is not None:
+        layer, part = inside
+        own = site.removesuffix(f".{part}")
+        elsewhere = own == site or not own.endswith(f".{layer}")
+        if elsewhere or _differs(_Place(layer, tower=place.tower), own):
+            tower = "vision" if place.tower == "vision" else "language"
+            raise WrongHost(
+                f"the dictionary was trained at {name}, a site such as '{tower}.{layer}.{part}', "
+                f"not at {whole!r}, where its features mean nothing; {_MEND}"
+            )
+        return
     if place.part:
         raise WrongHost(
             f"the dictionary was trained at {name}, a part inside of a layer; site {whole!r} is a "
