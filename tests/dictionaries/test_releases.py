@@ -109,7 +109,7 @@ def test_a_release_is_loaded_from_the_cache_by_its_names(tmp_path, monkeypatch):
         ({"release": "llama_scope_lxr_8x", "sae_id": "l15m_8x"}, "has no sae_id 'l15m_8x'"),
         ({"release": "gemma-scope-2b-pt-res-canonical", "sae_id": "x"}, "has no sae_id 'x'"),
         ({"release": "llama_scope_lxr_9x"}, "not in the index .* near it are llama_scope_lxr_8x"),
-        ({"release": "gemma-scope-2b-pt-transcoders"}, "is not in the index"),
+        ({"release": "mntss-gemma-2-2b-2.5m-clt-as-per-layer"}, "is not in the index"),
     ],
 )
 def test_what_a_release_does_not_have_is_refused(options, message):

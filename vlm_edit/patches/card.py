@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlm_edit.host import Host
     from vlm_edit.patches.patch import Patch
 
-_KNOWN = {"site", "splice", "selection", "model_name", "dictionary"}
+_KNOWN = {"site", "splice", "selection", "model_name", "dictionary", "reads"}
 LICENCE = "licence"  # in what is told of a dictionary, and of a host
 _COLUMNS = ("site", "tokens", "rule", "features", "how many")
 _TAGS = ["vlm-edit", "model-editing", "sparse-autoencoder"]
@@ -59,7 +59,8 @@ def more_text(binding: Binding) -> str:
     gate = getattr(binding.splice, "gate", None)
     if gate is not None:
         extras["gate"] = gate.least
-    return ", ".join(f"{name} {_short(value)}" for name, value in extras.items())
+    reads = [f"read at {', '.join(binding.reads)}"] if binding.reads else []
+    return ", ".join([*reads, *(f"{name} {_short(value)}" for name, value in extras.items())])
 
 
 def further(thing: Any, known: set[str]) -> list[Any]:

@@ -46,10 +46,13 @@ _HOSTS = {
     "gemma-2-9b": "google/gemma-2-9b",
     "gemma-2-9b-it": "google/gemma-2-9b-it",
     "gemma-2-27b": "google/gemma-2-27b",
+    **{f"qwen3-{size}b": f"Qwen/Qwen3-{size}B" for size in ("0.6", "1.7", "4", "8", "14")},
 }
 _FORMATS = {
     "gemma_3": "gemma_scope",
     "gemma_2": "gemma_scope_1",
+    "gemma_2_transcoder": "gemma_scope_1",
+    "mwhanna_transcoder": "circuit_tracer",
     "llama_scope": "llama_scope",
     "goodfire": "goodfire",
     "qwen_scope": "qwen_scope",
@@ -70,9 +73,11 @@ _FAMILIES = (
     ("gemma-3-1b-res-", "chanind's Matryoshka"),
     ("llama-3.1-8b-instruct-andyrdt", "andyrdt"),
     ("qwen2.5-7b-instruct-andyrdt", "andyrdt"),
+    ("mwhanna-qwen3-", "mwhanna"),
 )
 # Which part of a layer the names of releases tell.
 _SITES = (
+    (re.compile(r"[-_]transcoders([-_]|$)"), "language.{}.mlp_out"),
     (re.compile(r"(^|[-_])(res|lxr|r1|resid|goodfire|andyrdt|qwen-scope)([-_]|$)"), "language.{}"),
     (re.compile(r"[-_](mlp|lxm)([-_]|$)"), "language.{}.mlp_out"),
     (re.compile(r"[-_]lxa([-_]|$)"), "language.{}.attention"),
@@ -90,8 +95,9 @@ def of_sae_lens(known: Mapping[str, Any]) -> list[dict[str, Any]]:
         family = next((family for start, family in _FAMILIES if name.startswith(start)), None)
         kind = release.get("conversion_func")
         taken = family and kind in _FORMATS and "config_overrides" not in release
-        if not taken or "transcoders" in name:
+        if not taken:
             continue
+        family = f"{family}, transcoders" if "transcoders" in name else family
         places = {sae["id"]: sae["path"] for sae in release["saes"]}
         host = "gemma-2-9b-it" if "9b-it" in name else release.get("model", "")
         row = {"family": family, "release": name, "repo": release["repo_id"]}

@@ -345,3 +345,12 @@ def test_folders_of_a_path_are_listed_without_the_path_itself(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert candidates(tmp_path) == ["a", "b/c"]
+
+
+def test_a_repository_with_a_file_of_each_layer_asks_which():
+    from vlm_edit.dictionaries.formats.hub import _places
+
+    layers = [f"layer_{i}.safetensors" for i in range(3)]
+    assert _places([*layers, "config.yaml"]) == layers
+    assert _places(["W_enc_0.safetensors", "W_dec_0.safetensors"]) == ["."]
+    assert _places(["a/params_layer_0.safetensors", "a/params_layer_1.safetensors"]) == ["a"]

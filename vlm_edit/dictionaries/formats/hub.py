@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from glob import escape
 from itertools import islice
@@ -14,6 +15,8 @@ from vlm_edit.ground.hub import REPOSITORY, asked, listed, listing
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".npz")
 _LOOKED_AT = 5000
+# Files of which a folder may hold one for each layer, each a dictionary by itself.
+_LAYER = re.compile(r"layer_?\d+\.safetensors")
 
 
 def locate(path: str | os.PathLike[str], file: str | None, revision: str | None) -> Path:
@@ -42,9 +45,12 @@ def locate(path: str | os.PathLike[str], file: str | None, revision: str | None)
 
 
 def candidates(path: Path) -> list[str]:
-    """List folders below a folder that hold weights, as ``file`` would name them."""
+    """List folders below a folder that hold weights, or files of layers, as ``file`` names them."""
     files = (p for p in islice(path.rglob("*"), _LOOKED_AT) if p.suffix in WEIGHTS)
-    return sorted({p.relative_to(path).parent.as_posix() for p in files} - {"."})
+    places = {
+        (p if _LAYER.fullmatch(p.name) else p.parent).relative_to(path).as_posix() for p in files
+    }
+    return sorted(places - {"."})
 
 
 def _inside(root: Path, file: str | None) -> Path:
@@ -103,9 +109,13 @@ def _places(files: Sequence[str]) -> list[str]:
             folders.setdefault(PurePosixPath(file).parent.as_posix(), []).append(file)
     places = []
     for folder, contents in folders.items():
-        alone = [file for file in contents if not file.endswith(".safetensors")]
+        alone = [file for file in contents if _is_alone(PurePosixPath(file))]
         places += alone if len(alone) > 1 else [folder]
     return sorted(places)
+
+
+def _is_alone(file: PurePosixPath) -> bool:
+    return file.suffix != ".safetensors" or bool(_LAYER.fullmatch(file.name))
 
 
 def _belongs(file: PurePosixPath, wanted: PurePosixPath) -> bool:
