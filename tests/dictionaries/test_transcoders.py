@@ -53,8 +53,8 @@ def test_its_places_are_named_by_what_it_writes():
 @pytest.mark.parametrize(
     ("transcoder", "site", "error", "message"),
     [
-        (made(), "language.3", WrongHost, "name what it writes, such as 'language.0.mlp_out'"),
-        (made(), "language.3.mlp", WrongHost, "is not at 'language.3.mlp'"),
+        (made(), "language.3", WrongHost, "name what it writes, such as 'language.3.mlp_out'"),
+        (made(), "text.3.mlp", WrongHost, "is not at 'text.3.mlp': .* such as 'text.3.mlp_out'"),
         (made(parts=2), "language.3", WrongHost, "such as 'language.0\\+language.1'"),
         (made(parts=2), "language.3+language.1", WrongHost, "in the order of a forward"),
         (made(parts=2), "language.3+language.3", WrongHost, "names a site twice"),

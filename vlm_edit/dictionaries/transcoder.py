@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from vlm_edit.ground.modality import Mixed, Modality, part_of
 from vlm_edit.ground.notebook import card, one_line
 
 BESIDE = "+"
+_INSIDE = re.compile(r"\.(mid|mlp_in|mlp|mlp_out|attention|cross_attention|head\.\d+)$")
 _ROWS = 4096
 
 Inner = TypeVar("Inner", Dictionary, StoredDictionary)
@@ -154,7 +156,10 @@ class Transcoder(Generic[Inner]):
         names = site.split(BESIDE)
         ending = f".{writes}" if writes else ""
         if len(names) != self.parts or not all(name.endswith(ending) for name in names):
-            example = BESIDE.join(f"language.{i}{ending}" for i in range(self.parts))
+            layers = [_INSIDE.sub("", name) for name in names]
+            if len(layers) != self.parts:
+                layers = [f"language.{i}" for i in range(self.parts)]
+            example = BESIDE.join(f"{layer}{ending}" for layer in layers)
             raise WrongHost(
                 f"this transcoder ({self._way()}) is not at {site!r}: name what it writes, such as "
                 f"{example!r}"
