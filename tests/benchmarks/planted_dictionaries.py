@@ -1,13 +1,20 @@
-"""How much of a planted truth each kind of dictionary finds, with and without long activations.
+"""How much of a planted truth dictionaries find, ours and those that other libraries train.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/planted_dictionaries.py [--seeds 5] [--out FILE.json]
+    .ci/peers --no-run      # makes the environment, once
+    OMP_NUM_THREADS=1 .venv-peers/bin/python tests/benchmarks/planted_dictionaries.py FILE.jsonl
 
 Activations are those of ``long_activations``: sums of about 6 of 256 known directions of width 64,
 and the same where 1 in 200 is moved along one more direction, 40 times as far as the others are
-long. Dictionaries of 256 features and an L0 of 6 are trained on them and looked at on 20,000
-others, none moved: explained variance, L0, features active in none, and the mean over known
-directions of the largest cosine with a decoder row. Cells are the mean of the seeds, the least and
-the most.
+long. Dictionaries of 256 features and an L0 of 6 are trained on the same 100,000 rows in 1,000
+steps of 512 (``peer_trainers`` says how each library is asked) and looked at on 15,000 others, none
+moved: explained variance, features active in none, and the mean over known directions of the
+largest cosine with a decoder row. L0 is made equal for all alike: on 5,000 further rows one factor
+of all thresholds (one number added, for gated ones and ReLUs) brings it to 6, TopK keeps its k.
+
+Each library trains at its own default rate, and at the best of .001, .003, .01 and that default,
+chosen by explained variance on seed 100, which is in no table. Every result is a line of the file:
+what is there already is not run again, and ``--table`` only prints. ``--share 0/2`` and ``1/2``
+divide the work, each with a file of its own; the tables read all files that are named.
 """
 
 from __future__ import annotations
@@ -16,6 +23,9 @@ import argparse
 import json
 import statistics
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +35,18 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
 from long_activations import ACTIVE, DIRECTIONS, WIDTH, moved, sums
+from peer_trainers import LACKS, TRAINERS, Task, l0
 
-from vlm_edit.dictionaries import Dictionary, TrainConfig, train_dictionary
+from vlm_edit.dictionaries import Dictionary
 from vlm_edit.report import Table
 
 KINDS = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka")
-FIGURES = ("explained", "l0", "dead", "cosine")
-BATCH = 512
+SETS = ("all alike", "1 in 200 far longer")
+RATES = (None, 1e-3, 3e-3, 1e-2)  # None: the library's own
+FIGURES = ("explained", "cosine", "dead", "l0")
+BATCH, TUNING, CUT_ON = 512, 100, 5_000
+
+Key = tuple[str, str, str, float | None, int]
 
 
 def truth() -> Tensor:
@@ -40,14 +55,26 @@ def truth() -> Tensor:
     return F.normalize(torch.randn(DIRECTIONS, WIDTH, generator=g), dim=1)
 
 
-def ours(kind: str, x: Tensor, steps: int, seed: int) -> Dictionary:
-    """Train one of our kinds with the defaults."""
-    target = ACTIVE if kind in ("relu", "jumprelu", "gated") else None
-    config = TrainConfig(
-        n_features=DIRECTIONS, k=ACTIVE, steps=steps, batch_size=BATCH, kind=kind,
-        target_l0=target, seed=seed,
-    )  # type: ignore[arg-type] # fmt: skip
-    return train_dictionary({"image": x}, config, progress=False)
+def at_l0(dictionary: Dictionary, kind: str, x: Tensor) -> Dictionary:
+    """The dictionary whose one number is such that the wanted number of features is active."""
+    encoder = dictionary.encoder
+    if encoder.activation == "topk":
+        return dictionary
+    size = float(encoder(x, "image")[0].max())
+    jumps = encoder.threshold is not None and kind != "gated"
+    low, high = (0.0, 64.0) if jumps else (-size, size)
+
+    def at(number: float) -> Dictionary:
+        if encoder.threshold is None:
+            return replace(dictionary, encoder=replace(encoder, bias=encoder.bias - number))
+        moved_to = encoder.threshold * number if jumps else encoder.threshold + number
+        return replace(dictionary, encoder=replace(encoder, threshold=moved_to.clamp_min(0)))
+
+    for _ in range(40):
+        middle = (low + high) / 2
+        active = l0(at(middle).encode(x, "image"))
+        low, high = (middle, high) if active > ACTIVE else (low, middle)
+    return at((low + high) / 2)
 
 
 def looked_at(dictionary: Dictionary, held: Tensor) -> dict[str, float]:
@@ -57,45 +84,135 @@ def looked_at(dictionary: Dictionary, held: Tensor) -> dict[str, float]:
     rows = F.normalize(dictionary.decoder, dim=1)
     return {
         "explained": float(1 - left / (held - held.mean(0)).square().sum()),
-        "l0": float((codes != 0).double().sum(1).mean()),
+        "l0": l0(codes),
         "dead": float((codes == 0).all(0).sum()),
         "cosine": float((truth() @ rows.T).amax(1).mean()),
     }
 
 
+def work(options: argparse.Namespace, results: dict[Key, dict[str, float]]) -> Iterator[Key]:
+    """Yield what is to be trained: rates on the seed for tuning, then seeds at the best of them.
+
+    Seeds of a row of the table follow each other, so that what was cut off has whole rows.
+    """
+    rows = [(name, kind, which) for kind in options.kinds for which in SETS
+            for name in options.libraries if (name, kind) not in LACKS]  # fmt: skip
+    mine, of = map(int, options.share.split("/"))
+    rows = [row for i, row in enumerate(rows) if i % of == mine]
+    for row in rows:
+        yield from ((*row, rate, TUNING) for rate in RATES)
+    for default in (False, True):
+        for row in rows:
+            rate = None if default else tuned(results, *row)
+            yield from ((*row, rate, seed) for seed in range(options.seeds))
+
+
+def tuned(results: dict[Key, dict[str, float]], name: str, kind: str, which: str) -> float | None:
+    """The rate that explained most on the seed for tuning."""
+    tried = {rate: results.get((name, kind, which, rate, TUNING)) for rate in RATES}
+    known = {rate: found["explained"] for rate, found in tried.items() if found}
+    return max(known, key=lambda rate: known[rate]) if known else None
+
+
+def read(files: list[Path]) -> dict[Key, dict[str, float]]:
+    """What stands in files, by what was trained."""
+    results = {}
+    for file in files:
+        for line in file.read_text().splitlines() if file.exists() else ():
+            entry = json.loads(line)
+            results[tuple(entry["key"])] = entry["found"]
+    return results  # type: ignore[return-value]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train what is not there yet, and write it down line by line."""
+    results = read(options.files)
+    data = sums(options.rows)
+    sets = dict(zip(SETS, (data["train"], moved(data["train"])), strict=True))
+    cut_on, held = data["held"][:CUT_ON], data["held"][CUT_ON:]
+    for key in work(options, results):
+        if key in results:
+            continue
+        name, kind, which, rate, seed = key
+        task = Task(kind, sets[which], DIRECTIONS, ACTIVE, options.steps, BATCH, seed, rate)
+        start = time.process_time()
+        dictionary = at_l0(TRAINERS[name](task), kind, cut_on)
+        results[key] = looked_at(dictionary, held) | {"seconds": time.process_time() - start}
+        with options.files[0].open("a") as file:
+            file.write(json.dumps({"key": key, "found": results[key]}) + "\n")
+
+
+def seeds_of(
+    results: dict[Key, dict[str, float]], count: int, row: tuple[str, str, str], default: bool
+) -> list[dict[str, float]]:
+    """What all seeds of a row gave; empty where one is missing."""
+    rate = None if default else tuned(results, *row)
+    found = [results.get((*row, rate, seed)) for seed in range(count)]
+    return [entry for entry in found if entry] if all(found) else []
+
+
+def tables(options: argparse.Namespace, results: dict[Key, dict[str, float]]) -> Iterator[Table]:
+    """Yield a table for each figure, at the best rates, and of what is explained at the default."""
+    libraries = options.libraries
+    for figure, default in (*((f, False) for f in FIGURES), ("explained", True)):
+        rows: list[list[str]] = []
+        for kind in options.kinds:
+            for which in SETS:
+                found = {
+                    name: [e[figure] for e in
+                           seeds_of(results, options.seeds, (name, kind, which), default)]
+                    for name in libraries
+                }  # fmt: skip
+                if any(found.values()):
+                    cells = [cell(found[name], figure) for name in libraries]
+                    rows.append([kind, which, *cells, beside_best(found, figure)])
+        rate = "its own default rate" if default else "the best rate of a grid"
+        yield Table(
+            f"{figure}, each library at {rate}",
+            ("kind", "trained on", *libraries, "vlm_edit less the best peer, seed by seed"),
+            rows,
+            f"Mean of {options.seeds} seeds, in brackets the least and the most.",
+        )
+
+
+def cell(values: list[float], figure: str) -> str:
+    """Mean, least and most."""
+    if not values:
+        return ""
+    digits = 0 if figure == "dead" else 2 if figure == "l0" else 3
+    mean, least, most = statistics.mean(values), min(values), max(values)
+    return f"{mean:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})".replace("0.", ".")
+
+
+def beside_best(found: dict[str, list[float]], figure: str) -> str:
+    """The differences from the peer whose mean is best: largest, of dead features smallest."""
+    ours = found.get("vlm_edit", [])
+    peers = {name: values for name, values in found.items() if name != "vlm_edit" and values}
+    if not ours or not peers or figure == "l0":
+        return ""
+    sign = -1 if figure == "dead" else 1
+    best = max(peers, key=lambda name: sign * statistics.mean(peers[name]))
+    differences = [a - b for a, b in zip(ours, peers[best], strict=True)]
+    return f"{cell(differences, figure)}, {best}"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", type=Path, nargs="+", help="of results; the first is written to")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--libraries", nargs="+", choices=TRAINERS, default=list(TRAINERS))
+    parser.add_argument("--share", default="0/1", help="which part of the work, of how many")
+    parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = sums(options.rows)
-    sets = {"all alike": data["train"], "1 in 200 far longer": moved(data["train"])}
-    rows, figures = [], []
-    for name in options.only:
-        for which, x in sets.items():
-            found = []
-            for seed in range(options.seeds):
-                dictionary = ours(name, x, options.steps, seed)
-                found.append(looked_at(dictionary, data["held"]))
-            figures.append({"kind": name, "set": which, "seeds": found})
-            rows.append([name, which, *(_cell([each[f] for each in found]) for f in FIGURES)])
-            print(rows[-1], flush=True)
-    note = (
-        f"Mean of {options.seeds} seeds, in brackets the least and the most, {options.steps} steps"
-    )
-    print(Table("A planted truth", ("kind", "trained on", *FIGURES), rows, note))
-    if options.out:
-        command: dict[str, Any] = {"steps": options.steps, "rows": options.rows}
-        options.out.write_text(json.dumps({**command, "figures": figures}, indent=1) + "\n")
-
-
-def _cell(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    if not options.table:
+        run(options)
+    for table in tables(options, read(options.files)):
+        print(table, end="\n\n")
 
 
 if __name__ == "__main__":
