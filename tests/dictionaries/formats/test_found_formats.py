@@ -70,6 +70,21 @@ def test_what_does_not_fit_is_refused_by_its_name(tmp_path, contents, options, m
         load_dictionary(tmp_path, **options)
 
 
+@pytest.mark.parametrize("part", ["C", "W", "Relax", "multiplier"])
+def test_an_archetypal_encoder_is_tied_to_all_of_its_own_dictionary(tmp_path, part):
+    state = {n: value for n, value in archetypal().items() if n.startswith("dictionary.")}
+    state |= {n.replace("dictionary", "encoder.tied_to"): value for n, value in state.items()}
+    torch.save(state, tmp_path / "sae.pt")
+    found, x = load_dictionary(tmp_path, k=3), torch.randn(5, D)
+    values, places = (x @ found.decoder.T).topk(3)
+    codes = torch.zeros(5, M).scatter(1, places, values.relu())
+    torch.testing.assert_close(found.encode(x), codes)
+    state[f"encoder.tied_to.{part}"] = state[f"encoder.tied_to.{part}"].roll(1) + 0.5
+    torch.save(state, tmp_path / "sae.pt")
+    with pytest.raises(VlmEditError, match="tied to another dictionary"):
+        load_dictionary(tmp_path, k=3)
+
+
 def test_later_versions_of_dncbm_s_library_spell_their_tensors_without_an_underscore(tmp_path):
     state = {name: value[0] for name, value in dncbm().items()}
     torch.save(state, tmp_path / "sparse_autoencoder_final.pt")

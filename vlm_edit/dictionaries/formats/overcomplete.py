@@ -41,7 +41,7 @@ _STATE = "model_state"
 # What trainers keep beside it, and what changes no code.
 _BESIDE = {"epoch", "step", "loss", "logs", "optimizer_state", "scheduler_state", "k", "top_k"}
 _ROWS, _MULTIPLIER = "dictionary._weights", "dictionary.multiplier"
-_TIED = {"encoder.tied_to._weights", "encoder.tied_to.multiplier"}
+_TO = "encoder.tied_to."  # its names there are those of the dictionary
 _LINEAR = {"encoder.final_block.0.weight", "encoder.final_block.0.bias"}
 _BATCH_NORM = {
     f"encoder.final_block.1.{name}" for name in ("weight", "bias", "running_mean", "running_var")
@@ -103,8 +103,8 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
     path = source.path
     tensors, k = _state(path, open_mapping(source))
     jumps = "thresholds" in tensors
-    encoder, optional = _encoder_names(path, tensors)
     rows = _ARCHETYPAL if _POINTS in tensors else {_ROWS}
+    encoder, optional = _encoder_names(path, tensors, rows)
     needed = rows | encoder | ({"thresholds"} if jumps else set())
     expect_names(path, tensors, needed, {_MULTIPLIER} | optional)
     decoder = _decoder(path, tensors)
@@ -157,7 +157,9 @@ def _state(path: object, found: Mapping[str, Any]) -> tuple[Mapping[str, Any], i
     return mapping(path, found, _STATE), counts[0] if counts else None
 
 
-def _encoder_names(path: object, tensors: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+def _encoder_names(
+    path: object, tensors: Mapping[str, Any], rows: set[str]
+) -> tuple[set[str], set[str]]:
     """Return names of the encoder's tensors, which say its kind, and of those it may lack."""
     for start, why in _REFUSED:
         if any(n == start or (n.startswith(start) and "." in start) for n in map(str, tensors)):
@@ -168,8 +170,8 @@ def _encoder_names(path: object, tensors: Mapping[str, Any]) -> tuple[set[str], 
             f"{path}: it has no encoder, as MpSAE and OMPSAE, which search for codes step by step: "
             "no single product with a matrix gives them"
         )
-    if own & _TIED:
-        return _TIED, {"encoder.bias"}
+    if any(name.startswith(_TO) for name in own):
+        return {_tied(name) for name in (*rows, _MULTIPLIER)}, {"encoder.bias"}
     if "encoder.weight" in own:
         return {"encoder.weight"}, {"encoder.bias"}
     if "encoder.final_block.1.running_mean" in own:
@@ -180,6 +182,11 @@ def _encoder_names(path: object, tensors: Mapping[str, Any]) -> tuple[set[str], 
             "not a product with its feature's row: this cannot be represented"
         )
     return _LINEAR, set()
+
+
+def _tied(name: str) -> str:
+    """Return what a tensor of the dictionary is called where the encoder is tied to it."""
+    return name.replace("dictionary.", _TO)
 
 
 def _decoder(path: object, tensors: Mapping[str, Any]) -> Rows:
@@ -227,26 +234,19 @@ def _expect_unit(path: object, rows: Tensor) -> None:
 def _encoder(
     path: object, tensors: Mapping[str, Any], names: set[str], decoder: Rows
 ) -> tuple[Rows, Tensor]:
-    if names >= _TIED:
-        name = "encoder.tied_to._weights"
+    m = len(decoder.tensor)
+    if _tied(_MULTIPLIER) in names:
+        _expect_tied(path, tensors, names)
+        rows = decoder
     else:
         name = "encoder.weight" if "encoder.weight" in names else "encoder.final_block.0.weight"
-    matrix, m = expect_matrix(path, tensors, name), len(decoder.tensor)
-    if matrix.shape != decoder.tensor.shape:
-        raise BadArgument(
-            f"{path}: {name} is {tuple(matrix.shape)}, {_ROWS} is {tuple(decoder.tensor.shape)}: "
-            "they must be equal"
-        )
-    rows = Rows(matrix, name)
-    if names >= _TIED:
-        # Saved together they share their memory, and then nothing is read to compare them.
-        same = matrix.data_ptr() == decoder.tensor.data_ptr() or torch.equal(matrix, decoder.tensor)
-        factors = [
-            expect_scalar(path, tensors, n) for n in ("encoder.tied_to.multiplier", _MULTIPLIER)
-        ]
-        if not same or factors[0] != factors[1]:
-            raise DamagedFile(f"{path}: the encoder is tied to another dictionary than its own")
-        rows = decoder
+        matrix = expect_matrix(path, tensors, name)
+        if matrix.shape != decoder.tensor.shape:
+            raise BadArgument(
+                f"{path}: {name} is {tuple(matrix.shape)}, {_ROWS} is "
+                f"{tuple(decoder.tensor.shape)}: they must be equal"
+            )
+        rows = Rows(matrix, name)
     if "encoder.final_block.0.bias" in names:
         bias = expect_vector(path, tensors, "encoder.final_block.0.bias")
     elif "encoder.bias" in tensors:
@@ -256,6 +256,19 @@ def _encoder(
     if len(bias) != m:
         raise DamagedFile(f"{path}: the encoder's bias is of {len(bias)} features, not of {m}")
     return _fold_batch_norm(path, tensors, rows, bias) if names >= _BATCH_NORM else (rows, bias)
+
+
+def _expect_tied(path: object, tensors: Mapping[str, Any], names: set[str]) -> None:
+    """Refuse an encoder that is tied to another dictionary than the one beside it."""
+    factors = {expect_scalar(path, tensors, name) for name in (_MULTIPLIER, _tied(_MULTIPLIER))}
+    same = [len(factors) == 1]
+    for name in names - {_tied(_MULTIPLIER)}:
+        pair = (name, name.replace(_TO, "dictionary."))
+        tied, own = (expect_matrix(path, tensors, one) for one in pair)
+        # Saved together they share their memory, and then nothing is read to compare them.
+        same.append(tied.data_ptr() == own.data_ptr() or torch.equal(tied, own))
+    if not all(same):
+        raise DamagedFile(f"{path}: the encoder is tied to another dictionary than its own")
 
 
 def _fold_batch_norm(
