@@ -1,16 +1,17 @@
 """Train dictionaries with other libraries' own trainers, and read what they made as ours.
 
-For ``planted_dictionaries`` and ``training_steps``, in the environment that ``.ci/peers`` makes. What
-must be alike is: the rows of every batch, their order, the number of features, k, the steps, a rate that is
-warmed up over the first twentieth and decayed over the last fifth, and after how many steps a
+For ``planted_dictionaries`` and ``training_steps``, in the environment that ``.ci/peers`` makes.
+Alike are the rows of every batch and their order, the number of features, k, the steps, a rate that
+is warmed up over the first twentieth and decayed over the last fifth, and after how many steps a
 feature counts as dead (200; overcomplete asks for no number). All else is each library's default.
 
-Where a kind has a penalty, its coefficient begins at the library's default and follows the L0 that is
-missing by the rule that ours follows (``training.target``), unless the library has a target of its
-own, as the JumpReLU of dictionary-learning and of sae-lens (its quadratic mode) has. What each library asks its users to do to activations is
-done: dictionary-learning's are brought to a root mean square norm of 1 where its ``trainSAE`` can
-take that back, sae-lens estimates its scale itself, and overcomplete's are standardised by one mean
-and one deviation, since its decoder has no bias.
+Where a kind has a penalty, its coefficient begins at the library's default and follows the L0 that
+is missing by the rule that ours follows (``training.target``), unless the library has a target of
+its own, as the JumpReLU of dictionary-learning and of sae-lens (its quadratic mode) has. What each
+library asks its users to do to activations is done: dictionary-learning's are brought to a root
+mean square norm of 1 where its ``trainSAE`` can take that back, sae-lens estimates its scale
+itself, and overcomplete's are standardised by one mean and one deviation, since its decoder has no
+bias.
 """
 
 from __future__ import annotations
