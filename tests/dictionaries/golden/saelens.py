@@ -20,7 +20,7 @@ which imports what no longer installs. Nothing else was replaced.
 
 Written with torch 2.13.0 on the CPU and sae-lens 3.23.4, 5.11.0 and 6.54.12; 4.4.5 agreed too,
 and its file, much the same as that of 5.11.0, is not kept. The other direction, with sae-lens
-reading what ``save_saelens`` wrote, is a test of test_golden.py that calls this script with
+reading what ``save_saelens`` wrote, is test_read_by_sae_lens.py, which calls this script with
 ``--check``.
 """
 
