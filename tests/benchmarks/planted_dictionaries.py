@@ -46,6 +46,7 @@ FIGURES = ("explained", "cosine", "dead", "l0")
 BATCH, TUNING, CUT_ON = 512, 100, 5_000
 
 Key = tuple[str, str, str, float | None, int]
+Results = dict[Key, dict[str, float]]
 
 
 def truth() -> Tensor:
@@ -89,31 +90,47 @@ def looked_at(dictionary: Dictionary, held: Tensor) -> dict[str, float]:
     }
 
 
-def work(options: argparse.Namespace, results: dict[Key, dict[str, float]]) -> Iterator[Key]:
-    """Yield what is to be trained: rates on the seed for tuning, then seeds at the best of them.
+def work(options: argparse.Namespace, results: Results) -> Iterator[Key]:
+    """Yield what is to be trained, the most telling first: a run that is cut off has whole rows.
 
-    Seeds of a row of the table follow each other, so that what was cut off has whole rows.
+    Rates on the seed for tuning; then all seeds at the best of them, of ours and of the peer that
+    did best in the row, then of the others; then all seeds at the libraries' own rates.
     """
-    rows = [(name, kind, which) for kind in options.kinds for which in SETS
-            for name in options.libraries if (name, kind) not in LACKS]  # fmt: skip
+    places = [(kind, which) for kind in options.kinds for which in SETS]
     mine, of = map(int, options.share.split("/"))
-    rows = [row for i, row in enumerate(rows) if i % of == mine]
+    places = [place for i, place in enumerate(places) if i % of == mine]
+    rows = [(name, *place) for place in places for name in options.libraries
+            if (name, place[0]) not in LACKS]  # fmt: skip
     for row in rows:
         yield from ((*row, rate, TUNING) for rate in RATES)
-    for default in (False, True):
-        for row in rows:
-            rate = None if default else tuned(results, *row)
-            yield from ((*row, rate, seed) for seed in range(options.seeds))
+    first = {("vlm_edit", *place) for place in places}
+    first |= {(best_peer(options.libraries, results, *place), *place) for place in places}
+    for row in sorted(rows, key=lambda row: row not in first):
+        rate = tuned(results, *row)
+        yield from ((*row, rate, seed) for seed in range(options.seeds))
+    for row in rows:
+        yield from ((*row, None, seed) for seed in range(options.seeds))
 
 
-def tuned(results: dict[Key, dict[str, float]], name: str, kind: str, which: str) -> float | None:
+def best_peer(libraries: list[str], results: Results, kind: str, which: str) -> str:
+    """The peer that explained most on the seed for tuning."""
+
+    def explained(name: str) -> float:
+        row = (name, kind, which)
+        found = results.get((*row, tuned(results, *row), TUNING))
+        return found["explained"] if found else float("-inf")
+
+    return max((name for name in libraries if name != "vlm_edit"), key=explained, default="")
+
+
+def tuned(results: Results, name: str, kind: str, which: str) -> float | None:
     """The rate that explained most on the seed for tuning."""
     tried = {rate: results.get((name, kind, which, rate, TUNING)) for rate in RATES}
     known = {rate: found["explained"] for rate, found in tried.items() if found}
     return max(known, key=lambda rate: known[rate]) if known else None
 
 
-def read(files: list[Path]) -> dict[Key, dict[str, float]]:
+def read(files: list[Path]) -> Results:
     """What stands in files, by what was trained."""
     results = {}
     for file in files:
@@ -142,7 +159,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def seeds_of(
-    results: dict[Key, dict[str, float]], count: int, row: tuple[str, str, str], default: bool
+    results: Results, count: int, row: tuple[str, str, str], default: bool
 ) -> list[dict[str, float]]:
     """What all seeds of a row gave; empty where one is missing."""
     rate = None if default else tuned(results, *row)
@@ -150,7 +167,7 @@ def seeds_of(
     return [entry for entry in found if entry] if all(found) else []
 
 
-def tables(options: argparse.Namespace, results: dict[Key, dict[str, float]]) -> Iterator[Table]:
+def tables(options: argparse.Namespace, results: Results) -> Iterator[Table]:
     """Yield a table for each figure, at the best rates, and of what is explained at the default."""
     libraries = options.libraries
     for figure, default in (*((f, False) for f in FIGURES), ("explained", True)):

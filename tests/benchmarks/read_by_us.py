@@ -71,7 +71,8 @@ def read(case: Case, folder: Path, counts: Counter[str], worst: list[float]) -> 
     except Exception as error:
         counts["foreign"] += 1
         return f"foreign: {type(error).__name__}: {error}"
-    codes, output = whole.encode(case.x), whole.reconstruct(case.x)
+    predicts = getattr(whole, "predict", None) or whole.reconstruct  # a transcoder predicts
+    codes, output = whole.encode(case.x), predicts(case.x)
     off = max(difference(codes, case.codes), difference(output, case.output))
     counts["lazy differs"] += not torch.equal(lazy.encode(case.x), codes)
     _save(whole, folder, counts)

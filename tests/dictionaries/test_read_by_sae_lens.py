@@ -57,13 +57,14 @@ class Written:
             folder = saved / stream if split else saved
             shutil.copytree(folder, pack.files(self.root / "cases", case), dirs_exist_ok=True)
             given = activations(half.width, self.count) if x is None else x.float()
-            codes, back = half.encode(given, stream), half.reconstruct(given, stream)
-            pack.expect(self.root / "cases", case, given, codes, back, tolerance=tolerance)
+            outputs = getattr(half, "predict", None) or half.reconstruct  # a transcoder predicts
+            answer = (half.encode(given, stream), outputs(given, stream))
+            pack.expect(self.root / "cases", case, given, *answer, tolerance=tolerance)
             self.count += 1
 
     @staticmethod
     def centers(found):
-        return () if isinstance(found, PairedDictionary) else found.encoder.centers
+        return found.encoder.centers if isinstance(found, Dictionary) else ()
 
     def expect_agreement(self):
         """sae-lens finds what was said, in every case."""

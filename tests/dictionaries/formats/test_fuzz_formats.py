@@ -188,6 +188,15 @@ def lm_saes(root):
 OWN = (gytdau, state_dict, parts, streams, patchsae, bussmann, llama_scope, crosscoder, lm_saes)
 
 
+def told_of(case):
+    """What of a case's files to load, and with which options."""
+    told = json.loads((case / "case.json").read_text("utf-8"))
+    options = dict(told["options"])
+    if "layout" in options:
+        options["layout"] = Layout(**options["layout"])
+    return told["path"], options
+
+
 def fuzz(name, cases, tmp_path):
     """Load damaged copies of cases; how many were refused."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -195,10 +204,7 @@ def fuzz(name, cases, tmp_path):
     for seed in range(FILES):
         rng = random.Random(f"{name} {seed}")
         case = rng.choice(cases)
-        told = json.loads((case / "case.json").read_text("utf-8"))
-        options = dict(told["options"])
-        if "layout" in options:
-            options["layout"] = Layout(**options["layout"])
+        path, options = told_of(case)
         work = tmp_path / "work"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(case / "files", work)
@@ -208,7 +214,7 @@ def fuzz(name, cases, tmp_path):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                load_dictionary(work / told["path"], **options)
+                load_dictionary(work / path, **options)
         except VlmEditError:
             refused += 1
         assert time.perf_counter() - start < SLOWEST, (name, seed)
@@ -231,11 +237,8 @@ def test_so_are_damaged_files_of_formats_without_a_library(write, tmp_path):
     write(tmp_path / "all")
     cases = sorted((tmp_path / "all").iterdir())
     for case in cases:  # whole ones are read
-        told = json.loads((case / "case.json").read_text("utf-8"))
-        options = dict(told["options"])
-        if "layout" in options:
-            options["layout"] = Layout(**options["layout"])
-        load_dictionary(case / "files" / told["path"], **options)
+        path, options = told_of(case)
+        load_dictionary(case / "files" / path, **options)
     assert fuzz(write.__name__, cases, tmp_path) > FILES / 4
 
 
