@@ -34,19 +34,19 @@ FEATURES, K, BATCH = 256, 6, 512
 def milliseconds(name: str, task: Task, steps: int) -> float:
     """CPU time of a step of a library."""
     times = []
-    for count in (steps // 5, steps):
+    for count in (steps // 3, steps):
         start = time.process_time()
         with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
             TRAINERS[name](replace(task, steps=count))
         times.append(time.process_time() - start)
-    return 1000 * (times[1] - times[0]) / (steps - steps // 5)
+    return 1000 * (times[1] - times[0]) / (steps - steps // 3)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -54,6 +54,8 @@ def main() -> None:
     rows = []
     for kind in options.kinds:
         names = [name for name in TRAINERS if (name, kind) not in LACKS]
+        for name in names:  # what is imported and allocated at first
+            milliseconds(name, Task(kind, x, FEATURES, K, 50, BATCH, 0, 1e-3), 50)
         rounds: list[dict[str, float]] = []
         for seed in range(options.rounds):
             task = Task(kind, x, FEATURES, K, options.steps, BATCH, seed, 1e-3)

@@ -123,6 +123,7 @@ def test_of_two_dictionaries_of_one_width_and_of_half_precision(tmp_path):
             written.add(f"{activation}-{dtype}", whole, dtype=dtype)
     centred = made(1, "relu", streams=STREAMS)  # what is folded is rounded besides
     written.add("centred-half", centred, dtype=torch.float16, tolerance=5e-3)
+    assert written.count == 4 * (2 + 2) + 2
     written.expect_agreement()
 
 
@@ -137,17 +138,20 @@ def test_each_stream_of_every_kind_that_is_trained_here(tmp_path):
         for norm in NORMS:
             of = replace(config, kind=kind, norm=norm)
             written.add(f"{kind}-{norm}", train_dictionary(streams, of, progress=False))
+    mixed = replace(config, kind="archetypal", points=40)
+    written.add("archetypal", train_dictionary(streams, mixed, progress=False))
     ncl = TrainConfig(16, 16, 50, 64, kind="ncl")
     written.add("ncl", train_dictionary(streams, ncl, progress=False))
     written.add("separate", train_paired(streams, config, progress=False))
     written.add("image", train_dictionary({"image": streams["image"]}, config, progress=False))
     free = replace(config, center=False)
     written.add("uncentred", train_dictionary(streams, free, progress=False))
+    assert written.count == 2 + 6 * 3 * 2 + 2 * 3 + 1 + 1
     written.expect_agreement()
 
 
 def test_of_every_checkpoint_of_another_library_that_can_be_saved(tmp_path):
-    """What cannot is refused with a reason: it has an activation that sae-lens has not."""
+    """What cannot is refused with a reason: it is of a sort that sae-lens does not have."""
     written, refused = Written(tmp_path), {}
     for i, case in enumerate(cases()):
         files, said, expected = case.unpack(tmp_path / "golden" / case.archive.stem)
@@ -162,7 +166,7 @@ def test_of_every_checkpoint_of_another_library_that_can_be_saved(tmp_path):
             written.add(name, found, expected["x"], said["tolerance"])
         except VlmEditError as error:
             refused[name] = str(error)
-    reasons = re.compile("no architecture for activation|nothing for soft_cap")
+    reasons = re.compile("SAELens.* has no (architecture|transcoder)|nothing for soft_cap")
     assert {name: text for name, text in refused.items() if not reasons.search(text)} == {}
     print(f"{written.count} folders, {len(refused)} refused")
     assert written.count > 300
