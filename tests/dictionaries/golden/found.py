@@ -160,11 +160,6 @@ def archetypal(root: Path) -> None:
         x = activations(d)
         _, codes = sae.encode(x)
         expect(root, case, x, codes, sae.decode(codes), **options)
-        if size == "wide":
-            sae = sae.tied(bias=bool(told)).eval()
-            torch.save(sae.state_dict(), files(root, f"{case}-tied") / "sae.pt")
-            _, codes = sae.encode(x)
-            expect(root, f"{case}-tied", x, codes, sae.decode(codes), **options)
 
 
 def main() -> None:
