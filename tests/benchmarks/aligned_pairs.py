@@ -39,7 +39,7 @@ def figures(align: float, seed: int) -> tuple[float, float, float]:
     """What a dictionary does on other pairs."""
     # A mask of next to nothing makes batches of pairs without alignment, too.
     config = TrainConfig(
-        64, 3, 800, 256, kind="topk", align=align, mask=1e-9, seed=seed
+        64, 3, 800, 256, kind="topk", align=align, mask=1e-9, seed=seed, dead_after=200
     )  # fmt: skip
     found = train_dictionary(sides(4000, 0), config, progress=False)
     pairs = sides(1000, 1)

@@ -42,7 +42,13 @@ WAYS: dict[str, dict[str, Any]] = {
 def trained(x: Tensor, way: str, seed: int, start: Dictionary | None) -> Dictionary:
     """A dictionary of a seed."""
     config = TrainConfig(
-        n_features=DIRECTIONS, k=ACTIVE, steps=2000, batch_size=512, seed=seed, **WAYS[way]
+        n_features=DIRECTIONS,
+        k=ACTIVE,
+        steps=2000,
+        batch_size=512,
+        seed=seed,
+        dead_after=200,
+        **WAYS[way],
     )
     return train_dictionary({"image": x}, config, start=start, progress=False)
 

@@ -81,7 +81,9 @@ def ours(data: dict[str, torch.Tensor], steps: int, seed: int, lr: float) -> tup
     """Explained variance and seconds per step."""
     from vlm_edit.dictionaries import TrainConfig, train_dictionary
 
-    config = TrainConfig(SIZE, K, steps, BATCH, lr, center=False, seed=seed, clip=None)
+    config = TrainConfig(
+        SIZE, K, steps, BATCH, lr, center=False, seed=seed, clip=None, dead_after=200
+    )
     start = time.perf_counter()
     found = train_dictionary({"image": data["train"]}, config, progress=False)
     seconds = time.perf_counter() - start

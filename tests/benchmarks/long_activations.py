@@ -73,6 +73,7 @@ def explained(x: Tensor, held: Tensor, lr: float, clip: float | None, seed: int)
         lr=lr,
         clip=clip,
         seed=seed,
+        dead_after=200,
     )
     found = train_dictionary({"image": x}, config, progress=False)
     left = (held - found.reconstruct(held, "image")).square().sum()

@@ -31,6 +31,25 @@ def trained(config: TrainConfig) -> Trainer:
     return trainer
 
 
+@pytest.mark.parametrize(
+    ("steps", "given", "patience"),
+    [(1000, None, 25), (4000, None, 100), (80_000, None, 200), (30, None, 1), (1000, 7, 7)],
+)
+def test_a_feature_counts_as_dead_by_the_length_of_a_run(
+    steps: int, given: int | None, patience: int
+) -> None:
+    assert TrainConfig(steps=steps, dead_after=given).patience == patience
+
+
+def test_the_default_is_the_number_that_it_stands_for() -> None:
+    config = replace(CONFIG, kind="topk", sparsity=TrainConfig.sparsity, n_features=64)
+    default = trained(replace(config, steps=120)).result({})
+    said = trained(replace(config, steps=120, dead_after=3)).result({})
+    other = trained(replace(config, steps=120, dead_after=100)).result({})
+    assert torch.equal(default.decoder, said.decoder)
+    assert not torch.equal(default.decoder, other.decoder)
+
+
 def test_the_losses_of_gates_are_those_of_their_formulas() -> None:
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
     directions = torch.randn(12, 6, generator=torch.Generator().manual_seed(2))

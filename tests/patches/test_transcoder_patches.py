@@ -377,7 +377,7 @@ def test_behind_a_norm_of_gemma_s_the_stream_is_what_is_edited():
             lambda llava: Patch("language.1.mlp_out", made(), Ablate([1])).attach(
                 llava, via="nnsight"
             ),
-            "is what .* is called with, and via='nnsight' edits outputs",
+            "is what .* is called with, or a part of it, and via='nnsight' edits outputs",
         ),
         (
             lambda llava: Patch("language.1.mlp_out", made(), Ablate([1])).bake(llava),

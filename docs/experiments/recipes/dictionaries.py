@@ -33,8 +33,8 @@ from vlm_edit.hooks import record
 from vlm_edit.measuring import Pairs
 
 VISION_SITE = "vision.2"
-# How the shipped ones were trained, at the rate and without the clipping of their time.
-COMMON = TrainConfig(k=16, lr=1e-3, clip=None)
+# How the shipped ones were trained, by the defaults of their time.
+COMMON = TrainConfig(k=16, lr=1e-3, clip=None, dead_after=200)
 CONFIGS = {
     "joint": replace(COMMON, n_features=512, steps=6000, norm="constant_norm_rescale"),
     VISION_SITE: replace(COMMON, n_features=1024, steps=4000, center=False),

@@ -43,9 +43,15 @@ PROMPT = "a picture of {}"
 T_95 = {2: 4.303, 3: 3.182, 4: 2.776}  # Student's, by degrees of freedom
 BASE = "TopK"
 
-# What was compared was trained before gradients were clipped by default.
+# What was compared was trained by the defaults of its time.
 BARE = TrainConfig(
-    n_features=512, steps=1000, batch_size=1024, lr=3e-3, norm="constant_norm_rescale", clip=None
+    n_features=512,
+    steps=1000,
+    batch_size=1024,
+    lr=3e-3,
+    norm="constant_norm_rescale",
+    clip=None,
+    dead_after=200,
 )
 SHARED = replace(BARE, k=16)
 NCL = replace(BARE, kind="ncl")

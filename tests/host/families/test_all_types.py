@@ -198,7 +198,8 @@ def kinds(host: Host) -> str:
     """The host's sites, layers as one with the parts that can be told inside them."""
     groups: dict[str, dict[str, None]] = {}
     for name in host.sites:
-        parts = (inner.removeprefix(f"{name}.").partition(".")[0] for inner in host.inside(name))
+        told = (inner.removeprefix(f"{name}.").partition(".")[0] for inner in host.inside(name))
+        parts = (part for part in told if part not in ("mid", "mlp_in", "mlp_out"))
         groups.setdefault(re.sub(r"\.\d+", ".{i}", name), {}).update(dict.fromkeys(parts))
     letters = {name: "".join(part[0] for part in parts) for name, parts in groups.items()}
     return ", ".join(f"`{name}` {letters[name]}".strip() for name in groups)

@@ -17,7 +17,9 @@ Precision = Literal["float32", "bfloat16"]
 
 _OF_NCL = ("temperature", "ridge")
 _OF_ARCHETYPES = ("points", "delta")
-_WHOLE = ("n_features", "k", "steps", "batch_size", "dead_after", "seed")
+_WHOLE = ("n_features", "k", "steps", "batch_size", "seed")
+_MAY_BE_NONE = ("points", "dead_after")
+_PATIENCE = 200  # steps that the default of dead_after never exceeds
 _NUMBERS = (
     *("lr", "sparsity", "group", "align", "auxiliary", "mask", "bandwidth", "temperature"),
     *("ridge", "delta"),
@@ -45,7 +47,8 @@ class TrainConfig:
         norm: As in ``Encoder``.
         center: Whether to subtract each stream's mean after the norm.
         auxiliary: Weight of the loss by which dead features learn the error that is left.
-        dead_after: Steps without activity after which a feature counts as dead.
+        dead_after: Steps without activity after which a feature counts as dead. None for a
+            fortieth of all steps, and 200 at most.
         seed: Of the initialisation and the batches.
         kind: ``relu``, with a penalty on the sum of codes times their decoder rows' norms;
             ``topk`` (Gao et al. 2024); ``batchtopk`` (Bussmann et al. 2024); ``jumprelu``, with a
@@ -107,7 +110,7 @@ class TrainConfig:
     norm: str = "none"
     center: bool = True
     auxiliary: float = 1 / 32
-    dead_after: int = 200
+    dead_after: int | None = None
     seed: int = 0
     kind: Kind = "batchtopk"
     sparsity: float = 1e-2
@@ -126,6 +129,13 @@ class TrainConfig:
     points: int | None = None
     delta: float = 0.1
     compile: bool = False
+
+    @property
+    def patience(self) -> int:
+        """Return after how many steps without activity a feature counts as dead."""
+        if self.dead_after is not None:
+            return self.dead_after
+        return min(_PATIENCE, max(1, self.steps // 40))
 
     @property
     def paired(self) -> bool:
@@ -181,7 +191,8 @@ class TrainConfig:
             raise BadArgument(f"prefixes are {shares}; they are shares above 0, the last of them 1")
 
     def _expect_numbers(self) -> None:
-        for name in (*_WHOLE, *(("points",) if self.points is not None else ())):
+        given = [name for name in _MAY_BE_NONE if getattr(self, name) is not None]
+        for name in (*_WHOLE, *given):
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or isinstance(value, bool):
                 raise BadArgument(f"{name} is {value!r}; it must be a whole number")

@@ -98,7 +98,7 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """Take one optimiser step; return figures of the batch."""
         x, mask, rows = self._batch()
-        dead = self.idle > self.config.dead_after
+        dead = self.idle > self.config.patience
         count = int(dead.sum())
         warm = min(1.0, self.done / (0.05 * self.config.steps))
         if self.config.kind == "ncl":

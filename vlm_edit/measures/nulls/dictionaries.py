@@ -134,6 +134,7 @@ def config_like(
         center=bool(encoder.centers),
         seed=seed,
         kind=kind,
+        dead_after=200,
     )
 
 
