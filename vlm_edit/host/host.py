@@ -325,7 +325,8 @@ class Host:
         """Return the sites inside a layer, by name; nothing where its parts cannot be told.
 
         They are what its attention and its MLP add to the stream, before any norm that follows,
-        and what each head gives to the output projection.
+        the places around the MLP (``mid``, ``mlp_in``, ``mlp_out``), and what each head gives to
+        the output projection.
 
         Args:
             name: A layer's, such as ``language.3``.
@@ -336,7 +337,7 @@ class Host:
         Example:
             >>> from vlm_edit import Host, zoo
             >>> abridged(list(Host.of(*zoo.load_host()).inside("vision.0")))
-            'vision.0.attention, vision.0.mlp, vision.0.head.0 ... vision.0.head.5'
+            'vision.0.attention, vision.0.mlp, vision.0.mid, vision.0.mlp_in, vision.0.mlp_out, ...'
         """
         return sites_inside(self.site(name))
 
