@@ -191,6 +191,31 @@ def tables(options: argparse.Namespace, results: Results) -> Iterator[Table]:
         )
 
 
+def of_tuning(options: argparse.Namespace, results: Results) -> Table:
+    """What is explained on the seed for tuning, at a library's own rate and at the best."""
+
+    def told(row: tuple[str, str, str]) -> str:
+        best = tuned(results, *row)
+        own, at_best = (results.get((*row, rate, TUNING)) for rate in (None, best))
+        if own is None or at_best is None:
+            return ""
+        rate = "own" if best is None else f"{best:g}".replace("0.", ".")
+        texts = (f"{found['explained']:.3f}".replace("0.", ".") for found in (own, at_best))
+        return f"{'; '.join(texts)} at {rate}"
+
+    rows = [
+        [kind, which, *(told((name, kind, which)) for name in options.libraries)]
+        for kind in options.kinds
+        for which in SETS
+    ]
+    return Table(
+        "explained at the library's own rate; at the best",
+        ("kind", "trained on", *options.libraries),
+        rows,
+        f"On seed {TUNING}, which chose the rates.",
+    )
+
+
 def cell(values: list[float], figure: str) -> str:
     """Mean, least and most."""
     if not values:
@@ -227,7 +252,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if not options.table:
         run(options)
-    for table in tables(options, read(options.files)):
+    results = read(options.files)
+    for table in (*tables(options, results), of_tuning(options, results)):
         print(table, end="\n\n")
 
 

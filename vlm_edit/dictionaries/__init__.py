@@ -42,7 +42,7 @@ from vlm_edit.dictionaries.transcoder import AnyDictionary as AnyDictionary
 from vlm_edit.dictionaries.transcoder import PlainDictionary as PlainDictionary
 from vlm_edit.dictionaries.transcoder import Transcoder
 from vlm_edit.dictionaries.transcoder import expect_plain as expect_plain
-from vlm_edit.dictionaries.transcoder import written as written
+from vlm_edit.dictionaries.written import written as written
 
 __all__ = [
     "Activation",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -12,22 +11,22 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.check import POOR, Check
-from vlm_edit.dictionaries.dictionary import Dictionary, Slice
+from vlm_edit.dictionaries.check import Check
+from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.encoder import expect
 from vlm_edit.dictionaries.encodes import facts, words
 from vlm_edit.dictionaries.norms import norm_of
 from vlm_edit.dictionaries.origin import expect_site
 from vlm_edit.dictionaries.paired import PairedDictionary
+from vlm_edit.dictionaries.predicting import check_prediction
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, CannotKnow, WrongHost
-from vlm_edit.ground.modality import Mixed, Modality, part_of
+from vlm_edit.ground.modality import Modality
 from vlm_edit.ground.notebook import card, one_line
 
 BESIDE = "+"
 _INSIDE = re.compile(r"\.(mid|mlp_in|mlp|mlp_out|attention|cross_attention|head\.\d+)$")
-_ROWS = 4096
 
 Inner = TypeVar("Inner", Dictionary, StoredDictionary)
 
@@ -98,13 +97,14 @@ class Transcoder(Generic[Inner]):
     def __repr__(self) -> str:
         """Say on a line what it is."""
         left = ", left on disk" if isinstance(self.inner, StoredDictionary) else ""
-        return one_line(f"Transcoder({self._way()}, {words(self.inner)}{left})")
+        return one_line(f"Transcoder({self.way()}, {words(self.inner)}{left})")
 
     def _repr_html_(self) -> str:
         """Say it in a notebook."""
-        return card("Transcoder", {"from": self._way(), **facts(self.inner)})
+        return card("Transcoder", {"from": self.way(), **facts(self.inner)})
 
-    def _way(self) -> str:
+    def way(self) -> str:
+        """Say in words from where to where it leads."""
         names = ["?" if at is None else at or "a layer" for at in (self.reads, self.writes)]
         way = names[0] if names[0] == names[1] else f"{names[0]} to {names[1]}"
         return way if self.parts == 1 else f"{way} of {self.parts} layers"
@@ -161,7 +161,7 @@ class Transcoder(Generic[Inner]):
                 layers = [f"language.{i}" for i in range(self.parts)]
             example = BESIDE.join(f"{layer}{ending}" for layer in layers)
             raise WrongHost(
-                f"this transcoder ({self._way()}) is not at {site!r}: name what it writes, such as "
+                f"this transcoder ({self.way()}) is not at {site!r}: name what it writes, such as "
                 f"{example!r}"
             )
         if len(set(names)) < len(names):
@@ -252,7 +252,7 @@ class Transcoder(Generic[Inner]):
             stream: As in ``encode``.
             options: As for ``Dictionary.check``.
         """
-        return _check(self, activations, stream, **options)
+        return check_prediction(self, activations, stream, **options)
 
     def writing(self, *parts: int) -> Transcoder[Inner]:
         """Return one that reads as this and writes some of its places alone.
@@ -322,110 +322,7 @@ class Transcoder(Generic[Inner]):
 
     def summary(self) -> dict[str, Any]:
         """Return activation, norm and what is read and written, JSON-able."""
-        return {**self.inner.summary(), "way": self._way()}
-
-
-def _check(
-    transcoder: Transcoder[Any],
-    activations: Tensor,
-    stream: Modality | None = None,
-    *,
-    warn: bool = True,
-    trained_here: bool = False,
-) -> Check:
-    flat = activations.reshape(-1, activations.shape[-1])
-    if len(flat) < 2:
-        raise BadArgument("a check needs at least two activations")
-    streams = stream.flatten() if isinstance(stream, Mixed) else stream
-    error = active = torch.zeros((), dtype=torch.float64)
-    fired = torch.zeros(transcoder.n_features, dtype=torch.bool, device=flat.device)
-    mean = transcoder.split(flat)[1].double().mean(0)
-    spread = error
-    for begin in range(0, len(flat), _ROWS):
-        index = torch.arange(begin, min(begin + _ROWS, len(flat)), device=flat.device)
-        x, y = transcoder.split(flat[index])
-        part = part_of(streams, index)
-        codes = transcoder.encode(x, part)
-        fired |= (codes != 0).any(0)
-        active = active + (codes != 0).sum()
-        error = error + (y.double() - transcoder.predict(x, part)).square().sum()
-        spread = spread + (y.double() - mean).square().sum()
-    if not float(spread):
-        raise BadArgument("all that is written is the same: take activations that differ")
-    explained = float(1 - error / spread)
-    told: tuple[str, ...] = ()
-    if explained < POOR and not trained_here:
-        told = (
-            f"it predicts {explained:.2f} of the variance of what is written: it was trained on "
-            f"another layer or host, or on other places than {transcoder._way()}",
-        )
-    if warn and told:
-        warnings.warn(told[0], stacklevel=3)
-    return Check(
-        explained, float(active) / len(flat), 1 - float(fired.float().mean()), len(flat), told
-    )
-
-
-class Written(NamedTuple):
-    """What an edit of some features needs at one of the places that they write.
-
-    Attributes:
-        part: Which place.
-        slice: Its encoder is of the places read alone.
-        reads: Which places are read; none where no code is.
-    """
-
-    part: int
-    slice: Slice
-    reads: tuple[int, ...]
-
-
-def written(whole: Slice, parts: int, coded: bool) -> list[Written]:
-    """Cut a slice into those of the places that its features write.
-
-    Args:
-        whole: Of a transcoder's inner dictionary.
-        parts: Into how many places its width is cut.
-        coded: Whether codes are read.
-
-    Returns:
-        One of each place that a feature writes to.
-
-    Raises:
-        BadArgument: A code is known only behind a place that it would have to change.
-    """
-    size = whole.decoder.shape[1] // parts
-    blocks = [slice(i * size, (i + 1) * size) for i in range(parts)]
-    encoder, cuts = whole.encoder, []
-    for part, block in enumerate(blocks):
-        decoder = whole.decoder[:, block].contiguous()
-        here = decoder.any(1)
-        if not bool(here.any()):
-            continue
-        reads: tuple[int, ...] = ()
-        if coded:
-            own = encoder.weight if encoder.competes else encoder.weight[:, here]
-            reads = tuple(j for j, read in enumerate(blocks) if bool(own[read].any()))
-            late = [j for j in reads if j > part]
-            if late:
-                raise BadArgument(
-                    f"these features write at place {part + 1} of {parts} and read at place "
-                    f"{late[0] + 1}, which a forward reaches later: their codes are not known by "
-                    "then. Rules that read no code, such as Steer, act everywhere; and "
-                    "transcoder.writing(-1) writes at the last place alone, where all are known"
-                )
-        kept = torch.cat(
-            [torch.arange(b.start, b.stop) for b in (blocks[j] for j in reads)]
-            or [torch.arange(size)]
-        )
-        cut = replace(
-            encoder,
-            weight=encoder.weight[kept].contiguous(),
-            subtract=None if encoder.subtract is None else encoder.subtract[kept],
-            centers={name: center[kept] for name, center in encoder.centers.items()},
-        )
-        cuts.append(Written(part, replace(whole, encoder=cut, decoder=decoder), reads))
-    return cuts
+        return {**self.inner.summary(), "way": self.way()}
 
 
 PlainDictionary = (

@@ -42,16 +42,7 @@ def write(
     for number, binding in enumerate(bindings):
         expect_savable(binding.splice.rules)
         part, encoder = binding.splice.slice, binding.splice.slice.encoder
-        weights = {
-            "weight": encoder.weight,
-            "bias": encoder.bias,
-            "decoder": part.decoder,
-            "threshold": encoder.threshold,
-            "subtract": encoder.subtract,
-        } | {f"center.{stream}": center for stream, center in encoder.centers.items()}
-        gate = binding.splice.gate
-        if gate is not None:
-            weights |= {"gate.decoder": gate.decoder, "gate.bias": gate.bias}
+        weights = _weights(binding.splice)
         tensors |= {f"{number}.{name}": t for name, t in weights.items() if t is not None}
         entries.append(
             {
@@ -78,6 +69,21 @@ def write(
         "bindings": entries,
     }
     write_tensors(path, tensors, header, "patch")
+
+
+def _weights(splice: Splice) -> dict[str, Tensor | None]:
+    """Return the tensors of an edit by name."""
+    part, encoder = splice.slice, splice.slice.encoder
+    weights = {
+        "weight": encoder.weight,
+        "bias": encoder.bias,
+        "decoder": part.decoder,
+        "threshold": encoder.threshold,
+        "subtract": encoder.subtract,
+    } | {f"center.{stream}": center for stream, center in encoder.centers.items()}
+    if splice.gate is not None:
+        weights |= {"gate.decoder": splice.gate.decoder, "gate.bias": splice.gate.bias}
+    return weights
 
 
 def read(

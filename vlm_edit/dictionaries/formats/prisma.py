@@ -57,13 +57,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDi
             fit each other.
     """
     del hints
-    if _is_old(source):
-        raise UnknownName(
-            f"{source.path} is of Prisma's older form, which keeps its config as an object, and "
-            "reading it would run code from it: open it where you trust it, call "
-            f"checkpoint['cfg'].save_config({CONFIG!r}), save checkpoint['state_dict'] alone with "
-            "torch.save beside that, and load the folder"
-        )
+    _expect_new(source)
     path, tensors = source.path, open_mapping(source)
     config = {key: _plain(value) for key, value in _home(source).json(CONFIG).items()}
     gated = _architecture(path, config)
@@ -123,6 +117,16 @@ def _is_old(source: Source) -> bool:
         return False
     path = source.file(names[0]) if source.is_folder else source.path
     return _names_the_library(path)
+
+
+def _expect_new(source: Source) -> None:
+    if _is_old(source):
+        raise UnknownName(
+            f"{source.path} is of Prisma's older form, which keeps its config as an object, and "
+            "reading it would run code from it: open it where you trust it, call "
+            f"checkpoint['cfg'].save_config({CONFIG!r}), save checkpoint['state_dict'] alone with "
+            "torch.save beside that, and load the folder"
+        )
 
 
 def _names_the_library(path: Path) -> bool:

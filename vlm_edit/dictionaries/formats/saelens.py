@@ -169,16 +169,20 @@ def _read_folder(source: Source) -> StoredDictionary | Transcoder[StoredDictiona
         soft_cap=soft_cap,
         info=_read_info(config),
     )
-    sizes = (config.get("d_in"), config.get("d_sae"))
-    if sizes != (stored.width, stored.n_features):
-        raise DamagedFile(
-            f"{path}: cfg.json states d_in, d_sae = {sizes}, but W_enc is "
-            f"{tuple(weight.shape)}: the two files are not of one dictionary"
-        )
+    _expect_sizes(path, config, stored)
     stored = _unfolded(path, stored, header, tensors)
     if named in _TRANSCODERS:
         return _transcoder(path, config, stored, skip, scale)
     return stored if scale is None else _of_unscaled(stored, scale)
+
+
+def _expect_sizes(path: Path, config: Mapping[str, Any], stored: StoredDictionary) -> None:
+    sizes = (config.get("d_in"), config.get("d_sae"))
+    if sizes != (stored.width, stored.n_features):
+        raise DamagedFile(
+            f"{path}: cfg.json states d_in, d_sae = {sizes}, but W_enc is "
+            f"{(stored.width, stored.n_features)}: the two files are not of one dictionary"
+        )
 
 
 def _read_skip(path: Path, tensors: dict[str, Tensor], architecture: str) -> Tensor | None:
