@@ -3,8 +3,8 @@
 For ``planted_dictionaries`` and ``training_steps``, in the environment that ``.ci/peers`` makes.
 Alike are the rows of every batch and their order, the number of features, k, the steps, a rate that
 is warmed up over the first twentieth and decayed over the last fifth, and after how many steps a
-feature counts as dead (a fortieth of all, which is our default; overcomplete asks for no number).
-All else is each library's default.
+feature counts as dead (200 where nothing else is said; overcomplete asks for no number). All else
+is each library's default.
 
 Where a kind has a penalty, its coefficient begins at the library's default and follows the L0 that
 is missing by the rule that ours follows (``training.target``), unless the library has a target of
@@ -37,7 +37,7 @@ from vlm_edit import Dictionary, load_dictionary
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
 from vlm_edit.dictionaries.training.target import Target
 
-DEAD_AFTER = 40  # of so many parts of the steps one
+DEAD_AFTER = 200
 PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 PENALISED = ("relu", "jumprelu", "gated")
 
@@ -55,6 +55,7 @@ class Task:
         batch: Rows of each.
         seed: Of weights and batches.
         lr: The rate; None for the library's own.
+        dead_after: Steps after which a feature counts as dead.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class Task:
     batch: int
     seed: int
     lr: float | None = None
+    dead_after: int = DEAD_AFTER
 
     def rows(self, x: Tensor) -> Iterator[Tensor]:
         """Yield batches of activations, the same for every library."""
@@ -92,7 +94,7 @@ def vlm_edit(task: Task) -> Dictionary:
     target = task.k if task.kind in PENALISED else None
     config = TrainConfig(
         task.features, task.k, task.steps, task.batch, kind=task.kind,  # type: ignore[arg-type]
-        target_l0=target, seed=task.seed, dead_after=task.steps // DEAD_AFTER, prefixes=PREFIXES,
+        target_l0=target, seed=task.seed, dead_after=task.dead_after, prefixes=PREFIXES,
     )  # fmt: skip
     if task.lr is not None:
         config = replace(config, lr=task.lr)
@@ -139,7 +141,7 @@ def learning_trainer(task: Task) -> Any:
     trainer = getattr(importlib.import_module(f"dictionary_learning.trainers.{module}"), name)(
         **told
     )
-    trainer.dead_feature_threshold = task.steps // DEAD_AFTER * task.batch
+    trainer.dead_feature_threshold = task.dead_after * task.batch
     return trainer
 
 
@@ -204,7 +206,7 @@ def sae_lens_trainer(task: Task, batches: Iterator[Tensor]) -> Any:
         SAETrainerConfig(
             total_training_samples=task.steps * task.batch, train_batch_size_samples=task.batch,
             lr_end=0.0, lr_warm_up_steps=task.steps // 20, lr_decay_steps=task.steps // 5,
-            dead_feature_window=task.steps // DEAD_AFTER, n_batches_for_norm_estimate=50, **rate,
+            dead_feature_window=task.dead_after, n_batches_for_norm_estimate=50, **rate,
         ),
         sae,
         batches,

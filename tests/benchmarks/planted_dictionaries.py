@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
 from long_activations import ACTIVE, DIRECTIONS, WIDTH, moved, sums
-from peer_trainers import LACKS, TRAINERS, Task, l0
+from peer_trainers import DEAD_AFTER, LACKS, TRAINERS, Task, l0
 
 from vlm_edit.dictionaries import Dictionary
 from vlm_edit.report import Table
@@ -150,7 +150,10 @@ def run(options: argparse.Namespace) -> None:
         if key in results:
             continue
         name, kind, which, rate, seed = key
-        task = Task(kind, sets[which], DIRECTIONS, ACTIVE, options.steps, BATCH, seed, rate)
+        task = Task(
+            *(kind, sets[which], DIRECTIONS, ACTIVE, options.steps, BATCH, seed, rate),
+            dead_after=options.dead_after,
+        )
         start = time.process_time()
         dictionary = at_l0(TRAINERS[name](task), kind, cut_on)
         results[key] = looked_at(dictionary, held) | {"seconds": time.process_time() - start}
@@ -244,6 +247,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dead-after", type=int, default=DEAD_AFTER, help="steps, of all alike")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--libraries", nargs="+", choices=TRAINERS, default=list(TRAINERS))
     parser.add_argument("--share", default="0/1", help="which part of the work, of how many")
