@@ -56,6 +56,7 @@ class Task:
         seed: Of weights and batches.
         lr: The rate; None for the library's own.
         dead_after: Steps after which a feature counts as dead.
+        longest: As ours is told of, which the others have nothing for.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class Task:
     seed: int
     lr: float | None = None
     dead_after: int = DEAD_AFTER
+    longest: float | None = None
 
     def rows(self, x: Tensor) -> Iterator[Tensor]:
         """Yield batches of activations, the same for every library."""
@@ -95,6 +97,7 @@ def vlm_edit(task: Task) -> Dictionary:
     config = TrainConfig(
         task.features, task.k, task.steps, task.batch, kind=task.kind,  # type: ignore[arg-type]
         target_l0=target, seed=task.seed, dead_after=task.dead_after, prefixes=PREFIXES,
+        longest=task.longest,
     )  # fmt: skip
     if task.lr is not None:
         config = replace(config, lr=task.lr)

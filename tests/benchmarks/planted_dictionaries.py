@@ -96,7 +96,7 @@ def work(options: argparse.Namespace, results: Results) -> Iterator[Key]:
     Rates on the seed for tuning; then all seeds at the best of them, of ours and of the peer that
     did best in the row, then of the others; then all seeds at the libraries' own rates.
     """
-    places = [(kind, which) for kind in options.kinds for which in SETS]
+    places = [(kind, which) for kind in options.kinds for which in options.sets]
     mine, of = map(int, options.share.split("/"))
     places = [place for i, place in enumerate(places) if i % of == mine]
     rows = [(name, *place) for place in places for name in options.libraries
@@ -153,6 +153,7 @@ def run(options: argparse.Namespace) -> None:
         task = Task(
             *(kind, sets[which], DIRECTIONS, ACTIVE, options.steps, BATCH, seed, rate),
             dead_after=options.dead_after,
+            longest=options.longest,
         )
         start = time.process_time()
         dictionary = at_l0(TRAINERS[name](task), kind, cut_on)
@@ -247,6 +248,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--longest", type=float, help="medians, of ours alone")
     parser.add_argument("--dead-after", type=int, default=DEAD_AFTER, help="steps, of all alike")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--libraries", nargs="+", choices=TRAINERS, default=list(TRAINERS))

@@ -66,8 +66,8 @@ def test_options_of_kinds_are_passed_on(
     )
     assert main([*words, str(tmp_path / "b"), "--compile", "--device", "cpu"]) == 0
     assert seen == ["cpu"]
-    config = replace(CONFIG, middle="median", precision="bfloat16")
-    given = ["--middle", "median", "--precision", "bfloat16"]
+    config = replace(CONFIG, middle="median", precision="bfloat16", longest=1.5)
+    given = ["--middle", "median", "--precision", "bfloat16", "--longest", "1.5"]
     assert main([*words, str(tmp_path / "c"), *given]) == 0
     assert torch.equal(load_dictionary(tmp_path / "c").decoder, trained(activations, config))
 

@@ -156,6 +156,9 @@ class Train(Places, Writes):
     rows: Annotated[int, option("activations a step")] = 1024
     seed: Seed = 0
     lr: Annotated[float, option("learning rate")] = 3e-3
+    longest: Annotated[
+        float | None, option("leave out activations longer than N times their median", metavar="N")
+    ] = None
     clip: Annotated[
         Number, option("longest gradient of a step, or none", parser=_clip, metavar="NORM")
     ] = 0.05

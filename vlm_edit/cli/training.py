@@ -252,6 +252,7 @@ def _config(options: Train, site: str) -> dictionaries.TrainConfig:
         seed=options.seed,
         lr=options.lr,
         clip=options.clip,
+        longest=options.longest,
         middle=options.middle,
         precision=options.precision,
         points=options.points,

@@ -86,6 +86,9 @@ class TrainConfig:
         ridge: Of ``ncl``: penalty on its decoder, in units of the features' mean variance.
         clip: Norm that the gradient of a step is cut to where it is longer, so that few activations
             much longer than the others do not throw the weights about. None to leave it.
+        longest: How many times the median of its stream an activation may be long, behind the norm;
+            longer ones are left out, with their pair where rows are pairs, and counted in the
+            dictionary's info. 10 leaves out the massive ones that many models have. None for all.
         frozen: ``decoder`` leaves its rows as they were drawn, random directions, and trains the
             rest: a baseline (arXiv 2602.14111) that a dictionary which has learnt directions must
             beat. None to train all.
@@ -129,6 +132,7 @@ class TrainConfig:
     points: int | None = None
     delta: float = 0.1
     compile: bool = False
+    longest: float | None = None
 
     @property
     def patience(self) -> int:
@@ -203,6 +207,14 @@ class TrainConfig:
             isinstance(self.clip, numbers.Real) and 0 < float(self.clip) < math.inf
         ):
             raise BadArgument(f"clip is {self.clip!r}; it must be above 0, or None for no clipping")
+        if self.longest is not None and not (
+            isinstance(self.longest, numbers.Real)
+            and not isinstance(self.longest, bool)
+            and 1 <= float(self.longest) < math.inf
+        ):
+            raise BadArgument(
+                f"longest is {self.longest!r}; it must be at least 1 median, or None for all"
+            )
 
     def _expect_kind(self) -> None:
         """Refuse what the kind has no use for, and what a contrast cannot do with."""

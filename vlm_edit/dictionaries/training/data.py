@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,7 @@ from torch import Tensor
 from vlm_edit.dictionaries.activation_store import MappedRows, load_activations
 from vlm_edit.dictionaries.encoder import Encoder
 from vlm_edit.dictionaries.training.config import TrainConfig
+from vlm_edit.dictionaries.training.outliers import without_long
 from vlm_edit.ground.checksums import checksum
 from vlm_edit.ground.errors import BadArgument
 
@@ -38,6 +39,7 @@ class Data:
         mean: [d], of all rows together, normed and centred.
         scale: Their root mean square norm.
         blank: Knows the norm.
+        left_out: How many activations were longer than the config allows, by stream.
     """
 
     streams: Mapping[str, Activations]
@@ -46,6 +48,7 @@ class Data:
     mean: Tensor
     scale: float
     blank: Encoder
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, given: Given, config: TrainConfig) -> Data:
@@ -53,6 +56,9 @@ class Data:
         streams = opened(given)
         width = _expect(streams, config)
         blank = Encoder(torch.zeros(width, 1), torch.zeros(1), norm=config.norm)
+        left_out: dict[str, int] = {}
+        if config.longest is not None:
+            streams, left_out = without_long(streams, blank, config.longest, config.paired)
         small = sum(data.numel() for data in streams.values()) <= _KEPT
         held = {
             name: data
@@ -68,7 +74,7 @@ class Data:
                 f"the activations' root mean square norm is {result.scale}: they are all alike, or "
                 "hold a number that is not finite"
             )
-        return result
+        return replace(result, left_out=left_out)
 
     def batch(self, rows: Mapping[str, Tensor], device: torch.device) -> Tensor:
         """Return [sum of rows, d] float32 of root mean square norm about 1, stream after stream."""

@@ -102,7 +102,9 @@ def train_dictionary(
     lines = Log(log, trainer.done, trainer.figures, config.steps)
     _take_steps(trainer, saved, (lines, *callbacks), progress)
     kind = {"kind": "ncl"} if config.kind == "ncl" else {}  # what it explains is not its purpose
-    return trainer.result({**kind, **(info or {})}, progress)
+    counts = [f"{count} {name}" for name, count in trainer.data.left_out.items() if count]
+    told = {"left_out": ", ".join(counts)} if counts else {}
+    return trainer.result({**kind, **told, **(info or {})}, progress)
 
 
 def _begun(
