@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vlm_edit import Dictionary, VlmEditError, load_dictionary
 from vlm_edit.dictionaries import Encoder, Transcoder, save_saelens, written
@@ -263,3 +264,20 @@ def test_a_crosscoder_s_file_is_its_formula_and_says_what_it_does_not_tell(tmp_p
     torch.save({"W_enc": encoder, "W_dec": decoder[:3], "b_enc": b_enc, "b_dec": b_dec}, path)
     with pytest.raises(VlmEditError, match="are not of one crosscoder"):
         load_dictionary(path)
+
+
+def test_four_tensors_of_a_layer_are_a_transcoder_only_where_something_says_so(tmp_path):
+    tensors = {"W_enc": torch.randn(M, D), "W_dec": torch.randn(M, D)}
+    tensors |= {"b_enc": torch.zeros(M), "b_dec": torch.zeros(D)}
+    save_file(tensors, tmp_path / "layer_3.safetensors")
+    with pytest.raises(VlmEditError, match="the format of .* is not known"):
+        load_dictionary(tmp_path / "layer_3.safetensors")
+    save_file(tensors | {"W_skip": torch.eye(D)}, tmp_path / "layer_4.safetensors")
+    found = load_dictionary(tmp_path / "layer_4.safetensors")
+    assert (found.reads, found.info["layer"]) == (None, "4")
+    hooks = 'feature_input_hook: "hook_resid_mid"\nfeature_output_hook: "hook_mlp_out"\n'
+    (tmp_path / "config.yaml").write_text(hooks)
+    found = load_dictionary(tmp_path / "layer_3.safetensors")
+    assert (found.reads, found.writes) == ("mid", "mlp_out")
+    with pytest.raises(VlmEditError, match="say which with file=, such as 'layer_3.safetensors'"):
+        load_dictionary(tmp_path)

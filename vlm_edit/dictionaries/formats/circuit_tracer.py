@@ -40,11 +40,16 @@ _MOST = 1 << 20
 
 
 def recognises(source: Source) -> bool:
-    """Say whether a source is a file with a transcoder, by its tensors and its name."""
+    """Say whether a source is a file with a transcoder, by its tensors, its name and its config.
+
+    The four tensors alone may be an SAE.
+    """
     if source.is_folder or source.path.suffix != ".safetensors":
         return False
-    names = safetensors_names(source.path)
-    return bool(_LAYER.fullmatch(source.path.stem)) and names >= _NAMES
+    names, more = safetensors_names(source.path), {_SKIP, _THRESHOLD}
+    told = bool(names & more) or any(name.startswith("feature_") for name in _config(source.path))
+    named = bool(_LAYER.fullmatch(source.path.stem))
+    return named and told and _NAMES <= names <= _NAMES | more
 
 
 def read(source: Source, hints: Hints) -> Transcoder[StoredDictionary]:

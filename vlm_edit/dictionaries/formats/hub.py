@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from glob import escape
 from itertools import islice
@@ -46,11 +47,11 @@ def locate(path: str | os.PathLike[str], file: str | None, revision: str | None)
 
 def candidates(path: Path) -> list[str]:
     """List folders below a folder that hold weights, or files of layers, as ``file`` names them."""
-    files = (p for p in islice(path.rglob("*"), _LOOKED_AT) if p.suffix in WEIGHTS)
-    places = {
-        (p if _LAYER.fullmatch(p.name) else p.parent).relative_to(path).as_posix() for p in files
-    }
-    return sorted(places - {"."})
+    files = [p for p in islice(path.rglob("*"), _LOOKED_AT) if p.suffix in WEIGHTS]
+    of_layers = Counter(p.parent for p in files if _LAYER.fullmatch(p.name))
+    alone = (_LAYER.fullmatch(p.name) and of_layers[p.parent] > 1 for p in files)
+    places = (p if one else p.parent for p, one in zip(files, alone, strict=True))
+    return sorted({place.relative_to(path).as_posix() for place in places} - {"."})
 
 
 def _inside(root: Path, file: str | None) -> Path:
