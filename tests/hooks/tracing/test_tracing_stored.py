@@ -10,6 +10,7 @@ from conftest import IMAGE_TOKEN
 from torch import nn
 
 from vlm_edit import Clamp, Patch, VlmEditError, record, zoo
+from vlm_edit.dictionaries import Transcoder
 from vlm_edit.hooks import tracing
 
 
@@ -187,3 +188,10 @@ def test_a_module_that_came_after_nnsight_is_named(nnsight, clip) -> None:
     clip.text_projection = nn.Linear(16, 12)
     with pytest.raises(VlmEditError, match="no module at 'text_projection'"):
         tracing.at(model, "joint", "text")
+
+
+def test_an_edit_that_reads_another_place_is_not_stored(nnsight, llava, dictionary) -> None:
+    transcoder = Transcoder(dictionary(32), "mlp_in", "mlp_out")
+    patch = Patch("language.1.mlp_out", transcoder, Clamp([1], value=6.0))
+    with pytest.raises(VlmEditError, match="reads other sites than its own, .* attach the patch"):
+        tracing.edited(nnsight.NNsight(llava), patch)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import Tensor, nn
 
+from vlm_edit.ground.errors import CannotKnow
 from vlm_edit.hooks import Callback, StandIn, follow, hidden_of, replace_hidden
 from vlm_edit.hooks.tracing.models import envoy_of, expect_model, wrapped_host
 from vlm_edit.host import Host, Site
@@ -44,7 +45,8 @@ def edited(model: NNsight, patch: Edits, host: Host | None = None) -> NNsight:
         ``generate`` too; calls of the host outside them do not.
 
     Raises:
-        VlmEditError: Not an nnsight model, or the patch does not fit the host.
+        VlmEditError: Not an nnsight model, the patch does not fit the host, or it reads other sites
+            than it edits.
 
     Example:
         >>> import nnsight, torch
@@ -62,7 +64,14 @@ def edited(model: NNsight, patch: Edits, host: Host | None = None) -> NNsight:
         torch.Size([1, 1])
     """
     host = wrapped_host(model, "tracing.edited", host)
-    for site, callback in patch.prepare(host):
+    prepared = patch.prepare(host)
+    for site, callback in prepared:
+        if getattr(callback, "beside", None) is not None:
+            raise CannotKnow(
+                f"the edit at {site.name!r} reads other sites than its own, as a transcoder's "
+                "does, and an edit that nnsight stores sees one: attach the patch instead"
+            )
+    for site, callback in prepared:
         for tap in site.taps:
             envoy = envoy_of(model, tap.module, tap.path)
             run, release = follow(host.root, tap, callback, host.adapter)
