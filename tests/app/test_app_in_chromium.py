@@ -99,7 +99,7 @@ def test_features_are_turned_and_the_answer_changes(
     page.get_by_role("button", name="Patch: save").click()
     page.get_by_role("button", name="Copy the Python").click()
     copied = ""
-    for _ in range(50):
+    for _ in range(300):  # a busy machine answers after seconds
         copied = copied or page.evaluate("navigator.clipboard.readText()")
         page.wait_for_timeout(0 if copied else 100)
     assert copied.endswith('Clamp([342, 110, 49, 501], value=8.0), tokens="image")')
