@@ -16,12 +16,15 @@ from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.ground.errors import VlmEditError, VlmEditWarning
 
 CONFIG = TrainConfig(n_features=24, k=2, steps=40, batch_size=64, longest=5.0)
-LONG = [3, 77, 250]
+LONG, LONGER_THAN_THE_MEDIAN = [3, 77, 250], 250
 
 
 def rows(seed: int = 0) -> Tensor:
     x = torch.randn(400, 8, generator=torch.Generator().manual_seed(seed))
     x[LONG] *= 40
+    lengths = x.norm(dim=1)
+    # Five medians long and more, and less than five means, which the others raise.
+    x[LONGER_THAN_THE_MEDIAN] *= 5.1 * lengths.median() / lengths[LONGER_THAN_THE_MEDIAN]
     return x
 
 
