@@ -92,7 +92,7 @@ def test_a_class_is_attacked_beside_as_many_random_features(tmp_path: Path) -> N
     for kind in ("vision", "language", "cross"):
         shares = [float(moved[name][1].split()[0]) for name in (kind, "random")]
         assert float(moved[kind][2].split()[0]) == pytest.approx(shares[0] - shares[1], abs=0.011)
-    assert "features that moved most" in (tmp_path / "index.html").read_text("utf-8")
+    assert "Features that moved most" in (tmp_path / "index.html").read_text("utf-8")
 
 
 @pytest.mark.slow
