@@ -69,11 +69,6 @@ class Beside:
         found = [state.to(hidden.device) for state in states if state is not None]
         return found[0] if len(found) == 1 else torch.cat(found, -1)
 
-    def forget(self) -> None:
-        """Let what this thread has kept go."""
-        for name in self._names:
-            self._seen.pop((_thread(), name), None)
-
 
 def _thread() -> int:
     # Compiled code is one thread's, and could not be asked.
