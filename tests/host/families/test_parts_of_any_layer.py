@@ -123,12 +123,16 @@ def bias_of(projection: nn.Module) -> Tensor | float:
     return 0.0 if bias is None else bias.detach()
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_attention_and_mlp_are_all_that_a_layer_adds(model_type: str) -> None:
+def built(model_type: str) -> AnyHost:
     try:
-        host = build(model_type)
+        return build(model_type)
     except NotBuilt as reason:
         pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_attention_and_mlp_are_all_that_a_layer_adds(model_type: str) -> None:
+    host = built(model_type)
     ours = Host.of(host.model)
     for kind, sites in layers(ours).items():
         is_all = [adds_no_more(host, ours, site) for site in sites]
@@ -146,10 +150,7 @@ def adds_no_more(host: AnyHost, ours: Host, layer: Site) -> bool:
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_an_mlp_reads_and_adds_what_the_places_around_it_say(model_type: str) -> None:
-    try:
-        host = build(model_type)
-    except NotBuilt as reason:
-        pytest.skip(str(reason))
+    host = built(model_type)
     ours = Host.of(host.model)
     for kind, sites in layers(ours).items():
         states = [around(host, ours, site) for site in sites]
