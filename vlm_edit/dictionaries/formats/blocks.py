@@ -1,8 +1,8 @@
-"""Rows of a matrix that lie in several files, each for some columns of it."""
+"""Dictionaries of several layers, a file for each, read as one whose rows lie where they are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.dictionaries.stored import Rows
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.ground.errors import DamagedFile
 
 
@@ -73,3 +73,49 @@ class BlockRows(Rows):
         rows = F.normalize(rows, dim=1) if self.unit else rows
         rows = rows if self.gain is None else rows * self.gain[index].float()[:, None]
         return rows if self.scale is None else rows * self.scale.float()
+
+
+class LayerFile(NamedTuple):
+    """The features that read one layer, as its file has them.
+
+    Attributes:
+        reads: Rows of the encoder, [features, d].
+        bias: Of the encoder, [features].
+        writes: Rows of the decoder in the last layers that are written, [features, layers, d].
+        decoder_bias: Of the layer, [d].
+        threshold: [features], or None for ReLU.
+    """
+
+    reads: Tensor
+    bias: Tensor
+    writes: Tensor
+    decoder_bias: Tensor
+    threshold: Tensor | None = None
+
+
+def joined(files: Sequence[LayerFile], info: Mapping[str, str]) -> StoredDictionary:
+    """Return the dictionary of all layers' features, which reads and writes them end to end.
+
+    Args:
+        files: A file for each layer, in order.
+        info: What is known of the dictionary, as ``Encodes.info``.
+
+    Raises:
+        DamagedFile: Files that do not fit each other.
+    """
+    count, size = len(files), len(files[0].decoder_bias)
+    width = count * size
+    reads = [Block(file.reads, i * size) for i, file in enumerate(files)]
+    writes = [
+        Block(file.writes.flatten(1), (count - file.writes.shape[1]) * size) for file in files
+    ]
+    thresholds = [file.threshold for file in files if file.threshold is not None]
+    return StoredDictionary(
+        weight=BlockRows.of(reads, width, "the encoder"),
+        bias=torch.cat([file.bias for file in files]),
+        decoder=BlockRows.of(writes, width, "the decoder"),
+        decoder_bias=torch.cat([file.decoder_bias for file in files]),
+        activation="jumprelu" if thresholds else "relu",
+        threshold=torch.cat(thresholds) if thresholds else None,
+        info=info,
+    )

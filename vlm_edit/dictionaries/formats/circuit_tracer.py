@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.formats.blocks import Block, BlockRows
+from vlm_edit.dictionaries.formats.blocks import LayerFile, joined
 from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.places import place_of, skip_of
 from vlm_edit.dictionaries.formats.source import (
@@ -91,23 +90,11 @@ def read_layers(source: Source, hints: Hints) -> Transcoder[StoredDictionary]:
     del hints
     count = len([name for name in source.names() if _READER.fullmatch(name)])
     files = [_layer(source, number, count) for number in range(count)]
-    size = len(files[0]["b_dec"])
-    reads = [Block(file["W_enc"], i * size) for i, file in enumerate(files)]
-    writes = [Block(file["W_dec"].flatten(1), i * size) for i, file in enumerate(files)]
-    told = [file.get("threshold") for file in files]
-    thresholds = [threshold for threshold in told if threshold is not None]
-    if thresholds and len(thresholds) < count:
+    if len({file.threshold is None for file in files}) > 1:
         raise DamagedFile(f"{source.path}: some layers have a threshold and others have not")
     config = _config(source.file("W_enc_0.safetensors"))
-    stored = StoredDictionary(
-        weight=BlockRows.of(reads, count * size, "W_enc"),
-        bias=torch.cat([file["b_enc"] for file in files]),
-        decoder=BlockRows.of(writes, count * size, "W_dec"),
-        decoder_bias=torch.cat([file["b_dec"] for file in files]),
-        activation="jumprelu" if thresholds else "relu",
-        threshold=torch.cat(thresholds) if thresholds else None,
-        info=_info(config, None) | {"layers": ", ".join(map(str, range(count)))},
-    )
+    info = _info(config, None) | {"layers": ", ".join(map(str, range(count)))}
+    stored = joined(files, info)
     return Transcoder(stored, *_ends(config), parts=count)
 
 
@@ -118,7 +105,7 @@ LAYERS = Format(
 )
 
 
-def _layer(source: Source, number: int, count: int) -> dict[str, Tensor]:
+def _layer(source: Source, number: int, count: int) -> LayerFile:
     """Read the two files of a layer, whose features write it and all later ones."""
     names = [f"W_{way}_{number}.safetensors" for way in ("enc", "dec")]
     if not source.has(*names):
@@ -129,21 +116,22 @@ def _layer(source: Source, number: int, count: int) -> dict[str, Tensor]:
     path, tensors = source.file(names[0]), source.tensors(names[0])
     needed = {f"{name}_{number}" for name in ("W_enc", "b_enc", "b_dec")}
     expect_names(path, tensors, needed, {f"threshold_{number}"})
-    file = {"W_enc": expect_matrix(path, tensors, f"W_enc_{number}")}
-    file |= {name: expect_vector(path, tensors, f"{name}_{number}") for name in ("b_enc", "b_dec")}
+    weight = expect_matrix(path, tensors, f"W_enc_{number}")
+    bias, decoder_bias = (
+        expect_vector(path, tensors, f"b_{end}_{number}") for end in ("enc", "dec")
+    )
     threshold = _threshold(path, tensors, f"threshold_{number}")
-    file |= {} if threshold is None else {"threshold": threshold}
     path, written = source.file(names[1]), source.tensors(names[1])
     expect_names(path, written, {f"W_dec_{number}"})
     decoder = written[f"W_dec_{number}"]
-    features, size = file["W_enc"].shape
+    features, size = weight.shape
     expected = (features, count - number, size)
     if tuple(decoder.shape) != expected or not decoder.is_floating_point():
         raise DamagedFile(
             f"{path}: W_dec_{number} has shape {tuple(decoder.shape)}, expected {expected}: each "
             f"of {features} features writes layer {number} and the {count - number - 1} later ones"
         )
-    return file | {"W_dec": decoder}
+    return LayerFile(weight, bias, decoder, decoder_bias, threshold)
 
 
 def _threshold(path: Path, tensors: Mapping[str, Any], name: str) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_edit.dictionaries.formats.blocks import Block, BlockRows
+from vlm_edit.dictionaries.formats.blocks import LayerFile, joined
 from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.places import skip_of
 from vlm_edit.dictionaries.formats.source import (
@@ -48,29 +48,18 @@ def read(source: Source, hints: Hints) -> Transcoder[StoredDictionary]:
     """
     del hints
     count = len([name for name in source.names() if _FILE.fullmatch(name)])
-    files = [_layer(source, number, count) for number in range(count)]
-    size = len(files[0]["b_dec"])
-    reads = [Block(file["w_enc"].T, i * size) for i, file in enumerate(files)]
-    writes = [Block(file["w_dec"].flatten(1), 0) for file in files]
-    stored = StoredDictionary(
-        weight=BlockRows.of(reads, count * size, "w_enc"),
-        bias=torch.cat([file["b_enc"] for file in files]),
-        decoder=BlockRows.of(writes, count * size, "w_dec"),
-        decoder_bias=torch.cat([file["b_dec"] for file in files]),
-        activation="jumprelu",
-        threshold=torch.cat([file["threshold"] for file in files]),
-        info=_info(source, count),
-    )
+    layers = [_layer(source, number, count) for number in range(count)]
+    stored = joined([file for file, _ in layers], _info(source, count))
     ends = ("mlp_in", "mlp_out") if _is_cross_layer(source) else ("", "")
-    skips = [file[_SKIP] for file in files if _SKIP in file]
+    skips = [skip for _, skip in layers if skip is not None]
     return Transcoder(stored, *ends, parts=count, skip=torch.block_diag(*skips) if skips else None)
 
 
 FORMAT = Format("gemma_scope_layers", f"{FIRST} and on, with w_enc", recognises, read)
 
 
-def _layer(source: Source, number: int, count: int) -> dict[str, Tensor]:
-    """Read a file, and refuse what does not fit as many layers as there are files."""
+def _layer(source: Source, number: int, count: int) -> tuple[LayerFile, Tensor | None]:
+    """Read a file and its skip, and refuse what does not fit as many layers as there are files."""
     name = f"params_layer_{number}.safetensors"
     if not source.has(name):
         raise DamagedFile(
@@ -78,22 +67,25 @@ def _layer(source: Source, number: int, count: int) -> dict[str, Tensor]:
         )
     path, tensors = source.file(name), source.tensors(name)
     expect_names(path, tensors, _NAMES, {_SKIP})
-    file: dict[str, Tensor] = {"w_enc": expect_matrix(path, tensors, "w_enc")}
+    weight = expect_matrix(path, tensors, "w_enc").T
     decoder: Any = tensors["w_dec"]
-    size, features = file["w_enc"].shape
+    features, size = weight.shape
     if tuple(decoder.shape) != (features, count, size) or not decoder.is_floating_point():
         raise DamagedFile(
             f"{path}: w_dec has shape {tuple(decoder.shape)}, expected {(features, count, size)}: "
             f"each of {features} features writes {count} layers, as many as there are files"
         )
-    file["w_dec"] = decoder
+    vectors = {}
     for vector, length in (("b_enc", features), ("threshold", features), ("b_dec", size)):
-        file[vector] = expect_vector(path, tensors, vector)
-        if len(file[vector]) != length:
-            raise DamagedFile(f"{path}: {vector} has {len(file[vector])} values, expected {length}")
+        vectors[vector] = expect_vector(path, tensors, vector)
+        if len(vectors[vector]) != length:
+            found = len(vectors[vector])
+            raise DamagedFile(f"{path}: {vector} has {found} values, expected {length}")
+    skip = None
     if _SKIP in tensors:  # theirs is [d_in, d_out]
-        file[_SKIP] = skip_of(path, tensors, _SKIP).T.contiguous()
-    return file
+        skip = skip_of(path, tensors, _SKIP).T.contiguous()
+    file = LayerFile(weight, vectors["b_enc"], decoder, vectors["b_dec"], vectors["threshold"])
+    return file, skip
 
 
 def _is_cross_layer(source: Source) -> bool:
