@@ -33,7 +33,8 @@ from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
 CONFIG, FOLDER, WEIGHTS = "hyperparams.json", "checkpoints", "final.safetensors"
 
-_NEEDED = {"encoder.weight", "encoder.bias", "decoder.weight"}
+NEEDED = {"encoder.weight", "encoder.bias", "decoder.weight"}
+
 _DATASET, _INFERENCE, _TOKEN = "dataset-wise", "inference", "token-wise"
 _NAME = re.compile(r"(Llama3_1-8B)-Base-L(\d{1,2})(R|A|M|TC)-\d+x")
 _LOOKED_AT, _ABOUT_ONE = 1024, 0.02
@@ -44,7 +45,7 @@ def recognises(source: Source) -> bool:
     home = _home(source)
     if not source.is_folder or not (home / CONFIG).is_file():
         return False
-    return safetensors_names(home / FOLDER / WEIGHTS) >= _NEEDED
+    return safetensors_names(home / FOLDER / WEIGHTS) >= NEEDED
 
 
 def read(source: Source, hints: Hints) -> StoredDictionary:
@@ -58,14 +59,12 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
     path = _home(source)
     config, tensors = read_json(path / CONFIG), read_safetensors(path / FOLDER / WEIGHTS)
     expect_plain(path, config)
-    expect_names(path, tensors, _NEEDED, {"decoder.bias"})
+    expect_names(path, tensors, NEEDED, {"decoder.bias"})
     weight = expect_matrix(path, tensors, "encoder.weight")
     decoder = expect_matrix(path, tensors, "decoder.weight").T
     m, d = weight.shape
     scale_in, scale_out = _scales(path, config, d)
-    bias = torch.zeros(d)
-    if config.get("use_decoder_bias", True):
-        bias = expect_vector(path, tensors, "decoder.bias")
+    bias = decoder_bias_of(path, config, tensors, d)
     activation, k, threshold = _activation(path, config, decoder)
     for name, size in (("d_model", d), ("d_sae", m)):
         if expect_whole(path, config, name) != size:
@@ -101,6 +100,21 @@ def expect_plain(path: Path, config: Mapping[str, Any]) -> None:
         )
     if config.get("use_glu_encoder"):
         raise UnknownName(f"{path}: a GLU encoder is not one matrix and is not supported")
+
+
+def decoder_bias_of(
+    path: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], d: int
+) -> Tensor:
+    """Return the decoder's bias, [d]: zeros where the config says that there is none."""
+    if not config.get("use_decoder_bias", True):
+        return torch.zeros(d)
+    return expect_vector(path, tensors, "decoder.bias")
+
+
+def hook_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the place that was trained on, as ``Encodes.info`` says it, if the config does."""
+    hook = config.get("hook_point_in")
+    return {"hook_name": hook} if isinstance(hook, str) and hook else {}
 
 
 def _scales(path: Path, config: Mapping[str, Any], d: int) -> tuple[float, float]:
@@ -156,6 +170,5 @@ def _activation(
 
 
 def _info(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    hook, told = config.get("hook_point_in"), _NAME.search(path.absolute().as_posix())
-    info = {"hook_name": hook} if isinstance(hook, str) and hook else {}
-    return info | ({"model_name": "meta-llama/Llama-3.1-8B"} if told else {})
+    told = _NAME.search(path.absolute().as_posix())
+    return hook_of(config) | ({"model_name": "meta-llama/Llama-3.1-8B"} if told else {})

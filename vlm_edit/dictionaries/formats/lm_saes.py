@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries.formats.format import Format, Hints
-from vlm_edit.dictionaries.formats.llama_scope import expect_plain
+from vlm_edit.dictionaries.formats.llama_scope import NEEDED, decoder_bias_of, expect_plain, hook_of
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -30,7 +30,6 @@ from vlm_edit.ground.errors import DamagedFile, UnknownName
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
 
-_NEEDED = {"encoder.weight", "encoder.bias", "decoder.weight"}
 _THRESHOLD, _NORM = "log_jumprelu_threshold", "dataset_average_activation_norm."
 _R1, _HOST = "Llama-Scope-R1-Distill", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
 
@@ -39,7 +38,7 @@ def recognises(source: Source) -> bool:
     """Say whether a source is a folder of such a config and of such weights."""
     if not source.has(CONFIG, WEIGHTS) or "hook_point_in" not in source.peek_json(CONFIG):
         return False
-    return safetensors_names(source.file(WEIGHTS)) >= _NEEDED
+    return safetensors_names(source.file(WEIGHTS)) >= NEEDED
 
 
 def read(source: Source, hints: Hints) -> StoredDictionary:
@@ -60,14 +59,12 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
         )
     norms = {name for name in tensors if name.startswith(_NORM)}
     extra = {_THRESHOLD} if act == "jumprelu" else set()
-    expect_names(path, tensors, _NEEDED | extra, {"decoder.bias", *norms})
+    expect_names(path, tensors, NEEDED | extra, {"decoder.bias", *norms})
     weight = expect_matrix(path, tensors, "encoder.weight")
     decoder = expect_matrix(path, tensors, "decoder.weight").T
     m, d = weight.shape
     scale = _scale(path, config, tensors, d)
-    bias = torch.zeros(d)
-    if config.get("use_decoder_bias", True):
-        bias = expect_vector(path, tensors, "decoder.bias")
+    bias = decoder_bias_of(path, config, tensors, d)
     _expect_sizes(path, config, m, d)
     before = config.get("apply_decoder_bias_to_pre_encoder", False)
     return StoredDictionary(
@@ -130,6 +127,4 @@ def _expect_sizes(path: Path, config: Mapping[str, Any], m: int, d: int) -> None
 
 
 def _info(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    hook, place = config.get("hook_point_in"), path.absolute().as_posix()
-    info = {"hook_name": hook} if isinstance(hook, str) and hook else {}
-    return info | ({"model_name": _HOST} if _R1 in place else {})
+    return hook_of(config) | ({"model_name": _HOST} if _R1 in path.absolute().as_posix() else {})
