@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -24,9 +23,7 @@ from vlm_edit.ground.codes import SparseCodes
 from vlm_edit.ground.errors import BadArgument, CannotKnow, WrongHost
 from vlm_edit.ground.modality import Modality
 from vlm_edit.ground.notebook import card, one_line
-
-BESIDE = "+"
-_INSIDE = re.compile(r"\.(mid|mlp_in|mlp|mlp_out|attention|cross_attention|head\.\d+)$")
+from vlm_edit.ground.sites import BESIDE, layer_of
 
 Inner = TypeVar("Inner", Dictionary, StoredDictionary)
 
@@ -156,7 +153,7 @@ class Transcoder(Generic[Inner]):
         names = site.split(BESIDE)
         ending = f".{writes}" if writes else ""
         if len(names) != self.parts or not all(name.endswith(ending) for name in names):
-            layers = [_INSIDE.sub("", name) for name in names]
+            layers = [layer_of(name) for name in names]
             if len(layers) != self.parts:
                 layers = [f"language.{i}" for i in range(self.parts)]
             example = BESIDE.join(f"{layer}{ending}" for layer in layers)

@@ -34,7 +34,6 @@ from vlm_edit.host.host import Host, find_sites
 from vlm_edit.host.inputs import InputMaker as InputMaker
 from vlm_edit.host.inputs import Inputs as Inputs
 from vlm_edit.host.inputs import Prompt as Prompt
-from vlm_edit.host.inside import INSIDE as INSIDE
 from vlm_edit.host.inside import may_rest as may_rest
 from vlm_edit.host.inside import some_inside as some_inside
 from vlm_edit.host.loading import load_pipeline as load_pipeline

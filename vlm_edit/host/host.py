@@ -16,15 +16,15 @@ from vlm_edit.ground.errors import BadArgument, CannotKnow, UnknownName, VlmEdit
 from vlm_edit.ground.licences import licence_of
 from vlm_edit.ground.notebook import card, one_line, several
 from vlm_edit.ground.plugs import plugged
+from vlm_edit.ground.sites import BESIDE, layer_of
 from vlm_edit.host.adapters import find_adapter, fit_adapter, import_adapter
 from vlm_edit.host.declare import Adapter
 from vlm_edit.host.inputs import InputMaker, Inputs, Prompt, as_prompts
-from vlm_edit.host.inside import INSIDE, sites_inside
+from vlm_edit.host.inside import sites_inside
 from vlm_edit.host.loading import Bits, DeviceMap, load
 from vlm_edit.host.pipelines import Model, PipelineHost, class_of, encode
 from vlm_edit.host.prompts import Template, read_back, remember, special_ids
 from vlm_edit.host.resolve import (
-    BESIDE,
     Site,
     abridged,
     find_module,
@@ -314,9 +314,9 @@ class Host:
             return sites[name]
         if BESIDE in name:
             return side_by_side([self.site(part) for part in name.split(BESIDE)])
-        layer = INSIDE.fullmatch(name)
-        if layer is not None and layer[1] in sites:
-            return self._inside(sites[layer[1]], name)
+        layer = layer_of(name)
+        if layer != name and layer in sites:
+            return self._inside(sites[layer], name)
         raise UnknownName(
             f"{self.kind.__name__} has no site {name!r}; its sites are {abridged(list(sites))}"
         )

@@ -43,7 +43,6 @@ _SIZES = ("head_v_dim", "v_head_dim", "head_dim", "attention_head_size", "key_va
 _COUNTS = ("num_v_heads", "num_heads", "num_attention_heads", "n_heads", "n_head")
 _LAYER = re.compile(r".+\.\d+")
 _AROUND = ("mid", "mlp_in", "mlp_out")
-INSIDE = re.compile(r"(.+)\.(?:attention|cross_attention|mid|mlp_in|mlp|mlp_out|head\.\d+)")
 
 
 def sites_inside(layer: Site) -> dict[str, Site]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow
+from vlm_edit.ground.sites import BESIDE
 from vlm_edit.host.declare import MARKS, Adapter, Ids, Layout, SiteRule, Stream, TapRule
 from vlm_edit.host.pipelines import class_of
 from vlm_edit.host.wrappers import unwrap
@@ -75,9 +76,6 @@ class Site:
         """Return the streams that pairs are measured in here, of ``image`` and ``text``."""
         streams = {tap.stream for tap in self.taps}
         return ("image", "text") if "mixed" in streams else tuple(sorted(streams))
-
-
-BESIDE = "+"
 
 
 def side_by_side(parts: Sequence[Site]) -> Site:

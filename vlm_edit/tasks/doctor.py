@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vlm_edit.ground.errors import VlmEditError, line
+from vlm_edit.ground.sites import layer_of
 from vlm_edit.hooks import entering, record
 from vlm_edit.host import (
-    INSIDE,
     Host,
     Site,
     answers,
@@ -185,7 +185,7 @@ def _edit(
         rests = None if may_rest(site) else False
         return "no token passed: this forward does not run it", rests
     if not acts:
-        if INSIDE.fullmatch(site.name):  # whose weights may be zeros
+        if layer_of(site.name) != site.name:  # whose weights may be zeros
             return "changes nothing that the host says", None
         return "changes nothing that the host says", False
     return "acts", True

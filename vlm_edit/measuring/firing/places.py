@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vlm_edit.ground.errors import BadArgument, CannotKnow
+from vlm_edit.ground.sites import layer_of
 from vlm_edit.hooks import bypassed
-from vlm_edit.host import INSIDE, Host, Site
+from vlm_edit.host import Host, Site
 from vlm_edit.measuring.firing.edges import find_edges, meet, settle
 from vlm_edit.measuring.firing.experiment import Experiment
 from vlm_edit.measuring.firing.shades import AXES, Axis, Canvas, Line
@@ -183,14 +184,9 @@ def _doubt(reached: int, count: int) -> str:
     return ""
 
 
-def _layer_of(name: str) -> str:
-    inside = INSIDE.fullmatch(name)
-    return inside[1] if inside else name
-
-
 def _read_at(host: Host, name: str) -> Site:
     """Return where the tokens of a site are read: a stack that text shares, at its first layer."""
-    site = host.site(_layer_of(name))
+    site = host.site(layer_of(name))
     match = _LAYER.fullmatch(site.name)
     if match is None or all(tap.stream != "mixed" for tap in site.taps):
         return site
