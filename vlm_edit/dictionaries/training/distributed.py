@@ -136,10 +136,13 @@ def kth_largest(values: Tensor, k: int, guess: float = 0.0) -> Tensor:
         flat = gathered(flat.topk(min(k, len(flat))).values)
     if flat.device.type != "cpu":
         return flat.topk(k).values[-1]
-    # Far from all values are near the cut: to find those above a guess takes one cheap pass.
+    # Far from all values are near the cut: to find those above a guess takes one cheap pass. Behind
+    # a ReLU many are 0, and to part equal numbers is slow.
     candidates = flat.numpy()
-    above = candidates[candidates >= guess]
-    if len(above) >= k:
-        candidates = above
+    for bound in (guess, 0.0):
+        above = candidates[candidates > bound]
+        if len(above) >= k:
+            candidates = above
+            break
     place = len(candidates) - k
     return torch.from_numpy(np.partition(candidates, place)[place : place + 1])[0]

@@ -60,7 +60,7 @@ class Trainer:
         )
         self.idle = torch.zeros(config.n_features, dtype=torch.long, device=device)
         self.target = Target(config)
-        self.done = 0
+        self.done, self.cut = 0, 0.0
 
     def _begin(self) -> Objective | Contrast:
         """Return the weights that a run begins with, of its seed."""
@@ -111,7 +111,7 @@ class Trainer:
                 given = torch.tensor if self.config.compile else float
                 loss, figures = self.engine(
                     *(x, mask, dead if count else None, given(self.target.coefficient * warm)),
-                    given(0.9 * float(self.threshold)),
+                    given(0.9 * self.cut),
                 )
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * schedule(self.done / self.config.steps)
@@ -280,6 +280,7 @@ class Trainer:
         if figures.cut is not None:
             rate = max(0.01, 1 / (self.done + 1))
             cut = figures.cut.cpu()
+            self.cut = float(cut)
             self.threshold = self.threshold + rate * (cut - self.threshold)
         self.idle = torch.where(figures.active, 0, self.idle + 1)
         self.target.follow(float(figures.l0))
