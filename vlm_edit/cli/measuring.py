@@ -46,16 +46,8 @@ def measure(options: Measure) -> int:
 def _measure(options: Measure) -> int:
     place = place_of(options)
     options, out = place.options, Path(options.out)
-    if place.part[1] > 1 and options.centred:
-        raise BadArgument(
-            f"--centred measures twice and cannot be cut into {place.part[1]} parts: leave one out"
-        )
     until = _until(options)
-    if until and options.centred:
-        raise BadArgument(
-            "--centred measures twice, and --until-width would stop each at pairs of its own: "
-            "leave one out"
-        )
+    _expect_once(options, place.part[1], bool(until))
     judge = _judge(options)
     subject = Subject.load(options, also=options.also, sharded=True)
     if options.centred:
@@ -90,6 +82,19 @@ def _measure(options: Measure) -> int:
         _change(runs, [file])
     keep_maps(subject, folders, options)
     return 0
+
+
+def _expect_once(options: Measure, parts: int, until: bool) -> None:
+    """Refuse what cannot go with measuring twice, where that is asked for."""
+    if options.centred and parts > 1:
+        raise BadArgument(
+            f"--centred measures twice and cannot be cut into {parts} parts: leave one out"
+        )
+    if options.centred and until:
+        raise BadArgument(
+            "--centred measures twice, and --until-width would stop each at pairs of its own: "
+            "leave one out"
+        )
 
 
 def _held(options: Measure, was_measured: Callable[[], bool], files: Sequence[Path]) -> bool:

@@ -78,6 +78,13 @@ class CallTracker:
         self._layouts = layouts_in(root, adapter)
         called = (p for p in adapter.calls if find_module(root, p) is not None)
         self.paths = tuple(dict.fromkeys((HOST, *called, *self._layouts)))
+        self._hook(root)
+        self._stand_in(root)
+        self._engines = Engines(root)
+        self._undo += self._engines.undo
+
+    def _hook(self, root: nn.Module) -> None:
+        """Follow the calls of the modules on the paths."""
         for path in self.paths:
             module = root.get_submodule(path)
             enter, leave = _Enter(self, path, _signature(module)), _Leave(self, path)
@@ -85,6 +92,9 @@ class CallTracker:
                 hook_on(module, enter, before=True, with_kwargs=True).remove,
                 hook_on(module, leave, always_call=True).remove,
             ]
+
+    def _stand_in(self, root: nn.Module) -> None:
+        """Follow the calls of methods of the host that no hook sees."""
         if callable(getattr(root, "generate", None)):
             reader = weakref.ref(root)
             self._undo.append(
@@ -97,8 +107,6 @@ class CallTracker:
                 self._undo.append(self._look_before(root, name).remove)
         for holder in places_itself(root):
             self._undo.append(TracedStandIn(holder, PLACES, self._place).remove)
-        self._engines = Engines(root)
-        self._undo += self._engines.undo
 
     @classmethod
     def acquire(cls, root: nn.Module, adapter: Adapter) -> CallTracker:

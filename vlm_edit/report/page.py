@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from markupsafe import Markup
@@ -120,22 +120,21 @@ def write_page(
         ...     page.stat().st_size < 24_000_000
         True
     """
-    if recurring is None and census is not None and census.halves is not None:
-        recurring = census.halves.recurring
+    halves = None if census is None else census.halves
+    recurring = halves.recurring if recurring is None and halves is not None else recurring
     payload = Payload(measurement, pairs, examples, shown, seed, recurring)
     scripts = _scripts()
-    about = Overview.of(measurement, pairs, seed)
     render = partial(
         template("page.html.jinja").render,
         title=title,
         measurement=measurement,
         name=without_folders(pairs.name),
-        overview=about,
+        overview=Overview.of(measurement, pairs, seed),
         tables=tables,
         examples=examples,
         pictures=[(p, p.address) for p in pictures],
         census=None if census is None else census_table(census),
-        halves=None if census is None or census.halves is None else halves_table(census.halves),
+        halves=None if halves is None else halves_table(halves),
         recurring=recurring,
         runs=runs,
         beside=runs_table(runs) if len(runs) > 1 else None,
@@ -158,16 +157,29 @@ def write_page(
         return text.encode("utf-8", "replace")
 
     features = len(measurement.dominance.scores)
-    numbers = list(dict.fromkeys(payload.pictures()))
     whole = budget or _BUDGET + _EACH * max(0, features - _MANY)
+    facts_in = partial(bundles, details, payload.order(), features)
+    write_bytes(path, _filled(page, whole, facts_in, pairs, payload.pictures(), progress), "page")
+
+
+def _filled(
+    page: Callable[[Sprites, Sprites, Bundles], bytes],
+    whole: int,
+    facts_in: Callable[[int], Bundles],
+    pairs: Pairs,
+    pictures: Iterable[int],
+    progress: bool,
+) -> bytes:
+    """Return the page with as many facts, thumbnails and larger pictures as fit so many bytes."""
+    numbers = list(dict.fromkeys(pictures))
     room = whole - len(page(Sprites(), Sprites(), Bundles())) - _PER_PICTURE * len(numbers) - _SLACK
-    facts = bundles(details, payload.order(), features, room // 4)
+    facts = facts_in(room // 4)
     room -= facts.size + len(to_json([facts.at, facts.left_out, facts.names]).encode())
     small = pack(pairs, numbers, room, progress=progress)
     # Larger pictures of some would not make up for thumbnails that others lack.
     wanted = numbers if not small.left_out else []
     large = pack(pairs, wanted, room - small.size, _LARGE, _LARGE_ROW, progress=progress)
-    write_bytes(path, page(small, large, facts), "page")
+    return page(small, large, facts)
 
 
 def _scripts() -> dict[str, str]:

@@ -99,14 +99,8 @@ def _run(out: Path | None, say: Callable[[str], None], sizes: Sizes) -> Generati
     if out is not None:
         measurement.save(out)
         title = "A LLaVA before and after: the features of emoji-llava"
-        page = write_if_possible(
-            out / "index.html",
-            measurement,
-            pairs,
-            title,
-            [*tables[1:3], check_table(checks)],
-            [answers],
-        )
+        shown = [*tables[1:3], check_table(checks)]
+        page = write_if_possible(out / "index.html", measurement, pairs, title, shown, [answers])
         say(f"table:  {out / 'features.csv'}\npage:   {page}")
     seconds = time.perf_counter() - start
     say(f"took {seconds:.0f} s")
