@@ -352,13 +352,13 @@ def places_itself(root: nn.Module) -> list[nn.Module]:
     return [module for module in distinct.values() if callable(getattr(module, PLACES, None))]
 
 
-def take_columns(known: Tensor, start: int, length: int, beyond: bool) -> Tensor:
-    """Take columns ``start`` to ``start + length`` of a mask [B, P], a constant past its end."""
+def take_columns(known: Tensor, start: int, length: int) -> Tensor:
+    """Take columns ``start`` to ``start + length`` of a mask [B, P], True past its end."""
     part = known[:, start : start + length]
     gap = length - part.shape[1]
     if not gap:
         return part
-    return torch.cat([part, part.new_full((len(part), gap), beyond)], 1)
+    return torch.cat([part, part.new_ones((len(part), gap))], 1)
 
 
 def _any_of(masks: list[Tensor]) -> Tensor:
@@ -422,10 +422,10 @@ def _real_of_prompt(call: Call) -> Tensor | None:
     if whole is None or call.shape is None:
         return None
     if isinstance(call.start, int):
-        return take_columns(whole, call.start, call.shape[1], True)
+        return take_columns(whole, call.start, call.shape[1])
     if call.columns is None:
         return None
-    padded = take_columns(whole, 0, whole.shape[1] + 1, True)
+    padded = take_columns(whole, 0, whole.shape[1] + 1)
     return padded[:, call.columns.clamp(max=whole.shape[1])]
 
 

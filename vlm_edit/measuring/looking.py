@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from vlm_edit.measuring import until
 from vlm_edit.measuring.judge import Judge
 from vlm_edit.measuring.state import Head, State
 from vlm_edit.measuring.until import Look, Until
-
-logger = logging.getLogger(__name__)
 
 
 class Looking:

@@ -10,7 +10,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -222,12 +221,7 @@ class Attachment(Handle):
         """Return the attachment itself: it is in force already."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Remove the patch, also after an exception."""
         attached = bool(self._undo)
         self.detach()

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError, expect_kind
 from vlm_edit.hooks import Scope, tracing
@@ -233,12 +232,7 @@ class PatchSet:
         """Return the set itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the set, also after an exception."""
         self.close()
 

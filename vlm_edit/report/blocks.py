@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,8 +73,3 @@ def rounded(values: Tensor, digits: int = _DIGITS) -> Tensor:
     factor = 10.0 ** (digits - 1 - power).clamp(max=300)
     near = torch.where(known, (values * factor).round() / factor, values)
     return torch.where(values.isfinite(), near, torch.nan)
-
-
-def texts(blocks: Mapping[str, Block]) -> int:
-    """Return the characters that blocks take in a page."""
-    return sum(len(one.text) for one in blocks.values())

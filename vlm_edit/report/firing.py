@@ -134,9 +134,9 @@ def write_maps(
     )  # fmt: skip
 
 
-def _bare(measurement: Measurement, feature: int, shown: int = 6) -> list[Firing]:
+def _bare(measurement: Measurement, feature: int) -> list[Firing]:
     """Return the top examples of a feature, without saying where it fires."""
-    numbers = {n for top in measurement.examples.values() for n, _ in top.of(feature)[: shown // 2]}
+    numbers = {n for top in measurement.examples.values() for n, _ in top.of(feature)[:3]}
     return [Firing(number, {}, None, ()) for number in sorted(numbers)]
 
 

@@ -62,10 +62,7 @@ class Compared:
         """Show it in a notebook, with its pictures."""
         small = [ImageOps.contain(one.convert("RGB"), (_SIDE, _SIDE)) for one in self.pictures]
         shown = [
-            Markup(
-                '<img src="{}" alt="{}" width="{}" height="{}" style="margin:0 8px 4px 0">'
-            ).format(address_of(one, is_photo=True), self.asked, *one.size)
-            for one in small
+            _IMAGE.format(address_of(one, is_photo=True), self.asked, *one.size) for one in small
         ]
         note = "\n".join(filter(None, [self.report, self.note]))
         table = card(self.asked, None, ("", "before", "after"), self.rows, note)

@@ -9,6 +9,7 @@ import torch
 from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     Source,
+    expect_flag,
     expect_matrix,
     expect_names,
     expect_scalar,
@@ -17,7 +18,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import mapping, open_mapping, peek_mapping
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
-from vlm_edit.ground.errors import BadArgument, DamagedFile
+from vlm_edit.ground.errors import DamagedFile
 
 _NAMES = {"encoder.weight", "decoder.weight", "input_bias", "neuron_bias"}
 _BATCH = "use_batch_topk"
@@ -40,9 +41,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
     path, contents = source.path, open_mapping(source)
     config, tensors = mapping(path, contents, "config"), mapping(path, contents, "state_dict")
     expect_names(path, tensors, _NAMES, {"threshold"})
-    batch = config.get(_BATCH, False)
-    if not isinstance(batch, bool):
-        raise BadArgument(f"{path}: {_BATCH} must be true or false, got {str(batch)[:60]!r}")
+    batch = expect_flag(path, config, _BATCH)
     bias, pre_bias = (expect_vector(path, tensors, n) for n in ("neuron_bias", "input_bias"))
     stored = StoredDictionary(
         weight=Rows(expect_matrix(path, tensors, "encoder.weight"), "encoder.weight"),

@@ -18,6 +18,7 @@ from vlm_edit.dictionaries.formats.places import place_of, skip_of
 from vlm_edit.dictionaries.formats.source import (
     MOST_PICKLE,
     Source,
+    expect_flag,
     expect_matrix,
     expect_names,
     expect_vector,
@@ -61,8 +62,8 @@ def read(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDi
     path, tensors = source.path, open_mapping(source)
     config = {key: _plain(value) for key, value in _home(source).json(CONFIG).items()}
     gated = _architecture(path, config)
-    transcodes = _flag(path, config, "is_transcoder", False)
-    skips = transcodes and _flag(path, config, "transcoder_with_skip_connection", True)
+    transcodes = expect_flag(path, config, "is_transcoder")
+    skips = transcodes and expect_flag(path, config, "transcoder_with_skip_connection", True)
     written = ({"b_dec_out"} if transcodes else set()) | ({"W_skip"} if skips else set())
     expect_names(path, tensors, (_NAMES | _GATED if gated else _NAMES) | written)
     weight = expect_matrix(path, tensors, "W_enc")
@@ -147,13 +148,6 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> bool:
             f"{path}: architecture {architecture!r} is not supported; supported: standard, gated"
         )
     return bool(architecture == "gated")
-
-
-def _flag(path: Path, config: Mapping[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise BadArgument(f"{path}: {key} must be true or false, got {value!r}")
-    return value
 
 
 def _places(path: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:

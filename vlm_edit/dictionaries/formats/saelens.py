@@ -24,6 +24,7 @@ from vlm_edit.dictionaries.formats.format import Format, Hints, Stored
 from vlm_edit.dictionaries.formats.places import places_of, skip_of
 from vlm_edit.dictionaries.formats.source import (
     Source,
+    expect_flag,
     expect_matrix,
     expect_names,
     expect_scalar,
@@ -150,7 +151,7 @@ def _read_folder(source: Source) -> StoredDictionary | Transcoder[StoredDictiona
     decoder_bias = expect_vector(path, tensors, "b_dec")
     gain, bias, threshold = _read_encoder(path, tensors, architecture)
     factor = _read_factor(path, config, tensors)
-    if architecture in _RESCALED and _flag(path, config, "rescale_acts_by_decoder_norm", False):
+    if architecture in _RESCALED and expect_flag(path, config, "rescale_acts_by_decoder_norm"):
         # Features compete by pre-activation times their decoder row's norm.
         gain = torch.linalg.vector_norm(decoder, dim=1, dtype=torch.float32).clamp_min(1e-8)
         bias, factor = bias * gain, (1 / gain if factor is None else factor / gain)
@@ -163,7 +164,7 @@ def _read_folder(source: Source) -> StoredDictionary | Transcoder[StoredDictiona
         activation=_READ[architecture],
         threshold=threshold,
         k=k,
-        subtract=decoder_bias if _flag(path, config, "apply_b_dec_to_input", True) else None,
+        subtract=decoder_bias if expect_flag(path, config, "apply_b_dec_to_input", True) else None,
         norm=norm,
         centers=_read_centers(source),
         soft_cap=soft_cap,
@@ -438,13 +439,6 @@ def _read_info(config: dict[str, Any]) -> dict[str, str]:
     info = {k: v for k, v in values.items() if isinstance(v, str) and k not in ours}
     hook = _LAYER.search(info.get("hook_name", ""))
     return info if hook is None else {"layer": hook[1], **info}
-
-
-def _flag(path: Path, config: dict[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise BadArgument(f"{path}: {key} must be true or false, got {value!r}")
-    return value
 
 
 def _read_centers(source: Source) -> dict[str, Tensor]:

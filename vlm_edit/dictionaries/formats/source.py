@@ -382,6 +382,18 @@ def expect_whole(where: object, values: Mapping[str, Any], name: str) -> int:
     return value
 
 
+def expect_flag(where: object, values: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """Return whether something is said to be so in a file that has been opened.
+
+    Raises:
+        VlmEditError: It says neither true nor false.
+    """
+    value = values.get(name, default)
+    if not isinstance(value, bool):
+        raise BadArgument(f"{where}: {name} must be true or false, got {repr(value)[:60]}")
+    return value
+
+
 def expect_names(
     where: object, tensors: Mapping[str, Any], needed: set[str], optional: set[str] | None = None
 ) -> None:

@@ -13,6 +13,7 @@ from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.places import skip_of
 from vlm_edit.dictionaries.formats.source import (
     Source,
+    expect_flag,
     expect_matrix,
     expect_names,
     expect_vector,
@@ -21,7 +22,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.dictionaries.transcoder import Transcoder
-from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
+from vlm_edit.ground.errors import DamagedFile, UnknownName
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
@@ -46,13 +47,13 @@ def read(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDi
     """
     del hints
     path, config = source.path, source.json(CONFIG)
-    transcodes, skips = (_flag(path, config, key) for key in ("transcode", "skip_connection"))
+    transcodes, skips = (expect_flag(path, config, key) for key in ("transcode", "skip_connection"))
     if skips and not transcodes:
         raise UnknownName(
             f"{path} adds its input's image under W_skip to what it decodes of the same place: no "
             "dictionary here does that; load an SAE without skip_connection, or a transcoder"
         )
-    if _flag(path, config, "signed"):  # of 2024: the strongest of either sign
+    if expect_flag(path, config, "signed"):  # of 2024: the strongest of either sign
         activation: str = "topk_abs"
     else:
         activation = _activation(path, config)
@@ -93,13 +94,6 @@ def _activation(path: object, config: Mapping[str, Any]) -> str:
         known = ", ".join(_ACTIVATIONS)
         raise UnknownName(f"{path}: activation {name!r} is not supported; supported: {known}")
     return _ACTIVATIONS[name]
-
-
-def _flag(path: object, config: Mapping[str, Any], key: str) -> bool:
-    value = config.get(key, False)
-    if not isinstance(value, bool):
-        raise BadArgument(f"{path}: {key} must be true or false, got {value!r}")
-    return value
 
 
 def _expect_size(path: object, name: str, stated: object, there: int) -> None:

@@ -55,10 +55,6 @@ class Evidence:
         ]
         return torch.stack(counts).amin(0) >= FEW
 
-    def of_stream(self, stream: str) -> list[int]:
-        """Return places of the features that fire most in a stream."""
-        return [i for i, own in enumerate(self.streams) if own == stream]
-
     def strongest(self, place: int, most: int) -> list[int]:
         """Return pairs of the first half that a feature fires most in, an image once."""
         size = sizes(self.codes[self.streams[place]], [self.features[place]])[:, 0]
