@@ -128,7 +128,7 @@ def test_a_slice_is_cut_where_its_features_write_and_by_what_they_read():
     weight[D:, 4], decoder[4, :D] = 0, 0  # reads the first, writes the others
     weight[:D, 5], weight[2 * D :, 5], decoder[5, : 2 * D] = 0, 0, 0  # reads 2nd, writes 3rd
     inner = replace(both.inner, encoder=replace(both.inner.encoder, weight=weight), decoder=decoder)
-    cuts = written(inner.slice([4, 5]), 3, coded=True)
+    cuts = written(inner.slice([4, 5]), 3, coded=True, mixed=False)
     assert [(cut.part, cut.reads) for cut in cuts] == [(1, (0,)), (2, (0, 1))]
     x = torch.randn(8, 3 * D)
     codes = inner.encode(x)[:, [4, 5]]
@@ -136,8 +136,10 @@ def test_a_slice_is_cut_where_its_features_write_and_by_what_they_read():
     torch.testing.assert_close(cuts[0].slice.codes(x[:, :D])[0][:, 0], codes[:, 0])
     assert torch.equal(cuts[1].slice.decoder, decoder[[4, 5], 2 * D :])
     with pytest.raises(BadArgument, match="write at place 1 of 3 and read at place 2"):
-        written(both.inner.slice([0]), 3, coded=True)
-    assert [cut.reads for cut in written(both.inner.slice([0], codes=False), 3, False)] == [()] * 3
+        written(both.inner.slice([0]), 3, coded=True, mixed=False)
+    assert [cut.reads for cut in written(both.inner.slice([0], codes=False), 3, False, False)] == [
+        ()
+    ] * 3
 
 
 def test_where_features_compete_all_places_must_be_known():
@@ -146,7 +148,7 @@ def test_where_features_compete_all_places_must_be_known():
     weight[D:, 4] = 0
     inner = replace(both.inner, encoder=replace(both.inner.encoder, weight=weight))
     with pytest.raises(BadArgument, match="read at place 2"):
-        written(inner.slice([4]), 2, coded=True)
+        written(inner.slice([4]), 2, coded=True, mixed=False)
 
 
 def test_it_says_what_it_is():

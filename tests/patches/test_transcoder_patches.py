@@ -9,6 +9,7 @@ import pytest
 import torch
 from any_hosts import build
 from any_hosts.checks import ROWS
+from transcoders import LAYERS, M, by_hand, logits, made
 
 from vlm_edit import (
     Ablate,
@@ -21,44 +22,10 @@ from vlm_edit import (
     VlmEditError,
     load_patch,
 )
-from vlm_edit.dictionaries import Encoder, Transcoder
+from vlm_edit.dictionaries import Transcoder
 from vlm_edit.edits import Project
 from vlm_edit.ground.files import read_header, read_tensors, write_tensors
 from vlm_edit.hooks import record
-
-M = 12
-LAYERS = "model.language_model.layers"
-
-
-def made(width=32, seed=0, parts=1, ends=("mlp_in", "mlp_out"), **zeros):
-    """A random transcoder; ``zeros`` empties blocks of its encoder and decoder."""
-    g = torch.Generator().manual_seed(seed)
-    weight = torch.randn(width * parts, M, generator=g) / width**0.5
-    decoder = torch.randn(M, width * parts, generator=g) / 2
-    for matrix, name in ((weight, "unread"), (decoder.T, "unwritten")):
-        for place, features in zeros.get(name, {}).items():
-            matrix[place * width : (place + 1) * width, features] = 0
-    encoder = Encoder(weight, torch.randn(M, generator=g))
-    inner = Dictionary(encoder, decoder, torch.zeros(width * parts))
-    return Transcoder(inner, *ends, parts=parts)
-
-
-@torch.no_grad()
-def logits(host, inputs, **more):
-    return host(**inputs, use_cache=False, **more).logits
-
-
-def by_hand(host, layers, change):
-    """Put what ``change`` makes of an MLP's input and output in that output's place."""
-    handles = []
-    for layer in layers:
-        mlp = host.get_submodule(f"{LAYERS}.{layer}.mlp")
-
-        def hook(_module, args, output, layer=layer):
-            return change(layer, args[0], output)
-
-        handles.append(mlp.register_forward_hook(hook))
-    return handles
 
 
 @pytest.mark.parametrize("tokens", ["image", "all"])
@@ -181,6 +148,36 @@ def test_only_a_norm_that_is_put_back_scales_what_is_written(llava, llava_inputs
     )
 
 
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm_rescale"])
+def test_a_feature_is_steered_by_the_scale_of_what_is_read(llava, llava_inputs, norm):
+    plain, site = made(), "language.1.mlp_out"
+    encoder = replace(plain.inner.encoder, norm=norm)
+    normed = replace(plain, inner=replace(plain.inner, encoder=encoder))
+    with record(llava, "language.1.mlp_in", site) as before:
+        logits(llava, llava_inputs)
+    x, y = (capture.hidden.double() for capture in before.captures)
+    scale = (
+        x.std(-1, keepdim=True) if norm == "layer_norm" else x.norm(dim=-1, keepdim=True) / 32**0.5
+    )
+    expected = y + 2 * scale * plain.inner.decoder[4].double()
+    real = llava_inputs["attention_mask"].bool()
+    for rules in (Steer([4], 2.0), [Scale([3], 1.0), Steer([4], 2.0)]):
+        with Patch(site, normed, rules).attach(llava), record(llava, site) as after:
+            logits(llava, llava_inputs)
+        steered = after.captures[0].hidden.double()
+        torch.testing.assert_close(steered[real], expected[real], atol=1e-5, rtol=1e-4)
+
+
+def test_a_patch_is_not_saved_without_the_hosts_weights_where_it_reads(llava, tmp_path):
+    path, site = tmp_path / "patch.safetensors", "language.1.mlp_out"
+    Patch(site, Dictionary.identity(32), Ablate([1])).save(path, llava)
+    both = load_patch(path) + Patch(site, made(), Ablate([3]))
+    with pytest.raises(VlmEditError, match=r"none is known for \['language.1.mlp_in'\]"):
+        both.save(path)
+    both.save(path, llava)
+    assert load_patch(path).bindings[1].reads == ("language.1.mlp_in",)
+
+
 def test_rules_without_codes_read_nothing(llava, llava_inputs):
     transcoder, site = made(), "language.1.mlp_out"
     same = Dictionary.identity(32)
@@ -273,58 +270,6 @@ def test_gradients_flow_to_what_is_read(llava, llava_inputs):
     assert pixels.grad is not None
     assert bool(pixels.grad.isfinite().all())
     assert float(pixels.grad.abs().sum()) > 0
-
-
-def test_features_of_several_layers_act_where_they_write(llava, llava_inputs):
-    """As a cross-layer transcoder: 0 to 5 read layer 0 and write both, the others layer 1 alone."""
-    early, late = list(range(6)), list(range(6, M))
-    zeros = {"unread": {1: early, 0: late}, "unwritten": {0: late}}
-    transcoder = made(parts=2, **zeros)
-    site, e = "language.0.mlp_out+language.1.mlp_out", transcoder.inner.encoder
-    patch = Patch(site, transcoder, Ablate([2, 8]))
-    assert [binding.reads for binding in patch.bindings] == [
-        ("language.0.mlp_in",),
-        ("language.0.mlp_in", "language.1.mlp_in"),
-    ]
-    kept = {}
-
-    def change(layer, x, y):
-        kept[layer] = x
-        done = torch.cat([kept.get(i, torch.zeros_like(x)) for i in range(2)], -1).double()
-        codes = (done @ e.weight.double() + e.bias.double()).relu()[..., [2, 8]]
-        block = transcoder.inner.decoder[[2, 8], layer * 32 : layer * 32 + 32].double()
-        real = llava_inputs["attention_mask"].bool()[..., None]
-        return torch.where(real, (y.double() - codes @ block).float(), y)
-
-    handles = by_hand(llava, [0, 1], change)
-    expected = logits(llava, llava_inputs)
-    for handle in handles:
-        handle.remove()
-    with patch.attach(llava) as attached:
-        edited = logits(llava, llava_inputs)
-    torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-4)
-    assert [report.site for report in attached.report().sites] == site.split("+")
-
-
-def test_a_crosscoder_that_reads_all_layers_acts_at_the_last(llava, llava_inputs):
-    both, site = made(parts=2, ends=("", "")), "language.0+language.1"
-    with pytest.raises(VlmEditError, match=r"transcoder.writing\(-1\) writes at the last place"):
-        Patch(site, both, Ablate([2]))
-    assert [b.site for b in Patch(site, both, Steer([2], 1.0)).bindings] == site.split("+")
-    patch = Patch(site, both.writing(-1), Ablate([2]))
-    assert patch.bindings[0].reads == ("language.0", "language.1")
-    with record(llava, "language.0", "language.1") as before:
-        logits(llava, llava_inputs)
-    with patch.attach(llava), record(llava, "language.1") as after:
-        logits(llava, llava_inputs)
-    states = [capture.hidden.double() for capture in before.captures]
-    e = both.inner.encoder
-    codes = (torch.cat(states, -1) @ e.weight.double() + e.bias.double()).relu()[..., [2]]
-    expected = states[1] - codes @ both.inner.decoder[[2], 32:].double()
-    real = llava_inputs["attention_mask"].bool()
-    torch.testing.assert_close(
-        after.captures[0].hidden[real].double(), expected[real], atol=1e-5, rtol=1e-4
-    )
 
 
 @torch.no_grad()

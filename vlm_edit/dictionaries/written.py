@@ -25,13 +25,15 @@ class Written(NamedTuple):
     reads: tuple[int, ...]
 
 
-def written(whole: Slice, parts: int, coded: bool) -> list[Written]:
+def written(whole: Slice, parts: int, coded: bool, mixed: bool) -> list[Written]:
     """Cut a slice into those of the places that its features write.
 
     Args:
         whole: Of a transcoder's inner dictionary.
         parts: Into how many places its width is cut.
         coded: Whether codes are read.
+        mixed: Whether what becomes of a feature may depend on the codes of others, so that all
+            of them are needed at each place.
 
     Returns:
         One of each place that a feature writes to.
@@ -49,7 +51,8 @@ def written(whole: Slice, parts: int, coded: bool) -> list[Written]:
             continue
         reads: tuple[int, ...] = ()
         if coded:
-            own = encoder.weight if encoder.competes else encoder.weight[:, here]
+            every = mixed or encoder.competes
+            own = encoder.weight if every else encoder.weight[:, here]
             reads = tuple(j for j, read in enumerate(blocks) if bool(own[read].any()))
             late = [j for j in reads if j > part]
             if late:
@@ -59,6 +62,8 @@ def written(whole: Slice, parts: int, coded: bool) -> list[Written]:
                     "then. Rules that read no code, such as Steer, act everywhere; and "
                     "transcoder.writing(-1) writes at the last place alone, where all are known"
                 )
+        if not encoder.normaliser.plain:  # which may bring back a scale of what is read
+            reads = tuple(range(parts))
         kept = torch.cat(
             [torch.arange(b.start, b.stop) for b in (blocks[j] for j in reads)]
             or [torch.arange(size)]

@@ -9,6 +9,9 @@ from vlm_edit.edits.moves import Detect, Move, Project
 from vlm_edit.edits.rule import Rule
 from vlm_edit.edits.rules import Ablate, Blend, Cap, Clamp, Keep, Scale, Steer
 from vlm_edit.edits.splice import Splice as Splice
+from vlm_edit.edits.splice import mixes_features as mixes_features
+from vlm_edit.edits.splice import reads_codes as reads_codes
+from vlm_edit.edits.splice import touched_by as touched_by
 
 __all__ = [
     "Ablate",

@@ -13,9 +13,12 @@ from vlm_edit.dictionaries import Dictionary, Slice, StoredDictionary, expect_fe
 from vlm_edit.edits.gate import Gate
 from vlm_edit.edits.moves import Move
 from vlm_edit.edits.rule import Rule
-from vlm_edit.edits.rules import Steer
+from vlm_edit.edits.rules import Ablate, Blend, Cap, Clamp, Keep, Scale, Steer
 from vlm_edit.ground.errors import BadArgument, DamagedFile
 from vlm_edit.ground.modality import Modality
+
+# Rules that do to each feature what its own code says; one of a user's own may do anything.
+_EACH_ALONE = (Ablate, Scale, Clamp, Steer, Keep, Cap, Blend)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,18 +102,12 @@ class Splice:
         Raises:
             VlmEditError: No rule, or a feature that the dictionary does not have.
         """
-        m = dictionary.n_features
-        expect_features([f for rule in rules for f in rule.features], m)
-        touched = sorted({f for rule in rules for f in rule.acting().touches(m)})
-        if not touched and rules:
-            raise BadArgument(f"Keep names all {m} features: the edit would change nothing")
+        touched = touched_by(dictionary, rules)
         if gate is None:
-            reads = any(_reads(rule.acting()) for rule in rules)
-            return cls(dictionary.slice(touched, codes=reads), tuple(rules))
+            return cls(dictionary.slice(touched, codes=reads_codes(rules)), tuple(rules))
         whole = dictionary if isinstance(dictionary, Dictionary) else dictionary.load()
-        part = Slice(
-            tuple(touched), whole.encoder, whole.decoder[touched], m, torch.tensor(touched)
-        )
+        rows, m = whole.decoder[touched], dictionary.n_features
+        part = Slice(tuple(touched), whole.encoder, rows, m, torch.tensor(touched))
         return cls(part, tuple(rules), Gate(gate, whole.decoder, whole.decoder_bias))
 
     def __call__(
@@ -196,11 +193,6 @@ class Splice:
         assert change is not None
         return change if opens is None else torch.where(opens, change, 0.0)
 
-    @property
-    def reads(self) -> bool:
-        """Whether a rule or a gate looks at codes, of which there are none otherwise."""
-        return self._reads and self._shift is None
-
     def place(self, device: torch.device) -> None:
         """Put what the edit needs on a device now, not at the first output there.
 
@@ -237,9 +229,30 @@ class _Placed(NamedTuple):
     width: int
 
 
-def _reads(rule: Rule) -> bool:
-    """Say whether its change depends on the code; a rule of a user's own may do anything."""
-    return rule.reads and type(rule) is not Steer
+def touched_by(dictionary: Dictionary | StoredDictionary, rules: Sequence[Rule]) -> list[int]:
+    """Return the features that rules touch, in order.
+
+    Raises:
+        VlmEditError: None, or a feature that the dictionary does not have.
+    """
+    m = dictionary.n_features
+    expect_features([f for rule in rules for f in rule.features], m)
+    touched = sorted({f for rule in rules for f in rule.acting().touches(m)})
+    if not touched and rules:
+        raise BadArgument(f"Keep names all {m} features: the edit would change nothing")
+    return touched
+
+
+def reads_codes(rules: Sequence[Rule]) -> bool:
+    """Say whether a change depends on the code; a rule of a user's own may do anything."""
+    acting = [rule.acting() for rule in rules]
+    return any(rule.reads and type(rule) is not Steer for rule in acting)
+
+
+def mixes_features(rules: Sequence[Rule]) -> bool:
+    """Say whether what becomes of a feature may depend on the codes of others."""
+    acting = [rule.acting() for rule in rules]
+    return any(rule.reads and type(rule) not in _EACH_ALONE for rule in acting)
 
 
 def _gated(

@@ -39,7 +39,7 @@ class Beside:
         for site in self._sites:
 
             def keep(hidden: Tensor, _tokens: Tokens, name: str = site.name) -> Tensor:
-                self._seen[_thread(), name] = hidden
+                self._seen[_thread(), name] = hidden.clone()  # the host may go on to add in place
                 return hidden
 
             yield site, keep

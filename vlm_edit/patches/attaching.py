@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from vlm_edit import hooks
 from vlm_edit.ground.errors import BadArgument, VlmEditWarning
 from vlm_edit.hooks import Bounds, Handle, Scope, tracing
-from vlm_edit.host import Host, Model
+from vlm_edit.host import Host, Model, Site
 from vlm_edit.patches.active import Active, Run
 from vlm_edit.patches.attachment import Attachment
-from vlm_edit.patches.sameness import act_on_the_same, same_edit
+from vlm_edit.patches.sameness import act_on_the_same, of_one_edit, same_edit
 
 if TYPE_CHECKING:
     from vlm_edit.patches.patch import Patch
@@ -65,11 +65,13 @@ def put(
     undo: list[Callable[[], None]] = [bounds.leave]
     try:
         for part in prepared:
-            for site, active in part:
-                active.paused = paused
-                for place, listen in () if active.beside is None else active.beside.listeners():
-                    undo.append(engine(host, place, listen, scope=bounds).remove)
-                undo.append(engine(host, site, active, scope=bounds).remove)
+            for group in _edits(part):
+                # What is read for later places of an edit is read before its own change.
+                for _, active in group:
+                    active.paused = paused
+                    for place, listen in () if active.beside is None else active.beside.listeners():
+                        undo.append(engine(host, place, listen, scope=bounds).remove)
+                undo += [engine(host, site, active, scope=bounds).remove for site, active in group]
     except BaseException:
         Handle(undo).remove()
         raise
@@ -89,6 +91,19 @@ def put(
         raise
     _note(host.root, attachment)
     return attachment
+
+
+def _edits(part: Sequence[tuple[Site, Active]]) -> list[list[tuple[Site, Active]]]:
+    """Part what a patch does into edits: places that features of one dictionary write together."""
+    edits: list[list[tuple[Site, Active]]] = []
+    for site, active in part:
+        before = edits[-1] if edits else []
+        new = site.name not in [place.name for place, _ in before]
+        if before and new and of_one_edit(before[-1][1].binding, active.binding):
+            before.append((site, active))
+        else:
+            edits.append([(site, active)])
+    return edits
 
 
 def attached(host: Host | Model | tracing.NNsight) -> list[Attachment]:

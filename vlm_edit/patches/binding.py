@@ -17,7 +17,7 @@ from vlm_edit.dictionaries import (
     identity,
     written,
 )
-from vlm_edit.edits import Rule, Splice
+from vlm_edit.edits import Rule, Splice, mixes_features, reads_codes, touched_by
 from vlm_edit.ground.errors import BadArgument, expect_kind
 from vlm_edit.hooks import Selection, TokenChoice
 
@@ -150,12 +150,13 @@ def _across(
             "a gate asks how much of a token its own reconstruction explains, and a transcoder "
             "predicts another place: leave gate= out"
         )
-    places, whole = transcoder.places(site), Splice.of(transcoder.inner, rules)
-    cuts = written(whole.slice, transcoder.parts, whole.reads)
+    places, coded = transcoder.places(site), reads_codes(rules)
+    whole = transcoder.inner.slice(touched_by(transcoder.inner, rules), codes=coded)
+    cuts = written(whole, transcoder.parts, coded, mixes_features(rules))
     if not cuts:
         raise BadArgument("these features write nothing anywhere: the edit would change nothing")
     for part, own, reads in cuts:
-        yield places.writes[part], Splice(own, whole.rules), tuple(places.reads[j] for j in reads)
+        yield places.writes[part], Splice(own, tuple(rules)), tuple(places.reads[j] for j in reads)
 
 
 def _listed(rules: object) -> list[Rule]:

@@ -297,6 +297,10 @@ class Patch:
                     stacklevel=6,  # the line of attach
                 )
 
+    def _sites(self) -> list[str]:
+        """Return the names of all sites that are edited or read, each once."""
+        return list(dict.fromkeys(name for b in self.bindings for name in (b.site, *b.reads)))
+
     def save(
         self,
         path: str | os.PathLike[str],
@@ -317,8 +321,7 @@ class Patch:
             host = Host.of(host)
             self.check(host, check_host=False)
             self._expect_model(host)
-            names = [name for b in self.bindings for name in (b.site, *b.reads)]
-            sites = [host.site(name) for name in dict.fromkeys(names)]
+            sites = [host.site(name) for name in self._sites()]
             identity = {**fingerprint(host, sites), "name": host.hub_name}
             identity |= {"licence": host.licence} if host.licence else {}
             if unguarded(identity):
@@ -328,9 +331,8 @@ class Patch:
                     "whose weights lie in memory",
                     stacklevel=2,
                 )
-        missing = [
-            b.site for b in self.bindings if identity is None or b.site not in identity["sites"]
-        ]
+        known = () if identity is None else identity["sites"]
+        missing = [name for name in self._sites() if name not in known]
         if identity is None or missing:
             raise BadArgument(
                 f"a patch file names the host it is for, and none is known for {missing}: call "

@@ -24,9 +24,23 @@ def same_edit(one: Binding, other: Binding) -> bool:
     return (
         (one.site, one.reads, one.selection, one.schedule)
         == (other.site, other.reads, other.selection, other.schedule)
-        and _alike([_said(rule) for rule in first.rules], [_said(rule) for rule in second.rules])
+        and _same_rules(one, other)
         and _alike(first.gate, second.gate)
         and _alike(first.slice, second.slice)
+    )
+
+
+def of_one_edit(one: Binding, other: Binding) -> bool:
+    """Return whether two bindings are one edit of a dictionary that reads other places."""
+    if not (one.reads and other.reads):
+        return False
+    held, there = one.dictionary, other.dictionary
+    if held is not there and (isinstance(held, Mapping) or isinstance(there, Mapping)):
+        held, there = one.told(), other.told()
+    return (
+        (held is there or (isinstance(held, Mapping) and held == there))
+        and (one.selection, one.schedule) == (other.selection, other.schedule)
+        and _same_rules(one, other)
     )
 
 
@@ -39,6 +53,10 @@ def act_on_the_same(one: Run, other: Run) -> bool:
     if any(values.get(c.choice.name, c.value) != c.value for c in one.chosen or ()):
         return False
     return any(_meet(one.acts(stream), other.acts(stream)) for stream in ("image", "text"))
+
+
+def _same_rules(one: Binding, other: Binding) -> bool:
+    return _alike([_said(r) for r in one.splice.rules], [_said(r) for r in other.splice.rules])
 
 
 def _said(rule: Any) -> tuple[type, Any]:
