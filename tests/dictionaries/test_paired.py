@@ -23,6 +23,7 @@ from vlm_edit.dictionaries import (
     Encoder,
     PairedDictionary,
     TrainConfig,
+    Transcoder,
     match_dictionaries,
     save_saelens,
     train_dictionary,
@@ -331,3 +332,13 @@ def test_a_patch_of_a_pair_acts_where_tokens_are_generated_on_text_alone(zoo_pai
     assert [b.selection.tokens for b in alone.bindings] == ["text+special"]
     image = Patch("joint", zoo_pair, Ablate([1]), tokens="image")
     assert [b.selection.tokens for b in image.bindings] == ["image"]
+
+
+def test_transcoders_make_no_pair() -> None:
+    """Their codes are of another place than a pair is measured at."""
+    one = Transcoder(half(0), "mlp_in", "mlp_out")
+    for pair in ((one, one), (half(0), one)):
+        with pytest.raises(VlmEditError, match="transcoders make no pairs"):
+            PairedDictionary(*pair)
+        with pytest.raises(VlmEditError, match="transcoders make no pairs"):
+            match_dictionaries(*pair, by="decoder")

@@ -16,7 +16,7 @@ from vlm_edit.dictionaries.encodes import facts, words
 from vlm_edit.dictionaries.origin import expect_site
 from vlm_edit.dictionaries.stored import StoredDictionary
 from vlm_edit.ground.codes import SparseCodes
-from vlm_edit.ground.errors import BadArgument
+from vlm_edit.ground.errors import BadArgument, expect_kind
 from vlm_edit.ground.modality import Mixed, Modality, stands_for
 from vlm_edit.ground.notebook import card, one_line
 
@@ -53,6 +53,9 @@ class PairedDictionary(Generic[Half]):
 
     def __post_init__(self) -> None:
         """Refuse two that cannot belong together."""
+        for half in (self.image, self.text):
+            kind = "a Dictionary, as load_dictionary reads one; transcoders make no pairs"
+            expect_kind("one of a pair", half, (Dictionary, StoredDictionary), kind)
         sizes = [(half.n_features, half.width) for half in (self.image, self.text)]
         if sizes[0] != sizes[1]:
             raise BadArgument(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_edit import Host, VlmEditError, zoo
+from vlm_edit.dictionaries import Transcoder
 from vlm_edit.tasks.adversarial import (
     Features,
     ImageHost,
@@ -19,6 +20,7 @@ from vlm_edit.tasks.adversarial import (
     ZeroShot,
     apgd,
     fooling,
+    harden_gains,
     movement,
     predict,
 )
@@ -168,6 +170,11 @@ def test_what_cannot_be_told_is_refused(
         through(layer, images, attacked, [1], nearest_text(plain.texts))
     with pytest.raises(VlmEditError):
         Features(ImageHost(plain.host.host, plain.host.pixels), joint.dictionary, "vision.1")
+    elsewhere = Transcoder(zoo.load_dictionary("vision.2"), "mlp_in", "mlp_out")
+    with pytest.raises(VlmEditError, match="an attack on features is for dictionaries of one"):
+        Features(plain.host, elsewhere, "vision.2.mlp_out")
+    with pytest.raises(VlmEditError, match="a gain is for dictionaries of one place"):
+        harden_gains(plain.host, images, {"vision.2.mlp_out": elsewhere})
 
 
 def test_a_class_is_ahead_of_random_features_by_the_difference_of_shares() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.dictionaries import Dictionary
+from vlm_edit.dictionaries import Dictionary, expect_plain
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.ground.statistics import (
     Estimate,
@@ -39,7 +39,8 @@ class Features:
     _placed: dict[torch.device, Dictionary] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse another site than the dictionary's."""
+        """Refuse another site than the dictionary's, and one that reads another place."""
+        expect_plain(self.dictionary, "an attack on features")
         self.dictionary.expect_site(self.site)
 
     def on(self, device: torch.device) -> Dictionary:

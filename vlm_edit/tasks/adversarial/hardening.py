@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_edit.dictionaries import Dictionary, Encoder
+from vlm_edit.dictionaries import Dictionary, Encoder, expect_plain
 from vlm_edit.edits import Ablate, Blend, Rule
 from vlm_edit.ground.errors import BadArgument
 from vlm_edit.hooks import Tokens, attach, record
@@ -174,7 +174,7 @@ def _mean_codes(
         with record(host.host, *places) as recording:
             host(some)
         for site, dictionary in places.items():
-            dictionary.expect_site(site)
+            expect_plain(dictionary, "a gain").expect_site(site)
             hidden = recording.last(site, "image").hidden
             codes = dictionary.to(hidden.device).encode(hidden, "image")
             mean = codes.flatten(0, -2).mean(0) * len(some)
