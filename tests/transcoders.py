@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from vlm_edit import Dictionary
@@ -40,3 +44,21 @@ def by_hand(host, layers, change):
 
         handles.append(mlp.register_forward_hook(hook))
     return handles
+
+
+@contextmanager
+def adding_in_place(host, layer: int) -> Iterator[None]:
+    """Have a layer add to the stream that it is given, instead of to a copy."""
+
+    def forward(self, hidden_states, **more):
+        stream = hidden_states
+        stream.add_(self.self_attn(hidden_states=self.input_layernorm(stream), **more)[0])
+        stream.add_(self.mlp(self.post_attention_layernorm(stream)))
+        return stream
+
+    module = host.get_submodule(f"{LAYERS}.{layer}")
+    module.forward = types.MethodType(forward, module)
+    try:
+        yield
+    finally:
+        del module.forward

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transcoders import adding_in_place, logits
 
 from vlm_edit import Ablate, Patch, VlmEditError, record
 
@@ -73,3 +74,14 @@ def test_the_padding_of_each_text_is_recorded(clip, clip_inputs):
     with record(clip, "text.0") as recording:
         clip(**clip_inputs)
     assert torch.equal(recording.captures[0].tokens.real, clip_inputs["attention_mask"].bool())
+
+
+@torch.no_grad()
+def test_a_state_is_kept_as_it_passed_where_the_host_adds_to_it_in_place(llava, llava_inputs):
+    names = ("language.0", "language.0+language.1")
+    with record(llava, *names) as plain:
+        expected = logits(llava, llava_inputs)
+    with adding_in_place(llava, 1), record(llava, *names) as recording:
+        torch.testing.assert_close(logits(llava, llava_inputs), expected)
+    for kept, wanted in zip(recording.captures, plain.captures, strict=True):
+        torch.testing.assert_close(kept.hidden, wanted.hidden)

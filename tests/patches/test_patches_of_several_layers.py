@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import types
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
-from transcoders import LAYERS, M, by_hand, logits, made
+from transcoders import LAYERS, M, adding_in_place, by_hand, logits, made
 
 from vlm_edit import Ablate, Clamp, Dictionary, Patch, Scale, Steer, VlmEditError, load_patch
 from vlm_edit.edits import Detect, Rule
@@ -183,19 +182,8 @@ def test_a_vector_is_put_where_a_feature_of_several_layers_fires(llava, llava_in
 
 @torch.no_grad()
 def test_what_was_read_stays_what_it_was_where_the_host_adds_in_place(llava, llava_inputs):
-    def forward(self, hidden_states, **more):
-        stream = hidden_states
-        stream.add_(self.self_attn(hidden_states=self.input_layernorm(stream), **more)[0])
-        stream.add_(self.mlp(self.post_attention_layernorm(stream)))
-        return stream
-
     patch = Patch(STREAM, made(parts=2, ends=("", "")).writing(-1), Ablate([2]))
     with patch.attach(llava):
         expected = logits(llava, llava_inputs)
-    layer = llava.get_submodule(f"{LAYERS}.1")
-    layer.forward = types.MethodType(forward, layer)
-    try:
-        with patch.attach(llava):
-            torch.testing.assert_close(logits(llava, llava_inputs), expected)
-    finally:
-        del layer.forward
+    with adding_in_place(llava, 1), patch.attach(llava):
+        torch.testing.assert_close(logits(llava, llava_inputs), expected)

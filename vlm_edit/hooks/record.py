@@ -98,7 +98,8 @@ def _listeners(site: Site, recording: Recording) -> Iterator[tuple[Site, Callbac
         yield from beside.listeners()
 
     def keep(hidden: Tensor, tokens: Tokens) -> Tensor:
-        whole = hidden if beside is None else beside.take(hidden)
+        # The host may go on to add to it in place.
+        whole = hidden.clone() if beside is None else beside.take(hidden)
         recording.captures.append(Capture(site.name, whole, tokens))
         return hidden
 
