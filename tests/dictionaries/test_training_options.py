@@ -176,6 +176,35 @@ def test_a_run_that_begins_with_a_dictionary_is_that_dictionary(kind: str) -> No
     )
 
 
+@pytest.mark.parametrize("without", [[], [3], [0, 5, 23], list(range(24))])
+def test_features_without_a_threshold_begin_with_that_of_a_new_run(without: list[int]) -> None:
+    config = replace(CONFIG, kind="jumprelu")
+    data = Data.of({"image": rows()}, config)
+    first = train_dictionary({"image": rows()}, config, progress=False)
+    given = torch.linspace(0.01, 0.9, 24) * data.scale
+    given[without] = 0
+    given[without[1:2]] = -0.5  # which is none either, as codes are above 0
+    start = replace(first, encoder=replace(first.encoder, threshold=given))
+    begun = Trainer(data, config, CPU, start).objective
+    new = Trainer(data, config, CPU).objective
+    assert isinstance(begun, Objective) and isinstance(new, Objective)
+    expected = given / data.scale
+    expected[without] = new.thresholds[without]
+    torch.testing.assert_close(begun.thresholds, expected)
+
+
+def test_a_target_is_reached_from_a_start_that_lacks_some_thresholds() -> None:
+    config = replace(CONFIG, kind="jumprelu", steps=300, lr=1e-2, target_l0=4.0)
+    first = train_dictionary({"image": rows()}, config, progress=False)
+    assert first.encoder.threshold is not None
+    some = first.encoder.threshold * (torch.arange(24) % 4 > 0)
+    start = replace(first, encoder=replace(first.encoder, threshold=some))
+    found = train_dictionary({"image": rows()}, config, start=start, progress=False)
+    l0 = (found.encode(rows(), "image") > 0).float().sum(1).mean()
+    assert float(l0) == pytest.approx(4.0, rel=0.05)
+    assert found.explained_variance(rows(), "image") > 0.9
+
+
 def test_a_run_goes_on_only_with_the_dictionary_it_began_with(tmp_path: Path) -> None:
     one, two = (
         train_dictionary({"image": rows()}, replace(CONFIG, seed=seed), progress=False)

@@ -56,7 +56,8 @@ def train_dictionary(
         config: Kind, sizes and steps.
         info: What it is trained on, kept in the dictionary; of an NCL head its ``kind``, too.
         start: A dictionary of the same size, norm and centring, whose weights the run begins with
-            in place of random ones; the learning rate is warmed up all the same.
+            in place of random ones; the learning rate is warmed up all the same. Features without
+            a threshold above 0 begin ``jumprelu`` with that of a new run.
         checkpoint: File for the state of the run. If it exists, the run goes on from there, to
             the same weights bit for bit. It stays when the run ends.
         every: Seconds between writes of the checkpoint.

@@ -83,8 +83,12 @@ class Trainer:
             getattr(objective, name).copy_(getattr(start, name))
         if self.config.kind == "gated":  # with a gain of 1, opened where the threshold is
             objective.gate_bias.copy_(start.bias - start.threshold)
-        elif self.config.kind == "jumprelu" and bool((start.threshold > 0).all()):
-            objective.log_threshold.copy_(start.threshold.log())
+        elif self.config.kind == "jumprelu":
+            # 0 has no logarithm, and that of something tiny hardly learns: with target_l0 the
+            # penalty then grows until nothing is explained. Those begin as without a start.
+            threshold = start.threshold.to(self.device)
+            there = threshold > 0
+            objective.log_threshold[there] = threshold[there].log()
         elif self.config.kind in ("batchtopk", "matryoshka"):
             self.threshold = start.threshold.mean().cpu()
 
