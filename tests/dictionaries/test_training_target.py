@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
 from vlm_edit.dictionaries.training.data import Data
-from vlm_edit.dictionaries.training.target import Codes, Target, rescaled, shifted
+from vlm_edit.dictionaries.training.target import Codes, Target, raised, rescaled, shifted
 from vlm_edit.ground.errors import VlmEditWarning
 
 
@@ -71,6 +71,26 @@ def test_one_number_for_all_features_gives_the_wanted_number(wanted: float) -> N
     assert l0(bias, torch.zeros(12)) == pytest.approx(told, abs=0.02)
 
 
+@pytest.mark.parametrize("wanted", [1.0, 3.0, 5.5, 11.0])
+def test_thresholds_that_end_at_0_count_only_codes_that_are_there(wanted: float) -> None:
+    data = Data.of({"image": planted(300, 1)}, TrainConfig(n_features=12, k=2))
+    g = torch.Generator().manual_seed(5)
+    codes = Codes(torch.randn(32, 12, generator=g), torch.zeros(12), torch.zeros(32))
+    before = torch.linspace(0, 1.5, 12)
+    threshold, told = raised(data, codes, before, wanted)
+    x = planted(300, 1)
+    pre = (x - x.mean(0)) @ codes.weight
+    active = float(((pre > threshold) & (pre > 0)).double().sum(1).mean())
+    most = float((pre > 0).double().sum(1).mean())
+    assert bool((threshold >= 0).all())
+    assert told == pytest.approx(active, abs=0.02)
+    assert told == pytest.approx(min(wanted, most), abs=0.02)
+    moved = (threshold - before)[threshold > 0]
+    torch.testing.assert_close(moved, moved[:1].expand(len(moved)))
+    assert 5.5 < most < 6.5
+    assert bool((threshold == 0).any()) == (wanted > 3)
+
+
 def test_a_bias_is_found_with_which_nearly_all_features_are_active() -> None:
     config = TrainConfig(n_features=12, k=2)
     data = Data.of({"image": planted(300, 1)}, config)
@@ -109,9 +129,13 @@ def test_a_target_is_missed_by_its_twentieth(
     assert bool(caught) == told
 
 
-def test_a_target_that_cannot_be_reached_is_told() -> None:
+@pytest.mark.parametrize("kind", ["jumprelu", "gated"])
+def test_a_target_that_cannot_be_reached_is_told(kind: Any) -> None:
     x = {"image": planted(500, 1)}
     # Thresholds do not open features whose pre-activations are negative.
-    config = TrainConfig(16, 2, 5, 64, kind="jumprelu", target_l0=16.0)
-    with pytest.warns(VlmEditWarning, match=r"features are active, and target_l0 is 16: train in"):
-        train_dictionary(x, config, progress=False)
+    config = TrainConfig(16, 2, 5, 64, kind=kind, target_l0=16.0)
+    told = r"features are active, and target_l0 is 16: train in"
+    with pytest.warns(VlmEditWarning, match=told) as caught:
+        found = train_dictionary(x, config, progress=False)
+    l0 = float((found.encode(x["image"], "image") > 0).double().sum(1).mean())
+    assert float(str(caught[0].message).split()[0]) == pytest.approx(l0, abs=0.02)

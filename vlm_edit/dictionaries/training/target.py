@@ -117,6 +117,29 @@ def shifted(data: Data, codes: Codes, wanted: float) -> tuple[Tensor, float]:
     return codes.bias - place, reached
 
 
+def raised(data: Data, codes: Codes, threshold: Tensor, wanted: float) -> tuple[Tensor, float]:
+    """Add to all thresholds the one number with which the wanted number of features is active.
+
+    None falls below 0, where a code is none, so that there may be fewer.
+
+    Args:
+        data: As for ``rescaled``.
+        codes: Likewise.
+        threshold: [m], at least 0, in the units of the data.
+        wanted: As for ``rescaled``.
+
+    Returns:
+        The thresholds, and how many features are active with them.
+    """
+
+    def above(pre: Tensor) -> Tensor:
+        return (pre - threshold)[pre > 0]
+
+    size = max(float((pre - threshold).abs().max()) for pre, _ in _parts(data, codes))
+    place, reached = _cut(data, codes, above, size, wanted)
+    return (threshold + place).clamp_min(0), reached
+
+
 def _cut(
     data: Data, codes: Codes, scored: Callable[[Tensor], Tensor], size: float, wanted: float
 ) -> tuple[float, float]:

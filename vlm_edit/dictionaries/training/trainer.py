@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from vlm_edit.dictionaries.training.data import Data
 from vlm_edit.dictionaries.training.distributed import world
 from vlm_edit.dictionaries.training.objective import Figures, Objective
 from vlm_edit.dictionaries.training.start import Start
-from vlm_edit.dictionaries.training.target import Codes, Target, rescaled, shifted
+from vlm_edit.dictionaries.training.target import Codes, Target, raised, rescaled, shifted
 from vlm_edit.ground.errors import VlmEditError
 
 # Of kinds whose features have no thresholds; the others' is jumprelu.
@@ -198,9 +197,7 @@ class Trainer:
         if threshold is None:
             bias, reached = shifted(self.data, codes, wanted)
         elif self.config.kind == "gated":
-            over = replace(codes, bias=bias - threshold)
-            moved, reached = shifted(self.data, over, wanted)
-            threshold = (bias - moved).clamp_min(0)
+            threshold, reached = raised(self.data, codes, threshold, wanted)
         else:
             threshold, reached = rescaled(self.data, codes, threshold, wanted)
         self.target.warn(reached)
