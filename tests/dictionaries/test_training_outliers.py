@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries import TrainConfig, train_dictionary
 from vlm_edit.dictionaries.training.data import Data
-from vlm_edit.ground.errors import VlmEditError, VlmEditWarning
+from vlm_edit.ground.errors import BadArgument, VlmEditError, VlmEditWarning
 
 CONFIG = TrainConfig(n_features=24, k=2, steps=40, batch_size=64, longest=5.0)
 LONG, LONGER_THAN_THE_MEDIAN = [3, 77, 250], 250
@@ -75,6 +75,21 @@ def test_those_in_a_file_stay_there(tmp_path: Path) -> None:
 def test_lengths_are_those_behind_the_norm() -> None:
     data = Data.of({"image": rows()}, replace(CONFIG, norm="constant_norm_rescale"))
     assert data.left_out == {"image": 0}, "all are of one length there"
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+@pytest.mark.parametrize("broken", [[5], [3, 5], list(range(400))])
+def test_activations_that_are_no_numbers_are_refused_as_without_it(
+    kind: Any, broken: list[int], tmp_path: Path
+) -> None:
+    x = rows()
+    x[broken, 2] = torch.nan
+    save_file({"image": x}, tmp_path / "x.safetensors")
+    for given in ({"image": x, "text": rows(1)}, tmp_path / "x.safetensors"):
+        for longest in (None, 5.0):
+            config = replace(CONFIG, kind=kind, longest=longest)
+            with pytest.raises(BadArgument, match="norm is nan: .* a number that is not finite"):
+                train_dictionary(given, config, progress=False)
 
 
 def test_many_are_no_exceptions_and_that_is_said() -> None:

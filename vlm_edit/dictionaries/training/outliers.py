@@ -49,10 +49,13 @@ def without_long(
 
 
 def _short(rows: Tensor | MappedRows, blank: Encoder, most: float) -> Tensor:
-    """Return which activations are no longer than that, [n] bool on the CPU."""
+    """Return which activations are no longer than that, [n] bool on the CPU.
+
+    Where one holds NaN there is no median, and all stay: the run refuses them itself.
+    """
     parts = [blank.normalise(part.float())[0].norm(dim=1).cpu() for part in rows.split(_CHUNK)]
     lengths = torch.cat(parts)
-    return lengths <= most * lengths.median()
+    return ~(lengths > most * lengths.median())
 
 
 def _select(rows: Tensor | MappedRows, numbers: Tensor) -> Tensor | MappedRows:
