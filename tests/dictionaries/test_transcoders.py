@@ -122,6 +122,14 @@ def test_writing_leaves_the_other_places_as_they_are():
         both.writing(2)
 
 
+def test_what_is_on_another_device_can_write_some_places_alone(tmp_path):
+    last = made(parts=2, skips=True).to("meta").writing(-1)
+    assert {last.inner.decoder.device.type, last.skip.device.type} == {"meta"}
+    save_saelens(made(skips=True), tmp_path)
+    lazy = load_dictionary(tmp_path, lazy=True).to("meta").writing(0)  # its rows stay on disk
+    assert (lazy.skip.device.type, lazy.inner.decoder_bias.device.type) == ("meta", "cpu")
+
+
 def test_a_slice_is_cut_where_its_features_write_and_by_what_they_read():
     both = made(parts=3)
     weight, decoder = both.inner.encoder.weight.clone(), both.inner.decoder.clone()

@@ -272,15 +272,15 @@ class Transcoder(Generic[Inner]):
             raise BadArgument(f"{parts} are no places of {self.parts}: count from 0, or from -1")
         kept = torch.zeros(self.parts, self.width // self.parts)
         kept[[chosen[part] for part in parts]] = 1.0
-        mask = kept.flatten()
         inner = self.inner
+        mask = kept.flatten().to(inner.decoder_bias.device)
         bias = inner.decoder_bias * mask
         if isinstance(inner, Dictionary):
             inner = replace(inner, decoder=inner.decoder * mask, decoder_bias=bias)
         else:
             scale = mask if inner.decoder.scale is None else inner.decoder.scale * mask
             inner = replace(inner, decoder=replace(inner.decoder, scale=scale), decoder_bias=bias)
-        skip = None if self.skip is None else self.skip * mask
+        skip = None if self.skip is None else self.skip * mask.to(self.skip.device)
         return replace(self, inner=inner, skip=skip)
 
     def split(self, activations: Tensor) -> tuple[Tensor, Tensor]:
