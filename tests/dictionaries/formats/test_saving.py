@@ -17,6 +17,7 @@ from vlm_edit.dictionaries import (
     Encoder,
     PairedDictionary,
     TrainConfig,
+    Transcoder,
     save_saelens,
     train_dictionary,
 )
@@ -54,6 +55,23 @@ def expect_read_alike(dictionary, folder, stream, tolerance=2e-6):
         (dictionary.reconstruct(x, stream), found),
     ):
         assert float((ours - theirs).abs().max() / theirs.abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("streams", [(), STREAMS])
+def test_what_was_left_on_disk_is_loaded_and_saved(tmp_path, streams):
+    whole = made(activation="jumprelu", streams=streams)
+    for name, dictionary in (("one", whole), ("paired", PairedDictionary(whole, whole))):
+        save_saelens(dictionary, tmp_path / name)
+        lazy = load_dictionary(tmp_path / name, lazy=True)
+        save_saelens(lazy, tmp_path / f"{name} again")
+        assert load_dictionary(tmp_path / f"{name} again").digest() == dictionary.digest()
+
+
+def test_so_is_a_transcoder(tmp_path):
+    transcoder = Transcoder(made(subtract="none", streams=()), "mid", "mlp_out", skip=torch.eye(D))
+    save_saelens(transcoder, tmp_path)
+    save_saelens(load_dictionary(tmp_path, lazy=True), tmp_path)  # over the files it is left in
+    assert load_dictionary(tmp_path).digest() == transcoder.digest()
 
 
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "topk_abs"])

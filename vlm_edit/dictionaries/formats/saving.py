@@ -42,8 +42,7 @@ from vlm_edit.dictionaries.formats.saelens import (
     mark,
 )
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
-from vlm_edit.dictionaries.stored import StoredDictionary
-from vlm_edit.dictionaries.transcoder import Transcoder
+from vlm_edit.dictionaries.transcoder import AnyDictionary, Transcoder
 from vlm_edit.ground.errors import BadArgument, VlmEditError
 from vlm_edit.ground.files import HEADER, beside
 
@@ -64,10 +63,7 @@ class _Folder:
 
 
 def save_saelens(
-    dictionary: Dictionary
-    | PairedDictionary[Dictionary]
-    | PairedDictionary[StoredDictionary]
-    | Transcoder[Dictionary],
+    dictionary: AnyDictionary,
     path: str | os.PathLike[str],
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -79,7 +75,7 @@ def save_saelens(
 
     Args:
         dictionary: With activation relu, jumprelu, topk or topk_abs; a transcoder of one layer
-            with one of the first two.
+            with one of the first two. One that was left on disk is loaded.
         path: The folder, made if need be. A dictionary that was saved there before is replaced at
             the end; a reader takes the old one, the new one or none, never parts of both.
         dtype: Of the weights in the file.
@@ -90,16 +86,18 @@ def save_saelens(
     """
     root, part, parts = Path(path), "", {}
     with torch.no_grad():
-        if isinstance(dictionary, Transcoder):
-            parts = {root: _transcoder(dictionary)}
-        elif isinstance(dictionary, PairedDictionary):
-            both, part = dictionary.load(), "paired"
-            parts = {root / name: _described(both.of(name), name) for name in STREAMS}
-        elif _is_split(dictionary.encoder):
+        whole: Dictionary | PairedDictionary[Dictionary] | Transcoder[Dictionary]
+        whole = dictionary if isinstance(dictionary, Dictionary) else dictionary.load()
+        if isinstance(whole, Transcoder):
+            parts = {root: _transcoder(whole)}
+        elif isinstance(whole, PairedDictionary):
+            part = "paired"
+            parts = {root / name: _described(whole.of(name), name) for name in STREAMS}
+        elif _is_split(whole.encoder):
             part = "shared"
-            parts = {root / name: _described(dictionary, name) for name in STREAMS}
+            parts = {root / name: _described(whole, name) for name in STREAMS}
         else:
-            parts = {root: _described(dictionary, next(iter(dictionary.encoder.centers), None))}
+            parts = {root: _described(whole, next(iter(whole.encoder.centers), None))}
         _write(root, parts, part, dtype)
 
 
