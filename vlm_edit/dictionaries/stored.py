@@ -81,6 +81,17 @@ class Rows:
         return rows
 
 
+def row_lengths(rows: Tensor) -> Tensor:
+    """Return the length of each row of a matrix of any float dtype, [m] float32.
+
+    Example:
+        >>> row_lengths(torch.tensor([[3.0, 4.0], [0.0, 2.0]], dtype=torch.float64))
+        tensor([5., 2.])
+    """
+    step = max(1, _PART // max(1, rows.shape[1]))  # a float32 copy is never of all of it
+    return torch.cat([torch.linalg.vector_norm(r.float(), dim=1) for r in rows.split(step)])
+
+
 @dataclass(frozen=True, eq=False)
 class StoredDictionary:
     """A dictionary whose matrices stay on disk until they are needed.

@@ -114,3 +114,12 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, options, message):
     write(tmp_path, **options)
     with pytest.raises(VlmEditError, match=message):
         load_dictionary(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn])
+def test_lengths_of_decoder_rows_are_taken_of_any_float_dtype(tmp_path, dtype):
+    decoder = (2 * torch.randn(6, 18)).to(dtype)
+    w, told = write(tmp_path, tensors={"decoder.weight": decoder})
+    x = torch.randn(5, 6)
+    codes = load_dictionary(tmp_path).encode(x)
+    torch.testing.assert_close(codes, by_hand(w, told, x)[0].float(), rtol=1e-5, atol=1e-5)

@@ -150,6 +150,13 @@ def test_a_decoder_row_of_zeros_stays_finite_when_its_norm_is_folded(tmp_path):
     assert (dictionary.decode(dictionary.encode(torch.randn(5, D)))).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_norms_of_decoder_rows_are_taken_of_any_float_dtype(tmp_path, dtype):
+    said = {"architecture": "topk", "k": 3, "rescale_acts_by_decoder_norm": True}
+    folder, x = write(tmp_path, dtype=dtype, **said), torch.randn(9, D)
+    close(load_dictionary(folder).encode(x), sae_lens(folder, x)[0])
+
+
 def test_only_topk_rescales_by_the_decoders_norm_as_in_sae_lens(tmp_path):
     folder = write(tmp_path, architecture="jumprelu", rescale_acts_by_decoder_norm=True)
     x = torch.randn(9, D)

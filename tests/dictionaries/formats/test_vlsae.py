@@ -56,6 +56,13 @@ def codes_by_hand(x):
     return torch.tensor(codes).float().view(*x.shape[:-1], M)
 
 
+def test_numbers_of_twice_the_bits_are_read_alike(tmp_path):
+    (tmp_path / "wide").mkdir()
+    wide = {name: tensor.double() for name, tensor in state().items()}
+    x, found = random(5, D), load_dictionary(saved(tmp_path / "wide", **wide))
+    torch.testing.assert_close(found.encode(x, "image"), codes_by_hand(x), rtol=1e-4, atol=1e-4)
+
+
 def test_an_edit_takes_out_of_a_token_what_the_decoder_of_its_stream_writes(tmp_path):
     """The length of the activation changes nothing of what the decoder writes."""
     clip, features = make_clip(), [1, 17, 30]

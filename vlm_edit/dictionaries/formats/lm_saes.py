@@ -25,7 +25,7 @@ from vlm_edit.dictionaries.formats.source import (
     expect_whole,
     safetensors_names,
 )
-from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary, row_lengths
 from vlm_edit.ground.errors import DamagedFile, UnknownName
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
@@ -108,7 +108,7 @@ def _threshold(
     threshold = expect_vector(path, tensors, _THRESHOLD).exp()
     if not config.get("sparsity_include_decoder_norm", True):
         return threshold
-    lengths: Tensor = torch.linalg.vector_norm(decoder, dim=1, dtype=torch.float32)
+    lengths = row_lengths(decoder)
     if len(lengths) != len(threshold) or not bool((lengths > 0).all()):
         raise DamagedFile(
             f"{path}: {_THRESHOLD} is of {len(threshold)} features, and the decoder has "

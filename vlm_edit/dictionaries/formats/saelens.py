@@ -34,7 +34,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.strangers import JACOBIAN, described
 from vlm_edit.dictionaries.paired import STREAMS, PairedDictionary
-from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary, row_lengths
 from vlm_edit.dictionaries.transcoder import Transcoder
 from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName, VlmEditError
 from vlm_edit.ground.files import HEADER
@@ -153,7 +153,7 @@ def _read_folder(source: Source) -> StoredDictionary | Transcoder[StoredDictiona
     factor = _read_factor(path, config, tensors)
     if architecture in _RESCALED and expect_flag(path, config, "rescale_acts_by_decoder_norm"):
         # Features compete by pre-activation times their decoder row's norm.
-        gain = torch.linalg.vector_norm(decoder, dim=1, dtype=torch.float32).clamp_min(1e-8)
+        gain = row_lengths(decoder).clamp_min(1e-8)
         bias, factor = bias * gain, (1 / gain if factor is None else factor / gain)
     norm, scale = _read_norm(source, config)
     stored = StoredDictionary(

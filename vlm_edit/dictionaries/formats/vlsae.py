@@ -13,7 +13,6 @@ import re
 import warnings
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from vlm_edit.dictionaries.formats.format import Format, Hints
@@ -25,7 +24,7 @@ from vlm_edit.dictionaries.formats.source import (
 )
 from vlm_edit.dictionaries.formats.torchfile import open_mapping, peek_mapping, torch_files
 from vlm_edit.dictionaries.paired import PairedDictionary
-from vlm_edit.dictionaries.stored import Rows, StoredDictionary
+from vlm_edit.dictionaries.stored import Rows, StoredDictionary, row_lengths
 from vlm_edit.ground.errors import CannotKnow, DamagedFile
 
 ENCODER = "encoder"
@@ -102,6 +101,5 @@ def _k(path: Path, name: str, hints: Hints, m: int, d: int) -> int:
 
 def _bias(weight: Tensor) -> Tensor:
     """Return what makes 2 - 2 h the squared distance from rows of length 0 too, [m]."""
-    lengths = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
-    missing: Tensor = 1 - (lengths / _SHORTEST).clamp_max(1).square()
+    missing: Tensor = 1 - (row_lengths(weight) / _SHORTEST).clamp_max(1).square()
     return missing / 2
