@@ -135,6 +135,20 @@ def test_fields_that_sae_lens_leaves_out_have_its_defaults(tmp_path):
     assert torch.equal(topk.decoder, load_file(tmp_path / "sae_weights.safetensors")["W_dec"])
 
 
+@pytest.mark.parametrize(
+    ("name", "vector"),
+    [
+        ("b_gate", torch.zeros(M - 1)),
+        ("b_mag", torch.zeros(M + 1)),
+        ("r_mag", torch.zeros(1)),
+    ],
+)
+def test_a_gate_whose_vectors_do_not_fit_each_other_is_refused(tmp_path, name, vector):
+    folder = write(tmp_path, architecture="gated", tensors={name: vector})
+    with pytest.raises(VlmEditError, match="b_gate, b_mag and exp\\(r_mag\\) are not finite"):
+        load_dictionary(folder)
+
+
 def test_a_decoder_row_of_zeros_stays_finite_when_its_norm_is_folded(tmp_path):
     rows = torch.randn(M, D)
     rows[3] = 0
@@ -301,7 +315,7 @@ def test_a_batchtopk_threshold_that_was_never_found_is_refused(tmp_path, thresho
 def test_a_gated_dictionary_that_overflows_is_refused(tmp_path, name):
     tensors = {name: torch.full((M,), 1e30), "b_gate": torch.zeros(M)}
     tensors["r_mag"] = torch.full((M,), 100.0)
-    with pytest.raises(VlmEditError, match="threshold holds NaN or infinity"):
+    with pytest.raises(VlmEditError, match="are not finite vectors"):
         load_dictionary(write(tmp_path, tensors=tensors, architecture="gated"))
 
 

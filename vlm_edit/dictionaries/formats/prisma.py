@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from vlm_edit.dictionaries.formats.format import Format, Hints
+from vlm_edit.dictionaries.formats.gated import gate_of
 from vlm_edit.dictionaries.formats.places import place_of, skip_of
 from vlm_edit.dictionaries.formats.source import (
     MOST_PICKLE,
@@ -78,7 +77,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDi
     bias, gain, threshold = expect_vector(path, tensors, "b_enc"), None, None
     if gated:
         activation = "jumprelu"
-        bias, gain, threshold = _gate(path, tensors)
+        gain, bias, threshold = gate_of(path, tensors)
     _expect_shape(path, config, weight.shape)
     stored = StoredDictionary(
         weight=Rows(weight.T, "W_enc", gain),
@@ -171,16 +170,6 @@ def _places(path: Path, config: Mapping[str, Any]) -> tuple[str | None, str | No
 
 def _layer(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _gate(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return bias, gain and threshold of a magnitude that is let through where x W + b_gate > 0."""
-    bias, gate = expect_vector(path, tensors, "b_mag"), expect_vector(path, tensors, "b_gate")
-    gain = expect_vector(path, tensors, "r_mag").exp()
-    if not bool(gain.isfinite().all()) or not bias.shape == gate.shape == gain.shape:
-        raise DamagedFile(f"{path}: b_gate, b_mag and exp(r_mag) are not finite vectors of one "
-                           "size: the file is damaged")  # fmt: skip
-    return bias, gain, bias - gate * gain
 
 
 def _activation(path: Path, config: Mapping[str, Any]) -> tuple[str, int | None, float | None]:

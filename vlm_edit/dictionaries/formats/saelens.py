@@ -21,6 +21,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from vlm_edit.dictionaries.formats.format import Format, Hints, Stored
+from vlm_edit.dictionaries.formats.gated import gate_of
 from vlm_edit.dictionaries.formats.places import places_of, skip_of
 from vlm_edit.dictionaries.formats.source import (
     Source,
@@ -334,10 +335,7 @@ def _read_encoder(
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Return gain, bias and threshold, [m] each."""
     if architecture == "gated":
-        # Open where x W + b_gate > 0, so where x W exp(r_mag) + b_mag exceeds this threshold.
-        gain = expect_vector(path, tensors, "r_mag").exp()
-        bias = expect_vector(path, tensors, "b_mag")
-        return gain, bias, bias - expect_vector(path, tensors, "b_gate") * gain
+        return gate_of(path, tensors)
     bias = expect_vector(path, tensors, "b_enc")
     if "topk_threshold" in tensors:
         threshold = expect_scalar(path, tensors, "topk_threshold")
