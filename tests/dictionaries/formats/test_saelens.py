@@ -149,6 +149,23 @@ def test_a_gate_whose_vectors_do_not_fit_each_other_is_refused(tmp_path, name, v
         load_dictionary(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("b_enc", torch.zeros(1)),
+        ("b_enc", torch.zeros(M + 1)),
+        ("W_dec", torch.ones(M + 1, D)),
+        ("finetuning_scaling_factor", torch.full((1,), 2.0)),
+    ],
+)
+def test_vectors_that_do_not_fit_the_decoder_s_norms_are_refused(tmp_path, name, tensor):
+    said = {"architecture": "topk", "k": 3, "rescale_acts_by_decoder_norm": True}
+    said["finetuning_scaling_factor"] = name.startswith("fine")
+    folder = write(tmp_path, tensors={name: tensor}, **said)
+    with pytest.raises(VlmEditError, match="W_dec is of .* features, b_enc of"):
+        load_dictionary(folder)
+
+
 def test_a_decoder_row_of_zeros_stays_finite_when_its_norm_is_folded(tmp_path):
     rows = torch.randn(M, D)
     rows[3] = 0

@@ -153,9 +153,7 @@ def _read_folder(source: Source) -> StoredDictionary | Transcoder[StoredDictiona
     gain, bias, threshold = _read_encoder(path, tensors, architecture)
     factor = _read_factor(path, config, tensors)
     if architecture in _RESCALED and expect_flag(path, config, "rescale_acts_by_decoder_norm"):
-        # Features compete by pre-activation times their decoder row's norm.
-        gain = row_lengths(decoder).clamp_min(1e-8)
-        bias, factor = bias * gain, (1 / gain if factor is None else factor / gain)
+        gain, bias, factor = _rescaled(path, decoder, bias, factor)
     norm, scale = _read_norm(source, config)
     stored = StoredDictionary(
         weight=Rows(weight.T, "W_enc", gain),
@@ -176,6 +174,20 @@ def _read_folder(source: Source) -> StoredDictionary | Transcoder[StoredDictiona
     if named in _TRANSCODERS:
         return _transcoder(path, config, stored, skip, scale)
     return stored if scale is None else _of_unscaled(stored, scale)
+
+
+def _rescaled(
+    path: Path, decoder: Tensor, bias: Tensor, factor: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gain, bias and factor of features that compete by their decoder rows' norms too."""
+    gain = row_lengths(decoder).clamp_min(1e-8)
+    factor = torch.ones_like(gain) if factor is None else factor
+    if not bias.shape == factor.shape == gain.shape:
+        raise DamagedFile(
+            f"{path}: W_dec is of {len(gain)} features, b_enc of {len(bias)} and the factor of "
+            f"fine-tuning of {len(factor)}: the file is damaged"
+        )
+    return gain, bias * gain, factor / gain
 
 
 def _expect_sizes(path: Path, config: Mapping[str, Any], stored: StoredDictionary) -> None:
