@@ -11,7 +11,7 @@ from vlm_edit import Dictionary, VlmEditError, load_dictionary
 from vlm_edit.dictionaries import Encoder, Transcoder, save_saelens, written
 from vlm_edit.dictionaries.formats.blocks import Block, BlockRows
 from vlm_edit.dictionaries.formats.places import place_of
-from vlm_edit.ground.errors import BadArgument, CannotKnow, VlmEditWarning, WrongHost
+from vlm_edit.ground.errors import BadArgument, CannotKnow, WrongHost
 
 D, M = 6, 10
 
@@ -247,33 +247,6 @@ def test_what_sae_lens_has_no_transcoder_for_is_not_saved(tmp_path, change, mess
     with pytest.raises(BadArgument, match=message):
         save_saelens(replace(found, inner=replace(found.inner, encoder=encoder)), tmp_path / "x")
     assert not (tmp_path / "x").exists()
-
-
-def test_a_crosscoder_s_file_is_its_formula_and_says_what_it_does_not_tell(tmp_path):
-    g = torch.Generator().manual_seed(0)
-    encoder, decoder = torch.randn(2, D, M, generator=g), torch.randn(M, 2, D, generator=g)
-    b_enc, b_dec = torch.randn(M, generator=g), torch.randn(2, D, generator=g)
-    for names, rows in (
-        (("W_enc", "W_dec", "b_enc", "b_dec"), decoder),
-        (
-            ("encoder.weight", "decoder.weight", "encoder.bias", "decoder.bias"),
-            decoder.permute(1, 0, 2).contiguous(),
-        ),
-    ):
-        path = tmp_path / "0.pt"
-        torch.save(dict(zip(names, (encoder, rows, b_enc, b_dec), strict=True)), path)
-        with pytest.warns(VlmEditWarning, match="is a crosscoder of 2 places, which its file"):
-            found = load_dictionary(path)
-        x = torch.randn(7, 2, D)
-        codes = (torch.einsum("bnd,ndm->bm", x, encoder) + b_enc).relu()
-        written_ = torch.einsum("bm,mnd->bnd", codes, decoder) + b_dec
-        torch.testing.assert_close(found.encode(x.flatten(1)), codes, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(
-            found.predict(x.flatten(1)), written_.flatten(1), rtol=1e-5, atol=1e-5
-        )
-    torch.save({"W_enc": encoder, "W_dec": decoder[:3], "b_enc": b_enc, "b_dec": b_dec}, path)
-    with pytest.raises(VlmEditError, match="are not of one crosscoder"):
-        load_dictionary(path)
 
 
 def test_four_tensors_of_a_layer_are_a_transcoder_only_where_something_says_so(tmp_path):

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vlm_edit.dictionaries.formats.format import Format, Hints
-from vlm_edit.dictionaries.formats.source import Source, expect_names, expect_vector
+from vlm_edit.dictionaries.formats.source import Source, expect_matrix, expect_names, expect_vector
 from vlm_edit.dictionaries.formats.torchfile import open_mapping, peek_mapping
 from vlm_edit.dictionaries.stored import Rows, StoredDictionary
 from vlm_edit.dictionaries.transcoder import Transcoder
@@ -49,10 +45,11 @@ def read(source: Source, hints: Hints) -> Transcoder[StoredDictionary]:
     path, tensors = source.path, _open(source)
     names, axes = next((n, a) for n, a in _SPELLINGS if set(n) <= set(tensors))
     expect_names(path, tensors, set(names))
-    encoder, decoder, bias = (_floats(path, tensors, name) for name in (*names[:2], names[3]))
-    parts, size, features = encoder.shape if encoder.ndim == 3 else (0, 0, 0)
+    encoder, decoder = (expect_matrix(path, tensors, name, axes=3) for name in names[:2])
+    bias = expect_matrix(path, tensors, names[3])
+    parts, size, features = encoder.shape
     shape = (features, parts, size) if axes == "m n d" else (parts, features, size)
-    if not parts or tuple(decoder.shape) != shape or tuple(bias.shape) != (parts, size):
+    if tuple(decoder.shape) != shape or tuple(bias.shape) != (parts, size):
         raise DamagedFile(
             f"{path}: {names[0]} {tuple(encoder.shape)}, {names[1]} {tuple(decoder.shape)} and "
             f"{names[3]} {tuple(bias.shape)} are not of one crosscoder"
@@ -90,10 +87,3 @@ def _open(source: Source) -> Mapping[str, Any]:
     if source.path.suffix == ".safetensors":
         return source.tensors(source.path.name)
     return open_mapping(source)
-
-
-def _floats(path: Path, tensors: Mapping[str, Any], name: str) -> Tensor:
-    tensor = tensors[name]
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.numel():
-        raise DamagedFile(f"{path}: {name} is not a tensor of floating-point numbers")
-    return tensor if tensor.is_contiguous() else torch.clone(tensor)

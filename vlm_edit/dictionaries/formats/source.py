@@ -326,14 +326,14 @@ def _shardable(name: str) -> bool:
     return name.endswith(".safetensors")
 
 
-def expect_matrix(where: object, tensors: Mapping[str, Any], name: str) -> Tensor:
-    """Return a matrix of a file that has been opened.
+def expect_matrix(where: object, tensors: Mapping[str, Any], name: str, axes: int = 2) -> Tensor:
+    """Return a matrix of a file that has been opened, or what has more axes.
 
     Raises:
-        VlmEditError: Missing, empty, not a matrix of floating-point numbers, or a view that claims
-            more numbers than the file holds.
+        VlmEditError: Missing, empty, not a plain tensor of so many axes of floating-point numbers,
+            or a view that claims more numbers than the file holds.
     """
-    matrix = _expect_tensor(where, tensors, name, 2)
+    matrix = _expect_tensor(where, tensors, name, axes)
     if not matrix.numel():  # whose other side may be of any size
         raise DamagedFile(f"{where}: {name} is empty, of shape {tuple(matrix.shape)}")
     return matrix
@@ -417,8 +417,9 @@ def _expect_tensor(where: object, tensors: Mapping[str, Any], name: str, axes: i
     tensor = tensors.get(name)
     if not isinstance(tensor, Tensor):
         raise DamagedFile(f"{where}: {name} is missing or is not a tensor")
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-        raise BadArgument(f"{where}: {name} is not a plain tensor ({tensor.layout})")
+    if tensor.is_nested or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        kind = "nested" if tensor.is_nested else f"{tensor.layout}, {tensor.device.type}"
+        raise BadArgument(f"{where}: {name} is not a plain tensor in memory ({kind})")
     if not tensor.is_floating_point():
         raise DamagedFile(f"{where}: {name} is {tensor.dtype}, expected floating-point numbers")
     if tensor.ndim != axes:
