@@ -93,17 +93,20 @@ class LayerFile(NamedTuple):
     threshold: Tensor | None = None
 
 
-def joined(files: Sequence[LayerFile], info: Mapping[str, str]) -> StoredDictionary:
+def joined(where: object, files: Sequence[LayerFile], info: Mapping[str, str]) -> StoredDictionary:
     """Return the dictionary of all layers' features, which reads and writes them end to end.
 
     Args:
+        where: The folder, for messages.
         files: A file for each layer, in order.
         info: What is known of the dictionary, as ``Encodes.info``.
 
     Raises:
         DamagedFile: Files that do not fit each other.
     """
-    count, size = len(files), len(files[0].decoder_bias)
+    count, size = len(files), files[0].reads.shape[1]
+    for number, file in enumerate(files):
+        _expect_fit(where, number, file, size)
     width = count * size
     reads = [Block(file.reads, i * size) for i, file in enumerate(files)]
     writes = [
@@ -119,3 +122,21 @@ def joined(files: Sequence[LayerFile], info: Mapping[str, str]) -> StoredDiction
         threshold=torch.cat(thresholds) if thresholds else None,
         info=info,
     )
+
+
+def _expect_fit(where: object, number: int, file: LayerFile, size: int) -> None:
+    """Refuse parts of a layer that do not fit each other, or are not as wide as the others'."""
+    features, layers = len(file.reads), file.writes.shape[1]
+    for name, tensor, shape in (
+        ("encoder", file.reads, (features, size)),
+        ("encoder's bias", file.bias, (features,)),
+        ("decoder", file.writes, (features, layers, size)),
+        ("decoder's bias", file.decoder_bias, (size,)),
+        ("threshold", file.threshold, (features,)),
+    ):
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise DamagedFile(
+                f"{where}: the {name} of layer {number}, counted from 0, has shape "
+                f"{tuple(tensor.shape)}, expected {shape}: its file is damaged or of another "
+                "dictionary, fetch it anew"
+            )

@@ -94,7 +94,7 @@ def read_layers(source: Source, hints: Hints) -> Transcoder[StoredDictionary]:
         raise DamagedFile(f"{source.path}: some layers have a threshold and others have not")
     config = _config(source.file("W_enc_0.safetensors"))
     info = _info(config, None) | {"layers": ", ".join(map(str, range(count)))}
-    stored = joined(files, info)
+    stored = joined(source.path, files, info)
     return Transcoder(stored, *_ends(config), parts=count)
 
 
@@ -123,13 +123,12 @@ def _layer(source: Source, number: int, count: int) -> LayerFile:
     threshold = _threshold(path, tensors, f"threshold_{number}")
     path, written = source.file(names[1]), source.tensors(names[1])
     expect_names(path, written, {f"W_dec_{number}"})
-    decoder = written[f"W_dec_{number}"]
-    features, size = weight.shape
-    expected = (features, count - number, size)
-    if tuple(decoder.shape) != expected or not decoder.is_floating_point():
+    decoder = expect_matrix(path, written, f"W_dec_{number}", axes=3)
+    if decoder.shape[1] != count - number:
         raise DamagedFile(
-            f"{path}: W_dec_{number} has shape {tuple(decoder.shape)}, expected {expected}: each "
-            f"of {features} features writes layer {number} and the {count - number - 1} later ones"
+            f"{path}: W_dec_{number} has shape {tuple(decoder.shape)}, whose features write "
+            f"{decoder.shape[1]} layers: of {count} they write layer {number} and the "
+            f"{count - number - 1} later ones; fetch what is missing"
         )
     return LayerFile(weight, bias, decoder, decoder_bias, threshold)
 

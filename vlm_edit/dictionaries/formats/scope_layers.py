@@ -7,11 +7,11 @@ ones: the residual stream of a weakly causal crosscoder, MLPs of a cross-layer t
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlm_edit.dictionaries.encoder import expect
 from vlm_edit.dictionaries.formats.blocks import LayerFile, joined
 from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.places import skip_of
@@ -49,7 +49,7 @@ def read(source: Source, hints: Hints) -> Transcoder[StoredDictionary]:
     del hints
     count = len([name for name in source.names() if _FILE.fullmatch(name)])
     layers = [_layer(source, number, count) for number in range(count)]
-    stored = joined([file for file, _ in layers], _info(source, count))
+    stored = joined(source.path, [file for file, _ in layers], _info(source, count))
     ends = ("mlp_in", "mlp_out") if _is_cross_layer(source) else ("", "")
     skips = [skip for _, skip in layers if skip is not None]
     return Transcoder(stored, *ends, parts=count, skip=torch.block_diag(*skips) if skips else None)
@@ -68,24 +68,20 @@ def _layer(source: Source, number: int, count: int) -> tuple[LayerFile, Tensor |
     path, tensors = source.file(name), source.tensors(name)
     expect_names(path, tensors, _NAMES, {_SKIP})
     weight = expect_matrix(path, tensors, "w_enc").T
-    decoder: Any = tensors["w_dec"]
-    features, size = weight.shape
-    if tuple(decoder.shape) != (features, count, size) or not decoder.is_floating_point():
+    decoder = expect_matrix(path, tensors, "w_dec", axes=3)
+    if decoder.shape[1] != count:
         raise DamagedFile(
-            f"{path}: w_dec has shape {tuple(decoder.shape)}, expected {(features, count, size)}: "
-            f"each of {features} features writes {count} layers, as many as there are files"
+            f"{path}: w_dec has shape {tuple(decoder.shape)}, whose features write "
+            f"{decoder.shape[1]} layers, and there are {count} such files: fetch all of them"
         )
-    vectors = {}
-    for vector, length in (("b_enc", features), ("threshold", features), ("b_dec", size)):
-        vectors[vector] = expect_vector(path, tensors, vector)
-        if len(vectors[vector]) != length:
-            found = len(vectors[vector])
-            raise DamagedFile(f"{path}: {vector} has {found} values, expected {length}")
+    bias, decoder_bias, threshold = (
+        expect_vector(path, tensors, name) for name in ("b_enc", "b_dec", "threshold")
+    )
     skip = None
     if _SKIP in tensors:  # theirs is [d_in, d_out]
         skip = skip_of(path, tensors, _SKIP).T.contiguous()
-    file = LayerFile(weight, vectors["b_enc"], decoder, vectors["b_dec"], vectors["threshold"])
-    return file, skip
+        expect(f"{path}: {_SKIP}", skip, (weight.shape[1], weight.shape[1]))
+    return LayerFile(weight, bias, decoder, decoder_bias, threshold), skip
 
 
 def _is_cross_layer(source: Source) -> bool:
