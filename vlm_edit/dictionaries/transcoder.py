@@ -149,6 +149,7 @@ class Transcoder(Generic[Inner]):
                 "the file of this transcoder does not say which place of a layer it reads"
                 + (f" ({hook!r} is not known)" if hook else "")
                 + ": say it with dataclasses.replace(transcoder, reads='mlp_in', writes='mlp_out')"
+                + (", or reads='', writes='' of a crosscoder" if self.parts > 1 else "")
             )
         names = site.split(BESIDE)
         ending = f".{writes}" if writes else ""
