@@ -15,6 +15,7 @@ from vlm_edit.cli import arguments, main
 from vlm_edit.cli.command import VERBS
 from vlm_edit.cli.flags import in_flags
 from vlm_edit.cli.loading import Loading
+from vlm_edit.dictionaries.origin import _INNER
 from vlm_edit.ground.errors import BadArgument, UnknownName, VlmEditError
 from vlm_edit.measuring import load_measurement
 
@@ -177,6 +178,7 @@ def test_a_host_without_a_processor_or_an_adapter_is_told_what_a_command_can_do(
         ("revision='v1' goes with one", "--revision v1 goes with one"),
         ("device_map={'': 'cpu'}; more", "--device-map {'': 'cpu'}; more"),
         ("patch_revision='v1'", "patch_revision='v1'"),
+        (f"nothing; {_INNER}", "nothing; --any-origin lets it through"),
     ],
 )
 def test_what_the_library_advises_is_told_in_flags(theirs: str, ours: str) -> None:

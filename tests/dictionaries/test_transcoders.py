@@ -69,6 +69,54 @@ def test_another_place_is_refused_with_what_to_name(transcoder, site, error, mes
         transcoder.expect_site(site)
 
 
+@pytest.mark.parametrize(
+    ("info", "site", "message"),
+    [
+        ({"hook_name": "layers.3.mlp"}, "language.1.mlp_out", "at 'layers.3.mlp', not at 'langu"),
+        ({"hook_name": "blocks.3.ln2.hook_normalized"}, "vision.1.mlp_out", "hook_normalized'"),
+        ({"hook_name": "hook_resid_mid", "layer": "3"}, "language.1.mlp_out", "at layer 3 of"),
+        ({"hook_name": "vision_tower.layers.3.mlp"}, "language.3.mlp_out", "vision_tower.layers"),
+        ({"hook_name": "vision_tower.mlp"}, "language.3.mlp_out", "trained at 'vision_tower.mlp'"),
+        ({"site": "language.3.mlp_out"}, "language.1.mlp_out", "at site 'language.3.mlp_out', not"),
+        ({"hook_name": "layers.3.mlp"}, "text_encoder.text.1.mlp_out", "not at 'text_encoder"),
+    ],
+)
+def test_whatever_says_its_layer_or_tower_is_held_to_the_site(info, site, message):
+    with pytest.raises(WrongHost, match=message) as caught:
+        made(**info).expect_site(site)
+    assert str(caught.value).endswith("(transcoder.inner, info={})) lets it through")
+    found = made(**info)
+    replace(found, inner=replace(found.inner, info={})).expect_site(site)
+
+
+@pytest.mark.parametrize(
+    ("info", "site"),
+    [
+        ({"hook_name": "layers.3.mlp"}, "language.3.mlp_out"),
+        ({"hook_name": "layers.3.mlp"}, "text_encoder.text.3.mlp_out"),
+        ({"hook_name": "model.layers.3.pre_feedforward_layernorm.output"}, "language.3.mlp_out"),
+        ({"hook_name": "vision_tower.layers.3.mlp"}, "vision.3.mlp_out"),
+        ({"hook_name": "mlp.hook_in"}, "language.1.mlp_out"),
+        ({"site": "language.3.mlp_out", "hook_name": "layers.7"}, "language.3.mlp_out"),
+        ({"site": "text.3.mlp_out"}, "text_encoder.text.3.mlp_out"),
+        ({"site": "language.3.mlp_in+language.3.mlp_out"}, "language.3.mlp_out"),
+    ],
+)
+def test_the_site_that_it_says_passes(info, site):
+    made(**info).expect_site(site)
+
+
+def test_of_several_layers_the_tower_is_held_to_each_site_and_of_outputs_what_enters_is_before():
+    both = made(parts=2, hook_name="vision_model.layers.5.mlp")
+    both.expect_site("vision.1+vision.3")  # the number is of one layer
+    with pytest.raises(WrongHost, match="not at 'vision.1\\+language.3'"):
+        both.expect_site("vision.1+language.3")
+    entering = made(ends=("", ""), hook_name="blocks.4.hook_resid_pre", layer="4")
+    entering.expect_site("language.3")
+    with pytest.raises(WrongHost, match="not at 'language.4'"):
+        entering.expect_site("language.4")
+
+
 def test_what_does_not_fit_together_is_refused():
     inner = made().inner
     with pytest.raises(BadArgument, match="4 parts of one width are not 6 wide"):

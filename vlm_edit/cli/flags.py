@@ -23,6 +23,8 @@ _ADVICE = {
     "; name it, Pairs.of(..., text='...'), or call": "; name it with --text-column, or call",
     "leave image= and text= out": "leave --image-column and --text-column out",
     "dataclasses.replace(dictionary, info={}) lets it through": "--any-origin lets it through",
+    "dataclasses.replace(transcoder, inner=dataclasses.replace(transcoder.inner, info={})) lets it "
+    "through": "--any-origin lets it through",
     "check_host=False": "--no-check-host",
     "until_width": "--until-width",
     "until_features": "--until-features",

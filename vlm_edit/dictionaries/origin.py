@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlm_edit.dictionaries.inside import inside_of
 from vlm_edit.ground.errors import VlmEditWarning, WrongHost
 
 _MEND = "dataclasses.replace(dictionary, info={}) lets it through"
+_INNER = (
+    "dataclasses.replace(transcoder, inner=dataclasses.replace(transcoder.inner, info={})) lets it "
+    "through"
+)
 _LAYER = {"layers", "layer", "blocks", "block", "resblocks", "resblock", "h"}
 _RESIDUAL = {"resid", "residual", "res"}
 _HARMLESS = {"hook", "output", "outputs", "out", "post", "hidden", "state", "states"}
@@ -27,6 +31,7 @@ _TOWERS = {
 _SITES_OF = {"vision": {"vision"}, "text": {"text", "language", "encoder", "decoder"}}
 _SITES = {"joint", *_SITES_OF["vision"], *_SITES_OF["text"]}
 _PREFIXES = ("https://huggingface.co/", "hf-hub:", "open-clip:", "open_clip:", "timm:", "timm/")
+_WORDS = re.compile(r"[a-z]+|\d+")
 _HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Open_clip's names, as some files put them together: an architecture, then whose weights.
 _OPEN_CLIP = re.compile(r"(vit|coca|convnext|eva\d*)[-_].*|rn\d+.*", re.IGNORECASE)
@@ -127,6 +132,57 @@ def expect_site(info: Mapping[str, str], site: str) -> None:
         )
 
 
+def expect_layers(
+    info: Mapping[str, str], sites: Sequence[str], layers: Sequence[str], output: bool
+) -> None:
+    """Refuse other sites than what reads and writes several places says it was trained at.
+
+    Which place inside of a layer is meant is not asked: it says that by itself.
+
+    Args:
+        info: As for ``expect_origin``.
+        sites: Names that mean it: of what it writes, first, and of what it reads besides.
+        layers: The names of the layers that they are of.
+        output: Whether it is read at layers' outputs, as which ``hook_resid_pre`` of a layer is
+            that of the one before.
+
+    Raises:
+        VlmEditError: Another site, layer or tower.
+    """
+    trained, hook = info.get("site"), info.get("hook_name")
+    if trained is not None:
+        if trained not in {*sites, *map(_own, sites)}:
+            raise WrongHost(
+                f"the transcoder was trained at site {trained!r}, not at {sites[0]!r}, where its "
+                f"features mean nothing; {_INNER}"
+            )
+        return
+    place, name = _place(hook) if isinstance(hook, str) else _Place(), repr(hook)
+    layer = place.layer if output and not place.part else layer_said(hook)
+    if layer is None and "joint" not in layers:
+        layer = _number(str(info.get("layer", "")))
+        said = f" of {hook!r}" if isinstance(hook, str) else ""
+        name = name if layer is None else f"layer {layer}{said}"
+    known = _Place(layer if len(layers) == 1 else None, tower=place.tower)
+    if any(_differs(known, _own(each)) for each in layers):
+        raise WrongHost(
+            f"the transcoder was trained at {name}, not at {sites[0]!r}, where its features mean "
+            f"nothing; {_INNER}"
+        )
+
+
+def layer_said(hook: object) -> int | None:
+    """Return the number of the layer that a hook's name says, whatever of the layer is meant.
+
+    Example:
+        >>> layer_said("blocks.3.ln2.hook_normalized"), layer_said("hook_resid_mid")
+        (3, None)
+    """
+    words = _WORDS.findall(hook.lower()) if isinstance(hook, str) else []
+    at = _layer_at(words)
+    return None if at is None else int(words[at])
+
+
 def expect_model(
     trained: str | None, model_name: str | None, other: tuple[str, str] | None = None
 ) -> None:
@@ -160,7 +216,7 @@ def expect_model(
 
 
 def _place(hook: str) -> _Place:
-    words = re.findall(r"[a-z]+|\d+", hook.lower())
+    words = _WORDS.findall(hook.lower())
     terms = set(words)
     towers = [tower for tower, names in _TOWERS.items() if terms & names]
     tower = towers[0] if len(towers) == 1 else None

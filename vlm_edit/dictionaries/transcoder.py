@@ -15,7 +15,7 @@ from vlm_edit.dictionaries.dictionary import Dictionary
 from vlm_edit.dictionaries.encoder import expect
 from vlm_edit.dictionaries.encodes import facts, words
 from vlm_edit.dictionaries.norms import norm_of
-from vlm_edit.dictionaries.origin import expect_site
+from vlm_edit.dictionaries.origin import expect_layers
 from vlm_edit.dictionaries.paired import PairedDictionary
 from vlm_edit.dictionaries.predicting import check_prediction
 from vlm_edit.dictionaries.stored import StoredDictionary
@@ -189,13 +189,12 @@ class Transcoder(Generic[Inner]):
         """Refuse another site than the one the file says it was trained at.
 
         Raises:
-            VlmEditError: As ``places``, or its layer is another.
+            VlmEditError: As ``places``, or its layer or tower is another.
         """
-        places = self.places(site)
-        layer = self.info.get("layer")
-        if self.parts == 1 and layer is not None:
-            stem = places.writes[0].removesuffix(f".{self.writes}" if self.writes else "")
-            expect_site({"layer": layer}, stem)
+        places, ending = self.places(site), f".{self.writes}" if self.writes else ""
+        layers = [name.removesuffix(ending) for name in places.writes]
+        output = not self.reads and not self.writes
+        expect_layers(self.info, (site, places.read, places.both), layers, output)
 
     def encode(self, x: Tensor, stream: Modality | None = None) -> Tensor:
         """Return the codes [..., m] of what is read, [..., d], as ``Dictionary.encode``.
