@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries.formats.blocks import LayerFile, joined
 from vlm_edit.dictionaries.formats.format import Format, Hints
-from vlm_edit.dictionaries.formats.places import place_of, skip_of
+from vlm_edit.dictionaries.formats.places import one_layer, place_of, skip_of
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -28,6 +28,7 @@ from vlm_edit.ground.errors import DamagedFile
 
 CONFIG = "config.yaml"
 
+_HOOKS = ("feature_input_hook", "feature_output_hook")
 _NAMES = {"W_enc", "W_dec", "b_enc", "b_dec"}
 _SKIP, _THRESHOLD = "W_skip", "activation_function.threshold"
 _LAYER = re.compile(r"layer_?(\d+)")
@@ -62,7 +63,9 @@ def read(source: Source, hints: Hints) -> Transcoder[StoredDictionary]:
     expect_names(path, tensors, _NAMES, {_SKIP, _THRESHOLD})
     threshold = _threshold(path, tensors, _THRESHOLD)
     config = _config(path)
-    layer = _LAYER.fullmatch(path.stem)
+    named = _LAYER.fullmatch(path.stem)
+    said: dict[str, object] = {f"{CONFIG}'s {hook}": config.get(hook) for hook in _HOOKS}
+    said[f"the file {path.name!r}"] = int(named[1]) if named else None
     stored = StoredDictionary(
         weight=Rows(expect_matrix(path, tensors, "W_enc"), "W_enc"),
         bias=expect_vector(path, tensors, "b_enc"),
@@ -70,7 +73,7 @@ def read(source: Source, hints: Hints) -> Transcoder[StoredDictionary]:
         decoder_bias=expect_vector(path, tensors, "b_dec"),
         activation="relu" if threshold is None else "jumprelu",
         threshold=threshold,
-        info=_info(config, layer[1] if layer else None),
+        info=_info(config, one_layer(path, said)),
     )
     skip = skip_of(path, tensors, _SKIP) if _SKIP in tensors else None
     return Transcoder(stored, *_ends(config), skip=skip)
@@ -151,8 +154,8 @@ def _config(path: Path) -> dict[str, str]:
 
 
 def _ends(config: Mapping[str, str]) -> tuple[str | None, str | None]:
-    hooks = [config.get(f"feature_{end}_hook") for end in ("input", "output")]
-    return place_of(hooks[0]), place_of(hooks[1])
+    read, written = (place_of(config.get(hook)) for hook in _HOOKS)
+    return read, written
 
 
 def _info(config: Mapping[str, str], layer: str | None) -> dict[str, str]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vlm_edit.dictionaries.formats.format import Format, Hints, Stored
 from vlm_edit.dictionaries.formats.gated import gate_of
-from vlm_edit.dictionaries.formats.places import places_of, skip_of
+from vlm_edit.dictionaries.formats.places import one_layer, places_of, skip_of
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_flag,
@@ -84,6 +84,11 @@ _TRANSCODERS = {
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }
+# What of a transcoder's config may name its layer.
+_LAYERED = (
+    *("hook_name", "hook_name_out", "hf_hook_name", "hf_hook_name_out"),
+    *("hook_layer", "hook_layer_out"),
+)
 NORMS: dict[str, str] = {
     "none": "none",
     "layer_norm": "layer_norm",
@@ -231,7 +236,9 @@ def _transcoder(
     reads, writes = places_of(told)
     if isinstance(told.get(READS), str) and isinstance(told.get(WRITES), str):
         reads, writes = told[READS], told[WRITES]
-    return Transcoder(stored, reads, writes, skip=skip)
+    layer = one_layer(path, {name: told.get(name) for name in _LAYERED})
+    info = stored.info if layer is None else {"layer": layer, **stored.info}
+    return Transcoder(replace(stored, info=info), reads, writes, skip=skip)
 
 
 FORMAT = Format("saelens", f"{CONFIG} and {WEIGHTS}", recognises, read)

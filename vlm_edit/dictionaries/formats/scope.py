@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_edit.dictionaries.formats.format import Format, Hints
-from vlm_edit.dictionaries.formats.places import place_of, skip_of
+from vlm_edit.dictionaries.formats.places import one_layer, place_of, skip_of
 from vlm_edit.dictionaries.formats.source import (
     Source,
     expect_matrix,
@@ -23,6 +23,7 @@ from vlm_edit.ground.errors import BadArgument, DamagedFile, UnknownName
 
 CONFIG, PARAMS = "config.json", "params.safetensors"
 
+_HOOKS = ("hf_hook_point_in", "hf_hook_point_out")
 _SKIP = "affine_skip_connection"
 _GEMMA = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
 _QWEN = {"W_enc", "W_dec", "b_enc", "b_dec"}
@@ -52,7 +53,7 @@ def read_gemma(source: Source, hints: Hints) -> StoredDictionary | Transcoder[St
     del hints
     path, tensors = source.path, source.tensors(PARAMS)
     config = source.json(CONFIG) if source.has(CONFIG) else {}
-    ends = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
+    ends = [config.get(end) for end in _HOOKS]
     named = path.absolute().parent.name.startswith("transcoder")
     apart = named if None in ends else ends[0] != ends[1]
     skips = _SKIP in tensors
@@ -133,19 +134,22 @@ def _gemma_info(source: Source, config: Mapping[str, Any]) -> dict[str, str]:
     """Take host, place and layer from the config, or from the names of the folders."""
     info = {}
     path = source.path.absolute()
-    layer = _LAYER.search(path.name)
+    named = _LAYER.search(path.name)
     name, hook = config.get("model_name"), config.get("hf_hook_point_in")
     repository = _GEMMA_REPOSITORY.search(path.as_posix())
     if not config and repository:
         name = f"gemma-3-{repository[1]}"
-    if not config and layer:
-        hook = _PLACES.get(path.parent.name.removesuffix("_all"), "").format(layer[1])
+    if not config and named:
+        hook = _PLACES.get(path.parent.name.removesuffix("_all"), "").format(named[1])
+    said: dict[str, object] = {f"{CONFIG}'s {end}": config.get(end) for end in _HOOKS}
+    said[f"the folder {path.name!r}"] = int(named[1]) if named else None
+    layer = one_layer(path, said)
     if isinstance(name, str) and name:
         info["model_name"] = _gemma_name(name)
     if isinstance(hook, str) and hook:
         info["hook_name"] = hook
-    if layer:
-        info["layer"] = layer[1]
+    if layer is not None:
+        info["layer"] = layer
     return info
 
 
