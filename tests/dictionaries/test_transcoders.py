@@ -117,6 +117,10 @@ def test_of_several_layers_the_tower_is_held_to_each_site_and_of_outputs_what_en
         entering.expect_site("language.4")
 
 
+def test_a_number_beside_no_hook_tells_nothing_of_a_joint_embedding():
+    made(ends=("", ""), layer="4").expect_site("joint")
+
+
 def test_what_does_not_fit_together_is_refused():
     inner = made().inner
     with pytest.raises(BadArgument, match="4 parts of one width are not 6 wide"):

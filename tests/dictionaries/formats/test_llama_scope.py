@@ -114,6 +114,9 @@ def test_rows_of_other_lengths_are_warned_of_where_versions_of_the_library_diffe
     [
         ({}, {"hook_point_out": "blocks.15.hook_mlp_out"}, "is a transcoder"),
         ({}, {"use_glu_encoder": True}, "GLU encoder"),
+        ({}, {"use_decoder_bias": "false"}, "use_decoder_bias must be true or false"),
+        ({}, {"apply_decoder_bias_to_pre_encoder": 0}, "must be true or false, got 0"),
+        ({}, {"sparsity_include_decoder_norm": None}, "must be true or false, got None"),
         ({}, {"act_fn": "gelu"}, "act_fn 'gelu' is not supported"),
         ({}, {"norm_activation": "batch-wise"}, "norm_activation 'batch-wise'"),
         ({}, {"dataset_average_activation_norm": None}, "dataset_average_activation_norm"),

@@ -95,6 +95,8 @@ def test_it_says_where_it_was_trained(tmp_path):
     [
         ({"hook_point_out": "blocks.15.hook_mlp_out"}, "is a transcoder"),
         ({"use_glu_encoder": True}, "GLU encoder"),
+        ({"apply_decoder_bias_to_pre_encoder": 0}, "must be true or false, got 0"),
+        ({"sparsity_include_decoder_norm": "no"}, "must be true or false, got 'no'"),
         ({"act_fn": "topk"}, "act_fn 'topk' of a 'sae' is not supported"),
         ({"sae_type": "crosscoder"}, "of a 'crosscoder' is not supported"),
         ({"norm_activation": "batch-wise"}, "norm_activation 'batch-wise'"),

@@ -19,6 +19,7 @@ from torch import Tensor
 from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.source import (
     Source,
+    expect_flag,
     expect_matrix,
     expect_names,
     expect_scalar,
@@ -65,6 +66,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
     m, d = weight.shape
     scale_in, scale_out = _scales(path, config, d)
     bias = decoder_bias_of(path, config, tensors, d)
+    before = expect_flag(path, config, "apply_decoder_bias_to_pre_encoder")
     activation, k, threshold = _activation(path, config, decoder)
     for name, size in (("d_model", d), ("d_sae", m)):
         if expect_whole(path, config, name) != size:
@@ -77,7 +79,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
         activation=activation,
         k=k,
         threshold=None if threshold is None else torch.full((m,), threshold),
-        subtract=bias / scale_in if config.get("apply_decoder_bias_to_pre_encoder") else None,
+        subtract=bias / scale_in if before else None,
         norm="constant_norm_rescale" if config.get("norm_activation") == _TOKEN else "none",
         info=_info(path, config),
     )
@@ -98,7 +100,7 @@ def expect_plain(path: Path, config: Mapping[str, Any]) -> None:
             f"{path} is a transcoder (from {ends[0]} to {ends[1]}): its decoder's rows mean "
             "nothing where its codes are read; load an SAE"
         )
-    if config.get("use_glu_encoder"):
+    if expect_flag(path, config, "use_glu_encoder"):
         raise UnknownName(f"{path}: a GLU encoder is not one matrix and is not supported")
 
 
@@ -106,7 +108,7 @@ def decoder_bias_of(
     path: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], d: int
 ) -> Tensor:
     """Return the decoder's bias, [d]: zeros where the config says that there is none."""
-    if not config.get("use_decoder_bias", True):
+    if not expect_flag(path, config, "use_decoder_bias", True):
         return torch.zeros(d)
     return expect_vector(path, tensors, "decoder.bias")
 
@@ -141,7 +143,7 @@ def _activation(
 ) -> tuple[str, int | None, float | None]:
     name = str(config.get("act_fn", "jumprelu")).lower()
     some = decoder[:: max(1, len(decoder) // _LOOKED_AT)].float().norm(dim=1)
-    weighted = config.get("sparsity_include_decoder_norm", True)
+    weighted = expect_flag(path, config, "sparsity_include_decoder_norm", True)
     if weighted and bool(((some - 1).abs() > _ABOUT_ONE).any()):
         if name == "topk":
             raise UnknownName(

@@ -18,6 +18,7 @@ from vlm_edit.dictionaries.formats.format import Format, Hints
 from vlm_edit.dictionaries.formats.llama_scope import NEEDED, decoder_bias_of, expect_plain, hook_of
 from vlm_edit.dictionaries.formats.source import (
     Source,
+    expect_flag,
     expect_matrix,
     expect_names,
     expect_scalar,
@@ -66,7 +67,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary:
     scale = _scale(path, config, tensors, d)
     bias = decoder_bias_of(path, config, tensors, d)
     _expect_sizes(path, config, m, d)
-    before = config.get("apply_decoder_bias_to_pre_encoder", False)
+    before = expect_flag(path, config, "apply_decoder_bias_to_pre_encoder")
     return StoredDictionary(
         weight=Rows(weight, "encoder.weight", scale=torch.full((d,), scale)),
         bias=expect_vector(path, tensors, "encoder.bias"),
@@ -106,7 +107,7 @@ def _threshold(
 ) -> Tensor:
     """Return thresholds of pre-activations, [m]."""
     threshold = expect_vector(path, tensors, _THRESHOLD).exp()
-    if not config.get("sparsity_include_decoder_norm", True):
+    if not expect_flag(path, config, "sparsity_include_decoder_norm", True):
         return threshold
     lengths = row_lengths(decoder)
     if len(lengths) != len(threshold) or not bool((lengths > 0).all()):
