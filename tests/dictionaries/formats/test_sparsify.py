@@ -104,6 +104,7 @@ def test_the_folder_s_name_is_the_hookpoint(tmp_path):
     ("config", "message"),
     [
         ({"skip_connection": True}, "adds its input's image under W_skip"),
+        ({"skip_connection": True, "transcode": ...}, "tensors missing: W_skip"),
         ({"transcode": 1}, "transcode must be true or false, got 1"),
         ({"activation": "relu"}, "activation 'relu' is not supported; supported: topk, groupmax"),
         ({"activation": ["topk"]}, "is not supported"),
@@ -140,3 +141,18 @@ def test_a_folder_of_the_same_file_names_with_other_tensors_is_not_this_format(t
     write(tmp_path, extra={"encoder.weight": None})
     with pytest.raises(VlmEditError, match="is not known"):
         load_dictionary(tmp_path)
+
+
+def test_a_skip_makes_a_transcoder_of_a_file_older_than_the_word(tmp_path):
+    """As EleutherAI published them, trained with the decoder's bias subtracted first."""
+    folder = tmp_path / "layers.5.mlp"
+    skip = torch.randn(6, 6)
+    w = write(folder, activation=..., transcode=..., skip_connection=True, extra={"W_skip": skip})
+    x = torch.randn(9, 6)
+    codes, back = by_hand(w, x)
+    found = load_dictionary(folder)
+    torch.testing.assert_close(found.encode(x), codes)
+    torch.testing.assert_close(found.predict(x), back + x @ skip.T)
+    assert found.places("language.5.mlp") == (("language.5.mlp_in",), ("language.5.mlp",))
+    with pytest.raises(VlmEditError, match="trained at 'layers.5.mlp', not at 'language.4.mlp'"):
+        found.expect_site("language.4.mlp")

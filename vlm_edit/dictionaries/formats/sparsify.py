@@ -47,7 +47,10 @@ def read(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDi
     """
     del hints
     path, config = source.path, source.json(CONFIG)
-    transcodes, skips = (expect_flag(path, config, key) for key in ("transcode", "skip_connection"))
+    skips, told = expect_flag(path, config, "skip_connection"), "transcode" in config
+    # Before February 2025 files did not say it, and of a transcoder too b_dec was subtracted; what
+    # has a skip is one.
+    transcodes = expect_flag(path, config, "transcode", default=skips)
     if skips and not transcodes:
         raise UnknownName(
             f"{path} adds its input's image under W_skip to what it decodes of the same place: no "
@@ -68,7 +71,7 @@ def read(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDi
         decoder_bias=decoder_bias,
         activation=activation,
         k=expect_whole(path, config, "k"),
-        subtract=None if transcodes else decoder_bias,
+        subtract=None if transcodes and told else decoder_bias,
         info=info,
     )
     _expect_size(path, "d_in", expect_whole(path, config, "d_in"), stored.width)
