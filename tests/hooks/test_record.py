@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transcoders import adding_in_place, logits
+from random_transcoders import adding_in_place, logits
 
 from vlm_edit import Ablate, Patch, VlmEditError, record
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from transcoders import LAYERS, M, adding_in_place, by_hand, logits, made
+from random_transcoders import LAYERS, M, adding_in_place, by_hand, logits, made
 
 from vlm_edit import Ablate, Clamp, Dictionary, Patch, Scale, Steer, VlmEditError, load_patch
 from vlm_edit.edits import Detect, Rule

@@ -9,7 +9,7 @@ import pytest
 import torch
 from any_hosts import build
 from any_hosts.checks import ROWS
-from transcoders import LAYERS, M, by_hand, logits, made
+from random_transcoders import LAYERS, M, by_hand, logits, made
 
 from vlm_edit import (
     Ablate,
