@@ -76,11 +76,16 @@ def test_edits_of_one_patch_act_in_their_order_each_by_one_code(llava, llava_inp
     parts = [
         Patch(STREAM, causal, Ablate([2])),
         Patch(STREAM, other, Ablate([2])),
+        Patch(STREAM, other, Ablate([2])),
+        Patch(STREAM, other, Ablate([2]), tokens="image"),
         plain,
         Patch(STREAM, causal, Ablate([2])),
         Patch(STREAM, causal.writing(0), Ablate([3])),
         Patch(STREAM, causal.writing(1), Ablate([3])),
     ]
+    # The dictionary of both is one, and what it reads for the second is what the first writes.
+    later = causal.writing(1)
+    parts += [Patch(site, later, Ablate([4])) for site in (STREAM, "language.1+language.2")]
     joined = parts[0]
     for part in parts[1:]:
         joined = joined + part

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlm_edit.patches.patch import Patch
 
 _ATTACH = "attach the patch instead"
-_KNOWN = {"site", "splice", "selection", "model_name", "dictionary", "reads"}
+_KNOWN = {"site", "splice", "selection", "model_name", "dictionary", "reads", "across"}
 
 
 class Linear(NamedTuple):

@@ -40,6 +40,8 @@ class Binding:
             prompt's is 1. None for 1 everywhere.
         reads: The sites whose states, end to end, are encoded where that is not this site's own:
             of a transcoder, in the order of a forward. Empty for the site itself.
+        across: All sites that the edit was made for, joined by ``+``, where its features write
+            several; empty where it is this one.
     """
 
     site: str
@@ -49,6 +51,7 @@ class Binding:
     dictionary: _Whole | Mapping[str, Any] | None = None
     schedule: tuple[float, ...] | None = None
     reads: tuple[str, ...] = ()
+    across: str = ""
 
     def __post_init__(self) -> None:
         """Check the schedule, and make its factors floats."""
@@ -134,8 +137,9 @@ def bind(
     factors = None if schedule is None else cast("tuple[float, ...]", _tuple(schedule))
     rest = (selection, dictionary.info.get("model_name"), dictionary, factors)
     if isinstance(dictionary, Transcoder):
+        across = site if dictionary.parts > 1 else ""
         return tuple(
-            Binding(at, splice, *rest, reads)
+            Binding(at, splice, *rest, reads, across)
             for at, splice, reads in _across(dictionary, site, _listed(rules), gate)
         )
     return (Binding(site, Splice.of(dictionary, _listed(rules), gate), *rest),)

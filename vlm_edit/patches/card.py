@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlm_edit.host import Host
     from vlm_edit.patches.patch import Patch
 
-_KNOWN = {"site", "splice", "selection", "model_name", "dictionary", "reads"}
+_KNOWN = {"site", "splice", "selection", "model_name", "dictionary", "reads", "across"}
 LICENCE = "licence"  # in what is told of a dictionary, and of a host
 _COLUMNS = ("site", "tokens", "rule", "features", "how many")
 _TAGS = ["vlm-edit", "model-editing", "sparse-autoencoder"]

@@ -31,8 +31,8 @@ def same_edit(one: Binding, other: Binding) -> bool:
 
 
 def of_one_edit(one: Binding, other: Binding) -> bool:
-    """Return whether two bindings are one edit of a dictionary that reads other places."""
-    if not (one.reads and other.reads):
+    """Return whether two bindings are one edit, whose features write several places."""
+    if not one.across or one.across != other.across:
         return False
     held, there = one.dictionary, other.dictionary
     if held is not there and (isinstance(held, Mapping) or isinstance(there, Mapping)):

@@ -59,6 +59,7 @@ def write(
                 "schedule": None if binding.schedule is None else list(binding.schedule),
                 "gate": None if binding.splice.gate is None else binding.splice.gate.least,
                 **({"reads": list(binding.reads)} if binding.reads else {}),
+                **({"across": binding.across} if binding.reads and binding.across else {}),
             }
         )
     header = {
@@ -149,6 +150,7 @@ def _parts(
                 dictionary=_dictionary(entry.get("dictionary")),
                 schedule=entry.get("schedule"),
                 reads=reads,
+                across=str(entry.get("across") or ""),
             )
         )
     if tensors:
