@@ -104,6 +104,12 @@ def test_activations_of_tokens_are_held_out_by_image(
         (["--activations", "THERE", "--site", "vision.1"], "--site vision.1 says how activations"),
         (["--activations", "THERE", "--most", "3"], "--most 3 says how activations are collected"),
         (["--activations", "THERE", "--held-out", "0"], "--held-out 0.0 of 1024 pairs leaves 1024"),
+        (["--activations", "THERE", "--held-out", "nan"], "--held-out is nan; it is a share"),
+        (["--activations", "THERE", "--start", "zoo:paired"], "no bundled dictionary"),
+        (["--activations", "THERE", "--start", "absent"], "no dictionary at 'absent'"),
+        (["--activations", "THERE", "--start", ""], "no dictionary at '': the path is empty"),
+        (["--activations", "THERE", "--rows", "0"], "batch_size is 0; it must be at least 1"),
+        (["--activations", "THERE", "--device", "gpu"], "--device gpu: take auto, cpu, cuda or"),
         (["--activations", "absent"], "no activations in 'absent': it has no activations.json"),
         ([*ZOO, "--activations", "THERE", "--site", "vision.1"], "was collected with another"),
     ],
@@ -116,7 +122,9 @@ def test_what_does_not_go_with_activations_is_refused(
     assert main(["train", *words, "--out", str(tmp_path / "sae")]) == 2
     error = capsys.readouterr().err
     assert told in error and "overwrite=True" not in error
-    assert not list((tmp_path / "sae").glob("*safetensors"))
+    left = list((tmp_path / "sae").glob("*"))
+    assert not left or told == "was collected with another"  # only collecting finds that out
+    assert not [file for file in left if file.suffix == ".safetensors"]
     assert main(["train", "--activations", str(stored), "--site", "joint", *FEW,
                  "--out", str(tmp_path / "fine")]) == 0  # fmt: skip
 

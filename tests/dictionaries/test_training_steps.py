@@ -262,6 +262,10 @@ def test_as_many_features_are_masked_as_was_asked_for() -> None:
         ({"steps": True}, "steps is True; it must be a whole number"),
         ({"batch_size": "32"}, "batch_size is '32'; it must be a whole number"),
         ({"lr": "fast"}, "lr is 'fast'; it must be a number"),
+        ({"n_features": 0, "k": 4}, "n_features is 0; it must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"seed": 10**23}, "seed is 1.*; it must be a whole number of 64 bits"),
+        ({"norm": "rms_norm_of_input"}, "is of transcoders, which are not trained here"),
     ],
 )
 def test_numbers_at_the_edge_are_refused(options: dict[str, Any], message: str) -> None:

@@ -26,7 +26,7 @@ from vlm_edit import (
     VlmEditError,
     load_patch,
 )
-from vlm_edit.dictionaries import Encoder
+from vlm_edit.dictionaries import Encoder, save_saelens
 
 CLIP = make_clip()
 
@@ -329,3 +329,9 @@ def test_others_may_read_a_patch_as_they_may_any_file_made_here(clip, dictionary
     (tmp_path / "plain").touch()
     Patch("joint", dictionary(12), Ablate([1])).save(tmp_path / "p.safetensors", clip)
     assert (tmp_path / "p.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_weights_of_a_dictionary_are_no_patch_whatever_version(tmp_path):
+    save_saelens(random_dictionary(12), tmp_path)
+    with pytest.raises(VlmEditError, match="is no patch: its header names no edits"):
+        load_patch(tmp_path / "sae_weights.safetensors")

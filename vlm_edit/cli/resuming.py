@@ -42,9 +42,10 @@ class Begun:
         changed = [name for name, value in self.told.items() if there.get(name, value) != value]
         if there and changed and not options.overwrite:
             name = changed[0]
+            was, now = ("none" if of[name] is None else of[name] for of in (there, self.told))
             raise BadArgument(
                 f"{self.out} holds a training that was broken off, with {_typed(name)} "
-                f"{there[name]} and not {self.told[name]}: give the same command to go on with it, "
+                f"{was} and not {now}: give the same command to go on with it, "
                 "another folder with --out, or --overwrite to begin anew"
             )
         self.anew = bool(changed) or not there

@@ -142,6 +142,10 @@ def _device(name: str, local: int, count: int) -> torch.device:
             f"--device {name} names one card for {count} processes: give cuda, and each takes its "
             "own by LOCAL_RANK"
         )
+    if name not in ("auto", "cpu", "mps") and not name.startswith("cuda"):
+        raise BadArgument(f"--device {name}: take auto, cpu, cuda or one card, such as cuda:1")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BadArgument(f"--device {name}: torch sees no such card here; give auto or cpu")
     cuda = torch.cuda.is_available() and (name == "auto" or name.startswith("cuda"))
     if not cuda:
         return torch.device("cpu")

@@ -61,6 +61,8 @@ def _start(options: Train) -> dictionaries.Dictionary:
         raise BadArgument("--start is one dictionary, and --separate trains two: leave one out")
     dictionary = read_named(str(options.start))
     if not isinstance(dictionary, dictionaries.Dictionary):
+        if isinstance(dictionary, Transcoder):
+            raise BadArgument(f"--start {options.start} is a transcoder: name an SAE")
         raise BadArgument(f"--start {options.start} holds one for each stream: name one of them")
     return dictionary
 
@@ -127,6 +129,8 @@ def _prepare(options: Train) -> dict[str, str]:
     )
     if options.report_to is not None:
         dictionaries.service_of(options.report_to)
+    if options.start is not None:
+        _start(options)  # what cannot be begun with is refused before anything is written
     given = options.activations is not None and not options.model
     name = _collected(options, begun) if not given else _there(options)
     return {
@@ -139,7 +143,8 @@ def _prepare(options: Train) -> dict[str, str]:
 def _there(options: Train) -> str:
     """Look at activations that were collected before, and return what they call their model."""
     assert options.activations is not None
-    index = dictionaries.load_activations(options.activations).index
+    store = dictionaries.load_activations(options.activations)
+    index = store.index
     for name in _COLLECTED:
         typed, default = getattr(options, name), Train.__dataclass_fields__[name].default
         if typed != default and not (name == "site" and typed == index.site):
@@ -148,6 +153,7 @@ def _there(options: Train) -> str:
                 f"in {options.activations} are, at site {index.site!r}: leave it out"
             )
     _expect_paired(_config(options, index.site), index.site)
+    store.split(options.held_out)  # refuses what leaves one side empty
     return str(index.origin.get("model_name", ""))
 
 
@@ -222,7 +228,7 @@ def _some(rows: dictionaries.MappedRows) -> Tensor:
 
 def _expect_both(pairs: int, held_out: float) -> None:
     """Refuse to train on all pairs, or none."""
-    kept = round(pairs * (1 - held_out))
+    kept = round(pairs * (1 - held_out)) if 0 < held_out < 1 else 0
     if not 0 < kept < pairs:
         raise BadArgument(
             f"--held-out {held_out} of {pairs} pairs leaves {kept} to train on: both parts need at "

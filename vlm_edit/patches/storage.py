@@ -170,6 +170,11 @@ def _told(selection: Selection) -> dict[str, Any]:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     header, tensors = read_tensors(path, "patch", verify=False)
     version = header.get("version")
+    if "bindings" not in header:
+        raise DamagedFile(
+            f"{path} is no patch: its header names no edits. The weights of a dictionary go where "
+            "a dictionary is asked for"
+        )
     if type(version) is not int or version not in _READ:
         raise DamagedFile(
             f"{path} has patch format {version!r}, this version reads {_READ[0]} to {_READ[-1]}: "

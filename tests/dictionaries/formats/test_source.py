@@ -39,7 +39,7 @@ class Acting:
 
 def test_a_pickle_that_would_act_is_refused_and_does_not_act(tmp_path):
     torch.save({"W": torch.zeros(2), "more": Acting(tmp_path / "acted")}, tmp_path / "sae.pt")
-    with pytest.raises(VlmEditError, match=r"would run code from it .*state_dict\(\)"):
+    with pytest.raises(VlmEditError, match=r"would run code from it: .*state_dict\(\)"):
         read_torch(tmp_path / "sae.pt")
     assert not (tmp_path / "acted").exists()
     with zipfile.ZipFile(tmp_path / "sae.pt") as archive:

@@ -35,6 +35,8 @@ def locate(path: str | os.PathLike[str], file: str | None, revision: str | None)
     Raises:
         VlmEditError: There is none, it cannot be fetched, or it holds several.
     """
+    if not os.fspath(path):
+        raise BadArgument("no dictionary at '': the path is empty")
     root = Path(path)
     if root.exists():
         if revision is not None:

@@ -204,8 +204,8 @@ def read_torch(path: Path, skip: int = 0, allow: Sequence[Any] = ()) -> Any:
         if "weights_only" in str(error).lower() or "Unsupported" in str(error):
             raise DamagedFile(
                 f"{path} holds more than tensors and plain values, and reading it would run code "
-                f"from it ({reason}): open it where you trust it, save its state_dict() alone with "
-                "torch.save, and load that"
+                "from it: open it where you trust it, save its state_dict() alone with torch.save, "
+                "and load that"
             ) from error
         raise DamagedFile(f"{path} is not a readable torch file: {reason}") from error
 

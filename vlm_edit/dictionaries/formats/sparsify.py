@@ -56,10 +56,9 @@ def read(source: Source, hints: Hints) -> StoredDictionary | Transcoder[StoredDi
             f"{path} adds its input's image under W_skip to what it decodes of the same place: no "
             "dictionary here does that; load an SAE without skip_connection, or a transcoder"
         )
-    if expect_flag(path, config, "signed"):  # of 2024: the strongest of either sign
-        activation: str = "topk_abs"
-    else:
-        activation = _activation(path, config)
+    # Signed, of 2024: the strongest of either sign.
+    signed = expect_flag(path, config, "signed")
+    activation = "topk_abs" if signed else _activation(path, config)
     info = {"hook_name": path.name} if re.search(r"\d", path.name) else {}
     tensors = source.tensors(WEIGHTS)
     expect_names(path, tensors, _NAMES | ({"W_skip"} if skips else set()))

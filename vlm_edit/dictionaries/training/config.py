@@ -7,7 +7,7 @@ import numbers
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from vlm_edit.dictionaries.norms import norm_of
+from vlm_edit.dictionaries.norms import RmsNormOfInput, norm_of
 from vlm_edit.ground.errors import BadArgument, UnknownName
 
 Kind = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ncl", "gated", "archetypal"]
@@ -177,6 +177,11 @@ class TrainConfig:
                 f"norm {self.norm!r} is read from files: its decoder writes what was never normed, "
                 "which is not trained here; take constant_norm_rescale"
             )
+        if isinstance(norm_of(self.norm), RmsNormOfInput):
+            raise BadArgument(
+                f"norm {self.norm!r} is of transcoders, which are not trained here; take "
+                "constant_norm_rescale"
+            )
         self._expect_numbers()
         self._expect_kind()
         if self.kind != "ncl" and not 1 <= self.k <= self.n_features:
@@ -200,6 +205,11 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or isinstance(value, bool):
                 raise BadArgument(f"{name} is {value!r}; it must be a whole number")
+        for name in ("n_features", "batch_size"):
+            if getattr(self, name) < 1:
+                raise BadArgument(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not -(1 << 63) <= self.seed < 1 << 64:
+            raise BadArgument(f"seed is {self.seed}; it must be a whole number of 64 bits")
         for name in _NUMBERS:
             if not isinstance(getattr(self, name), numbers.Real):
                 raise BadArgument(f"{name} is {getattr(self, name)!r}; it must be a number")
