@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -131,8 +132,10 @@ class StoredActivations(Mapping[str, MappedRows]):
     ) -> tuple[tuple[dict[str, MappedRows], dict[str, MappedRows]], Tensor]:
         """Return the rows of both sides, and which pairs are held out, bool [pairs]."""
         images = self._images()
-        if not 0 <= held_out <= 1:
-            raise BadArgument(f"held_out is {held_out}; it is a share of the pairs, 0 to 1")
+        if not math.isfinite(held_out):
+            raise BadArgument(
+                f"held_out is {held_out}; it is a share of the pairs, between 0 and 1"
+            )
         kept = round(len(images) * (1 - held_out))
         sides: tuple[dict[str, MappedRows], dict[str, MappedRows]] = ({}, {})
         held = torch.zeros(len(images), dtype=torch.bool)
