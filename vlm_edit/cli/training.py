@@ -40,6 +40,8 @@ def train(options: Train) -> int:
     Of several processes the first collects, writes and tells.
     """
     with processes_of(options) as processes:
+        # What cannot be begun with is refused before anything is written.
+        start = None if options.start is None else _start(options)
         begun = processes.lead(lambda: _prepare(options))
         store = dictionaries.load_activations(begun["activations"])
         split = store.split(options.held_out)
@@ -47,8 +49,8 @@ def train(options: Train) -> int:
         config = _config(options, store.index.site)
         kept_at: dict[str, Any] = {"checkpoint": begun["state"], "every": options.every}
         kept_at |= {"device": processes.device, "log": options.log}
-        if options.start is not None:
-            kept_at["start"] = _start(options)
+        if start is not None:
+            kept_at["start"] = start
         with _reported(options, config, processes.rank) as callbacks:
             dictionary = _trained(options, split, config, info, {**kept_at, "callbacks": callbacks})
         processes.lead(lambda: _save(options, dictionary, store, split))
@@ -129,8 +131,6 @@ def _prepare(options: Train) -> dict[str, str]:
     )
     if options.report_to is not None:
         dictionaries.service_of(options.report_to)
-    if options.start is not None:
-        _start(options)  # what cannot be begun with is refused before anything is written
     given = options.activations is not None and not options.model
     name = _collected(options, begun) if not given else _there(options)
     return {
