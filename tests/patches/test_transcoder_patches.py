@@ -125,11 +125,15 @@ def test_a_saved_patch_does_the_same_and_names_both_sites(llava, llava_inputs, t
     assert load_patch(path).bindings[0].reads == ()
 
 
+def with_norm(norm):
+    plain = made()
+    encoder = replace(plain.inner.encoder, norm=norm)
+    return replace(plain, inner=replace(plain.inner, encoder=encoder))
+
+
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm_of_input"])
 def test_only_a_norm_that_is_put_back_scales_what_is_written(llava, llava_inputs, norm):
-    plain, site = made(), "language.1.mlp_out"
-    encoder = replace(plain.inner.encoder, norm=norm)
-    normed = replace(plain, inner=replace(plain.inner, encoder=encoder))
+    normed, site = with_norm(norm), "language.1.mlp_out"
     with record(llava, "language.1.mlp_in", site) as before:
         logits(llava, llava_inputs)
     with Patch(site, normed, Ablate([3])).attach(llava), record(llava, site) as after:
@@ -140,8 +144,9 @@ def test_only_a_norm_that_is_put_back_scales_what_is_written(llava, llava_inputs
         inside = (x - x.mean(-1, keepdim=True)) / (scale + 1e-5)
     else:
         inside, scale = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt(), 1.0
-    codes = (inside @ encoder.weight.double() + encoder.bias.double()).relu()[..., [3]]
-    expected = y - codes @ plain.inner.decoder[[3]].double() * scale
+    e = normed.inner.encoder
+    codes = (inside @ e.weight.double() + e.bias.double()).relu()[..., [3]]
+    expected = y - codes @ normed.inner.decoder[[3]].double() * scale
     real = llava_inputs["attention_mask"].bool()
     torch.testing.assert_close(
         after.captures[0].hidden[real].double(), expected[real], atol=1e-5, rtol=1e-4
@@ -150,16 +155,14 @@ def test_only_a_norm_that_is_put_back_scales_what_is_written(llava, llava_inputs
 
 @pytest.mark.parametrize("norm", ["layer_norm", "constant_norm_rescale"])
 def test_a_feature_is_steered_by_the_scale_of_what_is_read(llava, llava_inputs, norm):
-    plain, site = made(), "language.1.mlp_out"
-    encoder = replace(plain.inner.encoder, norm=norm)
-    normed = replace(plain, inner=replace(plain.inner, encoder=encoder))
+    normed, site = with_norm(norm), "language.1.mlp_out"
     with record(llava, "language.1.mlp_in", site) as before:
         logits(llava, llava_inputs)
     x, y = (capture.hidden.double() for capture in before.captures)
     scale = (
         x.std(-1, keepdim=True) if norm == "layer_norm" else x.norm(dim=-1, keepdim=True) / 32**0.5
     )
-    expected = y + 2 * scale * plain.inner.decoder[4].double()
+    expected = y + 2 * scale * normed.inner.decoder[4].double()
     real = llava_inputs["attention_mask"].bool()
     for rules in (Steer([4], 2.0), [Scale([3], 1.0), Steer([4], 2.0)]):
         with Patch(site, normed, rules).attach(llava), record(llava, site) as after:
